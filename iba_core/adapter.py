@@ -1,0 +1,249 @@
+"""What the core asks of a framework. This file is the whole interface between `iba_core` and a backend.
+
+A backend is a distribution that offers an `Adapter` subclass under the entry-point group
+``iba.backends``; the entry's name is the top-level module of its framework (``torch``,
+``tensorflow``). It is imported only once that module has been.
+
+An adapter holds no formula. It gets into a model (`Adapter.cut`), differentiates, compiles, draws
+random numbers and converts arrays; what is computed with them is written in the core.
+"""
+
+from __future__ import annotations
+
+import sys
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from importlib import metadata
+from typing import Any, ClassVar, NamedTuple, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from iba_core.errors import InputError, MissingDependencyError, closest
+from iba_core.layout import DataFormat
+from iba_core.namespace import BACKENDS, Array
+
+Model = Any
+"""A model of any framework."""
+
+Inputs = Any
+"""Whatever a model is called with: one array, or a tuple or dict of arrays with a leading batch axis."""
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+_ALIASES = {"tf": "tensorflow", "keras": "tensorflow", "pytorch": "torch"}
+
+
+@dataclass(frozen=True)
+class LayerInfo:
+    """One layer of a model, as `Adapter.layers` lists it.
+
+    Attributes:
+        name: name by which `Adapter.cut` finds the layer.
+        kind: name of the layer's class.
+        output_shape: shape of its output without the batch axis; None if it is not a single array.
+    """
+
+    name: str
+    kind: str
+    output_shape: tuple[int, ...] | None
+
+
+class Head(NamedTuple):
+    """What the layers before the cut have computed for a batch.
+
+    Attributes:
+        features: array at the cut, shape (B, *feature map).
+        carry: arrays (B, ...) that reach the tail by another way, such as a skip connection. Empty
+            where the adapter keeps them to itself.
+    """
+
+    features: Array
+    carry: tuple[Array, ...] = ()
+
+
+class Cut(ABC):
+    """A model cut at a layer into a *head*, up to the layer, and a *tail*, behind it.
+
+    Attributes:
+        layer_name: name of the layer, for messages and files.
+        data_format: where the channels of the feature map are.
+        input_format: where the channels of the model's input are.
+    """
+
+    layer_name: str
+    data_format: DataFormat
+    input_format: DataFormat
+
+    @abstractmethod
+    def features(self, inputs: Inputs) -> Array:
+        """Feature maps (B, *feature map) of a batch: one pass of the head, without a graph."""
+
+    @abstractmethod
+    def open(self, inputs: Inputs) -> AbstractContextManager[Head]:
+        """Run the head once on `inputs` (batch size B) and make `tail` ready for them.
+
+        Inside the context the model is in evaluation mode and gradients for its parameters are off.
+        On leaving, also by an exception, the model is as it was: hooks, flags, gradients.
+        """
+
+    @abstractmethod
+    def tail(self, z: Array, carry: tuple[Array, ...]) -> Any:
+        """Outputs of the model for feature maps `z`, differentiable in `z`. Only inside `open`.
+
+        Args:
+            z: (B * S, *feature map); the S copies of an image follow one another.
+            carry: as `open` gave it, not repeated.
+
+        Returns:
+            The model's output, batch size B * S.
+        """
+
+
+class Adapter(ABC):
+    """One framework's way into one model.
+
+    Args:
+        model: a model for which `owns` is true.
+    """
+
+    name: ClassVar[str]
+    """Name of the backend: the top-level module of its framework."""
+
+    def __init__(self, model: Model) -> None:
+        self.model = model
+
+    # -- models -----------------------------------------------------------------------------------
+
+    @classmethod
+    @abstractmethod
+    def owns(cls, model: Model) -> bool:
+        """Whether `model` belongs to this framework."""
+
+    @classmethod
+    @abstractmethod
+    def load(cls, source: str) -> Model | None:
+        """Model that `source` names: a pretrained network's name or a file; None if not this backend's."""
+
+    @abstractmethod
+    def layers(self, inputs: Inputs) -> list[LayerInfo]:
+        """Layers in the order in which they run on `inputs`, with the shapes of their outputs."""
+
+    @abstractmethod
+    def cut(self, layer: Any) -> Cut:
+        """Cut the model at `layer`, a layer object or its name; the features are its output.
+
+        Raises:
+            LayerError: there is no such layer (the message offers the closest names), or the model
+                cannot be cut there.
+        """
+
+    @abstractmethod
+    def predict(self, inputs: Inputs) -> Any:
+        """The model's output for `inputs`, in evaluation mode and without a graph."""
+
+    # -- arrays -----------------------------------------------------------------------------------
+
+    @abstractmethod
+    def to_inputs(self, inputs: Inputs) -> Inputs:
+        """`inputs` with every array as a tensor of the model's device and floating-point dtype."""
+
+    @abstractmethod
+    def asarray(self, array: npt.ArrayLike, like: Array) -> Array:
+        """`array` as a tensor on the device of `like`; floating-point values take the dtype of `like`."""
+
+    @abstractmethod
+    def to_numpy(self, array: Array) -> npt.NDArray[Any]:
+        """`array` on the host, detached, bfloat16 widened to float32."""
+
+    @abstractmethod
+    def standard_normal(self, shape: Sequence[int], like: Array) -> Array:
+        """Unseeded standard normal numbers from the framework's generator on the device of `like`."""
+
+    # -- functions --------------------------------------------------------------------------------
+
+    @abstractmethod
+    def value_and_grad(
+        self, function: Callable[[Array], tuple[Array, Any]], x: Array
+    ) -> tuple[Array, Any, Array]:
+        """Value, auxiliary output and gradient of a scalar function at `x`, and for nothing else.
+
+        Args:
+            function: maps `x` to a pair (scalar, anything).
+            x: floating-point array.
+
+        Returns:
+            ``(value, auxiliary, gradient)``, all without a graph; the gradient has the shape of `x`.
+        """
+
+    def compile(self, function: F) -> F:
+        """`function`, compiled where the framework repays it.
+
+        The function is pure, takes and returns nested tuples and dicts of arrays, and is called many
+        times with arrays of the same shapes.
+        """
+        return function
+
+
+def backends() -> list[str]:
+    """Names of the installed backends, such as ``["tensorflow", "torch"]``; none is imported."""
+    return sorted(entry.name for entry in metadata.entry_points(group=BACKENDS))
+
+
+def load_backend(name: str) -> type[Adapter]:
+    """The adapter class of the backend `name` (``"torch"``, ``"tensorflow"`` or ``"tf"``, ...).
+
+    Raises:
+        InputError: there is no such backend.
+        MissingDependencyError: its framework is not installed.
+    """
+    canonical = _ALIASES.get(name, name)
+    entries = list(metadata.entry_points(group=BACKENDS, name=canonical))
+    if not entries:
+        raise InputError(f"backend={name!r} is not installed; {closest(name, backends())}")
+    try:
+        adapter: type[Adapter] = entries[0].load()
+    except MissingDependencyError:
+        raise
+    except ImportError as error:
+        raise MissingDependencyError(f"the backend {canonical!r} cannot be imported: {error}") from error
+    return adapter
+
+
+def find_adapter(model: Model, backend: str | None = None) -> Adapter:
+    """Adapter for `model`, of the backend that owns it.
+
+    Args:
+        model: a model of any framework that a backend serves.
+        backend: name of the backend, to leave no choice.
+
+    Raises:
+        InputError: no backend, or not the one named, owns the model.
+    """
+    if backend is not None:
+        adapter = load_backend(backend)
+        if not adapter.owns(model):
+            raise InputError(f"backend={backend!r} does not serve a model of type {_type_name(model)}")
+        return adapter(model)
+    for name in backends():
+        # A model of a framework cannot exist before the framework has been imported.
+        if name in sys.modules and (adapter := load_backend(name)).owns(model):
+            return adapter(model)
+    raise InputError(
+        f"no backend serves a model of type {_type_name(model)}; "
+        f"installed backends: {', '.join(backends()) or 'none'}"
+    )
+
+
+def _type_name(value: object) -> str:
+    return f"{type(value).__module__}.{type(value).__qualname__}"
+
+
+def require_finite(array: npt.NDArray[Any], argument: str) -> None:
+    """Raise an `InputError` naming `argument` and the first bad index if `array` is not finite."""
+    finite = np.isfinite(array)
+    if not finite.all():
+        index = tuple(int(i) for i in np.argwhere(~finite)[0])
+        raise InputError(f"{argument} holds {array[index]} at index {index}; every value must be finite")

@@ -1,0 +1,77 @@
+"""Where channels and places are in a feature map. Layouts are data: no formula branches on them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from iba_core.errors import InputError
+
+DataFormat = Literal["channels_first", "channels_last"]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Meaning of the axes of one image's feature map (no batch axis).
+
+    Attributes:
+        ndim: number of axes of the feature map.
+        channel_axis: the axis of the channels, counted from 0.
+
+    The remaining axes are spatial: none for a dense layer, one for a sequence, two for an image, three
+    for a volume.
+
+    Example:
+        >>> Layout.of((64, 28, 28), "channels_first").spatial_shape((64, 28, 28))
+        (28, 28)
+        >>> Layout.of((28, 28, 64), "channels_last").spatial_axes
+        (0, 1)
+    """
+
+    ndim: int
+    channel_axis: int
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.ndim <= 4:
+            raise InputError(
+                f"a feature map has 1 to 4 axes (channels and up to 3 spatial ones), not {self.ndim}"
+            )
+        if not 0 <= self.channel_axis < self.ndim:
+            raise InputError(
+                f"channel_axis={self.channel_axis} is not an axis of a map with {self.ndim} axes"
+            )
+
+    @classmethod
+    def of(cls, shape: Sequence[int], data_format: DataFormat) -> Layout:
+        """Layout of a feature map of `shape` (no batch axis) in the given data format.
+
+        Raises:
+            InputError: `data_format` is neither ``"channels_first"`` nor ``"channels_last"``, or the
+                shape has no or more than four axes.
+        """
+        if data_format not in ("channels_first", "channels_last"):
+            raise InputError(
+                f"data_format={data_format!r} is neither 'channels_first' nor 'channels_last'"
+            )
+        ndim = len(shape)
+        return cls(ndim, 0 if data_format == "channels_first" else ndim - 1)
+
+    @property
+    def spatial_axes(self) -> tuple[int, ...]:
+        """The axes that are not the channels, in order."""
+        return tuple(axis for axis in range(self.ndim) if axis != self.channel_axis)
+
+    def spatial_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
+        """Sizes of the spatial axes of a feature map of `shape`."""
+        return tuple(shape[axis] for axis in self.spatial_axes)
+
+    def to_channels_first(self) -> tuple[int, ...]:
+        """Permutation that brings a map of this layout to channels first."""
+        return (self.channel_axis, *self.spatial_axes)
+
+    def from_channels_first(self) -> tuple[int, ...]:
+        """Permutation that brings a channels-first map to this layout."""
+        return tuple(int(axis) for axis in np.argsort(self.to_channels_first()))

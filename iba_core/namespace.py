@@ -1,0 +1,97 @@
+"""The array namespace that every formula of the core runs on.
+
+A formula asks `array_namespace` for the functions that fit its arguments: NumPy's, PyTorch's (both
+through `array-api-compat`), or those a backend has registered for its own framework. No framework is
+imported before one of its tensors has been seen.
+"""
+
+from __future__ import annotations
+
+import sys
+from importlib import metadata
+from typing import Any
+
+import array_api_compat
+import numpy as np
+
+Array = Any
+"""An array of any framework: `numpy.ndarray`, `torch.Tensor`, `tf.Tensor`, ..."""
+
+Namespace = Any
+"""A module, or an object like one, with the functions of the array API standard that the core uses."""
+
+BACKENDS = "iba.backends"
+"""Entry-point group of the backends. An entry's name is the top-level module of its framework."""
+
+_registered: dict[str, Namespace] = {}
+
+
+def register_namespace(framework: str, namespace: Namespace) -> None:
+    """Let the core's formulas run on another framework's tensors.
+
+    Args:
+        framework: top-level module that the framework's tensor types are defined in, such as
+            ``"tensorflow"``.
+        namespace: module with the array-API functions used by the core.
+    """
+    _registered[framework] = namespace
+
+
+def array_namespace(*arrays: Array) -> Namespace:
+    """Namespace of array functions that fits the given arrays.
+
+    Args:
+        arrays: arrays of one framework. Python scalars may stand among them and do not count.
+
+    Returns:
+        A namespace in the sense of the array API standard; NumPy's if all arguments are scalars.
+
+    Raises:
+        TypeError: the arrays come from different frameworks, or from one that nothing serves.
+    """
+    tensors = [a for a in arrays if not isinstance(a, (bool, int, float, complex, np.generic))]
+    for tensor in tensors:
+        framework = type(tensor).__module__.partition(".")[0]
+        if framework not in _registered and framework not in ("numpy", "torch"):
+            _load_backend(framework)
+        if framework in _registered:
+            return _registered[framework]
+    if not tensors:
+        return array_api_compat.array_namespace(np.empty(0))
+    return array_api_compat.array_namespace(*tensors)
+
+
+def _load_backend(framework: str) -> None:
+    """Import the backend of `framework`, which registers its namespace as it is imported."""
+    if framework in sys.modules:
+        for entry in metadata.entry_points(group=BACKENDS, name=framework):
+            entry.load()
+
+
+def sigmoid(x: Array) -> Array:
+    """Logistic function whose gradient stays relatively exact far out on both sides.
+
+    ``1 / (1 + exp(-x))`` differentiates to 0 or NaN once ``exp(-x)`` has left the range of float32;
+    the exponential of the log-sigmoid does not.
+
+    Args:
+        x: array of any shape, floating point.
+
+    Returns:
+        Array of the same shape and dtype, in (0, 1).
+    """
+    return array_namespace(x).exp(log_sigmoid(x))
+
+
+def log_sigmoid(x: Array) -> Array:
+    """Logarithm of the logistic function, ``-log(1 + exp(-x))``, finite for every finite `x`."""
+    xp = array_namespace(x)
+    return -xp.logaddexp(-x, xp.zeros_like(x))
+
+
+def log_sum_exp(x: Array, axis: int = -1) -> Array:
+    """``log(sum(exp(x)))`` along `axis`, without overflow."""
+    xp = array_namespace(x)
+    peak = xp.max(x, axis=axis, keepdims=True)
+    total = xp.log(xp.sum(xp.exp(x - peak), axis=axis, keepdims=True)) + peak
+    return xp.squeeze(total, axis=axis)
