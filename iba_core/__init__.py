@@ -1,1 +1,47 @@
-"""Information-bottleneck attribution: the backend-neutral core."""
+"""Information-bottleneck attribution and concept analysis, independent of any framework.
+
+Which parts of an input does a trained network need for an output, and how many bits do they carry? `Explainer`
+answers it for a model of any framework that an installed backend serves; everything else here is what it
+is made of. Importing this package imports neither torch nor tensorflow.
+"""
+
+from iba_core.attribution import Attribution
+from iba_core.bottleneck import BottleneckSettings, Statistics
+from iba_core.errors import (
+    IBAError,
+    InputError,
+    LayerError,
+    MissingDependencyError,
+    NotEstimatedError,
+    OptimizationError,
+    StateError,
+)
+from iba_core.estimator import WelfordEstimator
+from iba_core.explainer import Explainer
+
+from iba_core.saliency import to_saliency_map
+from iba_core.targets import ClassTarget, ScoreTarget, Target
+from iba_core.utils import get_tqdm, ifnone
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Attribution",
+    "BottleneckSettings",
+    "ClassTarget",
+    "Explainer",
+    "IBAError",
+    "InputError",
+    "LayerError",
+    "MissingDependencyError",
+    "NotEstimatedError",
+    "OptimizationError",
+    "ScoreTarget",
+    "StateError",
+    "Statistics",
+    "Target",
+    "WelfordEstimator",
+    "get_tqdm",
+    "ifnone",
+    "to_saliency_map",
+]

@@ -94,7 +94,8 @@ class Cut(ABC):
         """Outputs of the model for feature maps `z`, differentiable in `z`. Only inside `open`.
 
         Args:
-            z: (B * S, *feature map); the S copies of an image follow one another.
+            z: (B * S, *feature map), float32 or float64; the S copies of an image follow one another. It is
+                cast to the dtype of the features, which may be lower.
             carry: as `open` gave it, not repeated.
 
         Returns:
@@ -111,6 +112,9 @@ class Adapter(ABC):
 
     name: ClassVar[str]
     """Name of the backend: the top-level module of its framework."""
+
+    data_format: DataFormat
+    """Where the channels of the model's input and of its feature maps are, unless a `Cut` says otherwise."""
 
     def __init__(self, model: Model) -> None:
         self.model = model

@@ -53,9 +53,7 @@ class Layout:
                 shape has no or more than four axes.
         """
         if data_format not in ("channels_first", "channels_last"):
-            raise InputError(
-                f"data_format={data_format!r} is neither 'channels_first' nor 'channels_last'"
-            )
+            raise InputError(f"data_format={data_format!r} is neither 'channels_first' nor 'channels_last'")
         ndim = len(shape)
         return cls(ndim, 0 if data_format == "channels_first" else ndim - 1)
 

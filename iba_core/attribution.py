@@ -1,0 +1,134 @@
+"""The result of an explanation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+from os import PathLike
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from iba_core.bottleneck import BottleneckSettings
+from iba_core.errors import InputError, StateError
+from iba_core.layout import DataFormat, Layout
+from iba_core.saliency import to_bits
+from iba_core.state import read_state, write_state
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+_KIND = "attribution"
+
+
+@dataclass(frozen=True, eq=False)
+class Attribution:
+    """How many bits of each part of B images the model needs.
+
+    Attributes:
+        saliency: (B, H, W), or as many spatial axes as the feature map has, in bits per pixel. The sum of
+            an image's map equals its total bits.
+        capacity: (B, *feature map), in nats, in the model's own data format.
+        mask: lambda, (B, *feature map) in (0, 1): the share of each feature that passes.
+        outputs: the model's outputs for the unrestricted images.
+        classes: (B,), the explained classes; None if the target was no class.
+        model_losses: (steps, B), the model's loss before each step.
+        informations: (steps, B), the weighted information before each step, in nats.
+        layer: name of the layer that the bottleneck was put behind.
+        data_format: where the channels of `capacity` and `mask` are.
+        settings: the hyperparameters.
+        seed: of the noise, None if it had none.
+    """
+
+    saliency: npt.NDArray[np.floating]
+    capacity: npt.NDArray[np.floating]
+    mask: npt.NDArray[np.floating]
+    outputs: npt.NDArray[Any]
+    model_losses: npt.NDArray[np.floating]
+    informations: npt.NDArray[np.floating]
+    layer: str
+    data_format: DataFormat
+    settings: BottleneckSettings = field(default_factory=BottleneckSettings)
+    classes: npt.NDArray[np.integer] | None = None
+    seed: int | None = None
+
+    def __len__(self) -> int:
+        """Number of images."""
+        return len(self.capacity)
+
+    @property
+    def total_bits(self) -> npt.NDArray[np.floating]:
+        """(B,), the bits that pass the bottleneck in all, per image."""
+        return to_bits(self.capacity.reshape(len(self), -1).sum(axis=1))
+
+    @property
+    def layout(self) -> Layout:
+        """Meaning of the axes of one image's capacity."""
+        return Layout.of(self.capacity.shape[1:], self.data_format)
+
+    def capacity_channels_first(self) -> npt.NDArray[np.floating]:
+        """The capacity with channels first, (B, C, ...), to compare frameworks with, in nats."""
+        axes = self.layout.to_channels_first()
+        return self.capacity.transpose(0, *(axis + 1 for axis in axes))
+
+    def plot(
+        self, image: npt.NDArray[Any] | None = None, index: int = 0, ax: Axes | None = None, **options: Any
+    ) -> Axes:
+        """Draw the saliency map of one image.
+
+        Args:
+            image: picture to show in grey beneath the map, (H, W) or (H, W, 3).
+            index: which image of the batch.
+            ax: axis to draw into; a new figure if None.
+            **options: handed to `iba_core.plot_saliency_map`.
+
+        Returns:
+            The axis.
+        """
+        from iba_core.plotting import plot_saliency_map
+
+        if self.saliency.ndim != 3:
+            raise InputError(
+                f"only maps with two spatial axes can be drawn; these have {self.saliency.ndim - 1}"
+            )
+        return plot_saliency_map(self.saliency[index], image, ax, **options)
+
+    def save(self, path: str | PathLike[str]) -> None:
+        """Write everything to a safetensors file."""
+        arrays = {name: getattr(self, name) for name in _ARRAYS if getattr(self, name) is not None}
+        metadata = {
+            "layer": self.layer,
+            "data_format": self.data_format,
+            "seed": self.seed,
+            "settings": asdict(self.settings),
+        }
+        write_state(path, arrays, _KIND, metadata)
+
+    @classmethod
+    def load(cls, path: str | PathLike[str]) -> Self:
+        """Read what `save` wrote.
+
+        Raises:
+            StateError: the file is missing, truncated or of another kind.
+        """
+        arrays, metadata = read_state(path, _KIND)
+        try:
+            settings = BottleneckSettings(**metadata.pop("settings"))
+            return cls(**arrays, **metadata, settings=settings)
+        except (TypeError, KeyError) as error:
+            raise StateError(f"{path} is an attribution of another version: {error}") from error
+
+    @classmethod
+    def concatenate(cls, parts: Sequence[Self]) -> Self:
+        """One attribution of all images of several, which agree in everything but the images."""
+        joined: dict[str, Any] = {
+            name: np.concatenate([getattr(part, name) for part in parts], axis=int(name in _PER_STEP))
+            for name in _ARRAYS
+            if getattr(parts[0], name) is not None
+        }
+        return replace(parts[0], **joined)
+
+
+_ARRAYS = ("saliency", "capacity", "mask", "outputs", "classes", "model_losses", "informations")
+_PER_STEP = ("model_losses", "informations")

@@ -1,0 +1,174 @@
+"""The bottleneck itself: mask, restricted features, capacity.
+
+The formulas of K. Schulz, L. Sixt, F. Tombari, T. Landgraf, "Restricting the Flow: Information Bottlenecks
+for Attribution", ICLR 2020, https://arxiv.org/abs/2001.00396, each written once over the array namespace.
+Features R of an image have mean mu and standard deviation sigma over many images. A mask lambda in (0, 1)
+mixes them with noise of that distribution, and the capacity says how much of R is still told.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from iba_core.errors import InputError, NotEstimatedError
+from iba_core.estimator import WelfordEstimator
+from iba_core.layout import Layout
+from iba_core.namespace import Array, array_namespace, sigmoid
+from iba_core.smoothing import smooth
+
+
+class Mask(NamedTuple):
+    """The mask of a bottleneck and its complement, each (B, *feature map) in (0, 1).
+
+    The complement is computed, not subtracted: ``1 - passed`` rounds to 0 in float32 long before the
+    share of noise is 0, and its logarithm would be infinite.
+    """
+
+    passed: Array
+    """lambda, the share of the features that passes."""
+    blocked: Array
+    """1 - lambda, the share that is replaced by noise."""
+
+
+def mask_from_alpha(alpha: Array, matrices: Sequence[Array], layout: Layout) -> Mask:
+    """Mask of the bottleneck's parameter: ``G * sigmoid(alpha)``, with a Gaussian G (paper, eq. 8).
+
+    G sums to one, so the complement is ``G * sigmoid(-alpha)``.
+
+    Args:
+        alpha: (B, *feature map), any real numbers.
+        matrices: G along each spatial axis, from `smoothing_matrices`; none for no smoothing.
+        layout: meaning of the axes of a feature map.
+    """
+    return Mask(
+        smooth(sigmoid(alpha), matrices, layout),
+        smooth(sigmoid(-alpha), matrices, layout),
+    )
+
+
+def restrict(features: Array, mask: Mask, noise: Array) -> Array:
+    """Features with a share replaced by noise: ``lambda R + (1 - lambda) eps`` (paper, eq. 2).
+
+    Args:
+        features: R.
+        mask: lambda and its complement.
+        noise: eps, drawn from N(mu, sigma^2). All arguments broadcast against each other.
+    """
+    return mask.passed * features + mask.blocked * noise
+
+
+def capacity(normalized: Array, mask: Mask) -> Array:
+    """Information that passes each feature, ``KL(P(Z|R) || Q(Z))`` with Q = N(mu, sigma^2) (paper, eq. 5).
+
+    With r = (R - mu) / sigma this is ``-1/2 (1 + log (1 - lambda)^2 - (r lambda)^2 - (1 - lambda)^2)``.
+
+    Args:
+        normalized: r, of the shape of the mask or broadcasting to it.
+        mask: lambda and its complement.
+
+    Returns:
+        Array of the shape of the mask, in nats, not negative up to rounding.
+    """
+    xp = array_namespace(normalized)
+    return (xp.square(normalized * mask.passed) + xp.square(mask.blocked) - 1.0) / 2.0 - xp.log(mask.blocked)
+
+
+@dataclass(frozen=True)
+class BottleneckSettings:
+    """Hyperparameters of a per-sample bottleneck, with the paper's defaults.
+
+    Attributes:
+        beta: weight of the information against the model's loss. More beta, fewer bits.
+        steps: optimiser steps.
+        samples: noisy copies of each image that a step's gradient is averaged over.
+        learning_rate: learning rate of Adam.
+        initial_alpha: start value of alpha; at 5 almost everything passes.
+        min_std: floor of the features' standard deviation.
+        smooth_std: standard deviation of the Gaussian that smooths the mask, in features; 0 or None for
+            no smoothing.
+        normalize_beta: penalise the mean capacity of the features; otherwise their sum.
+        active_neurons_threshold: a neuron that is nonzero in no more than this share of the estimation
+            samples is inactive: it is set to 0 and carries no information.
+
+    Raises:
+        InputError: a value is out of its range.
+    """
+
+    beta: float = 10.0
+    steps: int = 10
+    samples: int = 10
+    learning_rate: float = 1.0
+    initial_alpha: float = 5.0
+    min_std: float = 0.01
+    smooth_std: float | None = 1.0
+    normalize_beta: bool = True
+    active_neurons_threshold: float = 0.01
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "samples"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or int(value) != value or value < (name == "samples"):
+                least = 1 if name == "samples" else 0
+                raise InputError(f"{name}={value!r} must be a whole number, {least} or more")
+        for name in ("beta", "learning_rate", "min_std", "smooth_std", "active_neurons_threshold"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value < np.inf:
+                raise InputError(f"{name}={value!r} must be a finite number, 0 or more")
+        if not np.isfinite(self.initial_alpha):
+            raise InputError(f"initial_alpha={self.initial_alpha!r} must be finite")
+
+    def override(self, **values: object) -> BottleneckSettings:
+        """These settings with the given values in place; None leaves a setting as it is."""
+        known = self.__dataclass_fields__
+        for name in values:
+            if name not in known:
+                raise InputError(f"{name!r} is no setting; the settings are {', '.join(known)}")
+        given = {name: value for name, value in values.items() if value is not None}
+        return BottleneckSettings(**{**{name: getattr(self, name) for name in known}, **given})
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """Distribution of the features over many images, each array of the shape of one feature map.
+
+    Attributes:
+        mean: mean, in units of the features.
+        std: standard deviation, likewise.
+        active: whether the neuron takes part; the others are set to 0.
+
+    Raises:
+        InputError: the shapes differ, or a value is not finite or negative where it must not be.
+    """
+
+    mean: npt.NDArray[np.floating]
+    std: npt.NDArray[np.floating]
+    active: npt.NDArray[np.bool_]
+
+    def __post_init__(self) -> None:
+        shapes = {name: getattr(self, name).shape for name in ("mean", "std", "active")}
+        if len(set(shapes.values())) != 1:
+            given = ", ".join(f"{name} {shape}" for name, shape in shapes.items())
+            raise InputError(f"the statistics of the features must have one shape, not {given}")
+        if not (np.isfinite(self.mean).all() and np.isfinite(self.std).all()):
+            raise InputError("the mean and standard deviation of the features must be finite")
+        if (self.std < 0).any():
+            raise InputError("the standard deviation of the features must not be negative")
+
+    @classmethod
+    def of(cls, estimator: WelfordEstimator, active_neurons_threshold: float = 0.01) -> Statistics:
+        """Statistics that an estimator has gathered.
+
+        Raises:
+            NotEstimatedError: it has seen fewer than two samples.
+        """
+        if estimator.n_samples() < 2:
+            raise NotEstimatedError(
+                "the distribution of the features is not estimated: "
+                f"{estimator.n_samples()} samples seen, at least 2 are needed and about 5000 are advised"
+            )
+        return cls(estimator.mean(), estimator.std(), estimator.active_neurons(active_neurons_threshold))

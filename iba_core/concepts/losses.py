@@ -1,0 +1,297 @@
+"""Losses that teach a concept: predicted masks against true ones, once for all frameworks.
+
+Every class computes on the arrays of any framework. The same names in `iba_torch.concepts` are
+`torch.nn.Module`, those in `iba_tf.concepts` `keras.losses.Loss`.
+
+The entries of a predicted mask are probabilities (or, where a loss takes them, logits), those of a true
+mask are between 0 and 1. A 1-D array is one 1-D mask, a 2-D array one 2-D mask; all others are 2-D masks
+behind a batch axis 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from iba_core.concepts.masks import (
+    AreaFunction,
+    BatchFunction,
+    BatchReduction,
+    MaskFunction,
+    Reduction,
+    as_masks,
+    as_reduction,
+    binarize,
+    require_fraction,
+)
+from iba_core.errors import InputError
+from iba_core.layout import DataFormat
+from iba_core.namespace import Array, array_namespace, log_sigmoid, sigmoid
+
+# A probability below the smallest normal number of float32 counts as that number, so that logarithms
+# are finite in both precisions.
+_TINY = float(np.finfo(np.float32).tiny)
+
+
+def _log(probabilities: Array) -> Array:
+    xp = array_namespace(probabilities)
+    return xp.log(xp.maximum(probabilities, xp.zeros_like(probabilities) + _TINY))
+
+
+def _log_probabilities(outputs: Array, from_logit: bool) -> tuple[Array, Array]:
+    """Logarithms of the probabilities of the foreground and of the background."""
+    if from_logit:
+        return log_sigmoid(outputs), log_sigmoid(-outputs)
+    return _log(outputs), _log(1.0 - outputs)
+
+
+class Net2VecLoss(AreaFunction):
+    r"""Weighted area in which prediction and truth agree, with a minus sign.
+
+    For a mask with predicted probabilities :math:`p` and binarised truth :math:`t`
+
+    .. math:: -\bigl(b \sum p\,t + (1 - b) \sum (1 - p)(1 - t)\bigr),
+
+    the true positives and true negatives of R. Fong, A. Vedaldi, *Net2Vec*, CVPR 2018
+    (https://arxiv.org/abs/1801.03454), eq. 3; minimising it learns the concept. It is a sum over
+    pixels: larger masks have larger losses.
+
+    Args:
+        factor_pos_class: weight b of the foreground, between 0 and 1; that of the background is 1 - b.
+        reduction: reduces the losses of the masks of a batch.
+        target_thresh: entries of the true masks above it are foreground.
+        data_format: where the channel axis is in arrays with four or more axes.
+        kwargs: arguments of the framework's base class.
+
+    Example:
+        >>> import numpy as np
+        >>> loss = Net2VecLoss(factor_pos_class=0.75)
+        >>> float(loss(np.array([[0.9, 0.2]]), np.array([[1, 0]])))
+        -0.875
+    """
+
+    def __init__(
+        self,
+        factor_pos_class: float = 0.5,
+        reduction: Reduction | str = BatchReduction.mean,
+        target_thresh: float = 0.0,
+        data_format: DataFormat | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(reduction, data_format, **kwargs)
+        self.factor_pos_class = require_fraction(factor_pos_class, "factor_pos_class")
+        self.target_thresh = target_thresh
+
+    def values(self, outputs: Array, targets: Array) -> Array:
+        """Loss of each mask.
+
+        Args:
+            outputs: predicted masks, probabilities, shape (W,), (H, W) or (B, ..., H, W).
+            targets: true masks of the same shape.
+        """
+        _, p, t = as_masks(outputs, targets)
+        t = binarize(t, self.target_thresh)
+        b = self.factor_pos_class
+        return -self.area(b * p * t + (1.0 - b) * (1.0 - p) * (1.0 - t))
+
+
+class TverskyLoss(AreaFunction):
+    r"""One minus the Tversky index; for :math:`b = 0.5` the Dice loss.
+
+    With the soft true positives :math:`TP = \sum p\,t`, false positives :math:`FP = \sum p\,(1 - t)` and
+    false negatives :math:`FN = \sum (1 - p)\,t` of a mask
+
+    .. math:: 1 - \frac{TP + s}{TP + b\,FP + (1 - b)\,FN + s},
+
+    S. S. M. Salehi et al., https://arxiv.org/abs/1706.05721, eq. 3. It is 0 where there is
+    nothing to find and nothing was found, instead of 0 / 0.
+
+    Args:
+        factor_false_positives: weight b of the false positives, between 0 and 1.
+        reduction: reduces the losses of the masks of a batch.
+        target_thresh: entries of the true masks above it are foreground.
+        from_logit: the outputs are logits, not probabilities.
+        smooth: summand s, at least 0. With 0, a mask without foreground has no gradient.
+        data_format: where the channel axis is in arrays with four or more axes.
+        kwargs: arguments of the framework's base class.
+    """
+
+    def __init__(
+        self,
+        factor_false_positives: float = 0.7,
+        reduction: Reduction | str = BatchReduction.mean,
+        target_thresh: float = 0.0,
+        from_logit: bool = False,
+        smooth: float = 0.0,
+        data_format: DataFormat | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(reduction, data_format, **kwargs)
+        if not smooth >= 0:
+            raise InputError(f"smooth={smooth!r} must be at least 0")
+        self.factor_false_positives = require_fraction(factor_false_positives, "factor_false_positives")
+        self.target_thresh = target_thresh
+        self.from_logit = from_logit
+        self.smooth = smooth
+
+    def values(self, outputs: Array, targets: Array) -> Array:
+        """Loss of each mask, between 0 and 1.
+
+        Args:
+            outputs: predicted masks, shape (W,), (H, W) or (B, ..., H, W).
+            targets: true masks of the same shape.
+        """
+        xp, p, t = as_masks(outputs, targets)
+        if self.from_logit:
+            p = sigmoid(p)
+        t = binarize(t, self.target_thresh)
+        b = self.factor_false_positives
+        found = self.area(p * t) + self.smooth
+        whole = found + b * self.area(p * (1.0 - t)) + (1.0 - b) * self.area((1.0 - p) * t)
+        one = xp.zeros_like(whole) + 1.0
+        nothing = whole == 0
+        # Both choices are needed: the gradient runs through the one that is not taken, too.
+        return xp.where(nothing, 0.0 * one, 1.0 - found / xp.where(nothing, one, whole))
+
+
+class BalancedBCELoss(BatchFunction):
+    r"""Binary cross-entropy of each pixel, in nats, with a weight for either class.
+
+    .. math:: -\bigl(b\,t \log p + (1 - b)(1 - t) \log (1 - p)\bigr)
+
+    Args:
+        factor_pos_class: weight b of the foreground, between 0 and 1. If None, the share of the
+            background in the batch, ``1 - targets.mean()``, so that both classes weigh the same.
+        reduction: reduces the losses of all pixels of a batch; ``"none"`` leaves one for each pixel.
+        from_logit: the outputs are logits, not probabilities. This is the exact way: a probability
+            that has been rounded to 0 or 1 has lost its gradient.
+        kwargs: arguments of the framework's base class.
+    """
+
+    def __init__(
+        self,
+        factor_pos_class: float | None = None,
+        reduction: Reduction | str = BatchReduction.mean,
+        from_logit: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.factor_pos_class = (
+            None if factor_pos_class is None else require_fraction(factor_pos_class, "factor_pos_class")
+        )
+        self.reduction = as_reduction(reduction)
+        self.from_logit = from_logit
+
+    def values(self, outputs: Array, targets: Array) -> Array:
+        """Loss of each pixel.
+
+        Args:
+            outputs: predicted masks or logits of any shape.
+            targets: true masks of the same shape; soft masks are taken as they are.
+        """
+        xp, p, t = as_masks(outputs, targets)
+        b = 1.0 - xp.mean(t) if self.factor_pos_class is None else self.factor_pos_class
+        log_p, log_q = _log_probabilities(p, self.from_logit)
+        return -(b * t * log_p + (1.0 - b) * (1.0 - t) * log_q)
+
+
+class BalancedPenaltyReducedFocalLoss(BatchFunction):
+    r"""Focal loss of key-point heatmaps, with a weight for either class.
+
+    A pixel is foreground where the true mask is exactly 1; the others weigh the less the closer to 1 they
+    are. With N foreground pixels in the batch (N = 1 if there are none)
+
+    .. math:: -\frac{1}{N} \Bigl(b \sum_{t = 1} (1 - p)^\alpha \log p
+              + (1 - b) \sum_{t < 1} (1 - t)^\beta p^\alpha \log (1 - p)\Bigr),
+
+    X. Zhou et al., *Objects as Points*, https://arxiv.org/abs/1904.07850, eq. 1.
+
+    Args:
+        factor_pos_class: weight b of the foreground, between 0 and 1.
+        alpha: exponent of the predicted mask, 0 or at least 1.
+        beta: exponent of the true mask, at least 0.
+        from_logit: the outputs are logits, not probabilities.
+        kwargs: arguments of the framework's base class.
+
+    Attributes:
+        reduction: always the sum; the division by N is part of each pixel's value.
+    """
+
+    def __init__(
+        self,
+        factor_pos_class: float = 0.5,
+        alpha: float = 2,
+        beta: float = 4,
+        from_logit: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        if not (alpha == 0 or alpha >= 1):
+            raise InputError(f"alpha={alpha!r} must be 0 or at least 1; between them gradients are infinite")
+        if not beta >= 0:
+            raise InputError(f"beta={beta!r} must be at least 0")
+        self.factor_pos_class = require_fraction(factor_pos_class, "factor_pos_class")
+        self.alpha = alpha
+        self.beta = beta
+        self.from_logit = from_logit
+        self.reduction = BatchReduction.sum
+
+    def values(self, outputs: Array, targets: Array) -> Array:
+        """Share of each pixel in the loss.
+
+        Args:
+            outputs: predicted masks or logits of any shape.
+            targets: true masks of the same shape, between 0 and 1.
+        """
+        xp, p, t = as_masks(outputs, targets)
+        log_p, log_q = _log_probabilities(p, self.from_logit)
+        if self.from_logit:
+            p, q = xp.exp(log_p), xp.exp(log_q)
+        else:
+            q = 1.0 - p
+        foreground = t == 1
+        found = self.factor_pos_class * _power(q, self.alpha) * log_p
+        spurious = (1.0 - self.factor_pos_class) * _power(1.0 - t, self.beta) * _power(p, self.alpha) * log_q
+        count = xp.sum(xp.astype(foreground, p.dtype))
+        return -xp.where(foreground, found, spurious) / xp.maximum(count, xp.zeros_like(count) + 1.0)
+
+
+def _power(base: Array, exponent: float) -> Array:
+    # The derivative of 0^0 is 0 * 0^-1, not a number, in one framework and 0 in the other.
+    return base**exponent if exponent else array_namespace(base).zeros_like(base) + 1.0
+
+
+class WeightedLossSum(MaskFunction):
+    """Weighted sum of losses.
+
+    Args:
+        losses: functions of the same arguments that return arrays of the same shape.
+        weights: a weight for each; by default all the same, summing to 1.
+        kwargs: arguments of the framework's base class.
+
+    Raises:
+        InputError: there is no loss, or not one weight for each.
+    """
+
+    losses: Sequence[Callable[..., Array]]
+
+    def __init__(
+        self,
+        losses: Sequence[Callable[..., Array]],
+        weights: Sequence[float] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        if not losses:
+            raise InputError("losses is empty; a sum needs at least one loss")
+        if weights is not None and len(weights) != len(losses):
+            raise InputError(f"weights has {len(weights)} entries for {len(losses)} losses; each needs one")
+        self.losses = list(losses)
+        self.weights = [1.0 / len(losses)] * len(losses) if weights is None else list(weights)
+
+    def forward(self, *inp: Array) -> Array:
+        """Weighted sum of the losses, each called with the same arguments."""
+        first, *others = (weight * loss(*inp) for weight, loss in zip(self.weights, self.losses, strict=True))
+        return sum(others, start=first)

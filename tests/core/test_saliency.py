@@ -1,0 +1,71 @@
+"""Capacity to saliency: bits are kept whatever the size, and resizing is bilinear."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from iba_core import InputError, to_saliency_map
+from iba_core.layout import Layout
+from iba_core.saliency import saliency_maps, to_bits
+
+RNG = np.random.default_rng(0)
+
+
+def test_one_bit_is_log_two_nats():
+    assert to_bits(np.log(2.0)) == pytest.approx(1.0)
+
+
+def test_worked_map():
+    capacity = np.log(2.0) * np.array([[[1.0, 2.0]], [[3.0, 4.0]]])
+    np.testing.assert_allclose(to_saliency_map(capacity), [[4.0, 6.0]])
+
+
+@pytest.mark.parametrize("shape", [(7, 9), (224, 224), (33, 50), (3, 4), (7, 5)])
+def test_the_sum_of_a_map_is_the_total_of_the_bits(shape):
+    capacity = RNG.exponential(size=(5, 7, 9)).astype(np.float32)
+    saliency = to_saliency_map(capacity, shape)
+    assert saliency.shape == shape
+    assert saliency.sum(dtype=np.float64) == pytest.approx(capacity.sum(dtype=np.float64) / np.log(2), rel=1e-5)
+
+
+def test_resizing_is_pillows_bilinear():
+    capacity = RNG.exponential(size=(1, 6, 5))
+    expected = np.asarray(Image.fromarray(capacity[0].astype(np.float32)).resize((40, 36), Image.Resampling.BILINEAR))
+    found = to_saliency_map(capacity, (36, 40))
+    np.testing.assert_allclose(found / found.sum(), expected / expected.sum(), atol=1e-8)
+
+
+def test_data_formats_agree():
+    capacity = RNG.exponential(size=(4, 6, 5))
+    last = to_saliency_map(capacity.transpose(1, 2, 0), (30, 20), data_format="channels_last")
+    np.testing.assert_allclose(last, to_saliency_map(capacity, (30, 20)))
+
+
+@pytest.mark.parametrize(("shape", "to"), [((4,), None), ((4, 9), (18,)), ((2, 3, 4, 5), (6, 8, 10))])
+def test_any_number_of_spatial_axes(shape, to):
+    capacity = RNG.exponential(size=shape)
+    saliency = to_saliency_map(capacity, to)
+    assert saliency.shape == (to or ())
+    assert saliency.sum() == pytest.approx(capacity.sum() / np.log(2))
+
+
+def test_each_image_of_a_batch_keeps_its_own_bits():
+    capacity = RNG.exponential(size=(3, 4, 6, 5)) * np.array([1.0, 0.0, 100.0])[:, None, None, None]
+    maps = saliency_maps(capacity, Layout.of((4, 6, 5), "channels_first"), (12, 10))
+    np.testing.assert_allclose(maps.sum(axis=(1, 2)), capacity.sum(axis=(1, 2, 3)) / np.log(2))
+    for one, whole in zip(capacity, maps, strict=True):
+        np.testing.assert_allclose(to_saliency_map(one, (12, 10)), whole)
+
+
+def test_integers_are_taken():
+    np.testing.assert_allclose(to_saliency_map([[[1, 1]]], (1, 4)).sum(), 2 / np.log(2))
+
+
+@pytest.mark.parametrize("shape", [(10,), (10, 10, 10), (0, 10)])
+def test_a_shape_that_does_not_fit_is_an_error(shape):
+    with pytest.raises(InputError, match="cannot hold"):
+        to_saliency_map(np.ones((2, 3, 4)), shape)
+    with pytest.raises(InputError, match="data_format='NCHW'"):
+        to_saliency_map(np.ones((2, 3, 4)), data_format="NCHW")
