@@ -18,7 +18,9 @@ from iba_core.errors import (
 )
 from iba_core.estimator import WelfordEstimator
 from iba_core.explainer import Explainer
-
+from iba_core.images import load_image, load_monkeys, sample_image, to_unit_interval
+from iba_core.layout import Tokens
+from iba_core.plotting import plot_saliency_map
 from iba_core.saliency import to_saliency_map
 from iba_core.targets import ClassTarget, ScoreTarget, Target
 from iba_core.utils import get_tqdm, ifnone
@@ -40,8 +42,14 @@ __all__ = [
     "StateError",
     "Statistics",
     "Target",
+    "Tokens",
     "WelfordEstimator",
     "get_tqdm",
     "ifnone",
+    "load_image",
+    "load_monkeys",
+    "plot_saliency_map",
+    "sample_image",
     "to_saliency_map",
+    "to_unit_interval",
 ]

@@ -115,7 +115,8 @@ class Attribution:
         arrays, metadata = read_state(path, _KIND)
         try:
             settings = BottleneckSettings(**metadata.pop("settings"))
-            return cls(**arrays, **metadata, settings=settings)
+            values: dict[str, Any] = {**arrays, **metadata, "settings": settings}
+            return cls(**values)
         except (TypeError, KeyError) as error:
             raise StateError(f"{path} is an attribution of another version: {error}") from error
 

@@ -17,7 +17,7 @@ from iba_core.default_layer import default_layer
 from iba_core.errors import InputError, NotEstimatedError, StateError
 from iba_core.estimator import KIND, STATE, WelfordEstimator
 from iba_core.inputs import arrays_of, batch_size, check_shape, inputs_of_batch, take
-from iba_core.layout import DataFormat, Layout
+from iba_core.layout import DataFormat, Layout, Tokens
 from iba_core.namespace import Array, array_namespace
 from iba_core.optimization import BottleneckOptimizer
 from iba_core.saliency import saliency_maps
@@ -40,6 +40,8 @@ class Explainer:
             passes; it is chosen on the first batch of `fit`.
         backend: name of the backend, where it shall not follow from the model.
         estimator: statistics of the layer's features, gathered before, in place of `fit`.
+        tokens: how to read a layer whose features are a sequence of tokens, such as
+            ``Tokens(prefix=1, grid=(14, 14))`` for a vision transformer.
         **settings: hyperparameters, see `BottleneckSettings`.
 
     Raises:
@@ -59,11 +61,13 @@ class Explainer:
         *,
         backend: str | None = None,
         estimator: WelfordEstimator | None = None,
+        tokens: Tokens | None = None,
         **settings: Any,
     ) -> None:
         self.adapter = find_adapter(model, backend)
         self.settings = BottleneckSettings().override(**settings)
         self.estimator = estimator or WelfordEstimator()
+        self.tokens = tokens
         self._input_shape: tuple[int, ...] | None = None
         self._cut: Cut | None = None if layer is None else self.adapter.cut(layer)
         # A handful of losses at a time, so that a new callable per call does not pile up compiled steps.
@@ -311,19 +315,19 @@ class Explainer:
             losses: Array = loss(outputs, *repeated)
             return losses
 
-        layout = Layout.of(self.estimator.mean().shape, cut.data_format)
+        layout = Layout.of(self.estimator.mean().shape, cut.data_format, self.tokens)
         return BottleneckOptimizer(self.adapter, model_loss, layout, self.settings)
 
     def _outputs(self, cut: Cut, head: Head) -> npt.NDArray[Any]:
         return self.adapter.to_numpy(main_output(cut.tail(head.features, head.carry)))
 
     def _map_shape(self, inputs: Inputs, layout: Layout) -> tuple[int, ...] | None:
-        """Spatial shape of the input, where it has as many spatial axes as the feature map."""
-        assert self._cut is not None
-        shape = tuple(next(arrays_of(inputs)).shape[1:])
-        if len(shape) != layout.ndim:
+        """Spatial shape of the input, where it has as many spatial axes as the features have places."""
+        cut, shape = self._ready(), tuple(next(arrays_of(inputs)).shape[1:])
+        if not 1 <= len(shape) <= 4:
             return None
-        return Layout.of(shape, self._cut.input_format).spatial_shape(shape)
+        spatial = Layout.of(shape, cut.input_format).spatial_shape(shape)
+        return spatial if len(spatial) == len(layout.places(self.estimator.mean().shape)) else None
 
 
 def _repeat(row: Array, times: int) -> Array:

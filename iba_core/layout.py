@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import prod
 from typing import Literal
 
 import numpy as np
@@ -14,12 +15,51 @@ DataFormat = Literal["channels_first", "channels_last"]
 
 
 @dataclass(frozen=True)
+class Tokens:
+    """How the token axis of a sequence of tokens is to be read.
+
+    Attributes:
+        prefix: tokens in front that stand for no place, such as the class token of a vision transformer.
+            They take part in the bottleneck, but are not smoothed and not on the map.
+        grid: (rows, columns) into which the other tokens fold; None for a sequence.
+
+    Example:
+        >>> Tokens(prefix=1, grid=(14, 14))  # ViT-B/16 at 224 pixels
+        Tokens(prefix=1, grid=(14, 14))
+    """
+
+    prefix: int = 0
+    grid: tuple[int, ...] | None = None
+
+    def __post_init__(self) -> None:
+        if self.prefix < 0:
+            raise InputError(f"prefix={self.prefix} must be 0 or more")
+        if self.grid is not None and (not self.grid or min(self.grid) < 1):
+            raise InputError(f"grid={self.grid} must have sizes of 1 or more")
+
+    def places(self, count: int) -> tuple[int, ...]:
+        """Shape into which `count` tokens fold.
+
+        Raises:
+            InputError: the tokens do not fill the grid.
+        """
+        rest = count - self.prefix
+        grid = (rest,) if self.grid is None else self.grid
+        if rest < 1 or prod(grid) != rest:
+            raise InputError(
+                f"{count} tokens, {self.prefix} of them in front, do not fold into the grid {grid}"
+            )
+        return grid
+
+
+@dataclass(frozen=True)
 class Layout:
     """Meaning of the axes of one image's feature map (no batch axis).
 
     Attributes:
         ndim: number of axes of the feature map.
         channel_axis: the axis of the channels, counted from 0.
+        tokens: how to read the one spatial axis of a token sequence; None if it is no such.
 
     The remaining axes are spatial: none for a dense layer, one for a sequence, two for an image, three
     for a volume.
@@ -33,6 +73,7 @@ class Layout:
 
     ndim: int
     channel_axis: int
+    tokens: Tokens | None = None
 
     def __post_init__(self) -> None:
         if not 1 <= self.ndim <= 4:
@@ -43,9 +84,13 @@ class Layout:
             raise InputError(
                 f"channel_axis={self.channel_axis} is not an axis of a map with {self.ndim} axes"
             )
+        if self.tokens is not None and self.ndim != 2:
+            raise InputError(
+                f"tokens={self.tokens} is for sequences (tokens, channels), not for maps with {self.ndim} axes"
+            )
 
     @classmethod
-    def of(cls, shape: Sequence[int], data_format: DataFormat) -> Layout:
+    def of(cls, shape: Sequence[int], data_format: DataFormat, tokens: Tokens | None = None) -> Layout:
         """Layout of a feature map of `shape` (no batch axis) in the given data format.
 
         Raises:
@@ -55,7 +100,7 @@ class Layout:
         if data_format not in ("channels_first", "channels_last"):
             raise InputError(f"data_format={data_format!r} is neither 'channels_first' nor 'channels_last'")
         ndim = len(shape)
-        return cls(ndim, 0 if data_format == "channels_first" else ndim - 1)
+        return cls(ndim, 0 if data_format == "channels_first" else ndim - 1, tokens)
 
     @property
     def spatial_axes(self) -> tuple[int, ...]:
@@ -65,6 +110,15 @@ class Layout:
     def spatial_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
         """Sizes of the spatial axes of a feature map of `shape`."""
         return tuple(shape[axis] for axis in self.spatial_axes)
+
+    def places(self, shape: Sequence[int]) -> tuple[int, ...]:
+        """Shape of a saliency map at the resolution of a feature map of `shape`.
+
+        Raises:
+            InputError: the tokens do not fill their grid.
+        """
+        spatial = self.spatial_shape(shape)
+        return spatial if self.tokens is None else self.tokens.places(spatial[0])
 
     def to_channels_first(self) -> tuple[int, ...]:
         """Permutation that brings a map of this layout to channels first."""

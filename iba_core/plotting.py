@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 COLORMAP = "inferno"
 """Evenly growing lightness, dark where nothing is needed, and no hue that a grey picture has."""
 
+_ALPHAS = (0.2, 0.7)
+"""Opacity of a map over a picture, where it is 0 and where it is greatest."""
+
 _LUMA = np.array([0.299, 0.587, 0.114])
 """How bright red, green and blue look (ITU-R BT.601)."""
 
@@ -68,7 +71,9 @@ def plot_saliency_map(
     if ax is None:
         from matplotlib import pyplot
 
-        ax = pyplot.subplots(figsize=(5.5, 4.0), layout="constrained")[1]
+        # Room on the right for the colour bar's labels, also beside a wide map.
+        margins = {"left": 0.04, "right": 0.82, "bottom": 0.06, "top": 0.92}
+        ax = pyplot.subplots(figsize=(5.5, 4.0), gridspec_kw=margins)[1]
     figure = ax.figure
     current = figure.gca()
     size, pad = (Fixed(s) if isinstance(s, int | float) else s for s in (colorbar_size, colorbar_pad))
@@ -116,46 +121,30 @@ def save_overlay(
 
     height, width = greys[0].shape
     # All lengths are inches, so that text keeps its size beside pictures of any shape.
-    side, gap, margin, bar, labels = 3.2, 0.15, 0.2, 0.16, 0.75
-    scale = side / max(height, width)
+    scale = 3.2 / max(height, width)
     panel_width, panel_height = width * scale, height * scale
-    below = margin
-    lines = max(text.count("\n") + 1 for text in (subtitle, *maps))
-    above = 0.15 + 0.2 * lines + (0.42 if title else 0.0)
-    n = 1 + len(maps)
-    total_width = margin + n * panel_width + (n - 1) * gap + gap / 2 + bar + labels
-    total_height = below + panel_height + above
-    figure = Figure(figsize=(total_width, total_height), facecolor="white")
+    gap, bar = 0.15, 0.16
+    total_width = (1 + len(maps)) * (panel_width + gap) + bar
+    figure = Figure(figsize=(total_width, panel_height), facecolor="white")
 
-    def axes(left: float, inches: float) -> Axes:
-        return figure.add_axes(
-            (left / total_width, below / total_height, inches / total_width, panel_height / total_height)
-        )
+    def axes(left: float, width: float) -> Axes:
+        return figure.add_axes((left / total_width, 0, width / total_width, 1))
 
-    left = margin
-    ax = axes(left, panel_width)
-    colours = _as_colours(picture)
-    ax.imshow(colours, cmap="gray", vmin=0, vmax=1)
+    ax = axes(0, panel_width)
+    ax.imshow(_as_colours(picture), cmap="gray", vmin=0, vmax=1)
     ax.set_axis_off()
-    ax.set_title(subtitle, fontsize=11, pad=6)
-    alphas = (0.2, 0.7)
-    for (name, saliency), grey in zip(saliencies.items(), greys, strict=True):
-        left += panel_width + gap
-        ax = axes(left, panel_width)
-        _draw_map(ax, saliency, grey, cmap, norm, alphas)
-        ax.set_title(name, fontsize=11, pad=6)
-    _draw_colorbar(axes(left + panel_width + gap / 2, bar), cmap, norm, alphas, "bits / pixel", 11)
+    ax.set_title(subtitle, fontsize=11)
+    for index, (line, saliency) in enumerate(saliencies.items(), start=1):
+        ax = axes(index * (panel_width + gap), panel_width)
+        _draw_map(ax, saliency, greys[index - 1], cmap, norm, _ALPHAS)
+        ax.set_title(line, fontsize=11)
+    _draw_colorbar(axes(total_width - bar, bar), cmap, norm, _ALPHAS, "bits / pixel", 11)
     if title:
-        figure.text(
-            margin / total_width,
-            1 - 0.14 / total_height,
-            title,
-            fontsize=13,
-            fontweight="bold",
-            ha="left",
-            va="top",
-        )
-    figure.savefig(path, format="png", dpi=150)
+        lines = max(text.count("\n") + 1 for text in (subtitle, *maps))
+        above = 0.2 + 0.18 * lines
+        figure.text(0, 1 + above / panel_height, title, fontsize=13, fontweight="bold")
+    # "tight" makes room for whatever text stands around the panels.
+    figure.savefig(path, format="png", dpi=150, bbox_inches="tight", pad_inches=0.2)
 
 
 def _draw_map(
@@ -187,6 +176,7 @@ def _draw_colorbar(
     bar.set_label(label, fontsize=fontsize)
     bar.outline.set_visible(False)
     bar.ax.tick_params(length=3)
+    bar.ax.ticklabel_format(axis="y", scilimits=(-2, 4))
 
 
 def _scale(vmax: float | None, *maps: npt.NDArray[np.float64]) -> tuple[Colormap, Normalize]:
@@ -222,14 +212,11 @@ def _as_colours(picture: npt.ArrayLike) -> npt.NDArray[np.float64]:
     if pixels.dtype == np.uint8:
         return pixels / 255
     scaled = pixels.astype(np.float64)
-    return scaled if 0 <= scaled.min() and scaled.max() <= 1 else np.asarray(to_unit_interval(scaled))
+    return scaled if scaled.min() >= 0 and scaled.max() <= 1 else np.asarray(to_unit_interval(scaled))
 
 
 def _as_grey(picture: npt.ArrayLike, shape: tuple[int, ...]) -> npt.NDArray[np.float64]:
     colours = _as_colours(picture)
     if colours.shape[:2] != shape:
-        raise InputError(
-            f"img is {colours.shape[0]} x {colours.shape[1]} pixels and the saliency map {shape[0]} x {shape[1]}; "
-            "resize one of them"
-        )
+        raise InputError(f"img has shape {colours.shape} and the saliency map {shape}; resize one of them")
     return colours if colours.ndim == 2 else colours @ _LUMA

@@ -25,7 +25,7 @@ def saliency_maps(
     """Saliency maps of a batch: bits summed over the channels, resized to the input.
 
     The maps are resized linearly between the centres of the features and then scaled so that the sum of
-    a map equals the bits of its image.
+    a map equals the bits of its image. (The bits of prefix tokens are on no map.)
 
     Args:
         capacity: (B, *feature map), in nats, floating point.
@@ -40,6 +40,8 @@ def saliency_maps(
             of length 0.
     """
     maps = to_bits(np.sum(capacity, axis=layout.channel_axis + 1))
+    if layout.tokens is not None:
+        maps = maps[:, layout.tokens.prefix :].reshape(-1, *layout.places(capacity.shape[1:]))
     if shape is None or maps.shape[1:] == tuple(shape):
         return maps
     if len(shape) != maps.ndim - 1 or min(shape) < 1:

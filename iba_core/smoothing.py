@@ -7,9 +7,11 @@ axes in either data format; the maps are small, so its quadratic cost does not s
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import prod
 
 import numpy as np
 import numpy.typing as npt
+from scipy.linalg import block_diag
 from scipy.ndimage import gaussian_filter1d
 
 from iba_core.layout import Layout
@@ -37,8 +39,10 @@ def smoothing_matrix(size: int, std: float) -> npt.NDArray[np.float64]:
 
 def smoothing_matrices(
     shape: Sequence[int], layout: Layout, std: float | None
-) -> tuple[npt.NDArray[np.float64], ...]:
+) -> tuple[npt.NDArray[np.floating], ...]:
     """A matrix for each spatial axis of a feature map; none where `std` is None or 0.
+
+    Tokens that fold into a grid are smoothed on the grid, by one matrix over the token axis.
 
     Args:
         shape: shape of the feature map, without a batch axis.
@@ -47,7 +51,13 @@ def smoothing_matrices(
     """
     if not std:
         return ()
-    return tuple(smoothing_matrix(size, std) for size in layout.spatial_shape(shape))
+    matrices = tuple(smoothing_matrix(size, std) for size in layout.places(shape))
+    if layout.tokens is None:
+        return matrices
+    grid: npt.NDArray[np.floating] = matrices[0]
+    for matrix in matrices[1:]:
+        grid = np.kron(grid, matrix)
+    return (block_diag(np.eye(layout.tokens.prefix), grid),)
 
 
 def smooth(x: Array, matrices: Sequence[Array], layout: Layout) -> Array:
@@ -63,19 +73,12 @@ def smooth(x: Array, matrices: Sequence[Array], layout: Layout) -> Array:
         Array of the shape of `x`.
     """
     xp = array_namespace(x)
-    shape = tuple(x.shape)
+    shape = tuple(int(size) for size in x.shape)
     for axis, matrix in zip(layout.spatial_axes, matrices, strict=False):
-        before, size = _product(shape[: axis + 1]), shape[axis + 1]
-        after = _product(shape[axis + 2 :])
+        before, size = prod(shape[: axis + 1]), shape[axis + 1]
+        after = prod(shape[axis + 2 :])
         if after == 1:
             x = xp.matmul(xp.reshape(x, (before, size)), xp.permute_dims(matrix, (1, 0)))
         else:
             x = xp.matmul(matrix, xp.reshape(x, (before, size, after)))
     return xp.reshape(x, shape) if matrices else x
-
-
-def _product(sizes: Sequence[int]) -> int:
-    result = 1
-    for size in sizes:
-        result *= int(size)
-    return result

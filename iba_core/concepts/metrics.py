@@ -105,6 +105,8 @@ class SetIoU(MaskFunction):
         0.8
     """
 
+    _totals: tuple[Array, Array] | None
+
     def __init__(
         self, output_thresh: float = 0.5, label_thresh: float = 0.0, smooth: float = 1e-6, **kwargs: Any
     ) -> None:
@@ -128,7 +130,10 @@ class SetIoU(MaskFunction):
         xp = array_namespace(intersection)
         axes = mask_axes(len(intersection.shape), "channels_first")
         # Integers, since float32 stops counting at 2^24 pixels.
-        return tuple(xp.sum(xp.astype(mask, xp.int64), axis=axes) for mask in (intersection, union))
+        return (
+            xp.sum(xp.astype(intersection, xp.int64), axis=axes),
+            xp.sum(xp.astype(union, xp.int64), axis=axes),
+        )
 
     def ratio(self, intersection: Array, union: Array) -> Array:
         """Smoothed ratio of two numbers of pixels, scalar arrays, in float32."""
@@ -153,8 +158,8 @@ class SetIoU(MaskFunction):
         """Add a batch to the set."""
         intersection, union = self.counts(outputs, targets)
         xp = array_namespace(intersection)
-        totals = (xp.sum(intersection), xp.sum(union))
-        self._totals = totals if self._totals is None else _add(self._totals, totals)
+        before = self._totals or (0, 0)
+        self._totals = (before[0] + xp.sum(intersection), before[1] + xp.sum(union))
 
     def value(self) -> Array:
         """Set IoU of all batches since the last `reset`, a scalar array in float32.
@@ -168,8 +173,4 @@ class SetIoU(MaskFunction):
 
     def reset(self) -> None:
         """Forget all batches."""
-        self._totals: tuple[Array, Array] | None = None
-
-
-def _add(a: tuple[Array, Array], b: tuple[Array, Array]) -> tuple[Array, Array]:
-    return a[0] + b[0], a[1] + b[1]
+        self._totals = None

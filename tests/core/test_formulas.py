@@ -9,7 +9,7 @@ from scipy.integrate import quad
 
 from iba_core.adam import AdamState, adam_step, bias_corrections
 from iba_core.bottleneck import Mask, capacity, mask_from_alpha, restrict
-from iba_core.layout import Layout
+from iba_core.layout import Layout, Tokens
 from iba_core.namespace import log_sigmoid, log_sum_exp, sigmoid
 from iba_core.smoothing import smooth, smoothing_matrices, smoothing_matrix
 from iba_core.targets import cross_entropy, cross_entropy_of_probabilities
@@ -21,14 +21,18 @@ def test_capacity_of_worked_numbers(framework):
     # lambda = 1/2, R two standard deviations from the mean: -1/2 (1 + log 1/4 - 4/4 - 1/4) = 0.8181471806
     mask = Mask(framework.asarray([0.5, 0.5]), framework.asarray([0.5, 0.5]))
     found = capacity(framework.asarray([2.0, 0.0]), mask)
-    np.testing.assert_allclose(framework.to_numpy(found), [0.8181471805599453, 0.3181471805599453], rtol=1e-12)
+    np.testing.assert_allclose(
+        framework.to_numpy(found), [0.8181471805599453, 0.3181471805599453], rtol=1e-12
+    )
 
 
 @pytest.mark.parametrize(("r", "lam"), [(0.0, 0.3), (1.7, 0.6), (-3.0, 0.95)])
 def test_capacity_is_the_divergence_of_two_normals(r, lam):
     p, q = stats.norm(lam * r, 1 - lam), stats.norm(0, 1)
     expected, _ = quad(lambda z: p.pdf(z) * (p.logpdf(z) - q.logpdf(z)), -12, 12, limit=200)
-    assert capacity(np.float64(r), Mask(np.float64(lam), np.float64(1 - lam))) == pytest.approx(expected, rel=1e-7)
+    assert capacity(np.float64(r), Mask(np.float64(lam), np.float64(1 - lam))) == pytest.approx(
+        expected, rel=1e-7
+    )
 
 
 def test_capacity_vanishes_where_nothing_passes_and_is_never_negative():
@@ -106,7 +110,9 @@ def test_smoothing_is_scipys_gaussian_filter(framework, data_format, spatial, st
     axes = tuple(axis + 1 for axis in layout.spatial_axes)
     expected = x
     for axis in axes:
-        expected = ndimage.gaussian_filter1d(expected, std, axis, mode="mirror", radius=max(1, round(2 * std)))
+        expected = ndimage.gaussian_filter1d(
+            expected, std, axis, mode="mirror", radius=max(1, round(2 * std))
+        )
     np.testing.assert_allclose(framework.to_numpy(found), expected, atol=1e-12)
 
 
@@ -157,7 +163,9 @@ def test_cross_entropy_matches_scipy(framework):
 
 def test_cross_entropy_of_a_probability_of_zero_is_finite(framework):
     one = framework.asarray(np.array([[0.0, 1.0]], np.float32))
-    assert framework.to_numpy(cross_entropy_of_probabilities(one, framework.asarray([0])))[0] == pytest.approx(87.3, abs=0.1)
+    assert framework.to_numpy(cross_entropy_of_probabilities(one, framework.asarray([0])))[
+        0
+    ] == pytest.approx(87.3, abs=0.1)
 
 
 def test_adam_on_worked_numbers(framework):
@@ -165,7 +173,9 @@ def test_adam_on_worked_numbers(framework):
     gradient = np.array([3.0, -1e-6, 0.0])
     state = AdamState(*(framework.asarray(np.zeros(3)) for _ in range(3)))
     for correction in bias_corrections(3):
-        state = adam_step(state, framework.asarray(gradient), framework.asarray(correction), framework.asarray(0.1))
+        state = adam_step(
+            state, framework.asarray(gradient), framework.asarray(correction), framework.asarray(0.1)
+        )
     expected = -3 * 0.1 * gradient / (np.abs(gradient) + 1e-8)
     np.testing.assert_allclose(framework.to_numpy(state.parameter), expected, rtol=1e-12)
 
@@ -181,3 +191,15 @@ def test_adam_matches_pytorchs_on_a_changing_gradient():
         theirs.step()
         state = adam_step(state, gradient, correction, 0.3)
     np.testing.assert_allclose(state.parameter, parameter.detach().numpy(), rtol=1e-7)
+
+
+def test_tokens_are_smoothed_on_their_grid(framework):
+    layout = Layout.of((21, 3), "channels_last", Tokens(prefix=1, grid=(4, 5)))
+    (matrix,) = smoothing_matrices((21, 3), layout, 1.0)
+    x = RNG.normal(size=(2, 21, 3))
+    found = framework.to_numpy(smooth(framework.asarray(x), [framework.asarray(matrix)], layout))
+    np.testing.assert_array_equal(found[:, 0], x[:, 0])
+    folded = x[:, 1:].reshape(2, 4, 5, 3)
+    for axis in (1, 2):
+        folded = ndimage.gaussian_filter1d(folded, 1.0, axis, mode="mirror", radius=2)
+    np.testing.assert_allclose(found[:, 1:].reshape(2, 4, 5, 3), folded, atol=1e-12)

@@ -169,7 +169,12 @@ def test_settings_of_zero_are_honoured():
     total, mean = run(settings={"normalize_beta": False, "beta": 1.0}), run(settings={"beta": 18.0})
     np.testing.assert_allclose(total.alpha, mean.alpha)
     overridden = BottleneckSettings().override(beta=0, smooth_std=0.0, normalize_beta=False, steps=None)
-    assert (overridden.beta, overridden.smooth_std, overridden.normalize_beta, overridden.steps) == (0, 0.0, False, 10)
+    assert (overridden.beta, overridden.smooth_std, overridden.normalize_beta, overridden.steps) == (
+        0,
+        0.0,
+        False,
+        10,
+    )
 
 
 def test_a_scalar_loss_serves_one_image():
@@ -208,7 +213,14 @@ def test_shapes_that_do_not_fit_are_named():
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"steps": -1}, {"steps": 2.5}, {"samples": 0}, {"beta": -1.0}, {"learning_rate": np.inf}, {"initial_alpha": np.nan}],
+    [
+        {"steps": -1},
+        {"steps": 2.5},
+        {"samples": 0},
+        {"beta": -1.0},
+        {"learning_rate": np.inf},
+        {"initial_alpha": np.nan},
+    ],
 )
 def test_settings_out_of_range_are_named(wrong):
     (name,) = wrong

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from iba_core import InputError, to_saliency_map
-from iba_core.layout import Layout
+from iba_core.layout import Layout, Tokens
 from iba_core.saliency import saliency_maps, to_bits
 
 RNG = np.random.default_rng(0)
@@ -27,12 +27,16 @@ def test_the_sum_of_a_map_is_the_total_of_the_bits(shape):
     capacity = RNG.exponential(size=(5, 7, 9)).astype(np.float32)
     saliency = to_saliency_map(capacity, shape)
     assert saliency.shape == shape
-    assert saliency.sum(dtype=np.float64) == pytest.approx(capacity.sum(dtype=np.float64) / np.log(2), rel=1e-5)
+    assert saliency.sum(dtype=np.float64) == pytest.approx(
+        capacity.sum(dtype=np.float64) / np.log(2), rel=1e-5
+    )
 
 
 def test_resizing_is_pillows_bilinear():
     capacity = RNG.exponential(size=(1, 6, 5))
-    expected = np.asarray(Image.fromarray(capacity[0].astype(np.float32)).resize((40, 36), Image.Resampling.BILINEAR))
+    expected = np.asarray(
+        Image.fromarray(capacity[0].astype(np.float32)).resize((40, 36), Image.Resampling.BILINEAR)
+    )
     found = to_saliency_map(capacity, (36, 40))
     np.testing.assert_allclose(found / found.sum(), expected / expected.sum(), atol=1e-8)
 
@@ -69,3 +73,11 @@ def test_a_shape_that_does_not_fit_is_an_error(shape):
         to_saliency_map(np.ones((2, 3, 4)), shape)
     with pytest.raises(InputError, match="data_format='NCHW'"):
         to_saliency_map(np.ones((2, 3, 4)), data_format="NCHW")
+
+
+def test_tokens_fold_into_their_grid():
+    capacity = RNG.exponential(size=(1, 13, 4))
+    layout = Layout.of((13, 4), "channels_last", Tokens(prefix=1, grid=(3, 4)))
+    maps = saliency_maps(capacity, layout)
+    np.testing.assert_allclose(maps[0], capacity[0, 1:].sum(axis=1).reshape(3, 4) / np.log(2))
+    assert saliency_maps(capacity, layout, (30, 40)).sum() == pytest.approx(maps.sum())

@@ -1,0 +1,486 @@
+"""A concept as a hyperplane in the space of a layer's activations."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from iba_core.errors import InputError, StateError
+from iba_core.namespace import Array, array_namespace
+from iba_core.state import read_state, write_state
+
+_KIND = "concept embedding"
+
+# Two embeddings are the same if they agree to the precision of the float32 weights they come from.
+_TOLERANCE = 1e-6
+
+FloatArray = npt.NDArray[np.float64]
+
+
+def signed_distance(points: Array, normal_vec: Array, bias: Array, scaling_factor: Array = 1.0) -> Array:
+    """``scaling_factor * (points · normal_vec + bias)``: positive on the side of the concept.
+
+    It is the Euclidean distance from the hyperplane times the length of the normal vector and the factor.
+
+    Args:
+        points: (..., D).
+        normal_vec: (D,).
+        bias: scalar.
+        scaling_factor: scalar.
+
+    Returns:
+        Array of the leading shape of `points`.
+    """
+    xp = array_namespace(points, normal_vec)
+    return scaling_factor * (xp.sum(points * normal_vec, axis=-1) + bias)
+
+
+class ConceptEmbedding:
+    """A hyperplane that separates the activations of a concept from all others.
+
+    With normal vector n, bias B and scaling factor s, the *signed distance* of a vector v is
+    ``d(v) = s (v · n + B) = s (v - b n) · n`` where ``b = -B / |n|^2`` is the support factor and b n the
+    point of the hyperplane that is closest to the origin. It is positive where the concept is. The same
+    hyperplane and distance have many representations (n, B, s); the methods that convert between them
+    return new embeddings.
+
+    After R. Fong, A. Vedaldi, *Net2Vec*, CVPR 2018 (https://arxiv.org/abs/1801.03454), and G. Schwalbe,
+    *Verification of size invariance in DNN activations using concept embeddings*, 2021.
+
+    Args:
+        normal_vec: n, not zero; for a convolution (C, kernel height, kernel width), whatever the
+            framework's own layout.
+        support_factor: b. Either this or `bias` is given.
+        scaling_factor: s, not zero.
+        bias: B, a number or an array with one entry. A layer without bias has the bias 0.
+        kernel_size: (height, width) of the window that is judged; by default the last two axes of
+            `normal_vec`, or (1, 1) where it has fewer than three.
+        concept_name: name of the concept.
+        layer_id: name of the layer in whose output the hyperplane lies.
+        meta_info: whatever else is worth keeping, in a form that JSON can hold.
+
+    Attributes:
+        normal_vec: float64, read-only.
+        bias: number.
+        scaling_factor: number.
+        kernel_size: pair of integers.
+        concept_name: name of the concept, or None.
+        layer_id: name of the layer, or None.
+        meta_info: all else, by name.
+
+    Raises:
+        InputError: the normal vector or the scaling factor is zero or not finite, or not exactly one of
+            `bias` and `support_factor` is given.
+
+    Example:
+        >>> plane = ConceptEmbedding([3.0, 4.0], bias=-10.0, concept_name="face")
+        >>> plane.support_factor
+        0.4
+        >>> float(plane.distance([2.0, 3.5]))
+        10.0
+        >>> plane.normalize() == plane
+        True
+    """
+
+    def __init__(
+        self,
+        normal_vec: npt.ArrayLike,
+        support_factor: npt.ArrayLike | None = None,
+        scaling_factor: npt.ArrayLike = 1.0,
+        *,
+        bias: npt.ArrayLike | None = None,
+        kernel_size: Sequence[int] | None = None,
+        concept_name: str | None = None,
+        layer_id: str | None = None,
+        **meta_info: Any,
+    ) -> None:
+        self.normal_vec = _normal_vector(normal_vec)
+        self.scaling_factor = _number(scaling_factor, "scaling_factor")
+        if self.scaling_factor == 0:
+            raise InputError("scaling_factor is 0, so that every point would lie on the hyperplane")
+        if bias is None and support_factor is None:
+            raise InputError(
+                "neither bias nor support_factor is given; a hyperplane through the origin has bias=0"
+            )
+        if bias is not None and support_factor is not None:
+            raise InputError("bias and support_factor are both given; either follows from the other")
+        if bias is not None:
+            self.bias = _number(bias, "bias")
+        else:
+            length = self.length
+            self.bias = -_number(support_factor, "support_factor") * length * length
+        self.kernel_size = _kernel_size(kernel_size, self.normal_vec.shape)
+        self.concept_name = concept_name
+        self.layer_id = layer_id
+        self.meta_info = dict(meta_info)
+
+    # -- the hyperplane ---------------------------------------------------------------------------
+
+    @property
+    def length(self) -> float:
+        """Euclidean length of the normal vector."""
+        # Scaled, since squares of float64 leave its range long before the length itself does.
+        peak = float(np.abs(self.normal_vec).max())
+        return peak * float(np.linalg.norm(self.normal_vec / peak))
+
+    @property
+    def support_factor(self) -> float:
+        """Factor ``b = -B / |n|^2``; b n is the point of the hyperplane closest to the origin."""
+        length = self.length
+        return -self.bias / length / length
+
+    @property
+    def support_vec(self) -> FloatArray:
+        """The point b n of the hyperplane that is closest to the origin."""
+        return self.support_factor * self.normal_vec
+
+    def distance(self, point: npt.ArrayLike) -> FloatArray:
+        """Signed distance d(v) of points from the hyperplane, positive where the concept is.
+
+        Args:
+            point: array (..., *S) with S the shape of the normal vector, or (..., D) with its D entries in
+                a row.
+
+        Returns:
+            Array of the leading shape.
+
+        Raises:
+            InputError: the shape fits neither.
+        """
+        points = np.asarray(point, dtype=np.float64)
+        shape = self.normal_vec.shape
+        if points.shape[points.ndim - len(shape) :] == shape:
+            points = points.reshape(*points.shape[: points.ndim - len(shape)], -1)
+        elif points.shape[-1:] != (self.normal_vec.size,):
+            raise InputError(
+                f"point has shape {points.shape}; its last axes must be {shape} or ({self.normal_vec.size},)"
+            )
+        distances = signed_distance(points, self.normal_vec.ravel(), self.bias, self.scaling_factor)
+        return np.asarray(distances, dtype=np.float64)
+
+    # -- representations --------------------------------------------------------------------------
+
+    def scale(self) -> ConceptEmbedding:
+        """The same distance with scaling factor 1: (s n, s B, 1)."""
+        return self._with(self.scaling_factor * self.normal_vec, self.scaling_factor * self.bias, 1.0)
+
+    def normalize(self) -> ConceptEmbedding:
+        """The same distance with a normal vector of length 1; the sign of the scaling factor stays."""
+        length = self.length
+        return self._with(self.normal_vec / length, self.bias / length, self.scaling_factor * length)
+
+    def to_pos_scaling(self) -> ConceptEmbedding:
+        """The same distance with a positive scaling factor: n then points to the concept."""
+        sign = 1.0 if self.scaling_factor > 0 else -1.0
+        return self._with(sign * self.normal_vec, sign * self.bias, sign * self.scaling_factor)
+
+    def unique(self) -> ConceptEmbedding:
+        """The one representation of this distance with ``|n| = 1`` and a positive scaling factor."""
+        return self.normalize().to_pos_scaling()
+
+    def unique_upper_sphere(self) -> ConceptEmbedding:
+        """The one representation of this distance with n on the upper half of the unit sphere.
+
+        The first entry of n that is not zero is positive; the scaling factor may be negative.
+        """
+        sign = float(np.sign(self.normal_vec.flat[np.flatnonzero(self.normal_vec)[0]]))
+        plane = self.normalize()
+        return plane._with(sign * plane.normal_vec, sign * plane.bias, sign * plane.scaling_factor)
+
+    def forget_scaling(self) -> ConceptEmbedding:
+        """The same normal vector and bias with scaling factor 1: another distance."""
+        return self._with(self.normal_vec, self.bias, 1.0)
+
+    def _with(self, normal_vec: FloatArray, bias: float, scaling_factor: float) -> ConceptEmbedding:
+        return ConceptEmbedding(
+            **{
+                **self.settings,
+                "normal_vec": normal_vec,
+                "bias": bias,
+                "scaling_factor": scaling_factor,
+            }
+        )
+
+    # -- two concepts -----------------------------------------------------------------------------
+
+    def cosine(self, other: ConceptEmbedding) -> float:
+        """Cosine of the angle between the directions in which two concepts grow, from -1 to 1.
+
+        Raises:
+            InputError: the normal vectors differ in shape.
+        """
+        a, b = self._directions(other)
+        return float(np.clip(np.vdot(a, b), -1.0, 1.0))
+
+    def angle(self, other: ConceptEmbedding) -> float:
+        """Angle between the directions in which two concepts grow, from 0 to pi.
+
+        Raises:
+            InputError: the normal vectors differ in shape.
+        """
+        a, b = self._directions(other)
+        # The arc cosine would lose half the digits of a small angle.
+        return float(2.0 * np.arctan2(np.linalg.norm(a - b), np.linalg.norm(a + b)))
+
+    def same_hyperplane(self, other: ConceptEmbedding, tolerance: float = _TOLERANCE) -> bool:
+        """Whether both have the same points at distance 0, whatever their scale and direction.
+
+        Args:
+            other: an embedding.
+            tolerance: for the normal vectors of length 1, and for the distances from the origin
+                (relative where they are above 1).
+        """
+        if self.normal_vec.shape != other.normal_vec.shape:
+            return False
+        a, b = self.unique(), other.unique()
+        if np.vdot(a.normal_vec, b.normal_vec) < 0:
+            b = b._with(-b.normal_vec, -b.bias, b.scaling_factor)
+        return bool(
+            np.allclose(a.normal_vec, b.normal_vec, rtol=0, atol=tolerance)
+            and np.isclose(a.bias, b.bias, rtol=tolerance, atol=tolerance)
+        )
+
+    def __eq__(self, other: object) -> bool:
+        """Whether both measure the same distance everywhere, in any representation.
+
+        The meta information does not count. Values agree within 1e-6, the precision of float32.
+        """
+        if not isinstance(other, ConceptEmbedding):
+            return NotImplemented
+        if not self.same_hyperplane(other):
+            return False
+        a, b = self.unique(), other.unique()
+        return bool(
+            np.vdot(a.normal_vec, b.normal_vec) > 0
+            and np.isclose(a.scaling_factor, b.scaling_factor, rtol=_TOLERANCE, atol=0)
+        )
+
+    __hash__ = None  # type: ignore[assignment]  # what is equal within a tolerance can have no hash
+
+    def _directions(self, other: ConceptEmbedding) -> tuple[FloatArray, FloatArray]:
+        _require_one_shape([self, other])
+        return self.unique().normal_vec, other.unique().normal_vec
+
+    # -- ensembles --------------------------------------------------------------------------------
+
+    @classmethod
+    def mean_by_distance(cls, embeddings: Iterable[Any]) -> ConceptEmbedding:
+        """The embedding whose distance is everywhere the mean of the given ones' distances.
+
+        Embeddings with a longer normal vector or a larger scaling factor count for more.
+
+        Args:
+            embeddings: embeddings, or sequences of them.
+
+        Returns:
+            Embedding with scaling factor 1.
+
+        Raises:
+            InputError: there are none, their shapes differ, or their scaled normal vectors cancel out.
+        """
+        planes = [plane.scale() for plane in _flat(embeddings)]
+        normal = _mean_normal(planes)
+        return planes[0]._with(normal, float(np.mean([plane.bias for plane in planes])), 1.0)
+
+    @classmethod
+    def mean(cls, embeddings: Iterable[Any]) -> ConceptEmbedding:
+        """The hyperplane on which the Euclidean distances to the given ones have the mean 0.
+
+        All count the same, whatever their scale.
+
+        Args:
+            embeddings: embeddings, or sequences of them.
+
+        Returns:
+            Embedding with a normal vector of length 1 and the mean of the unique scaling factors.
+
+        Raises:
+            InputError: there are none, their shapes differ, or their directions cancel out.
+        """
+        planes = [plane.unique() for plane in _flat(embeddings)]
+        normal = _mean_normal(planes)
+        hyperplane = planes[0]._with(normal, float(np.mean([plane.bias for plane in planes])), 1.0)
+        return hyperplane.normalize()._scaled_as(planes)
+
+    @classmethod
+    def mean_by_angle(cls, embeddings: Iterable[Any]) -> ConceptEmbedding:
+        """The hyperplane in the middle of the given ones' directions.
+
+        Its direction is the mean direction. Along that direction, the signed distances to the given
+        hyperplanes sum to zero from the point closest to the origin.
+
+        Args:
+            embeddings: embeddings, or sequences of them.
+
+        Returns:
+            Embedding with a normal vector of length 1 and the mean of the unique scaling factors.
+
+        Raises:
+            InputError: there are none, their shapes differ, their directions cancel out, or one of them
+                is at a right angle to the mean or beyond.
+        """
+        planes = [plane.unique() for plane in _flat(embeddings)]
+        normal = _mean_normal(planes)
+        normal = normal / np.linalg.norm(normal)
+        cosines = np.array([np.vdot(plane.normal_vec, normal) for plane in planes])
+        if not (cosines > 1e-9).all():
+            worst = int(cosines.argmin())
+            raise InputError(
+                f"embeddings[{worst}] is at a right angle to the mean direction or beyond "
+                f"(cosine {cosines[worst]:.3g}); a mean by angle needs directions within one hemisphere"
+            )
+        bias = float(np.mean([plane.bias for plane in planes] / cosines))
+        return planes[0]._with(normal, bias, 1.0)._scaled_as(planes)
+
+    @classmethod
+    def variance(cls, embeddings: Iterable[Any], ddof: int = 1) -> tuple[FloatArray, float, float]:
+        """Variances of the entries of the unique representations of an ensemble.
+
+        Args:
+            embeddings: embeddings, or sequences of them.
+            ddof: the divisor is their number less `ddof`; 1 gives the unbiased variance.
+
+        Returns:
+            Variance of each entry of the normal vector, of the support factor, of the scaling factor.
+
+        Raises:
+            InputError: there are `ddof` embeddings or fewer, or their shapes differ.
+        """
+        planes = [plane.unique() for plane in _flat(embeddings)]
+        if len(planes) <= ddof:
+            raise InputError(f"embeddings has {len(planes)} entries; a variance with ddof={ddof} needs more")
+        return (
+            np.var([plane.normal_vec for plane in planes], axis=0, ddof=ddof),
+            float(np.var([plane.support_factor for plane in planes], ddof=ddof)),
+            float(np.var([plane.scaling_factor for plane in planes], ddof=ddof)),
+        )
+
+    @classmethod
+    def std_deviation(cls, embeddings: Iterable[Any], ddof: int = 1) -> tuple[FloatArray, float, float]:
+        """Square roots of `variance`."""
+        normal_vec, support_factor, scaling_factor = cls.variance(embeddings, ddof)
+        return np.sqrt(normal_vec), support_factor**0.5, scaling_factor**0.5
+
+    def _scaled_as(self, planes: Sequence[ConceptEmbedding]) -> ConceptEmbedding:
+        scaling_factor = float(np.mean([plane.scaling_factor for plane in planes]))
+        return self._with(self.normal_vec, self.bias, scaling_factor)
+
+    # -- storage ----------------------------------------------------------------------------------
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The constructor's arguments that reproduce this embedding."""
+        return {
+            "normal_vec": self.normal_vec,
+            "bias": self.bias,
+            "scaling_factor": self.scaling_factor,
+            "kernel_size": self.kernel_size,
+            "concept_name": self.concept_name,
+            "layer_id": self.layer_id,
+            **self.meta_info,
+        }
+
+    def save(self, filepath: str | os.PathLike[str], overwrite: bool = True) -> None:
+        """Write the embedding to a safetensors file, which can hold no code.
+
+        Args:
+            filepath: the file.
+            overwrite: replace a file that is there.
+
+        Raises:
+            InputError: the file is there and `overwrite` is false, or the meta information does not fit
+                into JSON.
+        """
+        if not overwrite and Path(filepath).exists():
+            raise InputError(f"filepath={str(filepath)!r} exists; overwrite=True would replace it")
+        metadata = self.settings
+        arrays = {name: metadata.pop(name) for name in ("normal_vec", "bias", "scaling_factor")}
+        write_state(filepath, arrays, _KIND, metadata)
+
+    @classmethod
+    def load(cls, filepath: str | os.PathLike[str]) -> ConceptEmbedding:
+        """The embedding that `save` has written, bit for bit.
+
+        Raises:
+            StateError: the file is missing, truncated, or holds something else.
+        """
+        arrays, metadata = read_state(filepath, _KIND, ("normal_vec", "bias", "scaling_factor"))
+        settings: dict[str, Any] = {**metadata, **arrays}
+        try:
+            return cls(**settings)
+        except (InputError, TypeError) as error:
+            raise StateError(f"path={str(filepath)!r} holds a broken concept embedding: {error}") from error
+
+    def __repr__(self) -> str:
+        return (
+            f"ConceptEmbedding(concept_name={self.concept_name!r}, layer_id={self.layer_id!r}, "
+            f"normal_vec={self.normal_vec.shape}, length={self.length:.6g}, bias={self.bias:.6g}, "
+            f"support_factor={self.support_factor:.6g}, scaling_factor={self.scaling_factor:.6g}, "
+            f"kernel_size={self.kernel_size})"
+        )
+
+
+def _normal_vector(value: npt.ArrayLike) -> FloatArray:
+    try:
+        vector = np.array(value, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"normal_vec is not an array of numbers: {error}") from error
+    if vector.ndim == 0 or vector.size == 0:
+        raise InputError(f"normal_vec has shape {vector.shape}; it needs at least one axis and one entry")
+    if not np.isfinite(vector).all():
+        raise InputError("normal_vec holds a value that is not finite")
+    if not vector.any():
+        raise InputError("normal_vec is zero; a hyperplane needs a direction")
+    vector.setflags(write=False)
+    return vector
+
+
+def _number(value: npt.ArrayLike | None, argument: str) -> float:
+    array = np.asarray(value, dtype=np.float64)
+    if array.size != 1:
+        raise InputError(f"{argument} has shape {array.shape}; it must be one number")
+    number = float(array.reshape(()))
+    if not np.isfinite(number):
+        raise InputError(f"{argument} is {number}; it must be finite")
+    return number
+
+
+def _kernel_size(value: Sequence[int] | None, shape: tuple[int, ...]) -> tuple[int, ...]:
+    window = shape[-2:] if len(shape) > 2 else (1, 1)
+    if value is not None and tuple(value) != window:
+        raise InputError(
+            f"kernel_size={tuple(value)} does not fit normal_vec, whose shape {shape} is that of {window}"
+        )
+    return window
+
+
+def _flat(embeddings: Iterable[Any]) -> list[ConceptEmbedding]:
+    if isinstance(embeddings, ConceptEmbedding):
+        embeddings = [embeddings]
+    planes: list[ConceptEmbedding] = []
+    for entry in embeddings:
+        planes.extend([entry] if isinstance(entry, ConceptEmbedding) else _flat(entry))
+    if not planes:
+        raise InputError("embeddings is empty; an ensemble has at least one member")
+    _require_one_shape(planes)
+    return planes
+
+
+def _require_one_shape(planes: Sequence[ConceptEmbedding]) -> None:
+    shapes = sorted({plane.normal_vec.shape for plane in planes})
+    if len(shapes) > 1:
+        raise InputError(f"the embeddings have normal vectors of shapes {shapes}; they must have one shape")
+
+
+def _mean_normal(planes: Sequence[ConceptEmbedding]) -> FloatArray:
+    """Mean of the normal vectors, if they do not cancel out but for rounding."""
+    vectors = np.array([plane.normal_vec for plane in planes])
+    mean: FloatArray = vectors.mean(axis=0)
+    if np.abs(mean).max() <= 1e-12 * np.abs(vectors).max():
+        raise InputError("the normal vectors of embeddings cancel out; their mean has no direction")
+    return mean

@@ -1,0 +1,157 @@
+"""Selecting concepts' embeddings from a learnt memory, once for all frameworks.
+
+Every concept has a memory of M slots, vectors of E entries. An attention network scores the slots for an
+input, and the concept's embedding is the mean of its slots, weighted by the softmax of the scores; or, when
+sampling, one slot drawn with these probabilities. After D. Debot et al., *Interpretable Concept-Based
+Memory Reasoning*, NeurIPS 2024 (https://arxiv.org/abs/2407.15527).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, get_args
+
+import numpy as np
+import numpy.typing as npt
+
+from iba_core.errors import InputError
+from iba_core.namespace import Array, array_namespace
+
+LEAKY_SLOPE = 0.01
+"""Slope of the attention network's leaky rectifier for negative values."""
+
+AttentionAxis = Literal["slots", "concepts"]
+"""What an input's attention weights sum to one over: the slots of each concept, or (as in the package that
+the class comes from) the concepts of each slot."""
+
+_TINY = float(np.finfo(np.float32).tiny)
+
+
+def softmax(logits: Array, axis: int) -> Array:
+    """``exp(logits)``, divided by their sum along `axis`."""
+    xp = array_namespace(logits)
+    exponentials = xp.exp(logits - xp.max(logits, axis=axis, keepdims=True))
+    return exponentials / xp.sum(exponentials, axis=axis, keepdims=True)
+
+
+def gumbel(uniform: Array) -> Array:
+    """Standard Gumbel numbers, ``-log(-log(u))``, from numbers uniform in [0, 1).
+
+    The largest of ``logits + gumbel(u)`` is at an index drawn from ``softmax(logits)``.
+    """
+    xp = array_namespace(uniform)
+    # 0 can be drawn, and its logarithm cannot be taken.
+    return -xp.log(-xp.log(xp.maximum(uniform, xp.zeros_like(uniform) + _TINY)))
+
+
+def attention(
+    scores: Array,
+    temperature: float,
+    over: AttentionAxis = "slots",
+    noise: Array | None = None,
+    stop_gradient: Callable[[Array], Array] | None = None,
+) -> Array:
+    """Weights of the memory slots.
+
+    Args:
+        scores: (..., T, M) for T concepts with M slots.
+        temperature: positive; the smaller, the closer the weights are to a choice of one.
+        over: axis along which the weights sum to one.
+        noise: standard Gumbel numbers of the shape of the scores: draw one instead of weighing all.
+        stop_gradient: the framework's identity without gradient; needed with `noise`.
+
+    Returns:
+        (..., T, M): ``softmax(scores / temperature)``; with noise, 1 at the largest entry of
+        ``scores + noise``, else 0, with the gradient of ``softmax((scores + noise) / temperature)``
+        (straight-through; E. Jang et al., https://arxiv.org/abs/1611.01144). Entries that tie share the 1.
+
+    Raises:
+        InputError: there is noise and no `stop_gradient`.
+    """
+    axis = -1 if over == "slots" else -2
+    if noise is None:
+        return softmax(scores / temperature, axis)
+    if stop_gradient is None:
+        raise InputError("stop_gradient is missing; noise needs the framework's identity without gradient")
+    perturbed = scores + noise
+    soft = softmax(perturbed / temperature, axis)
+    xp = array_namespace(soft)
+    best = xp.astype(perturbed == xp.max(perturbed, axis=axis, keepdims=True), soft.dtype)
+    hard = best / xp.sum(best, axis=axis, keepdims=True)
+    # In this order the values are exactly those of `hard`.
+    return hard + (soft - stop_gradient(soft))
+
+
+def select(weights: Array, memory: Array) -> Array:
+    """Mean of the slots of each concept.
+
+    Args:
+        weights: (..., T, M).
+        memory: (T, M, E).
+
+    Returns:
+        (..., T, E).
+    """
+    xp = array_namespace(weights, memory)
+    return xp.squeeze(xp.matmul(xp.expand_dims(weights, axis=-2), memory), axis=-2)
+
+
+def require_weights(
+    arrays: Mapping[str, npt.ArrayLike], shapes: Mapping[str, tuple[int, ...]]
+) -> dict[str, npt.NDArray[Any]]:
+    """`arrays` as NumPy arrays, if their names and shapes are those of `shapes`.
+
+    The names and layouts are those of a PyTorch state dictionary in every framework: ``memory.weight``
+    (T, M * E), ``selector.0.weight`` (E, features), ``selector.0.bias`` (E,), ``selector.2.weight``
+    (T * M, E) and, if there is one, ``selector.2.bias`` (T * M,).
+
+    Raises:
+        InputError: they are not.
+    """
+    if set(arrays) != set(shapes):
+        raise InputError(f"arrays holds {sorted(arrays)}; it must hold {sorted(shapes)}")
+    converted = {name: np.asarray(arrays[name]) for name in shapes}
+    for name, shape in shapes.items():
+        if converted[name].shape != shape:
+            raise InputError(f"arrays[{name!r}] has shape {converted[name].shape}; it must be {shape}")
+    return converted
+
+
+def require_arguments(
+    in_features: int,
+    memory_size: int,
+    exogenous_size: int,
+    out_features: int,
+    temperature: float,
+    attention_over: str,
+) -> None:
+    """Check a selector's arguments.
+
+    Raises:
+        InputError: a size or the temperature is not positive, or the axis is unknown.
+    """
+    sizes = {
+        "in_features": in_features,
+        "memory_size": memory_size,
+        "exogenous_size": exogenous_size,
+        "out_features": out_features,
+    }
+    for name, size in sizes.items():
+        if size < 1:
+            raise InputError(f"{name}={size!r} must be at least 1")
+    if not temperature > 0:
+        raise InputError(f"temperature={temperature!r} must be above 0")
+    if attention_over not in get_args(AttentionAxis):
+        raise InputError(f"attention_over={attention_over!r} is neither 'slots' nor 'concepts'")
+
+
+def require_features(shape: tuple[int | None, ...], in_features: int) -> None:
+    """Check the shape of a selector's input, (..., in_features).
+
+    Raises:
+        InputError: its last axis has another size.
+    """
+    if not shape or shape[-1] != in_features:
+        raise InputError(
+            f"input has shape {shape}; its last axis must have in_features={in_features} entries"
+        )

@@ -1,0 +1,112 @@
+"""Layouts, inputs and the discovery of backends."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from iba_core import InputError
+from iba_core.adapter import backends, find_adapter, load_backend
+from iba_core.errors import closest
+from iba_core.inputs import arrays_of, batch_size, check_shape, inputs_of_batch, take
+from iba_core.layout import Layout, Tokens
+from iba_core.namespace import array_namespace
+
+
+@pytest.mark.parametrize("shape", [(3,), (3, 4), (3, 4, 5), (3, 4, 5, 6)])
+def test_permutations_are_inverse(shape):
+    array = np.empty(shape)
+    for data_format in ("channels_first", "channels_last"):
+        layout = Layout.of(shape, data_format)
+        there = array.transpose(layout.to_channels_first())
+        assert there.shape[0] == shape[layout.channel_axis]
+        assert there.shape[1:] == layout.spatial_shape(shape)
+        assert there.transpose(layout.from_channels_first()).shape == shape
+
+
+def test_layouts_that_cannot_be_are_errors():
+    with pytest.raises(InputError, match="1 to 4 axes"):
+        Layout.of((1, 2, 3, 4, 5), "channels_first")
+    with pytest.raises(InputError, match="channel_axis=2"):
+        Layout(2, 2)
+
+
+def test_inputs_may_be_nested():
+    a, b = np.arange(6).reshape(3, 2), np.arange(3)
+    inputs = {"a": a, "rest": (b, None, 7), "table": np.eye(4)}
+    assert [x.shape for x in arrays_of(inputs)] == [(3, 2), (3,), (4, 4)]
+    assert batch_size(inputs) == 3
+    part = take(inputs, 1, 3)
+    np.testing.assert_array_equal(part["a"], a[1:])
+    np.testing.assert_array_equal(part["rest"][0], b[1:])
+    assert part["rest"][1:] == (None, 7)
+    assert part["table"].shape == (4, 4)
+    assert inputs_of_batch((a, b)) is a
+    assert inputs_of_batch([a, b]) is a
+    assert inputs_of_batch(inputs) is inputs
+
+
+@pytest.mark.parametrize("nothing", [None, (), {"x": 3}, np.float32(3)])
+def test_inputs_without_a_batch_are_errors(nothing):
+    with pytest.raises(InputError, match="batch axis"):
+        batch_size(nothing)
+    with pytest.raises(InputError, match="empty tuple"):
+        inputs_of_batch(())
+
+
+def test_shapes_of_inputs_are_compared():
+    check_shape((3, 32, 32), (3, 64, 64), channels_first=True)
+    with pytest.raises(InputError, match=r"\(batch, 32, 32, 3\).*the channels must come first"):
+        check_shape((32, 32, 3), (3, 32, 32), channels_first=True)
+    with pytest.raises(InputError, match="the channels must come last"):
+        check_shape((3, 32, 32), (32, 32, 3), channels_first=False)
+    with pytest.raises(InputError, match="takes 3 channels"):
+        check_shape((1, 32, 32), (3, 32, 32), channels_first=True)
+    with pytest.raises(InputError, match="another number of axes"):
+        check_shape((32, 32), (3, 32, 32), channels_first=True)
+
+
+def test_closest_names_are_offered():
+    names = ["features.15", "features.16", "features.17", "classifier"]
+    assert closest("feature.17", names) == "the closest names are 'features.17', 'features.16', 'features.15'"
+    assert closest("clasifier", names) == "the closest name is 'classifier'"
+    assert closest("zzz", names) == "there are 'features.15', 'features.16', 'features.17' and 1 more"
+    assert closest("zzz", []) == "there are none"
+
+
+def test_backends_are_found_by_entry_point():
+    assert {"torch", "tensorflow"} <= set(backends())
+    with pytest.raises(InputError, match="backend='jaxx' is not installed; there are"):
+        load_backend("jaxx")
+    with pytest.raises(InputError, match=r"no backend serves a model of type builtins\.object"):
+        find_adapter(object())
+
+
+def test_arrays_without_a_namespace_are_refused():
+    with pytest.raises(TypeError):
+        array_namespace("text")
+    assert array_namespace(1.0).exp(0.0) == 1.0
+
+
+def test_importing_the_core_imports_no_framework():
+    program = (
+        "import sys, iba_core, iba_core.adapter; iba_core.adapter.backends(); "
+        "sys.exit(', '.join({'torch', 'tensorflow', 'keras', 'matplotlib'} & set(sys.modules)) or None)"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)
+
+
+def test_tokens_must_fill_their_grid():
+    assert Layout.of((197, 8), "channels_last", Tokens(1, (14, 14))).places((197, 8)) == (14, 14)
+    assert Layout.of((7, 8), "channels_last", Tokens(2)).places((7, 8)) == (5,)
+    with pytest.raises(InputError, match="196 tokens, 1 of them in front, do not fold"):
+        Layout.of((196, 8), "channels_last", Tokens(1, (14, 14))).places((196, 8))
+    with pytest.raises(InputError, match="maps with 3 axes"):
+        Layout.of((8, 8, 3), "channels_last", Tokens())
+    with pytest.raises(InputError, match="prefix=-1"):
+        Tokens(-1)
+    with pytest.raises(InputError, match="grid="):
+        Tokens(grid=(0, 3))
