@@ -22,7 +22,15 @@ from iba_core.images import load_image, load_monkeys, sample_image, to_unit_inte
 from iba_core.layout import Tokens
 from iba_core.plotting import plot_saliency_map
 from iba_core.saliency import to_saliency_map
-from iba_core.targets import ClassTarget, ScoreTarget, Target
+from iba_core.targets import (
+    ClassTarget,
+    LogitTarget,
+    RegressionTarget,
+    ScoreTarget,
+    SegmentationTarget,
+    SumTarget,
+    Target,
+)
 from iba_core.utils import get_tqdm, ifnone
 
 __version__ = "0.1.0"
@@ -35,12 +43,16 @@ __all__ = [
     "IBAError",
     "InputError",
     "LayerError",
+    "LogitTarget",
     "MissingDependencyError",
     "NotEstimatedError",
     "OptimizationError",
+    "RegressionTarget",
     "ScoreTarget",
+    "SegmentationTarget",
     "StateError",
     "Statistics",
+    "SumTarget",
     "Target",
     "Tokens",
     "WelfordEstimator",

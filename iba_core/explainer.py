@@ -285,7 +285,7 @@ class Explainer:
     def _ready(self) -> Cut:
         if self._cut is None or self.estimator.n_samples() < 2:
             raise NotEstimatedError(
-                "the distribution of the features is not estimated; call fit(batches) first, or give estimator="
+                "the distribution of the features is not estimated; call fit(batches), or give estimator="
             )
         return self._cut
 

@@ -86,7 +86,7 @@ class Layout:
             )
         if self.tokens is not None and self.ndim != 2:
             raise InputError(
-                f"tokens={self.tokens} is for sequences (tokens, channels), not for maps with {self.ndim} axes"
+                f"tokens={self.tokens} is for maps (tokens, channels), not for maps with {self.ndim} axes"
             )
 
     @classmethod

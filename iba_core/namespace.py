@@ -68,6 +68,13 @@ def _load_backend(framework: str) -> None:
             entry.load()
 
 
+def host_array(array: Any) -> np.ndarray[Any, np.dtype[Any]]:
+    """NumPy copy or view of an array of any framework, also of one on a device or in a graph."""
+    for method in ("detach", "cpu"):  # PyTorch's; what has no such method needs none
+        array = getattr(array, method, lambda array=array: array)()
+    return np.asarray(array)
+
+
 def sigmoid(x: Array) -> Array:
     """Logistic function whose gradient stays relatively exact far out on both sides.
 

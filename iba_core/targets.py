@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from iba_core.errors import InputError
-from iba_core.namespace import Array, array_namespace, log_sum_exp
+from iba_core.layout import DataFormat, Layout
+from iba_core.namespace import Array, array_namespace, host_array, log_sum_exp
 
 Loss = Callable[..., Array]
 """``loss(outputs, *rows)``: losses (N,) of a model's outputs for N feature maps. Hashable and pure; `rows`
@@ -25,11 +26,11 @@ def cross_entropy(logits: Array, classes: Array) -> Array:
     """Cross-entropy of integer classes, ``log(sum(exp(logits))) - logits[class]``.
 
     Args:
-        logits: (N, K), unnormalised log-probabilities.
-        classes: (N,), integers from 0 to K - 1.
+        logits: (..., K), unnormalised log-probabilities.
+        classes: (...), integers from 0 to K - 1.
 
     Returns:
-        Array (N,), in nats.
+        Array (...), in nats.
     """
     xp = array_namespace(logits)
     index = xp.expand_dims(xp.astype(classes, xp.int64), axis=-1)
@@ -66,6 +67,32 @@ def main_output(outputs: Any) -> Any:
 
 def _class_loss(outputs: Any, classes: Array) -> Array:
     return cross_entropy(main_output(outputs), classes)
+
+
+def _negative_output(outputs: Any, index: Array) -> Array:
+    outputs = main_output(outputs)
+    xp = array_namespace(outputs)
+    chosen = xp.take_along_axis(outputs, xp.expand_dims(xp.astype(index, xp.int64), axis=-1), axis=-1)
+    return -xp.squeeze(chosen, axis=-1)
+
+
+def _squared_difference(outputs: Any, values: Array) -> Array:
+    outputs = main_output(outputs)
+    xp = array_namespace(outputs)
+    squares = xp.square(outputs - xp.astype(values, outputs.dtype))
+    return xp.mean(xp.reshape(squares, (int(outputs.shape[0]), -1)), axis=1)
+
+
+def _region_loss_last(outputs: Any, classes: Array, weights: Array) -> Array:
+    outputs = main_output(outputs)
+    xp = array_namespace(outputs)
+    losses = cross_entropy(outputs, classes) * xp.astype(weights, outputs.dtype)
+    return xp.sum(losses, axis=(1, 2))
+
+
+def _region_loss_first(outputs: Any, classes: Array, weights: Array) -> Array:
+    outputs = main_output(outputs)
+    return _region_loss_last(array_namespace(outputs).permute_dims(outputs, (0, 2, 3, 1)), classes, weights)
 
 
 def _class_loss_of_probabilities(outputs: Any, classes: Array) -> Array:
@@ -134,10 +161,15 @@ class ClassTarget(Target):
             raise InputError(
                 f"target has shape {classes.shape} for {images} images; give one class, or one for each image"
             )
-        return ClassTarget(classes[start:stop])
+        return replace(self, classes=classes[start:stop])
 
     def resolve(self, outputs: npt.NDArray[Any]) -> tuple[Loss, tuple[npt.NDArray[Any], ...]]:
         """See `Target.resolve`; the row of an image is the index of its class."""
+        loss = _class_loss_of_probabilities if are_probabilities(outputs) else _class_loss
+        return loss, (self.resolve_classes(outputs),)
+
+    def resolve_classes(self, outputs: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
+        """Indices of the classes, (B,), checked against the model's outputs."""
         if outputs.ndim != 2:
             raise InputError(
                 f"target={self.classes!r} is a class, but the model's output has shape {outputs.shape}, "
@@ -150,8 +182,89 @@ class ClassTarget(Target):
         outside = np.atleast_1d(classes)[(np.atleast_1d(classes) < 0) | (np.atleast_1d(classes) >= count)]
         if outside.size:
             raise InputError(f"target={outside[0]} is outside the model's {count} classes, 0 to {count - 1}")
-        loss = _class_loss_of_probabilities if are_probabilities(outputs) else _class_loss
-        return loss, (np.broadcast_to(classes, (images,)).astype(np.int64),)
+        return np.broadcast_to(classes, (images,)).astype(np.int64)
+
+
+@dataclass(frozen=True)
+class LogitTarget(ClassTarget):
+    """One output as it is, such as the raw logit of a class or one of several regression outputs.
+
+    Attributes:
+        classes: index of the output, one for all images or one each; None for the largest.
+
+    The loss is minus the output: unlike with `ClassTarget`, what the other outputs do is left open.
+    """
+
+    def resolve(self, outputs: npt.NDArray[Any]) -> tuple[Loss, tuple[npt.NDArray[Any], ...]]:
+        """See `Target.resolve`; the row of an image is the index of its output."""
+        return _negative_output, (self.resolve_classes(outputs),)
+
+
+@dataclass(frozen=True, eq=False)
+class RegressionTarget(Target):
+    """Values that the outputs are to keep, by the mean of the squared differences.
+
+    Attributes:
+        values: of the shape of one image's output, or of a batch of them; None for what the model
+            answers for the unrestricted image.
+    """
+
+    values: npt.ArrayLike | None = None
+    images: slice = slice(None)
+    """Which images of the batch it is for."""
+
+    def select(self, start: int, stop: int, images: int) -> Target:
+        """See `Target.select`."""
+        return replace(self, images=slice(start, stop))
+
+    def resolve(self, outputs: npt.NDArray[Any]) -> tuple[Loss, tuple[npt.NDArray[Any], ...]]:
+        """See `Target.resolve`; the row of an image are the values for it."""
+        if self.values is None:
+            return _squared_difference, (outputs,)
+        values = host_array(self.values)
+        if values.ndim == outputs.ndim:
+            values = values[self.images]
+        if values.shape not in (outputs.shape, outputs.shape[1:]):
+            raise InputError(
+                f"values have shape {values.shape}; the model's output for these images has {outputs.shape}"
+            )
+        return _squared_difference, (np.broadcast_to(values, outputs.shape).astype(outputs.dtype),)
+
+
+@dataclass(frozen=True, eq=False)
+class SegmentationTarget(Target):
+    """A class within a region of a segmentation, by the mean cross-entropy over the region's pixels.
+
+    Attributes:
+        index: the class.
+        mask: region, (H, W) of the model's output, true inside.
+        data_format: where the classes are in the model's output, (B, K, H, W) or (B, H, W, K).
+    """
+
+    index: int
+    mask: npt.ArrayLike
+    data_format: DataFormat = "channels_first"
+
+    def resolve(self, outputs: npt.NDArray[Any]) -> tuple[Loss, tuple[npt.NDArray[Any], ...]]:
+        """See `Target.resolve`; the rows are class and weights of each pixel."""
+        mask = host_array(self.mask).astype(bool)
+        if outputs.ndim != 4:
+            raise InputError(f"a segmentation was expected, but the model's output has shape {outputs.shape}")
+        layout = Layout.of(outputs.shape[1:], self.data_format)
+        count, size = outputs.shape[layout.channel_axis + 1], layout.spatial_shape(outputs.shape[1:])
+        if mask.shape != size or not mask.any():
+            raise InputError(
+                f"mask has shape {mask.shape} and {mask.sum()} pixels set; it must have the shape {size} of "
+                "the model's output, and at least one"
+            )
+        if not 0 <= self.index < count:
+            raise InputError(f"index={self.index} is outside the model's {count} classes, 0 to {count - 1}")
+        weights = np.broadcast_to(mask / mask.sum(), (len(outputs), *size)).astype(outputs.dtype)
+        classes = np.full((len(outputs), *size), self.index, np.int64)
+        return (_region_loss_first if self.data_format == "channels_first" else _region_loss_last), (
+            classes,
+            weights,
+        )
 
 
 @dataclass(frozen=True)
@@ -174,6 +287,51 @@ class ScoreTarget(Target):
         return self, ()
 
 
+@dataclass(frozen=True)
+class SumTarget(Target):
+    """Several targets at once: the weighted sum of their losses.
+
+    Attributes:
+        targets: anything that `as_target` takes, each.
+        weights: a factor for each; 1 if None.
+    """
+
+    targets: tuple[Any, ...]
+    weights: tuple[float, ...] | None = None
+
+    def __post_init__(self) -> None:
+        if not self.targets or (self.weights is not None and len(self.weights) != len(self.targets)):
+            raise InputError(
+                f"{len(self.targets)} targets and weights={self.weights}; give targets, and a weight for each"
+            )
+
+    def select(self, start: int, stop: int, images: int) -> Target:
+        """See `Target.select`."""
+        parts = tuple(as_target(target).select(start, stop, images) for target in self.targets)
+        return SumTarget(parts, self.weights)
+
+    def resolve(self, outputs: npt.NDArray[Any]) -> tuple[Loss, tuple[npt.NDArray[Any], ...]]:
+        """See `Target.resolve`; the rows are those of the targets, one after the other."""
+        losses, rows = zip(*(as_target(target).resolve(outputs) for target in self.targets), strict=True)
+        weights = self.weights or (1.0,) * len(losses)
+        loss = _WeightedSum(losses, tuple(map(len, rows)), weights)
+        return loss, tuple(array for arrays in rows for array in arrays)
+
+
+@dataclass(frozen=True)
+class _WeightedSum:
+    losses: tuple[Loss, ...]
+    counts: tuple[int, ...]
+    weights: tuple[float, ...]
+
+    def __call__(self, outputs: Any, *rows: Array) -> Array:
+        total: Array = 0.0
+        for loss, count, weight in zip(self.losses, self.counts, self.weights, strict=True):
+            total = total + weight * loss(outputs, *rows[:count])
+            rows = rows[count:]
+        return total
+
+
 def as_target(target: Any) -> Target:
     """`Target` for what a user may give: one, None, an index, one index per image, or a callable score.
 
@@ -187,7 +345,7 @@ def as_target(target: Any) -> Target:
     if target is None:
         return ClassTarget()
     try:
-        return ClassTarget(np.asarray(target))
+        return ClassTarget(host_array(target))
     except (TypeError, ValueError, RuntimeError) as error:
         raise InputError(
             f"target of type {type(target).__name__} is neither a class, nor one per image, nor a callable"

@@ -7,7 +7,15 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from iba_core import ClassTarget, InputError, ScoreTarget
+from iba_core import (
+    ClassTarget,
+    InputError,
+    LogitTarget,
+    RegressionTarget,
+    ScoreTarget,
+    SegmentationTarget,
+    SumTarget,
+)
 from iba_core.targets import are_probabilities, as_target, class_probabilities, main_output
 
 LOGITS = np.array([[0.0, 3.0, 1.0], [4.0, 0.0, 2.0]])
@@ -84,3 +92,54 @@ def test_the_main_output_is_found():
         ({"a": LOGITS},),
     ):
         assert main_output(outputs) is LOGITS
+
+
+def test_a_logit_is_kept_high_whatever_the_others_do():
+    np.testing.assert_array_equal(losses(LogitTarget(2)), [-1.0, -2.0])
+    np.testing.assert_array_equal(losses(LogitTarget()), [-3.0, -4.0])
+    assert isinstance(LogitTarget([0, 1]).select(0, 1, 2), LogitTarget)
+
+
+def test_a_regression_output_is_kept():
+    np.testing.assert_array_equal(losses(RegressionTarget()), [0.0, 0.0])
+    np.testing.assert_allclose(losses(RegressionTarget([0.0, 0.0, 0.0])), [10 / 3, 20 / 3])
+    values = np.zeros((2, 3))
+    np.testing.assert_allclose(losses(RegressionTarget(values)), [10 / 3, 20 / 3])
+    each = RegressionTarget([[0.0, 3.0, 1.0], [0.0, 0.0, 0.0]]).select(1, 2, 2)
+    np.testing.assert_allclose(losses(each, LOGITS[1:]), [20 / 3])
+    with pytest.raises(InputError, match=r"values have shape \(2,\)"):
+        losses(RegressionTarget([0.0, 1.0]))
+
+
+def test_a_region_of_a_segmentation_is_kept(framework):
+    rng = np.random.default_rng(0)
+    outputs, mask = rng.normal(size=(2, 4, 5, 6)), rng.random((5, 6)) > 0.5
+    p = np.exp(outputs) / np.exp(outputs).sum(axis=1, keepdims=True)
+    expected = -np.log(p[:, 3])[:, mask].mean(axis=1)
+    for target, x in (
+        (SegmentationTarget(3, mask), outputs),
+        (SegmentationTarget(3, mask, "channels_last"), outputs.transpose(0, 2, 3, 1)),
+    ):
+        loss, rows = target.resolve(x)
+        found = loss(framework.asarray(x), *(framework.asarray(row) for row in rows))
+        np.testing.assert_allclose(framework.to_numpy(found), expected)
+    for wrong, message in (
+        (SegmentationTarget(4, mask), "index=4 is outside the model's 4 classes"),
+        (SegmentationTarget(0, mask.T), r"must have the shape \(5, 6\)"),
+        (SegmentationTarget(0, mask & False), "0 pixels set"),
+    ):
+        with pytest.raises(InputError, match=message):
+            wrong.resolve(outputs)
+    with pytest.raises(InputError, match="a segmentation was expected"):
+        SegmentationTarget(0, mask).resolve(LOGITS)
+
+
+def test_losses_add_up():
+    target = SumTarget((1, LogitTarget([0, 2]), RegressionTarget()), weights=(1.0, 0.5, 2.0))
+    np.testing.assert_allclose(losses(target), expected([1, 1]) - 0.5 * np.array([0.0, 2.0]))
+    first, second = (SumTarget((k, LogitTarget(k))).resolve(LOGITS)[0] for k in (0, 1))
+    assert first == second
+    assert hash(first) == hash(second)
+    np.testing.assert_array_equal(target.select(1, 2, 2).targets[1].classes, [2])
+    with pytest.raises(InputError, match="a weight for each"):
+        SumTarget((1, 2), weights=(1.0,))
