@@ -1,8 +1,8 @@
 """Information-bottleneck attribution and concept analysis, independent of any framework.
 
-Which parts of an input does a trained network need for an output, and how many bits do they carry? `Explainer`
-answers it for a model of any framework that an installed backend serves; everything else here is what it
-is made of. Importing this package imports neither torch nor tensorflow.
+Which parts of an input does a trained network need for an output, and how many bits do they carry?
+`Explainer` answers it for a model of any framework that an installed backend serves; everything else here
+is what it is made of. Importing this package imports neither torch nor tensorflow.
 """
 
 from iba_core.attribution import Attribution

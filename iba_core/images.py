@@ -75,7 +75,7 @@ def load_image(path: str | PathLike[str]) -> Image.Image:
         raise InputError(f"{path}: {error}") from error
     # Pillow's decoders answer a damaged file with any of these.
     except (OSError, SyntaxError, ValueError, EOFError) as error:
-        raise InputError(f"{path} is a damaged image: {error}") from error
+        raise InputError(f"{path} cannot be read, it may be damaged: {error}") from error
 
 
 def image_files(folder: str | PathLike[str]) -> list[Path]:
@@ -525,7 +525,7 @@ def load_monkeys(
         image = image.crop((left, top, left + side, top + side))
     if size is not None:
         image = image.resize((size, size) if isinstance(size, int) else size)
-    return np.asarray(image), _MONKEYS_CLASS
+    return np.array(image), _MONKEYS_CLASS
 
 
 def _batched(items: Iterable[_T], size: int) -> Iterator[list[_T]]:

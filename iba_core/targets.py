@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -210,7 +210,7 @@ class RegressionTarget(Target):
     """
 
     values: npt.ArrayLike | None = None
-    images: slice = slice(None)
+    images: slice = field(default_factory=lambda: slice(None))
     """Which images of the batch it is for."""
 
     def select(self, start: int, stop: int, images: int) -> Target:

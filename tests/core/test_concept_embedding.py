@@ -13,8 +13,8 @@ from iba_core.concepts import ConceptEmbedding
 from iba_core.errors import InputError, StateError
 from iba_core.state import read_state, write_state
 
-settings.register_profile("embedding", deadline=None, max_examples=60)
-settings.load_profile("embedding")
+# Without a deadline: the machine may be busy with other tests.
+often = settings(deadline=None, max_examples=60)
 
 numbers = st.floats(-100, 100).map(lambda x: 0.0 if abs(x) < 1e-3 else x)
 factors = st.floats(0.01, 100) | st.floats(-100, -0.01)
@@ -47,6 +47,7 @@ def magnitude(plane, v):
 # -- the hyperplane -------------------------------------------------------------------------------
 
 
+@often
 @given(embeddings(), points)
 def test_distance_is_both_sides_of_the_identity(plane, v):
     n, b, s = plane.normal_vec, plane.support_factor, plane.scaling_factor
@@ -56,6 +57,7 @@ def test_distance_is_both_sides_of_the_identity(plane, v):
     close(plane.bias, -b * (n @ n), abs(plane.bias))
 
 
+@often
 @given(embeddings())
 def test_support_vector_is_the_closest_point_to_the_origin(plane):
     support = plane.support_vec
@@ -63,6 +65,7 @@ def test_support_vector_is_the_closest_point_to_the_origin(plane):
     close(np.linalg.norm(support), abs(plane.bias) / np.linalg.norm(plane.normal_vec))
 
 
+@often
 @given(vectors(4), numbers, factors)
 def test_bias_and_support_factor_say_the_same(n, b, s):
     by_factor = ConceptEmbedding(n, b, s)
@@ -100,6 +103,7 @@ METHODS = ["scale", "normalize", "to_pos_scaling", "unique", "unique_upper_spher
 
 
 @pytest.mark.parametrize("method", METHODS)
+@often
 @given(plane=embeddings(), v=points)
 def test_every_representation_measures_the_same_distance(method, plane, v):
     other = getattr(plane, method)()
@@ -108,6 +112,7 @@ def test_every_representation_measures_the_same_distance(method, plane, v):
     assert other.concept_name == "face"
 
 
+@often
 @given(embeddings())
 def test_representations_have_their_form(plane):
     sign = math.copysign(1, plane.scaling_factor)
@@ -127,6 +132,7 @@ def test_representations_have_their_form(plane):
     np.testing.assert_array_equal(plane.forget_scaling().normal_vec, plane.normal_vec)
 
 
+@often
 @given(embeddings(), factors)
 def test_unique_representations_are_unique(plane, factor):
     other = ConceptEmbedding(
@@ -149,6 +155,7 @@ def test_the_upper_sphere_includes_its_equator():
 # -- two concepts ---------------------------------------------------------------------------------
 
 
+@often
 @given(embeddings(), factors, factors)
 def test_equality_sees_the_distance_and_the_hyperplane(plane, factor, scale):
     same = ConceptEmbedding(
@@ -164,6 +171,7 @@ def test_equality_sees_the_distance_and_the_hyperplane(plane, factor, scale):
     assert not plane.same_hyperplane(ConceptEmbedding(np.ones(3), bias=0))
 
 
+@often
 @given(embeddings(), embeddings())
 def test_cosine_and_angle(a, b):
     u = math.copysign(1, a.scaling_factor) * a.normal_vec
@@ -189,6 +197,7 @@ def test_small_angles_keep_their_digits(angle):
 ensembles = st.lists(embeddings(), min_size=1, max_size=4)
 
 
+@often
 @given(ensembles, points)
 def test_mean_by_distance_is_the_mean_of_the_distances(planes, v):
     scaled = np.mean([p.scaling_factor * p.normal_vec for p in planes], axis=0)
@@ -202,6 +211,7 @@ def test_mean_by_distance_is_the_mean_of_the_distances(planes, v):
     )
 
 
+@often
 @given(ensembles)
 def test_mean_has_mean_euclidean_distance_zero(planes):
     units = [p.unique() for p in planes]
@@ -216,6 +226,7 @@ def test_mean_has_mean_euclidean_distance_zero(planes):
     close(euclidean, 0, 1e3 * max(1, np.abs(mean.support_vec).max()))
 
 
+@often
 @given(
     st.lists(
         st.tuples(hnp.arrays(np.float64, 4, elements=st.floats(-0.3, 0.3)), numbers, factors), min_size=1
@@ -245,6 +256,7 @@ def _tilted(direction):
             yield tilted / np.linalg.norm(tilted)
 
 
+@often
 @given(embeddings(), st.integers(1, 4))
 def test_every_mean_of_copies_is_the_original(plane, copies):
     for mean in (ConceptEmbedding.mean, ConceptEmbedding.mean_by_distance, ConceptEmbedding.mean_by_angle):
@@ -268,6 +280,7 @@ def test_hand_worked_means():
     assert by_angle.bias == pytest.approx(-2 * 2**0.5)
 
 
+@often
 @given(st.lists(embeddings(), min_size=2, max_size=5), st.integers(0, 1))
 def test_variance_and_deviation_are_those_of_the_unique_entries(planes, ddof):
     units = [p.unique() for p in planes]
@@ -351,6 +364,7 @@ def test_an_embedding_keeps_a_copy_of_what_it_was_given():
 # -- files ----------------------------------------------------------------------------------------
 
 
+@often
 @given(embeddings())
 def test_a_saved_embedding_comes_back_bit_for_bit(tmp_path_factory, plane):
     path = tmp_path_factory.mktemp("embedding") / "file.safetensors"
