@@ -1,0 +1,43 @@
+# Every target makes .venv first where it is missing or older than what it is made from.
+
+# The version the pins in constraints.txt were tested with, else whatever is recent enough.
+PYTHON ?= $(shell for python in python3.11 python3; do \
+	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2> /dev/null && echo $$python && break; \
+	done)
+
+BIN := .venv/bin
+READY := .venv/.ready
+
+# On a machine that does other work too, threads that spin while they wait slow everything down tenfold.
+export OMP_WAIT_POLICY ?= PASSIVE
+# TensorFlow greets on stderr otherwise.
+export TF_CPP_MIN_LOG_LEVEL ?= 3
+
+.PHONY: help demo test check clean
+
+help: ## list the targets
+	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 8
+
+demo: $(READY) ## explain three photographs with both backends; pictures in demo-out/
+	$(BIN)/iba demo --out demo-out
+
+test: $(READY) ## run the tests
+	$(BIN)/python -m pytest
+
+check: $(READY) ## lint, check the format, the types and the direction of imports
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+clean: ## remove everything that make has made
+	rm -rf .venv demo-out .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(READY): pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed: make PYTHON=/path/to/python" >&2; exit 1; }
+	@echo "making .venv: PyTorch, TensorFlow and what goes with them; this takes some minutes the first time"
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
+		--editable '.[all,dev]' --constraint constraints.txt
+	@touch $@
