@@ -14,16 +14,17 @@ from iba_core.layout import Layout
 from iba_core.namespace import Array
 from iba_core.targets import main_output
 
-_PARTS = 16
+_PARTS = 12
 
 
 def default_layer(adapter: Adapter, inputs: Inputs) -> str:
     """Name of a sensible layer for a bottleneck in an image model.
 
-    Deep layers know objects, shallow ones know places. Of the layers that still resolve the image in
-    16 parts a side (or else in the fewest parts that are more), the deepest one is taken that all
-    information passes: behind a layer inside a residual block, the skip connection would go unexplained.
-    Of a block and the layers within it, the block is taken.
+    Deep layers know objects, shallow ones know places. Of the layers that resolve the image in 12 parts a
+    side (or else in the fewest parts that are more), the one in the middle is taken, or the nearest to it
+    that all information passes: behind a layer inside a residual block, the skip connection would go
+    unexplained. Of a block and the layers within it, the block is taken. Parts are counted by how often the
+    image has been halved, so that a border of padding adds none.
 
     Args:
         adapter: adapter of the model.
@@ -33,26 +34,33 @@ def default_layer(adapter: Adapter, inputs: Inputs) -> str:
         LayerError: no layer qualifies; name one.
     """
     image = tuple(next(arrays_of(inputs)).shape[1:])
-    candidates = []
-    for position, info in enumerate(adapter.layers(inputs)):
-        side = _side(adapter, info, image)
-        if side is not None:
-            candidates.append((side < _PARTS, abs(side - _PARTS), info.name.count("."), -position, info.name))
-    for *_, name in sorted(candidates):
-        if _everything_passes(adapter, name, inputs):
-            return name
+    groups: dict[tuple[bool, float, int], list[str]] = {}
+    for info in adapter.layers(inputs):
+        parts = _parts(adapter, info, image)
+        if parts is not None:
+            depth = info.name.count(".") + info.name.count("/")
+            groups.setdefault((parts < _PARTS, abs(parts - _PARTS), depth), []).append(info.name)
+    for _, names in sorted(groups.items()):
+        for name in _from_the_middle(names):
+            if _everything_passes(adapter, name, inputs):
+                return name
     raise LayerError("no layer with two spatial axes lets all information pass; name one with layer=")
 
 
-def _side(adapter: Adapter, info: LayerInfo, image: tuple[int, ...]) -> int | None:
-    """Shorter side of the layer's feature map, None if the layer is no candidate."""
+def _from_the_middle(names: list[str]) -> list[str]:
+    middle = len(names) // 2
+    return [names[i] for i in sorted(range(len(names)), key=lambda i: abs(i - middle))]
+
+
+def _parts(adapter: Adapter, info: LayerInfo, image: tuple[int, ...]) -> float | None:
+    """Parts a side that the layer resolves the image in, None if the layer is no candidate."""
     shape = info.output_shape
     if shape is None or len(shape) != 3 or len(image) != 3:
         return None
     layout = Layout.of(shape, adapter.data_format)
     side = min(layout.spatial_shape(shape))
     whole = min(Layout.of(image, adapter.data_format).spatial_shape(image))
-    return side if 1 < side < whole else None
+    return float(whole / 2.0 ** round(np.log2(whole / side))) if 1 < side < whole else None
 
 
 def _everything_passes(adapter: Adapter, name: str, inputs: Inputs) -> bool:

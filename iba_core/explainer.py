@@ -35,9 +35,9 @@ class Explainer:
 
     Args:
         model: a trained model of any framework that a backend serves. It is left as it was.
-        layer: the layer behind which the bottleneck goes, an object or its name. If None, the deepest
-            layer is taken that still resolves the image in 16 parts a side and that all information
-            passes; it is chosen on the first batch of `fit`.
+        layer: the layer behind which the bottleneck goes, an object or its name. If None, one of those
+            that resolve the image in some 12 parts a side is taken on the first batch of `fit`, see
+            `iba_core.default_layer`.
         backend: name of the backend, where it shall not follow from the model.
         estimator: statistics of the layer's features, gathered before, in place of `fit`.
         tokens: how to read a layer whose features are a sequence of tokens, such as

@@ -1,0 +1,52 @@
+"""The time that no implementation of the method can do without, to compare its own time with."""
+
+from __future__ import annotations
+
+from time import perf_counter
+
+from iba_core.adapter import Adapter, Cut, Inputs
+from iba_core.namespace import Array, array_namespace
+from iba_core.targets import main_output
+
+
+class BareTail:
+    """Forward and backward passes of the tail of a model over noisy copies, and nothing else.
+
+    The gradients are those of the copies, not of weights. The passes are compiled as the optimiser's
+    steps are. Keep the object: it compiles once for each shape.
+
+    Args:
+        adapter: the model's framework.
+        cut: the model, cut at a layer.
+    """
+
+    def __init__(self, adapter: Adapter, cut: Cut) -> None:
+        self._adapter = adapter
+        self._cut = cut
+        self._pass = adapter.compile(self._value_and_grad)
+
+    def seconds(self, inputs: Inputs, steps: int = 10, samples: int = 10) -> float:
+        """Time of `steps` passes of `samples` copies of each input; the head is not counted.
+
+        Args:
+            inputs: with a leading batch axis.
+            steps: number of passes.
+            samples: number of copies.
+        """
+        with self._cut.open(self._adapter.to_inputs(inputs)) as head:
+            z = array_namespace(head.features).repeat(head.features, samples, axis=0)
+            start = perf_counter()
+            for _ in range(steps):
+                value, gradient = self._pass(z, head.carry)
+            # A device may still be at work; it is done once its numbers are here.
+            self._adapter.to_numpy(value)
+            self._adapter.to_numpy(gradient)
+            return perf_counter() - start
+
+    def _value_and_grad(self, z: Array, carry: tuple[Array, ...]) -> tuple[Array, Array]:
+        def objective(z: Array) -> tuple[Array, tuple[()]]:
+            outputs = main_output(self._cut.tail(z, carry))
+            return array_namespace(outputs).sum(outputs), ()
+
+        value, _, gradient = self._adapter.value_and_grad(objective, z)
+        return value, gradient
