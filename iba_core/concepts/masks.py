@@ -127,7 +127,11 @@ class MaskFunction(ABC):
     """
 
     def __init__(self, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
+        initialize = super().__init__
+        if kwargs and getattr(initialize, "__objclass__", None) is object:
+            name = type(self).__name__
+            raise TypeError(f"{name}() got an unexpected keyword argument {next(iter(kwargs))!r}")
+        initialize(**kwargs)
 
     @abstractmethod
     def forward(self, outputs: Array, targets: Array) -> Array:

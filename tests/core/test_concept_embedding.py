@@ -167,6 +167,9 @@ def test_equality_sees_the_distance_and_the_hyperplane(plane, factor, scale):
     assert (rescaled == plane) == math.isclose(scale, plane.scaling_factor, rel_tol=1e-6)
     moved = ConceptEmbedding(plane.normal_vec, bias=plane.bias + 0.01 * plane.length)
     assert not moved.same_hyperplane(plane) or abs(plane.bias) > 1e3 * plane.length
+    opposite = ConceptEmbedding(-plane.normal_vec, bias=-plane.bias, scaling_factor=plane.scaling_factor)
+    assert opposite.same_hyperplane(plane)
+    assert opposite != plane
     assert plane != "face"
     assert not plane.same_hyperplane(ConceptEmbedding(np.ones(3), bias=0))
 

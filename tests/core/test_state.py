@@ -126,6 +126,15 @@ def test_a_crash_while_writing_leaves_the_old_file(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_a_file_is_replaced_and_never_overwritten(tmp_path):
+    path, reader = tmp_path / "file", tmp_path / "opened before"
+    write_state(path, {"a": [1.0]}, "estimator", {"version": 1})
+    os.link(path, reader)
+    write_state(path, {"a": [2.0]}, "estimator", {"version": 2})
+    assert read_state(path, "estimator")[1] == {"version": 2}
+    assert read_state(reader, "estimator")[1] == {"version": 1}
+
+
 def test_the_file_is_a_plain_safetensors_file(tmp_path):
     write_state(tmp_path / "file", {"a": np.float32([1, 2])}, "estimator", {"layer": "conv1"})
     content = (tmp_path / "file").read_bytes()

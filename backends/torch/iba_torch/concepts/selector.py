@@ -1,0 +1,127 @@
+"""A memory of concept embeddings with attention, as `torch.nn.Module`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from iba_core.concepts import selection
+from iba_core.errors import InputError
+
+
+class SelectorZU(nn.Module):
+    """Select an embedding for each concept from a learnt memory, by attention or by sampling.
+
+    The formulas are those of `iba_core.concepts.selection`.
+
+    Args:
+        in_features: entries of an input.
+        memory_size: memory slots of each concept.
+        exogenous_size: entries of a slot.
+        out_features: number of concepts.
+        temperature: positive; the smaller, the closer the attention is to a choice of one slot.
+        args: further arguments of the last `torch.nn.Linear`: bias, device, dtype.
+        attention_over: ``"slots"``: the weights of each concept's slots sum to one. ``"concepts"``: the
+            weights of each slot sum to one over the concepts, for weights that `torch_concepts` has trained.
+        kwargs: the same by name. Device and dtype hold for all weights.
+
+    Attributes:
+        memory: `torch.nn.Embedding` with a row of slots, one after the other, for each concept.
+        selector: `torch.nn.Sequential` that maps an input (..., in_features) to scores (..., out_features,
+            memory_size).
+
+    Raises:
+        InputError: a size or the temperature is not positive, or `attention_over` is unknown.
+
+    Example:
+        >>> selector = SelectorZU(in_features=64, memory_size=10, exogenous_size=32, out_features=5)
+        >>> selector(torch.randn(4, 64)).shape
+        torch.Size([4, 5, 32])
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        memory_size: int,
+        exogenous_size: int,
+        out_features: int,
+        temperature: float = 1.0,
+        *args: Any,
+        attention_over: selection.AttentionAxis = "slots",
+        **kwargs: Any,
+    ) -> None:
+        selection.require_arguments(
+            in_features, memory_size, exogenous_size, out_features, temperature, attention_over
+        )
+        super().__init__()
+        self.in_features = in_features
+        self.memory_size = memory_size
+        self.exogenous_size = exogenous_size
+        self.out_features = out_features
+        self.temperature = temperature
+        self.attention_over = attention_over
+        scores = nn.Linear(exogenous_size, out_features * memory_size, *args, **kwargs)
+        place = {"device": scores.weight.device, "dtype": scores.weight.dtype}
+        self.memory = nn.Embedding(out_features, memory_size * exogenous_size, **place)
+        self.selector = nn.Sequential(
+            nn.Linear(in_features, exogenous_size, **place),
+            nn.LeakyReLU(selection.LEAKY_SLOPE),
+            scores,
+            nn.Unflatten(-1, (out_features, memory_size)),
+        )
+
+    def forward(self, input: Tensor | None = None, sampling: bool = False) -> Tensor:
+        """Embedding of each concept for a batch of inputs.
+
+        Args:
+            input: (..., in_features).
+            sampling: draw one slot of each concept from its attention weights (Gumbel-softmax, with
+                straight-through gradients) instead of taking their weighted mean.
+
+        Returns:
+            (..., out_features, exogenous_size).
+
+        Raises:
+            InputError: the input is missing or has another number of features.
+        """
+        if input is None:
+            raise InputError("input is missing; a tensor (..., in_features) is needed")
+        selection.require_features(tuple(input.shape), self.in_features)
+        scores = self.selector(input)
+        noise = None
+        if sampling:
+            noise = selection.gumbel(torch.rand_like(scores, dtype=torch.float32)).to(scores.dtype)
+        weights = selection.attention(
+            scores, self.temperature, self.attention_over, noise, stop_gradient=Tensor.detach
+        )
+        slots = self.memory.weight.view(self.out_features, self.memory_size, self.exogenous_size)
+        return selection.select(weights, slots)
+
+    def to_arrays(self) -> dict[str, npt.NDArray[Any]]:
+        """All weights, named as in `state_dict`, for `load_arrays` of either framework."""
+        return {name: _to_numpy(value) for name, value in self.state_dict().items()}
+
+    def load_arrays(self, arrays: Mapping[str, npt.ArrayLike]) -> None:
+        """Take over the weights that `to_arrays` of either framework has given.
+
+        Raises:
+            InputError: names or shapes differ.
+        """
+        shapes = {name: tuple(value.shape) for name, value in self.state_dict().items()}
+        weights = selection.require_weights(arrays, shapes)
+        self.load_state_dict({name: torch.from_numpy(np.array(value)) for name, value in weights.items()})
+
+    def extra_repr(self) -> str:
+        """Arguments that the children do not show."""
+        return f"temperature={self.temperature}, attention_over={self.attention_over!r}"
+
+
+def _to_numpy(value: Tensor) -> npt.NDArray[Any]:
+    # NumPy has no bfloat16.
+    value = value.float() if value.dtype == torch.bfloat16 else value
+    return value.cpu().numpy().copy()

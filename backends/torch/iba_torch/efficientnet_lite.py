@@ -1,0 +1,93 @@
+"""EfficientNet-Lite0 as plain PyTorch layers."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+
+import torch
+from torch import nn
+
+from iba_core.zoo import efficientnet_lite as spec
+
+
+class Residual(nn.Sequential):
+    """Layers whose input is added to their output."""
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        """``input + layers(input)``."""
+        return input + super().forward(input)
+
+
+def efficientnet_lite0(pretrained: bool = True) -> nn.Sequential:
+    """EfficientNet-Lite0 for ImageNet, in evaluation mode.
+
+    Its children are ``stem``, ``blocks`` (``blocks.0`` to ``blocks.15``), ``head``, ``pool``,
+    ``flatten`` and ``classifier``. It maps float32 images (B, 3, 224, 224), made by its attribute
+    ``preprocessing``, to logits (B, 1000), named by its attribute ``class_names``.
+
+    Args:
+        pretrained: load the ImageNet weights; otherwise the weights are random and there are no
+            ``class_names``.
+
+    Raises:
+        MissingDependencyError: `pretrained`, and the weights or the class names are not installed.
+    """
+    model = _sequential(
+        stem=_convolution(3, spec.STEM_CHANNELS, kernel=3, stride=2),
+        blocks=nn.Sequential(*(_block(block) for block in spec.BLOCKS)),
+        head=_convolution(spec.BLOCKS[-1].channels_out, spec.HEAD_CHANNELS),
+        pool=nn.AdaptiveAvgPool2d(1),
+        flatten=nn.Flatten(),
+        classifier=nn.Linear(spec.HEAD_CHANNELS, spec.CLASSES),
+    )
+    model.preprocessing = spec.PREPROCESSING
+    if pretrained:
+        model.load_state_dict(_pretrained_state())
+        model.class_names = spec.class_names()
+    return model.eval()
+
+
+def _block(block: spec.Block) -> nn.Sequential:
+    inside = block.channels_inside
+    layers: dict[str, nn.Module] = {}
+    if block.expansion > 1:
+        layers["expand"] = _convolution(block.channels_in, inside)
+    layers["depthwise"] = _convolution(inside, inside, block.kernel, block.stride, groups=inside)
+    layers["project"] = _convolution(inside, block.channels_out, activation=False)
+    return (Residual if block.skips else nn.Sequential)(OrderedDict(layers))
+
+
+def _convolution(
+    channels_in: int,
+    channels_out: int,
+    kernel: int = 1,
+    stride: int = 1,
+    groups: int = 1,
+    activation: bool = True,
+) -> nn.Sequential:
+    """Convolution, batch normalisation and, if wanted, ReLU6."""
+    before, after = spec.same_padding(kernel, stride)
+    layers: dict[str, nn.Module] = {}
+    if before != after:
+        # Conv2d pads both sides alike.
+        layers["pad"] = nn.ZeroPad2d((before, after, before, after))
+        before = 0
+    layers["conv"] = nn.Conv2d(channels_in, channels_out, kernel, stride, before, groups=groups, bias=False)
+    layers["norm"] = nn.BatchNorm2d(channels_out, eps=spec.NORM_EPSILON)
+    if activation:
+        layers["act"] = nn.ReLU6()
+    return _sequential(**layers)
+
+
+def _sequential(**layers: nn.Module) -> nn.Sequential:
+    return nn.Sequential(OrderedDict(layers))
+
+
+def _pretrained_state() -> dict[str, torch.Tensor]:
+    checkpoint = torch.load(spec.weights_file(), map_location="cpu", weights_only=True)
+    ours = {theirs: name for name, theirs in spec.CHECKPOINT_LAYERS.items()}
+    state = {}
+    for key, value in checkpoint.items():
+        layer, _, array = key.rpartition(".")
+        state[f"{ours[layer]}.{array}"] = value
+    return state
