@@ -23,6 +23,8 @@ Namespace = Any
 BACKENDS = "iba.backends"
 """Entry-point group of the backends. An entry's name is the top-level module of its framework."""
 
+_TINY = float(np.finfo(np.float32).tiny)
+
 _registered: dict[str, Namespace] = {}
 
 
@@ -94,6 +96,22 @@ def log_sigmoid(x: Array) -> Array:
     """Logarithm of the logistic function, ``-log(1 + exp(-x))``, finite for every finite `x`."""
     xp = array_namespace(x)
     return -xp.logaddexp(-x, xp.zeros_like(x))
+
+
+def floored_log(x: Array) -> Array:
+    """Logarithm of numbers from 0 on, with 0 counted as the smallest normal number of float32.
+
+    That logarithm is finite in every precision that can hold the number.
+    """
+    xp = array_namespace(x)
+    return xp.log(xp.maximum(x, xp.zeros_like(x) + _TINY))
+
+
+def softmax(logits: Array, axis: int = -1) -> Array:
+    """``exp(logits)``, divided by their sum along `axis`."""
+    xp = array_namespace(logits)
+    exponentials = xp.exp(logits - xp.max(logits, axis=axis, keepdims=True))
+    return exponentials / xp.sum(exponentials, axis=axis, keepdims=True)
 
 
 def log_sum_exp(x: Array, axis: int = -1) -> Array:

@@ -178,7 +178,7 @@ class BottleneckOptimizer:
         result = BottleneckResult(
             alpha=state.parameter,
             mask=mask,
-            capacity=_masked_capacity(problem, mask),
+            capacity=masked_capacity(problem, mask),
             problem=problem,
             model_losses=self._curve([report.model_loss for report in reports], images),
             informations=self._curve([report.information for report in reports], images),
@@ -311,7 +311,7 @@ class BottleneckOptimizer:
         total = xp.sum(losses)
         if not with_information:
             return total, (losses, losses)
-        capacities = xp.reshape(_masked_capacity(problem, mask), (images, -1))
+        capacities = xp.reshape(masked_capacity(problem, mask), (images, -1))
         information = problem.beta * xp.sum(capacities, axis=1)
         return total + xp.sum(information), (losses, information)
 
@@ -324,7 +324,8 @@ class BottleneckOptimizer:
         return self.adapter.to_numpy(array_namespace(values[0]).stack(values))
 
 
-def _masked_capacity(problem: Problem, mask: Mask) -> Array:
+def masked_capacity(problem: Problem, mask: Mask) -> Array:
+    """Capacity of the features that the bottleneck acts on, 0 for all others; nats, (B, *feature map)."""
     xp = array_namespace(mask.passed)
     nats = capacity(problem.normalized, mask)
     return xp.where(problem.restricted, nats, xp.zeros_like(nats))

@@ -12,14 +12,11 @@ import numpy.typing as npt
 
 from iba_core.errors import InputError
 from iba_core.layout import DataFormat, Layout
-from iba_core.namespace import Array, array_namespace, host_array, log_sum_exp
+from iba_core.namespace import Array, array_namespace, floored_log, host_array, log_sum_exp, softmax
 
 Loss = Callable[..., Array]
 """``loss(outputs, *rows)``: losses (N,) of a model's outputs for N feature maps. Hashable and pure; `rows`
 are tensors with a row for each of the N."""
-
-# The smallest normal number of float32: its logarithm is finite in every precision that can hold it.
-_TINY = float(np.finfo(np.float32).tiny)
 
 
 def cross_entropy(logits: Array, classes: Array) -> Array:
@@ -49,9 +46,7 @@ def cross_entropy_of_probabilities(probabilities: Array, classes: Array) -> Arra
     Returns:
         Array (N,), in nats.
     """
-    xp = array_namespace(probabilities)
-    floor = xp.zeros_like(probabilities) + _TINY
-    return cross_entropy(xp.log(xp.maximum(probabilities, floor)), classes)
+    return cross_entropy(floored_log(probabilities), classes)
 
 
 def main_output(outputs: Any) -> Any:
@@ -108,8 +103,7 @@ def class_probabilities(outputs: npt.NDArray[Any]) -> npt.NDArray[np.floating]:
     """Probabilities (B, K) of a classifier's outputs, be they logits or probabilities already."""
     if are_probabilities(outputs):
         return outputs
-    exponentials = np.exp(outputs - outputs.max(axis=-1, keepdims=True))
-    probabilities: npt.NDArray[np.floating] = exponentials / exponentials.sum(axis=-1, keepdims=True)
+    probabilities: npt.NDArray[np.floating] = softmax(outputs)
     return probabilities
 
 

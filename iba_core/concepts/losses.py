@@ -13,8 +13,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import numpy as np
-
 from iba_core.concepts.masks import (
     AreaFunction,
     BatchFunction,
@@ -28,23 +26,14 @@ from iba_core.concepts.masks import (
 )
 from iba_core.errors import InputError
 from iba_core.layout import DataFormat
-from iba_core.namespace import Array, array_namespace, log_sigmoid, sigmoid
-
-# A probability below the smallest normal number of float32 counts as that number, so that logarithms
-# are finite in both precisions.
-_TINY = float(np.finfo(np.float32).tiny)
-
-
-def _log(probabilities: Array) -> Array:
-    xp = array_namespace(probabilities)
-    return xp.log(xp.maximum(probabilities, xp.zeros_like(probabilities) + _TINY))
+from iba_core.namespace import Array, array_namespace, floored_log, log_sigmoid, sigmoid
 
 
 def _log_probabilities(outputs: Array, from_logit: bool) -> tuple[Array, Array]:
     """Logarithms of the probabilities of the foreground and of the background."""
     if from_logit:
         return log_sigmoid(outputs), log_sigmoid(-outputs)
-    return _log(outputs), _log(1.0 - outputs)
+    return floored_log(outputs), floored_log(1.0 - outputs)
 
 
 class Net2VecLoss(AreaFunction):

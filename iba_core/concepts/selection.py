@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from iba_core.errors import InputError
-from iba_core.namespace import Array, array_namespace
+from iba_core.namespace import Array, array_namespace, floored_log, softmax
 
 LEAKY_SLOPE = 0.01
 """Slope of the attention network's leaky rectifier for negative values."""
@@ -24,24 +24,14 @@ AttentionAxis = Literal["slots", "concepts"]
 """What an input's attention weights sum to one over: the slots of each concept, or (as in the package that
 the class comes from) the concepts of each slot."""
 
-_TINY = float(np.finfo(np.float32).tiny)
-
-
-def softmax(logits: Array, axis: int) -> Array:
-    """``exp(logits)``, divided by their sum along `axis`."""
-    xp = array_namespace(logits)
-    exponentials = xp.exp(logits - xp.max(logits, axis=axis, keepdims=True))
-    return exponentials / xp.sum(exponentials, axis=axis, keepdims=True)
-
 
 def gumbel(uniform: Array) -> Array:
     """Standard Gumbel numbers, ``-log(-log(u))``, from numbers uniform in [0, 1).
 
     The largest of ``logits + gumbel(u)`` is at an index drawn from ``softmax(logits)``.
     """
-    xp = array_namespace(uniform)
     # 0 can be drawn, and its logarithm cannot be taken.
-    return -xp.log(-xp.log(xp.maximum(uniform, xp.zeros_like(uniform) + _TINY)))
+    return -array_namespace(uniform).log(-floored_log(uniform))
 
 
 def attention(
