@@ -1,1 +1,32 @@
-"""PyTorch backend."""
+"""Information-bottleneck attribution for PyTorch."""
+
+from iba_core.errors import MissingDependencyError
+
+try:
+    import torch  # noqa: F401  # imported only to find out whether it can be
+except ModuleNotFoundError as error:
+    if error.name != "torch":
+        raise
+    raise MissingDependencyError(
+        "iba_torch needs PyTorch, which is not installed: pip install 'iba-core[torch]'"
+    ) from None
+
+from iba_torch.adapter import TorchAdapter
+from iba_torch.bottleneck import IBA, to_saliency_map
+from iba_torch.cut import TorchCut
+from iba_torch.estimator import TorchWelfordEstimator
+from iba_torch.images import ImageFolder, get_imagenet_folder, imagenet_transform, tensor_to_np_img
+from iba_torch.sequential import insert_into_sequential
+
+__all__ = [
+    "IBA",
+    "ImageFolder",
+    "TorchAdapter",
+    "TorchCut",
+    "TorchWelfordEstimator",
+    "get_imagenet_folder",
+    "imagenet_transform",
+    "insert_into_sequential",
+    "tensor_to_np_img",
+    "to_saliency_map",
+]

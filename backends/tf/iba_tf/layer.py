@@ -1,0 +1,523 @@
+"""A bottleneck as a layer of a Keras model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import keras
+import numpy as np
+import numpy.typing as npt
+import tensorflow as tf
+from keras import KerasTensor
+
+from iba_core.adapter import require_finite
+from iba_core.bottleneck import Mask, restrict
+from iba_core.errors import InputError, LayerError, NotEstimatedError
+from iba_core.estimator import STATE, WelfordEstimator
+from iba_core.inputs import inputs_of_batch
+from iba_core.layout import Layout
+from iba_core.optimization import BottleneckOptimizer, BottleneckResult, Problem
+from iba_core.targets import ClassTarget, cross_entropy
+from iba_tf.adapter import KerasAdapter, require_tensorflow
+from iba_tf.cut import KerasCut
+from iba_tf.graph import CallGraph, function_to
+from iba_tf.per_sample import PerSampleBottleneck, repeat_rows
+from iba_tf.report import Extras
+from iba_tf.softmax import applies_softmax
+
+_ADAMS = (keras.optimizers.Adam, tf.compat.v1.train.AdamOptimizer)
+
+
+@dataclass
+class _Loss:
+    """What the model is asked to keep, and the model from its inputs to there.
+
+    Attributes:
+        adapter: calls from the model's inputs to the loss, or to the logits of a classification.
+        cut: that graph with the layer taken out.
+        classes: number of classes; None where the graph ends in a loss of its own.
+        by_image: whether the loss has a value for each row.
+        optimizer: made with the first analysis, when the size of the features is known.
+    """
+
+    adapter: KerasAdapter
+    cut: KerasCut
+    classes: int | None
+    by_image: bool
+    optimizer: BottleneckOptimizer | None = None
+
+    def __call__(
+        self, z: tf.Tensor, carry: tuple[tf.Tensor, ...], targets: tuple[tf.Tensor, ...]
+    ) -> tf.Tensor:
+        """The losses of restricted features, see `iba_core.optimization.ModelLoss`."""
+        outputs = tf.cast(self.cut.tail(z, carry), z.dtype)
+        if self.classes is None:
+            return outputs
+        return cross_entropy(outputs, repeat_rows(targets[0], z))
+
+    def extras(self, z: tf.Tensor, problem: Problem) -> dict[str, tf.Tensor]:
+        """The variables of a classification, to be reported."""
+        logits = self.cut.tail(z, problem.carry)
+        return {"logits": logits, "cross_entropy": self(z, problem.carry, problem.targets)}
+
+
+@keras.saving.register_keras_serializable("iba_tf")
+class IBALayer(PerSampleBottleneck, keras.layers.Layer):
+    """A layer that finds out how much of the information passing it the model needs.
+
+    Put it anywhere into a functional or sequential model. In training and prediction it is the identity
+    and has no weights; `analyze` optimises a bottleneck in its place, running the layers behind it alone.
+
+    Args:
+        estimator: fitted statistics of the features.
+        feature_mean: mean of the features, shape of one feature map, in place of `estimator`.
+        feature_std: standard deviation of the features, likewise.
+        feature_active: whether each feature takes part; the others are set to 0 and carry no information.
+            All do if None.
+        batch_size: default number of noisy samples that a step's gradient is averaged over.
+        steps: default number of optimiser steps.
+        beta: default weight of the information against the model's loss.
+        learning_rate: default learning rate of Adam.
+        min_std: default floor of the features' standard deviation.
+        smooth_std: default standard deviation of the Gaussian that smooths the mask; 0 for no smoothing.
+        normalize_beta: divide beta by the number of features, by default.
+        **kwargs: see `keras.layers.Layer`.
+
+    Raises:
+        InputError: `estimator` is given along with the others, or a hyperparameter is out of its range.
+
+    Example:
+        >>> inputs = keras.Input((32, 32, 3))
+        >>> x = keras.layers.Conv2D(64, 3, activation="relu")(inputs)
+        >>> iba = IBALayer()
+        >>> x = iba(x)
+        >>> model = keras.Model(inputs, keras.layers.Dense(10)(keras.layers.Flatten()(x)))
+        >>> target = iba.set_classification_loss(model.output)
+        >>> images = np.random.default_rng(0).normal(size=(20, 32, 32, 3))
+        >>> iba.fit({model.input: images})
+        >>> iba.analyze({model.input: images[:1], target: 3}).shape
+        (30, 30, 64)
+    """
+
+    def __init__(
+        self,
+        estimator: WelfordEstimator | None = None,
+        feature_mean: npt.ArrayLike | None = None,
+        feature_std: npt.ArrayLike | None = None,
+        feature_active: npt.ArrayLike | None = None,
+        batch_size: int = 10,
+        steps: int = 10,
+        beta: float = 10,
+        learning_rate: float = 1,
+        min_std: float = 0.01,
+        smooth_std: float = 1.0,
+        normalize_beta: bool = True,
+        **kwargs: Any,
+    ) -> None:
+        require_tensorflow()
+        super().__init__(**kwargs)
+        self.supports_masking = True
+        self._set_up(
+            estimator,
+            feature_mean,
+            feature_std,
+            feature_active,
+            batch_size=batch_size,
+            steps=steps,
+            beta=beta,
+            learning_rate=learning_rate,
+            min_std=min_std,
+            smooth_std=smooth_std,
+            normalize_beta=normalize_beta,
+        )
+        self._bound = _Bound()
+
+    # -- Keras' side ------------------------------------------------------------------------------
+
+    def build(self, input_shape: tuple[int | None, ...]) -> None:
+        """Make the variables that hold the last bottleneck; none is a weight.
+
+        Args:
+            input_shape: with the batch axis.
+        """
+        precision = tf.float64 if self.compute_dtype == "float64" else tf.float32
+        # Keras builds layers inside of graphs, too, and the variables outlive those. They are TensorFlow's
+        # own, which Keras neither trains nor counts nor saves, and of open shape, since it may change.
+        with tf.init_scope():
+            self._restricting = tf.Variable(False, trainable=False)
+            self._passed, self._blocked, self._noise_mean, self._noise_std = (
+                tf.Variable(tf.zeros((), precision), trainable=False, shape=tf.TensorShape(None))
+                for _ in range(4)
+            )
+        self.built = True
+
+    def call(self, inputs: tf.Tensor) -> tf.Tensor:
+        """`inputs` as they are, or restricted to what the last analysis kept, within `restrict_flow`."""
+        return tf.cond(self._restricting, lambda: self._restrict(inputs), lambda: tf.identity(inputs))
+
+    def _restrict(self, inputs: tf.Tensor) -> tf.Tensor:
+        features = tf.cast(inputs, self._passed.dtype)
+        shape = tf.shape(features)
+        # Broadcasting to the inputs' shape fails where the images are not those analysed.
+        passed, blocked, mean, std = (
+            tf.stop_gradient(tf.broadcast_to(variable, shape))
+            for variable in (self._passed, self._blocked, self._noise_mean, self._noise_std)
+        )
+        noise = mean + std * tf.random.normal(shape, dtype=features.dtype)
+        restricted = restrict(features, Mask(passed, blocked), noise)
+        return tf.ensure_shape(tf.cast(restricted, inputs.dtype), inputs.shape)
+
+    def compute_output_shape(self, input_shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
+        """The `input_shape`."""
+        return input_shape
+
+    def get_config(self) -> dict[str, Any]:
+        """The hyperparameters, and Keras' own; statistics are saved with the weights."""
+        return {**super().get_config(), **self.get_default()}
+
+    def save_own_variables(self, store: Any) -> None:
+        """Keep the statistics in a file of weights, beside the weights of other layers."""
+        super().save_own_variables(store)
+        state = self.state_dict()
+        for name, value in (state["estimator"] or {}).items():
+            store[f"estimator_{name}"] = value
+        for name in _GIVEN:
+            if state[name] is not None:
+                store[name] = state[name]
+
+    def load_own_variables(self, store: Any) -> None:
+        """Take over the statistics in a file of weights; the present ones stay if it has none."""
+        super().load_own_variables({})
+        names = set(store.keys())
+        state = {**self.state_dict(), **dict.fromkeys(("estimator", *_GIVEN))}
+        if f"estimator_{STATE[0]}" in names:
+            state["estimator"] = {name: np.asarray(store[f"estimator_{name}"]) for name in STATE}
+        state.update((name, np.asarray(store[name])) for name in _GIVEN if name in names)
+        if names:
+            self.load_state_dict(state)
+
+    # -- the model around the layer ---------------------------------------------------------------
+
+    def set_classification_loss(
+        self, logits: KerasTensor | keras.Model, optimizer_cls: type = keras.optimizers.Adam
+    ) -> KerasTensor:
+        """Keep the class of a classifier: the loss is the cross-entropy of its logits.
+
+        Args:
+            logits: symbolic output (None, K) of the model, without a softmax; or the model, if that is
+                its only output.
+            optimizer_cls: Adam; the library's own is used, which is the same in every framework.
+
+        Returns:
+            A symbolic tensor that stands for the class in the feeds of `analyze`: its value is a class
+            for all images, or one for each.
+
+        Raises:
+            InputError: `logits` has another shape or comes from a softmax, or the optimiser is not Adam.
+            LayerError: `logits` does not depend on this layer, or does so by several of its calls.
+        """
+        if isinstance(logits, (keras.Model, keras.Function)):
+            if len(logits.outputs) != 1:
+                raise InputError(
+                    f"logits={logits.name!r} has {len(logits.outputs)} outputs; give one of them"
+                )
+            (logits,) = logits.outputs
+        _require_adam(optimizer_cls)
+        _require_symbolic("logits", logits)
+        if len(logits.shape) != 2 or logits.shape[1] is None:
+            raise InputError(f"logits has shape {tuple(logits.shape)}, it must be (None, number of classes)")
+        if _comes_from_softmax(logits):
+            raise InputError(
+                "logits comes from a softmax; give the layer's output before it, or the output of "
+                "model_wo_softmax(model)"
+            )
+        self._bound.loss = self._cut_to(logits, classes=int(logits.shape[1]))
+        self._bound.target = KerasTensor((None,), dtype="int64", name="target")
+        return self._bound.target
+
+    def set_model_loss(self, model_loss: KerasTensor, optimizer_cls: type = keras.optimizers.Adam) -> None:
+        """Keep whatever a loss measures; it is added to ``beta * mean(capacity)``.
+
+        Args:
+            model_loss: symbolic tensor computed from the model's outputs, of shape (None,) or (None, 1), a
+                loss for each row, or (), their mean. Further `keras.Input`s that it depends on, such as
+                labels, take their values from the feeds of `analyze`.
+            optimizer_cls: see `set_classification_loss`.
+
+        Raises:
+            InputError: `model_loss` has another shape, or the optimiser is not Adam.
+            LayerError: `model_loss` does not depend on this layer, or does so by several of its calls.
+        """
+        _require_adam(optimizer_cls)
+        _require_symbolic("model_loss", model_loss)
+        shape = tuple(model_loss.shape)
+        if shape not in ((), (None,), (None, 1)):
+            raise InputError(f"model_loss has shape {shape}, it must be (None,), (None, 1) or ()")
+        self._bound.loss = self._cut_to(model_loss, classes=None)
+        self._bound.target = None
+
+    def _cut_to(self, output: KerasTensor, classes: int | None) -> _Loss:
+        adapter = KerasAdapter(function_to(output))
+        places = [place for place in adapter.graph.places if place.operation is self]
+        if len(places) != 1:
+            raise LayerError(
+                f"layer {self.name!r} runs {len(places)} times on the way to {output.name!r}; it must run "
+                "once, and each bottleneck of a model needs a layer of its own"
+            )
+        cut = KerasCut(adapter.graph, places[0], places[0].outputs[0], replace=True)
+        return _Loss(adapter, cut, classes, by_image=len(output.shape) > 0)
+
+    def _cut(self) -> KerasCut:
+        """The model around the layer: up to the loss if there is one, else up to its own last call."""
+        if self._bound.loss is not None:
+            return self._bound.loss.cut
+        if not self._inbound_nodes:
+            raise LayerError(
+                f"layer {self.name!r} is in no model yet: add it to one, or call it on a symbolic tensor"
+            )
+        # A sequential model calls its layers anew whenever another one is added.
+        output = self._inbound_nodes[-1].outputs[0]
+        if self._bound.alone is None or self._bound.alone[0] is not output:
+            self._bound.alone = (output, self._cut_to(output, classes=None).cut)
+        return self._bound.alone[1]
+
+    def _feature_name(self) -> str:
+        return self.name
+
+    def _extras(self) -> Extras | None:
+        loss = self._bound.loss
+        return None if loss is None or loss.classes is None else loss.extras
+
+    # -- estimating and explaining ----------------------------------------------------------------
+
+    def fit(self, feed_dict: Any, session: Any = None, run_kwargs: dict[str, Any] | None = None) -> None:
+        """Estimate mean and standard deviation of the features, in addition to what has been seen.
+
+        Args:
+            feed_dict: arrays (B, ...) by the model's symbolic inputs or their names; or one array, where
+                the model has one input.
+            session: not used; Keras 3 has no sessions.
+            run_kwargs: not used, likewise.
+
+        Raises:
+            InputError: an input is missing or has the wrong shape, or the features are not finite.
+            LayerError: the layer is in no model.
+        """
+        self._fit_batches(self._cut().features, [self._without_target(feed_dict)], None, progbar=False)
+
+    def fit_generator(
+        self,
+        generator: Iterable[Any],
+        n_samples: int = 5000,
+        progbar: bool = True,
+        session: Any = None,
+        run_kwargs: dict[str, Any] | None = None,
+    ) -> None:
+        """Estimate mean and standard deviation of the features, in addition to what has been seen.
+
+        Args:
+            generator: yields what `fit` takes, or tuples (inputs, ...).
+            n_samples: stop after exactly so many; fewer are used where the generator ends before.
+            progbar: show the progress.
+            session: not used; Keras 3 has no sessions.
+            run_kwargs: not used, likewise.
+
+        Raises:
+            InputError: the generator gives nothing, or something that `fit` does not take.
+            LayerError: the layer is in no model.
+        """
+        feeds = (self._without_target(inputs_of_batch(feed)) for feed in generator)
+        self._fit_batches(self._cut().features, feeds, n_samples, progbar)
+
+    def analyze(
+        self,
+        feed_dict: Any,
+        batch_size: int | None = None,
+        steps: int | None = None,
+        beta: float | None = None,
+        learning_rate: float | None = None,
+        min_std: float | None = None,
+        smooth_std: float | None = None,
+        normalize_beta: bool | None = None,
+        session: Any = None,
+        pass_mask: npt.ArrayLike | None = None,
+        progbar: bool = False,
+        *,
+        target: Any = None,
+        seed: int | None = None,
+        max_batch: int | None = None,
+    ) -> npt.NDArray[np.floating]:
+        r"""Information that each feature carries for the model's loss. The images stay independent.
+
+        Args:
+            feed_dict: arrays (B, ...) by the model's symbolic inputs or their names, and the class by the
+                symbolic target; or one array, where the model has one input.
+            batch_size: noisy samples that a step's gradient is averaged over; None for the default, here
+                and below.
+            steps: optimiser steps.
+            beta: weight of the information against the model's loss.
+            learning_rate: of Adam.
+            min_std: floor of the features' standard deviation.
+            smooth_std: standard deviation of the Gaussian that smooths the mask; 0 for no smoothing.
+            normalize_beta: divide beta by the number of features.
+            session: not used; Keras 3 has no sessions.
+            pass_mask: True where features pass unchanged and carry no capacity, such as the padding of a
+                sequence; of the shape of one feature map or of a batch of them.
+            progbar: show the progress.
+            target: the class, where it is not in `feed_dict`.
+            seed: makes the result reproducible, in other frameworks, too.
+            max_batch: the most feature maps that pass the rest of the model at once, to bound the memory.
+
+        Returns:
+            Capacity in nats, of the shape of one feature map for one image, else (B, \*feature map).
+            `to_saliency_map` makes a map of it.
+
+        Raises:
+            InputError: no loss has been set, or an argument does not fit.
+            NotEstimatedError: the distribution of the features has not been estimated.
+            OptimizationError: the objective turned NaN or infinite.
+        """
+        loss = self._bound.loss
+        if loss is None:
+            raise InputError(
+                "there is no model loss yet: call set_classification_loss or set_model_loss before"
+            )
+        self._statistics()
+        inputs = self._checked(loss, self._without_target(feed_dict))
+        images = inputs[0].shape[0]
+        if not loss.by_image and images > 1:
+            raise InputError(
+                f"feed_dict holds {images} images, and a scalar model_loss cannot tell them apart: give one "
+                "image, or set a loss of shape (None,)"
+            )
+        targets = self._targets(loss, feed_dict, target, images)
+        with loss.cut.open(tuple(inputs)) as head:
+            if loss.optimizer is None:
+                layout = Layout.of(tuple(head.features.shape[1:]), loss.cut.data_format)
+                loss.optimizer = BottleneckOptimizer(loss.adapter, loss, layout)
+            result = self._optimize(
+                loss.optimizer,
+                head,
+                targets,
+                {
+                    "batch_size": batch_size,
+                    "steps": steps,
+                    "beta": beta,
+                    "learning_rate": learning_rate,
+                    "min_std": min_std,
+                    "smooth_std": smooth_std,
+                    "normalize_beta": normalize_beta,
+                },
+                seed,
+                pass_mask,
+                max_batch,
+                progbar,
+            )
+        self._keep(result, pass_mask)
+        capacity = loss.adapter.to_numpy(result.capacity)
+        return capacity[0] if images == 1 else capacity
+
+    @contextmanager
+    def restrict_flow(self, session: Any = None) -> Iterator[None]:
+        """Context in which the layer passes only what the last analysis kept, and noise for the rest.
+
+        It acts on the model wherever it runs, also by `model.predict`. The model must be called on the
+        images analysed; if that was one image, on one or on several copies.
+
+        Args:
+            session: not used; Keras 3 has no sessions.
+
+        Raises:
+            NotEstimatedError: nothing has been analysed.
+        """
+        if self._bound.analyzed is False:
+            raise NotEstimatedError("restrict_flow passes what the last analysis kept: call analyze before")
+        before = bool(self._restricting)
+        self._restricting.assign(True)
+        try:
+            yield
+        finally:
+            self._restricting.assign(before)
+
+    def _without_target(self, feed: Any) -> Any:
+        if not isinstance(feed, dict):
+            return feed
+        return {key: value for key, value in feed.items() if key is not self._bound.target}
+
+    def _checked(self, loss: _Loss, inputs: Any) -> list[tf.Tensor]:
+        tensors = loss.adapter.graph.prepare(inputs)
+        for tensor, slot in zip(tensors, loss.adapter.graph.inputs, strict=True):
+            if not tensor.shape[0]:
+                raise InputError("feed_dict is an empty batch")
+            if tensor.dtype.is_floating:
+                require_finite(tensor.numpy(), f"feed_dict[{loss.adapter.graph.tensors[slot].name!r}]")
+        return tensors
+
+    def _targets(self, loss: _Loss, feed: Any, target: Any, images: int) -> tuple[tf.Tensor, ...]:
+        if isinstance(feed, dict) and self._bound.target in feed:
+            target = feed[self._bound.target]
+        if loss.classes is None:
+            if target is not None:
+                raise InputError("target is given, but the loss is one of its own, without a class")
+            return ()
+        if target is None:
+            raise InputError("feed_dict gives no class: add {target: class}, or give target=")
+        target = np.asarray(target)
+        if target.shape == (images, 1):
+            target = target[:, 0]
+        if target.shape not in ((), (1,), (images,)):
+            raise InputError(
+                f"target has shape {target.shape} for {images} images; give one class, or one each"
+            )
+        classes = ClassTarget(target).resolve_classes(np.empty((images, loss.classes)))
+        return (tf.constant(classes),)
+
+    def _keep(self, result: BottleneckResult, pass_mask: npt.ArrayLike | None) -> None:
+        """Let `restrict_flow` pass what an analysis has kept."""
+        problem = result.problem
+        zeros = tf.zeros_like(result.alpha)
+        passing = (
+            zeros if pass_mask is None else tf.cast(tf.broadcast_to(pass_mask, zeros.shape), zeros.dtype)
+        )
+        self._passed.assign(tf.where(problem.restricted, result.mask.passed, passing))
+        self._blocked.assign(tf.where(problem.restricted, result.mask.blocked, zeros))
+        self._noise_mean.assign(problem.mean)
+        self._noise_std.assign(problem.std)
+        self._bound.analyzed = True
+
+
+@dataclass
+class _Bound:
+    """What a layer knows about the model around it; one plain object, see `PerSampleBottleneck`."""
+
+    loss: _Loss | None = None
+    target: KerasTensor | None = None
+    alone: tuple[KerasTensor, KerasCut] | None = None
+    analyzed: bool = False
+
+
+_GIVEN = ("feature_mean", "feature_std", "feature_active")
+
+
+def _require_adam(optimizer_cls: type) -> None:
+    if not (isinstance(optimizer_cls, type) and issubclass(optimizer_cls, _ADAMS)):
+        raise InputError(
+            f"optimizer_cls={getattr(optimizer_cls, '__name__', optimizer_cls)!r} is not Adam, by which the "
+            "bottleneck is optimised in every framework"
+        )
+
+
+def _require_symbolic(argument: str, tensor: Any) -> None:
+    if not isinstance(tensor, KerasTensor):
+        raise InputError(
+            f"{argument} of type {type(tensor).__name__} is no symbolic tensor of a Keras model, such as "
+            "model.output"
+        )
+
+
+def _comes_from_softmax(tensor: KerasTensor) -> bool:
+    graph = CallGraph.of(function_to(tensor))
+    return any(applies_softmax(call.operation) for call in graph.needed_for(graph.flat_outputs)[-1:])

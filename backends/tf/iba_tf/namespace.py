@@ -1,0 +1,388 @@
+"""The array namespace that the core's formulas run on where the arrays are TensorFlow's.
+
+It holds the functions of the array API standard (https://data-apis.org/array-api/2024.12/) that the core
+uses, with the standard's names, arguments and meaning, differentiable, eagerly and inside a `tf.function`
+alike. Python scalars take the dtype of the tensors they meet; tensors of different dtypes are promoted.
+"""
+
+from __future__ import annotations
+
+import builtins
+import math
+from collections.abc import Sequence
+from contextlib import nullcontext
+from typing import Any, TypeAlias
+
+import numpy as np
+import tensorflow as tf
+
+Tensor: TypeAlias = Any
+"""A `tf.Tensor`, or a Python scalar where the standard allows one."""
+
+Axis: TypeAlias = int | Sequence[int] | None
+"""One axis, several, or None for all."""
+
+__array_api_version__ = "2024.12"
+
+bool = tf.bool
+int32 = tf.int32
+int64 = tf.int64
+float16 = tf.float16
+float32 = tf.float32
+float64 = tf.float64
+
+e = math.e
+inf = math.inf
+nan = math.nan
+pi = math.pi
+newaxis = None
+
+
+# -- making and converting ------------------------------------------------------------------------
+
+
+def asarray(obj: Any, *, dtype: tf.DType | None = None, device: str | None = None) -> Tensor:
+    """`obj` as a tensor; its own dtype is kept where none is given."""
+    with nullcontext() if device is None else tf.device(device):
+        if dtype is not None and tf.is_tensor(obj):
+            return tf.cast(obj, dtype)
+        return tf.convert_to_tensor(np.asarray(obj) if isinstance(obj, np.generic) else obj, dtype=dtype)
+
+
+def astype(x: Tensor, dtype: tf.DType) -> Tensor:
+    """`x` in another dtype."""
+    return tf.cast(x, dtype)
+
+
+def zeros(shape: int | Sequence[int], *, dtype: tf.DType | None = None) -> Tensor:
+    """Zeros, float32 where no dtype is given."""
+    return tf.zeros(shape, dtype or float32)
+
+
+def ones(shape: int | Sequence[int], *, dtype: tf.DType | None = None) -> Tensor:
+    """Ones, float32 where no dtype is given."""
+    return tf.ones(shape, dtype or float32)
+
+
+def zeros_like(x: Tensor, *, dtype: tf.DType | None = None) -> Tensor:
+    """Zeros of the shape of `x`."""
+    return tf.zeros_like(x, dtype)
+
+
+def ones_like(x: Tensor, *, dtype: tf.DType | None = None) -> Tensor:
+    """Ones of the shape of `x`."""
+    return tf.ones_like(x, dtype)
+
+
+def full_like(x: Tensor, fill_value: float, *, dtype: tf.DType | None = None) -> Tensor:
+    """`fill_value` in the shape of `x`."""
+    return tf.fill(tf.shape(x), tf.cast(fill_value, dtype or x.dtype))
+
+
+def arange(
+    start: float, /, stop: float | None = None, step: float = 1, *, dtype: tf.DType | None = None
+) -> Tensor:
+    """Numbers from `start` to before `stop`, or from 0 to before `start`; integers are int64."""
+    start, stop = (0, start) if stop is None else (start, stop)
+    if dtype is None:
+        whole = builtins.all(isinstance(value, (int, np.integer)) for value in (start, stop, step))
+        dtype = int64 if whole else float32
+    return tf.range(start, stop, step, dtype=dtype)
+
+
+# -- element by element -----------------------------------------------------------------------------
+
+
+def abs(x: Tensor) -> Tensor:
+    """Absolute values."""
+    return tf.abs(x)
+
+
+def sign(x: Tensor) -> Tensor:
+    """-1, 0 or 1."""
+    return tf.sign(x)
+
+
+def exp(x: Tensor) -> Tensor:
+    """Exponential."""
+    return tf.exp(x)
+
+
+def log(x: Tensor) -> Tensor:
+    """Natural logarithm."""
+    return tf.math.log(x)
+
+
+def log1p(x: Tensor) -> Tensor:
+    """``log(1 + x)``, exact for small `x`."""
+    return tf.math.log1p(x)
+
+
+def expm1(x: Tensor) -> Tensor:
+    """``exp(x) - 1``, exact for small `x`."""
+    return tf.math.expm1(x)
+
+
+def sqrt(x: Tensor) -> Tensor:
+    """Square root."""
+    return tf.sqrt(x)
+
+
+def square(x: Tensor) -> Tensor:
+    """``x * x``."""
+    return tf.square(x)
+
+
+def tanh(x: Tensor) -> Tensor:
+    """Hyperbolic tangent."""
+    return tf.tanh(x)
+
+
+def pow(x1: Tensor, x2: Tensor) -> Tensor:
+    """`x1` to the power of `x2`."""
+    return tf.pow(*_promoted(x1, x2))
+
+
+def maximum(x1: Tensor, x2: Tensor) -> Tensor:
+    """The greater of each pair; NaN if one of them is."""
+    return tf.maximum(*_promoted(x1, x2))
+
+
+def minimum(x1: Tensor, x2: Tensor) -> Tensor:
+    """The smaller of each pair; NaN if one of them is."""
+    return tf.minimum(*_promoted(x1, x2))
+
+
+def clip(x: Tensor, min: Tensor | None = None, max: Tensor | None = None) -> Tensor:
+    """`x` moved into [min, max]; None leaves a side open. The dtype stays that of `x`."""
+    if min is not None:
+        x = tf.maximum(x, tf.cast(min, x.dtype))
+    if max is not None:
+        x = tf.minimum(x, tf.cast(max, x.dtype))
+    return x
+
+
+def logaddexp(x1: Tensor, x2: Tensor) -> Tensor:
+    """``log(exp(x1) + exp(x2))``, without overflow, with gradients that are exact far out on both sides."""
+    x1, x2 = _promoted(x1, x2)
+    # The gradient below is per element, so the arguments must have one shape.
+    shape = tf.broadcast_dynamic_shape(tf.shape(x1), tf.shape(x2))
+    return _logaddexp(tf.broadcast_to(x1, shape), tf.broadcast_to(x2, shape))
+
+
+@tf.custom_gradient
+def _logaddexp(x1: Tensor, x2: Tensor) -> tuple[Tensor, Any]:
+    # Equal infinities have no difference, and their sum is themselves.
+    difference = tf.where(x1 == x2, tf.zeros_like(x1), x1 - x2)
+    value = tf.maximum(x1, x2) + tf.math.softplus(-tf.abs(difference))
+
+    def gradient(upstream: Tensor) -> tuple[Tensor, Tensor]:
+        # Each side from its own sigmoid: 1 - sigmoid would round to 0 on the lesser side.
+        return upstream * tf.sigmoid(difference), upstream * tf.sigmoid(-difference)
+
+    return value, gradient
+
+
+def where(condition: Tensor, x1: Tensor, x2: Tensor) -> Tensor:
+    """`x1` where the condition holds, else `x2`."""
+    return tf.where(condition, *_promoted(x1, x2))
+
+
+def isfinite(x: Tensor) -> Tensor:
+    """Whether neither infinite nor NaN."""
+    return tf.math.is_finite(x) if x.dtype.is_floating else tf.ones_like(x, bool)
+
+
+def isnan(x: Tensor) -> Tensor:
+    """Whether NaN."""
+    return tf.math.is_nan(x) if x.dtype.is_floating else tf.zeros_like(x, bool)
+
+
+def logical_and(x1: Tensor, x2: Tensor) -> Tensor:
+    """Whether both hold."""
+    return tf.logical_and(x1, x2)
+
+
+def logical_or(x1: Tensor, x2: Tensor) -> Tensor:
+    """Whether one of them holds."""
+    return tf.logical_or(x1, x2)
+
+
+def logical_not(x: Tensor) -> Tensor:
+    """Whether it does not hold."""
+    return tf.logical_not(x)
+
+
+# -- along axes -----------------------------------------------------------------------------------
+
+
+def sum(
+    x: Tensor, *, axis: Axis = None, dtype: tf.DType | None = None, keepdims: builtins.bool = False
+) -> Tensor:
+    """Sum; integers and booleans are summed as int64."""
+    if dtype is None and (x.dtype.is_bool or x.dtype.is_integer):
+        dtype = int64
+    return tf.reduce_sum(x if dtype is None else tf.cast(x, dtype), axis, keepdims)
+
+
+def mean(x: Tensor, *, axis: Axis = None, keepdims: builtins.bool = False) -> Tensor:
+    """Arithmetic mean."""
+    return tf.reduce_mean(x, axis, keepdims)
+
+
+def var(x: Tensor, *, axis: Axis = None, correction: float = 0.0, keepdims: builtins.bool = False) -> Tensor:
+    """Sum of squared distances from the mean, divided by the number of values less `correction`."""
+    squares = tf.square(x - tf.reduce_mean(x, axis, keepdims=True))
+    total = tf.reduce_sum(squares, axis, keepdims)
+    count = tf.cast(tf.size(x), x.dtype) / tf.cast(tf.size(total), x.dtype)
+    return total / (count - correction)
+
+
+def std(x: Tensor, *, axis: Axis = None, correction: float = 0.0, keepdims: builtins.bool = False) -> Tensor:
+    """Square root of `var`."""
+    return tf.sqrt(var(x, axis=axis, correction=correction, keepdims=keepdims))
+
+
+def max(x: Tensor, *, axis: Axis = None, keepdims: builtins.bool = False) -> Tensor:
+    """Greatest value."""
+    return tf.reduce_max(x, axis, keepdims)
+
+
+def min(x: Tensor, *, axis: Axis = None, keepdims: builtins.bool = False) -> Tensor:
+    """Smallest value."""
+    return tf.reduce_min(x, axis, keepdims)
+
+
+def argmax(x: Tensor, *, axis: int | None = None, keepdims: builtins.bool = False) -> Tensor:
+    """Index of the greatest value, int64; into the flattened `x` where no axis is given."""
+    if axis is not None:
+        index = tf.argmax(x, axis)
+        return tf.expand_dims(index, axis) if keepdims else index
+    index = tf.argmax(tf.reshape(x, [-1]))
+    return tf.reshape(index, [1] * x.ndim) if keepdims else index
+
+
+def any(x: Tensor, *, axis: Axis = None, keepdims: builtins.bool = False) -> Tensor:
+    """Whether one of the values is not 0."""
+    return tf.reduce_any(tf.cast(x, bool), axis, keepdims)
+
+
+def all(x: Tensor, *, axis: Axis = None, keepdims: builtins.bool = False) -> Tensor:
+    """Whether none of the values is 0."""
+    return tf.reduce_all(tf.cast(x, bool), axis, keepdims)
+
+
+def take(x: Tensor, indices: Tensor, *, axis: int | None = None) -> Tensor:
+    """Entries of `x` at the given indices along an axis."""
+    return tf.gather(x, indices, axis=0 if axis is None else axis)
+
+
+def take_along_axis(x: Tensor, indices: Tensor, *, axis: int = -1) -> Tensor:
+    """For each position of `indices`, the entry of `x` there, at the index along `axis`."""
+    return tf.experimental.numpy.take_along_axis(x, indices, axis)
+
+
+# -- shapes ---------------------------------------------------------------------------------------
+
+
+def reshape(x: Tensor, shape: int | Sequence[int]) -> Tensor:
+    """The values of `x`, in their order, in another shape; one size may be -1."""
+    return tf.reshape(x, (shape,) if isinstance(shape, int) else shape)
+
+
+def permute_dims(x: Tensor, axes: Sequence[int]) -> Tensor:
+    """`x` with its axes in another order."""
+    return tf.transpose(x, axes)
+
+
+def matrix_transpose(x: Tensor) -> Tensor:
+    """`x` with its last two axes exchanged."""
+    return tf.linalg.matrix_transpose(x)
+
+
+def expand_dims(x: Tensor, *, axis: int = 0) -> Tensor:
+    """`x` with an axis of length 1 put in."""
+    return tf.expand_dims(x, axis)
+
+
+def squeeze(x: Tensor, axis: int | Sequence[int]) -> Tensor:
+    """`x` without the given axes, which have length 1."""
+    return tf.squeeze(x, axis)
+
+
+def broadcast_to(x: Tensor, shape: Sequence[int]) -> Tensor:
+    """`x`, repeated to fill a shape."""
+    return tf.broadcast_to(x, shape)
+
+
+def concat(arrays: Sequence[Tensor], *, axis: int | None = 0) -> Tensor:
+    """Tensors joined along an axis; None flattens them first."""
+    arrays = _promoted(*arrays)
+    if axis is None:
+        return tf.concat([tf.reshape(array, [-1]) for array in arrays], 0)
+    return tf.concat(arrays, axis)
+
+
+def stack(arrays: Sequence[Tensor], *, axis: int = 0) -> Tensor:
+    """Tensors of one shape joined along a new axis."""
+    return tf.stack(_promoted(*arrays), axis)
+
+
+def repeat(x: Tensor, repeats: int | Tensor, *, axis: int | None = None) -> Tensor:
+    """Each entry of `x` several times in a row; None flattens `x` first."""
+    return tf.repeat(x, repeats, axis)
+
+
+# -- products -------------------------------------------------------------------------------------
+
+
+def matmul(x1: Tensor, x2: Tensor) -> Tensor:
+    """Matrix product over the last two axes; a 1-D argument is a row on the left, a column on the right."""
+    x1, x2 = _promoted(x1, x2)
+    left = tf.expand_dims(x1, 0) if x1.ndim == 1 else x1
+    right = tf.expand_dims(x2, 1) if x2.ndim == 1 else x2
+    product = tf.matmul(left, right)
+    if x2.ndim == 1:
+        product = tf.squeeze(product, -1)
+    return tf.squeeze(product, -1 if x2.ndim == 1 else -2) if x1.ndim == 1 else product
+
+
+def tensordot(x1: Tensor, x2: Tensor, *, axes: int | Sequence[Sequence[int]] = 2) -> Tensor:
+    """Sum of products over the given axes of both."""
+    return tf.tensordot(*_promoted(x1, x2), axes)
+
+
+# -- dtypes ---------------------------------------------------------------------------------------
+
+
+def isdtype(dtype: tf.DType, kind: Any) -> builtins.bool:
+    """Whether a dtype is another, or of a kind such as ``"real floating"``, or one of several."""
+    if isinstance(kind, tuple):
+        return builtins.any(isdtype(dtype, each) for each in kind)
+    if not isinstance(kind, str):
+        return dtype == kind
+    kinds = {
+        "bool": dtype.is_bool,
+        "signed integer": dtype.is_integer and not dtype.is_unsigned,
+        "unsigned integer": dtype.is_unsigned,
+        "integral": dtype.is_integer,
+        "real floating": dtype.is_floating,
+        "complex floating": dtype.is_complex,
+        "numeric": dtype.is_integer or dtype.is_floating or dtype.is_complex,
+    }
+    return kinds[kind]
+
+
+def _promoted(*values: Tensor) -> list[Tensor]:
+    """The arguments as tensors of one dtype, which the Python scalars among them do not sway."""
+    scalars = (builtins.bool, int, float)
+    dtypes = [asarray(value).dtype for value in values if not isinstance(value, scalars)]
+    if not dtypes:
+        dtypes = [asarray(value).dtype for value in values]
+    common = dtypes[0]
+    for dtype in dtypes[1:]:
+        if dtype != common:
+            common = tf.as_dtype(np.result_type(common.as_numpy_dtype, dtype.as_numpy_dtype))
+    if not common.is_floating and builtins.any(isinstance(value, float) for value in values):
+        common = float32
+    return [tf.cast(value, common) for value in values]

@@ -1,0 +1,112 @@
+"""Seeing, and standing in for, the calls of modules while a model runs."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+
+
+class CallHandler(Protocol):
+    """What happens when a module is called; `run` carries the call out."""
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Output of the call."""
+
+
+class _Current(threading.local):
+    handler: CallHandler | None = None
+
+
+class _Detour:
+    """Replaces `nn.Module.__call__` while it has users."""
+
+    def __init__(self) -> None:
+        self.call_module = nn.Module.__call__
+        self._users = 0
+        self._lock = threading.Lock()
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if not self._users:
+                self.call_module = nn.Module.__call__
+                nn.Module.__call__ = _call  # type: ignore[method-assign]  # the point of this class
+            self._users += 1
+
+    def __exit__(self, *error: object) -> None:
+        with self._lock:
+            self._users -= 1
+            if not self._users:
+                nn.Module.__call__ = self.call_module  # type: ignore[method-assign]
+
+
+_current = _Current()
+_detour = _Detour()
+
+
+@contextmanager
+def intercept_calls(handler: CallHandler) -> Iterator[None]:
+    """Route every call of a module in this thread through `handler`.
+
+    PyTorch's hooks can watch a call but not stand in for it, and a module's `forward` can be replaced
+    only for all threads at once. So `nn.Module.__call__` itself is replaced while at least one thread is
+    in here (as `torch.fx` does to trace), and hands the calls of all other threads on untouched.
+
+    Wrappers that run their module elsewhere, compiled or replicated, are looked through: their module is
+    called in their place, in this thread and uncompiled. Fused attention, which calls no modules, is off.
+    """
+    with _detour, _by_the_book():
+        outer, _current.handler = _current.handler, handler
+        try:
+            yield
+        finally:
+            _current.handler = outer
+
+
+def run(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Call `module` past the handler, hooks included; the modules it calls go through the handler."""
+    if getattr(module, "_compiled_call_impl", None) is not None:
+        return module._call_impl(*args, **kwargs)
+    return _detour.call_module(module, *args, **kwargs)
+
+
+def unwrap(module: nn.Module) -> nn.Module:
+    """The module inside `torch.compile`, `DataParallel` and `DistributedDataParallel` wrappers."""
+    while True:
+        if isinstance(module, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+            module = module.module
+        elif "_orig_mod" in module._modules:
+            module = module._modules["_orig_mod"]  # type: ignore[assignment]  # the key is there
+        else:
+            return module
+
+
+def _call(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    handler = _current.handler
+    if handler is None:
+        return _detour.call_module(module, *args, **kwargs)
+    inner = unwrap(module)
+    if inner is not module:
+        return inner(*args, **kwargs)
+    return handler(module, args, kwargs)
+
+
+@contextmanager
+def _by_the_book() -> Iterator[None]:
+    """Context in which modules run their Python code, so that the modules inside of them are seen."""
+    fused = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        # Asked for only where something can have been compiled: the compiler takes seconds to import.
+        if "torch._dynamo" in sys.modules and hasattr(torch.compiler, "set_stance"):
+            with torch.compiler.set_stance("force_eager"):
+                yield
+        else:
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fused)

