@@ -1,0 +1,173 @@
+"""Commands and options of ``iba``. What they do is imported only when one is called."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+import iba_core
+from iba_core.bottleneck import BottleneckSettings
+
+app = typer.Typer(
+    name="iba",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["--help", "-h"]},
+)
+
+_MODEL = (
+    "efficientnet-lite0, a .keras file, or package.module:callable returning a model (looked for in the "
+    "current folder, too)."
+)
+_OUT = Path("iba-out")
+
+Model = Annotated[str, typer.Argument(metavar="MODEL", help=_MODEL)]
+Backend = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME", help="torch or tensorflow.", show_default="the first that can load the network"
+    ),
+]
+Layer = Annotated[
+    str | None,
+    typer.Option(metavar="NAME", help="Layer to explain at; iba layers lists them.", show_default="chosen"),
+]
+Preprocess = Annotated[
+    str | None,
+    typer.Option(
+        metavar="PRESET",
+        help="unit, imagenet, symmetric or raw.",
+        show_default="what the network asks for, else unit",
+    ),
+]
+Size = Annotated[
+    str | None,
+    typer.Option(
+        metavar="PIXELS",
+        help="224 or WIDTHxHEIGHT.",
+        show_default="what the network asks for, else 224",
+    ),
+]
+
+
+@app.callback(invoke_without_command=True)
+def iba(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Print the version and stop.")] = False,
+) -> None:
+    """Show which parts of a photograph a network needs for its answer, in bits."""
+    if version:
+        print(f"iba {iba_core.__version__}")
+    elif context.invoked_subcommand is None:
+        print(context.get_help())
+
+
+@app.command()
+def explain(
+    photographs: Annotated[
+        list[Path], typer.Argument(metavar="PHOTO", help="Image files, or folders of them.")
+    ],
+    model: Annotated[str, typer.Option(metavar="MODEL", help=_MODEL)] = "efficientnet-lite0",
+    backend: Backend = None,
+    layer: Layer = None,
+    target: Annotated[
+        str | None,
+        typer.Option(
+            metavar="CLASS", help="Class to explain, index or name.", show_default="the one predicted"
+        ),
+    ] = None,
+    stats: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Statistics that iba estimate wrote.",
+            show_default="of packaged photographs",
+        ),
+    ] = None,
+    beta: Annotated[
+        float, typer.Option(help="Price of a bit. More beta, fewer bits.")
+    ] = BottleneckSettings.beta,
+    steps: Annotated[int, typer.Option(help="Steps of the optimiser.")] = BottleneckSettings.steps,
+    samples: Annotated[
+        int, typer.Option(help="Noisy copies of the picture in each step.")
+    ] = BottleneckSettings.samples,
+    seed: Annotated[int, typer.Option(help="Of the noise; one seed, one map.")] = 0,
+    out: Annotated[Path, typer.Option(metavar="FOLDER", help="Where to write.")] = _OUT,
+    preprocess: Preprocess = None,
+    size: Size = None,
+) -> None:
+    """Explain photographs: a picture, a file with the numbers and a row of a table for each.
+
+    Files that an earlier run has written for the same photographs are replaced.
+    """
+    from iba_core.cli.explain import explain_photographs
+    from iba_core.cli.network import parse_size
+
+    explain_photographs(
+        photographs,
+        model=model,
+        backend=backend,
+        layer=layer,
+        target=target,
+        stats=stats,
+        out=out,
+        seed=seed,
+        preprocess=preprocess,
+        size=parse_size(size),
+        settings=BottleneckSettings(beta=beta, steps=steps, samples=samples),
+    )
+
+
+@app.command()
+def layers(
+    model: Model = "efficientnet-lite0",
+    backend: Backend = None,
+    preprocess: Preprocess = None,
+    size: Size = None,
+) -> None:
+    """List the layers of a network with the shapes of their outputs."""
+    from iba_core.cli.layers import list_layers
+    from iba_core.cli.network import parse_size
+
+    list_layers(model=model, backend=backend, preprocess=preprocess, size=parse_size(size))
+
+
+@app.command()
+def estimate(
+    model: Model,
+    data: Annotated[Path, typer.Argument(metavar="DATA", help="Folder of images, searched to the bottom.")],
+    out: Annotated[Path, typer.Option(metavar="STATS", help="File to write, for iba explain --stats.")],
+    backend: Backend = None,
+    layer: Layer = None,
+    n_samples: Annotated[int, typer.Option(help="Images to use at most, chosen at random.")] = 5000,
+    batch_size: Annotated[int, typer.Option(help="Images that pass the network at once.")] = 32,
+    preprocess: Preprocess = None,
+    size: Size = None,
+) -> None:
+    """Estimate what a layer's features look like in general, on a folder of your images."""
+    from iba_core.cli.estimate import estimate_statistics
+    from iba_core.cli.network import parse_size
+
+    estimate_statistics(
+        data,
+        model=model,
+        backend=backend,
+        layer=layer,
+        out=out,
+        n_samples=n_samples,
+        batch_size=batch_size,
+        preprocess=preprocess,
+        size=parse_size(size),
+    )
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(metavar="FOLDER", help="Where to write.")] = Path("demo-out"),
+) -> None:
+    """Explain a cat, a coffee and a rocket in PyTorch and in TensorFlow, and compare."""
+    from iba_core.cli.demo import run_demo
+
+    run_demo(out)

@@ -1,0 +1,186 @@
+"""``iba demo``: three photographs, explained in two frameworks, compared."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from time import perf_counter
+
+import numpy as np
+from PIL import Image
+from rich.table import Table
+
+from iba_core.cli.console import console, notes, paragraph, plain_table, tracked
+from iba_core.cli.explain import CROPS, fit_on_samples, pictures_note
+from iba_core.cli.network import Network, import_backend
+from iba_core.cli.photographs import make_folder
+from iba_core.cli.results import LEGEND, Result, percent, results_table
+from iba_core.errors import MissingDependencyError
+from iba_core.explainer import Explainer
+from iba_core.images import sample_image
+from iba_core.plotting import save_overlay
+from iba_core.timing import BareTail
+from iba_core.zoo.efficientnet_lite import NAME
+
+PHOTOGRAPHS = ("cat", "coffee", "rocket")
+BACKENDS = ("torch", "tensorflow")
+LAYER = "blocks.4"
+"""Fine enough, at 28 parts a side, to tell an eye from a nose."""
+
+SEED = 0
+_ROUNDS = 2
+
+
+@dataclass(frozen=True)
+class Run:
+    """What one framework has made of the photographs.
+
+    Attributes:
+        network: the network.
+        results: one for each photograph.
+        first_seconds: time of the very first explanation, compilation included.
+        seconds: time of an explanation, median.
+        tail_seconds: time of the forward and backward passes that it cannot do without, median.
+    """
+
+    network: Network
+    results: tuple[Result, ...]
+    first_seconds: float
+    seconds: float
+    tail_seconds: float
+
+
+def run_demo(out: Path) -> None:
+    """Explain the sample photographs with every framework, compare, and write pictures."""
+    _require_backends()
+    make_folder(out)
+    runs = [_run(backend) for backend in BACKENDS]
+    pictures = [
+        _save_comparison(out / f"{name}.png", [run.results[index] for run in runs])
+        for index, name in enumerate(PHOTOGRAPHS)
+    ]
+    overview = _save_overview(out / "overview.png", pictures)
+
+    terminal = console()
+    for run in runs:
+        terminal.print()
+        terminal.print(results_table(run.results, run.network.framework))
+    terminal.print()
+    terminal.print(paragraph(LEGEND, terminal.width))
+    terminal.print()
+    terminal.print(_agreement_table(*runs))
+    terminal.print()
+    terminal.print(_time_table(runs))
+    terminal.print()
+    network = runs[0].network
+    entries = [
+        ("Network", f"{NAME}, ImageNet weights, explained at {LAYER}"),
+        ("Pictures", pictures_note(network)),
+        ("Statistics", f"of the same {CROPS} crops of packaged sample photographs in each framework"),
+        ("Noise", f"from seed {SEED}, the same numbers in each framework"),
+        ("Machine", f"{os.cpu_count()} processors"),
+        ("Written", "\n".join(map(str, [*pictures, overview]))),
+    ]
+    terminal.print(notes(entries, terminal.width))
+
+
+def _require_backends() -> None:
+    missing = []
+    for backend in BACKENDS:
+        try:
+            import_backend(backend)
+        except MissingDependencyError as error:
+            missing.append(str(error))
+    if missing:
+        raise MissingDependencyError(
+            f"the demonstration compares two frameworks: pip install 'iba-core[all]' ({'; '.join(missing)})"
+        )
+
+
+def _run(backend: str) -> Run:
+    network = Network.load(NAME, backend)
+    explainer = Explainer(network.adapter.model, LAYER)
+    fit_on_samples(explainer, network, f"{network.framework}: estimating the features")
+    images = {name: sample_image(name) for name in PHOTOGRAPHS}
+    inputs = {name: network.inputs(image) for name, image in images.items()}
+
+    start = perf_counter()
+    explainer.explain(inputs[PHOTOGRAPHS[0]], seed=SEED)
+    first_seconds = perf_counter() - start
+    tail = BareTail(explainer.adapter, explainer.adapter.cut(LAYER))
+    tail.seconds(inputs[PHOTOGRAPHS[0]], steps=1)
+
+    results: dict[str, Result] = {}
+    seconds, tail_seconds = [], []
+    order = [name for _ in range(_ROUNDS) for name in PHOTOGRAPHS]
+    for name in tracked(order, f"{network.framework}: explaining", len(order)):
+        results[name] = Result.of(name, images[name], network, explainer, None, SEED)
+        seconds.append(results[name].seconds)
+        tail_seconds.append(tail.seconds(inputs[name]))
+    return Run(
+        network=network,
+        results=tuple(results.values()),
+        first_seconds=first_seconds,
+        seconds=median(seconds),
+        tail_seconds=median(tail_seconds),
+    )
+
+
+def _agreement_table(one: Run, other: Run) -> Table:
+    table = plain_table(f"Agreement of {one.network.framework} and {other.network.framework}")
+    table.add_column("Photograph")
+    table.add_column("Correlation of the\nfeatures' capacities", justify="right")
+    table.add_column("Difference\nof the bits", justify="right")
+    table.add_column("Difference of the\nlogits, relative", justify="right")
+    for a, b in zip(one.results, other.results, strict=True):
+        capacities = [result.attribution.capacity_channels_first().ravel() for result in (a, b)]
+        logits = [result.attribution.outputs[0] for result in (a, b)]
+        table.add_row(
+            a.name,
+            f"{np.corrcoef(capacities[0], capacities[1])[0, 1]:.6f}",
+            f"{100 * abs(b.bits / a.bits - 1):.3f} %",
+            f"{np.abs(logits[1] - logits[0]).max() / np.abs(logits[0]).max():.1e}",
+        )
+    return table
+
+
+def _time_table(runs: Sequence[Run]) -> Table:
+    table = plain_table("Time per picture, median")
+    table.add_column("")
+    table.add_column("Explaining", justify="right")
+    table.add_column("Bare passes\nof the tail", justify="right")
+    table.add_column("Ratio", justify="right")
+    table.add_column("First picture,\nwith compilation", justify="right")
+    for run in runs:
+        table.add_row(
+            run.network.framework,
+            f"{run.seconds:.2f} s",
+            f"{run.tail_seconds:.2f} s",
+            f"{run.seconds / run.tail_seconds:.2f}",
+            f"{run.first_seconds:.2f} s",
+        )
+    return table
+
+
+def _save_comparison(path: Path, results: Sequence[Result]) -> Path:
+    """Write one photograph and its maps by all frameworks side by side."""
+    first = results[0]
+    maps = {f"{r.network.framework}: {r.bits:,.0f} bits": r.saliency for r in results}
+    probability = f"probability {percent(first.probability)}"
+    save_overlay(path, first.picture, maps, title=first.class_name, subtitle=probability)
+    return path
+
+
+def _save_overview(path: Path, pictures: Sequence[Path]) -> Path:
+    """Write pictures of the same width, one above the other."""
+    opened = [Image.open(picture).convert("RGB") for picture in pictures]
+    overview = Image.new("RGB", (opened[0].width, sum(picture.height for picture in opened)), "white")
+    top = 0
+    for picture in opened:
+        overview.paste(picture, (0, top))
+        top += picture.height
+    overview.save(path, optimize=True)
+    return path

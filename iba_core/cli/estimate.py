@@ -1,0 +1,61 @@
+"""``iba estimate``: the distribution of a layer's features over a folder of images."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from iba_core.cli.console import console, notes, tracked
+from iba_core.cli.explain import ESTIMATING, layer_note, pictures_note
+from iba_core.cli.network import Network
+from iba_core.errors import InputError
+from iba_core.explainer import Explainer
+from iba_core.images import image_batches, image_files
+
+_ADVISED = 1000
+"""Images below which the statistics are worth a warning."""
+
+
+def estimate_statistics(
+    data: Path,
+    *,
+    model: str,
+    backend: str | None,
+    layer: str | None,
+    out: Path,
+    n_samples: int,
+    batch_size: int,
+    preprocess: str | None,
+    size: tuple[int, int] | None,
+) -> None:
+    """Estimate mean and standard deviation of a layer's features and write them to a file."""
+    if not out.parent.is_dir():
+        raise InputError(f"out={str(out)!r} cannot be written: its folder does not exist")
+    if out.is_dir():
+        raise InputError(f"out={str(out)!r} is a folder; a file was expected")
+    files = image_files(data)
+    # A folder is often sorted by class: its first files are no sample of all.
+    order = np.random.default_rng(0).permutation(len(files))[:n_samples]
+    chosen = [files[index] for index in order]
+    network = Network.load(model, backend, preprocess, size)
+    explainer = Explainer(network.adapter.model, layer, backend=network.adapter.name)
+    network.require_fit()
+    batches = image_batches(chosen, network.preprocessing, batch_size, network.adapter.data_format)
+    explainer.fit(tracked(batches, ESTIMATING, len(chosen)), n_samples, progbar=False)
+    explainer.save(out)
+
+    images = f"{len(chosen):,} of {len(files):,} in {data}, chosen at random"
+    if len(chosen) == len(files):
+        images = f"all {len(files):,} in {data}"
+    if len(chosen) < _ADVISED:
+        images += "; few for a distribution, about 5000 are advised"
+    entries = [
+        ("Network", f"{network.source}, in {network.framework}"),
+        ("Pictures", pictures_note(network)),
+        ("Layer", layer_note(explainer, layer)),
+        ("Images", images),
+        ("Written", str(out)),
+    ]
+    terminal = console()
+    terminal.print(notes(entries, terminal.width))

@@ -1,0 +1,102 @@
+"""``iba explain``: maps of photographs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from iba_core.bottleneck import BottleneckSettings
+from iba_core.cli.console import console, notes, paragraph, tracked
+from iba_core.cli.network import Network
+from iba_core.cli.photographs import find_photographs, make_folder
+from iba_core.cli.results import LEGEND, Result, results_table
+from iba_core.explainer import Explainer
+from iba_core.images import sample_crops
+from iba_core.targets import ClassTarget
+
+ESTIMATING = "Estimating the features"
+
+CROPS = 256
+"""Crops of the sample photographs that stand in for a data set."""
+
+
+def explain_photographs(
+    paths: Sequence[Path],
+    *,
+    model: str,
+    backend: str | None,
+    layer: str | None,
+    target: str | None,
+    stats: Path | None,
+    out: Path,
+    seed: int,
+    preprocess: str | None,
+    size: tuple[int, int] | None,
+    settings: BottleneckSettings,
+) -> None:
+    """Explain photographs and print what came out; the options are those of the command line."""
+    photographs = find_photographs(paths)
+    network = Network.load(model, backend, preprocess, size)
+    index = network.class_index(target)
+    explainer = Explainer(network.adapter.model, layer, backend=network.adapter.name)
+    if stats is not None:
+        explainer.load(stats)
+    network.require_fit()
+    ClassTarget(index).resolve(explainer.predict(network.inputs(photographs[0].load())))
+    make_folder(out, photographs, (".png", ".safetensors"))
+    if stats is None:
+        fit_on_samples(explainer, network)
+
+    results = []
+    for photograph in tracked(photographs, "Explaining", len(photographs)):
+        result = Result.of(
+            photograph.path.name, photograph.load(), network, explainer, index, seed, **vars(settings)
+        )
+        result.save_picture(photograph.output(out, ".png"))
+        result.attribution.save(photograph.output(out, ".safetensors"))
+        results.append(result)
+
+    terminal = console()
+    terminal.print()
+    terminal.print(results_table(results))
+    terminal.print()
+    terminal.print(paragraph(LEGEND, terminal.width))
+    terminal.print()
+    names = [f"{photograph.stem}.png, {photograph.stem}.safetensors" for photograph in photographs]
+    entries = [
+        ("Network", f"{network.source}, in {network.framework}"),
+        ("Pictures", pictures_note(network)),
+        ("Layer", layer_note(explainer, layer, stats)),
+        ("Statistics", _statistics_note(explainer, network, stats)),
+        ("Written", "\n".join([f"to {out}:", *names])),
+    ]
+    terminal.print(notes(entries, terminal.width))
+
+
+def fit_on_samples(explainer: Explainer, network: Network, description: str = ESTIMATING) -> None:
+    """Estimate the distribution of the features on crops of the sample photographs."""
+    crops = sample_crops(CROPS, network.preprocessing, data_format=network.adapter.data_format)
+    explainer.fit(tracked(crops, description, CROPS), CROPS, progbar=False)
+
+
+def pictures_note(network: Network) -> str:
+    """What becomes of a picture, and who says so."""
+    return f"{network.preprocessing_summary}; {network.preprocessing_origin}"
+
+
+def layer_note(explainer: Explainer, layer: str | None, stats: Path | None = None) -> str:
+    """The layer, and who has chosen it."""
+    if layer is not None:
+        return f"{explainer.layer}"
+    if stats is not None:
+        return f"{explainer.layer}, the one that the statistics were estimated at"
+    return f"{explainer.layer}, chosen for you; --layer takes another, iba layers lists them"
+
+
+def _statistics_note(explainer: Explainer, network: Network, stats: Path | None) -> str:
+    if stats is not None:
+        return f"{stats}, of {explainer.estimator.n_samples():,} images"
+    return (
+        f"of {CROPS} crops of the packaged sample photographs. That does for a look; for figures to rely on, "
+        f"estimate them on pictures of your own: iba estimate {network.source} FOLDER --out STATS"
+    )

@@ -1,0 +1,47 @@
+"""``iba layers``: the layers of a network."""
+
+from __future__ import annotations
+
+from iba_core.cli.console import console, folded, notes, plain_table
+from iba_core.cli.network import Network
+from iba_core.default_layer import default_layer
+from iba_core.errors import LayerError
+
+_WIDTH = 36
+"""Characters of a layer's name that stand in one line."""
+
+
+def list_layers(
+    *, model: str, backend: str | None, preprocess: str | None, size: tuple[int, int] | None
+) -> None:
+    """Print the layers of a model and the shapes of their outputs."""
+    network = Network.load(model, backend, preprocess, size)
+    network.require_fit()
+    inputs = network.probe()
+    layers = network.adapter.layers(inputs)
+    try:
+        chosen = default_layer(network.adapter, inputs)
+        note = f"{chosen}, marked by *, is taken where none is named"
+    except LayerError:
+        chosen = None
+        note = "none is fit to be taken unless you name it with --layer"
+
+    table = plain_table()
+    table.add_column("")
+    table.add_column("Layer")
+    table.add_column("Kind")
+    table.add_column("Output", justify="right", no_wrap=True)
+    for info in layers:
+        marked = info.name == chosen
+        shape = "several" if info.output_shape is None else " x ".join(map(str, info.output_shape))
+        table.add_row(
+            "*" if marked else "",
+            folded(info.name, _WIDTH),
+            folded(info.kind, 24),
+            shape,
+            style="bold" if marked else "",
+        )
+    terminal = console()
+    terminal.print(table)
+    terminal.print()
+    terminal.print(notes([("Layer", note), ("Pictures", network.preprocessing_summary)], terminal.width))
