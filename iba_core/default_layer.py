@@ -14,17 +14,18 @@ from iba_core.layout import Layout
 from iba_core.namespace import Array
 from iba_core.targets import main_output
 
-_PARTS = 12
+_PARTS = 24
 
 
 def default_layer(adapter: Adapter, inputs: Inputs) -> str:
     """Name of a sensible layer for a bottleneck in an image model.
 
-    Deep layers know objects, shallow ones know places. Of the layers that resolve the image in 12 parts a
-    side (or else in the fewest parts that are more), the one in the middle is taken, or the nearest to it
-    that all information passes: behind a layer inside a residual block, the skip connection would go
-    unexplained. Of a block and the layers within it, the block is taken. Parts are counted by how often the
-    image has been halved, so that a border of padding adds none.
+    Deep layers know objects, shallow ones know places. Of the layers that resolve the image in 24 parts a
+    side or a few more (the paper cuts VGG-16 and ResNet-50 where they resolve it in 28), or else in the most
+    parts there are, the one in the middle is taken, or the nearest to it that all information passes:
+    behind a layer inside a residual block, the skip connection would go unexplained. Of a block and the
+    layers within it, the block is taken. Parts are counted by how often the image has been halved, so that
+    a border of padding adds none.
 
     Args:
         adapter: adapter of the model.
@@ -42,7 +43,7 @@ def default_layer(adapter: Adapter, inputs: Inputs) -> str:
             groups.setdefault((parts < _PARTS, abs(parts - _PARTS), depth), []).append(info.name)
     for _, names in sorted(groups.items()):
         for name in _from_the_middle(names):
-            if _everything_passes(adapter, name, inputs):
+            if everything_passes(adapter, name, inputs):
                 return name
     raise LayerError("no layer with two spatial axes lets all information pass; name one with layer=")
 
@@ -63,7 +64,7 @@ def _parts(adapter: Adapter, info: LayerInfo, image: tuple[int, ...]) -> float |
     return float(whole / 2.0 ** round(np.log2(whole / side))) if 1 < side < whole else None
 
 
-def _everything_passes(adapter: Adapter, name: str, inputs: Inputs) -> bool:
+def everything_passes(adapter: Adapter, name: str, inputs: Inputs) -> bool:
     """Whether the output depends on the input through this layer alone.
 
     The features of the input are put in place of those of another, a noisy one: if the outputs are

@@ -36,7 +36,7 @@ class Explainer:
     Args:
         model: a trained model of any framework that a backend serves. It is left as it was.
         layer: the layer behind which the bottleneck goes, an object or its name. If None, one of those
-            that resolve the image in some 12 parts a side is taken on the first batch of `fit`, see
+            that resolve the image in some 24 parts a side is taken on the first batch of `fit`, see
             `iba_core.default_layer`.
         backend: name of the backend, where it shall not follow from the model.
         estimator: statistics of the layer's features, gathered before, in place of `fit`.
@@ -69,9 +69,11 @@ class Explainer:
         self.estimator = estimator or WelfordEstimator()
         self.tokens = tokens
         self._input_shape: tuple[int, ...] | None = None
+        self._layer = layer
         self._cut: Cut | None = None if layer is None else self.adapter.cut(layer)
         # A handful of losses at a time, so that a new callable per call does not pile up compiled steps.
         self._optimizer = lru_cache(maxsize=4)(self._make_optimizer)
+        self._cut_until = lru_cache(maxsize=4)(self._make_cut)
 
     @property
     def layer(self) -> str | None:
@@ -104,7 +106,8 @@ class Explainer:
                 inputs = inputs_of_batch(batch)
                 inputs = self.adapter.to_inputs(take(inputs, 0, n_samples - estimator.n_samples()))
                 if self._cut is None:
-                    self._cut = self.adapter.cut(default_layer(self.adapter, take(inputs, 0, 1)))
+                    self._cut_at(default_layer(self.adapter, take(inputs, 0, 1)))
+                    assert self._cut is not None
                 if not estimator.n_samples():
                     self._input_shape = tuple(next(arrays_of(inputs)).shape[1:])
                 estimator.fit(self.adapter.to_numpy(self._cut.features(inputs)))
@@ -151,7 +154,8 @@ class Explainer:
         if self._cut is None:
             if saved is None:
                 raise StateError(f"{path} names no layer, and neither does the explainer; give layer=")
-            self._cut = self.adapter.cut(saved)
+            self._cut_at(saved)
+            assert self._cut is not None
         elif saved not in (None, self._cut.layer_name):
             raise StateError(
                 f"{path} describes the layer {saved!r}, the explainer cuts at {self._cut.layer_name!r}"
@@ -186,7 +190,8 @@ class Explainer:
                 Arrays of NumPy or of the model's framework.
             target: what is to be kept of the output: the index of a class, one for all inputs or one
                 each; None for the class predicted; a callable that maps the model's output to a score
-                per row; or a `Target`.
+                per row; a `ConceptEmbedding`, at the model's output or at a layer behind the bottleneck; or
+                a `Target`.
             seed: makes the result reproducible, across frameworks too, and independent of the other
                 inputs of the batch.
             pass_mask: True where features pass unchanged and carry no capacity, of the shape of a feature
@@ -203,12 +208,13 @@ class Explainer:
             InputError: inputs of the wrong shape or not finite, or a target that does not fit.
             OptimizationError: the objective turned NaN or infinite.
         """
-        cut = self._ready()
+        self._ready()
         chosen = self.settings.override(**settings)
         statistics = Statistics.of(self.estimator, chosen.active_neurons_threshold)
         inputs = self._checked(x)
         images = batch_size(inputs)
         whole = as_target(target)
+        cut = self._cut_until(whole.layer)
         if max_batch is not None and max_batch < 1:
             raise InputError(f"max_batch={max_batch} must be 1 or more")
         at_once = images if max_batch is None else max(1, max_batch // chosen.samples)
@@ -219,7 +225,7 @@ class Explainer:
             with cut.open(chunk) as head:
                 outputs = self._outputs(cut, head)
                 loss, rows = whole.select(start, stop, images).resolve(outputs)
-                optimizer = self._optimizer(loss)
+                optimizer = self._optimizer(loss, whole.layer)
                 result = optimizer.run(
                     head,
                     statistics,
@@ -305,8 +311,16 @@ class Explainer:
             require_finite(self.adapter.to_numpy(array), "x")
         return inputs
 
-    def _make_optimizer(self, loss: Loss) -> BottleneckOptimizer:
-        cut = self._ready()
+    def _cut_at(self, layer: Any) -> None:
+        self._cut = self.adapter.cut(layer)
+        self._layer = layer
+
+    def _make_cut(self, until: Any) -> Cut:
+        """The cut at the explainer's layer, with a tail that ends at a layer; None for the model's end."""
+        return self._ready() if until is None else self.adapter.cut(self._layer, until)
+
+    def _make_optimizer(self, loss: Loss, until: Any = None) -> BottleneckOptimizer:
+        cut = self._cut_until(until)
 
         def model_loss(z: Array, carry: tuple[Array, ...], rows: tuple[Array, ...]) -> Array:
             outputs = cut.tail(z, carry)
