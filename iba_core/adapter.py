@@ -136,8 +136,13 @@ class Adapter(ABC):
         """Layers in the order in which they run on `inputs`, with the shapes of their outputs."""
 
     @abstractmethod
-    def cut(self, layer: Any) -> Cut:
+    def cut(self, layer: Any, until: Any = None) -> Cut:
         """Cut the model at `layer`, a layer object or its name; the features are its output.
+
+        Args:
+            layer: where the head ends and the tail begins.
+            until: where the tail ends: a layer behind (or at) the cut, whose output `Cut.tail` gives then
+                instead of the model's. None for the end of the model.
 
         Raises:
             LayerError: there is no such layer (the message offers the closest names), or the model

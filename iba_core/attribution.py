@@ -31,7 +31,8 @@ class Attribution:
             an image's map equals its total bits.
         capacity: (B, *feature map), in nats, in the model's own data format.
         mask: lambda, (B, *feature map) in (0, 1): the share of each feature that passes.
-        outputs: the model's outputs for the unrestricted images.
+        outputs: the model's outputs for the unrestricted images, or those of the layer that the target is
+            about.
         classes: (B,), the explained classes; None if the target was no class.
         model_losses: (steps, B), the model's loss before each step.
         informations: (steps, B), the weighted information before each step, in nats.

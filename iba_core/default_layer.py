@@ -86,4 +86,5 @@ def everything_passes(adapter: Adapter, name: str, inputs: Inputs) -> bool:
             found = adapter.to_numpy(main_output(cut.tail(features, head.carry)))
     except IBAError:
         return False
-    return bool((expected == found).all())
+    # Some devices add in another order each time; a real leak changes the outputs by far more.
+    return bool(np.allclose(found, expected, rtol=1e-4, atol=1e-4 * float(np.abs(expected).max())))

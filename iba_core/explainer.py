@@ -73,6 +73,7 @@ class Explainer:
         self._cut: Cut | None = None if layer is None else self.adapter.cut(layer)
         # A handful of losses at a time, so that a new callable per call does not pile up compiled steps.
         self._optimizer = lru_cache(maxsize=4)(self._make_optimizer)
+        self._compiled_tail = lru_cache(maxsize=4)(lambda cut: self.adapter.compile(cut.tail))
         self._cut_until = lru_cache(maxsize=4)(self._make_cut)
 
     @property
@@ -128,8 +129,8 @@ class Explainer:
         Raises:
             NotEstimatedError: there is nothing to write.
         """
-        state = self.estimator.state_dict()
         cut = self._ready()
+        state = self.estimator.state_dict()
         metadata = {
             "layer": cut.layer_name,
             "data_format": cut.data_format,
@@ -333,7 +334,8 @@ class Explainer:
         return BottleneckOptimizer(self.adapter, model_loss, layout, self.settings)
 
     def _outputs(self, cut: Cut, head: Head) -> npt.NDArray[Any]:
-        return self.adapter.to_numpy(main_output(cut.tail(head.features, head.carry)))
+        outputs = self._compiled_tail(cut)(head.features, head.carry)
+        return self.adapter.to_numpy(main_output(outputs))
 
     def _map_shape(self, inputs: Inputs, layout: Layout) -> tuple[int, ...] | None:
         """Spatial shape of the input, where it has as many spatial axes as the features have places."""

@@ -70,10 +70,11 @@ def check_shape(shape: tuple[int, ...], known: tuple[int, ...], channels_first: 
     Raises:
         InputError: other rank, or the channels are on the wrong end.
     """
+    given, expected = (", ".join(["batch", *map(str, sizes)]) for sizes in (shape, known))
     if len(shape) != len(known):
         raise InputError(
-            f"x has shape (batch, {str(shape)[1:-1]}), the model was estimated on inputs of shape "
-            f"(batch, {str(known)[1:-1]}): another number of axes"
+            f"x has shape ({given}), the model was estimated on inputs of shape ({expected}): "
+            "another number of axes"
         )
     if len(shape) < 2:
         return
@@ -82,6 +83,5 @@ def check_shape(shape: tuple[int, ...], known: tuple[int, ...], channels_first: 
         right = "first" if channels_first else "last"
         hint = f"; the channels must come {right}" if swapped == channels else ""
         raise InputError(
-            f"x has shape (batch, {str(shape)[1:-1]}), but the model takes {channels} channels, "
-            f"as in (batch, {str(known)[1:-1]}){hint}"
+            f"x has shape ({given}), but the model takes {channels} channels, as in ({expected}){hint}"
         )

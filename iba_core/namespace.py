@@ -72,8 +72,8 @@ def _load_backend(framework: str) -> None:
 
 def host_array(array: Any) -> np.ndarray[Any, np.dtype[Any]]:
     """NumPy copy or view of an array of any framework, also of one on a device or in a graph."""
-    for method in ("detach", "cpu"):  # PyTorch's; what has no such method needs none
-        array = getattr(array, method, lambda array=array: array)()
+    if hasattr(array, "detach"):  # PyTorch's
+        array = array.detach().cpu()
     return np.asarray(array)
 
 

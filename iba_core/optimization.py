@@ -281,7 +281,7 @@ class BottleneckOptimizer:
         for chunk in noise:
             # The information depends on no noise: only the first chunk carries it.
             objective = partial(
-                self._objective,
+                self.objective,
                 noise=chunk,
                 problem=problem,
                 share=int(chunk.shape[0]) / samples,
@@ -296,10 +296,22 @@ class BottleneckOptimizer:
             StepReport(model_loss, information),
         )
 
-    def _objective(
+    def objective(
         self, alpha: Array, *, noise: Array, problem: Problem, share: float, with_information: bool
     ) -> tuple[Array, tuple[Array, Array]]:
-        """Objective of a chunk of the noisy copies, summed over the images, which stay independent."""
+        """Objective of a chunk of the noisy copies, summed over the images, which stay independent.
+
+        Args:
+            alpha: the bottleneck's parameter, (B, *feature map).
+            noise: standard normal, (size of the chunk, *feature map).
+            problem: the images.
+            share: size of the chunk as a share of all copies.
+            with_information: whether the information term is part of this chunk's objective.
+
+        Returns:
+            The scalar to be minimised, and its two terms per image, (B,) each; without the information,
+            the model's loss stands in its place too.
+        """
         xp = array_namespace(alpha)
         images = int(alpha.shape[0])
         mask = mask_from_alpha(alpha, problem.matrices, self.layout)

@@ -11,7 +11,6 @@ from math import prod
 
 import numpy as np
 import numpy.typing as npt
-from scipy.linalg import block_diag
 from scipy.ndimage import gaussian_filter1d
 
 from iba_core.layout import Layout
@@ -57,7 +56,10 @@ def smoothing_matrices(
     grid: npt.NDArray[np.floating] = matrices[0]
     for matrix in matrices[1:]:
         grid = np.kron(grid, matrix)
-    return (block_diag(np.eye(layout.tokens.prefix), grid),)
+    prefix = layout.tokens.prefix
+    whole = np.eye(prefix + len(grid))
+    whole[prefix:, prefix:] = grid
+    return (whole,)
 
 
 def smooth(x: Array, matrices: Sequence[Array], layout: Layout) -> Array:

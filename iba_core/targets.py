@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -108,7 +108,13 @@ def class_probabilities(outputs: npt.NDArray[Any]) -> npt.NDArray[np.floating]:
 
 
 class Target(ABC):
-    """What is to be kept of the model's output, for a batch of images."""
+    """What is to be kept of the model's output, or of a layer's, for a batch of images.
+
+    Attributes:
+        layer: the layer whose output stands in for the model's, an object or its name; None for the model.
+    """
+
+    layer: Any = None
 
     def select(self, start: int, stop: int, images: int) -> Target:
         """The target of the images `start` to `stop` of a batch of `images`.
@@ -123,7 +129,7 @@ class Target(ABC):
         """Loss, and its data per image, for images on which the model answers `outputs`.
 
         Args:
-            outputs: the model's main output for the B unrestricted images.
+            outputs: the model's main output, or the layer's, for the B unrestricted images.
 
         Returns:
             A loss, and arrays with B rows that it takes after the outputs. Equal losses share a compiled
@@ -145,6 +151,9 @@ class ClassTarget(Target):
     """
 
     classes: npt.ArrayLike | None = None
+
+    least_outputs: ClassVar[int] = 2
+    """Of fewer there is nothing to choose from."""
 
     def select(self, start: int, stop: int, images: int) -> Target:
         """See `Target.select`."""
@@ -170,6 +179,11 @@ class ClassTarget(Target):
                 "not (images, classes); give a callable on the output instead"
             )
         images, count = outputs.shape
+        if count < self.least_outputs:
+            raise InputError(
+                "the model has one output, whose cross-entropy is constant; give LogitTarget(0) to keep it "
+                "high, or a callable on the output"
+            )
         classes = np.argmax(outputs, axis=1) if self.classes is None else np.asarray(self.classes)
         if not np.issubdtype(classes.dtype, np.integer):
             raise InputError(f"target={self.classes!r} must be a whole number, or one for each image")
@@ -188,6 +202,8 @@ class LogitTarget(ClassTarget):
 
     The loss is minus the output: unlike with `ClassTarget`, what the other outputs do is left open.
     """
+
+    least_outputs: ClassVar[int] = 1
 
     def resolve(self, outputs: npt.NDArray[Any]) -> tuple[Loss, tuple[npt.NDArray[Any], ...]]:
         """See `Target.resolve`; the row of an image is the index of its output."""
@@ -298,6 +314,7 @@ class SumTarget(Target):
             raise InputError(
                 f"{len(self.targets)} targets and weights={self.weights}; give targets, and a weight for each"
             )
+        object.__setattr__(self, "layer", common_layer(as_target(target).layer for target in self.targets))
 
     def select(self, start: int, stop: int, images: int) -> Target:
         """See `Target.select`."""
@@ -326,14 +343,38 @@ class _WeightedSum:
         return total
 
 
+def common_layer(layers: Iterable[Any]) -> Any:
+    """The one layer that several targets are about, None for the model's output.
+
+    Raises:
+        InputError: they are about different layers.
+    """
+    different: list[Any] = []
+    for layer in layers:
+        if layer not in different:
+            different.append(layer)
+    if len(different) > 1:
+        raise InputError(f"the targets are about different layers, {different} (None is the model's output)")
+    return different[0]
+
+
 def as_target(target: Any) -> Target:
-    """`Target` for what a user may give: one, None, an index, one index per image, or a callable score.
+    """`Target` for what a user may give.
+
+    Args:
+        target: a target, None, an index, one index per image, a callable score, or a `ConceptEmbedding`.
 
     Raises:
         InputError: it is none of these.
     """
+    # These import this module in their turn.
+    from iba_core.concepts.embedding import ConceptEmbedding
+    from iba_core.concepts.targets import ConceptEmbeddingTarget
+
     if isinstance(target, Target):
         return target
+    if isinstance(target, ConceptEmbedding):
+        return ConceptEmbeddingTarget(target)
     if callable(target):
         return ScoreTarget(target)
     if target is None:

@@ -9,6 +9,8 @@ import typer
 
 import iba_core
 from iba_core.bottleneck import BottleneckSettings
+from iba_core.cli.concept import concept
+from iba_core.cli.options import MODEL, OUT, Backend, Layer, Model, Preprocess, Size
 
 app = typer.Typer(
     name="iba",
@@ -17,39 +19,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["--help", "-h"]},
 )
 
-_MODEL = (
-    "efficientnet-lite0, a .keras file, or package.module:callable returning a model (looked for in the "
-    "current folder, too)."
-)
-_OUT = Path("iba-out")
-
-Model = Annotated[str, typer.Argument(metavar="MODEL", help=_MODEL)]
-Backend = Annotated[
-    str | None,
-    typer.Option(
-        metavar="NAME", help="torch or tensorflow.", show_default="the first that can load the network"
-    ),
-]
-Layer = Annotated[
-    str | None,
-    typer.Option(metavar="NAME", help="Layer to explain at; iba layers lists them.", show_default="chosen"),
-]
-Preprocess = Annotated[
-    str | None,
-    typer.Option(
-        metavar="PRESET",
-        help="unit, imagenet, symmetric or raw.",
-        show_default="what the network asks for, else unit",
-    ),
-]
-Size = Annotated[
-    str | None,
-    typer.Option(
-        metavar="PIXELS",
-        help="224 or WIDTHxHEIGHT.",
-        show_default="what the network asks for, else 224",
-    ),
-]
+app.add_typer(concept, name="concept")
 
 
 @app.callback(invoke_without_command=True)
@@ -69,7 +39,7 @@ def explain(
     photographs: Annotated[
         list[Path], typer.Argument(metavar="PHOTO", help="Image files, or folders of them.")
     ],
-    model: Annotated[str, typer.Option(metavar="MODEL", help=_MODEL)] = "efficientnet-lite0",
+    model: Annotated[str, typer.Option(metavar="MODEL", help=MODEL)] = "efficientnet-lite0",
     backend: Backend = None,
     layer: Layer = None,
     target: Annotated[
@@ -93,8 +63,8 @@ def explain(
     samples: Annotated[
         int, typer.Option(help="Noisy copies of the picture in each step.")
     ] = BottleneckSettings.samples,
-    seed: Annotated[int, typer.Option(help="Of the noise; one seed, one map.")] = 0,
-    out: Annotated[Path, typer.Option(metavar="FOLDER", help="Where to write.")] = _OUT,
+    seed: Annotated[int, typer.Option(min=0, help="Of the noise; one seed, one map.")] = 0,
+    out: Annotated[Path, typer.Option(metavar="FOLDER", help="Where to write.")] = OUT,
     preprocess: Preprocess = None,
     size: Size = None,
 ) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import TypeVar
 
 import numpy as np
@@ -88,8 +89,9 @@ def _wrapped(text: str, width: int) -> str:
     return "\n".join(lines)
 
 
-def tracked(items: Iterable[_T], description: str, total: int) -> Iterator[_T]:
-    """Hand `items` on while a bar on stderr shows how many are done; it leaves nothing behind.
+@contextmanager
+def tracked(items: Iterable[_T], description: str, total: int) -> Iterator[Iterator[_T]]:
+    """Context that hands `items` on while a bar on stderr shows how many are done; the bar does not stay.
 
     Args:
         items: arrays count as many as they have rows, everything else counts as one.
@@ -97,13 +99,13 @@ def tracked(items: Iterable[_T], description: str, total: int) -> Iterator[_T]:
         total: number there will be in all.
     """
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console(stderr=True), transient=True) as progress:
+    terminal = console(stderr=True)
+    with Progress(*columns, console=terminal, transient=True, disable=not terminal.is_terminal) as progress:
         task = progress.add_task(description, total=total)
-        for item in items:
-            yield item
-            progress.advance(task, len(item) if isinstance(item, np.ndarray) else 1)
 
+        def counted() -> Iterator[_T]:
+            for item in items:
+                yield item
+                progress.advance(task, len(item) if isinstance(item, np.ndarray) else 1)
 
-def enumeration(parts: Sequence[str]) -> str:
-    """Parts of a sentence, separated by commas, without the empty ones."""
-    return ", ".join(part for part in parts if part)
+        yield counted()

@@ -17,7 +17,7 @@ from iba_core.cli.console import console, notes, paragraph, plain_table, tracked
 from iba_core.cli.explain import CROPS, fit_on_samples, pictures_note
 from iba_core.cli.network import Network, import_backend
 from iba_core.cli.photographs import make_folder
-from iba_core.cli.results import LEGEND, Result, percent, results_table
+from iba_core.cli.results import LEGEND, Result, percent, require_plotting, results_table
 from iba_core.errors import MissingDependencyError
 from iba_core.explainer import Explainer
 from iba_core.images import sample_image
@@ -55,6 +55,7 @@ class Run:
 
 def run_demo(out: Path) -> None:
     """Explain the sample photographs with every framework, compare, and write pictures."""
+    require_plotting()
     _require_backends()
     make_folder(out)
     runs = [_run(backend) for backend in BACKENDS]
@@ -116,10 +117,11 @@ def _run(backend: str) -> Run:
     results: dict[str, Result] = {}
     seconds, tail_seconds = [], []
     order = [name for _ in range(_ROUNDS) for name in PHOTOGRAPHS]
-    for name in tracked(order, f"{network.framework}: explaining", len(order)):
-        results[name] = Result.of(name, images[name], network, explainer, None, SEED)
-        seconds.append(results[name].seconds)
-        tail_seconds.append(tail.seconds(inputs[name]))
+    with tracked(order, f"{network.framework}: explaining", len(order)) as names:
+        for name in names:
+            results[name] = Result.of(name, images[name], network, explainer, None, SEED)
+            seconds.append(results[name].seconds)
+            tail_seconds.append(tail.seconds(inputs[name]))
     return Run(
         network=network,
         results=tuple(results.values()),

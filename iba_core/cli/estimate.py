@@ -42,7 +42,8 @@ def estimate_statistics(
     explainer = Explainer(network.adapter.model, layer, backend=network.adapter.name)
     network.require_fit()
     batches = image_batches(chosen, network.preprocessing, batch_size, network.adapter.data_format)
-    explainer.fit(tracked(batches, ESTIMATING, len(chosen)), n_samples, progbar=False)
+    with tracked(batches, ESTIMATING, len(chosen)) as tracked_batches:
+        explainer.fit(tracked_batches, n_samples, progbar=False)
     explainer.save(out)
 
     images = f"{len(chosen):,} of {len(files):,} in {data}, chosen at random"

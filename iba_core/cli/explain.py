@@ -9,7 +9,7 @@ from iba_core.bottleneck import BottleneckSettings
 from iba_core.cli.console import console, notes, paragraph, tracked
 from iba_core.cli.network import Network
 from iba_core.cli.photographs import find_photographs, make_folder
-from iba_core.cli.results import LEGEND, Result, results_table
+from iba_core.cli.results import LEGEND, Result, require_plotting, results_table
 from iba_core.explainer import Explainer
 from iba_core.images import sample_crops
 from iba_core.targets import ClassTarget
@@ -35,6 +35,7 @@ def explain_photographs(
     settings: BottleneckSettings,
 ) -> None:
     """Explain photographs and print what came out; the options are those of the command line."""
+    require_plotting()
     photographs = find_photographs(paths)
     network = Network.load(model, backend, preprocess, size)
     index = network.class_index(target)
@@ -48,13 +49,14 @@ def explain_photographs(
         fit_on_samples(explainer, network)
 
     results = []
-    for photograph in tracked(photographs, "Explaining", len(photographs)):
-        result = Result.of(
-            photograph.path.name, photograph.load(), network, explainer, index, seed, **vars(settings)
-        )
-        result.save_picture(photograph.output(out, ".png"))
-        result.attribution.save(photograph.output(out, ".safetensors"))
-        results.append(result)
+    with tracked(photographs, "Explaining", len(photographs)) as waiting:
+        for photograph in waiting:
+            result = Result.of(
+                photograph.path.name, photograph.load(), network, explainer, index, seed, **vars(settings)
+            )
+            result.save_picture(photograph.output(out, ".png"))
+            result.attribution.save(photograph.output(out, ".safetensors"))
+            results.append(result)
 
     terminal = console()
     terminal.print()
@@ -76,7 +78,8 @@ def explain_photographs(
 def fit_on_samples(explainer: Explainer, network: Network, description: str = ESTIMATING) -> None:
     """Estimate the distribution of the features on crops of the sample photographs."""
     crops = sample_crops(CROPS, network.preprocessing, data_format=network.adapter.data_format)
-    explainer.fit(tracked(crops, description, CROPS), CROPS, progbar=False)
+    with tracked(crops, description, CROPS) as batches:
+        explainer.fit(batches, CROPS, progbar=False)
 
 
 def pictures_note(network: Network) -> str:

@@ -7,7 +7,7 @@ import inspect
 import os
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from operator import attrgetter
 from typing import Any
@@ -242,12 +242,20 @@ def _call(source: str, module_name: str, name: str, backend: str | None) -> tupl
         return found, find_adapter(found, backend)
     if not callable(found):
         raise InputError(f"model={source!r} is a {type(found).__name__}, neither a callable nor a model")
-    try:
-        inspect.signature(found).bind()
-    except TypeError as error:
-        raise InputError(f"model={source!r} cannot be called without arguments: {error}") from error
+    _require_no_arguments(found, source)
     model = found()
     return model, find_adapter(model, backend)
+
+
+def _require_no_arguments(function: Callable[..., Any], source: str) -> None:
+    try:
+        signature = inspect.signature(function)
+    except ValueError:  # what is built in may have none that Python knows of
+        return
+    try:
+        signature.bind()
+    except TypeError as error:
+        raise InputError(f"model={source!r} cannot be called without arguments: {error}") from error
 
 
 def _is_model(value: object) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -17,6 +18,7 @@ from rich.text import Text
 from iba_core.attribution import Attribution
 from iba_core.cli.console import folded, plain_table
 from iba_core.cli.network import Network
+from iba_core.errors import MissingDependencyError
 from iba_core.explainer import Explainer
 from iba_core.plotting import save_overlay
 from iba_core.targets import class_probabilities
@@ -26,8 +28,8 @@ _MARK = "▸ "
 _NAME_WIDTH, _CLASS_WIDTH = 13, 21
 
 LEGEND = (
-    "Bits: what must be known of the picture for the class marked by "
-    f"{_MARK.strip()}. Survives: share of that class' probability that is left when only these bits pass."
+    f"Bits: what passes of the picture so that the class marked {_MARK.strip()} is kept. "
+    "Survives: share of that class' probability that is left when nothing else passes."
 )
 
 
@@ -130,6 +132,16 @@ class Result:
             title=f"{self.class_name} · {self.bits:,.0f} bits",
             subtitle=f"whole picture: probability {percent(self.probability)}",
         )
+
+
+def require_plotting() -> None:
+    """See that pictures can be drawn, before there is anything to draw.
+
+    Raises:
+        MissingDependencyError: matplotlib is not installed.
+    """
+    if find_spec("matplotlib") is None:
+        raise MissingDependencyError("drawing the maps needs matplotlib: pip install 'iba-core[plot]'")
 
 
 def results_table(results: Iterable[Result], title: str | None = None) -> Table:

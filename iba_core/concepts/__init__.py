@@ -1,6 +1,10 @@
-"""Concepts: hyperplanes in the space of a layer, and the losses that teach them."""
+"""Concepts: hyperplanes in the space of a layer, how they are learnt, and where they are found."""
 
+from iba_core.concepts.analysis import ConceptAnalysis, ConceptAnalysisResult, LayerResult
+from iba_core.concepts.data import SegmentationConcept2D, SegmentationData
+from iba_core.concepts.detection import ModelStump
 from iba_core.concepts.embedding import ConceptEmbedding
+from iba_core.concepts.locating import locate, plot_heatmap, save_heatmap
 from iba_core.concepts.losses import (
     BalancedBCELoss,
     BalancedPenaltyReducedFocalLoss,
@@ -10,15 +14,40 @@ from iba_core.concepts.losses import (
 )
 from iba_core.concepts.masks import BatchReduction
 from iba_core.concepts.metrics import IoU, SetIoU
+from iba_core.concepts.samples import face_concept
+from iba_core.concepts.targets import (
+    ClassifierOutputTarget,
+    ConceptEmbeddingTarget,
+    DifferenceFromConceptTarget,
+    SimilarityToConceptTarget,
+)
+from iba_core.concepts.training import Hyperplane, TrainingSettings, train_detection_model
 
 __all__ = [
     "BalancedBCELoss",
     "BalancedPenaltyReducedFocalLoss",
     "BatchReduction",
+    "ClassifierOutputTarget",
+    "ConceptAnalysis",
+    "ConceptAnalysisResult",
     "ConceptEmbedding",
+    "ConceptEmbeddingTarget",
+    "DifferenceFromConceptTarget",
+    "Hyperplane",
     "IoU",
+    "LayerResult",
+    "ModelStump",
     "Net2VecLoss",
+    "SegmentationConcept2D",
+    "SegmentationData",
     "SetIoU",
+    "SimilarityToConceptTarget",
+    "TrainingSettings",
     "TverskyLoss",
     "WeightedLossSum",
+    "face_concept",
+    "locate",
+    "plot_heatmap",
+    "save_heatmap",
+    "train_detection_model",
 ]

@@ -110,9 +110,7 @@ def test_smoothing_is_scipys_gaussian_filter(framework, data_format, spatial, st
     axes = tuple(axis + 1 for axis in layout.spatial_axes)
     expected = x
     for axis in axes:
-        expected = ndimage.gaussian_filter1d(
-            expected, std, axis, mode="mirror", radius=max(1, round(2 * std))
-        )
+        expected = ndimage.gaussian_filter1d(expected, std, axis, mode="mirror", radius=round(2 * std))
     np.testing.assert_allclose(framework.to_numpy(found), expected, atol=1e-12)
 
 
@@ -169,7 +167,7 @@ def test_cross_entropy_of_a_probability_of_zero_is_finite(framework):
 
 
 def test_adam_on_worked_numbers(framework):
-    # With a constant gradient both corrected moments equal it (squared), so each step is lr * g / (|g| + eps).
+    # Of a constant gradient both corrected moments equal it (squared): each step is lr g / (|g| + eps).
     gradient = np.array([3.0, -1e-6, 0.0])
     state = AdamState(*(framework.asarray(np.zeros(3)) for _ in range(3)))
     for correction in bias_corrections(3):

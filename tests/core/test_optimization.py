@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from iba_core import BottleneckSettings, InputError, OptimizationError, Statistics
-from iba_core.adapter import Adapter, Cut, Head
 from iba_core.adam import AdamState, adam_step, bias_corrections
+from iba_core.adapter import Adapter, Cut, Head
 from iba_core.bottleneck import Mask, capacity, mask_from_alpha
 from iba_core.layout import Layout
 from iba_core.noise import seeded_normal

@@ -71,6 +71,9 @@ def test_a_batch_is_explained_in_parts():
 def test_wrong_targets_are_named(target, message):
     with pytest.raises(InputError, match=message):
         as_target(target).resolve(LOGITS)
+    with pytest.raises(InputError, match="one output, whose cross-entropy is constant"):
+        as_target(0).resolve(LOGITS[:, :1])
+    np.testing.assert_array_equal(losses(LogitTarget(0), LOGITS[:, :1]), [0.0, -4.0])
     with pytest.raises(InputError, match=r"output has shape \(2, 3, 4\)"):
         as_target(0).resolve(np.zeros((2, 3, 4)))
 

@@ -11,10 +11,13 @@ import pytest
 import tensorflow as tf
 from keras import layers
 
-from iba_core import Explainer
+from iba_core import BottleneckSettings, Explainer, Statistics, WelfordEstimator
 from iba_core.adapter import find_adapter, load_backend
 from iba_core.errors import InputError, StateError
 from iba_core.inputs import take
+from iba_core.layout import Layout
+from iba_core.optimization import BottleneckOptimizer
+from iba_core.targets import cross_entropy
 from iba_tf import KerasAdapter
 
 
@@ -205,6 +208,28 @@ class TestExplainer:
         assert {layer.name: len(layer._inbound_nodes) for layer in small.layers} == inbound
         assert len(tf.compat.v1.get_default_graph().get_operations()) == 0
         np.testing.assert_array_equal(small.predict(x, verbose=0), before)
+
+
+def test_a_step_of_the_optimisation_compiles_with_xla(small):
+    x = np.random.default_rng(0).normal(size=(4, 8, 8, 3)).astype(np.float32)
+    results = []
+    for jit_compile in (False, True):
+        adapter = KerasAdapter(small, jit_compile=jit_compile)
+        cut = adapter.cut("relu")
+
+        def model_loss(z, carry, targets, cut=cut):
+            return cross_entropy(cut.tail(z, carry), tf.repeat(targets[0], 3, axis=0))
+
+        optimizer = BottleneckOptimizer(
+            adapter, model_loss, Layout.of((8, 8, 4), "channels_last"), BottleneckSettings(steps=3, samples=3)
+        )
+        estimator = WelfordEstimator()
+        estimator.fit(cut.features(x))
+        with cut.open(x[:2]) as head:
+            results.append(optimizer.run(head, Statistics.of(estimator), (tf.constant([1, 2]),), seed=0))
+    plain, compiled = results
+    np.testing.assert_allclose(compiled.capacity, plain.capacity, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(compiled.model_losses, plain.model_losses, rtol=1e-4)
 
 
 class TestFiles:

@@ -72,7 +72,7 @@ def test_arrays_are_features():
     assert_is_that_of(estimator, X)
 
 
-def test_a_layer_takes_it_and_feeds_it():
+def test_a_layer_takes_it_and_feeds_it(tmp_path):
     inputs = keras.Input((4,))
     hidden = layers.Dense(6)
     x = hidden(inputs)
@@ -87,6 +87,9 @@ def test_a_layer_takes_it_and_feeds_it():
     iba.load_state_dict(iba.state_dict())
     assert iba.estimator.n_samples() == 40
     assert iba.estimator.feature_name == x.name
+    model.save(tmp_path / "model.keras")
+    loaded = keras.saving.load_model(tmp_path / "model.keras").get_layer(iba.name)
+    np.testing.assert_array_equal(loaded.estimator.std(), estimator.std())
 
 
 def test_the_state_makes_a_round_trip_with_the_name(tmp_path):

@@ -154,6 +154,82 @@ class Transformer(nn.Module):
         return self.out(self.blocks(x)[:, 0])
 
 
+class Windowed(nn.Module):
+    """Windows on the axis of the images between the layers, and a table that depends on no image."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Conv2d(3, 4, 1)
+        self.table = nn.Embedding(9, 4)
+        self.mix = nn.Linear(4, 4)
+        self.norm = nn.LayerNorm(4)
+        self.out = nn.Linear(4, 5)
+
+    def forward(self, x):
+        x = self.stem(x)
+        n = len(x)
+        windows = x.unfold(2, 3, 3).unfold(3, 3, 3).permute(0, 2, 3, 4, 5, 1).reshape(n * 4, 9, 4)
+        windows = self.mix(windows + self.table(torch.arange(9)))
+        x = self.norm(windows.reshape(n, 36, 4))
+        return self.out(x.mean(1))
+
+
+class Collecting(nn.Module):
+    """Features reach the end through hooks, from layers directly below and further down."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 4, 1))
+        self.down = nn.Sequential(nn.Conv2d(4, 4, 3, padding=1), nn.ReLU(inplace=True), nn.Tanh())
+        self.last = nn.Conv2d(4, 4, 1)
+        self.out = nn.Linear(4, 5)
+        self.collected = []
+        for layer in (self.stem[1], self.down, self.down[0], self.last):
+            layer.register_forward_hook(self.collect)
+
+    def collect(self, module, args, output):
+        self.collected.append(output)
+
+    def forward(self, x):
+        self.collected.clear()
+        self.last(self.down(self.stem(x)))
+        x = sum((i + 1) * features.mean((2, 3)) for i, features in enumerate(self.collected))
+        self.collected.clear()
+        return self.out(x)
+
+
+class Wrapped:
+    """A container that nobody looks into."""
+
+    def __init__(self, x):
+        self.x = x
+
+
+class Wrapping(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3, padding=1)
+
+    def forward(self, x):
+        y = self.conv(x)
+        return y, Wrapped(y * 2)
+
+
+class Opaque(nn.Module):
+    """Things between the layers that hide their tensors."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = Wrapping(), Wrapping()
+        self.between = nn.Conv2d(4, 3, 1)
+        self.out = nn.Linear(4, 5)
+
+    def forward(self, x):
+        y, hidden = self.first(x)
+        z, more = self.second(self.between(y) + 0.1)
+        return self.out((z + hidden.x + more.x).mean((2, 3)))
+
+
 def nested():
     return nn.Sequential(
         nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(inplace=True), nn.Dropout(0.5)),
@@ -207,6 +283,9 @@ CASES = {
     "transformer": Case(
         Transformer, ("patch", "blocks.0", "blocks.1", "blocks.1.self_attn", "blocks.2.linear1", "blocks")
     ),
+    "windowed": Case(Windowed, ("stem", "norm")),
+    "collecting": Case(Collecting, ("stem.0", "stem.1", "stem", "down.0", "down", "last")),
+    "opaque": Case(Opaque, ("first.conv", "first", "between", "second", "second.conv")),
     "volumes": Case(volumes, ("0", "1", "2", "3", "4", "5", "6", "7")),
 }
 

@@ -179,6 +179,9 @@ LAYERS = [
     ("transformer", "blocks.1.self_attn", 1),
     ("volumes", "1", 0),
     ("volumes", "5", 0),
+    ("windowed", "norm", 1),
+    ("collecting", "down", 0),
+    ("opaque", "between", 0),
 ]
 
 
@@ -349,7 +352,7 @@ class TestBatches:
         return model, iba
 
     @pytest.mark.parametrize("reduction", ["mean", "none"])
-    @pytest.mark.parametrize("max_batch", [None, 6])
+    @pytest.mark.parametrize("max_batch", [None, 3, 6, 100])
     def test_each_image_is_explained_by_itself(self, cases, images, reduction, max_batch):
         model, iba = self.prepare(cases, images)
         x, targets = images(3, seed=7), torch.tensor([0, 4, 2])
@@ -383,6 +386,9 @@ class TestBatches:
         parts = iba.analyze(images(1), loss, "capacity", seed=1, max_batch=3)
         np.testing.assert_allclose(parts, whole, rtol=1e-9)
         assert max(sizes) <= 3
+        sizes.clear()
+        iba.analyze(images(6), loss, "capacity", seed=1)
+        assert max(sizes) <= 16
 
 
 class TestEstimate:
@@ -616,21 +622,24 @@ class TestNothingIsLeftBehind:
             iba.analyze(x, lambda inputs: cross_entropy_of(model, 1)(inputs) * torch.nan)
         assert snapshot(model, x) == before
 
-    def test_many_explanations_hold_no_more_than_two(self, cases, images):
+    def test_two_hundred_explanations_hold_no_more_than_two(self, cases, images):
         model = cases["residual"].make()
         iba = IBA(model.conv1, optimization_steps=2, batch_size=2)
         iba.estimate(model, [images(6)])
+        explainer = Explainer(model, layer="conv1", steps=2, samples=2).fit([images(6)], progbar=False)
 
         def held():
             gc.collect()
-            found = [item for item in gc.get_objects() if isinstance(item, torch.Tensor)]
-            return len(found), sum(tensor.nelement() for tensor in found)
+            found = [item for item in gc.get_objects() if type(item) in (torch.Tensor, nn.Parameter)]
+            hooks = sum(len(module._forward_hooks) for module in model.modules())
+            return len(found), sum(tensor.nelement() for tensor in found), hooks
 
-        counts = []
-        for _ in range(40):
+        for count in range(200):
             iba.analyze(images(1), cross_entropy_of(model, 1))
-            counts.append(held())
-        assert counts[-1] == counts[1]
+            explainer.explain(images(1), target=1)
+            if count == 1:
+                after_two = held()
+        assert held() == after_two
 
     def test_the_layers_before_the_bottleneck_run_once(self, cases, images, count_calls):
         model = cases["residual"].make()

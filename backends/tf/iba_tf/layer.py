@@ -182,8 +182,9 @@ class IBALayer(PerSampleBottleneck, keras.layers.Layer):
         """Keep the statistics in a file of weights, beside the weights of other layers."""
         super().save_own_variables(store)
         state = self.state_dict()
-        for name, value in (state["estimator"] or {}).items():
-            store[f"estimator_{name}"] = value
+        if state["estimator"] is not None:
+            for name in STATE:
+                store[f"estimator_{name}"] = state["estimator"][name]
         for name in _GIVEN:
             if state[name] is not None:
                 store[name] = state[name]

@@ -279,7 +279,15 @@ def take(x: Tensor, indices: Tensor, *, axis: int | None = None) -> Tensor:
 
 def take_along_axis(x: Tensor, indices: Tensor, *, axis: int = -1) -> Tensor:
     """For each position of `indices`, the entry of `x` there, at the index along `axis`."""
-    return tf.experimental.numpy.take_along_axis(x, indices, axis)
+    last = x.ndim - 1
+    order = list(range(x.ndim))
+    order[axis], order[last] = order[last], order[axis]
+    if order != sorted(order):
+        x, indices = tf.transpose(x, order), tf.transpose(indices, order)
+    leading = tf.broadcast_static_shape(x.shape[:-1], indices.shape[:-1])
+    x, indices = (tf.broadcast_to(each, [*leading, each.shape[-1]]) for each in (x, indices))
+    taken = tf.gather(x, indices, batch_dims=last, axis=last)
+    return taken if order == sorted(order) else tf.transpose(taken, order)
 
 
 # -- shapes ---------------------------------------------------------------------------------------

@@ -85,7 +85,7 @@ class Probe:
         optimizer = self._optimizer
         mask = mask_from_alpha(alpha, problem.matrices, optimizer.layout)
         objective = partial(
-            optimizer._objective, noise=noise, problem=problem, share=1.0, with_information=True
+            optimizer.objective, noise=noise, problem=problem, share=1.0, with_information=True
         )
         _, (model_loss, information), gradient = optimizer.adapter.value_and_grad(objective, alpha)
         eps = problem.mean + problem.std * noise

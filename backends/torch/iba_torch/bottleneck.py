@@ -23,11 +23,13 @@ from iba_core.utils import get_tqdm
 from iba_torch.adapter import TorchAdapter
 from iba_torch.cut import TorchCut
 from iba_torch.estimator import TorchWelfordEstimator
+from iba_torch.precision import without_autocast
 from iba_torch.trees import replace_first, tensors
 
 Mode = Literal["saliency", "capacity"]
 
 _THRESHOLD = 0.01
+_CPU_BATCH = 16
 
 
 def to_saliency_map(
@@ -194,7 +196,10 @@ class IBA(nn.Module):
             self._estimate_batch(x)
         if self._interrupting:
             raise _Interruption(self)
-        return self._restrict(x) if self._restricting else x
+        if not self._restricting:
+            return x
+        with without_autocast(x.device):
+            return self._restrict(x)
 
     @contextmanager
     def interrupt_execution(self) -> Iterator[None]:
@@ -340,7 +345,8 @@ class IBA(nn.Module):
             pass_mask: True where features pass unchanged and carry no capacity, of the shape of a feature
                 map or of a batch of them. For padding.
             max_batch: the most feature maps that pass the model at once, to bound the memory; the closure
-                then gets as many copies at a time.
+                then gets fewer copies of each image at a time. If None, all pass at once; only on a CPU,
+                which is slower with more than its caches hold, a batch of images goes in parts of 16.
 
         Returns:
             For ``"saliency"``, an array (H, W) in bits per pixel whose sum is the total of bits, (B, H, W)
@@ -375,6 +381,8 @@ class IBA(nn.Module):
 
         with self._passing_all(), cut.open(input_t) as head:
             layout = Layout.of(head.features.shape[1:], cut.data_format, self.tokens)
+            if max_batch is None and images > 1 and head.features.device.type == "cpu":
+                max_batch = max(images, _CPU_BATCH)
             result = self._optimizer(model_loss, layout, settings).run(
                 head,
                 statistics,
@@ -488,9 +496,7 @@ class IBA(nn.Module):
         if isinstance(input_t, torch.Tensor):
             shape, known = tuple(input_t.shape), self._input_shape
             if known is not None and len(shape) == len(known):
-                raise InputError(
-                    f"input_t has shape {shape} and no batch axis; (1, {str(shape)[1:-1]}) was expected"
-                )
+                raise InputError(f"input_t has shape {shape} and no batch axis; {(1, *shape)} was expected")
             if len(shape) < 2:
                 raise InputError(f"input_t has shape {shape}; a batch axis and one of features are needed")
             if known is not None:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol
 
 import torch
 from torch import nn
+
+_ABSENT = object()
 
 
 class CallHandler(Protocol):
@@ -73,6 +75,53 @@ def run(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any
     if getattr(module, "_compiled_call_impl", None) is not None:
         return module._call_impl(*args, **kwargs)
     return _detour.call_module(module, *args, **kwargs)
+
+
+def perform(
+    module: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    forward: Callable[[Callable[..., Any], tuple[Any, ...], dict[str, Any]], Any],
+) -> Any:
+    """Call `module` past the handler, with `forward` in place of what it does.
+
+    The hooks on a module stay in effect, since they may carry features past the layers: they get what
+    `forward` returns.
+
+    Args:
+        module: the module.
+        args: positional arguments of the call.
+        kwargs: its keyword arguments.
+        forward: gets what the module does, to call it or not, and its arguments.
+    """
+    if not is_watched(module):
+        return forward(lambda *args, **kwargs: run(module, args, kwargs), args, kwargs)
+    attributes, forward_of_module = vars(module), module.forward
+    own, thread = attributes.get("forward", _ABSENT), threading.get_ident()
+
+    def stand_in(*args: Any, **kwargs: Any) -> Any:
+        if threading.get_ident() != thread:
+            return forward_of_module(*args, **kwargs)
+        return forward(forward_of_module, args, kwargs)
+
+    attributes["forward"] = stand_in
+    try:
+        return run(module, args, kwargs)
+    finally:
+        if own is _ABSENT:
+            del attributes["forward"]
+        else:
+            attributes["forward"] = own
+
+
+def is_watched(module: nn.Module) -> bool:
+    """Whether hooks see the calls of `module`; those by which PyTorch computes its weights do not count."""
+    hooks = (*module._forward_pre_hooks.values(), *module._forward_hooks.values())
+    return any(not _source(hook).startswith("torch.") for hook in hooks)
+
+
+def _source(function: Any) -> str:
+    return str(getattr(function, "__module__", None) or type(function).__module__)
 
 
 def unwrap(module: nn.Module) -> nn.Module:

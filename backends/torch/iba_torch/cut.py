@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from typing import Any, Literal, NamedTuple, NoReturn
 
 import torch
@@ -13,11 +14,12 @@ from torch import nn
 from iba_core.adapter import Cut, Head, Inputs
 from iba_core.errors import InputError, LayerError
 from iba_core.layout import DataFormat
-from iba_torch.calls import intercept_calls, run, unwrap
+from iba_torch.calls import intercept_calls, is_watched, perform, run, unwrap
 from iba_torch.channels import channel_hint, data_format_of
 from iba_torch.frozen import Frozen, frozen
+from iba_torch.precision import without_autocast
 from iba_torch.recording import Arguments, BatchAxes, Call, Lender, Value, record
-from iba_torch.trees import is_transparent, replace_first, tensors, tree_map
+from iba_torch.trees import first_tensor, replace_first, tensors, tree_map
 
 
 class LayerCall(NamedTuple):
@@ -98,7 +100,8 @@ class TorchCut(Cut):
         """Run the head once on `inputs` (batch size B) and make `tail` ready for them.
 
         Inside the context the modules that run are in evaluation mode and gradients for their
-        parameters are off. On leaving, also by an exception, everything is as it was.
+        parameters are off; under autocast, the tail alone still is. On leaving, also by an exception,
+        everything is as it was.
 
         Raises:
             LayerError: the layer never runs, or the model cannot be cut there.
@@ -111,11 +114,12 @@ class TorchCut(Cut):
                 self._count_calls(inputs, still)
             head = _HeadPass(self, still, batch_size(inputs), remember=True)
             features = self._run_head(inputs, head)
-            try:
-                self._open = _Opened(self, inputs, features, head)
-                yield Head(features)
-            finally:
-                self._open = None
+            with without_autocast(features.device) as outside:
+                try:
+                    self._open = _Opened(self, inputs, features, head, outside)
+                    yield Head(features)
+                finally:
+                    self._open = None
 
     def tail(self, z: torch.Tensor, carry: tuple[Any, ...] = ()) -> Any:
         """Output of the model for feature maps `z`, differentiable in `z`. Only inside `open`.
@@ -222,7 +226,7 @@ class _HeadPass:
         self.n_calls = 0
         self.until_numbers: dict[Call, int] = {}
         self.scripted = False
-        self.everything = Call(None)
+        self.everything = Call(None, opened=remember)
         self.cut_call: Call | None = None
         self._current = self.everything
         self._remember = remember
@@ -240,29 +244,48 @@ class _HeadPass:
         parent.calls.append(call)
         if self.cut.until is not None and module is self.cut.until.module:
             self.until_numbers[call] = len(self.until_numbers)
+        call.opened = self._remember and (self._leads(module) or _watched_inside(module))
+        self._current = call
+        try:
+            return perform(module, args, kwargs, partial(self._forward, call, parent, at_cut))
+        finally:
+            self._current = parent
+            self.hint = channel_hint(module) or self.hint
+
+    def _forward(
+        self,
+        call: Call,
+        parent: Call,
+        at_cut: bool,
+        forward: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> Any:
+        """Run the forward of a module, and remember what it did or end the pass."""
+        module = call.module
+        assert module is not None
+        # Outputs of modules inside of one that is repeated from memory are never asked for.
+        remember = self._remember and parent.opened and not _watched_inside(module)
+        arguments = Arguments(args, kwargs) if remember or at_cut else None
         if at_cut and self.cut.where == "input":
             call.takes_z = True
             self.hint = channel_hint(module) or self.hint
-            axes = BatchAxes(module, Arguments(args, kwargs), self.batch)
-            self._reach(call, tensors((args, kwargs)), axes)
-        # Outputs of modules inside of one that does not lead to the cut are never asked for by themselves.
-        remember = self._remember and (at_cut or self._leads(parent.module))
-        arguments = Arguments(args, kwargs) if remember or at_cut else None
-        self._current = call
-        try:
-            output = run(module, args, kwargs)
-        finally:
-            self._current = parent
-        self.hint = channel_hint(module) or self.hint
-        if arguments is not None:
-            axes = BatchAxes(module, arguments, self.batch)
-            found = tensors(output) if at_cut and is_transparent(output) else []
-            if remember:
-                call.result = record(output, arguments, axes, found[0] if found else None)
-                if call.result is not None:
-                    call.calls.clear()
-            if at_cut:
-                self._reach(call, found, axes)
+            self._reach(
+                call, first_tensor((args, kwargs)), BatchAxes(module, Arguments(args, kwargs), self.batch)
+            )
+        output = forward(*args, **kwargs)
+        if arguments is None:
+            return output
+        axes = BatchAxes(module, arguments, self.batch)
+        feature = first_tensor(output) if at_cut else None
+        if remember:
+            call.result = record(output, arguments, axes, feature)
+            if call.result is not None:
+                call.calls.clear()
+        if at_cut:
+            call.gives_z = call.result is None
+            self.hint = channel_hint(module) or self.hint
+            self._reach(call, feature, axes)
         return output
 
     def _leads(self, module: nn.Module | None) -> bool:
@@ -270,11 +293,10 @@ class _HeadPass:
             self._leads_to_cut[module] = any(inner is self.cut.module for inner in module.modules())
         return self._leads_to_cut[module]
 
-    def _reach(self, call: Call, found: list[torch.Tensor], axes: BatchAxes) -> NoReturn:
+    def _reach(self, call: Call, feature: torch.Tensor | None, axes: BatchAxes) -> NoReturn:
         place = f"the {self.cut.where} of layer {self.cut.layer_name!r}"
-        if not found:
+        if feature is None:
             raise LayerError(f"{place} holds no tensor that could be replaced")
-        feature = found[0]
         if not feature.is_floating_point():
             raise LayerError(f"{place} is of type {feature.dtype}; a feature map is floating point")
         axis = axes.find(feature)
@@ -291,9 +313,17 @@ class _HeadPass:
 class _Opened:
     """What an open cut knows of the head."""
 
-    def __init__(self, cut: TorchCut, inputs: Inputs, features: torch.Tensor, head: _HeadPass) -> None:
+    def __init__(
+        self,
+        cut: TorchCut,
+        inputs: Inputs,
+        features: torch.Tensor,
+        head: _HeadPass,
+        outside: AbstractContextManager[Any],
+    ) -> None:
         self.cut = cut
         self.head = head
+        self.outside = outside
         self.inputs = tree_map(lambda tensor: _input_value(tensor, head.batch), inputs)
         self.features = features
         self.z_lender = Lender()
@@ -313,7 +343,7 @@ class _Opened:
         tail = _TailPass(self, self._place(z), copies)
         finished = False
         try:
-            with intercept_calls(tail):
+            with self.outside, intercept_calls(tail):
                 output = tail.run(tree_map(lambda value: value.lend(copies), self.inputs, Value))
             finished = True
         finally:
@@ -323,7 +353,7 @@ class _Opened:
             raise LayerError(f"layer {cut.layer_name!r} did not run again when the model was run again")
         if cut.until is not None and not tail.ended:
             raise LayerError(
-                f"layer {cut.until.name!r} does not run behind layer {cut.layer_name!r}, or gives no tensor there"
+                f"layer {cut.until.name!r} gives no batch of tensors behind layer {cut.layer_name!r}"
             )
         if cut.call is None and cut.until is None:
             cut._check_calls(1 + tail.calls_after)
@@ -394,11 +424,18 @@ class _TailPass:
             self.calls_after += self.reached and module is self.head.cut.module
             return run(module, args, kwargs)
         self.reached |= call is self.head.cut_call
+        return perform(module, args, kwargs, partial(self._forward, call))
+
+    def _forward(
+        self, call: Call, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        """Do what the forward of a module has done in the head, with the feature map put in."""
+        if call.result is not None:
+            return call.result.repeat(args, kwargs, self.copies, self.z)
         if call.takes_z:
             args, kwargs = replace_first((args, kwargs), self.z)
-        if call.result is None:
-            return run(module, args, kwargs)
-        return call.result.repeat(args, kwargs, self.copies, self.z)
+        output = forward(*args, **kwargs)
+        return replace_first(output, self.z) if call.gives_z else output
 
 
 def batch_size(inputs: Inputs) -> int:
@@ -421,6 +458,11 @@ def _input_value(tensor: torch.Tensor, batch: int) -> Value:
         tensor = tensor.clone()
     axis = 0 if tensor.ndim and tensor.shape[0] == batch else None
     return Value(tensor.detach(), axis)
+
+
+def _watched_inside(module: nn.Module) -> bool:
+    """Whether hooks see the calls of a module inside of this one, which therefore must take place."""
+    return any(is_watched(inner) for inner in module.modules() if inner is not module)
 
 
 def _is_channels_last(tensor: torch.Tensor) -> bool:

@@ -63,8 +63,8 @@ class TorchWelfordEstimator(nn.Module):
             InputError: the shape is not (B, *shape).
         """
         if x.ndim < 2 or (self.shape is not None and tuple(x.shape[1:]) != self.shape):
-            wanted = "(batch, ...)" if self.shape is None else f"(batch, {str(self.shape)[1:-1]})"
-            raise InputError(f"x has shape {tuple(x.shape)}, the estimator takes {wanted}")
+            wanted = ["batch", *(["..."] if self.shape is None else map(str, self.shape))]
+            raise InputError(f"x has shape {tuple(x.shape)}, the estimator takes ({', '.join(wanted)})")
         if x.shape[0]:
             # Outside of inference mode, so that the buffers can be written into later.
             with torch.inference_mode(False), torch.no_grad():
@@ -76,9 +76,12 @@ class TorchWelfordEstimator(nn.Module):
             self._allocate(tuple(x.shape[1:]), x.device)
         elif self._mean.device != x.device:
             self.to(x.device)
-        if x.dtype in (torch.float32, torch.float64):
-            self._dtype_of = self._dtype_of.to(x.dtype)
+        self._widen(x.dtype)
         self._take_in(batch_moments(x.detach().to(self._mean.dtype)), x.shape[0])
+
+    def _widen(self, dtype: torch.dtype) -> None:
+        """Give back float64 from the first float64 features on."""
+        self._dtype_of = self._dtype_of.to(torch.promote_types(self._dtype_of.dtype, dtype))
 
     def _take_in(self, moments: Moments, count: int | torch.Tensor) -> None:
         merged = merge_moments(self._moments(), moments)
@@ -99,6 +102,7 @@ class TorchWelfordEstimator(nn.Module):
             self._allocate(other.shape, other._mean.device)
         if self.shape != other.shape:
             raise InputError(f"cannot merge estimators of the shapes {self.shape} and {other.shape}")
+        self._widen(other._dtype_of.dtype)
         theirs = Moments(*(moment.to(self._mean) for moment in other._moments()))
         self._take_in(theirs, other._n_samples.to(self._n_samples.device))
 

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from iba_torch.calls import is_watched
 from iba_torch.trees import is_transparent, tensors, tree_map
 
 
@@ -172,26 +173,29 @@ class Call:
 
     Attributes:
         module: the called module; None for the pass as a whole.
-        calls: the calls made inside of it, none once it has a result.
+        calls: the calls made inside of it; once it has a result, only those that its hooks make.
         result: what it did, if it has ended and can be repeated from memory.
+        opened: whether the calls made inside of it are remembered as well.
         takes_z: whether the feature map is its input.
+        gives_z: whether the feature map is part of its output, though it cannot be repeated from memory.
     """
 
     module: nn.Module | None
     calls: list[Call] = field(default_factory=list)
     result: Result | None = None
+    opened: bool = False
     takes_z: bool = False
+    gives_z: bool = False
 
     def plan(self, steps: dict[nn.Module, deque[Call]]) -> None:
         """Collect the calls of each module that take place when the pass is repeated, in their order.
 
-        Calls inside of one that is repeated from memory do not.
+        Calls inside of one that is repeated from memory do not, except for those made by its hooks.
         """
         for call in self.calls:
             assert call.module is not None
             steps.setdefault(call.module, deque()).append(call)
-            if call.result is None:
-                call.plan(steps)
+            call.plan(steps)
 
     def values(self) -> Iterator[Value]:
         """The tensors that are remembered of this call and those in it."""
@@ -217,16 +221,19 @@ class Call:
             return True
         private = False
         for call in self.calls:
+            watched = is_watched(call.module)
             if call.result is not None:
-                if private:
+                if private and not watched:
                     call.result.own()
                 private = private or not call.result.reads_arguments
+            # A hook may have handed the output to somebody.
+            private = private and not watched
         needed = self.calls[-1].prune() if self.calls else True
         for call in reversed(self.calls[:-1]):
             if call.result is None:
                 needed = True
             else:
-                if not needed:
+                if not needed and not is_watched(call.module):
                     call.result.strip()
                 needed = call.result.reads_arguments
         return needed
@@ -251,6 +258,7 @@ class Arguments:
 
     def __init__(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self.tensors = tensors((args, kwargs))
+        self.transparent = is_transparent((args, kwargs))
         self._versions = [_version(tensor) for tensor in self.tensors]
 
     def written(self) -> list[int]:
@@ -281,6 +289,9 @@ class BatchAxes:
     def __init__(self, module: nn.Module, arguments: Arguments, batch: int) -> None:
         self._batch = batch
         self._recurrent = isinstance(module, nn.RNNBase)
+        self.depends_on_images = not arguments.transparent or any(
+            batch in tensor.shape[:2] for tensor in arguments.tensors
+        )
         batch_first = getattr(module, "batch_first", None)
         if not isinstance(batch_first, bool):
             batch_first = not any(
@@ -296,6 +307,10 @@ class BatchAxes:
         shape = tensor.shape
         return next((axis for axis in axes if len(shape) > axis and shape[axis] == self._batch), None)
 
+    def all_found(self, output: Any) -> bool:
+        """Whether the number of images is the size of an axis of every tensor of the output."""
+        return all(self.find(tensor, index) is not None for index, tensor in enumerate(tensors(output)))
+
 
 def record(
     output: Any, arguments: Arguments, axes: BatchAxes, feature: torch.Tensor | None = None
@@ -309,9 +324,10 @@ def record(
         feature: the tensor of the output that is the feature map.
 
     Returns:
-        None if the output holds things whose tensors cannot be reached.
+        None if the call must be run again instead: its output holds things whose tensors cannot be reached,
+        or tensors that have no axis of the images, such as windows cut from them or a table of positions.
     """
-    if not is_transparent(output):
+    if not (is_transparent(output) and axes.depends_on_images and axes.all_found(output)):
         return None
     written = arguments.written()
     indices = count()

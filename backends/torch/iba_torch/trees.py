@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Callable, MutableMapping
+from collections.abc import Callable, Iterator, MutableMapping
 from typing import Any
 
 import torch
@@ -57,14 +57,31 @@ def replace_first(tree: Any, tensor: torch.Tensor) -> Any:
     return tree_map(lambda old: waiting.pop() if waiting else old, tree)
 
 
+def first_tensor(tree: Any) -> torch.Tensor | None:
+    """The first tensor of `tree`; None if there is none, or something opaque comes before it."""
+    for item in _items(tree):
+        if isinstance(item, torch.Tensor):
+            return item
+        if not isinstance(item, _PLAIN):
+            return None
+    return None
+
+
 def is_transparent(tree: Any) -> bool:
     """Whether `tree_map` reaches every tensor that `tree` may hold."""
-    if isinstance(tree, PackedSequence):
-        return False
-    if isinstance(tree, (tuple, list)):
-        return all(is_transparent(item) for item in tree)
-    if isinstance(tree, MutableMapping):
-        return all(is_transparent(item) for item in tree.values())
-    if dataclasses.is_dataclass(tree) and not isinstance(tree, type):
-        return all(is_transparent(getattr(tree, field.name)) for field in dataclasses.fields(tree))
-    return isinstance(tree, (torch.Tensor, *_PLAIN))
+    return all(isinstance(item, (torch.Tensor, *_PLAIN)) for item in _items(tree))
+
+
+def _items(tree: Any) -> Iterator[Any]:
+    """Everything in a nested structure that is no container of the kinds that `tree_map` looks into."""
+    if isinstance(tree, (tuple, list)) and not isinstance(tree, PackedSequence):
+        for item in tree:
+            yield from _items(item)
+    elif isinstance(tree, MutableMapping):
+        for item in tree.values():
+            yield from _items(item)
+    elif dataclasses.is_dataclass(tree) and not isinstance(tree, type):
+        for field in dataclasses.fields(tree):
+            yield from _items(getattr(tree, field.name))
+    else:
+        yield tree

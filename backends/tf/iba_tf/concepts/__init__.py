@@ -1,5 +1,6 @@
 """Concepts in Keras models."""
 
+from iba_tf.concepts.detection import ConceptDetectionModel2D, ModelStump
 from iba_tf.concepts.losses import (
     BalancedBCELoss,
     BalancedPenaltyReducedFocalLoss,
@@ -16,7 +17,9 @@ __all__ = [
     "BalancedBCELoss",
     "BalancedPenaltyReducedFocalLoss",
     "BatchReduction",
+    "ConceptDetectionModel2D",
     "IoU",
+    "ModelStump",
     "Net2VecLoss",
     "SelectorZU",
     "SetIoU",

@@ -1,5 +1,6 @@
 """Concepts in PyTorch models."""
 
+from iba_torch.concepts.detection import ConceptDetectionModel2D, ModelStump
 from iba_torch.concepts.losses import (
     BalancedBCELoss,
     BalancedPenaltyReducedFocalLoss,
@@ -16,7 +17,9 @@ __all__ = [
     "BalancedBCELoss",
     "BalancedPenaltyReducedFocalLoss",
     "BatchReduction",
+    "ConceptDetectionModel2D",
     "IoU",
+    "ModelStump",
     "Net2VecLoss",
     "SelectorZU",
     "SetIoU",

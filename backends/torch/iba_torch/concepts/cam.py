@@ -1,0 +1,109 @@
+"""Class activation maps of PyTorch models.
+
+The methods and their arguments are those of `iba_core.concepts.cam`; `use_cuda` is there for code written for
+older versions of pytorch-grad-cam.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy.typing as npt
+import torch
+from torch import nn
+
+from iba_core.concepts import cam
+from iba_core.concepts.cam import ReshapeTransform
+from iba_core.concepts.cam_pictures import preprocess_image as preprocess_array
+from iba_core.concepts.cam_pictures import show_cam_on_image
+from iba_core.concepts.targets import (
+    ClassifierOutputTarget,
+    ConceptEmbeddingTarget,
+    DifferenceFromConceptTarget,
+    SimilarityToConceptTarget,
+)
+from iba_core.errors import InputError
+
+__all__ = [
+    "ClassifierOutputTarget",
+    "ConceptEmbeddingTarget",
+    "DifferenceFromConceptTarget",
+    "EigenCAM",
+    "GradCAM",
+    "GradCAMPlusPlus",
+    "HiResCAM",
+    "LayerCAM",
+    "SimilarityToConceptTarget",
+    "XGradCAM",
+    "preprocess_image",
+    "show_cam_on_image",
+]
+
+
+class _TorchCAM(cam.BaseCAM):
+    """`iba_core.concepts.cam.BaseCAM` for a PyTorch model.
+
+    Args:
+        model: an `nn.Module`. It stays on its device, and inputs are brought there.
+        target_layers: modules or their names; see `iba_core.concepts.cam.BaseCAM`.
+        reshape_transform: as there.
+        use_cuda: insist on a model that is on a CUDA device.
+
+    Raises:
+        InputError: `use_cuda` is set and the model is elsewhere.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        target_layers: Any = None,
+        reshape_transform: ReshapeTransform | None = None,
+        use_cuda: bool = False,
+    ) -> None:
+        if use_cuda:
+            elsewhere = next((p.device for p in model.parameters() if not p.is_cuda), None)
+            if elsewhere is not None:
+                raise InputError(
+                    f"use_cuda=True, but the model is on {elsewhere}; call model.cuda() first"
+                )
+        super().__init__(model, target_layers, reshape_transform)
+
+
+class GradCAM(_TorchCAM, cam.GradCAM):
+    """`iba_core.concepts.cam.GradCAM` for a PyTorch model.
+
+    Example:
+        >>> net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.LazyLinear(5))
+        >>> _ = net(torch.zeros(1, 3, 8, 8))
+        >>> with GradCAM(model=net, target_layers=[net[1]]) as cam:
+        ...     cam(input_tensor=torch.rand(2, 3, 8, 8), targets=[ClassifierOutputTarget(3)] * 2).shape
+        (2, 8, 8)
+    """
+
+
+class GradCAMPlusPlus(_TorchCAM, cam.GradCAMPlusPlus):
+    """`iba_core.concepts.cam.GradCAMPlusPlus` for a PyTorch model."""
+
+
+class HiResCAM(_TorchCAM, cam.HiResCAM):
+    """`iba_core.concepts.cam.HiResCAM` for a PyTorch model."""
+
+
+class LayerCAM(_TorchCAM, cam.LayerCAM):
+    """`iba_core.concepts.cam.LayerCAM` for a PyTorch model."""
+
+
+class XGradCAM(_TorchCAM, cam.XGradCAM):
+    """`iba_core.concepts.cam.XGradCAM` for a PyTorch model."""
+
+
+class EigenCAM(_TorchCAM, cam.EigenCAM):
+    """`iba_core.concepts.cam.EigenCAM` for a PyTorch model."""
+
+
+def preprocess_image(
+    img: npt.ArrayLike, mean: Sequence[float] = (0.5, 0.5, 0.5), std: Sequence[float] = (0.5, 0.5, 0.5)
+) -> torch.Tensor:
+    """`iba_core.concepts.cam_pictures.preprocess_image` as a tensor (1, C, H, W), float32."""
+    return torch.from_numpy(preprocess_array(img, mean, std))

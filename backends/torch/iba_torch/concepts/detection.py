@@ -1,0 +1,179 @@
+"""The model that locates a concept in a feature map, as `torch.nn.Module`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from iba_core.concepts.data import SegmentationConcept2D
+from iba_core.concepts.detection import (
+    ConceptDetection,
+    DetectionSpec,
+    ModelStump,
+    fan_in_bound,
+    same_padding,
+)
+
+__all__ = ["ConceptDetectionModel2D", "ModelStump"]
+
+
+class ConceptDetectionModel2D(ConceptDetection, nn.Module):
+    """Tells from a feature map which windows of it belong to a concept.
+
+    An ensemble of hyperplanes in the space of the windows, computed as one convolution with a filter
+    each. `to_embedding` gives the hyperplanes; `iba_core.concepts.train_detection_model` finds them.
+
+    Args:
+        concept: the concept, with segmentation data. Used to find out `kernel_size` and `in_channels`.
+        model: the model whose feature maps are looked at, kept as `main_model` and used likewise. Its
+            parameters are no parameters of this module.
+        layer_id: the layer of `model` whose output is this module's input, a module or its name.
+        kernel_size: (height, width) of the window, in pixels of the feature map; by default the concept's
+            `rel_size` times the size of the layer's output, or (1, 1) with a warning where the concept
+            has none.
+        in_channels: channels of the feature map; found out if it or `kernel_size` is None, and then
+            replaced with a warning if it was another.
+        concept_name: name of the concept; by default that of `concept`.
+        apply_sigmoid: return probabilities, not distances.
+        apply_padding: put zeros around the input, so that the output has its size.
+        ensemble_count: number of hyperplanes.
+        use_laplace: approximate the posterior of the weights as they are trained, and return the mean
+            probability in evaluation mode, `iba_core.concepts.laplace`. With ``apply_sigmoid=False``, its
+            logit.
+        use_bias: whether the hyperplanes need not pass through the origin.
+
+    Attributes:
+        weight: (ensemble_count, in_channels, *kernel_size).
+        bias: (ensemble_count,), or None.
+        activation: `torch.nn.Sigmoid`, or None.
+        padding: `torch.nn.ZeroPad2d`, or None.
+
+    Raises:
+        InputError: an argument is wrong, or too few are given to find out the others.
+        LayerError: the model has no such layer.
+
+    Example:
+        >>> model = ConceptDetectionModel2D(in_channels=8, kernel_size=(3, 2), ensemble_count=5)
+        >>> model(torch.randn(4, 8, 14, 14)).shape
+        torch.Size([5, 4, 1, 14, 14])
+    """
+
+    def __init__(
+        self,
+        concept: SegmentationConcept2D | None = None,
+        model: nn.Module | None = None,
+        layer_id: str | nn.Module | None = None,
+        kernel_size: Sequence[int] | None = None,
+        in_channels: int | None = None,
+        concept_name: str | None = None,
+        apply_sigmoid: bool = True,
+        apply_padding: bool = True,
+        ensemble_count: int = 1,
+        use_laplace: bool = False,
+        use_bias: bool = True,
+    ) -> None:
+        spec = DetectionSpec.resolve(
+            concept, model, layer_id, kernel_size, in_channels, concept_name, ensemble_count
+        )
+        super().__init__()
+        self._configure(spec, use_laplace, use_bias)
+        self.weight = nn.Parameter(torch.empty(ensemble_count, spec.in_channels, *spec.kernel_size))
+        self.bias = nn.Parameter(torch.empty(ensemble_count)) if use_bias else None
+        self.activation: nn.Sigmoid | None = nn.Sigmoid() if apply_sigmoid else None
+        (above, below), (left, right) = same_padding(spec.kernel_size)
+        self.padding: nn.ZeroPad2d | None = None
+        if apply_padding:
+            self.padding = nn.ZeroPad2d((left, right, above, below))
+        factors = torch.zeros(self._factor_shape()) if use_laplace else None
+        self.register_buffer("laplace_factor", factors)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw weight and bias from U(-k, k), k = 1 / sqrt(fan in), and forget the posterior."""
+        bound = fan_in_bound(self.kernel_size, self.in_channels)
+        with torch.no_grad():
+            for parameter in self.parameters():
+                parameter.uniform_(-bound, bound)
+            if self.use_laplace:
+                self.laplace_factor.zero_()
+
+    def forward(self, inp: Tensor) -> Tensor:
+        """Heatmaps of a batch of feature maps.
+
+        Args:
+            inp: (B, in_channels, H, W).
+
+        Returns:
+            (ensemble_count, B, 1, H, W): how likely, or with ``apply_sigmoid=False`` how far on the
+            concept's side, the window around each place is. Without padding, H and W are less.
+
+        Raises:
+            InputError: the input has another number of axes or channels.
+        """
+        self._require_channels(inp.shape[1] if inp.ndim > 1 else None, inp.ndim)
+        maps = self._distances(inp, evaluates=not self.training)[:, :, None]
+        return maps if self.activation is None else self.activation(maps)
+
+    def _filters(self) -> tuple[Tensor, Tensor | None]:
+        return self.weight, self.bias
+
+    def _factors(self) -> Tensor:
+        self._require_laplace()
+        return self.laplace_factor
+
+    def _convolve(self, inp: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        padded = inp if self.padding is None else self.padding(inp)
+        return functional.conv2d(padded, weight, bias).transpose(0, 1)
+
+    def hyperplanes(self) -> tuple[npt.NDArray[np.floating], npt.NDArray[np.floating]]:
+        """Copies of the weight (E, C, kh, kw) and the bias (E,), which is 0 where none is used."""
+        bias = torch.zeros(self.ensemble_count) if self.bias is None else self.bias
+        return _to_numpy(self.weight), _to_numpy(bias)
+
+    def load_hyperplanes(self, weight: npt.ArrayLike, bias: npt.ArrayLike) -> None:
+        """Set the weight (E, C, kh, kw) and the bias (E,), which is passed over where none is used.
+
+        Raises:
+            InputError: the shapes differ.
+        """
+        values = self._checked(weight, tuple(self.weight.shape), "weight")
+        biases = self._checked(bias, (self.ensemble_count,), "bias")
+        with torch.no_grad():
+            self.weight.copy_(torch.from_numpy(values))
+            if self.bias is not None:
+                self.bias.copy_(torch.from_numpy(biases))
+
+    def laplace_factors(self) -> npt.NDArray[np.floating]:
+        """Copy of the factors (E, P, P) of the posteriors; zeros before they are known.
+
+        Raises:
+            InputError: the model does not `use_laplace`.
+        """
+        return _to_numpy(self._factors())
+
+    def load_laplace_factors(self, factors: npt.ArrayLike) -> None:
+        """Set the factors (E, P, P).
+
+        Raises:
+            InputError: the model does not `use_laplace`, or the shape differs.
+        """
+        self._require_laplace()
+        values = self._checked(factors, self._factor_shape(), "factors")
+        self.laplace_factor.copy_(torch.from_numpy(values))
+
+    def extra_repr(self) -> str:
+        """Arguments that the children do not show."""
+        shown = ("concept_name", "layer_id", "in_channels", "kernel_size", "ensemble_count", "use_laplace")
+        return ", ".join(f"{name}={getattr(self, name)!r}" for name in shown)
+
+
+def _to_numpy(value: Tensor) -> npt.NDArray[Any]:
+    # NumPy has no bfloat16.
+    value = value.detach().float() if value.dtype == torch.bfloat16 else value.detach()
+    return value.cpu().numpy().copy()

@@ -1,0 +1,104 @@
+"""Commands and options of ``iba concept``. What they do is imported only when one is called."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from iba_core.cli.options import MODEL, OUT, Backend, Preprocess, Size
+
+concept = typer.Typer(
+    no_args_is_help=True,
+    help="Learn where a concept is, from pictures with masks, and find it in others.",
+)
+
+ModelOption = Annotated[str, typer.Option("--model", metavar="MODEL", help=MODEL)]
+
+
+@concept.command()
+def train(
+    images: Annotated[Path, typer.Argument(metavar="IMAGES", help="Folder of pictures.")],
+    masks: Annotated[
+        Path,
+        typer.Argument(
+            metavar="MASKS",
+            help="Folder with a mask for each, of the same name and size, white where the concept is.",
+        ),
+    ],
+    out: Annotated[
+        Path, typer.Option(metavar="FILE", help="Concept to write, a .safetensors for iba concept locate.")
+    ],
+    name: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Name of the concept.", show_default="that of FILE")
+    ] = None,
+    model: ModelOption = "efficientnet-lite0",
+    layer: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME",
+            help="Layer to look in; give several to compare them. iba layers lists them.",
+            show_default="chosen",
+        ),
+    ] = None,
+    backend: Backend = None,
+    folds: Annotated[
+        int, typer.Option(help="Parts for cross-validation; 1 sets a sixth of the pictures aside instead.")
+    ] = 1,
+    ensemble: Annotated[int, typer.Option(help="Hyperplanes to learn and average in each fold.")] = 1,
+    epochs: Annotated[int, typer.Option(help="Passes over the pictures at most.")] = 100,
+    seed: Annotated[int, typer.Option(help="Of the split and of the start; one seed, one concept.")] = 0,
+    plot: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Picture of the comparison to write, a .png.")
+    ] = None,
+    preprocess: Preprocess = None,
+    size: Size = None,
+) -> None:
+    """Learn a concept from a folder of pictures and one of masks; say which layer knows it best."""
+    from iba_core.cli.concept_train import train_concept
+    from iba_core.cli.network import parse_size
+
+    train_concept(
+        images,
+        masks,
+        out=out,
+        name=name or out.stem,
+        model=model,
+        layers=layer,
+        backend=backend,
+        folds=folds,
+        ensemble=ensemble,
+        epochs=epochs,
+        seed=seed,
+        plot=plot,
+        preprocess=preprocess,
+        size=parse_size(size),
+    )
+
+
+@concept.command()
+def locate(
+    embedding: Annotated[Path, typer.Argument(metavar="CONCEPT", help="File that iba concept train wrote.")],
+    photographs: Annotated[
+        list[Path], typer.Argument(metavar="PHOTO", help="Image files, or folders of them.")
+    ],
+    model: ModelOption = "efficientnet-lite0",
+    backend: Backend = None,
+    out: Annotated[Path, typer.Option(metavar="FOLDER", help="Where to write.")] = OUT,
+    preprocess: Preprocess = None,
+    size: Size = None,
+) -> None:
+    """Find a concept in photographs: a picture and a row of a table for each."""
+    from iba_core.cli.concept_locate import locate_concept
+    from iba_core.cli.network import parse_size
+
+    locate_concept(
+        embedding,
+        photographs,
+        model=model,
+        backend=backend,
+        out=out,
+        preprocess=preprocess,
+        size=parse_size(size),
+    )

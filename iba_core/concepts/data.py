@@ -1,0 +1,318 @@
+"""Segmentation data: pictures in which it is marked where a concept is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from iba_core.errors import InputError
+from iba_core.images import Preprocessing, image_files, load_image
+from iba_core.layout import DataFormat
+
+FloatArray = npt.NDArray[np.floating]
+
+Entries = Sequence[Any] | npt.NDArray[Any]
+"""A sequence, or an array with a leading axis."""
+
+_FOREGROUND = 127
+"""Grey values of a mask file above it are foreground."""
+
+
+class SegmentationData:
+    """Images with a mask each.
+
+    Args:
+        images: sequence, or array with a leading axis, of images as the model takes them, (C, H, W) or
+            (H, W, C).
+        masks: sequence, or array, of as many masks (H, W) with values from 0 to 1; 1 is where the
+            concept is. A mask may have another resolution than its image.
+
+    Raises:
+        InputError: there is no image, or not one mask for each, or the first mask is not 2-D.
+
+    Example:
+        >>> data = SegmentationData(np.zeros((5, 3, 8, 8), np.float32), np.zeros((5, 8, 8)))
+        >>> image, mask = data[0]
+        >>> mask.shape
+        (8, 8)
+    """
+
+    def __init__(self, images: Entries, masks: Entries) -> None:
+        if len(images) != len(masks):
+            raise InputError(f"masks has {len(masks)} entries for {len(images)} images; each needs one")
+        if not len(images):
+            raise InputError("images is empty; at least one image is needed")
+        self.images = images
+        self.masks = masks
+        self.mask(0)
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> tuple[npt.NDArray[Any], FloatArray]:
+        """One image and its mask."""
+        return np.asarray(self.images[index]), self.mask(index)
+
+    def __iter__(self) -> Iterator[tuple[npt.NDArray[Any], FloatArray]]:
+        return (self[index] for index in range(len(self)))
+
+    def mask(self, index: int) -> FloatArray:
+        """One mask, float32, (H, W).
+
+        Raises:
+            InputError: it is not 2-D, or holds values that are not between 0 and 1.
+        """
+        mask = np.asarray(self.masks[index], dtype=np.float32)
+        if mask.ndim != 2 or 0 in mask.shape:
+            raise InputError(f"masks[{index}] has shape {mask.shape}; one mask (H, W) was expected")
+        if not ((mask >= 0) & (mask <= 1)).all():
+            raise InputError(
+                f"masks[{index}] holds values from {mask.min()} to {mask.max()}; 0 to 1 was expected"
+            )
+        return mask
+
+    def batches(self, batch_size: int = 32) -> Iterator[npt.NDArray[Any]]:
+        """The images in order, a batch (B, ...) at a time."""
+        for start in range(0, len(self), batch_size):
+            yield np.stack(
+                [np.asarray(self.images[i]) for i in range(start, min(start + batch_size, len(self)))]
+            )
+
+    def masks_of_shape(self, shape: tuple[int, int]) -> npt.NDArray[np.float32]:
+        """All masks at one resolution.
+
+        Args:
+            shape: (height, width).
+
+        Returns:
+            float32, (N, height, width): the share of each pixel that the concept covers.
+        """
+        return np.stack([resize_map(self.mask(index), shape) for index in range(len(self))])
+
+    def __repr__(self) -> str:
+        return f"SegmentationData({len(self)} images)"
+
+
+Data = SegmentationData | tuple[Entries, Entries]
+"""Segmentation data, or a pair (images, masks)."""
+
+
+class SegmentationConcept2D:
+    """A concept that is shown by pictures with masks of where it is.
+
+    Args:
+        name: name of the concept.
+        train_data: `SegmentationData`, or a pair (images, masks), to learn from.
+        val_data: likewise, to stop training early and to choose a layer by; None if there is none.
+        test_data: likewise, for the final figures only; None if there is none.
+        rel_size: (height, width) of the concept relative to an image, each above 0 and at most 1. It
+            decides about the size of the window that a detection model looks at.
+
+    Attributes:
+        name: name of the concept.
+        train_data: `SegmentationData`.
+        val_data: `SegmentationData` or None.
+        test_data: `SegmentationData` or None.
+        rel_size: (height, width) or None.
+
+    Raises:
+        InputError: the data or `rel_size` is not as it should be.
+
+    Example:
+        >>> images, masks = np.zeros((5, 3, 8, 8), np.float32), np.zeros((5, 8, 8))
+        >>> SegmentationConcept2D("face", (images, masks), rel_size=(0.25, 0.2))
+        SegmentationConcept2D(name='face', train_data=5, val_data=0, test_data=0, rel_size=(0.25, 0.2))
+    """
+
+    def __init__(
+        self,
+        name: str,
+        train_data: Data,
+        val_data: Data | None = None,
+        test_data: Data | None = None,
+        rel_size: tuple[float, float] | None = None,
+    ) -> None:
+        if rel_size is not None and (len(rel_size) != 2 or not all(0 < share <= 1 for share in rel_size)):
+            raise InputError(f"rel_size={rel_size!r} must be (height, width), both above 0 and at most 1")
+        self.name = name
+        self.train_data = _as_data(train_data)
+        self.val_data = None if val_data is None else _as_data(val_data)
+        self.test_data = None if test_data is None else _as_data(test_data)
+        self.rel_size = rel_size
+
+    @classmethod
+    def from_pictures(
+        cls,
+        name: str,
+        pictures: Entries,
+        masks: Entries,
+        preprocessing: Preprocessing,
+        data_format: DataFormat,
+        *,
+        validation: float = 0.15,
+        test: float = 0.15,
+        seed: int = 0,
+        rel_size: tuple[float, float] | None = None,
+    ) -> SegmentationConcept2D:
+        """A concept of pictures that have not been prepared for a model, split at random.
+
+        Args:
+            name: name of the concept.
+            pictures: Pillow images or uint8 arrays (H, W, 3), or their files.
+            masks: for each picture one of the same, grey, of its shape; grey values above 127 are the
+                concept. Masks are cropped and resized as their pictures are.
+            preprocessing: what the model expects, such as its attribute ``preprocessing``.
+            data_format: where the model expects the channels.
+            validation: share of the pictures that goes into `val_data`.
+            test: share of the pictures that goes into `test_data`.
+            seed: of the split; one seed, one split.
+            rel_size: see the class.
+
+        Returns:
+            A concept that prepares a picture whenever it is asked for it.
+
+        Raises:
+            InputError: the shares leave nothing to learn from, or there is not one mask for each picture.
+        """
+        if len(pictures) != len(masks):
+            raise InputError(f"masks has {len(masks)} entries for {len(pictures)} pictures; each needs one")
+        if validation < 0 or test < 0 or validation + test >= 1:
+            raise InputError(f"validation={validation} and test={test} must leave a share to learn from")
+        order = np.random.Generator(np.random.Philox(seed)).permutation(len(pictures))
+        held_out = [round(share * len(pictures)) for share in (validation, test)]
+        # A share that was asked for is not rounded away.
+        held_out = [
+            max(count, 1) if share else 0 for count, share in zip(held_out, (validation, test), strict=True)
+        ]
+        if sum(held_out) >= len(pictures):
+            raise InputError(
+                f"{len(pictures)} pictures are too few to hold {sum(held_out)} of them out; give "
+                "more, or shares of 0"
+            )
+        bounds = np.cumsum(held_out)
+        parts = np.split(order, bounds)
+
+        def image(picture: Any) -> npt.NDArray[Any]:
+            return preprocessing(_picture(picture), data_format)
+
+        geometry = replace(preprocessing, interpolation="nearest")
+
+        def mask(picture: Any) -> npt.NDArray[Any]:
+            return (geometry.crop(_picture(picture))[..., 0] > _FOREGROUND).astype(np.float32)
+
+        val, tst, train = (
+            SegmentationData(
+                _Prepared([pictures[i] for i in part], image), _Prepared([masks[i] for i in part], mask)
+            )
+            if len(part)
+            else None
+            for part in parts
+        )
+        assert train is not None
+        return cls(name, train, val, tst, rel_size)
+
+    @classmethod
+    def from_folders(
+        cls,
+        name: str,
+        images: str | PathLike[str],
+        masks: str | PathLike[str],
+        preprocessing: Preprocessing,
+        data_format: DataFormat,
+        **options: Any,
+    ) -> SegmentationConcept2D:
+        """A concept of a folder of pictures and one of masks.
+
+        Args:
+            name: name of the concept.
+            images: folder with image files, searched to the bottom.
+            masks: folder with a mask for each, at the same place under the same name; the ending may be
+                another one. Values above 127 are the concept.
+            preprocessing: what the model expects.
+            data_format: where the model expects the channels.
+            **options: `validation`, `test`, `seed` and `rel_size`, see `from_pictures`.
+
+        Raises:
+            InputError: a folder is missing or empty, or a picture has no mask (masks without a picture
+                are passed over).
+        """
+        found = {_place(path, masks): path for path in image_files(masks)}
+        files = image_files(images)
+        missing = [path for path in files if _place(path, images) not in found]
+        if missing:
+            raise InputError(
+                f"{missing[0]} has no mask in {masks} ({len(missing)} of {len(files)} have none); a mask has "
+                "the place and the name of its picture"
+            )
+        paths = [found[_place(path, images)] for path in files]
+        return cls.from_pictures(name, files, paths, preprocessing, data_format, **options)
+
+    def __repr__(self) -> str:
+        sizes = ", ".join(
+            f"{part}={0 if (data := getattr(self, part)) is None else len(data)}"
+            for part in ("train_data", "val_data", "test_data")
+        )
+        return f"SegmentationConcept2D(name={self.name!r}, {sizes}, rel_size={self.rel_size})"
+
+
+@dataclass(frozen=True)
+class _Prepared(Sequence[Any]):
+    """Entries that are made from their sources whenever they are asked for."""
+
+    sources: Sequence[Any]
+    prepare: Callable[[Any], npt.NDArray[Any]]
+
+    def __len__(self) -> int:
+        return len(self.sources)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self.prepare(self.sources[index])
+
+
+def resize_map(values: npt.ArrayLike, shape: tuple[int, int]) -> npt.NDArray[np.float32]:
+    """A mask or heatmap (H, W) at another resolution.
+
+    Where it shrinks, a pixel becomes the mean of the area that it covers; where it grows, values are
+    linear between the centres of the pixels.
+
+    Args:
+        values: (H, W).
+        shape: (height, width).
+
+    Returns:
+        float32, of `shape`.
+    """
+    image = np.ascontiguousarray(values, dtype=np.float32)
+    height, width = shape
+    # One axis after the other, since one may shrink and the other grow.
+    for size in ((image.shape[1], height), (width, height)):
+        shrinks = size[0] * size[1] < image.size
+        method = Image.Resampling.BOX if shrinks else Image.Resampling.BILINEAR
+        if size != image.shape[::-1]:
+            image = np.asarray(Image.fromarray(image).resize(size, method))
+    return image
+
+
+def _as_data(data: Data) -> SegmentationData:
+    if isinstance(data, SegmentationData):
+        return data
+    if not isinstance(data, (tuple, list)) or len(data) != 2:
+        raise InputError(
+            f"data of type {type(data).__name__} is neither SegmentationData nor (images, masks)"
+        )
+    return SegmentationData(*data)
+
+
+def _picture(source: Any) -> Any:
+    return load_image(source) if isinstance(source, (str, Path)) else source
+
+
+def _place(path: Path, folder: str | PathLike[str]) -> str:
+    return str(path.relative_to(folder).with_suffix(""))

@@ -1,0 +1,192 @@
+"""Heatmaps of concepts that have been learnt, from their embeddings alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from os import PathLike
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from iba_core.adapter import Inputs, Model
+from iba_core.concepts.data import resize_map
+from iba_core.concepts.detection import ModelStump, filters_of, same_padding, windows
+from iba_core.concepts.embedding import ConceptEmbedding
+from iba_core.concepts.laplace import logit_variance, moderated, with_bias
+from iba_core.errors import InputError, MissingDependencyError
+from iba_core.images import Picture
+from iba_core.layout import Layout
+from iba_core.namespace import sigmoid
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+FloatArray = npt.NDArray[np.floating]
+
+_CHUNK = 32
+"""Feature maps that are looked at at once."""
+
+
+def member_distances(
+    maps: FloatArray, embeddings: Sequence[ConceptEmbedding], factors: FloatArray | None = None
+) -> FloatArray:
+    """Signed distance of the window around every place from each hyperplane of an ensemble.
+
+    Args:
+        maps: (N, H, W, C), feature maps.
+        embeddings: E hyperplanes with normal vectors (C, kh, kw).
+        factors: (E, P, P), posteriors of their weights, by which the distances are moderated; see
+            `iba_core.concepts.laplace`. None if the weights are taken to be certain.
+
+    Returns:
+        (E, N, H, W), float64.
+
+    Raises:
+        InputError: the maps have other channels than the embeddings.
+    """
+    weight, bias = filters_of(embeddings)
+    if maps.shape[-1] != weight.shape[1]:
+        raise InputError(f"the layer has {maps.shape[-1]} channels and the concept {weight.shape[1]}")
+    kernel_size = weight.shape[2:]
+    padding = same_padding(kernel_size)
+    columns = weight.reshape(len(weight), -1).T
+    parts = []
+    for start in range(0, len(maps), _CHUNK):
+        rows = windows(maps[start : start + _CHUNK].astype(np.float64), kernel_size, padding)
+        logits = np.moveaxis(rows @ columns + bias, -1, 0)
+        if factors is not None:
+            phi = rows.reshape(-1, rows.shape[-1])
+            phi = with_bias(phi, factors.shape[-1] > phi.shape[-1])
+            products = (phi @ factors.reshape(-1, factors.shape[-1]).T).T
+            logits = moderated(logits, logit_variance(products, len(factors)).reshape(logits.shape))
+        parts.append(logits)
+    return np.concatenate(parts, axis=1)
+
+
+def mean_probability(
+    maps: FloatArray, embeddings: Sequence[ConceptEmbedding], factors: FloatArray | None = None
+) -> FloatArray:
+    """How likely an ensemble holds it that a place shows the concept: the mean over its members.
+
+    Args:
+        maps: (N, H, W, C), feature maps.
+        embeddings: E hyperplanes.
+        factors: (E, P, P), posteriors of their weights, or None.
+
+    Returns:
+        (N, H, W), float64.
+    """
+    probabilities: FloatArray = sigmoid(member_distances(maps, embeddings, factors)).mean(axis=0)
+    return probabilities
+
+
+def locate(
+    model: Model,
+    embeddings: ConceptEmbedding | Sequence[ConceptEmbedding],
+    inputs: Inputs,
+    layer: str | None = None,
+    backend: str | None = None,
+) -> npt.NDArray[np.float32]:
+    """Where in images a concept is.
+
+    Args:
+        model: the model that the concept was learnt for, of any framework.
+        embeddings: the concept, or the members of an ensemble, whose probabilities are averaged.
+        inputs: a batch of images as the model takes them.
+        layer: layer of the embeddings; by default the one that they name.
+        backend: name of the backend, where it shall not follow from the model.
+
+    Returns:
+        (B, height, width) of the images, probabilities, linear between the places of the feature map.
+
+    Raises:
+        InputError: no layer is known, or it does not fit the concept.
+        LayerError: the model has no such layer.
+    """
+    if isinstance(embeddings, ConceptEmbedding):
+        embeddings = [embeddings]
+    if not embeddings:
+        raise InputError("embeddings is empty; at least one embedding is needed")
+    layer = embeddings[0].layer_id if layer is None else layer
+    if layer is None:
+        raise InputError("layer is missing, and the embeddings do not name theirs")
+    stump = ModelStump(model, layer, backend)
+    images = stump.adapter.to_inputs(inputs)
+    probabilities = mean_probability(stump.maps(images), embeddings)
+    shape = tuple(int(size) for size in images.shape[1:])
+    height, width = Layout.of(shape, stump.cut.input_format).spatial_shape(shape)
+    return np.stack([resize_map(heatmap, (height, width)) for heatmap in probabilities])
+
+
+def plot_heatmap(picture: Picture, heatmap: npt.ArrayLike, title: str = "", ax: Axes | None = None) -> Axes:
+    """Draw a heatmap over a picture in grey, with a line where the probability is one half.
+
+    Args:
+        picture: Pillow image or uint8 array (H, W, 3).
+        heatmap: (H, W), probabilities.
+        title: line above.
+        ax: axis to draw into; a new figure of pyplot if None.
+
+    Returns:
+        The axis.
+
+    Raises:
+        InputError: picture and heatmap differ in size.
+        MissingDependencyError: matplotlib is not installed.
+    """
+    values = np.asarray(heatmap, dtype=np.float64)
+    pixels = np.asarray(picture)
+    if pixels.shape[:2] != values.shape:
+        raise InputError(
+            f"heatmap has shape {values.shape} and the picture {pixels.shape}; resize one of them"
+        )
+    try:
+        import matplotlib as mpl
+    except ImportError as error:
+        raise MissingDependencyError("plotting needs matplotlib: pip install 'iba-core[plot]'") from error
+    if ax is None:
+        from matplotlib import pyplot
+
+        ax = pyplot.subplots(layout="constrained")[1]
+    grey = pixels if pixels.ndim == 2 else pixels.mean(axis=-1)
+    ax.imshow(grey, cmap="gray", vmin=0, vmax=255)
+    shown = ax.imshow(values, cmap=mpl.colormaps["inferno"], vmin=0, vmax=1, alpha=0.2 + 0.5 * values)
+    if values.min() < 0.5 < values.max():
+        ax.contour(values, levels=[0.5], colors="white", linewidths=1)
+    bar = ax.figure.colorbar(shown, ax=ax, shrink=0.8)
+    if bar.solids is not None:
+        bar.solids.set_alpha(1)
+    bar.set_label("probability")
+    ax.set_axis_off()
+    ax.set_title(title, fontsize=11)
+    return ax
+
+
+def save_heatmap(
+    path: str | PathLike[str], picture: Picture, heatmap: npt.ArrayLike, title: str = ""
+) -> None:
+    """Write a PNG: the picture, and beside it the heatmap over it. Neither pyplot nor a display is needed.
+
+    Args:
+        path: of the file, ending in ``.png``.
+        picture: Pillow image or uint8 array (H, W, 3).
+        heatmap: (H, W), probabilities.
+        title: line above the heatmap.
+
+    Raises:
+        InputError: picture and heatmap differ in size.
+        MissingDependencyError: matplotlib is not installed.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise MissingDependencyError("plotting needs matplotlib: pip install 'iba-core[plot]'") from error
+    height, width = np.shape(heatmap)
+    panel = 3.2 / max(height, width)
+    figure = Figure(figsize=(2 * width * panel + 1.0, height * panel + 0.4), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    plot_heatmap(picture, heatmap, title, right)
+    left.imshow(np.asarray(picture))
+    left.set_axis_off()
+    figure.savefig(path, format="png", dpi=150)

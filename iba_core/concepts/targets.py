@@ -1,0 +1,292 @@
+"""What a concept asks of a model's output: targets for class activation maps and for bottlenecks alike.
+
+Each is called on the output for one image and gives a score, as the maps of `iba_core.concepts.cam` want
+it, and each is a `Target`, as `Explainer.explain` wants it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import array_api_compat
+import numpy as np
+import numpy.typing as npt
+
+from iba_core.concepts.detection import windows
+from iba_core.concepts.embedding import ConceptEmbedding, signed_distance
+from iba_core.errors import InputError
+from iba_core.layout import DataFormat, Layout
+from iba_core.namespace import Array, array_namespace, host_array, log_sigmoid, sigmoid
+from iba_core.targets import LogitTarget, Loss, Target, main_output
+
+Rows = tuple[npt.NDArray[Any], ...]
+"""Data of a loss, a row per image."""
+
+_NO_PADDING = ((0, 0), (0, 0))
+
+
+def cosine_similarity(a: Array, b: Array) -> Array:
+    """Cosine of the angle between vectors, along the last axis.
+
+    Args:
+        a: (..., D), floating point.
+        b: (..., D), of the same framework.
+
+    Returns:
+        Array (...), from -1 to 1, in float32 at least; 0 where a vector is zero.
+    """
+    xp = array_namespace(a, b)
+
+    def unit(x: Array) -> Array:
+        x = x if x.dtype == xp.float64 else xp.astype(x, xp.float32)
+        squares = xp.sum(xp.square(x), axis=-1, keepdims=True)
+        # The root of zero would have no gradient.
+        return x / xp.sqrt(xp.where(squares > 0, squares, xp.ones_like(squares)))
+
+    return xp.sum(unit(a) * unit(b), axis=-1)
+
+
+class ScoredOutput(Target):
+    """A target that scores the output of each image; its loss is minus the score unless it says otherwise."""
+
+    def __call__(self, model_output: Array) -> Array:
+        """Score of one image.
+
+        Args:
+            model_output: the model's output for one image, without a batch axis.
+
+        Returns:
+            Scalar, differentiable in the output.
+
+        Raises:
+            InputError: the output does not have the shape that the target is for.
+        """
+        return -_apply(self.resolve(host_array(model_output)[None]), model_output)
+
+
+@dataclass(frozen=True)
+class ClassifierOutputTarget(ScoredOutput):
+    """One output of a classifier as it is, such as the logit of a class.
+
+    Attributes:
+        category: index of the output; None for the largest.
+        layer: the layer whose output stands in for the model's, an object or its name; None for the model.
+    """
+
+    category: int | None = None
+    layer: Any = None
+
+    def resolve(self, outputs: npt.NDArray[Any]) -> tuple[Loss, Rows]:
+        """See `Target.resolve`; the row of an image is the index."""
+        return LogitTarget(self.category).resolve(outputs)
+
+
+@dataclass(frozen=True, eq=False)
+class SimilarityToConceptTarget(ScoredOutput):
+    """How similar the output is to a reference: the cosine of the angle between them.
+
+    Attributes:
+        features: the concept: the model's output for a picture of it, of any framework. It is read as
+            numbers; a graph behind it is not followed.
+        layer: the layer whose output the features are; None for the model.
+
+    Raises:
+        InputError: the features are empty, zero or not finite.
+
+    Example:
+        >>> target = SimilarityToConceptTarget(np.array([3.0, 4.0]))
+        >>> float(target(np.array([1.0, 0.0])))
+        0.6
+    """
+
+    features: Any
+    layer: Any = None
+
+    def __post_init__(self) -> None:
+        features = host_array(self.features)
+        if not np.isfinite(features).all() or not features.any():
+            raise InputError(
+                f"features, of shape {features.shape}, must be finite numbers that are not all zero"
+            )
+
+    def resolve(self, outputs: npt.NDArray[Any]) -> tuple[Loss, Rows]:
+        """See `Target.resolve`; the row of an image are the features."""
+        return _negative_similarity, (self._references(outputs),)
+
+    def _references(self, outputs: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        features = host_array(self.features)
+        if features.shape != outputs.shape[1:]:
+            raise InputError(
+                f"features have shape {features.shape}, but {_place(self.layer)} for an image has "
+                f"{outputs.shape[1:]}"
+            )
+        return np.broadcast_to(features, outputs.shape).astype(outputs.dtype)
+
+
+class DifferenceFromConceptTarget(SimilarityToConceptTarget):
+    """How different the output is from a reference: 1 minus the cosine of the angle between them.
+
+    Attributes:
+        features: as of `SimilarityToConceptTarget`.
+        layer: as there.
+    """
+
+    def resolve(self, outputs: npt.NDArray[Any]) -> tuple[Loss, Rows]:
+        """See `Target.resolve`; the row of an image are the features."""
+        return _negative_difference, (self._references(outputs),)
+
+
+@dataclass(frozen=True, eq=False)
+class ConceptEmbeddingTarget(ScoredOutput):
+    """The side of a hyperplane that the output, or a feature map on the way to it, lies on.
+
+    With the signed distance d of a `ConceptEmbedding`, ``sigmoid(d)`` is the probability that the concept is
+    there, as a detection model with these weights says it. The score is d. The loss, for a bottleneck, is
+    the cross-entropy of the concept being there, ``-log sigmoid(d)``, in nats; so the scale of the
+    hyperplane matters: one of a trained detection model says how sure that model is, one of length 1 is
+    never very sure.
+
+    Of a feature map, each place (each window of the embedding's kernel size) has its own distance. The score
+    is their mean, weighted with the probability of the concept at the place in the unaltered image; and
+    so is the loss.
+
+    Attributes:
+        embedding: the hyperplane.
+        layer: the layer whose output it lies in; by default the one that the embedding names, and if that
+            names none, the model's output.
+        data_format: where the channels of that output are; needed only where the shape leaves it open.
+    """
+
+    embedding: ConceptEmbedding
+    layer: Any = None
+    data_format: DataFormat | None = None
+
+    def __post_init__(self) -> None:
+        if self.layer is None:
+            object.__setattr__(self, "layer", self.embedding.layer_id)
+
+    def __call__(self, model_output: Array) -> Array:
+        """See `ScoredOutput.__call__`; the score is the signed distance."""
+        loss, rows = self.resolve(host_array(model_output)[None])
+        return _apply((_ConceptScore(loss.layout, loss.window), rows), model_output)
+
+    def resolve(self, outputs: npt.NDArray[Any]) -> tuple[_ConceptLoss, Rows]:
+        """See `Target.resolve`; the rows are normal vector, bias, and the weights of the places."""
+        plane, shape = self.embedding.scale(), outputs.shape[1:]
+        window = (plane.kernel_size[0], plane.kernel_size[1])
+        layout = self._layout(shape)
+        sizes = layout.spatial_shape(shape)
+        if window != (1, 1) and (len(sizes) != 2 or window[0] > sizes[0] or window[1] > sizes[1]):
+            raise self._misfit(shape)
+        images = len(outputs)
+        normals = np.broadcast_to(plane.normal_vec.reshape(-1), (images, plane.normal_vec.size))
+        biases = np.full(images, plane.bias)
+        present = sigmoid(_distances(outputs.astype(np.float64), normals, biases, layout, window))
+        weights = present / present.sum(axis=tuple(range(1, present.ndim)), keepdims=True)
+        rows = tuple(array.astype(outputs.dtype) for array in (normals, biases, weights))
+        return _ConceptLoss(layout, window), rows
+
+    def _layout(self, shape: tuple[int, ...]) -> Layout:
+        normal = self.embedding.normal_vec
+        channels = normal.size if normal.ndim < 3 else normal.shape[0]
+        formats: list[DataFormat] = (
+            ["channels_first", "channels_last"] if self.data_format is None else [self.data_format]
+        )
+        if not 1 <= len(shape) <= 4:
+            raise self._misfit(shape)
+        layouts = {Layout.of(shape, data_format) for data_format in formats}
+        fitting = [layout for layout in layouts if shape[layout.channel_axis] == channels]
+        if not fitting:
+            raise self._misfit(shape)
+        if len(fitting) > 1:
+            raise InputError(
+                f"the {channels} channels of the embedding may be the first or the last axis of an output of "
+                f"shape {shape}; say which by ConceptEmbeddingTarget(embedding, data_format=...)"
+            )
+        return fitting[0]
+
+    def _misfit(self, shape: tuple[int, ...]) -> InputError:
+        return InputError(
+            f"the embedding has a normal vector of shape {self.embedding.normal_vec.shape}, which does not "
+            f"fit {_place(self.layer)} for an image, of shape {shape}"
+        )
+
+
+def _place(layer: Any) -> str:
+    return "the model's output" if layer is None else f"the output of layer {layer!r}"
+
+
+@dataclass(frozen=True)
+class _ConceptLoss:
+    layout: Layout
+    window: tuple[int, int]
+
+    def __call__(self, outputs: Any, normals: Array, biases: Array, weights: Array) -> Array:
+        distances = _distances(main_output(outputs), normals, biases, self.layout, self.window)
+        return -_weighted_sum(log_sigmoid(distances), weights)
+
+
+@dataclass(frozen=True)
+class _ConceptScore:
+    layout: Layout
+    window: tuple[int, int]
+
+    def __call__(self, outputs: Any, normals: Array, biases: Array, weights: Array) -> Array:
+        return _weighted_sum(_distances(outputs, normals, biases, self.layout, self.window), weights)
+
+
+def _weighted_sum(values: Array, weights: Array) -> Array:
+    xp = array_namespace(values)
+    weighted = values * xp.astype(weights, values.dtype)
+    return xp.sum(xp.reshape(weighted, (int(values.shape[0]), -1)), axis=1)
+
+
+def _distances(
+    outputs: Array, normals: Array, biases: Array, layout: Layout, window: tuple[int, int]
+) -> Array:
+    """Signed distance of every window of a batch of feature maps.
+
+    Args:
+        outputs: (N, *feature map).
+        normals: (N, C * height * width of the window).
+        biases: (N,).
+        layout: meaning of the axes of one feature map.
+        window: (1, 1) for feature maps without two spatial axes.
+
+    Returns:
+        Array (N, *places), with one place for each window that lies in the map.
+    """
+    xp = array_namespace(outputs)
+    order = (*layout.spatial_axes, layout.channel_axis)
+    channels_last = xp.permute_dims(outputs, (0, *(axis + 1 for axis in order)))
+    shape = (int(normals.shape[0]), *(1 for _ in layout.spatial_axes))
+    return signed_distance(
+        windows(channels_last, window, _NO_PADDING),
+        xp.reshape(xp.astype(normals, outputs.dtype), (*shape, -1)),
+        xp.reshape(xp.astype(biases, outputs.dtype), shape),
+    )
+
+
+def _apply(resolved: tuple[Loss, Rows], model_output: Array) -> Array:
+    """A loss of one image's output."""
+    loss, rows = resolved
+    xp = array_namespace(model_output)
+    device = array_api_compat.device(model_output)
+
+    def tensor(row: npt.NDArray[Any]) -> Array:
+        dtype = None if row.dtype.kind in "iu" else model_output.dtype
+        return xp.asarray(row, dtype=dtype, device=device)
+
+    return loss(xp.expand_dims(model_output, axis=0), *map(tensor, rows))[0]
+
+
+def _negative_similarity(outputs: Any, references: Array) -> Array:
+    outputs = main_output(outputs)
+    xp = array_namespace(outputs)
+    count = int(outputs.shape[0])
+    return -cosine_similarity(xp.reshape(outputs, (count, -1)), xp.reshape(references, (count, -1)))
+
+
+def _negative_difference(outputs: Any, references: Array) -> Array:
+    return -1.0 - _negative_similarity(outputs, references)

@@ -1,0 +1,550 @@
+"""Learning the hyperplanes of a concept, once for all frameworks.
+
+What is learnt is linear in the feature maps, and these do not change: they are computed once, and training
+is a few hundred steps of Adam on a matrix product. The framework differentiates the loss.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from os import PathLike
+from pathlib import Path
+from typing import Any, Self, TypedDict
+
+import numpy as np
+import numpy.typing as npt
+
+from iba_core.adam import AdamState, adam_step, bias_corrections
+from iba_core.adapter import Adapter
+from iba_core.concepts.data import SegmentationConcept2D, SegmentationData
+from iba_core.concepts.detection import (
+    ConceptDetection,
+    ModelStump,
+    Padding,
+    same_padding,
+    windows,
+)
+from iba_core.concepts.laplace import cross_entropy_hessian, posterior_factor, tuned_factor, with_bias
+from iba_core.concepts.losses import BalancedBCELoss
+from iba_core.concepts.masks import MaskFunction
+from iba_core.errors import InputError, OptimizationError
+from iba_core.estimator import WelfordEstimator
+from iba_core.namespace import Array, array_namespace, sigmoid
+from iba_core.utils import get_tqdm
+
+FloatArray = npt.NDArray[np.float64]
+
+_NO_PADDING: Padding = ((0, 0), (0, 0))
+
+_FLOOR = 1e-3
+"""Least standard deviation of a channel, relative to the greatest: what hardly varies tells nothing."""
+
+_CHUNK = 32
+"""Feature maps that are widened to double precision at once."""
+
+
+def default_loss() -> BalancedBCELoss:
+    """Half the binary cross-entropy of every pixel: both classes weigh the same, as often as they are."""
+    return BalancedBCELoss(factor_pos_class=0.5, from_logit=True)
+
+
+@dataclass(frozen=True)
+class TrainingSettings:
+    """How hyperplanes are learnt.
+
+    Attributes:
+        epochs: passes over the training data at most.
+        batch_size: images in a step.
+        learning_rate: of Adam, for weights of channels with a standard deviation of 1.
+        weight_decay: half of it times the squared length of these weights is added to the loss.
+        patience: epochs without a lower validation loss after which training stops; the weights of the
+            lowest one are kept. Without validation data all epochs are run.
+        loss: ``loss(outputs, targets)`` with outputs (B, H, W), logits if its attribute ``from_logit`` is
+            true, else probabilities, and targets (B, H, W), the share of a pixel that the concept
+            covers. Any loss of `iba_core.concepts`, `iba_torch.concepts` or `iba_tf.concepts` will do.
+        seed: of the start and of the order of the images.
+
+    Raises:
+        InputError: a number is out of its range.
+    """
+
+    epochs: int = 100
+    batch_size: int = 16
+    learning_rate: float = 0.05
+    weight_decay: float = 1e-4
+    patience: int = 5
+    loss: Callable[..., Array] = field(default_factory=default_loss)
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size", "patience"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name}={getattr(self, name)} must be at least 1")
+        if not self.learning_rate > 0:
+            raise InputError(f"learning_rate={self.learning_rate} must be above 0")
+        if not self.weight_decay >= 0:
+            raise InputError(f"weight_decay={self.weight_decay} must be at least 0")
+        if not 0 <= self.seed < 2**64:
+            raise InputError(f"seed={self.seed} must be from 0 to 2**64 - 1")
+
+    def require_laplace(self) -> None:
+        """Check that the posterior of the weights can be approximated after training.
+
+        Raises:
+            InputError: the loss is no cross-entropy, or there is no prior.
+        """
+        if not isinstance(self.loss, BalancedBCELoss):
+            raise InputError(
+                f"use_laplace needs a BalancedBCELoss, the likelihood of a pixel, not loss={self.loss!r}"
+            )
+        if not self.weight_decay > 0:
+            raise InputError("use_laplace needs a prior of the weights: weight_decay above 0")
+
+
+# -- data -------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Feature maps of a layer with what is to be found in them.
+
+    Attributes:
+        maps: (N, H, W, C), in memory or in a file.
+        targets: (N, H, W), share of each pixel that the concept covers.
+        like: a tensor of the model's framework, on the device and in the dtype to train in.
+    """
+
+    maps: npt.NDArray[np.floating]
+    targets: npt.NDArray[np.float32]
+    like: Array
+
+    @classmethod
+    def compute(
+        cls,
+        stump: ModelStump,
+        data: SegmentationData,
+        *,
+        batch_size: int = 16,
+        file: str | PathLike[str] | None = None,
+        progbar: bool = True,
+    ) -> Self:
+        """Run all images through the model once.
+
+        Args:
+            stump: the model, cut at the layer.
+            data: images and masks.
+            batch_size: images that pass the model at once.
+            file: ``.npy`` file to keep the feature maps in instead of in memory; it is replaced.
+            progbar: show the progress.
+
+        Raises:
+            LayerError: the layer gives no feature maps with two spatial axes.
+            InputError: a feature map is not finite, or the images differ in shape.
+        """
+        maps: Any = None
+        like: Array = None
+        done = 0
+        with get_tqdm()(
+            total=len(data), desc=stump.layer_id, unit="img", leave=False, disable=not progbar
+        ) as bar:
+            for batch in data.batches(batch_size):
+                tensor = stump(batch)
+                features = stump.maps_of(tensor)
+                if maps is None:
+                    like = _trainable(tensor)
+                    maps = _empty((len(data), *features.shape[1:]), features.dtype, file)
+                if features.shape[1:] != maps.shape[1:]:
+                    raise InputError(
+                        f"the feature maps of layer {stump.layer_id!r} have the shapes {maps.shape[1:]} and "
+                        f"{features.shape[1:]}; images of one size are needed"
+                    )
+                if not np.isfinite(features).all():
+                    raise InputError(
+                        f"layer {stump.layer_id!r} gives NaN or infinite features for an image from number "
+                        f"{done} on"
+                    )
+                maps[done : done + len(features)] = features
+                done += len(features)
+                bar.update(len(features))
+        return cls(maps, data.masks_of_shape(maps.shape[1:3]), like)
+
+    @property
+    def channels(self) -> int:
+        """Number of channels."""
+        return int(self.maps.shape[-1])
+
+    def __len__(self) -> int:
+        return len(self.maps)
+
+
+def _trainable(tensor: Array) -> Array:
+    """A number of a tensor in at least single precision, whatever the model computes in."""
+    xp = array_namespace(tensor)
+    number = xp.sum(tensor[:1])
+    return number if number.dtype == xp.float64 else xp.astype(number, xp.float32)
+
+
+def _empty(shape: tuple[int, ...], dtype: Any, file: str | PathLike[str] | None) -> npt.NDArray[Any]:
+    if file is None:
+        return np.empty(shape, dtype)
+    return np.lib.format.open_memmap(Path(file), mode="w+", dtype=dtype, shape=shape)
+
+
+# -- coordinates ------------------------------------------------------------------------------------
+
+
+def standard_coordinates(
+    maps: npt.NDArray[np.floating], kernel_size: Sequence[int], use_bias: bool
+) -> FloatArray:
+    r"""Coordinates of the parameters in which all channels vary alike.
+
+    Training :math:`x` with :math:`\theta = B x` is training on channels of mean 0 and standard deviation 1,
+    without a copy of the data: Adam takes steps of the same length for all, and the weight decay does not
+    depend on the scale of a channel. Without a bias nothing can take the mean off, and the channels' root
+    mean square becomes 1.
+
+    Args:
+        maps: (N, H, W, C).
+        kernel_size: (kh, kw).
+        use_bias: whether the last parameter is a bias.
+
+    Returns:
+        B, (P, P), for parameters in the order of a normal vector (C, kh, kw), then the bias.
+    """
+    estimator = WelfordEstimator()
+    for start in range(0, len(maps), _CHUNK):
+        estimator.fit(maps[start : start + _CHUNK].reshape(-1, maps.shape[-1]))
+    mean, std = np.asarray(estimator.mean()), np.asarray(estimator.std())
+    scale = std if use_bias else np.hypot(mean, std)
+    greatest = scale.max()
+    scale = np.maximum(scale, _FLOOR * greatest) if greatest > 0 else np.ones_like(scale)
+    window = kernel_size[0] * kernel_size[1]
+    inverse = np.repeat(1.0 / scale, window)
+    if not use_bias:
+        return np.diag(inverse)
+    basis = np.diag(np.append(inverse, 1.0))
+    basis[-1, :-1] = -np.repeat(mean, window) * inverse
+    return basis
+
+
+# -- optimisation -----------------------------------------------------------------------------------
+
+
+class _Batch(TypedDict):
+    maps: Array
+    targets: Array
+    basis: Array
+
+
+@dataclass(frozen=True)
+class Hyperplane:
+    """One hyperplane, learnt.
+
+    Attributes:
+        parameters: (P,), its normal vector (C, kh, kw) in a row, and its bias if it has one.
+        losses: mean loss of the training images in each epoch, weight decay included.
+        validation_losses: loss of the validation images after each epoch; empty if there are none.
+        epochs: epochs after which these parameters were reached.
+    """
+
+    parameters: FloatArray
+    losses: tuple[float, ...]
+    validation_losses: tuple[float, ...]
+    epochs: int
+
+
+class HyperplaneTrainer:
+    """Learns hyperplanes in the feature maps of one layer.
+
+    Keep the object: the step it has compiled serves all hyperplanes of the layer.
+
+    Args:
+        adapter: adapter of the model; its framework computes the gradients.
+        examples: feature maps and targets to learn from.
+        kernel_size: (height, width) of the window.
+        use_bias: whether hyperplanes have a bias.
+        apply_padding: whether zeros are put around the maps.
+        settings: how to train.
+
+    Attributes:
+        basis: see `standard_coordinates`.
+    """
+
+    def __init__(
+        self,
+        adapter: Adapter,
+        examples: Examples,
+        kernel_size: Sequence[int],
+        use_bias: bool,
+        settings: TrainingSettings,
+        apply_padding: bool = True,
+    ) -> None:
+        self.kernel_size = tuple(kernel_size)
+        self.padding = same_padding(kernel_size) if apply_padding else _NO_PADDING
+        self.use_bias = use_bias
+        self.settings = settings
+        self.examples = examples
+        self.basis = standard_coordinates(examples.maps, kernel_size, use_bias)
+        self._adapter = adapter
+        self._basis = self._tensor(self.basis)
+        self._compiled_step = adapter.compile(self._step)
+        self._compiled_loss = adapter.compile(self._loss)
+
+    def start(self, member: int) -> FloatArray:
+        """Random parameters for a member of an ensemble, from the seed."""
+        bound = 1.0 / np.sqrt(len(self.basis))
+        return np.asarray(self.basis @ self._generator(member, 0).uniform(-bound, bound, len(self.basis)))
+
+    def fit(
+        self,
+        member: int = 0,
+        start: npt.NDArray[np.floating] | None = None,
+        rows: npt.NDArray[np.integer] | None = None,
+        validation: tuple[Examples, npt.NDArray[np.integer] | None] | None = None,
+        progbar: bool = True,
+    ) -> Hyperplane:
+        """Learn one hyperplane.
+
+        Args:
+            member: number of the member of an ensemble, which gives it a start and an order of its own.
+            start: (P,), parameters to start from; random ones if None.
+            rows: indices of the examples to learn from; all if None.
+            validation: examples, and the indices of those to use, to stop early by.
+            progbar: show the epochs.
+
+        Raises:
+            OptimizationError: the loss turned non-finite.
+        """
+        settings = self.settings
+        rows = np.arange(len(self.examples)) if rows is None else rows
+        size = min(settings.batch_size, len(rows))
+        per_epoch = len(rows) // size
+        first = self.start(member) if start is None else np.asarray(start, dtype=np.float64)
+        x = self._tensor(np.linalg.solve(self.basis, first))
+        zeros = array_namespace(x).zeros_like(x)
+        state = AdamState(x, zeros, zeros)
+        corrections = self._tensor(bias_corrections(settings.epochs * per_epoch))
+        rate, decay = self._tensor(settings.learning_rate), self._tensor(settings.weight_decay)
+        generator = self._generator(member, 1)
+        losses: list[float] = []
+        validation_losses: list[float] = []
+        best, best_epoch = state.parameter, 0
+        bar = get_tqdm()(
+            range(settings.epochs), desc=f"Hyperplane {member}", leave=False, disable=not progbar
+        )
+        for epoch in bar:
+            # Batches of one size, so that one compiled step serves them all; what is left over by one
+            # epoch comes in another.
+            order = generator.permutation(rows)[: per_epoch * size].reshape(per_epoch, size)
+            values = []
+            for number, batch in enumerate(order):
+                correction = corrections[epoch * per_epoch + number]
+                state, value = self._compiled_step(
+                    state, self._batch(self.examples, batch), correction, rate, decay
+                )
+                values.append(value)
+            losses.append(float(np.mean([self._adapter.to_numpy(value) for value in values])))
+            if validation is not None:
+                validation_losses.append(self._mean_loss(state.parameter, *validation))
+            latest = [*losses[-1:], *validation_losses[-1:]]
+            if not np.isfinite(latest).all():
+                raise OptimizationError(
+                    f"the loss turned {latest} in epoch {epoch + 1}; lower "
+                    f"learning_rate={settings.learning_rate}"
+                )
+            if validation is None or min(validation_losses) == validation_losses[-1]:
+                best, best_epoch = state.parameter, epoch + 1
+            elif epoch + 1 - best_epoch >= settings.patience:
+                break
+        bar.close()
+        parameters = self.basis @ self._adapter.to_numpy(best).astype(np.float64)
+        return Hyperplane(parameters, tuple(losses), tuple(validation_losses), best_epoch)
+
+    def laplace_factor(
+        self,
+        parameters: FloatArray,
+        rows: npt.NDArray[np.integer] | None = None,
+        validation: tuple[Examples, npt.NDArray[np.integer] | None] | None = None,
+    ) -> FloatArray:
+        """Factor of the posterior of parameters that have been learnt; see `iba_core.concepts.laplace`.
+
+        The likelihood is that of the loss in units in which ``factor_pos_class=0.5`` is the plain
+        cross-entropy, the prior that of the weight decay, in the coordinates in which it was applied. With
+        validation data the precision of the prior is raised to what suits that data best.
+
+        Args:
+            parameters: (P,), learnt from the examples.
+            rows: indices of the examples that they were learnt from; all if None.
+            validation: examples, and the indices of those to use.
+
+        Returns:
+            R, (P, P), of the parameters' own coordinates.
+
+        Raises:
+            InputError: the settings give no posterior.
+        """
+        self.settings.require_laplace()
+        loss = self.settings.loss
+        assert isinstance(loss, BalancedBCELoss)
+        rows = np.arange(len(self.examples)) if rows is None else rows
+        targets = self._valid(self.examples.targets[rows])
+        share = 1.0 - float(targets.mean()) if loss.factor_pos_class is None else loss.factor_pos_class
+        prior = 2.0 * targets.size * self.settings.weight_decay
+        x = np.linalg.solve(self.basis, parameters)
+        hessian = np.zeros_like(self.basis)
+        for first in range(0, len(rows), _CHUNK):
+            phi, _, weights = self._pixels(self.examples, rows[first : first + _CHUNK], share)
+            hessian += cross_entropy_hessian(phi, x, weights)
+        if validation is None:
+            factor = posterior_factor(hessian, prior)
+        else:
+            examples, checks = validation
+            checks = np.arange(len(examples)) if checks is None else checks
+            phi, t, weights = self._pixels(examples, checks, share)
+            factor = tuned_factor(hessian, prior, x, phi, t, weights)
+        return np.asarray(factor @ self.basis.T)
+
+    def _pixels(
+        self, examples: Examples, rows: npt.NDArray[np.integer], share: float
+    ) -> tuple[FloatArray, FloatArray, FloatArray]:
+        """Windows (N, P) in the coordinates of the basis, their targets (N,) and weights in the loss (N,)."""
+        phi = self._windows(np.asarray(examples.maps[rows]))
+        phi = with_bias(phi.reshape(-1, phi.shape[-1]), self.use_bias) @ self.basis
+        targets = self._valid(examples.targets[rows]).reshape(-1).astype(np.float64)
+        return phi, targets, 2.0 * (share * targets + (1.0 - share) * (1.0 - targets))
+
+    # -- one step -------------------------------------------------------------------------------------
+
+    def _step(
+        self, state: AdamState, batch: _Batch, correction: Array, rate: Array, decay: Array
+    ) -> tuple[AdamState, Array]:
+        """One optimiser step. Pure: everything that changes comes in as an argument."""
+        value, _, gradient = self._adapter.value_and_grad(
+            partial(self._objective, batch=batch, decay=decay), state.parameter
+        )
+        return adam_step(state, gradient, correction, rate), value
+
+    def _objective(self, x: Array, *, batch: _Batch, decay: Array) -> tuple[Array, tuple[()]]:
+        xp = array_namespace(x)
+        return self._loss(x, batch) + 0.5 * decay * xp.sum(xp.square(x)), ()
+
+    def _loss(self, x: Array, batch: _Batch) -> Array:
+        xp = array_namespace(x)
+        theta = xp.matmul(batch["basis"], x)
+        rows = self._windows(batch["maps"])
+        weight = theta[:-1] if self.use_bias else theta
+        logits = xp.matmul(rows, weight)
+        if self.use_bias:
+            logits = logits + theta[-1]
+        loss = self.settings.loss
+        outputs = logits if getattr(loss, "from_logit", False) else sigmoid(logits)
+        # A framework may call its losses the other way round, as Keras does; their formula stays.
+        function = loss.forward if isinstance(loss, MaskFunction) else loss
+        return function(outputs, self._valid(batch["targets"]))
+
+    def _mean_loss(self, x: Array, examples: Examples, rows: npt.NDArray[np.integer] | None) -> float:
+        rows = np.arange(len(examples)) if rows is None else rows
+        size = self.settings.batch_size
+        parts = [rows[first : first + size] for first in range(0, len(rows), size)]
+        losses = [
+            float(self._adapter.to_numpy(self._compiled_loss(x, self._batch(examples, part))))
+            for part in parts
+        ]
+        return float(np.average(losses, weights=[len(part) for part in parts]))
+
+    def _windows(self, maps: Array) -> Array:
+        return windows(maps, self.kernel_size, self.padding)
+
+    def _valid(self, targets: Array) -> Array:
+        """The targets of the windows that there are: those in the middle of maps without padding."""
+        (above, below), (left, right) = same_padding(self.kernel_size)
+        if self.padding != _NO_PADDING or (above, below, left, right) == (0, 0, 0, 0):
+            return targets
+        height, width = (int(size) for size in targets.shape[1:])
+        return targets[:, above : height - below, left : width - right]
+
+    def _batch(self, examples: Examples, rows: npt.NDArray[np.integer]) -> _Batch:
+        return {
+            "maps": self._adapter.asarray(examples.maps[rows], examples.like),
+            "targets": self._tensor(examples.targets[rows]),
+            "basis": self._basis,
+        }
+
+    def _tensor(self, array: npt.ArrayLike) -> Array:
+        return self._adapter.asarray(np.asarray(array, dtype=np.float64), self.examples.like)
+
+    def _generator(self, member: int, purpose: int) -> np.random.Generator:
+        counter = np.array([0, 0, purpose, member], dtype=np.uint64)
+        return np.random.Generator(np.random.Philox(key=self.settings.seed, counter=counter))
+
+
+def train_detection_model(
+    model: ConceptDetection,
+    concept: SegmentationConcept2D | None = None,
+    *,
+    cache: str | PathLike[str] | None = None,
+    progbar: bool = True,
+    **settings: Any,
+) -> list[Hyperplane]:
+    """Train a detection model of any framework on a concept, and leave the result in it.
+
+    Every member of the ensemble starts from the weights it has, and sees the images in an order of its own.
+    With `use_laplace`, the posterior of the weights is approximated afterwards.
+
+    Args:
+        model: a `ConceptDetectionModel2D` with a main model.
+        concept: what to learn; the model's own concept if None.
+        cache: ``.npy`` file to keep the feature maps of the training data in instead of in memory.
+        progbar: show the progress.
+        **settings: see `TrainingSettings`.
+
+    Returns:
+        What was learnt, with the losses, for each member.
+
+    Raises:
+        InputError: there is no concept or no main model, or a setting is wrong.
+        OptimizationError: the loss turned non-finite.
+    """
+    chosen = TrainingSettings(**settings)
+    concept = model.concept if concept is None else concept
+    stump = model.main_model_stump
+    if concept is None or stump is None:
+        missing = "concept" if concept is None else "model and layer_id"
+        raise InputError(f"{missing} is missing: the detection model was made without, and training needs it")
+    if model.use_laplace:
+        chosen.require_laplace()
+    examples = Examples.compute(stump, concept.train_data, file=cache, progbar=progbar)
+    if examples.channels != model.in_channels:
+        raise InputError(
+            f"layer {stump.layer_id!r} has {examples.channels} channels, and the detection model "
+            f"{model.in_channels}"
+        )
+    validation = None
+    if concept.val_data is not None:
+        validation = (Examples.compute(stump, concept.val_data, progbar=progbar), None)
+    trainer = HyperplaneTrainer(
+        stump.adapter, examples, model.kernel_size, model.use_bias, chosen, model.apply_padding
+    )
+    weight, bias = model.hyperplanes()
+    starts = weight.reshape(len(weight), -1)
+    if model.use_bias:
+        starts = np.concatenate([starts, bias[:, None]], axis=1)
+    learnt = [
+        trainer.fit(member, start, validation=validation, progbar=progbar)
+        for member, start in enumerate(starts)
+    ]
+    model.load_hyperplanes(*split_parameters([plane.parameters for plane in learnt], weight.shape[1:]))
+    if model.use_laplace:
+        factors = [trainer.laplace_factor(plane.parameters, validation=validation) for plane in learnt]
+        model.load_laplace_factors(np.stack(factors))
+    return learnt
+
+
+def split_parameters(parameters: Sequence[FloatArray], shape: Sequence[int]) -> tuple[FloatArray, FloatArray]:
+    """Parameters (P,) of several hyperplanes as weight (E, *shape) and bias (E,), 0 where there is none."""
+    stacked = np.stack(parameters)
+    size = int(np.prod(shape))
+    bias = stacked[:, size] if stacked.shape[1] > size else np.zeros(len(stacked))
+    return stacked[:, :size].reshape(-1, *shape), bias

@@ -1,0 +1,777 @@
+"""The command line, on tiny networks of both frameworks."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from rich.console import Console
+
+import iba_core
+from iba_core import Attribution, Explainer, MissingDependencyError
+from iba_core.bottleneck import BottleneckSettings
+from iba_core.cli import console, demo, explain, main, network, photographs, results
+from iba_core.cli.network import Network, parse_size
+from iba_core.cli.quiet import quiet_start
+from iba_core.images import Preprocessing, image_batches, image_files, load_image
+from iba_core.targets import class_probabilities
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("tensorflow")
+
+MODULE = """
+import torch
+from torch import nn
+
+from iba_core.images import Preprocessing
+
+COUNT = 3
+
+
+def _net(channels=3):
+    torch.manual_seed(1)
+    return nn.Sequential(
+        nn.Conv2d(channels, 4, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2),
+        nn.Conv2d(4, 6, 3, padding=1), nn.ReLU(), nn.Conv2d(6, 8, 3, padding=1), nn.ReLU(),
+        nn.Flatten(), nn.Linear(8 * 16 * 16, 5),
+    )
+
+
+def plain():
+    return _net()
+
+
+def told():
+    net = _net()
+    net.preprocessing = Preprocessing.preset("imagenet", (32, 32))
+    net.class_names = ["cat", "Tiger Cat", "crane", "crane", "American Staffordshire terrier"]
+    return net
+
+
+def grey():
+    net = _net(1)
+    net.preprocessing = Preprocessing(size=(32, 32), channels=1)
+    return net
+
+
+def needs(weights):
+    return _net()
+
+
+def broken():
+    raise RuntimeError("the weights are gone")
+
+
+class Nested:
+    @staticmethod
+    def build():
+        return _net()
+
+
+net = _net()
+"""
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory):
+    """A folder with a module of models, a Keras file, photographs, and statistics for `told`."""
+    import keras
+
+    folder = tmp_path_factory.mktemp("cli")
+    (folder / "tiny_nets.py").write_text(MODULE)
+    (folder / "lacking_net.py").write_text("import a_package_that_is_not_there\n")
+    keras.utils.set_random_seed(1)
+    layers = keras.layers
+    keras.Sequential(
+        [
+            keras.Input((32, 32, 3)),
+            layers.Conv2D(6, 3, padding="same", activation="relu", name="first"),
+            layers.MaxPooling2D(name="half"),
+            layers.Conv2D(8, 3, padding="same", activation="relu", name="second"),
+            layers.Flatten(name="flat"),
+            layers.Dense(5, name="logits"),
+        ]
+    ).save(folder / "net.keras")
+    generator = np.random.default_rng(0)
+    (folder / "photos").mkdir()
+    for name in ("one.jpg", "two.png", "three.png"):
+        pixels = generator.integers(0, 256, (5, 6, 3), dtype=np.uint8)
+        Image.fromarray(pixels).resize((60, 48)).save(folder / "photos" / name)
+    (folder / "bad.jpg").write_text("this is no image")
+    (folder / "empty").mkdir()
+    (folder / "data").mkdir()
+    for index in range(12):
+        pixels = generator.integers(0, 256, (40, 40, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / "data" / f"{index}.png")
+    told = Network.load  # the statistics are made by the library, not by the command that is tested
+    before = os.getcwd()
+    os.chdir(folder)
+    sys.path.insert(0, str(folder))
+    try:
+        net = told("tiny_nets:told")
+    finally:
+        os.chdir(before)
+    batches = image_batches(image_files(folder / "data"), net.preprocessing, 12, "channels_first")
+    Explainer(net.adapter.model, "3").fit(batches, progbar=False).save(folder / "told.safetensors")
+    yield folder
+    sys.path.remove(str(folder))
+
+
+@pytest.fixture
+def iba(workplace, monkeypatch, capfd):
+    """Run the command line in the folder, on 80 columns; gives exit code, stdout and stderr."""
+    monkeypatch.chdir(workplace)
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setattr(explain, "CROPS", 16)
+
+    def run(*arguments):
+        capfd.readouterr()
+        monkeypatch.setattr(sys, "argv", ["iba", *map(str, arguments)])
+        code = main()
+        out, err = capfd.readouterr()
+        for line in (out + err).splitlines():
+            assert "…" not in line
+        for line in out.splitlines():
+            assert len(line) <= 80
+        return code, out, err
+
+    return run
+
+
+@pytest.fixture
+def fails(iba):
+    """Run the command line, expect one line on stderr and exit code 2, and return the line."""
+
+    def run(*arguments):
+        code, out, err = iba(*arguments)
+        assert code == 2
+        assert out == ""
+        assert err.startswith("iba: error: ")
+        assert err.endswith("\n")
+        assert err.count("\n") == 1
+        return err.removeprefix("iba: error: ").rstrip("\n")
+
+    return run
+
+
+@pytest.fixture
+def untouched(monkeypatch):
+    """Let the test fail if a model is loaded."""
+
+    def load(*arguments):
+        raise AssertionError("a model was loaded before the error")
+
+    monkeypatch.setattr(Network, "load", load)
+
+
+def flat(out):
+    """What was printed, as one line."""
+    return " ".join(out.split())
+
+
+FAST = ("--steps", 2, "--samples", 3)
+TOLD = ("--model", "tiny_nets:told", "--stats", "told.safetensors", *FAST)
+
+
+# -- iba explain ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("model", "framework", "backend"),
+    [("tiny_nets:plain", "PyTorch", "torch"), ("net.keras", "TensorFlow", "tensorflow")],
+)
+def test_explain_writes_picture_numbers_and_table(iba, workplace, tmp_path, model, framework, backend):
+    code, out, err = iba(
+        "explain",
+        "photos/one.jpg",
+        "--model",
+        model,
+        "--size",
+        32,
+        *FAST,
+        "--out",
+        tmp_path / "new" / "folder",
+    )
+    assert (code, err) == (0, "")
+    folder = tmp_path / "new" / "folder"
+    assert sorted(os.listdir(folder)) == ["one-iba.png", "one-iba.safetensors"]
+    with Image.open(folder / "one-iba.png") as picture:
+        assert picture.width > picture.height > 300
+        assert len(picture.convert("RGB").getcolors(maxcolors=10**7)) > 1000
+    attribution = Attribution.load(folder / "one-iba.safetensors")
+    assert attribution.saliency.shape == (1, 32, 32)
+    assert attribution.settings == BottleneckSettings(steps=2, samples=3)
+    assert attribution.seed == 0
+    assert attribution.total_bits[0] > 0
+    np.testing.assert_allclose(attribution.saliency.sum(), attribution.total_bits, rtol=1e-5)
+
+    out = flat(out)
+    assert f"{model}, in {framework} {sys.modules[backend].__version__.partition('+')[0]}" in out
+    assert re.search(rf"Layer +{re.escape(attribution.layer)}, chosen for you", out)
+    assert "crops of the packaged sample photographs" in out
+    assert f"iba estimate {model} FOLDER --out STATS" in out
+    assert re.search(r"32 x 32 pixels, values 0 to 1; assumed, since the network does not say", out)
+
+
+def test_table_tells_what_the_library_computes(iba, workplace, tmp_path):
+    code, out, _ = iba("explain", "photos/one.jpg", "photos/two.png", *TOLD, "--seed", 7, "--out", tmp_path)
+    assert code == 0
+    net = Network.load("tiny_nets:told")
+    explainer = Explainer(net.adapter.model, steps=2, samples=3).load(workplace / "told.safetensors")
+    for name in ("one.jpg", "two.png"):
+        x = net.inputs(load_image(workplace / "photos" / name))
+        attribution = explainer.explain(x, seed=7)
+        (row,) = (line for line in out.splitlines() if line.startswith(name))
+        index = int(attribution.classes[0])
+        probabilities = class_probabilities(attribution.outputs)[0]
+        restricted = class_probabilities(explainer.predict_restricted(x, attribution, 3, seed=7)[0])
+        survives = restricted[:, index].mean() / probabilities[index]
+        bits = attribution.total_bits[0]
+        assert f"▸ {index} {net.class_names[index].split()[0]}" in row
+        figures = re.search(r"([\d.]+) % +([\d,]+) +([\d.e+-]+) +(\d+) % +([\d.]+) s *$", row)
+        assert figures[1] == f"{100 * probabilities[index]:.1f}"
+        assert figures[2] == f"{bits:,.0f}"
+        assert figures[3] == f"{bits / 32**2:.3g}"
+        assert figures[4] == f"{100 * survives:.0f}"
+        top = np.argsort(-probabilities)[:3]
+        for other in top:
+            assert f"{100 * probabilities[other]:.1f} %" in out
+        saved = Attribution.load(tmp_path / f"{Path(name).stem}-iba.safetensors")
+        np.testing.assert_array_equal(saved.capacity, attribution.capacity)
+    out = flat(out)
+    assert "3, the one that the statistics were estimated at" in out
+    assert "told.safetensors, of 12 images" in out
+    assert "as the network asks for" in out
+
+
+def test_hyperparameters_reach_the_bottleneck(iba, tmp_path):
+    options = ("--beta", 2.5, "--steps", 3, "--samples", 4, "--seed", 11, "--layer", "3")
+    assert iba("explain", "photos/one.jpg", *TOLD, *options, "--out", tmp_path)[0] == 0
+    attribution = Attribution.load(tmp_path / "one-iba.safetensors")
+    assert attribution.settings == BottleneckSettings(beta=2.5, steps=3, samples=4)
+    assert (attribution.seed, attribution.layer) == (11, "3")
+    assert attribution.model_losses.shape == (3, 1)
+
+
+def test_one_seed_one_map(iba, tmp_path):
+    capacities = {}
+    for run, seed in (("a", 3), ("b", 3), ("c", 4)):
+        assert iba("explain", "photos/one.jpg", *TOLD, "--seed", seed, "--out", tmp_path / run)[0] == 0
+        capacities[run] = Attribution.load(tmp_path / run / "one-iba.safetensors").capacity
+    np.testing.assert_array_equal(capacities["a"], capacities["b"])
+    assert not np.array_equal(capacities["a"], capacities["c"])
+
+
+@pytest.mark.parametrize("target", ["1", "tiger cat", "TIGER CAT"])
+def test_target_by_index_or_name(iba, tmp_path, target):
+    _, out, _ = iba("explain", "photos/one.jpg", *TOLD, "--target", target, "--out", tmp_path)
+    assert Attribution.load(tmp_path / "one-iba.safetensors").classes.tolist() == [1]
+    assert "▸ 1 Tiger Cat" in out
+
+
+def test_target_among_the_unlikely_is_shown_too(iba, tmp_path):
+    net = Network.load("tiny_nets:told")
+    x = net.inputs(load_image("photos/one.jpg"))
+    logits = net.adapter.to_numpy(net.adapter.predict(net.adapter.to_inputs(x)))[0]
+    least = int(logits.argmin())
+    _, out, _ = iba("explain", "photos/one.jpg", *TOLD, "--target", least, "--out", tmp_path)
+    first = next(i for i, line in enumerate(out.splitlines()) if line.startswith("one.jpg"))
+    assert f"▸ {least} " in "\n".join(out.splitlines()[first + 3 : first + 5])
+
+
+@pytest.mark.parametrize(
+    ("target", "message"),
+    [
+        ("tiger", "target='tiger' is no class of the network; the closest name is 'tiger cat'"),
+        ("crane", "target='crane' is the name of the classes 2 and 3; give the index"),
+        ("5", "target=5 is outside the model's 5 classes, 0 to 4"),
+        ("-1", "target=-1 is outside the model's 5 classes, 0 to 4"),
+    ],
+)
+def test_wrong_targets(fails, monkeypatch, tmp_path, target, message):
+    def fit(*arguments, **options):
+        raise AssertionError("the features were estimated before the error")
+
+    monkeypatch.setattr(Explainer, "fit", fit)
+    command = ("explain", "photos/one.jpg", "--model", "tiny_nets:told", f"--target={target}")
+    assert fails(*command, "--out", tmp_path / "out") == message
+    assert not (tmp_path / "out").exists()
+
+
+def test_target_by_name_needs_names(fails):
+    message = fails(
+        "explain", "photos/one.jpg", "--model", "tiny_nets:plain", "--size", 32, "--target", "cat"
+    )
+    assert message == "target='cat' is a name, but the network names no classes; give an index"
+
+
+def test_same_names_do_not_overwrite_each_other(iba, workplace, tmp_path):
+    for folder, source in (("a", "one.jpg"), ("b", "two.png")):
+        (tmp_path / folder).mkdir()
+        load_image(workplace / "photos" / source).save(tmp_path / folder / "same.png")
+    load_image(workplace / "photos" / "one.jpg").save(tmp_path / "a" / "Same.jpg")
+    out = tmp_path / "out"
+    assert iba("explain", tmp_path / "a", tmp_path / "b" / "same.png", *TOLD, "--out", out)[0] == 0
+    stems = {"Same-iba", "same-2-iba", "same-3-iba"}
+    assert set(os.listdir(out)) == {stem + ending for stem in stems for ending in (".png", ".safetensors")}
+    capacities = [Attribution.load(out / f"{stem}.safetensors").capacity for stem in sorted(stems)]
+    assert not np.allclose(capacities[1], capacities[2])
+
+
+def test_a_photograph_given_twice_is_explained_once(iba, tmp_path):
+    _, out, _ = iba("explain", "photos/one.jpg", "photos/../photos/one.jpg", *TOLD, "--out", tmp_path)
+    assert len(os.listdir(tmp_path)) == 2
+    assert out.count("▸") == 2  # in the row, and in the legend
+
+
+def test_earlier_results_are_replaced(iba, tmp_path):
+    for name in ("one-iba.png", "one-iba.safetensors"):
+        (tmp_path / name).write_text("old")
+    assert iba("explain", "photos/one.jpg", *TOLD, "--out", tmp_path)[0] == 0
+    assert Image.open(tmp_path / "one-iba.png").format == "PNG"
+    assert len(Attribution.load(tmp_path / "one-iba.safetensors")) == 1
+
+
+def test_photographs_are_never_overwritten(fails, workplace, tmp_path):
+    for name in ("x.png", "x-iba.png"):
+        load_image(workplace / "photos" / "one.jpg").save(tmp_path / name)
+    message = fails("explain", tmp_path / "x.png", tmp_path / "x-iba.png", *TOLD, "--out", tmp_path)
+    assert message == f"out={str(tmp_path)!r} would overwrite the photograph {tmp_path / 'x-iba.png'}"
+
+
+def test_folders_are_searched(iba, tmp_path):
+    assert iba("explain", "photos", *TOLD, "--out", tmp_path)[0] == 0
+    assert len(os.listdir(tmp_path)) == 6
+
+
+@pytest.mark.parametrize(
+    ("photo", "message"),
+    [
+        ("bad.jpg", "bad.jpg is no image that Pillow can read"),
+        ("nowhere.jpg", "nowhere.jpg is not there; an image file was expected"),
+    ],
+)
+def test_one_bad_photograph_is_found_before_any_work(fails, untouched, tmp_path, photo, message):
+    assert fails("explain", "photos/one.jpg", photo, "--out", tmp_path / "out") == message
+    assert not (tmp_path / "out").exists()
+
+
+def test_empty_folder(fails, untouched):
+    assert fails("explain", "empty").startswith("empty holds no image")
+    assert fails("estimate", "tiny_nets:told", "empty", "--out", "s").startswith("empty holds no image")
+
+
+def test_output_must_be_a_folder(fails, tmp_path):
+    (tmp_path / "file").write_text("")
+    message = fails("explain", "photos/one.jpg", *TOLD, "--out", tmp_path / "file")
+    assert message == f"out={str(tmp_path / 'file')!r} cannot be made a folder: File exists"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--layer", "33"), "the model has no layer '33'; the closest name is '3'"),
+        (("--beta", -1), "beta=-1.0 must be a finite number, 0 or more"),
+        (("--samples", 0), "samples=0 must be a whole number, 1 or more"),
+        (("--steps", -1), "steps=-1 must be a whole number, 0 or more"),
+        (("--seed", -1), "Invalid value for '--seed'"),
+        (("--backend", "jax"), "backend='jax' is not installed; there are 'tensorflow', 'torch'"),
+        (("--preprocess", "imagnet"), "there is no preprocessing 'imagnet'; the closest name is 'imagenet'"),
+        (("--size", "big"), "size='big' must be a number of pixels such as 224, or WIDTHxHEIGHT"),
+        (("--stats", "net.keras"), "path='net.keras' is truncated or not a safetensors file"),
+        (("--stats", "none"), "path='none' is not a file; a file with a saved estimator is needed"),
+        (("--stats", "told.safetensors", "--layer", "0"), "told.safetensors describes the layer '3', the"),
+    ],
+)
+def test_wrong_options_of_explain(fails, tmp_path, options, message):
+    command = ("explain", "photos/one.jpg", "--model", "tiny_nets:told", "--out", tmp_path / "out")
+    assert fails(*command, *options).startswith(message)
+    assert not (tmp_path / "out").exists()
+
+
+def test_unknown_layers_of_keras_offer_the_closest(fails):
+    message = fails("explain", "photos/one.jpg", "--model", "net.keras", "--layer", "sekond")
+    assert message == "the model runs no layer 'sekond'; the closest name is 'second'"
+
+
+def test_statistics_of_another_size(fails, workplace, tmp_path):
+    message = fails("explain", "photos/one.jpg", *TOLD, "--size", 36, "--out", tmp_path)
+    assert "set the size with --size" in message
+
+
+def test_preprocessing_and_size_of_your_choice(iba, tmp_path):
+    options = ("--preprocess", "symmetric", "--out", tmp_path)
+    _, out, _ = iba("explain", "photos/one.jpg", *TOLD, *options)
+    assert "32 x 32 pixels, values -1 to 1; preprocessing 'symmetric', as you ask for" in " ".join(
+        out.split()
+    )
+    net = Network.load("tiny_nets:told", preset="symmetric")
+    assert net.preprocessing == Preprocessing.preset("symmetric", (32, 32))
+
+
+def test_long_names_break_between_their_parts(iba, workplace, tmp_path):
+    name = "the-holiday_photograph.of.2024-with_quite_a-long.name.png"
+    load_image(workplace / "photos" / "one.jpg").save(tmp_path / name)
+    out_folder = tmp_path / "results"
+    _, out, _ = iba("explain", tmp_path / name, *TOLD, "--target", 4, "--out", out_folder)
+    start = next(i for i, line in enumerate(out.splitlines()) if line.startswith("the-holiday"))
+    lines = [line[:13].rstrip() for line in out.splitlines()[start : start + 5]]
+    assert "".join(lines).startswith("the-holiday_photograph.of.2024-with_quite_a-long.name.png"[:40])
+    assert all(re.search(r"([-_.]|png)$", line) for line in lines if line)
+    assert "▸ 4 American" in out
+    assert "Staffordshire terrier" in out
+
+
+# -- iba layers -----------------------------------------------------------------------------------
+
+
+def test_layers_lists_shapes_and_the_default(iba):
+    code, out, _ = iba("layers", "tiny_nets:told")
+    assert code == 0
+    for row in (
+        r"0 +Conv2d +4 x 32 x 32",
+        r"2 +MaxPool2d +4 x 16 x 16",
+        r"7 +Flatten +2048",
+        r"8 +Linear +5",
+    ):
+        assert re.search(rf"^[ *] +{row} *$", out, re.MULTILINE)
+    (marked,) = re.findall(r"^\* +(\S+)", out, re.MULTILINE)
+    assert f"{marked}, marked by *, is taken where none is named" in flat(out)
+
+    code, out, _ = iba("layers", "net.keras")
+    assert code == 0
+    assert re.search(r"^. +half +MaxPooling2D +16 x 16 x 6 *$", out, re.MULTILINE)
+
+
+def test_explain_takes_the_layer_that_layers_marks(iba, tmp_path):
+    _, out, _ = iba("layers", "tiny_nets:told")
+    (marked,) = re.findall(r"^\* +(\S+)", out, re.MULTILINE)
+    iba("explain", "photos/one.jpg", "--model", "tiny_nets:told", *FAST, "--out", tmp_path)
+    assert Attribution.load(tmp_path / "one-iba.safetensors").layer == marked
+
+
+@pytest.mark.parametrize("model", ["tiny_nets:net", "tiny_nets:Nested.build"])
+def test_models_by_name(iba, model):
+    code, out, _ = iba("layers", model, "--size", "32x32", "--backend", "torch")
+    assert code == 0
+    assert "32 x 32 pixels" in out
+
+
+def test_grey_pictures(iba, tmp_path):
+    code, out, _ = iba("explain", "photos/one.jpg", "--model", "tiny_nets:grey", *FAST, "--out", tmp_path)
+    assert code == 0
+    assert "32 x 32 pixels, grey" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ("tiny_nest:told",),
+            "model='tiny_nest:told': there is no module 'tiny_nest', neither here nor installed",
+        ),
+        (("iba_core.nowhere:f",), "model='iba_core.nowhere:f': there is no module 'iba_core.nowhere'"),
+        (
+            ("tiny_nets:tolt",),
+            "model='tiny_nets:tolt': module 'tiny_nets' has no attribute 'tolt'; the closest",
+        ),
+        (("tiny_nets:COUNT",), "model='tiny_nets:COUNT' is a int, neither a callable nor a model"),
+        (
+            ("tiny_nets:needs",),
+            "model='tiny_nets:needs' cannot be called without arguments: missing a required",
+        ),
+        (("builtins:dict",), "no backend serves a model of type builtins.dict"),
+        (
+            ("tiny_nets:told", "--backend", "tf"),
+            "backend='tf' does not serve a model of type torch.nn.modules",
+        ),
+        (
+            ("net.keras", "--backend", "torch"),
+            "model='net.keras' cannot be loaded by the backend 'torch'; give",
+        ),
+        (
+            ("effnet",),
+            "model='effnet' cannot be loaded; give 'efficientnet-lite0', a .keras file, or package",
+        ),
+        (("none.keras",), "there is no model file 'none.keras'"),
+        (
+            ("tiny_nets:plain", "--size", 24),
+            "the network fails on a picture of 24 x 24 pixels and 3 channels",
+        ),
+        (("net.keras", "--size", 24), "input "),
+    ],
+)
+def test_models_that_are_none(fails, arguments, message):
+    assert fails("layers", *arguments).startswith(message)
+
+
+def test_a_damaged_keras_file(fails, workplace, tmp_path):
+    content = (workplace / "net.keras").read_bytes()
+    (tmp_path / "half.keras").write_bytes(content[: len(content) // 2])
+    assert "half.keras' is no Keras model" in fails("layers", tmp_path / "half.keras")
+
+
+def test_a_framework_that_is_missing_is_named(fails, monkeypatch):
+    def missing(name):
+        raise MissingDependencyError(f"{name} is not installed: pip install 'iba-core[{name}]'")
+
+    monkeypatch.setattr(network, "load_backend", missing)
+    assert "pip install 'iba-core[torch]'" in fails("layers", "efficientnet-lite0")
+    assert fails("layers", "net.keras", "--backend", "tf").startswith("tf is not installed")
+    assert "pip install 'iba-core[tensorflow]'" in fails("demo")
+
+
+def test_drawing_needs_matplotlib(fails, untouched, monkeypatch):
+    monkeypatch.setattr(results, "find_spec", lambda name: None)
+    message = "drawing the maps needs matplotlib: pip install 'iba-core[plot]'"
+    assert fails("explain", "photos/one.jpg") == message
+    assert fails("demo") == message
+
+
+# -- iba estimate ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("model", "layer"), [("tiny_nets:told", "3"), ("net.keras", "second")])
+def test_estimate_writes_statistics_that_explain_takes(iba, workplace, tmp_path, model, layer):
+    stats = tmp_path / "stats.safetensors"
+    code, out, _ = iba("estimate", model, "data", "--layer", layer, "--batch-size", 5, "--out", stats)
+    assert code == 0
+    assert "all 12 in data; few for a distribution, about 5000 are advised" in flat(out)
+    net = Network.load(model)
+    fitted = Explainer(net.adapter.model, layer).fit(
+        image_batches(image_files(workplace / "data"), net.preprocessing, 12, net.adapter.data_format),
+        progbar=False,
+    )
+    loaded = Explainer(net.adapter.model, layer).load(stats)
+    np.testing.assert_allclose(loaded.estimator.mean(), fitted.estimator.mean(), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(loaded.estimator.std(), fitted.estimator.std(), rtol=1e-5, atol=1e-6)
+    code, out, _ = iba(
+        "explain", "photos/one.jpg", "--model", model, "--stats", stats, *FAST, "--out", tmp_path
+    )
+    assert code == 0
+    assert f"{layer}, the one that the statistics were estimated at" in flat(out)
+
+
+def test_estimate_takes_no_more_than_it_is_told(iba, tmp_path):
+    stats = tmp_path / "stats.safetensors"
+    code, out, _ = iba("estimate", "tiny_nets:told", "data", "--n-samples", 7, "--out", stats)
+    assert code == 0
+    assert "7 of 12 in data, chosen at random" in out
+    assert Explainer(Network.load("tiny_nets:told").adapter.model).load(stats).estimator.n_samples() == 7
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("data", "--out", "nowhere/s"), "out='nowhere/s' cannot be written: its folder does not exist"),
+        (("data", "--out", "photos"), "out='photos' is a folder; a file was expected"),
+        (("nowhere", "--out", "s"), "nowhere is not there; a folder was expected"),
+        (("bad.jpg", "--out", "s"), "bad.jpg is a file; a folder was expected"),
+        (("data", "--out", "s", "--n-samples", 1), "n_samples=1 is too few for a standard deviation"),
+        (("data", "--out", "s", "--batch-size", 0), "batch_size=0 must be at least 1"),
+        (("data", "--out", "s", "--layer", "33"), "the model has no layer '33'; the closest name is '3'"),
+        (("single", "--out", "s"), "batches held 1 samples; at least 2 are needed"),
+        (("damaged", "--out", "s"), "damaged/no.png is no image that Pillow can read"),
+    ],
+)
+def test_wrong_uses_of_estimate(fails, workplace, arguments, message):
+    for name in ("single", "damaged"):
+        (workplace / name).mkdir(exist_ok=True)
+    load_image(workplace / "photos" / "one.jpg").save(workplace / "single" / "one.png")
+    (workplace / "damaged" / "no.png").write_text("no image")
+    assert fails("estimate", "tiny_nets:told", *arguments).startswith(message)
+    assert not (workplace / "s").exists()
+
+
+# -- iba demo -------------------------------------------------------------------------------------
+
+
+def test_demo_compares_the_frameworks(iba, monkeypatch, tmp_path):
+    import keras
+
+    weights = np.random.default_rng(0)
+    kernel, bias = weights.normal(size=(3, 3, 3, 4)), weights.normal(size=4)
+    dense = weights.normal(size=(4 * 16 * 16, 5)) / 30
+
+    def torch_net():
+        net = torch.nn.Sequential(
+            torch.nn.Conv2d(3, 4, 3, padding=1), torch.nn.Flatten(), torch.nn.Linear(1024, 5, bias=False)
+        )
+        with torch.no_grad():
+            net[0].weight.copy_(torch.from_numpy(kernel.transpose(3, 2, 0, 1)))
+            net[0].bias.copy_(torch.from_numpy(bias))
+            net[2].weight.copy_(torch.from_numpy(dense.T))
+        return net
+
+    def keras_net():
+        net = keras.Sequential(
+            [
+                keras.Input((16, 16, 3)),
+                keras.layers.Conv2D(4, 3, padding="same", name="0"),
+                keras.layers.Permute((3, 1, 2)),
+                keras.layers.Flatten(),
+                keras.layers.Dense(5, use_bias=False),
+            ]
+        )
+        net.set_weights([kernel, bias, dense])
+        return net
+
+    def load(name, backend):
+        model = torch_net() if backend == "torch" else keras_net()
+        adapter = network.find_adapter(model, backend)
+        return Network(name, adapter, Preprocessing(size=(16, 16)), "for a test", list("abcde"))
+
+    monkeypatch.setattr(Network, "load", load)
+    monkeypatch.setattr(demo, "LAYER", "0")
+    code, out, _ = iba("demo", "--out", tmp_path / "demo")
+    assert code == 0
+    assert sorted(os.listdir(tmp_path / "demo")) == ["cat.png", "coffee.png", "overview.png", "rocket.png"]
+    sizes = {name: Image.open(tmp_path / "demo" / f"{name}.png").size for name in demo.PHOTOGRAPHS}
+    assert len(set(sizes.values())) == 1
+    width, height = sizes["cat"]
+    assert Image.open(tmp_path / "demo" / "overview.png").size == (width, 3 * height)
+    agreement = re.findall(r"^(cat|coffee|rocket) +([\d.]+) +([\d.]+) % +([\d.e+-]+)", out, re.MULTILINE)
+    assert [name for name, *_ in agreement] == list(demo.PHOTOGRAPHS)
+    for _, correlation, bits, logits in agreement:
+        assert float(correlation) > 0.9999
+        assert float(bits) < 0.1
+        assert float(logits) < 1e-5
+    times = re.findall(r"^(PyTorch|TensorFlow) [\d.]+ +([\d.]+) s +([\d.]+) s +[\d.]+ +([\d.]+) s", out, re.M)
+    assert [name for name, *_ in times] == ["PyTorch", "TensorFlow"]
+
+
+# -- the command as a whole -----------------------------------------------------------------------
+
+
+def test_version_and_help(iba):
+    assert iba("--version") == (0, f"iba {iba_core.__version__}\n", "")
+    code, without, _ = iba()
+    assert code == 0
+    assert iba("--help")[1] == without
+    for command in ("explain", "layers", "estimate", "demo"):
+        assert command in without
+        code, out, _ = iba(command, "--help")
+        assert code == 0
+        assert f"iba {command} [OPTIONS]" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--wrong",), "No such option: --wrong"),
+        (("explian",), "No such command 'explian'"),
+        (("explain",), "Missing argument 'PHOTO'"),
+        (("explain", "photos/one.jpg", "--steps", "many"), "Invalid value for '--steps'"),
+        (("estimate", "net.keras", "data"), "Missing option '--out'"),
+    ],
+)
+def test_wrong_words_are_one_line_too(fails, arguments, message):
+    assert fails(*arguments).startswith(message)
+
+
+def test_bugs_keep_their_traceback(iba, monkeypatch):
+    with pytest.raises(RuntimeError, match="the weights are gone"):
+        iba("layers", "tiny_nets:broken")
+    with pytest.raises(ModuleNotFoundError, match="a_package_that_is_not_there"):
+        iba("layers", "lacking_net:build")
+
+
+def test_interruption(iba, monkeypatch):
+    def interrupted(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Network, "load", interrupted)
+    assert iba("layers", "net.keras")[0] == 130
+
+
+def test_reader_that_has_seen_enough(workplace):
+    program = "from iba_core.cli import main; raise SystemExit(main())"
+    command = f"set -o pipefail; {sys.executable} -c '{program}' layers tiny_nets:told | true"
+    run = subprocess.run(["bash", "-c", command], check=False, cwd=workplace, capture_output=True, text=True)
+    assert run.stderr == ""
+    assert run.returncode in (0, 1)
+
+
+def test_help_imports_no_framework():
+    code = (
+        "import sys; sys.argv = ['iba', 'explain', '--help']\n"
+        "from iba_core.cli import main\n"
+        "assert main() == 0\n"
+        "heavy = {'torch', 'tensorflow', 'keras', 'matplotlib', 'skimage', 'sklearn'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
+
+
+# -- parts ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "width", "lines"),
+    [
+        ("blocks.11.depthwise.norm", 12, ["blocks.11.", "depthwise.", "norm"]),
+        ("drilling platform", 10, ["drilling", "platform"]),
+        ("short", 10, ["short"]),
+        ("a/b", 1, ["a", "/", "b"]),
+        ("unbreakable", 4, ["unbr", "eaka", "ble"]),
+    ],
+)
+def test_folding(text, width, lines):
+    assert console.folded(text, width).split("\n") == lines
+
+
+def test_paragraphs_break_between_words():
+    text = console.paragraph("of crops in some/folder-with/a-long_name, and more", 16).plain.split("\n")
+    assert text == ["of crops in", "some/folder-", "with/a-long_", "name, and more"]
+
+
+def test_progress_counts_and_ends_with_an_error(monkeypatch, capfd):
+    monkeypatch.setattr(console, "console", lambda stderr: Console(file=sys.stderr, force_terminal=True))
+    batches = [np.zeros((3, 2)), np.zeros((4, 2))]
+    with console.tracked(batches, "Counting", 7) as tracked:
+        assert [len(batch) for batch in tracked] == [3, 4]
+    err = capfd.readouterr().err
+    assert "Counting" in err
+    assert "7/7" in err
+
+    def break_off():
+        with console.tracked(batches, "Counting", 7) as tracked:
+            next(tracked)
+            raise OSError("gone")
+
+    with pytest.raises(OSError, match="gone"):
+        break_off()
+    assert capfd.readouterr().err.endswith("\x1b[2K")  # the bar is wiped, the cursor shown again
+
+
+def test_sizes():
+    assert parse_size("224") == (224, 224)
+    assert parse_size("320x240") == (240, 320)
+    assert parse_size(None) is None
+
+
+def test_start_notes_are_left_out_and_errors_are_not(capfd):
+    with quiet_start():
+        os.write(2, b"WARNING: All log messages before absl::InitializeLog() is called are written\n")
+        os.write(2, b"I0000 00:00:1795332422.913267    7926 port.cc:153] custom operations are on\n")
+        os.write(2, b"E0000 00:00:1795332422.913267    7926 cuda.cc:1] no such device\n")
+        os.write(2, b"a module speaks\n")
+    assert capfd.readouterr().err == (
+        "E0000 00:00:1795332422.913267    7926 cuda.cc:1] no such device\na module speaks\n"
+    )
+
+
+def test_stderr_comes_back_after_an_error(capfd):
+    with pytest.raises(ImportError), quiet_start():
+        raise ImportError
+    print("heard", file=sys.stderr, flush=True)
+    assert capfd.readouterr().err == "heard\n"
+
+
+def test_outputs_of_photographs(tmp_path):
+    photograph = photographs.Photograph(Path("a/cat.jpg"), "cat-iba")
+    assert photograph.output(tmp_path, ".png") == tmp_path / "cat-iba.png"

@@ -1,0 +1,151 @@
+"""``iba concept`` on a tiny network."""
+
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from iba_core.cli import main
+from iba_core.concepts import ConceptEmbedding
+
+pytest.importorskip("torch")
+pytest.importorskip("matplotlib")
+
+MODULE = """
+import torch
+from torch import nn
+
+from iba_core.images import Preprocessing
+
+
+def net():
+    torch.manual_seed(3)
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.AvgPool2d(2), nn.Conv2d(8, 4, 3), nn.Flatten(),
+        nn.Linear(4 * 14 * 14, 5),
+    )
+    model.preprocessing = Preprocessing(size=(32, 32))
+    return model
+"""
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """A folder with a network, pictures with a red square, and masks of the squares."""
+    rng = np.random.default_rng(0)
+    (tmp_path / "concept_nets.py").write_text(MODULE, encoding="utf-8")
+    for name in ("pictures", "masks"):
+        (tmp_path / name).mkdir()
+    for index in range(24):
+        picture = rng.integers(60, 180, (32, 32, 3), dtype=np.uint8)
+        y, x = rng.integers(0, 20, 2)
+        picture[y : y + 12, x : x + 12] = (230, 30, 30)
+        mask = np.zeros((32, 32), np.uint8)
+        mask[y : y + 12, x : x + 12] = 255
+        Image.fromarray(picture).save(tmp_path / "pictures" / f"{index}.png")
+        Image.fromarray(mask).save(tmp_path / "masks" / f"{index}.png")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("COLUMNS", "80")
+    yield tmp_path
+    sys.modules.pop("concept_nets", None)
+
+
+def iba(monkeypatch, *arguments):
+    monkeypatch.setattr(sys, "argv", ["iba", *map(str, arguments)])
+    return main()
+
+
+def fits_into_80_columns(text):
+    return "…" not in text and max(map(len, text.splitlines())) <= 80
+
+
+def train(monkeypatch, *options):
+    fixed = ("concept", "train", "pictures", "masks", "--model", "concept_nets:net", "--epochs", 40)
+    return iba(monkeypatch, *fixed, *options)
+
+
+def test_a_concept_is_learnt_and_found(folder, monkeypatch, capsys):
+    code = train(
+        monkeypatch, "--out", "square.safetensors", "--layer", "1", "--layer", "2", "--plot", "compared.png"
+    )
+    shown = capsys.readouterr().out
+    assert code == 0
+    assert "Concept: square" in shown
+    assert "16 to learn from, 4 to validate with, 4 to judge by" in shown
+    assert "same mask" in shown
+    assert fits_into_80_columns(shown)
+    assert (folder / "compared.png").read_bytes().startswith(b"\x89PNG")
+    embedding = ConceptEmbedding.load("square.safetensors")
+    assert embedding.concept_name == "square"
+    assert embedding.layer_id in ("1", "2")
+    assert f"{embedding.layer_id}, by validation" in shown
+
+    code = iba(
+        monkeypatch,
+        *("concept", "locate", "square.safetensors", "pictures/3.png", "--model", "concept_nets:net"),
+        *("--out", "found"),
+    )
+    shown = capsys.readouterr().out
+    assert code == 0
+    assert "3.png" in shown
+    assert fits_into_80_columns(shown)
+    assert (folder / "found" / "3-iba-concept.png").read_bytes().startswith(b"\x89PNG")
+    # The square covers 14 % of the picture.
+    (row,) = [line for line in shown.splitlines() if line.startswith("3.png")]
+    assert 8 < float(row.split()[-2]) < 22
+
+
+def test_folds_need_no_validation_pictures(folder, monkeypatch, capsys):
+    options = ("--out", "square.safetensors", "--layer", "2", "--folds", 2, "--ensemble", 2, "--name", "red")
+    assert train(monkeypatch, *options) == 0
+    shown = capsys.readouterr().out
+    assert "20 to learn from, 0 to validate with, 4 to judge by" in shown
+    assert "±" in shown
+    assert ConceptEmbedding.load("square.safetensors").concept_name == "red"
+
+
+def test_one_seed_gives_one_concept(folder, monkeypatch):
+    planes = []
+    for seed in (1, 1, 2):
+        assert train(monkeypatch, "--out", "a.safetensors", "--layer", "2", "--seed", seed) == 0
+        planes.append(ConceptEmbedding.load("a.safetensors").normal_vec)
+    np.testing.assert_array_equal(planes[0], planes[1])
+    assert not np.array_equal(planes[0], planes[2])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--out", "no/where.safetensors"), "its folder does not exist"),
+        (("--out", "pictures"), "is a folder; a file was expected"),
+        (("--out", "a.safetensors", "--plot", "no/where.png"), "plot="),
+        (("--out", "a.safetensors", "--layer", "nowhere"), "no layer 'nowhere'"),
+        (("--out", "a.safetensors", "--layer", "4"), "two spatial axes"),
+        (("--out", "a.safetensors", "--layer", "2", "--folds", "0"), "folds=0"),
+    ],
+)
+def test_a_wrong_option_is_one_line(folder, monkeypatch, capsys, options, message):
+    assert train(monkeypatch, *options) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("iba: error:")
+    assert message in error
+    assert not (folder / "a.safetensors").exists()
+
+
+def test_a_file_that_is_no_concept_is_named(folder, monkeypatch, capsys):
+    (folder / "broken.safetensors").write_bytes(b"no concept")
+    code = iba(monkeypatch, "concept", "locate", "broken.safetensors", "pictures/3.png")
+    assert code == 2
+    assert "concept embedding is needed" in capsys.readouterr().err
+
+
+def test_a_network_without_the_layer_is_named(folder, monkeypatch, capsys):
+    ConceptEmbedding(np.ones(8), bias=0.0, layer_id="elsewhere").save("c.safetensors")
+    fixed = ("concept", "locate", "c.safetensors", "pictures/3.png", "--model", "concept_nets:net")
+    assert iba(monkeypatch, *fixed) == 2
+    assert "no layer 'elsewhere'" in capsys.readouterr().err
+    ConceptEmbedding(np.ones(8), bias=0.0).save("c.safetensors")
+    assert iba(monkeypatch, *fixed) == 2
+    assert "layer is missing" in capsys.readouterr().err
