@@ -71,10 +71,15 @@ def _load_backend(framework: str) -> None:
 
 
 def host_array(array: Any) -> np.ndarray[Any, np.dtype[Any]]:
-    """NumPy copy or view of an array of any framework, also of one on a device or in a graph."""
+    """NumPy copy or view of an array of any framework, also of one on a device or in a graph.
+
+    bfloat16, which NumPy does not have, becomes float32.
+    """
     if hasattr(array, "detach"):  # PyTorch's
         array = array.detach().cpu()
-    return np.asarray(array)
+        return np.asarray(array.float() if str(array.dtype) == "torch.bfloat16" else array)
+    found = np.asarray(array)
+    return found.astype(np.float32) if found.dtype.name == "bfloat16" else found
 
 
 def sigmoid(x: Array) -> Array:

@@ -1,6 +1,7 @@
 """Concepts: hyperplanes in the space of a layer, how they are learnt, and where they are found."""
 
 from iba_core.concepts.analysis import ConceptAnalysis, ConceptAnalysisResult, LayerResult
+from iba_core.concepts.cam import EigenCAM, GradCAM, GradCAMPlusPlus, HiResCAM, LayerCAM, XGradCAM
 from iba_core.concepts.data import SegmentationConcept2D, SegmentationData
 from iba_core.concepts.detection import ModelStump
 from iba_core.concepts.embedding import ConceptEmbedding
@@ -33,8 +34,13 @@ __all__ = [
     "ConceptEmbedding",
     "ConceptEmbeddingTarget",
     "DifferenceFromConceptTarget",
+    "EigenCAM",
+    "GradCAM",
+    "GradCAMPlusPlus",
+    "HiResCAM",
     "Hyperplane",
     "IoU",
+    "LayerCAM",
     "LayerResult",
     "ModelStump",
     "Net2VecLoss",
@@ -45,6 +51,7 @@ __all__ = [
     "TrainingSettings",
     "TverskyLoss",
     "WeightedLossSum",
+    "XGradCAM",
     "face_concept",
     "locate",
     "plot_heatmap",

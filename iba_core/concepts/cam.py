@@ -29,7 +29,7 @@ from iba_core.default_layer import everything_passes
 from iba_core.errors import InputError, LayerError
 from iba_core.inputs import arrays_of, batch_size, take
 from iba_core.layout import DataFormat, Layout, Tokens
-from iba_core.namespace import Array, array_namespace
+from iba_core.namespace import Array, array_namespace, host_array
 from iba_core.targets import Target, as_target, common_layer, main_output
 
 ReshapeTransform = Callable[[Array], Array] | Tokens
@@ -180,7 +180,9 @@ class BaseCAM:
         return activation_maps(activations, gradients, self.method.weighting, layout, principal)
 
     def _wanted(self, targets: Any, images: int) -> list[_Wanted]:
-        if isinstance(targets, (list, tuple, np.ndarray)):
+        if hasattr(targets, "shape"):
+            targets = host_array(targets).tolist()
+        if isinstance(targets, (list, tuple)):
             if len(targets) != images:
                 raise InputError(f"{len(targets)} targets are given for {images} images; give one for each")
             return [self._want(target, slice(i, i + 1)) for i, target in enumerate(targets)]

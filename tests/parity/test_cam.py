@@ -136,7 +136,17 @@ def test_a_target_may_be_given_in_many_ways(net, record):
     x = net.images(record["input"])
     cam = net.cam.GradCAM(net.model, "3")
     expected = cam(x, [ClassifierOutputTarget(1), ClassifierOutputTarget(1)])
-    for targets in (1, [1, 1], lambda row: row[1], [lambda row: row[1]] * 2, ClassifierOutputTarget(1)):
+    both = np.array([1, 1])
+    for targets in (
+        1,
+        [1, 1],
+        both,
+        torch.from_numpy(both),
+        np.int64(1),
+        lambda row: row[1],
+        [lambda row: row[1]] * 2,
+        ClassifierOutputTarget(1),
+    ):
         np.testing.assert_array_equal(cam(x, targets), expected)
     np.testing.assert_allclose(cam(x, SumTarget((ClassifierOutputTarget(1),))), expected, atol=1e-6)
     with pytest.raises(InputError, match="3 targets are given for 2 images"):
@@ -223,6 +233,26 @@ def test_bits_of_a_concept_are_the_same_in_both_frameworks(record, name):
     assert ours.saliency.shape == (2, 17, 20)
     np.testing.assert_allclose(ours.saliency, theirs.saliency, rtol=1e-6, atol=1e-12)
     np.testing.assert_allclose(ours.model_losses, theirs.model_losses, rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["layer", "windows"])
+def test_a_layer_of_the_model_is_as_good_as_a_model_that_ends_there(net, record, name):
+    plane = planes(record)[name]
+    if isinstance(net.model, nn.Module):
+        stump = net.model[: int(plane.layer_id) + 1]
+    else:
+        stump = keras.Model(net.model.input, net.model.get_layer(plane.layer_id).output)
+    settings = plane.settings
+    settings["layer_id"] = None
+    at_output = ConceptEmbedding(**settings)
+    crops = net.images(np.random.default_rng(5).normal(size=(16, 3, 17, 20)))
+    x = net.images(record["input"])
+    results = [
+        Explainer(model, layer="1").fit([crops], progbar=False).explain(x, target=target, seed=0, beta=1.0)
+        for model, target in ((net.model, plane), (stump, at_output))
+    ]
+    np.testing.assert_allclose(results[0].capacity, results[1].capacity, rtol=1e-6, atol=1e-12)
+    np.testing.assert_allclose(results[0].outputs, results[1].outputs, rtol=1e-6)
 
 
 @pytest.mark.parametrize("name", CONCEPTS)

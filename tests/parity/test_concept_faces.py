@@ -65,7 +65,7 @@ def test_the_page_shows_what_its_code_prints(page):
         assert re.sub(r"[\d.]+", "#", ours).split() == re.sub(r"[\d.]+", "#", theirs).split()
         assert numbers(ours) == pytest.approx(numbers(theirs), abs=0.03)
     assert (folder / "face-astronaut.png").stat().st_size > 10_000
-    assert (PAGE.parent / "images" / "face-astronaut.png").is_file()
+    assert (PAGE.parent / "images" / "face-astronaut.jpg").is_file()
 
 
 @pytest.mark.parametrize("framework", ["torch", "tensorflow"])

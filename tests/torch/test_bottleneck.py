@@ -651,6 +651,19 @@ class TestNothingIsLeftBehind:
         assert calls["conv2"] == calls["out"] == 7
 
 
+@pytest.mark.parametrize("outside", [torch.no_grad, torch.inference_mode])
+def test_gradients_that_are_off_outside_are_on_where_needed(cases, images, outside):
+    model = cases["residual"].make()
+    iba = IBA(model.conv1)
+    iba.estimate(model, [images(6)])
+    expected = iba.analyze(images(1), cross_entropy_of(model, 1), seed=1)
+    with outside():
+        iba.estimate(model, [images(6)])
+        found = iba.analyze(images(1), cross_entropy_of(model, 1), seed=1)
+        assert not torch.is_grad_enabled()
+    np.testing.assert_array_equal(found, expected)
+
+
 class TestErrors:
     @pytest.fixture
     def iba(self, cases, images):

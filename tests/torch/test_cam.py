@@ -261,6 +261,22 @@ def test_distance_to_a_hyperplane_points_to_the_concept():
             assert least <= found[:, :112].sum() / found.sum() <= most
 
 
+@pytest.mark.parametrize(("dtype", "error"), [(torch.bfloat16, 0.05), (torch.float16, 0.01)])
+def test_low_precision(images, dtype, error):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 8, 3), nn.Flatten(), nn.Linear(32, 6))
+    x = images(2, torch.float32)
+    reference = model(images(1, torch.float32, seed=1))[0]
+    plane = ConceptEmbedding(np.arange(-3.0, 5.0), bias=0.1, layer_id="2")
+    targets = [1, SimilarityToConceptTarget(reference.to(dtype)), plane]
+    exact = [GradCAM(model, "0")(x, target) for target in targets]
+    model = model.to(dtype)
+    for target, expected in zip(targets, exact, strict=True):
+        found = GradCAM(model, "0")(x, target)
+        assert found.dtype == np.float32
+        assert np.abs(found - expected).mean() < error
+
+
 def test_targets_of_one_batch_may_differ():
     backbone = efficientnet_lite0()
     x = torch.cat([get_image("cat")[1], get_image("coffee")[1]])

@@ -65,7 +65,7 @@ def test_type_mode_attributes_and_hooks_are_kept_and_not_shared():
     [
         (nn.Sequential(nn.ReLU()), 2, "idx=2 is outside of a sequential with 1 layers"),
         (nn.Sequential(nn.ReLU()), -3, "idx=-3 is outside"),
-        (nn.Sequential(nn.ReLU()), (0, 0), "not into ReLU"),
+        (nn.Sequential(nn.ReLU()), (0, 0), r"idx=\(0, 0\) leads into ReLU"),
         (nn.Sequential(nn.Sequential()), (1, 0), r"idx=\(1, 0\) is outside"),
         (nn.ReLU(), 0, "not into ReLU"),
     ],

@@ -165,7 +165,7 @@ class TorchAdapter(Adapter):
 
     def to_numpy(self, array: Array) -> npt.NDArray[Any]:
         """`array` on the host, detached, bfloat16 widened to float32."""
-        tensor = array.detach().cpu()
+        tensor: torch.Tensor = array.detach().cpu()
         return (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
 
     def standard_normal(self, shape: Sequence[int], like: Array) -> torch.Tensor:

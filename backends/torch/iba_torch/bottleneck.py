@@ -128,7 +128,7 @@ class IBA(nn.Module):
         self.batch_size = batch_size
         self.initial_alpha = initial_alpha
         self.active_neurons_threshold = active_neurons_threshold
-        self.estimator = TorchWelfordEstimator() if estimator is None else estimator
+        self.estimator: Any = TorchWelfordEstimator() if estimator is None else estimator
         self.progbar = progbar
         self.input_or_output = input_or_output
         self.relu = relu
@@ -526,7 +526,8 @@ class IBA(nn.Module):
         mask = Mask(*(part.to(problem.features) for part in mask))
         self._capacity = masked_capacity(problem, mask)
         noise = torch.randn_like(problem.features)
-        return optimizer.restricted(problem, mask, noise[:, None]).to(x.dtype)
+        z: torch.Tensor = optimizer.restricted(problem, mask, noise[:, None])
+        return z.to(x.dtype)
 
     def _optimizer(
         self, model_loss: ModelLoss, layout: Layout, settings: BottleneckSettings

@@ -226,12 +226,12 @@ class _HeadPass:
         self.n_calls = 0
         self.until_numbers: dict[Call, int] = {}
         self.scripted = False
-        self.everything = Call(None, opened=remember)
+        self.everything = Call(nn.Module(), opened=remember)
         self.cut_call: Call | None = None
         self._current = self.everything
         self._remember = remember
         self._stop = stop
-        self._leads_to_cut: dict[nn.Module | None, bool] = {None: True}
+        self._leads_to_cut: dict[nn.Module, bool] = {}
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         self.still.add(module)
@@ -263,7 +263,6 @@ class _HeadPass:
     ) -> Any:
         """Run the forward of a module, and remember what it did or end the pass."""
         module = call.module
-        assert module is not None
         # Outputs of modules inside of one that is repeated from memory are never asked for.
         remember = self._remember and parent.opened and not _watched_inside(module)
         arguments = Arguments(args, kwargs) if remember or at_cut else None
@@ -288,7 +287,7 @@ class _HeadPass:
             self._reach(call, feature, axes)
         return output
 
-    def _leads(self, module: nn.Module | None) -> bool:
+    def _leads(self, module: nn.Module) -> bool:
         if module not in self._leads_to_cut:
             self._leads_to_cut[module] = any(inner is self.cut.module for inner in module.modules())
         return self._leads_to_cut[module]

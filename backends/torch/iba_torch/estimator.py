@@ -33,6 +33,9 @@ class TorchWelfordEstimator(nn.Module):
     """
 
     _n_samples: torch.Tensor
+    _mean: torch.Tensor
+    _m2: torch.Tensor
+    _nonzero: torch.Tensor
     _dtype_of: torch.Tensor
     """Holds no number, only the dtype that mean and standard deviation are given back in."""
 

@@ -16,8 +16,8 @@ from torch.utils.data import Dataset
 from iba_core.errors import InputError
 from iba_core.images import image_files, load_image
 
-_MEAN = (0.485, 0.456, 0.406)
-_STD = (0.229, 0.224, 0.225)
+_MEAN = np.array([0.485, 0.456, 0.406], np.float32)
+_STD = np.array([0.229, 0.224, 0.225], np.float32)
 
 
 def tensor_to_np_img(img_t: torch.Tensor) -> npt.NDArray[np.floating]:
@@ -35,7 +35,8 @@ def tensor_to_np_img(img_t: torch.Tensor) -> npt.NDArray[np.floating]:
     if img_t.ndim != 3 or img_t.shape[0] != 3:
         raise InputError(f"img_t has shape {tuple(img_t.shape)}; one image (3, height, width) was expected")
     image = img_t.detach().cpu().float().permute(1, 2, 0).numpy()
-    return image * np.float32(_STD) + np.float32(_MEAN)
+    picture: npt.NDArray[np.floating] = image * _STD + _MEAN
+    return picture
 
 
 class ImageNetTransform:
@@ -63,7 +64,7 @@ class ImageNetTransform:
         left, top = round((width - side) / 2), round((height - side) / 2)
         # Pillow fills with black what a box takes in from outside of the picture.
         pixels = np.asarray(image.crop((left, top, left + side, top + side)), np.float32) / 255
-        normalized = (pixels - np.float32(_MEAN)) / np.float32(_STD)
+        normalized = (pixels - _MEAN) / _STD
         return torch.from_numpy(np.ascontiguousarray(normalized.transpose(2, 0, 1)))
 
     def __repr__(self) -> str:

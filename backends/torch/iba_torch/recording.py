@@ -115,9 +115,7 @@ class Result:
         """Whether a repetition of the call touches its arguments."""
         return bool(self.writes) or any(isinstance(leaf, Given) for leaf in leaves(self.output))
 
-    def repeat(
-        self, args: tuple[Any, ...], kwargs: dict[str, Any], copies: int, z: torch.Tensor | None
-    ) -> Any:
+    def repeat(self, args: tuple[Any, ...], kwargs: dict[str, Any], copies: int, z: torch.Tensor) -> Any:
         """Do to the arguments what the call did, and return what it returned, for all copies.
 
         Args:
@@ -128,7 +126,7 @@ class Result:
         """
         given = tensors((args, kwargs)) if self.reads_arguments else []
 
-        def fill(leaf: Any) -> torch.Tensor | None:
+        def fill(leaf: Value | Given | Shape | Feature) -> torch.Tensor:
             if isinstance(leaf, Value):
                 return leaf.lend(copies)
             if isinstance(leaf, Given):
@@ -172,7 +170,7 @@ class Call:
     """One call of a module in a pass of the head.
 
     Attributes:
-        module: the called module; None for the pass as a whole.
+        module: the called module; an empty one for the pass as a whole.
         calls: the calls made inside of it; once it has a result, only those that its hooks make.
         result: what it did, if it has ended and can be repeated from memory.
         opened: whether the calls made inside of it are remembered as well.
@@ -180,7 +178,7 @@ class Call:
         gives_z: whether the feature map is part of its output, though it cannot be repeated from memory.
     """
 
-    module: nn.Module | None
+    module: nn.Module
     calls: list[Call] = field(default_factory=list)
     result: Result | None = None
     opened: bool = False
@@ -193,7 +191,6 @@ class Call:
         Calls inside of one that is repeated from memory do not, except for those made by its hooks.
         """
         for call in self.calls:
-            assert call.module is not None
             steps.setdefault(call.module, deque()).append(call)
             call.plan(steps)
 
@@ -239,7 +236,7 @@ class Call:
         return needed
 
 
-def is_sequential(module: nn.Module | None) -> bool:
+def is_sequential(module: nn.Module) -> bool:
     """Whether `module` does what `nn.Sequential` does and nothing else."""
     return (
         isinstance(module, nn.Sequential)

@@ -45,6 +45,8 @@ def insert_into_sequential(
     position %= places
     if deeper:
         name, inner = children[position]
+        if not isinstance(inner, nn.Sequential):
+            raise InputError(f"idx={idx} leads into {type(inner).__name__}, which is no nn.Sequential")
         children[position] = (name, insert_into_sequential(inner, layer, deeper))
         return _with_children(sequential, children)
     numbered = [name == str(i) for i, (name, _) in enumerate(children)]

@@ -31,6 +31,7 @@ def tree_map(function: Callable[[Any], Any], tree: Any, leaf: type | tuple[type,
         return tree._make(items) if hasattr(tree, "_make") else type(tree)(items)
     if isinstance(tree, list):
         return [tree_map(function, item, leaf) for item in tree]
+    mapped: Any
     if isinstance(tree, MutableMapping):
         mapped = copy.copy(tree)
         for key, item in tree.items():

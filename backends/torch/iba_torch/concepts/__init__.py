@@ -1,5 +1,6 @@
 """Concepts in PyTorch models."""
 
+from iba_torch.concepts.cam import EigenCAM, GradCAM, GradCAMPlusPlus, HiResCAM, LayerCAM, XGradCAM
 from iba_torch.concepts.detection import ConceptDetectionModel2D, ModelStump
 from iba_torch.concepts.losses import (
     BalancedBCELoss,
@@ -18,11 +19,17 @@ __all__ = [
     "BalancedPenaltyReducedFocalLoss",
     "BatchReduction",
     "ConceptDetectionModel2D",
+    "EigenCAM",
+    "GradCAM",
+    "GradCAMPlusPlus",
+    "HiResCAM",
     "IoU",
+    "LayerCAM",
     "ModelStump",
     "Net2VecLoss",
     "SelectorZU",
     "SetIoU",
     "TverskyLoss",
     "WeightedLossSum",
+    "XGradCAM",
 ]
