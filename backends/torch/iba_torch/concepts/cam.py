@@ -64,9 +64,7 @@ class _TorchCAM(cam.BaseCAM):
         if use_cuda:
             elsewhere = next((p.device for p in model.parameters() if not p.is_cuda), None)
             if elsewhere is not None:
-                raise InputError(
-                    f"use_cuda=True, but the model is on {elsewhere}; call model.cuda() first"
-                )
+                raise InputError(f"use_cuda=True, but the model is on {elsewhere}; call model.cuda() first")
         super().__init__(model, target_layers, reshape_transform)
 
 
