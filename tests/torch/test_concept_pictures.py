@@ -36,7 +36,7 @@ def test_the_page(tmp_path, monkeypatch, capsys):
     assert share_of_the_cat(names["where"][0]) > 0.8
 
     with (
-        Image.open("concepts-in-pictures.png") as made,
+        Image.open("concepts-in-pictures.jpg") as made,
         Image.open(PAGE.parent / "images" / made.filename) as shown,
     ):
         assert abs(made.width - shown.width) < 50
