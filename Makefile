@@ -22,7 +22,7 @@ demo: $(READY) ## explain three photographs with both backends; pictures in demo
 	$(BIN)/iba demo --out demo-out
 
 test: $(READY) ## run the tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 check: $(READY) ## lint, check the format, the types and the direction of imports
 	$(BIN)/ruff check .
