@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from importlib import metadata
+from math import prod
 from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import numpy as np
@@ -171,6 +172,18 @@ class Adapter(ABC):
     def standard_normal(self, shape: Sequence[int], like: Array) -> Array:
         """Unseeded standard normal numbers from the framework's generator on the device of `like`."""
 
+    def preferred_batch(self, shape: Sequence[int], like: Array) -> int | None:
+        """How many feature maps the tail takes best at once, where nobody says: a batch is split so.
+
+        Args:
+            shape: of one feature map.
+            like: a tensor on the device that the tail runs on.
+
+        Returns:
+            `rows_in_cache` on a processor, None (as many as there are) on an accelerator.
+        """
+        return None
+
     # -- functions --------------------------------------------------------------------------------
 
     @abstractmethod
@@ -194,6 +207,15 @@ class Adapter(ABC):
         times with arrays of the same shapes.
         """
         return function
+
+
+def rows_in_cache(shape: Sequence[int]) -> int:
+    """Feature maps of `shape` that a processor takes best at once: 1 MiB of float32, but 16 at least.
+
+    Of more, what a layer of the tail has written is out of the caches when the next one reads it, and
+    every map costs more time, not less. Of fewer, the cost of calling a layer tells.
+    """
+    return max(16, 2**18 // max(1, prod(shape)))
 
 
 def backends() -> list[str]:

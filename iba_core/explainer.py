@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import lru_cache
 from os import PathLike
 from typing import Any, Self
@@ -16,9 +16,9 @@ from iba_core.bottleneck import BottleneckSettings, Mask, Statistics
 from iba_core.default_layer import default_layer
 from iba_core.errors import InputError, NotEstimatedError, StateError
 from iba_core.estimator import KIND, STATE, WelfordEstimator
-from iba_core.inputs import arrays_of, batch_size, check_shape, inputs_of_batch, take
+from iba_core.inputs import arrays_of, batch_size, check_shape, inputs_of_batch, take, targets_of_batch
 from iba_core.layout import DataFormat, Layout, Tokens
-from iba_core.namespace import Array, array_namespace
+from iba_core.namespace import Array, array_namespace, full_precision
 from iba_core.optimization import BottleneckOptimizer
 from iba_core.saliency import saliency_maps
 from iba_core.state import read_state, write_state
@@ -198,6 +198,8 @@ class Explainer:
             pass_mask: True where features pass unchanged and carry no capacity, of the shape of a feature
                 map or of a batch of them.
             max_batch: the most feature maps that pass the tail of the model at once, to bound the memory.
+                If None, all of the batch, or on a CPU those of as many images as its caches hold, see
+                `Adapter.preferred_batch`; the copies of one image are never split then.
             progbar: show the progress.
             **settings: hyperparameters other than the explainer's own, see `BottleneckSettings`.
 
@@ -218,9 +220,12 @@ class Explainer:
         cut = self._cut_until(whole.layer)
         if max_batch is not None and max_batch < 1:
             raise InputError(f"max_batch={max_batch} must be 1 or more")
-        at_once = images if max_batch is None else max(1, max_batch // chosen.samples)
+        tensor = next(arrays_of(inputs))
+        rows_at_once = max_batch or self.adapter.preferred_batch(statistics.mean.shape, tensor)
+        at_once = images if rows_at_once is None else max(1, rows_at_once // chosen.samples)
+        starts = range(0, images, at_once)
         parts = []
-        for start in range(0, images, at_once):
+        for start in get_tqdm()(starts, desc="Explaining", disable=not progbar or len(starts) == 1):
             stop = min(start + at_once, images)
             chunk = take(inputs, start, stop)
             with cut.open(chunk) as head:
@@ -230,12 +235,12 @@ class Explainer:
                 result = optimizer.run(
                     head,
                     statistics,
-                    tuple(self.adapter.asarray(row, like=head.features) for row in rows),
+                    tuple(self.adapter.asarray(row, like=full_precision(head.features)) for row in rows),
                     settings=chosen,
                     seed=seed,
                     pass_mask=_select_pass_mask(pass_mask, statistics.mean.ndim, start, stop),
                     max_batch=max_batch,
-                    progbar=progbar,
+                    progbar=progbar and len(starts) == 1,
                 )
             capacity = self.adapter.to_numpy(result.capacity)
             part = Attribution(
@@ -253,6 +258,72 @@ class Explainer:
             )
             parts.append(part)
         return parts[0] if len(parts) == 1 else Attribution.concatenate(parts)
+
+    def explain_iter(
+        self,
+        batches: Iterable[Any],
+        target: Any = None,
+        *,
+        seed: int | None = None,
+        pass_mask: npt.NDArray[np.bool_] | Callable[[Inputs], npt.NDArray[np.bool_]] | None = None,
+        max_batch: int | None = None,
+        progbar: bool = True,
+        **settings: Any,
+    ) -> Iterator[Attribution]:
+        """Explain a data set batch by batch, each when it is asked for.
+
+        One batch and its attribution are in memory at a time, unless the caller keeps more.
+
+        Args:
+            batches: an iterable of batches as `fit` takes them, each the inputs or a tuple or list (inputs,
+                targets, ...): a data loader, a generator, a list. A model with several inputs takes them
+                as a tuple or dict within the batch: ((a, b), targets).
+            target: one for all batches, as `explain` takes it; what a batch holds beside its inputs is
+                passed over then. If None, each batch brings its own, anything that `explain` takes, such
+                as the labels of its images; where it brings none, it is the class predicted. To explain
+                the class predicted for a data set with labels, give ``ClassTarget()``.
+            seed: as of `explain`. An image gets the same noise in any batch, so that the result is that
+                of `explain`.
+            pass_mask: as of `explain`, for all batches; or a callable that gives it for a batch's inputs,
+                such as where the padding of each sentence is.
+            max_batch: as of `explain`.
+            progbar: show how many batches are done.
+            **settings: hyperparameters other than the explainer's own, see `BottleneckSettings`.
+
+        Returns:
+            An iterator of attributions, one for each batch.
+
+        Raises:
+            NotEstimatedError: the distribution of the features has not been estimated.
+            InputError: a setting is wrong, at once; there are no batches, or one does not fit, when it is
+                its turn.
+            OptimizationError: the objective turned NaN or infinite.
+
+        Example:
+            >>> for attribution in explainer.explain_iter(loader, seed=0):  # doctest: +SKIP
+            ...     print(attribution.total_bits)
+        """
+        self._ready()
+        self.settings.override(**settings)
+        whole = None if target is None else as_target(target)
+
+        def attributions() -> Iterator[Attribution]:
+            count = 0
+            for batch in get_tqdm()(batches, desc="Explaining", unit="batch", disable=not progbar):
+                inputs = inputs_of_batch(batch)
+                yield self.explain(
+                    inputs,
+                    targets_of_batch(batch) if whole is None else whole,
+                    seed=seed,
+                    pass_mask=pass_mask(inputs) if callable(pass_mask) else pass_mask,
+                    max_batch=max_batch,
+                    **settings,
+                )
+                count += 1
+            if not count:
+                raise InputError("batches is empty; give at least one batch of inputs")
+
+        return attributions()
 
     def predict(self, x: Inputs) -> npt.NDArray[Any]:
         """The unaltered model's output, (B, ...)."""

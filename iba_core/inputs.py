@@ -59,6 +59,11 @@ def inputs_of_batch(batch: Any) -> Any:
     return batch
 
 
+def targets_of_batch(batch: Any) -> Any:
+    """The second entry of a batch (inputs, targets, ...); None where there is none."""
+    return batch[1] if isinstance(batch, (tuple, list)) and len(batch) > 1 else None
+
+
 def check_shape(shape: tuple[int, ...], known: tuple[int, ...], channels_first: bool) -> None:
     """Compare one input's shape with that of the inputs the features were estimated on.
 

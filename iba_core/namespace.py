@@ -82,6 +82,15 @@ def host_array(array: Any) -> np.ndarray[Any, np.dtype[Any]]:
     return found.astype(np.float32) if found.dtype.name == "bfloat16" else found
 
 
+def full_precision(x: Array) -> Array:
+    """`x` in float32 where it is of half precision (float16 or bfloat16), and as it is otherwise.
+
+    Losses are differences of logarithms and sums over many outputs, for which three digits are too few.
+    """
+    # Not every namespace has every half precision as a name; their dtypes are all called so.
+    return array_namespace(x).astype(x, array_namespace(x).float32) if "float16" in str(x.dtype) else x
+
+
 def sigmoid(x: Array) -> Array:
     """Logistic function whose gradient stays relatively exact far out on both sides.
 

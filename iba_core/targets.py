@@ -12,7 +12,15 @@ import numpy.typing as npt
 
 from iba_core.errors import InputError
 from iba_core.layout import DataFormat, Layout
-from iba_core.namespace import Array, array_namespace, floored_log, host_array, log_sum_exp, softmax
+from iba_core.namespace import (
+    Array,
+    array_namespace,
+    floored_log,
+    full_precision,
+    host_array,
+    log_sum_exp,
+    softmax,
+)
 
 Loss = Callable[..., Array]
 """``loss(outputs, *rows)``: losses (N,) of a model's outputs for N feature maps. Hashable and pure; `rows`
@@ -23,13 +31,13 @@ def cross_entropy(logits: Array, classes: Array) -> Array:
     """Cross-entropy of integer classes, ``log(sum(exp(logits))) - logits[class]``.
 
     Args:
-        logits: (..., K), unnormalised log-probabilities.
+        logits: (..., K), unnormalised log-probabilities; half precision is widened to float32.
         classes: (...), integers from 0 to K - 1.
 
     Returns:
         Array (...), in nats.
     """
-    xp = array_namespace(logits)
+    xp, logits = array_namespace(logits), full_precision(logits)
     index = xp.expand_dims(xp.astype(classes, xp.int64), axis=-1)
     chosen = xp.squeeze(xp.take_along_axis(logits, index, axis=-1), axis=-1)
     return log_sum_exp(logits) - chosen
@@ -46,18 +54,21 @@ def cross_entropy_of_probabilities(probabilities: Array, classes: Array) -> Arra
     Returns:
         Array (N,), in nats.
     """
-    return cross_entropy(floored_log(probabilities), classes)
+    return cross_entropy(floored_log(full_precision(probabilities)), classes)
 
 
 def main_output(outputs: Any) -> Any:
-    """The array that a model's output is about: ``.logits`` if there is one, or the first entry."""
+    """The array that a model's output is about: ``.logits`` if there is one, or the first entry.
+
+    Outputs of half precision come in float32, so that no loss is computed in less.
+    """
     if hasattr(outputs, "logits"):
-        return outputs.logits
+        return main_output(outputs.logits)
     if isinstance(outputs, Mapping):
         return main_output(next(iter(outputs.values())))
     if isinstance(outputs, (tuple, list)):
         return main_output(outputs[0])
-    return outputs
+    return full_precision(outputs)
 
 
 def _class_loss(outputs: Any, classes: Array) -> Array:

@@ -17,7 +17,7 @@ from iba_core.concepts.detection import windows
 from iba_core.concepts.embedding import ConceptEmbedding, signed_distance
 from iba_core.errors import InputError
 from iba_core.layout import DataFormat, Layout
-from iba_core.namespace import Array, array_namespace, host_array, log_sigmoid, sigmoid
+from iba_core.namespace import Array, array_namespace, full_precision, host_array, log_sigmoid, sigmoid
 from iba_core.targets import LogitTarget, Loss, Target, main_output
 
 Rows = tuple[npt.NDArray[Any], ...]
@@ -39,7 +39,7 @@ def cosine_similarity(a: Array, b: Array) -> Array:
     xp = array_namespace(a, b)
 
     def unit(x: Array) -> Array:
-        x = x if x.dtype == xp.float64 else xp.astype(x, xp.float32)
+        x = full_precision(x)
         squares = xp.sum(xp.square(x), axis=-1, keepdims=True)
         # The root of zero would have no gradient.
         return x / xp.sqrt(xp.where(squares > 0, squares, xp.ones_like(squares)))

@@ -1,6 +1,7 @@
 """Explaining a data set batch by batch, and how a batch is split, the same in both frameworks."""
 
 import weakref
+from functools import partial
 
 import keras
 import numpy as np
@@ -166,9 +167,7 @@ def test_a_processor_takes_as_many_maps_as_its_caches_hold(side, explainer, x):
 
 
 @pytest.mark.parametrize(("preferred", "most"), [(None, 20), (9, 8), (8, 8), (3, 4)])
-def test_a_batch_is_split_between_images_as_the_backend_likes_it(
-    explainer, x, monkeypatch, preferred, most
-):
+def test_a_batch_is_split_between_images_as_the_backend_likes_it(explainer, x, monkeypatch, preferred, most):
     expected = explainer.explain(x, LABELS, seed=3)
     cut, rows = explainer._cut, []
 
@@ -188,6 +187,6 @@ def _same_loss(labels):
     class Renamed(ClassTarget):
         def resolve(self, outputs):
             loss, rows = super().resolve(outputs)
-            return lambda *arguments: loss(*arguments), rows
+            return partial(loss), rows
 
     return Renamed(labels)

@@ -22,7 +22,7 @@ from iba_core import (
 )
 from iba_core.layout import Layout
 from iba_core.noise import seeded_normal
-from iba_torch import IBA, TorchWelfordEstimator, insert_into_sequential, to_saliency_map
+from iba_torch import IBA, TorchAdapter, TorchWelfordEstimator, insert_into_sequential, to_saliency_map
 
 
 def first(output):
@@ -386,9 +386,23 @@ class TestBatches:
         parts = iba.analyze(images(1), loss, "capacity", seed=1, max_batch=3)
         np.testing.assert_allclose(parts, whole, rtol=1e-9)
         assert max(sizes) <= 3
+
+    @pytest.mark.parametrize(("preferred", "most"), [(16, 12), (4, 6), (None, 24)])
+    def test_a_batch_is_split_as_the_backend_likes_it(self, cases, images, monkeypatch, preferred, most):
+        model, iba = self.prepare(cases, images)
+        sizes = []
+
+        def loss(inputs):
+            sizes.append(len(inputs))
+            return model(inputs).square().mean()
+
+        x = images(6)
+        expected = iba.analyze(x, loss, "capacity", seed=1, max_batch=24)
         sizes.clear()
-        iba.analyze(images(6), loss, "capacity", seed=1)
-        assert max(sizes) <= 16
+        monkeypatch.setattr(TorchAdapter, "preferred_batch", lambda self, shape, like: preferred)
+        found = iba.analyze(x, loss, "capacity", seed=1)
+        np.testing.assert_allclose(found, expected, rtol=1e-7, atol=1e-12)
+        assert max(sizes) == most
 
 
 class TestEstimate:

@@ -11,7 +11,7 @@ import keras
 import numpy.typing as npt
 import tensorflow as tf
 
-from iba_core.adapter import Adapter, F, Inputs, LayerInfo
+from iba_core.adapter import Adapter, F, Inputs, LayerInfo, rows_in_cache
 from iba_core.errors import InputError, LayerError, StateError
 from iba_core.layout import DataFormat
 from iba_tf.cut import KerasCut
@@ -159,6 +159,11 @@ class KerasAdapter(Adapter):
         """See `Adapter.standard_normal`; `tf.random.set_seed` governs the numbers."""
         with tf.device(like.device):
             return tf.random.normal(shape, dtype=like.dtype)
+
+    def preferred_batch(self, shape: Sequence[int], like: tf.Tensor) -> int | None:
+        """See `Adapter.preferred_batch`."""
+        on_processor = tf.DeviceSpec.from_string(like.device).device_type in (None, "CPU")
+        return rows_in_cache(shape) if on_processor else None
 
     # -- functions --------------------------------------------------------------------------------
 

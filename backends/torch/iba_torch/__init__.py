@@ -16,10 +16,14 @@ from iba_torch.bottleneck import IBA, to_saliency_map
 from iba_torch.cut import TorchCut
 from iba_torch.estimator import TorchWelfordEstimator
 from iba_torch.images import ImageFolder, get_imagenet_folder, imagenet_transform, tensor_to_np_img
+from iba_torch.readout import IBAReadout
+from iba_torch.readout_training import EpochReport
 from iba_torch.sequential import insert_into_sequential
 
 __all__ = [
     "IBA",
+    "EpochReport",
+    "IBAReadout",
     "ImageFolder",
     "TorchAdapter",
     "TorchCut",

@@ -11,7 +11,7 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from iba_core.adapter import Adapter, Inputs, LayerInfo
+from iba_core.adapter import Adapter, Inputs, LayerInfo, rows_in_cache
 from iba_core.errors import LayerError, closest
 from iba_core.layout import DataFormat
 from iba_core.namespace import Array
@@ -171,6 +171,10 @@ class TorchAdapter(Adapter):
     def standard_normal(self, shape: Sequence[int], like: Array) -> torch.Tensor:
         """Unseeded standard normal numbers from PyTorch's generator on the device of `like`."""
         return torch.randn(tuple(shape), dtype=like.dtype, device=like.device)
+
+    def preferred_batch(self, shape: Sequence[int], like: Array) -> int | None:
+        """See `Adapter.preferred_batch`."""
+        return rows_in_cache(shape) if like.device.type == "cpu" else None
 
     def value_and_grad(
         self, function: Callable[[Array], tuple[Array, Any]], x: Array

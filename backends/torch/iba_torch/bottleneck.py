@@ -29,7 +29,6 @@ from iba_torch.trees import replace_first, tensors
 Mode = Literal["saliency", "capacity"]
 
 _THRESHOLD = 0.01
-_CPU_BATCH = 16
 
 
 def to_saliency_map(
@@ -346,7 +345,8 @@ class IBA(nn.Module):
                 map or of a batch of them. For padding.
             max_batch: the most feature maps that pass the model at once, to bound the memory; the closure
                 then gets fewer copies of each image at a time. If None, all pass at once; only on a CPU,
-                which is slower with more than its caches hold, a batch of images goes in parts of 16.
+                which is slower with more than its caches hold, a batch of images goes in parts of as many
+                as `iba_core.adapter.rows_in_cache` says.
 
         Returns:
             For ``"saliency"``, an array (H, W) in bits per pixel whose sum is the total of bits, (B, H, W)
@@ -381,9 +381,11 @@ class IBA(nn.Module):
 
         with self._passing_all(), cut.open(input_t) as head:
             layout = Layout.of(head.features.shape[1:], cut.data_format, self.tokens)
-            if max_batch is None and images > 1 and head.features.device.type == "cpu":
-                max_batch = max(images, _CPU_BATCH)
-            result = self._optimizer(model_loss, layout, settings).run(
+            optimizer = self._optimizer(model_loss, layout, settings)
+            if max_batch is None and images > 1:
+                preferred = optimizer.adapter.preferred_batch(head.features.shape[1:], head.features)
+                max_batch = None if preferred is None else max(images, preferred)
+            result = optimizer.run(
                 head,
                 statistics,
                 seed=seed,

