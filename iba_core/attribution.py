@@ -28,9 +28,10 @@ class Attribution:
 
     Attributes:
         saliency: (B, H, W), or as many spatial axes as the feature map has, in bits per pixel. The sum of
-            an image's map equals its total bits.
+            an image's map equals its total bits, less those of prefix tokens, which are on no map.
         capacity: (B, *feature map), in nats, in the model's own data format.
-        mask: lambda, (B, *feature map) in (0, 1): the share of each feature that passes.
+        mask: lambda, (B, *feature map) in (0, 1): the share of each feature that passes. It has no meaning
+            where the bottleneck does not act: inactive neurons are 0, and a `pass_mask` passes all.
         outputs: the model's outputs for the unrestricted images, or those of the layer that the target is
             about.
         classes: (B,), the explained classes; None if the target was no class.

@@ -110,26 +110,36 @@ class BottleneckSettings:
     active_neurons_threshold: float = 0.01
 
     def __post_init__(self) -> None:
-        for name in ("steps", "samples"):
+        for name, least in (("steps", 0), ("samples", 1)):
             value = getattr(self, name)
-            if isinstance(value, bool) or int(value) != value or value < (name == "samples"):
-                least = 1 if name == "samples" else 0
+            if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:
                 raise InputError(f"{name}={value!r} must be a whole number, {least} or more")
-        for name in ("beta", "learning_rate", "min_std", "smooth_std", "active_neurons_threshold"):
-            value = getattr(self, name)
-            if value is not None and not 0 <= value < np.inf:
-                raise InputError(f"{name}={value!r} must be a finite number, 0 or more")
-        if not np.isfinite(self.initial_alpha):
-            raise InputError(f"initial_alpha={self.initial_alpha!r} must be finite")
+        for name in ("beta", "learning_rate", "min_std", "active_neurons_threshold"):
+            if not _is_number(getattr(self, name), 0.0):
+                raise InputError(f"{name}={getattr(self, name)!r} must be a finite number, 0 or more")
+        if self.smooth_std is not None and not _is_number(self.smooth_std, 0.0):
+            raise InputError(f"smooth_std={self.smooth_std!r} must be None or a finite number, 0 or more")
+        if not _is_number(self.initial_alpha, -np.inf):
+            raise InputError(f"initial_alpha={self.initial_alpha!r} must be a finite number")
 
     def override(self, **values: object) -> BottleneckSettings:
-        """These settings with the given values in place; None leaves a setting as it is."""
+        """These settings with the given values in place.
+
+        None leaves a setting as it is; to turn smoothing off, give ``smooth_std=0``.
+        """
         known = self.__dataclass_fields__
         for name in values:
             if name not in known:
                 raise InputError(f"{name!r} is no setting; the settings are {', '.join(known)}")
         given = {name: value for name, value in values.items() if value is not None}
         return BottleneckSettings(**{**{name: getattr(self, name) for name in known}, **given})
+
+
+def _is_number(value: object, least: float) -> bool:
+    try:
+        return bool(np.isfinite(value) and value >= least)  # type: ignore[call-overload,operator]  # tried
+    except TypeError:
+        return False
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from iba_core.namespace import Array, array_namespace, full_precision
 from iba_core.optimization import BottleneckOptimizer
 from iba_core.saliency import saliency_maps
 from iba_core.state import read_state, write_state
-from iba_core.targets import Loss, as_target, main_output
+from iba_core.targets import ClassTarget, Loss, as_target, main_output
 from iba_core.utils import get_tqdm
 
 
@@ -65,13 +65,15 @@ class Explainer:
         **settings: Any,
     ) -> None:
         self.adapter = find_adapter(model, backend)
-        self.settings = BottleneckSettings().override(**settings)
+        BottleneckSettings().override(**settings)  # names what is no setting
+        self.settings = BottleneckSettings(**settings)
         self.estimator = estimator or WelfordEstimator()
+        self._estimated_format: DataFormat | None = None
         self.tokens = tokens
         self._input_shape: tuple[int, ...] | None = None
         self._layer = layer
         self._cut: Cut | None = None if layer is None else self.adapter.cut(layer)
-        # A handful of losses at a time, so that a new callable per call does not pile up compiled steps.
+        # A handful of losses at a time, since each keeps a compiled step.
         self._optimizer = lru_cache(maxsize=4)(self._make_optimizer)
         self._compiled_tail = lru_cache(maxsize=4)(lambda cut: self.adapter.compile(cut.tail))
         self._cut_until = lru_cache(maxsize=4)(self._make_cut)
@@ -121,6 +123,7 @@ class Explainer:
                 "features' distribution, and about 5000 are advised"
             )
         self.estimator = estimator
+        self._estimated_format = None if self._cut is None else self._cut.data_format
         return self
 
     def save(self, path: str | PathLike[str]) -> None:
@@ -133,7 +136,7 @@ class Explainer:
         state = self.estimator.state_dict()
         metadata = {
             "layer": cut.layer_name,
-            "data_format": cut.data_format,
+            "data_format": self._estimated_format or cut.data_format,
             "input_shape": self._input_shape,
             "input_format": cut.input_format,
         }
@@ -161,14 +164,11 @@ class Explainer:
             raise StateError(
                 f"{path} describes the layer {saved!r}, the explainer cuts at {self._cut.layer_name!r}"
             )
-        shape = estimator.mean().shape
-        estimator = estimator.transpose(
-            _permutation(shape, metadata.get("data_format", self._cut.data_format), self._cut.data_format)
-        )
         if (known := metadata.get("input_shape")) is not None:
             axes = _permutation(known, metadata["input_format"], self._cut.input_format)
             self._input_shape = tuple(int(known[axis]) for axis in axes)
         self.estimator = estimator
+        self._estimated_format = metadata.get("data_format")
         return self
 
     # -- explaining -------------------------------------------------------------------------------
@@ -213,7 +213,6 @@ class Explainer:
         """
         self._ready()
         chosen = self.settings.override(**settings)
-        statistics = Statistics.of(self.estimator, chosen.active_neurons_threshold)
         inputs = self._checked(x)
         images = batch_size(inputs)
         whole = as_target(target)
@@ -221,7 +220,8 @@ class Explainer:
         if max_batch is not None and max_batch < 1:
             raise InputError(f"max_batch={max_batch} must be 1 or more")
         tensor = next(arrays_of(inputs))
-        rows_at_once = max_batch or self.adapter.preferred_batch(statistics.mean.shape, tensor)
+        feature_shape = self.estimator.mean().shape
+        rows_at_once = max_batch or self.adapter.preferred_batch(feature_shape, tensor)
         at_once = images if rows_at_once is None else max(1, rows_at_once // chosen.samples)
         starts = range(0, images, at_once)
         parts = []
@@ -229,6 +229,7 @@ class Explainer:
             stop = min(start + at_once, images)
             chunk = take(inputs, start, stop)
             with cut.open(chunk) as head:
+                statistics = self._statistics(cut, chosen.active_neurons_threshold)
                 outputs = self._outputs(cut, head)
                 loss, rows = whole.select(start, stop, images).resolve(outputs)
                 optimizer = self._optimizer(loss, whole.layer)
@@ -238,7 +239,7 @@ class Explainer:
                     tuple(self.adapter.asarray(row, like=full_precision(head.features)) for row in rows),
                     settings=chosen,
                     seed=seed,
-                    pass_mask=_select_pass_mask(pass_mask, statistics.mean.ndim, start, stop),
+                    pass_mask=_select_pass_mask(pass_mask, len(feature_shape), start, stop),
                     max_batch=max_batch,
                     progbar=progbar and len(starts) == 1,
                 )
@@ -253,7 +254,7 @@ class Explainer:
                 layer=cut.layer_name,
                 data_format=cut.data_format,
                 settings=chosen,
-                classes=rows[0] if rows and rows[0].dtype.kind == "i" else None,
+                classes=rows[0] if isinstance(whole, ClassTarget) else None,
                 seed=seed,
             )
             parts.append(part)
@@ -330,7 +331,12 @@ class Explainer:
         return self.adapter.to_numpy(main_output(self.adapter.predict(self._checked(x))))
 
     def predict_restricted(
-        self, x: Inputs, attribution: Attribution, samples: int = 10, seed: int | None = None
+        self,
+        x: Inputs,
+        attribution: Attribution,
+        samples: int = 10,
+        seed: int | None = None,
+        pass_mask: npt.NDArray[np.bool_] | None = None,
     ) -> npt.NDArray[Any]:
         """What the model answers when only the information of an attribution passes.
 
@@ -339,6 +345,7 @@ class Explainer:
             attribution: what `explain` gave for them.
             samples: noisy copies of each input.
             seed: makes the noise reproducible. It is other noise than the optimisation saw.
+            pass_mask: as it was given to `explain`.
 
         Returns:
             The model's outputs (B, samples, ...).
@@ -348,17 +355,26 @@ class Explainer:
             raise InputError(
                 f"x holds {batch_size(inputs)} inputs, but the attribution {len(attribution)}; give the same"
             )
-        optimizer = self._optimizer(main_output)
-        statistics = Statistics.of(self.estimator, attribution.settings.active_neurons_threshold)
+        settings = attribution.settings
         with cut.open(inputs) as head:
-            problem = optimizer.problem(head, statistics, settings=attribution.settings)
+            statistics = self._statistics(cut, settings.active_neurons_threshold)
+            optimizer = self._optimizer(main_output)
+            problem = optimizer.problem(head, statistics, settings=settings, pass_mask=pass_mask)
             passed = self.adapter.asarray(attribution.mask, like=problem.features)
-            (noise,) = optimizer.noise(problem, (samples,), seed, step=attribution.settings.steps)
+            (noise,) = optimizer.noise(problem, (samples,), seed, step=settings.steps)
             z = optimizer.restricted(problem, Mask(passed, 1.0 - passed), noise)
             outputs = self.adapter.to_numpy(main_output(cut.tail(z, head.carry)))
         return outputs.reshape(len(attribution), samples, *outputs.shape[1:])
 
     # -- helpers ----------------------------------------------------------------------------------
+
+    def _statistics(self, cut: Cut, threshold: float) -> Statistics:
+        """Distribution of the features in the cut's data format, which an open cut knows for certain."""
+        if self._estimated_format not in (None, cut.data_format):
+            axes = _permutation(self.estimator.mean().shape, self._estimated_format, cut.data_format)
+            self.estimator = self.estimator.transpose(axes)
+        self._estimated_format = cut.data_format
+        return Statistics.of(self.estimator, threshold)
 
     def _ready(self) -> Cut:
         if self._cut is None or self.estimator.n_samples() < 2:
@@ -399,6 +415,12 @@ class Explainer:
             # The S copies of an image follow one another: so must its rows.
             repeated = (_repeat(row, int(z.shape[0]) // int(row.shape[0])) for row in rows)
             losses: Array = loss(outputs, *repeated)
+            shape, rows_given = getattr(losses, "shape", None), int(z.shape[0])
+            if shape is None or tuple(shape) != (rows_given,):
+                given = type(losses).__name__ if shape is None else f"shape {tuple(shape)}"
+                raise InputError(
+                    f"the target's score has {given} for {rows_given} outputs; one score each is needed"
+                )
             return losses
 
         layout = Layout.of(self.estimator.mean().shape, cut.data_format, self.tokens)

@@ -211,8 +211,11 @@ class BottleneckOptimizer:
         def tensor(array: npt.NDArray[Any]) -> Array:
             return self.adapter.asarray(array, like=features)
 
+        floored = np.maximum(statistics.std, settings.min_std)
+        if not floored[statistics.active].all():
+            raise InputError("min_std=0, but the standard deviation of some features is 0; give more than 0")
         mean = tensor(statistics.mean[None])
-        std = tensor(np.maximum(statistics.std, settings.min_std)[None])
+        std = tensor(floored[None])
         restricted = tensor(statistics.active[None])
         fill = xp.zeros_like(mean)
         if pass_mask is not None:
@@ -367,6 +370,7 @@ def _checked_pass_mask(pass_mask: npt.NDArray[np.bool_], shape: tuple[int, ...])
 
 
 def _require_finite(result: BottleneckResult) -> None:
+    xp = array_namespace(result.capacity)
     for name, curve, cause in (
         ("model's loss", result.model_losses, "the model's outputs overflow on noisy features"),
         ("information term", result.informations, "learning_rate or beta is too high"),
@@ -377,3 +381,7 @@ def _require_finite(result: BottleneckResult) -> None:
                 f"the {name} became {curve[tuple(bad[0])]} at step {bad[0][0] + 1} of {len(curve)}; "
                 f"likely {cause}"
             )
+    if not bool(xp.all(xp.isfinite(result.capacity))):
+        raise OptimizationError(
+            "the capacity became infinite in the last step; likely learning_rate is too high"
+        )

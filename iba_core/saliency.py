@@ -19,6 +19,13 @@ def to_bits(nats: npt.ArrayLike) -> npt.NDArray[np.floating]:
     return np.asarray(nats) / NATS_PER_BIT
 
 
+def resize_maps(maps: npt.NDArray[np.floating], shape: Sequence[int]) -> npt.NDArray[np.floating]:
+    """Maps (B, *places) resized to (B, *shape), linearly between the centres of their places."""
+    factors = [1.0, *(wanted / size for wanted, size in zip(shape, maps.shape[1:], strict=True))]
+    resized: npt.NDArray[np.floating] = zoom(maps, factors, order=1, mode="nearest", grid_mode=True)
+    return resized
+
+
 def saliency_maps(
     capacity: npt.NDArray[np.floating], layout: Layout, shape: Sequence[int] | None = None
 ) -> npt.NDArray[np.floating]:
@@ -46,8 +53,7 @@ def saliency_maps(
         return maps
     if len(shape) != maps.ndim - 1 or min(shape) < 1:
         raise InputError(f"shape={tuple(shape)} cannot hold a map with spatial shape {maps.shape[1:]}")
-    factors = [1.0, *(wanted / size for wanted, size in zip(shape, maps.shape[1:], strict=True))]
-    resized = zoom(maps, factors, order=1, mode="nearest", grid_mode=True)
+    resized = resize_maps(maps, shape)
     axes = tuple(range(1, maps.ndim))
     bits = maps.sum(axis=axes, keepdims=True)
     total = resized.sum(axis=axes, keepdims=True)

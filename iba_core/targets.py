@@ -197,7 +197,7 @@ class ClassTarget(Target):
             )
         classes = np.argmax(outputs, axis=1) if self.classes is None else np.asarray(self.classes)
         if not np.issubdtype(classes.dtype, np.integer):
-            raise InputError(f"target={self.classes!r} must be a whole number, or one for each image")
+            raise InputError(f"target={classes.tolist()!r} must be a whole number, or one for each image")
         outside = np.atleast_1d(classes)[(np.atleast_1d(classes) < 0) | (np.atleast_1d(classes) >= count)]
         if outside.size:
             raise InputError(f"target={outside[0]} is outside the model's {count} classes, 0 to {count - 1}")

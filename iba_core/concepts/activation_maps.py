@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 import numpy.typing as npt
-from scipy.ndimage import zoom
 
+from iba_core import saliency
 from iba_core.errors import InputError
 from iba_core.layout import Layout
 from iba_core.namespace import Array, array_namespace, host_array
@@ -166,9 +166,7 @@ def resize_maps(maps: FloatArray, shape: Sequence[int]) -> FloatArray:
             f"a map with {maps.ndim - 1} axes, {maps.shape[1:]}, does not fit an input with {len(shape)}, "
             f"{tuple(shape)}; reshape_transform says how the layer's output is to be read"
         )
-    factors = [1.0, *(wanted / size for wanted, size in zip(shape, maps.shape[1:], strict=True))]
-    resized: FloatArray = zoom(maps, factors, order=1, mode="nearest", grid_mode=True)
-    return resized
+    return saliency.resize_maps(maps, shape)
 
 
 def combine_layers(layers: Iterable[Array], shape: Sequence[int]) -> npt.NDArray[np.float32]:

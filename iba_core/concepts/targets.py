@@ -17,7 +17,7 @@ from iba_core.concepts.detection import windows
 from iba_core.concepts.embedding import ConceptEmbedding, signed_distance
 from iba_core.errors import InputError
 from iba_core.layout import DataFormat, Layout
-from iba_core.namespace import Array, array_namespace, full_precision, host_array, log_sigmoid, sigmoid
+from iba_core.namespace import Array, array_namespace, full_precision, host_array, log_sigmoid
 from iba_core.targets import LogitTarget, Loss, Target, main_output
 
 Rows = tuple[npt.NDArray[Any], ...]
@@ -182,8 +182,11 @@ class ConceptEmbeddingTarget(ScoredOutput):
         images = len(outputs)
         normals = np.broadcast_to(plane.normal_vec.reshape(-1), (images, plane.normal_vec.size))
         biases = np.full(images, plane.bias)
-        present = sigmoid(_distances(outputs.astype(np.float64), normals, biases, layout, window))
-        weights = present / present.sum(axis=tuple(range(1, present.ndim)), keepdims=True)
+        presence = log_sigmoid(_distances(outputs.astype(np.float64), normals, biases, layout, window))
+        axes = tuple(range(1, presence.ndim))
+        # Relative to the likeliest place: where the concept is clearly absent, all probabilities round to 0.
+        present = np.exp(presence - presence.max(axis=axes, keepdims=True))
+        weights = present / present.sum(axis=axes, keepdims=True)
         rows = tuple(array.astype(outputs.dtype) for array in (normals, biases, weights))
         return _ConceptLoss(layout, window), rows
 

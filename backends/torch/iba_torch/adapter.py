@@ -189,7 +189,9 @@ class TorchAdapter(Adapter):
 
 def _move(tensor: torch.Tensor, like: torch.Tensor, device: torch.device | str | None = None) -> torch.Tensor:
     # The dtype first: not every device has float64.
-    tensor = tensor.to(like.dtype) if tensor.is_floating_point() else tensor
+    # Bytes are pixels; what counts, such as the numbers of tokens, comes in wider integers.
+    is_value = tensor.is_floating_point() or tensor.dtype == torch.uint8
+    tensor = tensor.to(like.dtype) if is_value else tensor
     return tensor.to(like.device if device is None else device)
 
 
