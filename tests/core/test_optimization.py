@@ -200,6 +200,19 @@ def test_a_loss_that_turns_nan_names_the_step():
         one.run(Head(FEATURES[:1]), STATISTICS, (CLASSES[:1],), seed=1)
 
 
+def test_a_last_step_that_goes_too_far_is_an_error():
+    far = {"steps": 1, "learning_rate": 1e5, "beta": 0.0}
+    expected = pytest.raises(OptimizationError, match="capacity became infinite in the last step")
+    with expected, np.errstate(all="ignore"):
+        run(settings=far)
+
+
+def test_features_without_spread_need_a_floor():
+    flat = Statistics(np.zeros(SHAPE), np.zeros(SHAPE), np.ones(SHAPE, bool))
+    with pytest.raises(InputError, match="min_std=0, but the standard deviation"):
+        optimizer(min_std=0.0).run(Head(FEATURES), flat, (CLASSES,), seed=1)
+
+
 def test_shapes_that_do_not_fit_are_named():
     with pytest.raises(InputError, match=r"\(2, 4, 3\).*\(2, 3, 3\)"):
         run(np.ones((1, 2, 4, 3)), CLASSES[:1])
@@ -220,6 +233,9 @@ def test_shapes_that_do_not_fit_are_named():
         {"beta": -1.0},
         {"learning_rate": np.inf},
         {"initial_alpha": np.nan},
+        {"steps": float("nan")},
+        {"samples": 2.0},
+        {"beta": "x"},
     ],
 )
 def test_settings_out_of_range_are_named(wrong):
