@@ -7,6 +7,7 @@ serve models of every framework, through its adapter; the formulas are in `iba_c
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import lru_cache
 from types import TracebackType
 from typing import Any, ClassVar, NamedTuple, Self
 
@@ -88,8 +89,10 @@ class BaseCAM:
             raise InputError("target_layers is empty; name a layer, or leave it out for the last that fits")
         self.target_layers = None if target_layers is None else target_layers if several else [target_layers]
         self.reshape_transform = reshape_transform
+        # A cut is kept, since a framework that compiles the head does so once for each.
+        self._cut = lru_cache(maxsize=16)(self.adapter.cut)
         for layer in self.target_layers or ():
-            self.adapter.cut(layer)
+            self._cut(layer, None)
 
     def __enter__(self) -> Self:
         return self
@@ -138,7 +141,7 @@ class BaseCAM:
         if self.target_layers is None:
             self.target_layers = [last_spatial_layer(self.adapter, take(inputs, 0, 1))]
         until = common_layer(target.layer for target in wanted)
-        cuts = [self.adapter.cut(layer, until) for layer in self.target_layers]
+        cuts = [self._cut(layer, until) for layer in self.target_layers]
         principal = eigen_smooth or self.method.principal
         if not aug_smooth:
             return self._maps(cuts, inputs, wanted, principal)

@@ -270,6 +270,9 @@ class HyperplaneTrainer:
 
     Attributes:
         basis: see `standard_coordinates`.
+
+    Raises:
+        InputError: the concept is in none of the examples.
     """
 
     def __init__(
@@ -281,6 +284,10 @@ class HyperplaneTrainer:
         settings: TrainingSettings,
         apply_padding: bool = True,
     ) -> None:
+        if not examples.targets.any():
+            raise InputError(
+                "no training mask marks the concept; masks are black and white, and white is the concept"
+            )
         self.kernel_size = tuple(kernel_size)
         self.padding = same_padding(kernel_size) if apply_padding else _NO_PADDING
         self.use_bias = use_bias

@@ -287,6 +287,10 @@ def test_nothing_to_validate_with_and_wrong_layers_are_named():
     concept = SegmentationConcept2D("square", bad, squares(2, 1))
     with pytest.raises(InputError, match="NaN or infinite"):
         ConceptAnalysis(concept, torch_model(), ["2"], progbar=False).run()
+    images, masks = squares(4, 0)
+    concept = SegmentationConcept2D("square", (images, 0 * masks), squares(2, 1))
+    with pytest.raises(InputError, match="no training mask marks the concept"):
+        ConceptAnalysis(concept, torch_model(), ["2"], kernel_size=(1, 1), progbar=False).run()
 
 
 # -- training ---------------------------------------------------------------------------------------
