@@ -1,5 +1,6 @@
 """TensorFlow's side of the adapter: arrays, gradients, compilation, files."""
 
+import gc
 import os
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from keras import layers
+from tensorflow.python.framework.func_graph import FuncGraph
 
 from iba_core import BottleneckSettings, Explainer, Statistics, WelfordEstimator
 from iba_core.adapter import find_adapter, load_backend
@@ -209,6 +211,19 @@ class TestExplainer:
         assert {layer.name: len(layer._inbound_nodes) for layer in small.layers} == inbound
         assert len(tf.compat.v1.get_default_graph().get_operations()) == 0
         np.testing.assert_array_equal(small.predict(x, verbose=0), before)
+
+
+def test_new_scores_do_not_pile_up_graphs(small):
+    x = np.random.default_rng(0).normal(size=(4, 8, 8, 3)).astype(np.float32)
+    explainer = Explainer(small, layer="relu").fit([x], progbar=False)
+
+    def graphs_after(count):
+        for index in range(count):
+            explainer.explain(x[:1], lambda outputs, index=index: outputs[:, index % 3], steps=1, samples=1)
+        gc.collect()
+        return sum(isinstance(thing, FuncGraph) for thing in gc.get_objects())
+
+    assert graphs_after(8) == graphs_after(8)
 
 
 def test_a_step_of_the_optimisation_compiles_with_xla(small):

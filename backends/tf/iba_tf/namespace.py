@@ -164,23 +164,12 @@ def clip(x: Tensor, min: Tensor | None = None, max: Tensor | None = None) -> Ten
 
 def logaddexp(x1: Tensor, x2: Tensor) -> Tensor:
     """``log(exp(x1) + exp(x2))``, without overflow, with gradients that are exact far out on both sides."""
+    # Of primitives: TensorFlow never forgets a `tf.custom_gradient` in a traced graph, nor the graph.
     x1, x2 = _promoted(x1, x2)
-    # The gradient below is per element, so the arguments must have one shape.
-    shape = tf.broadcast_dynamic_shape(tf.shape(x1), tf.shape(x2))
-    return _logaddexp(tf.broadcast_to(x1, shape), tf.broadcast_to(x2, shape))
-
-
-@tf.custom_gradient
-def _logaddexp(x1: Tensor, x2: Tensor) -> tuple[Tensor, Any]:
+    greater, lesser = tf.where(x1 >= x2, x1, x2), tf.where(x1 >= x2, x2, x1)
     # Equal infinities have no difference, and their sum is themselves.
-    difference = tf.where(x1 == x2, tf.zeros_like(x1), x1 - x2)
-    value = tf.maximum(x1, x2) + tf.math.softplus(-tf.abs(difference))
-
-    def gradient(upstream: Tensor) -> tuple[Tensor, Tensor]:
-        # Each side from its own sigmoid: 1 - sigmoid would round to 0 on the lesser side.
-        return upstream * tf.sigmoid(difference), upstream * tf.sigmoid(-difference)
-
-    return value, gradient
+    alike = tf.math.is_inf(greater) & (greater == lesser)
+    return greater + tf.math.softplus(tf.where(alike, tf.zeros_like(greater), lesser - greater))
 
 
 def where(condition: Tensor, x1: Tensor, x2: Tensor) -> Tensor:
