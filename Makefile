@@ -34,10 +34,13 @@ clean: ## remove everything that make has made
 	rm -rf .venv demo-out .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-$(READY): pyproject.toml constraints.txt
+$(READY): pyproject.toml constraints.txt requirements-alone.txt
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed: make PYTHON=/path/to/python" >&2; exit 1; }
 	@echo "making .venv: PyTorch, TensorFlow and what goes with them; this takes some minutes the first time"
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
 		--editable '.[all,dev]' --constraint constraints.txt
+	# By themselves: what they depend on would bring another PyTorch, and TensorFlow under another name.
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps \
+		--requirement requirements-alone.txt
 	@touch $@
