@@ -24,6 +24,7 @@ from iba_core.plotting import plot_saliency_map
 from iba_core.saliency import to_saliency_map
 from iba_core.targets import (
     ClassTarget,
+    DistributionTarget,
     LogitTarget,
     RegressionTarget,
     ScoreTarget,
@@ -39,6 +40,7 @@ __all__ = [
     "Attribution",
     "BottleneckSettings",
     "ClassTarget",
+    "DistributionTarget",
     "Explainer",
     "IBAError",
     "InputError",

@@ -13,7 +13,7 @@ from __future__ import annotations
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from importlib import metadata
 from math import prod
@@ -117,6 +117,10 @@ class Adapter(ABC):
     data_format: DataFormat
     """Where the channels of the model's input and of its feature maps are, unless a `Cut` says otherwise."""
 
+    jit_compile: bool = False
+    """Whether `compile` has the framework's compiler make machine code of a function. That takes seconds to
+    minutes for each shape, and what it makes is not always faster: measure it on your device."""
+
     def __init__(self, model: Model) -> None:
         self.model = model
 
@@ -184,6 +188,23 @@ class Adapter(ABC):
         """
         return None
 
+    def reduced_precision(self, precision: str | None, like: Array) -> AbstractContextManager[Any]:
+        """Context in which the tail computes in another precision than the model's own.
+
+        Args:
+            precision: see `BottleneckSettings`; None changes nothing.
+            like: a tensor on the device that the tail runs on.
+
+        Raises:
+            InputError: the framework cannot change a model's precision from outside.
+        """
+        if precision is None:
+            return nullcontext()
+        raise InputError(
+            f"precision={precision!r} is not offered by the backend {self.name!r}; give a model that was "
+            "made in that precision"
+        )
+
     # -- functions --------------------------------------------------------------------------------
 
     @abstractmethod
@@ -201,7 +222,7 @@ class Adapter(ABC):
         """
 
     def compile(self, function: F) -> F:
-        """`function`, compiled where the framework repays it.
+        """`function` in the form in which the framework runs it best; as machine code with `jit_compile`.
 
         The function is pure, takes and returns nested tuples and dicts of arrays, and is called many
         times with arrays of the same shapes.
@@ -247,12 +268,17 @@ def find_adapter(model: Model, backend: str | None = None) -> Adapter:
     """Adapter for `model`, of the backend that owns it.
 
     Args:
-        model: a model of any framework that a backend serves.
+        model: a model of any framework that a backend serves; or an adapter, which is the answer, made by
+            hand to choose its options.
         backend: name of the backend, to leave no choice.
 
     Raises:
         InputError: no backend, or not the one named, owns the model.
     """
+    if isinstance(model, Adapter):
+        if backend is not None and load_backend(backend).name != model.name:
+            raise InputError(f"backend={backend!r} is not that of the adapter given, {model.name!r}")
+        return model
     if backend is not None:
         adapter = load_backend(backend)
         if not adapter.owns(model):

@@ -41,6 +41,8 @@ class Attribution:
         data_format: where the channels of `capacity` and `mask` are.
         settings: the hyperparameters.
         seed: of the noise, None if it had none.
+        steps_taken: (B,), optimiser steps until the map had converged: all of them unless `settings` have a
+            tolerance. None in files of older versions.
     """
 
     saliency: npt.NDArray[np.floating]
@@ -54,6 +56,7 @@ class Attribution:
     settings: BottleneckSettings = field(default_factory=BottleneckSettings)
     classes: npt.NDArray[np.integer] | None = None
     seed: int | None = None
+    steps_taken: npt.NDArray[np.integer] | None = None
 
     def __len__(self) -> int:
         """Number of images."""
@@ -133,5 +136,14 @@ class Attribution:
         return replace(parts[0], **joined)
 
 
-_ARRAYS = ("saliency", "capacity", "mask", "outputs", "classes", "model_losses", "informations")
+_ARRAYS = (
+    "saliency",
+    "capacity",
+    "mask",
+    "outputs",
+    "classes",
+    "model_losses",
+    "informations",
+    "steps_taken",
+)
 _PER_STEP = ("model_losses", "informations")

@@ -8,9 +8,10 @@ mixes them with noise of that distribution, and the capacity says how much of R 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -78,6 +79,9 @@ def capacity(normalized: Array, mask: Mask) -> Array:
     return (xp.square(normalized * mask.passed) + xp.square(mask.blocked) - 1.0) / 2.0 - xp.log(mask.blocked)
 
 
+_PRECISIONS = ("bfloat16", "float16")
+
+
 @dataclass(frozen=True)
 class BottleneckSettings:
     """Hyperparameters of a per-sample bottleneck, with the paper's defaults.
@@ -94,6 +98,15 @@ class BottleneckSettings:
         normalize_beta: penalise the mean capacity of the features; otherwise their sum.
         active_neurons_threshold: a neuron that is nonzero in no more than this share of the estimation
             samples is inactive: it is set to 0 and carries no information.
+        antithetic: let every second copy have the noise of the one before it, negated. What the noise adds
+            to the gradient in first order is then 0 in each pair, not only on average.
+        early_steps: so many of the steps, the first ones, have `early_samples` copies in place of `samples`:
+            while the mask is open, little noise passes, and a few copies find the same gradient.
+        early_samples: noisy copies of each image in those steps.
+        tolerance: stop the steps of an image once its map has converged: once the sum of the absolute changes
+            of the map from one step to the next is no more than this share of the map's sum. 0 for all steps.
+        precision: ``"bfloat16"`` or ``"float16"``, to let the tail of the model run in it where the framework
+            offers that (PyTorch's autocast); the bottleneck stays in float32. None for the model's own.
 
     Raises:
         InputError: a value is out of its range.
@@ -108,19 +121,36 @@ class BottleneckSettings:
     smooth_std: float | None = 1.0
     normalize_beta: bool = True
     active_neurons_threshold: float = 0.01
+    antithetic: bool = False
+    early_steps: int = 0
+    early_samples: int = 2
+    tolerance: float = 0.0
+    precision: str | None = None
 
     def __post_init__(self) -> None:
-        for name, least in (("steps", 0), ("samples", 1)):
+        for name, least in (("steps", 0), ("samples", 1), ("early_steps", 0), ("early_samples", 1)):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:
                 raise InputError(f"{name}={value!r} must be a whole number, {least} or more")
-        for name in ("beta", "learning_rate", "min_std", "active_neurons_threshold"):
+        for name in ("beta", "learning_rate", "min_std", "active_neurons_threshold", "tolerance"):
             if not _is_number(getattr(self, name), 0.0):
                 raise InputError(f"{name}={getattr(self, name)!r} must be a finite number, 0 or more")
         if self.smooth_std is not None and not _is_number(self.smooth_std, 0.0):
             raise InputError(f"smooth_std={self.smooth_std!r} must be None or a finite number, 0 or more")
         if not _is_number(self.initial_alpha, -np.inf):
             raise InputError(f"initial_alpha={self.initial_alpha!r} must be a finite number")
+        if not isinstance(self.antithetic, (bool, np.bool_)):
+            raise InputError(f"antithetic={self.antithetic!r} must be True or False")
+        if self.precision not in (None, *_PRECISIONS):
+            raise InputError(
+                f"precision={self.precision!r} must be None or one of {', '.join(map(repr, _PRECISIONS))}"
+            )
+
+    @property
+    def schedule(self) -> tuple[int, ...]:
+        """Noisy copies of each image in each of the steps."""
+        early = min(self.early_steps, self.steps)
+        return (self.early_samples,) * early + (self.samples,) * (self.steps - early)
 
     def override(self, **values: object) -> BottleneckSettings:
         """These settings with the given values in place.
@@ -140,6 +170,35 @@ def _is_number(value: object, least: float) -> bool:
         return bool(np.isfinite(value) and value >= least)  # type: ignore[call-overload,operator]  # tried
     except TypeError:
         return False
+
+
+FAST: Mapping[str, Any] = MappingProxyType(
+    {"samples": 4, "early_steps": 5, "early_samples": 2, "antithetic": True}
+)
+"""Three tenths of the default's noisy copies, in pairs, and fewer of them while the mask is open.
+``docs/speed.md`` has what it costs."""
+
+PRESETS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
+    {
+        "default": MappingProxyType({name: getattr(BottleneckSettings(), name) for name in FAST}),
+        "fast": FAST,
+    }
+)
+"""Sets of hyperparameters by their names. They hold what the time and the noise of an explanation depend on,
+not what is explained, such as beta."""
+
+
+def preset_settings(name: str | None) -> Mapping[str, Any]:
+    """Hyperparameters of a preset; none for None.
+
+    Raises:
+        InputError: there is no preset of that name.
+    """
+    if name is None:
+        return {}
+    if name not in PRESETS:
+        raise InputError(f"preset={name!r} is none of the presets {', '.join(map(repr, PRESETS))}")
+    return PRESETS[name]
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,9 @@ KIND = "estimator"
 STATE = ("n_samples", "mean", "m2", "nonzero")
 """Entries of the state."""
 
+_BLOCK = 2**14
+"""Numbers whose moments are computed at once, 128 kB in float64."""
+
 
 class Moments(NamedTuple):
     """Sufficient statistics of a set of samples; the arrays have the shape of one feature map."""
@@ -50,6 +53,22 @@ def batch_moments(x: Array) -> Moments:
         xp.sum(xp.square(x - mean), axis=0),
         xp.sum(xp.astype(x != 0, x.dtype), axis=0),
     )
+
+
+def _wide_moments(x: npt.NDArray[Any]) -> Moments:
+    """Moments of a batch on the host, in float64.
+
+    They are those of blocks of the features, so small that all of it takes place in the caches: an array as
+    large as the batch in float64 would take longer to allocate than to compute with.
+    """
+    rows = x.reshape(len(x), -1)
+    mean, m2, nonzero = np.empty((3, rows.shape[1]))
+    width = max(1, _BLOCK // len(rows))
+    for start in range(0, rows.shape[1], width):
+        block = slice(start, start + width)
+        found = batch_moments(rows[:, block].astype(np.float64))
+        mean[block], m2[block], nonzero[block] = found.mean, found.m2, found.nonzero
+    return Moments(len(x), *(array.reshape(x.shape[1:]) for array in (mean, m2, nonzero)))
 
 
 def merge_moments(a: Moments, b: Moments) -> Moments:
@@ -92,6 +111,11 @@ class WelfordEstimator:
         """Shape of one sample; None as long as it is neither given nor seen."""
         return self._shape
 
+    @property
+    def moments(self) -> Moments | None:
+        """What has been gathered; another object whenever that changes. None before the first sample."""
+        return self._moments
+
     def reset(self) -> None:
         """Forget every sample. A shape given to the constructor or seen before is kept."""
         self._moments = None
@@ -105,13 +129,13 @@ class WelfordEstimator:
         Raises:
             InputError: the shape is not (B, *shape), or a value is not finite.
         """
-        batch = np.asarray(x, dtype=np.float64)
+        batch = np.asarray(x)
         if batch.ndim < 2 or (self._shape is not None and batch.shape[1:] != self._shape):
             wanted = "(batch, ...)" if self._shape is None else f"(batch, {str(self._shape)[1:-1]})"
             raise InputError(f"x has shape {batch.shape}, the estimator takes {wanted}")
         if not batch.shape[0]:
             return
-        moments = batch_moments(batch)
+        moments = _wide_moments(batch)
         # NaN and infinity both survive a sum of squares, so the small arrays tell for the large one.
         if not np.isfinite(moments.m2).all():
             raise InputError("x holds NaN or infinite values; every feature must be finite")

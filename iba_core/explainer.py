@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from os import PathLike
 from typing import Any, Self
@@ -12,11 +12,20 @@ import numpy.typing as npt
 
 from iba_core.adapter import Cut, Head, Inputs, Model, find_adapter, require_finite
 from iba_core.attribution import Attribution
-from iba_core.bottleneck import BottleneckSettings, Mask, Statistics
+from iba_core.bottleneck import BottleneckSettings, Mask, Statistics, preset_settings
 from iba_core.default_layer import default_layer
 from iba_core.errors import InputError, NotEstimatedError, StateError
-from iba_core.estimator import KIND, STATE, WelfordEstimator
-from iba_core.inputs import arrays_of, batch_size, check_shape, inputs_of_batch, take, targets_of_batch
+from iba_core.estimator import KIND, STATE, Moments, WelfordEstimator
+from iba_core.inputs import (
+    InputShape,
+    arrays_of,
+    batch_size,
+    check_shape,
+    common_shape,
+    inputs_of_batch,
+    take,
+    targets_of_batch,
+)
 from iba_core.layout import DataFormat, Layout, Tokens
 from iba_core.namespace import Array, array_namespace, full_precision
 from iba_core.optimization import BottleneckOptimizer
@@ -42,6 +51,11 @@ class Explainer:
         estimator: statistics of the layer's features, gathered before, in place of `fit`.
         tokens: how to read a layer whose features are a sequence of tokens, such as
             ``Tokens(prefix=1, grid=(14, 14))`` for a vision transformer.
+        preset: name of a set of hyperparameters, ``"default"`` (the paper's) or ``"fast"``, see
+            `iba_core.bottleneck.PRESETS`. Hyperparameters that are given go before it.
+        compile: let the framework's compiler make machine code of the steps, see `Adapter.jit_compile`. It
+            takes seconds to minutes once for each shape. It is off unless asked for: on processors the
+            compiled steps were slower than the others.
         **settings: hyperparameters, see `BottleneckSettings`.
 
     Raises:
@@ -62,15 +76,19 @@ class Explainer:
         backend: str | None = None,
         estimator: WelfordEstimator | None = None,
         tokens: Tokens | None = None,
+        preset: str | None = None,
+        compile: bool = False,
         **settings: Any,
     ) -> None:
         self.adapter = find_adapter(model, backend)
+        self.adapter.jit_compile |= compile
         BottleneckSettings().override(**settings)  # names what is no setting
-        self.settings = BottleneckSettings(**settings)
+        self.settings = BottleneckSettings(**{**preset_settings(preset), **settings})
         self.estimator = estimator or WelfordEstimator()
         self._estimated_format: DataFormat | None = None
+        self._known: tuple[Moments, float, Statistics] | None = None
         self.tokens = tokens
-        self._input_shape: tuple[int, ...] | None = None
+        self._input_shape: InputShape | None = None
         self._layer = layer
         self._cut: Cut | None = None if layer is None else self.adapter.cut(layer)
         # A handful of losses at a time, since each keeps a compiled step.
@@ -111,8 +129,8 @@ class Explainer:
                 if self._cut is None:
                     self._cut_at(default_layer(self.adapter, take(inputs, 0, 1)))
                     assert self._cut is not None
-                if not estimator.n_samples():
-                    self._input_shape = tuple(next(arrays_of(inputs)).shape[1:])
+                known = self._input_shape if estimator.n_samples() else None
+                self._input_shape = common_shape(known, tuple(next(arrays_of(inputs)).shape[1:]))
                 estimator.fit(self.adapter.to_numpy(self._cut.features(inputs)))
                 bar.update(batch_size(inputs))
                 if estimator.n_samples() >= n_samples:
@@ -123,24 +141,28 @@ class Explainer:
                 "features' distribution, and about 5000 are advised"
             )
         self.estimator = estimator
-        self._estimated_format = None if self._cut is None else self._cut.data_format
+        self._estimated_format = None if self._cut is None else self._format(self._cut)
         return self
 
-    def save(self, path: str | PathLike[str]) -> None:
+    def save(self, path: str | PathLike[str], metadata: Mapping[str, Any] | None = None) -> None:
         """Write the estimated distribution, with the layer's name, to a safetensors file.
+
+        Args:
+            path: file to write.
+            metadata: further facts to keep with it, such as how the inputs were prepared.
 
         Raises:
             NotEstimatedError: there is nothing to write.
         """
         cut = self._ready()
         state = self.estimator.state_dict()
-        metadata = {
+        known = {
             "layer": cut.layer_name,
-            "data_format": self._estimated_format or cut.data_format,
+            "data_format": self._estimated_format or self._format(cut),
             "input_shape": self._input_shape,
             "input_format": cut.input_format,
         }
-        write_state(path, state, KIND, metadata)
+        write_state(path, state, KIND, {**(metadata or {}), **known})
 
     def load(self, path: str | PathLike[str]) -> Self:
         """Take over a distribution that `save` wrote, of this framework or another.
@@ -166,7 +188,7 @@ class Explainer:
             )
         if (known := metadata.get("input_shape")) is not None:
             axes = _permutation(known, metadata["input_format"], self._cut.input_format)
-            self._input_shape = tuple(int(known[axis]) for axis in axes)
+            self._input_shape = tuple(known[axis] for axis in axes)
         self.estimator = estimator
         self._estimated_format = metadata.get("data_format")
         return self
@@ -182,6 +204,7 @@ class Explainer:
         pass_mask: npt.NDArray[np.bool_] | None = None,
         max_batch: int | None = None,
         progbar: bool = False,
+        preset: str | None = None,
         **settings: Any,
     ) -> Attribution:
         """Explain what the model answers for one input or a batch of them.
@@ -201,6 +224,8 @@ class Explainer:
                 If None, all of the batch, or on a CPU those of as many images as its caches hold, see
                 `Adapter.preferred_batch`; the copies of one image are never split then.
             progbar: show the progress.
+            preset: hyperparameters other than the explainer's own by the name of their set, as of the
+                constructor: with ``"fast"``, an explanation takes less than half the time.
             **settings: hyperparameters other than the explainer's own, see `BottleneckSettings`.
 
         Returns:
@@ -212,7 +237,7 @@ class Explainer:
             OptimizationError: the objective turned NaN or infinite.
         """
         self._ready()
-        chosen = self.settings.override(**settings)
+        chosen = self._chosen(preset, settings)
         inputs = self._checked(x)
         images = batch_size(inputs)
         whole = as_target(target)
@@ -220,6 +245,7 @@ class Explainer:
         if max_batch is not None and max_batch < 1:
             raise InputError(f"max_batch={max_batch} must be 1 or more")
         tensor = next(arrays_of(inputs))
+        self.adapter.reduced_precision(chosen.precision, tensor)  # refused at once, if at all
         feature_shape = self.estimator.mean().shape
         rows_at_once = max_batch or self.adapter.preferred_batch(feature_shape, tensor)
         at_once = images if rows_at_once is None else max(1, rows_at_once // chosen.samples)
@@ -232,7 +258,7 @@ class Explainer:
                 statistics = self._statistics(cut, chosen.active_neurons_threshold)
                 outputs = self._outputs(cut, head)
                 loss, rows = whole.select(start, stop, images).resolve(outputs)
-                optimizer = self._optimizer(loss, whole.layer)
+                optimizer = self._optimizer(loss, whole.layer, chosen.precision)
                 result = optimizer.run(
                     head,
                     statistics,
@@ -251,8 +277,9 @@ class Explainer:
                 outputs=outputs,
                 model_losses=result.model_losses,
                 informations=result.informations,
+                steps_taken=result.steps_taken,
                 layer=cut.layer_name,
-                data_format=cut.data_format,
+                data_format=self._format(cut),
                 settings=chosen,
                 classes=rows[0] if isinstance(whole, ClassTarget) else None,
                 seed=seed,
@@ -269,6 +296,7 @@ class Explainer:
         pass_mask: npt.NDArray[np.bool_] | Callable[[Inputs], npt.NDArray[np.bool_]] | None = None,
         max_batch: int | None = None,
         progbar: bool = True,
+        preset: str | None = None,
         **settings: Any,
     ) -> Iterator[Attribution]:
         """Explain a data set batch by batch, each when it is asked for.
@@ -289,6 +317,7 @@ class Explainer:
                 such as where the padding of each sentence is.
             max_batch: as of `explain`.
             progbar: show how many batches are done.
+            preset: as of `explain`.
             **settings: hyperparameters other than the explainer's own, see `BottleneckSettings`.
 
         Returns:
@@ -305,7 +334,7 @@ class Explainer:
             ...     print(attribution.total_bits)
         """
         self._ready()
-        self.settings.override(**settings)
+        self._chosen(preset, settings)
         whole = None if target is None else as_target(target)
 
         def attributions() -> Iterator[Attribution]:
@@ -318,6 +347,7 @@ class Explainer:
                     seed=seed,
                     pass_mask=pass_mask(inputs) if callable(pass_mask) else pass_mask,
                     max_batch=max_batch,
+                    preset=preset,
                     **settings,
                 )
                 count += 1
@@ -368,13 +398,28 @@ class Explainer:
 
     # -- helpers ----------------------------------------------------------------------------------
 
+    def _chosen(self, preset: str | None, settings: dict[str, Any]) -> BottleneckSettings:
+        """Given hyperparameters, else those of the preset, else the explainer's own."""
+        return self.settings.override(**preset_settings(preset)).override(**settings)
+
     def _statistics(self, cut: Cut, threshold: float) -> Statistics:
         """Distribution of the features in the cut's data format, which an open cut knows for certain."""
-        if self._estimated_format not in (None, cut.data_format):
-            axes = _permutation(self.estimator.mean().shape, self._estimated_format, cut.data_format)
+        data_format = self._format(cut)
+        if self._estimated_format not in (None, data_format):
+            axes = _permutation(self.estimator.mean().shape, self._estimated_format, data_format)
             self.estimator = self.estimator.transpose(axes)
-        self._estimated_format = cut.data_format
-        return Statistics.of(self.estimator, threshold)
+        self._estimated_format = data_format
+        # Gathered once for all explanations, as long as the estimator sees nothing new.
+        known = self._known
+        if known is None or known[0] is not self.estimator.moments or known[1] != threshold:
+            statistics = Statistics.of(self.estimator, threshold)
+            assert self.estimator.moments is not None
+            self._known = known = (self.estimator.moments, threshold, statistics)
+        return known[2]
+
+    def _format(self, cut: Cut) -> DataFormat:
+        """Where the channels of the feature map are; of tokens, they are always last."""
+        return cut.data_format if self.tokens is None else "channels_last"
 
     def _ready(self) -> Cut:
         if self._cut is None or self.estimator.n_samples() < 2:
@@ -407,11 +452,14 @@ class Explainer:
         """The cut at the explainer's layer, with a tail that ends at a layer; None for the model's end."""
         return self._ready() if until is None else self.adapter.cut(self._layer, until)
 
-    def _make_optimizer(self, loss: Loss, until: Any = None) -> BottleneckOptimizer:
+    def _make_optimizer(
+        self, loss: Loss, until: Any = None, precision: str | None = None
+    ) -> BottleneckOptimizer:
         cut = self._cut_until(until)
 
         def model_loss(z: Array, carry: tuple[Array, ...], rows: tuple[Array, ...]) -> Array:
-            outputs = cut.tail(z, carry)
+            with self.adapter.reduced_precision(precision, z):
+                outputs = cut.tail(z, carry)
             # The S copies of an image follow one another: so must its rows.
             repeated = (_repeat(row, int(z.shape[0]) // int(row.shape[0])) for row in rows)
             losses: Array = loss(outputs, *repeated)
@@ -423,7 +471,7 @@ class Explainer:
                 )
             return losses
 
-        layout = Layout.of(self.estimator.mean().shape, cut.data_format, self.tokens)
+        layout = Layout.of(self.estimator.mean().shape, self._format(cut), self.tokens)
         return BottleneckOptimizer(self.adapter, model_loss, layout, self.settings)
 
     def _outputs(self, cut: Cut, head: Head) -> npt.NDArray[Any]:

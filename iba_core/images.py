@@ -5,7 +5,7 @@ Everything runs on Pillow and NumPy. Pictures are RGB Pillow images or uint8 arr
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from itertools import islice
@@ -59,6 +59,21 @@ def load_image(path: str | PathLike[str]) -> Image.Image:
     Raises:
         InputError: the file is missing, is no image, is truncated, or is too large to be honest.
     """
+    return read_image(path, lambda image, kind: _as_rgb(image))
+
+
+def read_image(
+    path: str | PathLike[str], convert: Callable[[Image.Image, str | None], Image.Image]
+) -> Image.Image:
+    """Read an image file, the right way up, as something else than `load_image` makes of it.
+
+    Args:
+        path: an image file of any kind that Pillow reads.
+        convert: makes what is wanted of the open image and the name of its format.
+
+    Raises:
+        InputError: as of `load_image`.
+    """
     path = Path(path)
     if not path.is_file():
         raise InputError(
@@ -66,7 +81,7 @@ def load_image(path: str | PathLike[str]) -> Image.Image:
         )
     try:
         with Image.open(path) as image:
-            return _as_rgb(ImageOps.exif_transpose(image))
+            return convert(ImageOps.exif_transpose(image), image.format)
     except UnidentifiedImageError as error:
         raise InputError(f"{path} is no image that Pillow can read") from error
     except Image.DecompressionBombError as error:

@@ -5,8 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+import numpy as np
+
 from iba_core.errors import InputError
 from iba_core.namespace import Array
+
+InputShape = tuple[int | None, ...]
+"""Sizes of the axes of one input, None for any."""
 
 
 def arrays_of(inputs: Any) -> Iterator[Array]:
@@ -50,6 +55,36 @@ def take(inputs: Any, start: int, stop: int) -> Any:
     )
 
 
+def images_at_once(images: int, samples: int, max_batch: int | None, preferred: int | None) -> int:
+    """How many images of a batch to explain together.
+
+    Args:
+        images: in the batch.
+        samples: noisy copies of each.
+        max_batch: the most feature maps that may pass the tail at once; None for no limit.
+        preferred: how many pass it best, where there is no limit; None for all.
+
+    Raises:
+        InputError: `max_batch` is less than 1.
+    """
+    if max_batch is not None and max_batch < 1:
+        raise InputError(f"max_batch={max_batch} must be 1 or more")
+    rows = max_batch or preferred
+    return images if rows is None else max(1, rows // samples)
+
+
+def of_images(array: Any, ndim: int, start: int, stop: int) -> Any:
+    """What of `array` is about the images `start` to `stop`.
+
+    Args:
+        array: of a batch of feature maps; one of one map's shape is about all images, as is None.
+        ndim: number of axes of one feature map.
+        start: first image.
+        stop: the one after the last image.
+    """
+    return array[start:stop] if array is not None and np.ndim(array) == ndim + 1 else array
+
+
 def inputs_of_batch(batch: Any) -> Any:
     """The inputs of a batch as data sets yield it: the batch itself, or the first entry of (inputs, ...)."""
     if isinstance(batch, (tuple, list)):
@@ -64,29 +99,51 @@ def targets_of_batch(batch: Any) -> Any:
     return batch[1] if isinstance(batch, (tuple, list)) and len(batch) > 1 else None
 
 
-def check_shape(shape: tuple[int, ...], known: tuple[int, ...], channels_first: bool) -> None:
+def common_shape(known: InputShape | None, shape: tuple[int, ...]) -> InputShape:
+    """Shape of all inputs so far, with None for an axis that has come in several sizes.
+
+    Args:
+        known: what is known from the inputs before; None if there were none.
+        shape: of one of the next inputs, without the batch axis.
+    """
+    if known is None or len(known) != len(shape):
+        return shape
+    return tuple(size if size == other else None for size, other in zip(shape, known, strict=True))
+
+
+def check_shape(shape: tuple[int, ...], known: InputShape, channels_first: bool) -> None:
     """Compare one input's shape with that of the inputs the features were estimated on.
 
     Args:
         shape: of one input, without the batch axis.
-        known: of the inputs that were estimated on, likewise.
+        known: of the inputs that were estimated on, likewise; None for an axis that had several sizes.
         channels_first: where the model expects the channels.
 
     Raises:
-        InputError: other rank, or the channels are on the wrong end.
+        InputError: other rank, the channels are on the wrong end, or an axis has another size than all inputs
+            that were estimated on.
     """
-    given, expected = (", ".join(["batch", *map(str, sizes)]) for sizes in (shape, known))
+    given, expected = (
+        ", ".join(["batch", *("any" if size is None else str(size) for size in sizes)])
+        for sizes in (shape, known)
+    )
     if len(shape) != len(known):
         raise InputError(
             f"x has shape ({given}), the model was estimated on inputs of shape ({expected}): "
             "another number of axes"
         )
-    if len(shape) < 2:
+    if all(size in (None, own) for own, size in zip(shape, known, strict=True)):
         return
-    channels, swapped = (known[0], shape[-1]) if channels_first else (known[-1], shape[0])
-    if (shape[0] if channels_first else shape[-1]) != channels:
+    own, channels, swapped = (
+        (shape[0], known[0], shape[-1]) if channels_first else (shape[-1], known[-1], shape[0])
+    )
+    if len(shape) > 2 and own != channels is not None:
         right = "first" if channels_first else "last"
         hint = f"; the channels must come {right}" if swapped == channels else ""
         raise InputError(
             f"x has shape ({given}), but the model takes {channels} channels, as in ({expected}){hint}"
         )
+    raise InputError(
+        f"x has shape ({given}), but the features' distribution was estimated on inputs of shape "
+        f"({expected}): give inputs of that size, or estimate it on inputs of this one"
+    )

@@ -8,6 +8,7 @@ imported before one of its tensors has been seen.
 from __future__ import annotations
 
 import sys
+from functools import cache
 from importlib import metadata
 from typing import Any
 
@@ -54,7 +55,7 @@ def array_namespace(*arrays: Array) -> Namespace:
     tensors = [a for a in arrays if not isinstance(a, (bool, int, float, complex, np.generic))]
     for tensor in tensors:
         framework = type(tensor).__module__.partition(".")[0]
-        if framework not in _registered and framework not in ("numpy", "torch"):
+        if framework not in _registered and framework not in ("numpy", "torch") and framework in sys.modules:
             _load_backend(framework)
         if framework in _registered:
             return _registered[framework]
@@ -63,11 +64,14 @@ def array_namespace(*arrays: Array) -> Namespace:
     return array_api_compat.array_namespace(*tensors)
 
 
+@cache
 def _load_backend(framework: str) -> None:
-    """Import the backend of `framework`, which registers its namespace as it is imported."""
-    if framework in sys.modules:
-        for entry in metadata.entry_points(group=BACKENDS, name=framework):
-            entry.load()
+    """Import the backend of `framework`, which registers its namespace as it is imported.
+
+    Once only: to look through all that is installed takes longer than most formulas.
+    """
+    for entry in metadata.entry_points(group=BACKENDS, name=framework):
+        entry.load()
 
 
 def host_array(array: Any) -> np.ndarray[Any, np.dtype[Any]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import prod
 
 import numpy as np
 import numpy.typing as npt
@@ -35,8 +36,32 @@ def seeded_normal(
     """
     if isinstance(seed, bool) or int(seed) != seed or not 0 <= seed < 2**64:
         raise InputError(f"seed={seed!r} must be a whole number from 0 to 2**64 - 1")
-    counter = np.array([0, 0, 0, step], dtype=np.uint64)
-    generator = np.random.Generator(np.random.Philox(key=int(seed), counter=counter))
-    to_first = layout.to_channels_first()
-    noise = generator.standard_normal((samples, *(shape[axis] for axis in to_first)), dtype=np.float32)
-    return noise.transpose(0, *(axis + 1 for axis in layout.from_channels_first()))
+    generator = np.random.Philox(key=int(seed), counter=np.array([0, 0, 0, step], dtype=np.uint64))
+    first = tuple(shape[axis] for axis in layout.to_channels_first())
+    noise = np.empty((samples, *shape), np.float32)
+    for sample in noise:
+        # One by one: what lies between the random bits and the noise stays in the caches.
+        sample[...] = _normal(generator, prod(first)).reshape(first).transpose(layout.from_channels_first())
+    return noise
+
+
+def _normal(generator: np.random.Philox, count: int) -> npt.NDArray[np.float32]:
+    """Standard normal numbers by the transform of Box and Muller (1958), (count,).
+
+    It is arithmetic on whole arrays, which processors do several times faster than the rejection of
+    `Generator.standard_normal` goes from number to number.
+    """
+    half = (count + 1) // 2
+    bits = generator.random_raw(half).view(np.uint32)
+    # From just above 0 to 1: a float32 is the finer the smaller it is, which the far tails live on.
+    radius = bits[:half].astype(np.float32)
+    radius += np.float32(0.5)
+    radius *= np.float32(2.0**-32)
+    np.log(radius, out=radius)
+    radius *= np.float32(-2.0)
+    np.sqrt(radius, out=radius)
+    angle = bits[half:].astype(np.float32)
+    angle *= np.float32(2.0 * np.pi * 2.0**-32)
+    normal = np.concatenate([np.cos(angle), np.sin(angle)]).reshape(2, half)
+    normal *= radius
+    return normal.reshape(-1)[:count]

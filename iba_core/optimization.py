@@ -6,7 +6,10 @@ gradient of
     model loss + beta * mean(capacity)                                                    (paper, eq. 6)
 
 moves alpha by one step of Adam. Noise and capacity are independent, so the capacity is computed once per
-image, not once per copy. Nothing is read back from the device before the last step.
+image, not once per copy. The gradient is found in two parts: that of the model's loss for the noisy copies,
+by the tail; and from there, since the copies are linear in the noise, that for alpha from two sums over the
+copies. While the tail runs, little more than alpha and Adam's two moments is held besides. Nothing is read
+back from the device before the last step, unless a tolerance asks whether the map has converged.
 """
 
 from __future__ import annotations
@@ -46,8 +49,6 @@ class Problem(NamedTuple):
 
     features: Array
     """R, (B, *feature map)."""
-    normalized: Array
-    """(R - mu) / sigma, likewise."""
     mean: Array
     """mu, (1, *feature map)."""
     std: Array
@@ -66,6 +67,21 @@ class Problem(NamedTuple):
     """What reaches the tail around the cut."""
     targets: tuple[Array, ...]
     """What the model's loss needs to know, a row per image."""
+
+    @property
+    def normalized(self) -> Array:
+        """(R - mu) / sigma, (B, *feature map)."""
+        return (self.features - self.mean) / self.std
+
+
+class _Constants(NamedTuple):
+    """What the problems of all images have in common, as tensors."""
+
+    mean: Array
+    std: Array
+    restricted: Array
+    fill: Array
+    matrices: tuple[Array, ...]
 
 
 class StepReport(NamedTuple):
@@ -86,8 +102,10 @@ class BottleneckResult:
         capacity: nats that each feature carries at that alpha, tensor likewise; 0 where the bottleneck
             does not act.
         problem: what was optimised.
-        model_losses: the model's loss, mean over the noisy copies, before each step, (steps, B).
-        informations: the information term of the objective before each step, (steps, B).
+        model_losses: the model's loss, mean over the noisy copies, before each step, (steps, B). Once an
+            image has converged, its last value stands.
+        informations: the information term of the objective before each step, (steps, B), likewise.
+        steps_taken: steps until an image's map had converged, (B,); all of them where no tolerance is set.
     """
 
     alpha: Array
@@ -96,6 +114,7 @@ class BottleneckResult:
     problem: Problem
     model_losses: npt.NDArray[np.floating]
     informations: npt.NDArray[np.floating]
+    steps_taken: npt.NDArray[np.integer]
 
 
 class BottleneckOptimizer:
@@ -125,6 +144,8 @@ class BottleneckOptimizer:
         self.settings = settings or BottleneckSettings()
         self.relu = relu
         self._compiled_step = adapter.compile(self._step)
+        self._compiled_outcome = adapter.compile(self._outcome)
+        self._constants: tuple[tuple[Any, ...], Statistics, _Constants] | None = None
 
     def run(
         self,
@@ -161,27 +182,40 @@ class BottleneckOptimizer:
         problem = self.problem(head, statistics, targets, settings, pass_mask)
         xp = array_namespace(problem.features)
         images = int(problem.features.shape[0])
-        sizes = _chunk_sizes(settings.samples, max_batch, images)
+        # A schedule has one or two sizes, and a compiled step as many shapes.
+        sizes = {count: _chunk_sizes(count, max_batch, images) for count in set(settings.schedule)}
 
-        start = xp.zeros_like(problem.features)
-        state = AdamState(start + settings.initial_alpha, start, start)
+        state = AdamState(
+            xp.zeros_like(problem.features) + settings.initial_alpha,
+            xp.zeros_like(problem.features),
+            xp.zeros_like(problem.features),
+        )
         corrections = self._tensor(bias_corrections(settings.steps), problem)
+        convergence = _Convergence(settings.tolerance, images) if settings.tolerance else None
         reports: list[StepReport] = []
         for step in get_tqdm()(range(settings.steps), desc="Bottleneck", disable=not progbar):
-            noise = self.noise(problem, sizes, seed, step)
-            state, report = self._compiled_step(state, corrections[step], noise, problem)
+            noise = self.noise(problem, sizes[settings.schedule[step]], seed, step, settings.antithetic)
+            new, report = self._compiled_step(state, corrections[step], noise, problem)
+            state = new if convergence is None else self._kept(state, new, convergence.running, problem)
             reports.append(report)
             if callback is not None:
                 callback(step, state, report)
+            if convergence is not None:
+                _, nats = self._compiled_outcome(state.parameter, problem)
+                convergence.see(self._maps(nats))
+                if not convergence.running.any():
+                    break
 
-        mask = mask_from_alpha(state.parameter, problem.matrices, self.layout)
+        mask, nats = self._compiled_outcome(state.parameter, problem)
+        taken = np.full(images, settings.steps) if convergence is None else convergence.steps
         result = BottleneckResult(
             alpha=state.parameter,
             mask=mask,
-            capacity=masked_capacity(problem, mask),
+            capacity=nats,
             problem=problem,
-            model_losses=self._curve([report.model_loss for report in reports], images),
-            informations=self._curve([report.information for report in reports], images),
+            model_losses=self._curve([report.model_loss for report in reports], taken, settings.steps),
+            informations=self._curve([report.information for report in reports], taken, settings.steps),
+            steps_taken=taken,
         )
         _require_finite(result)
         return result
@@ -211,13 +245,8 @@ class BottleneckOptimizer:
         def tensor(array: npt.NDArray[Any]) -> Array:
             return self.adapter.asarray(array, like=features)
 
-        floored = np.maximum(statistics.std, settings.min_std)
-        if not floored[statistics.active].all():
-            raise InputError("min_std=0, but the standard deviation of some features is 0; give more than 0")
-        mean = tensor(statistics.mean[None])
-        std = tensor(floored[None])
-        restricted = tensor(statistics.active[None])
-        fill = xp.zeros_like(mean)
+        constants = self._constants_of(statistics, settings, features)
+        restricted, fill = constants.restricted, constants.fill
         if pass_mask is not None:
             passing = _checked_pass_mask(pass_mask, tuple(features.shape))
             restricted = tensor(statistics.active[None] & ~passing)
@@ -225,17 +254,41 @@ class BottleneckOptimizer:
         beta = settings.beta / (float(np.prod(shape)) if settings.normalize_beta else 1.0)
         return Problem(
             features=features,
-            normalized=(features - mean) / std,
-            mean=mean,
-            std=std,
+            mean=constants.mean,
+            std=constants.std,
             restricted=restricted,
             fill=fill,
-            matrices=tuple(map(tensor, smoothing_matrices(shape, self.layout, settings.smooth_std))),
+            matrices=constants.matrices,
             beta=tensor(np.asarray(beta)),
             learning_rate=tensor(np.asarray(float(settings.learning_rate))),
             carry=head.carry,
             targets=targets,
         )
+
+    def _constants_of(
+        self, statistics: Statistics, settings: BottleneckSettings, features: Array
+    ) -> _Constants:
+        """Tensors of the statistics, made anew only where something has changed."""
+        key = (settings.min_std, settings.smooth_std, features.dtype, str(features.device))
+        if self._constants is not None and self._constants[0] == key and self._constants[1] is statistics:
+            return self._constants[2]
+        floored = np.maximum(statistics.std, settings.min_std)
+        if not floored[statistics.active].all():
+            raise InputError("min_std=0, but the standard deviation of some features is 0; give more than 0")
+
+        def tensor(array: npt.NDArray[Any]) -> Array:
+            return self.adapter.asarray(array, like=features)
+
+        mean, shape = tensor(statistics.mean[None]), statistics.mean.shape
+        constants = _Constants(
+            mean=mean,
+            std=tensor(floored[None]),
+            restricted=tensor(statistics.active[None]),
+            fill=array_namespace(mean).zeros_like(mean),
+            matrices=tuple(map(tensor, smoothing_matrices(shape, self.layout, settings.smooth_std))),
+        )
+        self._constants = (key, statistics, constants)
+        return constants
 
     def restricted(self, problem: Problem, mask: Mask, noise: Array) -> Array:
         """Restricted feature maps, as they enter the tail.
@@ -248,95 +301,200 @@ class BottleneckOptimizer:
         Returns:
             Tensor (B * S, *feature map); the S copies of an image follow one another.
         """
-        xp = array_namespace(problem.features)
-        eps = problem.mean + problem.std * noise
-
-        def per_image(x: Array) -> Array:
-            return xp.expand_dims(x, axis=1)
-
-        mixed = restrict(per_image(problem.features), Mask(*map(per_image, mask)), eps)
-        z = xp.where(per_image(problem.restricted), mixed, per_image(problem.fill))
-        if self.relu:
-            z = xp.maximum(z, xp.zeros_like(z))
-        return xp.reshape(z, (-1, *z.shape[2:]))
+        return self._clipped(_copies(problem, mask, noise))
 
     def noise(
-        self, problem: Problem, sizes: tuple[int, ...], seed: int | None, step: int
+        self,
+        problem: Problem,
+        sizes: tuple[int, ...],
+        seed: int | None,
+        step: int,
+        antithetic: bool = False,
     ) -> tuple[Array, ...]:
-        """Standard normal noise of one step in chunks of the given sizes, each (size, *feature map)."""
-        shape = tuple(problem.features.shape[1:])
+        """Standard normal noise of one step in chunks of the given sizes, each (size, *feature map).
+
+        Args:
+            problem: the images.
+            sizes: of the chunks.
+            seed: as of `run`.
+            step: number of the step.
+            antithetic: let every second copy have the noise of the one before it, negated.
+        """
+        shape, samples = tuple(problem.features.shape[1:]), sum(sizes)
+        drawn = -(-samples // 2) if antithetic else samples
         if seed is None:
-            return tuple(
-                self.adapter.standard_normal((size, *shape), like=problem.features) for size in sizes
-            )
-        drawn = self._tensor(seeded_normal(seed, step, sum(sizes), shape, self.layout), problem)
+            noise = self.adapter.standard_normal((drawn, *shape), like=problem.features)
+        else:
+            noise = self._tensor(seeded_normal(seed, step, drawn, shape, self.layout), problem)
+        if antithetic:
+            xp = array_namespace(noise)
+            noise = xp.reshape(xp.stack([noise, -noise], axis=1), (2 * drawn, *shape))
+        if sizes == (int(noise.shape[0]),):
+            return (noise,)
         ends = np.cumsum(sizes)
-        return tuple(drawn[end - size : end] for size, end in zip(sizes, ends, strict=True))
+        return tuple(noise[end - size : end] for size, end in zip(sizes, ends, strict=True))
+
+    def gradient(self, alpha: Array, noise: tuple[Array, ...], problem: Problem) -> tuple[Array, StepReport]:
+        """Gradient of the objective, summed over the images, which stay independent.
+
+        Args:
+            alpha: the bottleneck's parameter, (B, *feature map).
+            noise: standard normal, in chunks (size, *feature map) that pass the tail one after another.
+            problem: the images.
+
+        Returns:
+            The gradient, (B, *feature map), and the two terms of the objective.
+        """
+        xp = array_namespace(alpha)
+        images, samples = int(alpha.shape[0]), sum(int(chunk.shape[0]) for chunk in noise)
+        model_loss: Array = 0.0
+        of_center: Array = 0.0
+        of_spread: Array = 0.0
+        for chunk in noise:
+            share = int(chunk.shape[0]) / samples
+            objective = partial(self._model_loss, problem=problem, images=images, share=share)
+            z = _copies(problem, mask_from_alpha(alpha, problem.matrices, self.layout), chunk)
+            _, losses, slope = self.adapter.value_and_grad(objective, z)
+            slope = xp.reshape(slope, (images, *chunk.shape))
+            model_loss = model_loss + losses
+            of_center = of_center + xp.sum(slope, axis=1)
+            of_spread = of_spread + xp.sum(chunk * slope, axis=1)
+        linear = partial(self._linear, of_center=of_center, of_spread=of_spread, problem=problem)
+        _, information, gradient = self.adapter.value_and_grad(linear, alpha)
+        return gradient, StepReport(model_loss, information)
+
+    def objective(
+        self, alpha: Array, *, noise: Array, problem: Problem, share: float, with_information: bool
+    ) -> tuple[Array, tuple[Array, Array]]:
+        """Objective of noisy copies and its two terms per image; `gradient` finds its gradient for less."""
+        xp = array_namespace(alpha)
+        mask = mask_from_alpha(alpha, problem.matrices, self.layout)
+        total, losses = self._model_loss(
+            _copies(problem, mask, noise), problem=problem, images=int(alpha.shape[0]), share=share
+        )
+        capacities = xp.reshape(masked_capacity(problem, mask), (int(alpha.shape[0]), -1))
+        information = problem.beta * xp.sum(capacities, axis=1)
+        return total + xp.sum(information) * float(with_information), (losses, information)
 
     def _step(
         self, state: AdamState, correction: Array, noise: tuple[Array, ...], problem: Problem
     ) -> tuple[AdamState, StepReport]:
         """One optimiser step. Pure: everything that changes comes in as an argument."""
-        samples = sum(int(chunk.shape[0]) for chunk in noise)
-        gradient: Array = 0.0
-        model_loss: Array = 0.0
-        information: Array = None
-        for chunk in noise:
-            # The information depends on no noise: only the first chunk carries it.
-            objective = partial(
-                self.objective,
-                noise=chunk,
-                problem=problem,
-                share=int(chunk.shape[0]) / samples,
-                with_information=information is None,
-            )
-            _, (loss, info), grad = self.adapter.value_and_grad(objective, state.parameter)
-            information = info if information is None else information
-            model_loss = model_loss + loss
-            gradient = gradient + grad
-        return (
-            adam_step(state, gradient, correction, problem.learning_rate),
-            StepReport(model_loss, information),
-        )
+        gradient, report = self.gradient(state.parameter, noise, problem)
+        return adam_step(state, gradient, correction, problem.learning_rate), report
 
-    def objective(
-        self, alpha: Array, *, noise: Array, problem: Problem, share: float, with_information: bool
-    ) -> tuple[Array, tuple[Array, Array]]:
-        """Objective of a chunk of the noisy copies, summed over the images, which stay independent.
+    def _model_loss(self, z: Array, *, problem: Problem, images: int, share: float) -> tuple[Array, Array]:
+        """The model's loss of noisy copies: its sum over the images, and the loss of each, (B,).
 
         Args:
-            alpha: the bottleneck's parameter, (B, *feature map).
-            noise: standard normal, (size of the chunk, *feature map).
+            z: the copies before the ReLU, (B * size of the chunk, *feature map).
             problem: the images.
+            images: how many they are.
             share: size of the chunk as a share of all copies.
-            with_information: whether the information term is part of this chunk's objective.
-
-        Returns:
-            The scalar to be minimised, and its two terms per image, (B,) each; without the information,
-            the model's loss stands in its place too.
         """
-        xp = array_namespace(alpha)
-        images = int(alpha.shape[0])
-        mask = mask_from_alpha(alpha, problem.matrices, self.layout)
-        z = self.restricted(problem, mask, noise)
-        losses = self.model_loss(z, problem.carry, problem.targets)
+        xp = array_namespace(z)
+        losses = self.model_loss(self._clipped(z), problem.carry, problem.targets)
         if len(losses.shape):
             losses = xp.mean(xp.reshape(losses, (images, -1)), axis=1)
-        losses = xp.astype(xp.reshape(losses, (-1,)), alpha.dtype) * share
-        total = xp.sum(losses)
-        if not with_information:
-            return total, (losses, losses)
-        capacities = xp.reshape(masked_capacity(problem, mask), (images, -1))
+        losses = xp.astype(xp.reshape(losses, (-1,)), z.dtype) * share
+        return xp.sum(losses), losses
+
+    def _linear(
+        self, alpha: Array, *, of_center: Array, of_spread: Array, problem: Problem
+    ) -> tuple[Array, Array]:
+        """A function of alpha with the gradient of the objective, and the information of each image, (B,).
+
+        The model's loss stands in it as the linear function of the noisy copies that touches it.
+        """
+        xp = array_namespace(alpha)
+        mask = mask_from_alpha(alpha, problem.matrices, self.layout)
+        center, spread = _distribution(problem, mask)
+        capacities = xp.reshape(masked_capacity(problem, mask), (int(alpha.shape[0]), -1))
         information = problem.beta * xp.sum(capacities, axis=1)
-        return total + xp.sum(information), (losses, information)
+        return xp.sum(of_center * center + of_spread * spread) + xp.sum(information), information
+
+    def _clipped(self, z: Array) -> Array:
+        xp = array_namespace(z)
+        return xp.maximum(z, xp.zeros_like(z)) if self.relu else z
+
+    def _outcome(self, alpha: Array, problem: Problem) -> tuple[Mask, Array]:
+        """Mask and capacity, (B, *feature map) in nats."""
+        mask = mask_from_alpha(alpha, problem.matrices, self.layout)
+        return mask, masked_capacity(problem, mask)
+
+    def _maps(self, nats: Array) -> npt.NDArray[np.floating]:
+        """Nats of each place, (B, *spatial shape)."""
+        return self.adapter.to_numpy(array_namespace(nats).sum(nats, axis=self.layout.channel_axis + 1))
+
+    def _kept(
+        self, old: AdamState, new: AdamState, running: npt.NDArray[np.bool_], problem: Problem
+    ) -> AdamState:
+        """The new state of the images that have not converged, the old one of all others."""
+        if running.all():
+            return new
+        chosen = self._tensor(running.reshape(-1, *(1,) * (len(problem.features.shape) - 1)), problem)
+        where = array_namespace(problem.features).where
+        return AdamState(*(where(chosen, *pair) for pair in zip(new, old, strict=True)))
 
     def _tensor(self, array: npt.NDArray[Any], problem: Problem) -> Array:
         return self.adapter.asarray(array, like=problem.features)
 
-    def _curve(self, values: list[Array], images: int) -> npt.NDArray[np.floating]:
+    def _curve(
+        self, values: list[Array], taken: npt.NDArray[np.integer], steps: int
+    ) -> npt.NDArray[np.floating]:
+        """The values of all steps, (steps, B), with an image's last one behind those it has taken."""
         if not values:
-            return np.empty((0, images))
-        return self.adapter.to_numpy(array_namespace(values[0]).stack(values))
+            return np.empty((0, len(taken)))
+        curve = self.adapter.to_numpy(array_namespace(values[0]).stack(values))
+        rows = np.minimum(np.arange(steps)[:, None], taken - 1)
+        return np.asarray(np.take_along_axis(curve, rows, axis=0))
+
+
+class _Convergence:
+    """Which images of a batch have converged: their maps changed by no more than a tolerance.
+
+    Args:
+        tolerance: the sum of absolute changes of the map between two steps, as a share of the map's sum.
+        images: number of images.
+    """
+
+    def __init__(self, tolerance: float, images: int) -> None:
+        self._tolerance = tolerance
+        self._last: npt.NDArray[np.floating] | None = None
+        self.running = np.ones(images, bool)
+        self.steps = np.zeros(images, int)
+
+    def see(self, maps: npt.NDArray[np.floating]) -> None:
+        """Take in the maps after a step, (B, ...)."""
+        maps = maps.reshape(len(maps), -1)
+        self.steps += self.running
+        if self._last is not None:
+            change = np.abs(maps - self._last).sum(axis=1)
+            self.running &= ~(change <= self._tolerance * maps.sum(axis=1))
+        self._last = maps
+
+
+def _distribution(problem: Problem, mask: Mask) -> tuple[Array, Array]:
+    """Mean and standard deviation of the noisy copies of each image, (B, *feature map) each.
+
+    Noise ``mu + sigma n`` with standard normal n takes ``lambda R + (1 - lambda) eps`` (paper, eq. 2) to
+    ``lambda R + (1 - lambda) mu + (1 - lambda) sigma n``, of which all but n is the same for all copies.
+    """
+    xp = array_namespace(problem.features)
+    center = restrict(problem.features, mask, problem.mean)
+    spread = mask.blocked * problem.std
+    return (
+        xp.where(problem.restricted, center, problem.fill),
+        xp.where(problem.restricted, spread, xp.zeros_like(spread)),
+    )
+
+
+def _copies(problem: Problem, mask: Mask, noise: Array) -> Array:
+    """Noisy copies of each image, (B * S, *feature map), for standard normal noise (S, *feature map)."""
+    xp = array_namespace(problem.features)
+    center, spread = (xp.expand_dims(x, axis=1) for x in _distribution(problem, mask))
+    z = noise * spread + center
+    return xp.reshape(z, (-1, *z.shape[2:]))
 
 
 def masked_capacity(problem: Problem, mask: Mask) -> Array:

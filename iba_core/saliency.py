@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
@@ -21,9 +22,20 @@ def to_bits(nats: npt.ArrayLike) -> npt.NDArray[np.floating]:
 
 def resize_maps(maps: npt.NDArray[np.floating], shape: Sequence[int]) -> npt.NDArray[np.floating]:
     """Maps (B, *places) resized to (B, *shape), linearly between the centres of their places."""
-    factors = [1.0, *(wanted / size for wanted, size in zip(shape, maps.shape[1:], strict=True))]
-    resized: npt.NDArray[np.floating] = zoom(maps, factors, order=1, mode="nearest", grid_mode=True)
-    return resized
+    resized = maps
+    for axis, wanted in enumerate(shape, start=1):
+        matrix = _resizing_matrix(maps.shape[axis], wanted)
+        resized = np.moveaxis(np.tensordot(resized, matrix, axes=(axis, 1)), -1, axis)
+    return np.ascontiguousarray(resized, dtype=maps.dtype)
+
+
+@lru_cache(maxsize=64)
+def _resizing_matrix(size: int, wanted: int) -> npt.NDArray[np.float64]:
+    """Matrix (wanted, size) of the linear interpolation along an axis."""
+    matrix: npt.NDArray[np.float64] = zoom(
+        np.eye(size), (wanted / size, 1.0), order=1, mode="nearest", grid_mode=True
+    )
+    return matrix
 
 
 def saliency_maps(

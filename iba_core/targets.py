@@ -57,6 +57,22 @@ def cross_entropy_of_probabilities(probabilities: Array, classes: Array) -> Arra
     return cross_entropy(floored_log(full_precision(probabilities)), classes)
 
 
+def distribution_cross_entropy(logits: Array, probabilities: Array) -> Array:
+    """Cross-entropy with a distribution over the classes, ``log(sum(exp(logits))) - sum(p * logits)``.
+
+    It is least where the softmax of the logits is the distribution, and its entropy there.
+
+    Args:
+        logits: (..., K), unnormalised log-probabilities; half precision is widened to float32.
+        probabilities: (..., K), summing to 1 along the last axis.
+
+    Returns:
+        Array (...), in nats.
+    """
+    xp, logits = array_namespace(logits), full_precision(logits)
+    return log_sum_exp(logits) - xp.sum(xp.astype(probabilities, logits.dtype) * logits, axis=-1)
+
+
 def main_output(outputs: Any) -> Any:
     """The array that a model's output is about: ``.logits`` if there is one, or the first entry.
 
@@ -73,6 +89,14 @@ def main_output(outputs: Any) -> Any:
 
 def _class_loss(outputs: Any, classes: Array) -> Array:
     return cross_entropy(main_output(outputs), classes)
+
+
+def _distribution_loss(outputs: Any, probabilities: Array) -> Array:
+    return distribution_cross_entropy(main_output(outputs), probabilities)
+
+
+def _distribution_loss_of_probabilities(outputs: Any, probabilities: Array) -> Array:
+    return distribution_cross_entropy(floored_log(main_output(outputs)), probabilities)
 
 
 def _negative_output(outputs: Any, index: Array) -> Array:
@@ -219,6 +243,25 @@ class LogitTarget(ClassTarget):
     def resolve(self, outputs: npt.NDArray[Any]) -> tuple[Loss, tuple[npt.NDArray[Any], ...]]:
         """See `Target.resolve`; the row of an image is the index of its output."""
         return _negative_output, (self.resolve_classes(outputs),)
+
+
+@dataclass(frozen=True)
+class DistributionTarget(Target):
+    """All classes of a classifier at once: the distribution that it predicts for the unrestricted image.
+
+    The loss is the cross-entropy with that distribution. Outputs that are probabilities already are recognised
+    and not put through a softmax again.
+    """
+
+    def resolve(self, outputs: npt.NDArray[Any]) -> tuple[Loss, tuple[npt.NDArray[Any], ...]]:
+        """See `Target.resolve`; the row of an image is its distribution."""
+        if outputs.ndim != 2 or outputs.shape[1] < ClassTarget.least_outputs:
+            raise InputError(
+                f"a distribution over classes is to be kept, but the model's output has shape {outputs.shape}, "
+                "not (images, classes)"
+            )
+        loss = _distribution_loss_of_probabilities if are_probabilities(outputs) else _distribution_loss
+        return loss, (class_probabilities(outputs),)
 
 
 @dataclass(frozen=True, eq=False)

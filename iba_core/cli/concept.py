@@ -24,7 +24,7 @@ def train(
         Path,
         typer.Argument(
             metavar="MASKS",
-            help="Folder with a mask for each, of the same name and size, white where the concept is.",
+            help="Folder with a mask for each, of the same name and size: white, opaque or 1 where it is.",
         ),
     ],
     out: Annotated[

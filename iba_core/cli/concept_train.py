@@ -90,9 +90,21 @@ def _report(
     entries = [
         ("IoU", "area that heatmap and masks share, relative to the area of both, over all pictures"),
         ("Best layer", f"{result.best.layer}, by validation"),
+        ("Hyperplane", _hyperplane_note(result)),
         ("Network", f"{network.source}, in {network.framework}"),
         ("Pictures", f"{counts[0]} to learn from, {counts[1]} to validate with, {counts[2]} to judge by"),
         ("Input", pictures_note(network)),
         ("Written", "\n".join(map(str, written))),
     ]
     terminal.print(notes(entries, terminal.width))
+
+
+def _hyperplane_note(result: ConceptAnalysisResult) -> str:
+    """What is written, and how it does, which the table says of all hyperplanes together."""
+    members = len(result.best.embeddings)
+    if members == 1:
+        return "the one that was learnt"
+    note = f"the mean of the {members} that were learnt"
+    if result.best.embedding_iou is None:
+        return note
+    return f"{note}; IoU, {result.held_out}, of it alone: {result.best.embedding_iou:.3f}"

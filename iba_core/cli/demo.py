@@ -177,9 +177,11 @@ def _save_comparison(path: Path, results: Sequence[Result]) -> Path:
 
 
 def _save_overview(path: Path, pictures: Sequence[Path]) -> Path:
-    """Write pictures of the same width, one above the other."""
+    """Write pictures one above the other."""
     opened = [Image.open(picture).convert("RGB") for picture in pictures]
-    overview = Image.new("RGB", (opened[0].width, sum(picture.height for picture in opened)), "white")
+    # The numbers beside the colours take more room in one picture than in another.
+    size = max(picture.width for picture in opened), sum(picture.height for picture in opened)
+    overview = Image.new("RGB", size, "white")
     top = 0
     for picture in opened:
         overview.paste(picture, (0, top))

@@ -9,6 +9,7 @@ import numpy as np
 from iba_core.cli.console import console, notes, tracked
 from iba_core.cli.explain import ESTIMATING, layer_note, pictures_note
 from iba_core.cli.network import Network
+from iba_core.cli.statistics import save_statistics
 from iba_core.errors import InputError
 from iba_core.explainer import Explainer
 from iba_core.images import image_batches, image_files
@@ -39,12 +40,12 @@ def estimate_statistics(
     order = np.random.default_rng(0).permutation(len(files))[:n_samples]
     chosen = [files[index] for index in order]
     network = Network.load(model, backend, preprocess, size)
-    explainer = Explainer(network.adapter.model, layer, backend=network.adapter.name)
+    explainer = Explainer(network.adapter, layer)
     network.require_fit()
     batches = image_batches(chosen, network.preprocessing, batch_size, network.adapter.data_format)
     with tracked(batches, ESTIMATING, len(chosen)) as tracked_batches:
         explainer.fit(tracked_batches, n_samples, progbar=False)
-    explainer.save(out)
+    save_statistics(explainer, network, out)
 
     images = f"{len(chosen):,} of {len(files):,} in {data}, chosen at random"
     if len(chosen) == len(files):

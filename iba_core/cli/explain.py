@@ -10,6 +10,7 @@ from iba_core.cli.console import console, notes, paragraph, tracked
 from iba_core.cli.network import Network
 from iba_core.cli.photographs import find_photographs, make_folder
 from iba_core.cli.results import LEGEND, Result, require_plotting, results_table
+from iba_core.cli.statistics import load_statistics
 from iba_core.explainer import Explainer
 from iba_core.images import sample_crops
 from iba_core.targets import ClassTarget
@@ -39,9 +40,9 @@ def explain_photographs(
     photographs = find_photographs(paths)
     network = Network.load(model, backend, preprocess, size)
     index = network.class_index(target)
-    explainer = Explainer(network.adapter.model, layer, backend=network.adapter.name)
+    explainer = Explainer(network.adapter, layer)
     if stats is not None:
-        explainer.load(stats)
+        load_statistics(explainer, network, stats)
     network.require_fit()
     ClassTarget(index).resolve(explainer.predict(network.inputs(photographs[0].load())))
     make_folder(out, photographs, (".png", ".safetensors"))

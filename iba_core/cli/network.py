@@ -56,7 +56,7 @@ class Network:
         """Load a model and decide how to prepare pictures for it.
 
         Args:
-            source: name of a pretrained network, a model file, or ``package.module:callable``.
+            source: name of a pretrained network, a model file or folder, or ``package.module:callable``.
             backend: name of the backend; None for the first that can load it.
             preset: name of a preprocessing to use in place of the model's own.
             size: (height, width) of the pictures in place of the model's own.
@@ -211,7 +211,7 @@ def _load(source: str, backend: str | None) -> tuple[Any, Adapter]:
     by = f" by the backend {backend!r}" if backend else ""
     raise InputError(
         f"model={source!r} cannot be loaded{by}; "
-        f"give {PRETRAINED!r}, a .keras file, or package.module:callable"
+        f"give {PRETRAINED!r}, a SavedModel folder, a .keras, .h5 or .pb file, or package.module:callable"
     )
 
 

@@ -8,8 +8,8 @@ from typing import Annotated
 import typer
 
 MODEL = (
-    "efficientnet-lite0, a .keras file, or package.module:callable returning a model (looked for in the "
-    "current folder, too)."
+    "efficientnet-lite0; a SavedModel folder; a .keras, .h5 or .pb file; or package.module:callable "
+    "returning a model (looked for in the current folder, too)."
 )
 OUT = Path("iba-out")
 

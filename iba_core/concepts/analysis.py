@@ -54,6 +54,7 @@ class LayerResult:
         validation_iou: set IoU of each on the data that it was validated with.
         iou: set IoU of the mean of their probabilities on the held-out data.
         random_iou: the same of a random hyperplane that marks as large an area as the concept has.
+        embedding_iou: the same of the one hyperplane `embedding`; None if nothing was held out for good.
     """
 
     layer: str
@@ -64,13 +65,12 @@ class LayerResult:
     validation_iou: tuple[float, ...]
     iou: float
     random_iou: float
+    embedding_iou: float | None
 
     @property
     def embedding(self) -> ConceptEmbedding:
         """One hyperplane for all: its distance is the mean of theirs."""
-        if len(self.embeddings) == 1:
-            return self.embeddings[0]
-        return ConceptEmbedding.mean_by_distance(self.embeddings)
+        return _one_for_all(self.embeddings)
 
     @property
     def mean_validation_iou(self) -> float:
@@ -356,7 +356,12 @@ class ConceptAnalysis:
             # With nothing held out for good, what each fold held out is all there is.
             float(np.mean(scores)) if name == "training" else heatmap_iou(maps, data, embeddings, posterior),
             random_iou(trainer, maps, data),
+            None if name == "training" else heatmap_iou(maps, data, [_one_for_all(embeddings)]),
         )
+
+
+def _one_for_all(embeddings: Sequence[ConceptEmbedding]) -> ConceptEmbedding:
+    return embeddings[0] if len(embeddings) == 1 else ConceptEmbedding.mean_by_distance(embeddings)
 
 
 # -- figures ----------------------------------------------------------------------------------------

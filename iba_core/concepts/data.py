@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from iba_core.concepts.mask_pictures import mask_picture
 from iba_core.errors import InputError
 from iba_core.images import Preprocessing, image_files, load_image
 from iba_core.layout import DataFormat
@@ -20,9 +21,6 @@ FloatArray = npt.NDArray[np.floating]
 
 Entries = Sequence[Any] | npt.NDArray[Any]
 """A sequence, or an array with a leading axis."""
-
-_FOREGROUND = 127
-"""Grey values of a mask file above it are foreground."""
 
 
 class SegmentationData:
@@ -166,8 +164,9 @@ class SegmentationConcept2D:
         Args:
             name: name of the concept.
             pictures: Pillow images or uint8 arrays (H, W, 3), or their files.
-            masks: for each picture one of the same, grey, of its shape; grey values above 127 are the
-                concept. Masks are cropped and resized as their pictures are.
+            masks: for each picture one of its shape that marks the concept: black and white, cut out, or
+                labels 0 and 1, see `iba_core.concepts.mask_pictures.mask_picture`. Masks are cropped and
+                resized as their pictures are.
             preprocessing: what the model expects, such as its attribute ``preprocessing``.
             data_format: where the model expects the channels.
             validation: share of the pictures that goes into `val_data`.
@@ -205,7 +204,7 @@ class SegmentationConcept2D:
         geometry = replace(preprocessing, interpolation="nearest")
 
         def mask(picture: Any) -> npt.NDArray[Any]:
-            return (geometry.crop(_picture(picture))[..., 0] > _FOREGROUND).astype(np.float32)
+            return (geometry.crop(mask_picture(picture))[..., 0] > 0).astype(np.float32)
 
         val, tst, train = (
             SegmentationData(
@@ -234,7 +233,7 @@ class SegmentationConcept2D:
             name: name of the concept.
             images: folder with image files, searched to the bottom.
             masks: folder with a mask for each, at the same place under the same name; the ending may be
-                another one. Values above 127 are the concept.
+                another one. For what a mask may look like see `from_pictures`.
             preprocessing: what the model expects.
             data_format: where the model expects the channels.
             **options: `validation`, `test`, `seed` and `rel_size`, see `from_pictures`.

@@ -1,5 +1,6 @@
 """``iba concept`` on a tiny network."""
 
+import re
 import sys
 
 import numpy as np
@@ -81,6 +82,7 @@ def test_a_concept_is_learnt_and_found(folder, monkeypatch, capsys):
     assert embedding.concept_name == "square"
     assert embedding.layer_id in ("1", "2")
     assert f"{embedding.layer_id}, by validation" in shown
+    assert "the one that was learnt" in shown
 
     code = iba(
         monkeypatch,
@@ -103,6 +105,7 @@ def test_folds_need_no_validation_pictures(folder, monkeypatch, capsys):
     shown = capsys.readouterr().out
     assert "20 to learn from, 0 to validate with, 4 to judge by" in shown
     assert "±" in shown
+    assert re.search(r"the mean of the 4 that were learnt; IoU, test, of it\s+alone: 0\.\d{3}", shown)
     assert ConceptEmbedding.load("square.safetensors").concept_name == "red"
 
 

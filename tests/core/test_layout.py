@@ -11,7 +11,7 @@ import pytest
 from iba_core import InputError
 from iba_core.adapter import backends, find_adapter, load_backend
 from iba_core.errors import closest
-from iba_core.inputs import arrays_of, batch_size, check_shape, inputs_of_batch, take
+from iba_core.inputs import arrays_of, batch_size, check_shape, common_shape, inputs_of_batch, take
 from iba_core.layout import Layout, Tokens
 from iba_core.namespace import array_namespace
 
@@ -58,7 +58,16 @@ def test_inputs_without_a_batch_are_errors(nothing):
 
 
 def test_shapes_of_inputs_are_compared():
-    check_shape((3, 32, 32), (3, 64, 64), channels_first=True)
+    check_shape((3, 32, 32), (3, 32, 32), channels_first=True)
+    check_shape((3, 32, 40), (3, 32, None), channels_first=True)
+    for given, known in (((3, 32, 40), (3, 32, 32)), ((3, 30, 40), (3, 32, None)), ((7,), (8,))):
+        message = (
+            rf"{', '.join(map(str, given))}\), but .* was estimated on inputs of shape \(batch, {known[0]}"
+        )
+        with pytest.raises(InputError, match=message):
+            check_shape(given, known, channels_first=True)
+    with pytest.raises(InputError, match=r"as in \(batch, 3, any, any\); the channels must come first"):
+        check_shape((40, 32, 3), (3, None, None), channels_first=True)
     with pytest.raises(InputError, match=r"\(batch, 32, 32, 3\).*the channels must come first"):
         check_shape((32, 32, 3), (3, 32, 32), channels_first=True)
     with pytest.raises(InputError, match="the channels must come last"):
@@ -67,6 +76,20 @@ def test_shapes_of_inputs_are_compared():
         check_shape((1, 32, 32), (3, 32, 32), channels_first=True)
     with pytest.raises(InputError, match="another number of axes"):
         check_shape((32, 32), (3, 32, 32), channels_first=True)
+
+
+def test_axes_of_several_sizes_may_have_any():
+    shape = None
+    for seen, expected in (
+        ((3, 8, 8), (3, 8, 8)),
+        ((3, 8, 8), (3, 8, 8)),
+        ((3, 8, 9), (3, 8, None)),
+        ((3, 8, 8), (3, 8, None)),
+        ((3, 7, 8), (3, None, None)),
+        ((5, 5), (5, 5)),
+    ):
+        shape = common_shape(shape, seen)
+        assert shape == expected
 
 
 def test_closest_names_are_offered():

@@ -8,10 +8,10 @@ import pytest
 from iba_core import BottleneckSettings, InputError, OptimizationError, Statistics
 from iba_core.adam import AdamState, adam_step, bias_corrections
 from iba_core.adapter import Adapter, Cut, Head
-from iba_core.bottleneck import Mask, capacity, mask_from_alpha
+from iba_core.bottleneck import Mask, capacity, mask_from_alpha, preset_settings, restrict
 from iba_core.layout import Layout
 from iba_core.noise import seeded_normal
-from iba_core.optimization import BottleneckOptimizer
+from iba_core.optimization import BottleneckOptimizer, _Convergence
 from iba_core.smoothing import smoothing_matrices
 from iba_core.targets import cross_entropy
 
@@ -87,9 +87,16 @@ def softmax_gradient(z, target):
     return (WEIGHT @ p).reshape(SHAPE)
 
 
-def test_the_loop_is_the_published_algorithm():
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"antithetic": True, "samples": 4}, {"early_steps": 1, "early_samples": 5, "antithetic": True}],
+    ids=["plain", "pairs", "schedule"],
+)
+def test_the_loop_is_the_published_algorithm(settings):
     """Everything written out for one image: the analytic gradient through mask, noise and tail."""
-    steps, samples, beta, seed = 4, 3, 10.0, 1
+    steps, beta, seed = 4, 10.0, 1
+    samples = [settings.get("samples", 3)] * steps
+    samples[: settings.get("early_steps", 0)] = [5] * settings.get("early_steps", 0)
     r, c = FEATURES[1], CLASSES[1]
     mean, std = STATISTICS.mean, np.maximum(STATISTICS.std, 0.01)
     (gh, gw), normalized = smoothing_matrices(SHAPE, LAYOUT, 1.0), (r - mean) / std
@@ -98,17 +105,157 @@ def test_the_loop_is_the_published_algorithm():
         s = 1 / (1 + np.exp(-state.parameter))
         lam = np.einsum("ij,kl,cjl->cik", gh, gw, s)
         grad_lam = beta / 18 * (normalized**2 * lam - (1 - lam) + 1 / (1 - lam)) * STATISTICS.active
-        for n in seeded_normal(seed, t, samples, SHAPE, LAYOUT):
+        noise = seeded_normal(seed, t, samples[t], SHAPE, LAYOUT)
+        if "antithetic" in settings:
+            noise = [sign * n for n in noise for sign in (1, -1)][: samples[t]]
+        for n in noise:
             eps = mean + std * n
             z = np.where(STATISTICS.active, lam * r + (1 - lam) * eps, 0.0)
-            grad_lam += softmax_gradient(z, c) * (r - eps) * STATISTICS.active / samples
+            grad_lam += softmax_gradient(z, c) * (r - eps) * STATISTICS.active / samples[t]
         gradient = np.einsum("ij,kl,cik->cjl", gh, gw, grad_lam) * s * (1 - s)
         state = adam_step(state, gradient, correction, 1.0)
-    found = run()
+    found = run(settings=settings)
     np.testing.assert_allclose(found.alpha[1], state.parameter, rtol=1e-6)
     mask = mask_from_alpha(state.parameter[None], (gh, gw), LAYOUT)
     expected = capacity(normalized, Mask(*(m[0] for m in mask))) * STATISTICS.active
     np.testing.assert_allclose(found.capacity[1], expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("relu", [False, True])
+@pytest.mark.parametrize("sizes", [(4,), (1, 3)])
+def test_the_gradient_is_that_of_the_objective(relu, sizes):
+    """Against differences of the objective as the paper has it, restricted copy by copy."""
+    one = BottleneckOptimizer(NumPyAdapter(None), tail_loss, LAYOUT, relu=relu)
+    pass_mask = RNG.random(SHAPE) > 0.8
+    problem = one.problem(Head(FEATURES), STATISTICS, (CLASSES,), pass_mask=pass_mask)
+    noise = one.noise(problem, sizes, 3, 0)
+    alpha = np.random.default_rng(1).normal(size=FEATURES.shape)
+
+    def objective(alpha):
+        mask = mask_from_alpha(alpha, problem.matrices, LAYOUT)
+        nats = capacity((FEATURES - problem.mean) / problem.std, mask) * (STATISTICS.active & ~pass_mask)
+        total = 10 / 18 * nats.sum()
+        for n in np.concatenate(noise):
+            z = restrict(FEATURES, mask, problem.mean + problem.std * n)
+            z = np.where(pass_mask, FEATURES, np.where(STATISTICS.active, z, 0))
+            total += tail_loss(np.maximum(z, 0) if relu else z, (), (CLASSES,)).sum() / 4
+        return total, ()
+
+    gradient, report = one.gradient(alpha, noise, problem)
+    value, _, expected = NumPyAdapter(None).value_and_grad(objective, alpha)
+    np.testing.assert_allclose(gradient, expected, rtol=1e-5, atol=1e-7)
+    np.testing.assert_allclose((report.model_loss + report.information).sum(), value)
+
+
+@pytest.mark.parametrize("seed", [4, None])
+@pytest.mark.parametrize("sizes", [(6,), (5,), (2, 2, 1)])
+def test_antithetic_copies_cancel_in_pairs(seed, sizes):
+    one = optimizer()
+    problem = one.problem(Head(FEATURES), STATISTICS)
+    chunks = one.noise(problem, sizes, seed, 2, antithetic=True)
+    assert tuple(map(len, chunks)) == sizes
+    noise = np.concatenate(chunks)
+    np.testing.assert_array_equal(noise[0:4:2], -noise[1:4:2])
+    assert abs(noise[0] - noise[2]).min() > 0
+    if seed is not None:
+        plain = seeded_normal(seed, 2, 3, SHAPE, LAYOUT)
+        np.testing.assert_array_equal(noise[::2], plain[: len(noise[::2])])
+
+
+def test_antithetic_copies_take_the_noise_out_of_what_is_linear_in_it():
+    """With a loss linear in the features, a pair has the gradient of infinitely many copies."""
+
+    def linear(z, carry, targets):
+        return z.reshape(len(z), -1) @ WEIGHT[:, 0]
+
+    one = BottleneckOptimizer(NumPyAdapter(None), linear, LAYOUT)
+    problem = one.problem(Head(FEATURES), STATISTICS, (CLASSES,))
+    alpha = np.zeros_like(FEATURES)
+    without, _ = one.gradient(alpha, (np.zeros((1, *SHAPE)),), problem)
+    pair, _ = one.gradient(alpha, one.noise(problem, (2,), 0, 0, antithetic=True), problem)
+    two, _ = one.gradient(alpha, one.noise(problem, (2,), 0, 0), problem)
+    np.testing.assert_allclose(pair, without, atol=1e-6)
+    assert abs(two - without).max() > 1e-2
+
+
+@pytest.mark.parametrize(
+    ("settings", "sizes"),
+    [
+        ({"steps": 5, "samples": 4, "early_steps": 2, "early_samples": 1}, (1, 1, 4, 4, 4)),
+        ({"steps": 3, "samples": 2}, (2, 2, 2)),
+        ({"steps": 2, "samples": 6, "early_steps": 9, "early_samples": 3}, (3, 3)),
+    ],
+)
+def test_the_schedule_says_how_many_copies_pass_in_each_step(settings, sizes):
+    assert BottleneckSettings(**settings).schedule == sizes
+    passed = []
+
+    def watched(z, carry, targets):
+        passed.append(len(z))
+        return tail_loss(z, carry, targets)
+
+    class Steps(NumPyAdapter):
+        def value_and_grad(self, function, x):
+            value, auxiliary = function(x)
+            return value, auxiliary, np.zeros_like(x)
+
+    one = BottleneckOptimizer(Steps(None), watched, LAYOUT, BottleneckSettings(**settings))
+    one.run(Head(FEATURES), STATISTICS, (CLASSES,), seed=0)
+    assert passed == [3 * size for size in sizes]
+    passed.clear()
+    one.run(Head(FEATURES), STATISTICS, (CLASSES,), seed=0, max_batch=6)
+    assert max(passed) <= 6
+    assert sum(passed) == 3 * sum(sizes)
+
+
+def test_an_image_has_converged_once_its_map_changes_by_no_more_than_the_tolerance():
+    convergence = _Convergence(0.1, images=3)
+    # Sums of absolute changes as shares of the new sums: 0.5 and 0.08; 0.1; 0.5, 0.4 and 0.
+    for maps in (
+        [[4.0, 4.0], [5.0, 5.0], [8.0, 8.0]],
+        [[8.0, 8.0], [5.5, 4.5], [8.0, 0.0]],
+        [[9.0, 7.7], [99.0, 0.0], [8.0, 4.8]],
+        [[0.0, 1.0], [0.0, 1.0], [8.0, 4.8]],
+    ):
+        assert convergence.running.any()
+        convergence.see(np.array(maps))
+    np.testing.assert_array_equal(convergence.steps, [3, 2, 4])
+    assert not convergence.running.any()
+
+
+def test_a_tolerance_ends_the_run_and_nothing_else():
+    for tolerance, steps in ((1e9, 2), (1e-9, 4)):
+        found = run(settings={"tolerance": tolerance})
+        expected = run(settings={"steps": steps})
+        np.testing.assert_array_equal(found.steps_taken, steps)
+        np.testing.assert_allclose(found.capacity, expected.capacity)
+        assert found.model_losses.shape == found.informations.shape == (4, 3)
+        np.testing.assert_allclose(found.model_losses[:steps], expected.model_losses)
+        np.testing.assert_array_equal(
+            found.model_losses[steps:], found.model_losses[[steps - 1] * (4 - steps)]
+        )
+
+
+def test_new_statistics_take_the_place_of_the_old_ones():
+    one = optimizer()
+    first = one.problem(Head(FEATURES), STATISTICS)
+    other = Statistics(STATISTICS.mean + 1, STATISTICS.std, ~STATISTICS.active)
+    second = one.problem(Head(FEATURES), other)
+    np.testing.assert_array_equal(second.mean, first.mean + 1)
+    np.testing.assert_array_equal(second.restricted, ~first.restricted)
+    floored = one.problem(Head(FEATURES), other, settings=BottleneckSettings(min_std=5.0, smooth_std=None))
+    assert (floored.std == 5).all()
+    assert floored.matrices == ()
+    assert len(second.matrices) == 2
+
+
+def test_presets_hold_settings():
+    assert BottleneckSettings(**preset_settings("default")) == BottleneckSettings()
+    assert preset_settings(None) == {}
+    fast = BottleneckSettings(**preset_settings("fast"))
+    assert sum(fast.schedule) <= sum(BottleneckSettings().schedule) / 2
+    with pytest.raises(InputError, match="preset='slow' is none of the presets 'default', 'fast'"):
+        preset_settings("slow")
 
 
 def test_an_image_does_not_feel_its_neighbours():
@@ -187,14 +334,14 @@ def test_a_scalar_loss_serves_one_image():
 
 
 def test_a_loss_that_turns_nan_names_the_step():
-    calls = []
+    calls, samples = [], 3
 
     def fails(z, carry, targets):
         calls.append(0)
-        per_step = 1 + 2 * FEATURES[:1].size
+        per_step = 1 + 2 * samples * FEATURES[:1].size
         return tail_loss(z, carry, targets) * (np.nan if len(calls) > 2 * per_step else 1.0)
 
-    one = BottleneckOptimizer(NumPyAdapter(None), fails, LAYOUT, BottleneckSettings(steps=4, samples=3))
+    one = BottleneckOptimizer(NumPyAdapter(None), fails, LAYOUT, BottleneckSettings(steps=4, samples=samples))
     expected = pytest.raises(OptimizationError, match="model's loss became nan at step 3 of 4")
     with expected, np.errstate(invalid="ignore"):
         one.run(Head(FEATURES[:1]), STATISTICS, (CLASSES[:1],), seed=1)
@@ -236,6 +383,11 @@ def test_shapes_that_do_not_fit_are_named():
         {"steps": float("nan")},
         {"samples": 2.0},
         {"beta": "x"},
+        {"early_steps": -1},
+        {"early_samples": 0},
+        {"tolerance": -0.1},
+        {"antithetic": 1},
+        {"precision": "int8"},
     ],
 )
 def test_settings_out_of_range_are_named(wrong):

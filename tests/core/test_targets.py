@@ -9,6 +9,7 @@ import pytest
 
 from iba_core import (
     ClassTarget,
+    DistributionTarget,
     InputError,
     LogitTarget,
     RegressionTarget,
@@ -49,6 +50,21 @@ def test_equal_losses_share_a_compiled_step():
     first, second = as_target(0).resolve(LOGITS)[0], as_target([1, 2]).resolve(LOGITS)[0]
     assert first is second
     assert as_target(len).resolve(LOGITS)[0] == as_target(len).resolve(LOGITS)[0]
+
+
+def test_a_distribution_is_kept_whole():
+    p = class_probabilities(LOGITS)
+    for outputs in (LOGITS, p):
+        loss, rows = as_target(DistributionTarget()).resolve(outputs)
+        np.testing.assert_allclose(loss(outputs, *rows), -(p * np.log(p)).sum(axis=1))
+        # Any other prediction costs more, by its divergence from the first one.
+        other = np.array([[1.0, 3.0, 1.0], [4.0, 1.0, 1.0]])
+        q = class_probabilities(other)
+        np.testing.assert_allclose(
+            loss(other if outputs is LOGITS else q, *rows), -(p * np.log(q)).sum(axis=1), rtol=1e-6
+        )
+    with pytest.raises(InputError, match=r"output has shape \(2, 1\), not \(images, classes\)"):
+        as_target(DistributionTarget()).resolve(LOGITS[:, :1])
 
 
 def test_a_batch_is_explained_in_parts():

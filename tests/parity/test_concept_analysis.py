@@ -194,6 +194,10 @@ def test_every_image_is_validated_on_once(backend, monkeypatch):
     mean = np.mean([plane.scale().normal_vec for plane in best.embeddings], axis=0)
     np.testing.assert_allclose(best.embedding.normal_vec, mean)
     assert "±" in result.table()
+    maps = ModelStump(backend.make(), "2").maps(concept.test_data.images)
+    alone = heatmap_iou(maps, concept.test_data, [best.embedding])
+    assert best.embedding_iou == pytest.approx(alone)
+    assert best.iou == pytest.approx(heatmap_iou(maps, concept.test_data, best.embeddings))
 
 
 def test_what_nothing_was_held_out_for_is_judged_by_the_folds(backend):
@@ -201,6 +205,7 @@ def test_what_nothing_was_held_out_for_is_judged_by_the_folds(backend):
     result = ConceptAnalysis(concept, backend.make(), ["2"], folds=2, epochs=3, progbar=False).run()
     assert result.held_out == "training"
     assert result.best.iou == pytest.approx(np.mean(result.best.validation_iou))
+    assert result.best.embedding_iou is None
     validated = ConceptAnalysis(backend.concept((12, 8, 0)), backend.make(), ["2"], epochs=3, progbar=False)
     assert validated.run().held_out == "validation"
 

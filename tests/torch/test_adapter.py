@@ -66,6 +66,31 @@ def test_unknown_layers_are_errors_that_offer_the_closest_names(cases):
     assert adapter.cut(model).layer_name == "UNet"
 
 
+def test_a_module_of_several_names_is_found_by_each_of_them(images):
+    class Tied(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.encoder = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU())
+            self.alias = self.encoder
+            self.out = nn.Linear(4, 5)
+
+        def forward(self, x):
+            return self.out(self.alias(x).mean((2, 3)))
+
+    model = Tied()
+    adapter = TorchAdapter(model)
+    expected = adapter.cut("encoder.0").features(images(2).float())
+    cut = adapter.cut("alias.0")
+    assert cut.layer_name == "alias.0"
+    assert torch.equal(cut.features(images(2).float()), expected)
+    assert adapter.cut(model.alias[0]).layer_name == "encoder.0"
+    assert [info.name for info in adapter.layers(images(1).float())] == [
+        "encoder", "encoder.0", "encoder.1", "out"
+    ]  # fmt: skip
+    with pytest.raises(LayerError, match=r"no layer 'alias\.2'; the closest names are 'alias"):
+        adapter.cut("alias.2")
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 def test_inputs_take_the_dtype_of_the_model(dtype):
     adapter = TorchAdapter(nn.Linear(2, 2).to(dtype))
@@ -148,14 +173,14 @@ def test_a_photograph_of_a_cat(network):
     """The bits lie on the nose. The core's explainer and the layer say the same, and leave no trace."""
     x = network.preprocessing(sample_image("cat"), "channels_first")[None]
     batches = list(sample_crops(32, network.preprocessing, 16, data_format="channels_first"))
-    explainer = Explainer(network, layer="blocks.9", samples=4).fit(batches, progbar=False)
+    explainer = Explainer(network, layer="blocks.9").fit(batches, progbar=False)
     attribution = explainer.explain(x, target=282, seed=0)
     assert attribution.outputs.argmax() == 282
     saliency = attribution.saliency[0]
     assert saliency.shape == (224, 224)
     assert saliency.sum() == pytest.approx(attribution.total_bits[0], rel=1e-4)
 
-    iba = IBA(network.blocks[9], batch_size=4)
+    iba = IBA(network.blocks[9])
     iba.estimate(network, map(torch.from_numpy, batches))
 
     def loss(inputs):
@@ -169,4 +194,4 @@ def test_a_photograph_of_a_cat(network):
     assert not network.training
     assert all(parameter.requires_grad for parameter in network.parameters())
     nose = saliency[180:210, 120:155]
-    assert nose.mean() > 2 * saliency.mean()
+    assert nose.mean() > 1.8 * saliency.mean()

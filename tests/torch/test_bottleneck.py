@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import inspect
 
 import numpy as np
 import pytest
@@ -86,6 +85,7 @@ class Reference:
         sigma=1.0,
         relu=False,
         passing=None,
+        fold=None,
     ):
         features = self.features(x)
         mean = torch.from_numpy(self.mean)
@@ -98,6 +98,13 @@ class Reference:
 
         def share():
             mask = torch.sigmoid(alpha)
+            if fold:
+                # Class tokens have no place; the others lie on a grid.
+                (prefix, grid), shape = fold, mask.shape
+                places = mask[:, prefix:].reshape(shape[0], *grid, shape[-1])
+                for axis in (1, 2) if sigma else ():
+                    places = blur(places, sigma, axis)
+                return torch.cat([mask[:, :prefix], places.reshape(shape[0], -1, shape[-1])], 1)
             for axis in spatial if sigma else []:
                 mask = blur(mask, sigma, axis)
             return mask
@@ -209,6 +216,79 @@ def test_the_capacity_is_that_of_the_published_algorithm(
     np.testing.assert_allclose(iba.model_losses[:, 0], reference.losses, rtol=1e-6)
     np.testing.assert_allclose(iba.informations[:, 0], reference.informations, rtol=1e-6)
     np.testing.assert_allclose(iba.capacity(), wanted, rtol=1e-6, atol=1e-9)
+
+
+def vit_of_hugging_face():
+    transformers = pytest.importorskip("transformers", reason="brings the network")
+    config = transformers.ViTConfig(
+        hidden_size=8, num_hidden_layers=3, num_attention_heads=2, intermediate_size=16, image_size=6,
+        patch_size=2, num_labels=5,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    model = transformers.ViTForImageClassification(config)
+    # Drawn so narrow at first that no input makes a difference to the output.
+    for parameter in model.parameters():
+        nn.init.normal_(parameter, std=0.4)
+    return model.double()
+
+
+def resnet_of_hugging_face():
+    transformers = pytest.importorskip("transformers", reason="brings the network")
+    config = transformers.ResNetConfig(
+        embedding_size=4, hidden_sizes=[8, 8], depths=[1, 2], layer_type="basic", num_labels=5
+    )
+    torch.manual_seed(0)
+    model = transformers.ResNetForImageClassification(config).double()
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_var.uniform_(0.02, 0.2)
+    return model
+
+
+@pytest.mark.parametrize(
+    ("build", "layer", "fold"),
+    [
+        (None, "blocks.0", (1, (3, 3))),
+        (None, "blocks.1", (1, (3, 3))),
+        (vit_of_hugging_face, "vit.embeddings", (1, (3, 3))),
+        (vit_of_hugging_face, "vit.layers.0", (1, (3, 3))),
+        (vit_of_hugging_face, "vit.layers.1", None),
+        (resnet_of_hugging_face, "resnet.embedder", None),
+        (resnet_of_hugging_face, "resnet.encoder.stages.0", None),
+        (resnet_of_hugging_face, "resnet.encoder.stages.1.layers.0.layer.0", None),
+    ],
+)
+def test_networks_of_hugging_face_and_tokens_on_a_grid(cases, images, replacement, build, layer, fold):
+    model = (build or cases["transformer"].make)().eval()
+    size = 6 if fold or build is not resnet_of_hugging_face else 16
+    generator = torch.Generator().manual_seed(0)
+    data = torch.randn(25, 3, size, size, generator=generator).double()
+    tokens = fold and Tokens(prefix=fold[0], grid=fold[1])
+    iba = IBA(model.get_submodule(layer), tokens=tokens, batch_size=3, optimization_steps=4, beta=2)
+    iba.estimate(model, [data[:24]])
+    reference = Reference(replacement, model, layer)
+    reference.fit(data[:24])
+    channel_axis = 0 if build is resnet_of_hugging_face else 1
+
+    def loss(inputs):
+        output = model(inputs)
+        logits = output if isinstance(output, torch.Tensor) else output.logits
+        return functional.cross_entropy(logits, torch.full((len(inputs),), 2))
+
+    found = iba.analyze(data[24:], loss, mode="capacity", seed=11)
+    wanted = reference.capacity(
+        data[24:], loss, noise_of(11, 3, found.shape, channel_axis), channel_axis=channel_axis, fold=fold,
+        beta=2, steps=4,
+    )  # fmt: skip
+    assert wanted.max() > 0.01
+    np.testing.assert_allclose(found, wanted, rtol=1e-6, atol=1e-9)
+    np.testing.assert_allclose(iba.model_losses[:, 0], reference.losses, rtol=1e-6)
+    assert np.ptp(reference.losses) > 1e-4, "the loss does not depend on the mask"
+    explainer = Explainer(model, layer, tokens=tokens, samples=3, steps=4, beta=2)
+    attribution = explainer.fit([data[:24]], progbar=False).explain(data[24:], 2, seed=11)
+    np.testing.assert_allclose(attribution.capacity[0], wanted, rtol=1e-6, atol=1e-9)
+    if fold:
+        assert attribution.saliency.shape == (1, size, size)
 
 
 @pytest.mark.parametrize(
@@ -665,6 +745,86 @@ class TestNothingIsLeftBehind:
         assert calls["conv2"] == calls["out"] == 7
 
 
+def leaves_of(tensor):
+    """The tensors that a backward pass from `tensor` would give a gradient to."""
+    found, seen, todo = [], set(), [tensor.grad_fn]
+    while todo:
+        node = todo.pop()
+        if node is not None and node not in seen:
+            seen.add(node)
+            todo += [following for following, _ in node.next_functions]
+            if hasattr(node, "variable"):
+                found.append(node.variable)
+    return found
+
+
+class WeightGradients(torch.utils._python_dispatch.TorchDispatchMode):
+    """Notes what the backward passes of convolutions and batch normalisations compute."""
+
+    def __init__(self):
+        super().__init__()
+        self.masks = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func in (
+            torch.ops.aten.convolution_backward.default,
+            torch.ops.aten.native_batch_norm_backward.default,
+        ):
+            self.masks.append(tuple(args[-1]))
+        return func(*args, **(kwargs or {}))
+
+
+class TestWork:
+    """What an explanation costs: one pass of the head, and gradients for nothing but the noisy copies."""
+
+    @pytest.mark.parametrize("images_at_once", [1, 3])
+    def test_the_head_runs_once_per_explanation(self, cases, images, count_calls, images_at_once):
+        model = cases["residual"].make()
+        explainer = Explainer(model, "conv1", steps=7, samples=2).fit([images(6)], progbar=False)
+        calls = count_calls(model)
+        for done in (1, 2):
+            explainer.explain(images(images_at_once), target=1)
+            assert calls["stem"] == calls["norm"] == calls["act"] == calls["conv1"] == done
+            # One pass for the answer to the image itself.
+            assert calls["conv2"] == calls["out"] == done * (1 + 7)
+
+    def test_the_noisy_copies_are_the_only_leaf(self, case, images):
+        model = case.make()
+        layer, _, call = case.layers[0].partition(":")
+        leaves = []
+
+        def score(outputs):
+            logits = first(outputs)
+            if logits.requires_grad:
+                leaves.append(leaves_of(logits))
+            return logits[:, 0]
+
+        explainer = Explainer(model, case.layers[0], steps=2, samples=2).fit([images(6)], progbar=False)
+        explainer.explain(images(1), score)
+        iba = IBA(
+            model.get_submodule(layer), call=int(call) if call else None, optimization_steps=2, batch_size=2
+        )
+        iba.estimate(model, [images(6)])
+        iba.analyze(images(1), lambda x: score(model(x)).mean())
+        assert len(leaves) == 4
+        for (copies,) in leaves:
+            assert copies.shape == (2, *iba.alpha.shape[1:])
+
+    def test_no_gradient_of_a_weight_is_computed(self, cases, images):
+        model = cases["residual"].make()
+        explainer = Explainer(model, "norm", steps=2, samples=2).fit([images(6)], progbar=False)
+        iba = IBA(model.norm, optimization_steps=2, batch_size=2)
+        iba.estimate(model, [images(6)])
+        with WeightGradients() as seen:
+            explainer.explain(images(1), target=1)
+            iba.analyze(images(1), cross_entropy_of(model, 1))
+        # Three convolutions behind the layer, two steps, two ways.
+        assert seen.masks == [(True, False, False)] * 12
+        with WeightGradients() as seen:
+            model(images(1)).sum().backward()
+        assert (True, True, True) in seen.masks, "the test does not see gradients of weights"
+
+
 @pytest.mark.parametrize("outside", [torch.no_grad, torch.inference_mode])
 def test_gradients_that_are_off_outside_are_on_where_needed(cases, images, outside):
     model = cases["residual"].make()
@@ -754,9 +914,13 @@ class TestErrors:
 
     def test_a_feature_map_of_another_shape(self, iba, images):
         x = torch.zeros(1, 3, 8, 8).double()
+        with pytest.raises(InputError, match=r"\(batch, 3, 8, 8\).* on inputs of shape \(batch, 3, 6, 6\)"):
+            self.analyze(iba, x)
         message = r"\(4, 8, 8\).*\(4, 6, 6\)"
+        other = IBA(self.model.conv1)
+        other.load_state_dict(iba.state_dict())
         with pytest.raises(InputError, match=message):
-            iba.analyze(x, lambda x: self.model.conv1(x.mean(1, keepdim=True).expand(-1, 4, -1, -1)).mean())
+            other.analyze(x, lambda x: self.model.conv1(x.mean(1, keepdim=True).expand(-1, 4, -1, -1)).mean())
         with pytest.raises(InputError, match=message), iba.restrict_flow():
             iba(torch.zeros(1, 4, 8, 8))
 
@@ -767,74 +931,6 @@ class TestErrors:
             iba.restrict_flow(),
         ):
             self.model(images(3))
-
-
-class TestAsDocumented:
-    """Names, defaults and the example of the documentation this class is a drop-in for."""
-
-    def test_the_constructor(self):
-        parameters = list(inspect.signature(IBA).parameters.values())[:15]
-        assert {parameter.name: parameter.default for parameter in parameters} == {
-            "layer": None,
-            "sigma": 1.0,
-            "beta": 10,
-            "min_std": 0.01,
-            "optimization_steps": 10,
-            "lr": 1,
-            "batch_size": 10,
-            "initial_alpha": 5.0,
-            "active_neurons_threshold": 0.01,
-            "feature_mean": None,
-            "feature_std": None,
-            "estimator": None,
-            "progbar": False,
-            "input_or_output": "output",
-            "relu": False,
-        }
-
-    @pytest.mark.parametrize(
-        ("method", "expected"),
-        [
-            ("estimate", [("device", None), ("n_samples", 10000), ("progbar", None), ("reset", True)]),
-            (
-                "analyze",
-                [
-                    ("mode", "saliency"),
-                    ("beta", None),
-                    ("optimization_steps", None),
-                    ("min_std", None),
-                    ("lr", None),
-                    ("batch_size", None),
-                    ("active_neurons_threshold", 0.01),
-                ],
-            ),
-        ],
-    )
-    def test_the_methods(self, method, expected):
-        parameters = list(inspect.signature(getattr(IBA, method)).parameters.values())[3:]
-        assert [(p.name, p.default) for p in parameters[: len(expected)]] == expected
-        assert all(p.kind is p.KEYWORD_ONLY for p in parameters[len(expected) :])
-
-    def test_the_example(self):
-        model = nn.Sequential(
-            nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 5)
-        )
-
-        def datagen(batch_size):
-            for _ in range(4):
-                yield torch.randn(batch_size, 3, 8, 8), torch.randint(5, (batch_size,))
-
-        iba = IBA(model[1])
-        iba.estimate(model, datagen(10))
-        img, target = next(iter(datagen(batch_size=1)))
-
-        def model_loss_closure(x):
-            return functional.nll_loss(functional.log_softmax(model(x), 1), target.expand(len(x)))
-
-        saliency_map = iba.analyze(img, model_loss_closure)
-        assert isinstance(saliency_map, np.ndarray)
-        assert saliency_map.shape == (8, 8)
-        assert saliency_map.sum() > 0
 
 
 class TestState:

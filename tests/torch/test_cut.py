@@ -516,19 +516,141 @@ def test_the_place_of_the_channels_follows_from_the_layers(cases, images, name, 
     assert cut.data_format == expected
 
 
+class TestAxisOfTheImages:
+    """Where it cannot be told from the shapes of one pass: as many time steps, or windows, as images."""
+
+    @pytest.mark.parametrize("layer", ["embed", "lstm", "norm"])
+    @pytest.mark.parametrize("where", ["output", "input"])
+    @pytest.mark.parametrize("first", [7, 5, 1], ids=lambda n: f"first {n}")
+    def test_as_many_steps_as_images(self, cases, images, replacement, layer, where, first):
+        model = cases["recurrent_second"].make().eval()
+        x, other = images(7), images(7, seed=5)
+        cut = TorchCut(TorchAdapter(model).call, model.get_submodule(layer), where=where)
+        cut.features(images(first, seed=1))
+        found = cut.features(other)
+        for index in range(7):
+            assert_close(found[index], cut.features(other[index : index + 1])[0], "features")
+        with cut.open(x) as head:
+            assert_close(head.features[3], cut.features(x[3:4])[0], "head")
+            output = cut.tail(found.repeat_interleave(2, 0))
+        with replacement[0](model, layer, found.repeat_interleave(2, 0), where):
+            wanted = model(x.repeat_interleave(2, 0))
+        assert_close(output, wanted, "tail")
+
+    def test_a_tail_that_ends_at_such_a_layer(self, cases, images):
+        model = cases["recurrent_second"].make().eval()
+        cut = TorchAdapter(model).cut("embed", until="lstm")
+        cut.features(images(2))
+        with cut.open(images(7)) as head:
+            together = cut.tail(head.features)
+        for index in range(7):
+            with cut.open(images(7)[index : index + 1]) as head:
+                assert_close(cut.tail(head.features)[0], together[index], "tail")
+
+    def test_a_single_step(self, images):
+        """One image, one step, one feature: nothing but another pass can tell."""
+
+        class Step(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.scan, self.norm, self.out = nn.Linear(108, 1), nn.LayerNorm(1), nn.Linear(1, 5)
+
+            def forward(self, x):
+                return self.out(self.norm(self.scan(x.flatten(1)).unsqueeze(0)).mean(0))
+
+        adapter = TorchAdapter(Step().double())
+        cut = adapter.cut("norm")
+        cut.features(images(1))
+        with cut.open(images(1)) as head:
+            assert cut.tail(head.features.repeat_interleave(3, 0)).shape == (3, 5)
+
+    def test_windows_as_many_as_images(self, cases, images):
+        """Four windows of each of nine images, each of nine places: no axis is that of the images."""
+        model = cases["windowed"].make().eval()
+        adapter, x = TorchAdapter(model), images(9)
+        with pytest.raises(LayerError, match=r"'mix' has the shape \(36, 9, 4\) for a batch of 9"):
+            adapter.cut("mix").features(x)
+        cut = adapter.cut("norm")
+        cut.features(x)
+        with torch.no_grad(), cut.open(x) as head:
+            assert_close(
+                cut.tail(head.features.repeat_interleave(2, 0)), model(x).repeat_interleave(2, 0), ""
+            )
+
+
+class Look(nn.Module):
+    """Notes how the maps that pass it lie in memory."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def forward(self, x):
+        self.seen.append(x.is_contiguous(memory_format=torch.channels_last))
+        return x
+
+
+class TestOrderInMemory:
+    def model(self, last):
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Conv2d(3, 4, 3), Look(), nn.Conv2d(4, 4, 3), last, nn.Linear(16, 5))
+
+    def run_tail(self, model, x):
+        cut = TorchAdapter(model).cut("0")
+        with cut.open(x) as head:
+            for _ in range(3):
+                z = head.features.repeat_interleave(2, 0).requires_grad_()
+                output = cut.tail(z)
+                (gradient,) = torch.autograd.grad(total(output), z)
+        plain = head.features.repeat_interleave(2, 0).requires_grad_()
+        wanted = model[1:](plain)
+        (wanted_gradient,) = torch.autograd.grad(total(wanted), plain)
+        torch.testing.assert_close(output, wanted)
+        torch.testing.assert_close(gradient, wanted_gradient)
+        return model[1].seen
+
+    def test_the_maps_lie_as_a_processor_likes_them(self, images):
+        seen = self.run_tail(self.model(nn.Flatten()), images(2, torch.float32))
+        # The first pass is that of the head.
+        assert seen[-4:] == [True, True, True, False]
+
+    def test_a_layer_that_asks_for_the_plain_order_gets_it(self, images):
+        class View(nn.Module):
+            def forward(self, x):
+                return x.view(len(x), -1)
+
+        seen = self.run_tail(self.model(View()), images(2, torch.float32))
+        # Tried once, and not again.
+        assert seen[-5:] == [True, False, False, False, False]
+
+    def test_other_errors_are_the_models_own(self, images):
+        class Failing(nn.Module):
+            def forward(self, x):
+                raise RuntimeError("no view of mine" if torch.is_grad_enabled() else "")
+
+        model = self.model(Failing())
+        cut = TorchAdapter(model).cut("0")
+        with pytest.raises(RuntimeError, match="no view of mine"), cut.open(images(2, torch.float32)) as head:
+            cut.tail(head.features)
+
+    def test_double_precision_and_maps_with_channels_last_stay(self, images):
+        seen = self.run_tail(self.model(nn.Flatten()).double(), images(2))
+        assert seen[-4:] == [False] * 4
+        look = Look()
+        model = nn.Sequential(nn.Linear(6, 4), look, nn.Linear(4, 2))
+        cut = TorchAdapter(model).cut("0")
+        with cut.open(images(2, torch.float32)) as head:
+            cut.tail(head.features)
+        assert cut.data_format == "channels_last"
+        assert look.seen[-1] is False
+
+
 def test_channels_last_memory_is_kept_in_the_tail(images):
-    seen = []
-
-    class Look(nn.Module):
-        def forward(self, x):
-            seen.append(x.is_contiguous(memory_format=torch.channels_last))
-            return x
-
-    model = nn.Sequential(nn.Conv2d(3, 4, 3), Look(), nn.Conv2d(4, 2, 3)).to(
-        memory_format=torch.channels_last
-    )
-    x = images(2, torch.float32).to(memory_format=torch.channels_last)
+    look = Look()
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), look, nn.Conv2d(4, 2, 3)).double()
+    model.to(memory_format=torch.channels_last)
+    x = images(2).to(memory_format=torch.channels_last)
     cut = TorchAdapter(model).cut("0")
     with cut.open(x) as head:
         cut.tail(head.features.repeat_interleave(2, 0).contiguous())
-    assert seen == [True]
+    assert look.seen == [True]

@@ -1,6 +1,7 @@
 """Information-bottleneck attribution for PyTorch."""
 
 from iba_core.errors import MissingDependencyError
+from iba_core.readout_training import EpochReport
 
 try:
     import torch  # noqa: F401  # imported only to find out whether it can be
@@ -17,7 +18,6 @@ from iba_torch.cut import TorchCut
 from iba_torch.estimator import TorchWelfordEstimator
 from iba_torch.images import ImageFolder, get_imagenet_folder, imagenet_transform, tensor_to_np_img
 from iba_torch.readout import IBAReadout
-from iba_torch.readout_training import EpochReport
 from iba_torch.sequential import insert_into_sequential
 
 __all__ = [

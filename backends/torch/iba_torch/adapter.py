@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import nn
 
-from iba_core.adapter import Adapter, Inputs, LayerInfo, rows_in_cache
+from iba_core.adapter import Adapter, F, Inputs, LayerInfo, rows_in_cache
 from iba_core.errors import LayerError, closest
 from iba_core.layout import DataFormat
-from iba_core.namespace import Array
+from iba_core.namespace import Array, host_array
 from iba_torch.calls import intercept_calls, run, unwrap
 from iba_torch.cut import LayerCall, TorchCut
 from iba_torch.frozen import frozen
+from iba_torch.recording import Shapes
 from iba_torch.trees import tree_map
 
 _CALL_SUFFIX = re.compile(r"(?P<name>.+):(?P<call>\d+)")
@@ -27,7 +29,8 @@ class TorchAdapter(Adapter):
     """The way into a `torch.nn.Module`.
 
     Wrappers (`torch.compile`, `DataParallel`, `DistributedDataParallel`) are looked through: layers are
-    named as in the module inside, and it is that module which runs.
+    named as in the module inside, and it is that module which runs, uncompiled. A scripted module runs as
+    it is, as a single layer. What `torch.export` gives has layers again after `torch.export.unflatten`.
 
     Args:
         model: an `nn.Module`. A tuple of inputs becomes its positional arguments, a mapping its keyword
@@ -39,6 +42,7 @@ class TorchAdapter(Adapter):
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__(unwrap(model))
+        self._shapes = Shapes()
 
     @classmethod
     def owns(cls, model: Any) -> bool:
@@ -88,10 +92,11 @@ class TorchAdapter(Adapter):
         """
         module, name, call = self._find(layer)
         end = None if until is None else self._find(until)
-        return TorchCut(self.call, module, layer_name=name, call=call, until=end)
+        return TorchCut(self.call, module, layer_name=name, call=call, until=end, shapes=self._shapes)
 
     def _find(self, layer: nn.Module | str) -> LayerCall:
-        modules = dict(self.model.named_modules())
+        # A module that is reachable under several names goes by each of them.
+        modules = dict(self.model.named_modules(remove_duplicate=False))
         call = None
         if isinstance(layer, nn.Module):
             module = unwrap(layer)
@@ -165,12 +170,17 @@ class TorchAdapter(Adapter):
 
     def to_numpy(self, array: Array) -> npt.NDArray[Any]:
         """`array` on the host, detached, bfloat16 widened to float32."""
-        tensor: torch.Tensor = array.detach().cpu()
-        return (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
+        return host_array(array)
 
     def standard_normal(self, shape: Sequence[int], like: Array) -> torch.Tensor:
         """Unseeded standard normal numbers from PyTorch's generator on the device of `like`."""
         return torch.randn(tuple(shape), dtype=like.dtype, device=like.device)
+
+    def reduced_precision(self, precision: str | None, like: Array) -> AbstractContextManager[Any]:
+        """See `Adapter.reduced_precision`; PyTorch's autocast chooses the operations that gain by it."""
+        if precision is None:
+            return nullcontext()
+        return torch.autocast(like.device.type, dtype=getattr(torch, precision))
 
     def preferred_batch(self, shape: Sequence[int], like: Array) -> int | None:
         """See `Adapter.preferred_batch`."""
@@ -185,6 +195,15 @@ class TorchAdapter(Adapter):
             value, auxiliary = function(variable)
             (gradient,) = torch.autograd.grad(value, variable)
         return value.detach(), tree_map(torch.Tensor.detach, auxiliary), gradient
+
+    def compile(self, function: F) -> F:
+        """`function` as it is; with `jit_compile`, as machine code made by `torch.compile`."""
+        if not self.jit_compile:
+            return function
+        # The compiler takes seconds to import.
+        from iba_torch.compiled import Compiled
+
+        return cast(F, Compiled(function, self.model))
 
 
 def _move(tensor: torch.Tensor, like: torch.Tensor, device: torch.device | str | None = None) -> torch.Tensor:

@@ -13,17 +13,28 @@ from torch import nn
 
 from iba_core.adapter import Head, Inputs, require_finite
 from iba_core.bottleneck import BottleneckSettings, Mask, Statistics, mask_from_alpha
-from iba_core.errors import InputError, NotEstimatedError
-from iba_core.inputs import arrays_of, batch_size, check_shape, inputs_of_batch, take
+from iba_core.errors import InputError, LayerError, NotEstimatedError
+from iba_core.inputs import (
+    InputShape,
+    arrays_of,
+    batch_size,
+    check_shape,
+    common_shape,
+    inputs_of_batch,
+    take,
+)
 from iba_core.layout import DataFormat, Layout, Tokens
+from iba_core.namespace import host_array
 from iba_core.optimization import BottleneckOptimizer, ModelLoss, masked_capacity
 from iba_core.saliency import saliency_maps
 from iba_core.saliency import to_saliency_map as _to_saliency_map
 from iba_core.utils import get_tqdm
 from iba_torch.adapter import TorchAdapter
+from iba_torch.calls import by_the_book
 from iba_torch.cut import TorchCut
 from iba_torch.estimator import TorchWelfordEstimator
 from iba_torch.precision import without_autocast
+from iba_torch.recording import Shapes
 from iba_torch.trees import replace_first, tensors
 
 Mode = Literal["saliency", "capacity"]
@@ -40,7 +51,7 @@ def to_saliency_map(
 
     See `iba_core.to_saliency_map`; tensors, of any device, are taken as well.
     """
-    return _to_saliency_map(_to_numpy(capacity), shape, data_format)
+    return _to_saliency_map(host_array(capacity), shape, data_format)
 
 
 class IBA(nn.Module):
@@ -72,7 +83,7 @@ class IBA(nn.Module):
         tokens: how to read features that are a sequence of tokens, such as
             ``Tokens(prefix=1, grid=(14, 14))`` for a vision transformer.
         data_format: where the channels of the feature map are; None to conclude it from the types of
-            the layers.
+            the layers, or that they are last where `tokens` are given.
 
     Attributes:
         alpha: parameter of the mask after the last analysis, (B, *feature map); None before.
@@ -81,6 +92,7 @@ class IBA(nn.Module):
 
     Raises:
         InputError: an argument is out of its range.
+        LayerError: the layer is scripted.
 
     Example:
         >>> iba = IBA(model.conv4)  # doctest: +SKIP
@@ -115,6 +127,11 @@ class IBA(nn.Module):
         super().__init__()
         if layer is not None and not isinstance(layer, nn.Module):
             raise InputError(f"layer is of type {type(layer).__name__}; a module of the model was expected")
+        if isinstance(layer, torch.jit.ScriptModule):
+            raise LayerError(
+                f"layer is a scripted {layer.original_name}, on which PyTorch allows no hooks; put it into "
+                "an nn.Sequential and give that, or use the module that it was scripted from"
+            )
         if input_or_output not in ("input", "output"):
             raise InputError(f"input_or_output={input_or_output!r} is neither 'input' nor 'output'")
         if (feature_mean is None) != (feature_std is None):
@@ -133,7 +150,7 @@ class IBA(nn.Module):
         self.relu = relu
         self.call = call
         self.tokens = tokens
-        self.data_format = data_format
+        self.data_format = data_format or (None if tokens is None else "channels_last")
         self.register_buffer("feature_mean", _as_buffer(feature_mean))
         self.register_buffer("feature_std", _as_buffer(feature_std))
         self._settings()
@@ -145,15 +162,16 @@ class IBA(nn.Module):
         # Not as an attribute: the layer belongs to the model, and would become a child of this one.
         self._layer = [] if layer is None else [layer]
         self._layer_name: str | None = None
-        self._input_shape: tuple[int, ...] | None = None
+        self._input_shape: InputShape | None = None
         self._mask: Mask | None = None
         self._pass_mask: npt.NDArray[np.bool_] | None = None
         self._last_settings: BottleneckSettings | None = None
         self._capacity: torch.Tensor | None = None
-        self._channels: DataFormat = data_format or "channels_first"
+        self._channels: DataFormat = self.data_format or "channels_first"
         self._restricting = False
         self._estimating = False
         self._interrupting = False
+        self._shapes = Shapes()
         self._handle = None
         if layer is not None and input_or_output == "output":
             self._handle = layer.register_forward_hook(self._on_output)
@@ -209,7 +227,7 @@ class IBA(nn.Module):
             ...     out = model(x)
             ...     print("this is not reached, and out is not defined")
         """
-        with self._switched(_interrupting=True):
+        with by_the_book(), self._switched(_interrupting=True):
             try:
                 yield
             except _Interruption as interruption:
@@ -222,7 +240,7 @@ class IBA(nn.Module):
 
         `estimate` does all that is needed for a data set.
         """
-        with self._switched(_estimating=True):
+        with by_the_book(), self._switched(_estimating=True):
             yield
 
     @contextmanager
@@ -235,7 +253,7 @@ class IBA(nn.Module):
             >>> with iba.restrict_flow():  # doctest: +SKIP
             ...     out = model(x)
         """
-        with self._switched(_restricting=True):
+        with by_the_book(), self._switched(_restricting=True):
             yield
 
     # -- the distribution of the features -------------------------------------------------------------
@@ -280,6 +298,7 @@ class IBA(nn.Module):
         show = self.progbar if progbar is None else progbar
         if reset:
             self.reset_estimate()
+            self._input_shape = None
         seen = 0
         with get_tqdm()(total=n_samples, desc="Estimating", unit="img", disable=not show) as bar:
             for batch in dataloader:
@@ -289,7 +308,8 @@ class IBA(nn.Module):
                 with self._passing_all():
                     features = cut.features(inputs)
                 self._estimate_batch(features)
-                self._input_shape = tuple(next(arrays_of(inputs)).shape[1:])
+                shape = tuple(next(arrays_of(inputs)).shape[1:])
+                self._input_shape = common_shape(self._input_shape, shape)
                 seen += batch_size(inputs)
                 bar.update(batch_size(inputs))
                 if seen >= n_samples:
@@ -301,7 +321,7 @@ class IBA(nn.Module):
                 f"dataloader held {total} samples; at least 2 are needed to estimate the features' "
                 "distribution, and about 10000 are advised"
             )
-        if not np.isfinite(_to_numpy(self.estimator.std())).all():
+        if not np.isfinite(host_array(self.estimator.std())).all():
             self.estimator.reset()
             raise InputError("dataloader holds images on which the layer's features are NaN or infinite")
 
@@ -373,7 +393,7 @@ class IBA(nn.Module):
         )
         statistics = self._statistics(settings.active_neurons_threshold)
         images = self._check_input(input_t)
-        passing = None if pass_mask is None else _to_numpy(pass_mask)
+        passing = None if pass_mask is None else host_array(pass_mask)
         cut = self._make_cut(model_loss_fn)
 
         def model_loss(z: torch.Tensor, carry: tuple[Any, ...], targets: tuple[Any, ...]) -> torch.Tensor:
@@ -397,7 +417,7 @@ class IBA(nn.Module):
         self._pass_mask, self._channels, self._last_settings = passing, cut.data_format, settings
         self.model_losses, self.informations = result.model_losses, result.informations
 
-        nats = _to_numpy(result.capacity)
+        nats = host_array(result.capacity)
         if mode == "capacity":
             return nats if images > 1 else nats[0]
         spatial = tuple(next(arrays_of(input_t)).shape[2:])
@@ -457,6 +477,7 @@ class IBA(nn.Module):
             where="output" if self.layer is None else self.input_or_output,
             call=self.call,
             data_format=self.data_format,
+            shapes=self._shapes,
         )
 
     def _settings(self) -> BottleneckSettings:
@@ -473,22 +494,22 @@ class IBA(nn.Module):
 
     def _statistics(self, threshold: float) -> Statistics:
         if self.feature_mean is not None:
-            mean = _to_numpy(self.feature_mean)
-            return Statistics(mean, _to_numpy(self.feature_std), np.ones(mean.shape, bool))
+            mean = host_array(self.feature_mean)
+            return Statistics(mean, host_array(self.feature_std), np.ones(mean.shape, bool))
         if int(self.estimator.n_samples()) < 2:
             raise NotEstimatedError(
                 "the features' distribution is not estimated; call estimate(model, dataloader) first, "
                 "or give feature_mean and feature_std"
             )
         return Statistics(
-            _to_numpy(self.estimator.mean()),
-            _to_numpy(self.estimator.std()),
-            _to_numpy(self.estimator.active_neurons(threshold)).astype(bool),
+            host_array(self.estimator.mean()),
+            host_array(self.estimator.std()),
+            host_array(self.estimator.active_neurons(threshold)).astype(bool),
         )
 
     def _estimate_batch(self, features: torch.Tensor) -> None:
         takes_tensors = isinstance(self.estimator, nn.Module)
-        self.estimator(features if takes_tensors else _to_numpy(features))
+        self.estimator(features if takes_tensors else host_array(features))
 
     def _check_input(self, input_t: Inputs) -> int:
         """Number of images, after a look at everything that can be seen before the model runs."""
@@ -507,7 +528,7 @@ class IBA(nn.Module):
             raise InputError(f"input_t has shape {tuple(found[0].shape)}, which is no image")
         for tensor in found:
             if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-                require_finite(_to_numpy(tensor), "input_t")
+                require_finite(host_array(tensor), "input_t")
         return int(found[0].shape[0])
 
     def _restrict(self, x: torch.Tensor) -> torch.Tensor:
@@ -569,10 +590,3 @@ def _as_buffer(array: npt.ArrayLike | torch.Tensor | None) -> torch.Tensor | Non
         return None
     tensor = array.detach() if isinstance(array, torch.Tensor) else torch.from_numpy(np.array(array))
     return tensor.clone() if tensor.is_floating_point() else tensor.to(torch.get_default_dtype())
-
-
-def _to_numpy(array: Any) -> npt.NDArray[Any]:
-    if not isinstance(array, torch.Tensor):
-        return np.asarray(array)
-    tensor = array.detach().cpu()
-    return (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()

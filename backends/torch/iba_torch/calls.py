@@ -62,7 +62,7 @@ def intercept_calls(handler: CallHandler) -> Iterator[None]:
     Wrappers that run their module elsewhere, compiled or replicated, are looked through: their module is
     called in their place, in this thread and uncompiled. Fused attention, which calls no modules, is off.
     """
-    with _detour, _by_the_book():
+    with _detour, by_the_book():
         outer, _current.handler = _current.handler, handler
         try:
             yield
@@ -146,8 +146,11 @@ def _call(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
 
 
 @contextmanager
-def _by_the_book() -> Iterator[None]:
-    """Context in which modules run their Python code, so that the modules inside of them are seen."""
+def by_the_book() -> Iterator[None]:
+    """Context in which modules run their Python code, so that hooks and calls in them are seen.
+
+    Compiled models run uncompiled: what was compiled before a hook was added knows nothing of it.
+    """
     fused = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:

@@ -9,6 +9,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 
+from iba_core.errors import InputError
 from iba_core.layout import DataFormat
 
 _FIRST = (_ConvNd, _NormBase, nn.GroupNorm, nn.LocalResponseNorm)
@@ -34,6 +35,31 @@ def channel_hint(module: nn.Module) -> tuple[DataFormat, int | None] | None:
                 size = (module.proj_size or size) * (2 if module.bidirectional else 1)
             return "channels_last", size
     return None
+
+
+def require_channels(module: nn.Module, shape: Sequence[int]) -> None:
+    """Explain why a layer cannot take the model's input, if its channels are the reason.
+
+    Args:
+        module: the layer.
+        shape: of the input, with the batch axis.
+
+    Raises:
+        InputError: the layer is a convolution or linear, and takes another number of channels.
+    """
+    if isinstance(module, _ConvNd) and len(shape) == len(module.kernel_size) + 2:
+        wanted, given, other, right = module.in_channels, shape[1], shape[-1], "first"
+    elif isinstance(module, nn.Linear):
+        wanted, given, other, right = module.in_features, shape[-1], shape[1], "last"
+    else:
+        return
+    if given != wanted:
+        hint = f"; the channels must come {right}" * (other == wanted)
+        sizes = ", ".join(map(str, shape[1:]))
+        raise InputError(
+            f"the input has shape (batch, {sizes}), but the model's first layer, {type(module).__name__}, "
+            f"takes {wanted} channels{hint}"
+        )
 
 
 def data_format_of(shape: Sequence[int], hint: tuple[DataFormat, int | None] | None) -> DataFormat:

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from os import PathLike
-from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -17,28 +14,40 @@ import torch
 from torch import nn
 
 from iba_core.adapter import Inputs
-from iba_core.bottleneck import mask_from_alpha
+from iba_core.bottleneck import Statistics
 from iba_core.errors import InputError, LayerError, NotEstimatedError, OptimizationError, StateError
+from iba_core.estimator import STATE
 from iba_core.inputs import arrays_of, batch_size, inputs_of_batch, take
 from iba_core.layout import DataFormat, Layout
-from iba_core.readout import readout_alpha, readout_features, readout_sizes, resizing_matrices
+from iba_core.namespace import host_array
+from iba_core.readout import Place, Readout, ReadoutConstants
+from iba_core.readout_state import (
+    GIVEN,
+    SETTINGS,
+    ReadoutState,
+    from_channels_first,
+    settings_of,
+    to_channels_first,
+)
+from iba_core.readout_training import (
+    BETA,
+    LEARNING_RATE,
+    EpochReport,
+    NestedPass,
+    ReadoutModel,
+    ReadoutTrainer,
+    TrainingSettings,
+)
 from iba_core.saliency import saliency_maps
-from iba_core.smoothing import smoothing_matrices
-from iba_core.state import read_state, write_state
-from iba_core.utils import get_tqdm
 from iba_torch.adapter import TorchAdapter
 from iba_torch.bottleneck import IBA, Mode
 from iba_torch.channels import channel_hint, data_format_of
 from iba_torch.cut import TorchCut
 from iba_torch.estimator import TorchWelfordEstimator
 from iba_torch.frozen import frozen
-from iba_torch.readout_training import EpochReport, Training, copy_into
-from iba_torch.trees import first_tensor, tree_map
-
-KIND = "readout training"
-"""Kind of the checkpoints."""
-
-_GIVEN = ("feature_mean", "feature_std")
+from iba_torch.nested import Reader
+from iba_torch.precision import without_autocast
+from iba_torch.trees import tree_map
 
 
 class IBAReadout(IBA):
@@ -65,6 +74,7 @@ class IBAReadout(IBA):
     Attributes:
         network: the readout network, over (B, channels, places); None before it is made.
         estimators: one for each of the readout layers, in their order.
+        outputs: what the model made of what passed the bottleneck, for the last input analysed.
         history: an `EpochReport` for each epoch of the last training.
 
     Raises:
@@ -74,10 +84,10 @@ class IBAReadout(IBA):
     Example:
         >>> iba = IBAReadout(model.conv2, [model.conv2, model.conv4, model.fc], model)  # doctest: +SKIP
         >>> iba.estimate(model, loader)  # doctest: +SKIP
-        >>> optimizer = torch.optim.Adam(iba.parameters(), lr=1e-3)  # doctest: +SKIP
+        >>> optimizer = torch.optim.Adam(iba.parameters(), lr=3e-4)  # doctest: +SKIP
         >>> for x, target in loader:  # doctest: +SKIP
         ...     with iba.restrict_flow():
-        ...         loss = functional.cross_entropy(model(x), target) + 0.1 * iba.capacity().mean()
+        ...         loss = functional.cross_entropy(model(x), target) + iba.capacity().mean()
         ...     optimizer.zero_grad()
         ...     loss.backward()
         ...     optimizer.step()
@@ -113,28 +123,21 @@ class IBAReadout(IBA):
         super().__init__(cut.module, **kwargs)
         self.estimators = nn.ModuleList(estimators)
         self.network: nn.Sequential | None = None
+        self.outputs: Any = None
         self.history: list[EpochReport] = []
         self._layer_name = cut.layer_name
-        # In containers, since the model and its layers must not become children of this module.
-        self._model = [adapter.model]
-        self._reads = reads
+        self._adapter = adapter
+        self._reader = Reader(
+            adapter.model, cut.layer_name, reads, lambda: self._restricting, self._observe_read
+        )
         self._formats: list[DataFormat | None] = [None] * len(reads)
-        self._passed: tuple[tuple[Any, ...], dict[str, Any]] | None = None
-        self._recorded: _Recording | None = None
-        self._hand_calls: dict[int, int] = {}
-        self._readout_handles = [
-            self.model.register_forward_pre_hook(self._before_model, with_kwargs=True),
-            self.model.register_forward_hook(self._after_model, always_call=True),
-            *(
-                read.module.register_forward_hook(partial(self._on_readout, index))
-                for index, read in enumerate(reads)
-            ),
-        ]
+        self._replacement: torch.Tensor | None = None
+        self._known: _Known | None = None
 
     @property
     def model(self) -> nn.Module:
         """The model that is read."""
-        return self._model[0]
+        return self._reader.model
 
     def detach(self) -> None:
         """Take the bottleneck and everything that records features off the model.
@@ -143,9 +146,7 @@ class IBAReadout(IBA):
             InputError: that has been done before.
         """
         super().detach()
-        for handle in self._readout_handles:
-            handle.remove()
-        self._readout_handles.clear()
+        self._reader.detach()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """The features as the next layer gets them. There is no need to call this method yourself.
@@ -164,9 +165,11 @@ class IBAReadout(IBA):
             InputError: a shape differs from that of the estimated distribution.
             LayerError: a layer never runs in the model, or more than once.
         """
-        if self._recorded is not None:
-            self._recorded.bottleneck.append(x.detach().clone())
+        if self._reader.recording is not None:
+            self._reader.recording.bottleneck.append(x.detach().clone())
             return x
+        if self._replacement is not None:
+            return self._replacement.to(x.dtype)
         return super().forward(x)
 
     # -- the distribution of the features -------------------------------------------------------------
@@ -225,9 +228,8 @@ class IBAReadout(IBA):
         with frozen() as still:
             still.add(model)
             super().estimate(model, dataloader, device, n_samples, progbar, reset)
-        for read, estimator in zip(self._reads, self.estimators, strict=True):
+        for name, estimator in zip(self._reader.names, self.estimators, strict=True):
             if not bool(torch.isfinite(estimator.std()).all()):
-                name = read.layer_name
                 self.reset_estimate()
                 raise InputError(
                     f"dataloader holds images on which the features of {name!r} are NaN or infinite"
@@ -239,7 +241,7 @@ class IBAReadout(IBA):
     def analyze(  # type: ignore[override]  # the seed's signature: a model in the place of a loss
         self,
         input_t: Inputs,
-        model: nn.Module,
+        model: nn.Module | None = None,
         mode: Mode = "saliency",
         *,
         pass_mask: npt.ArrayLike | torch.Tensor | None = None,
@@ -252,7 +254,7 @@ class IBAReadout(IBA):
         Args:
             input_t: (B, C, H, W), images on the model's device; or a tuple or dict of inputs, whose first
                 axis is the batch.
-            model: the model that contains the bottleneck.
+            model: the model that contains the bottleneck; the constructor's if None.
             mode: ``"saliency"`` for a map of the input, ``"capacity"`` for the features.
             pass_mask: True where features pass unchanged and carry no capacity, of the shape of a feature
                 map or of a batch of them. For padding.
@@ -271,11 +273,12 @@ class IBAReadout(IBA):
         """
         if mode not in ("saliency", "capacity"):
             raise InputError(f"mode={mode!r} is neither 'saliency' nor 'capacity'")
+        model = self.model if model is None else model
         _require_module(model)
         self._require_attached()
-        self._require_estimated()
+        place = self._knowledge().readout.place
         images = self._check_input(input_t)
-        passing = None if pass_mask is None else _host(pass_mask)
+        passing = None if pass_mask is None else place.passing(host_array(pass_mask), images)
         self._capacity = None
         with (
             self._passing_all(),
@@ -285,18 +288,20 @@ class IBAReadout(IBA):
             torch.no_grad(),
         ):
             still.add(model)
-            TorchAdapter(model).call(tree_map(lambda tensor: tensor.detach().clone(), input_t))
+            self.outputs = TorchAdapter(model).call(tree_map(lambda tensor: tensor.detach().clone(), input_t))
         if self._capacity is None:
             raise LayerError(f"layer {self._layer_name!r} does not run when the model is called")
-        nats = _host(self._capacity)
+        nats = host_array(self._capacity)
         if not np.isfinite(nats).all():
-            raise OptimizationError("the readout network gives masks that are not finite; train it anew")
+            raise OptimizationError(
+                "the capacity is not finite: train the readout network anew, or look for features that are "
+                "not finite for this input"
+            )
         if mode == "capacity":
             return nats if images > 1 else nats[0]
-        layout = self._layout(nats.shape[1:])
         spatial = tuple(next(arrays_of(input_t)).shape[2:])
-        fits = len(spatial) == len(layout.places(nats.shape[1:]))
-        maps = saliency_maps(nats, layout, spatial if fits else None)
+        fits = len(spatial) == len(place.layout.places(place.shape))
+        maps = saliency_maps(nats, place.layout, spatial if fits else None)
         return maps if images > 1 else maps[0]
 
     # -- training -------------------------------------------------------------------------------------
@@ -307,8 +312,8 @@ class IBAReadout(IBA):
         loss: Callable[..., torch.Tensor],
         *,
         epochs: int = 10,
-        lr: float = 1e-3,
-        beta: float | None = None,
+        lr: float = LEARNING_RATE,
+        beta: float = BETA,
         validation: Iterable[Any] | None = None,
         patience: int = 3,
         checkpoint: str | PathLike[str] | None = None,
@@ -319,15 +324,19 @@ class IBAReadout(IBA):
         """Train the readout network by Adam; the model is left as it was.
 
         The objective is ``loss + beta * mean(capacity)``, as in the paper's section 3.3, with the model in
-        evaluation mode and no gradients for its parameters.
+        evaluation mode and no gradients for its parameters. How the mask is kept from closing at first,
+        `iba_core.readout_training` tells.
 
         Args:
             loader: the data, to be gone through once an epoch: batches of inputs, or tuples (inputs, ...).
-            loss: ``loss(output, ...)``, the mean over the batch as a scalar: it gets the model's output and
-                what follows the inputs in a batch, such as ``torch.nn.functional.cross_entropy``.
+            loss: ``loss(output, ...)``, a loss for each image or the mean over the batch: it gets the model's
+                output and what follows the inputs in a batch, such as
+                ``torch.nn.functional.cross_entropy``.
             epochs: how often to go through the data, those before an interruption included.
             lr: learning rate of Adam.
-            beta: weight of the mean information, in nats per feature; the constructor's if None.
+            beta: weight of the mean information, in nats per feature. A network that has to do for all
+                images needs more information than a mask made for one, and at the per-sample bottleneck's 10
+                it would soon give up the loss: the default is a tenth of that.
             validation: data like those of `loader`. The objective on them, always under the same noise,
                 decides which epoch's weights are kept at the end, and when to stop.
             patience: stop after so many epochs without improvement on the validation data.
@@ -343,201 +352,108 @@ class IBAReadout(IBA):
 
         Raises:
             NotEstimatedError: `estimate` has not been called.
-            InputError: an argument is out of its range, the data are empty, or the loss is no scalar.
+            InputError: an argument is out of its range, the data are empty, or the loss is neither a scalar
+                nor one for each image.
             StateError: the checkpoint is truncated, of another kind or of another network.
             OptimizationError: the objective turned NaN or infinite.
         """
         self._require_attached()
-        for name, least in (("epochs", 0), ("patience", 1)):
-            value = {"epochs": epochs, "patience": patience}[name]
-            if isinstance(value, bool) or int(value) != value or value < least:
-                raise InputError(f"{name}={value!r} must be a whole number, {least} or more")
-        settings = self._settings().override(learning_rate=lr, beta=beta)
-        for name, data in (("loader", loader), ("validation", validation)):
-            if isinstance(data, Iterator):
-                raise InputError(f"{name} can be gone through only once; give a list or a DataLoader")
-        if checkpoint is not None and not Path(checkpoint).parent.is_dir():
-            raise InputError(f"checkpoint={str(checkpoint)!r} cannot be written: its folder does not exist")
-        if checkpoint is not None and Path(checkpoint).exists():
-            training = self._resume(checkpoint)
-        else:
-            training = self._start()
-        run = partial(self._run_epoch, training, loss=loss, beta=settings.beta, device=device)
+        settings = TrainingSettings(epochs, lr, beta, patience, seed)
         show = self.progbar if progbar is None else progbar
+        trainer = ReadoutTrainer(_TrainedModel(self, device), loss, settings, checkpoint, show)
         try:
             with frozen() as still, self._passing_all():
                 still.add(self.model)
-                self.network.requires_grad_(True)
-                for epoch in range(len(training.reports), epochs):
-                    if training.stalled >= patience:
-                        break
-                    bar = get_tqdm()(loader, desc=f"Epoch {epoch + 1}/{epochs}", disable=not show)
-                    with self._seeded(None if seed is None else [seed, epoch]):
-                        means = run(bar, learning_rate=settings.learning_rate)
-                    held_out = None
-                    if validation is not None:
-                        with self._seeded([0]), torch.no_grad():
-                            held_out = run(validation, learning_rate=None)[0]
-                        training.compare(held_out)
-                    training.reports.append(EpochReport(epoch, *means, held_out))
-                    if checkpoint is not None:
-                        self._save(checkpoint, training)
+                trainer.run(loader, validation)
         finally:
-            # The last step's graph would otherwise live on in the capacity.
-            self._capacity = None if self._capacity is None else self._capacity.detach()
-            self.history = list(training.reports)
-        if training.best is not None:
-            copy_into(training.parameters, training.best)
+            self.history = trainer.reports
         return list(self.history)
-
-    def _run_epoch(
-        self,
-        training: Training,
-        data: Iterable[Any],
-        *,
-        loss: Callable[..., torch.Tensor],
-        beta: float,
-        device: torch.device | str | None,
-        learning_rate: float | None,
-    ) -> tuple[float, float, float]:
-        """Go through the data once, training if there is a learning rate.
-
-        Returns:
-            Means over the images: objective, loss, information.
-        """
-        adapter = TorchAdapter(self.model)
-        sums, seen = np.zeros(3), 0
-        for batch in data:
-            inputs = adapter.to_inputs(inputs_of_batch(batch), device)
-            rest = adapter.to_inputs(tuple(batch[1:]), device) if isinstance(batch, (tuple, list)) else ()
-            self._capacity = None
-            with nullcontext() if learning_rate is None else torch.enable_grad(), self.restrict_flow():
-                value = loss(adapter.call(inputs), *rest)
-                if not isinstance(value, torch.Tensor) or value.numel() != 1:
-                    raise InputError("loss returned no scalar tensor; give the mean over the batch")
-                if self._capacity is None:
-                    raise LayerError(f"layer {self._layer_name!r} does not run when the model is called")
-                information = self.capacity().mean()
-                objective = value.reshape(()) + beta * information
-            terms = [float(term.detach()) for term in (objective, value, information)]
-            if not np.isfinite(terms).all():
-                raise OptimizationError(
-                    f"the objective became {terms[0]} in epoch {len(training.reports) + 1} after "
-                    f"{training.steps} steps; likely lr is too high or the loss overflows"
-                )
-            if learning_rate is not None:
-                training.step(objective, learning_rate)
-            images = batch_size(inputs)
-            sums, seen = sums + np.multiply(terms, images), seen + images
-        if not seen:
-            raise InputError("the data hold no images")
-        objective_mean, loss_mean, information_mean = (float(mean) for mean in sums / seen)
-        return objective_mean, loss_mean, information_mean
-
-    @contextmanager
-    def _seeded(self, seed: list[int] | None) -> Iterator[None]:
-        """Context with PyTorch's generators seeded, and afterwards as they were."""
-        if seed is None:
-            yield
-            return
-        device = next(self.network.parameters()).device
-        cuda = [device] if device.type == "cuda" else []
-        with torch.random.fork_rng(devices=cuda):
-            torch.manual_seed(int(np.random.SeedSequence(seed).generate_state(1, np.uint64)[0] >> 1))
-            yield
-
-    def _start(self) -> Training:
-        self._require_estimated()
-        return Training(list(self.network.parameters()))
-
-    def _save(self, path: str | PathLike[str], training: Training) -> None:
-        arrays = {f"state.{name}": _host(tensor) for name, tensor in self.state_dict().items()}
-        arrays |= {f"training.{name}": _host(tensor) for name, tensor in training.tensors().items()}
-        write_state(path, arrays, KIND, training.numbers())
-
-    def _resume(self, path: str | PathLike[str]) -> Training:
-        arrays, numbers = read_state(path, KIND)
-        groups: dict[str, dict[str, torch.Tensor]] = {"state": {}, "training": {}}
-        for key, array in arrays.items():
-            group, _, name = key.partition(".")
-            groups.setdefault(group, {})[name] = torch.from_numpy(array)
-        try:
-            self.load_state_dict(groups["state"])
-            training = Training(list(self.network.parameters()))
-            training.load(groups["training"], numbers)
-        except (AttributeError, KeyError, RuntimeError, TypeError) as error:
-            raise StateError(
-                f"path={str(path)!r} is a checkpoint of another readout network ({error})"
-            ) from error
-        return training
 
     # -- the network ----------------------------------------------------------------------------------
 
     def _restrict(self, x: torch.Tensor) -> torch.Tensor:
-        self._require_estimated()
-        recording = self._run_nested(len(x))
-        layout = self._layout(x.shape[1:])
-        alpha = self._read(recording.features, tuple(x.shape[1:]), layout)
-        matrices = [
-            torch.from_numpy(matrix).to(alpha)
-            for matrix in smoothing_matrices(x.shape[1:], layout, self.sigma)
-        ]
-        self.alpha = alpha.detach()
-        # The mask carries the graph of the network, which nothing but the features and the capacity may keep.
-        with self._switched(_mask=mask_from_alpha(alpha, matrices, layout)):
-            return super()._restrict(x)
+        known = self._knowledge()
+        _, reads = self._run_nested(len(x))
+        known.readout.check(x, reads, [self._layer_name or "", *self._reader.names])
+        features, *reads = (each.to(known.constants.mean.dtype) for each in (x, *reads))
+        alpha = known.readout.alpha(self._weights(), reads, known.constants)
+        passing = None if self._pass_mask is None else torch.as_tensor(self._pass_mask, device=x.device)
+        noise = torch.randn_like(features)
+        restricted = known.readout.restrict(alpha, features, noise, known.constants, passing)
+        self.alpha, self._capacity = alpha.detach(), restricted.capacity
+        return restricted.z.to(x.dtype)
 
-    def _run_nested(self, images: int) -> _Recording:
-        """One unrestricted pass of the model on the input of the present one."""
-        if self._passed is None:
+    def _run_nested(self, images: int) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
+        """Features of one unrestricted pass of the model on the input of the present one."""
+        if self._reader.inputs is None:
             raise LayerError(
                 f"layer {self._layer_name!r} runs outside of the model that the readout was made for; "
                 "call the model as a whole"
             )
-        args, kwargs = tree_map(lambda tensor: tensor.clone(), self._passed)
-        with frozen() as still, torch.no_grad(), self._recording() as recording:
+        args, kwargs = tree_map(lambda tensor: tensor.clone(), self._reader.inputs)
+        with frozen() as still, torch.no_grad(), self._passing_all(), self._reader.record() as recording:
             still.add(self.model)
             self.model(*args, **kwargs)
-        self._check(recording, images)
-        return recording
+        return self._reader.features(recording, images)
 
-    def _read(self, features: list[torch.Tensor], shape: tuple[int, ...], layout: Layout) -> torch.Tensor:
-        """Alpha (B, *shape), differentiable in the parameters of the network."""
-        read: list[torch.Tensor] = []
+    def _weights(self) -> list[torch.Tensor]:
+        return [
+            parameter[..., 0] if parameter.ndim == 3 else parameter for parameter in self.network.parameters()
+        ]
+
+    def _knowledge(self) -> _Known:
+        """The formulas and their constants, made anew where something that they depend on has changed.
+
+        No value is asked of a device as long as nothing has.
+        """
+        given = [each for each in (self.feature_mean, self.feature_std) if each is not None]
+        buffers = [buffer for module in (self.estimator, *self.estimators) for buffer in module.buffers()]
+        used = [*given, *buffers, *(() if self.network is None else self.network.parameters())]
+        versions = tuple((id(each), each._version) for each in (*given, *buffers))
+        key = (self._settings(), self.relu, self.tokens, self._channels, tuple(self._formats), versions)
+        places = {(each.device, each.dtype) for each in used}
+        if self._known is None or self._known.key != (key, places):
+            self._require_estimated()
+            self._known = _Known((key, places), used, *self._make_known())
+        return self._known
+
+    def _make_known(self) -> tuple[Readout, ReadoutConstants]:
+        settings = self._settings()
+        statistics = self._statistics(settings.active_neurons_threshold)
+        readout = self._make_readout()
+        read_statistics = []
+        for estimator in self.estimators:
+            mean, std = host_array(estimator.mean()), host_array(estimator.std())
+            read_statistics.append(Statistics(mean, std, np.ones(mean.shape, bool)))
+        return readout, readout.constants(statistics, read_statistics, settings, self._tensor)
+
+    def _tensor(self, array: npt.ArrayLike) -> torch.Tensor:
+        """`array` in the precision of the bottleneck and on its device."""
         weight = next(self.network.parameters())
-        for index, (feature, estimator) in enumerate(zip(features, self.estimators, strict=True)):
-            mean = estimator.mean().to(weight)
-            std = torch.clamp(estimator.std().to(weight), min=self.min_std)
-            if feature.shape[1:] != mean.shape:
-                raise InputError(
-                    f"the features of {self._reads[index].layer_name!r} have shape "
-                    f"{tuple(feature.shape[1:])}, but the estimated distribution has {tuple(mean.shape)}: "
-                    "estimate it on inputs of the same size"
-                )
-            own = self._readout_layout(index, mean.shape)
-            matrices = resizing_matrices(tuple(mean.shape), own, layout.spatial_shape(shape))
-            resizing = [torch.from_numpy(matrix).to(weight) for matrix in matrices]
-            read.append(readout_features(feature.to(weight), mean, std, own, resizing))
-        alpha: torch.Tensor = readout_alpha(self.network(torch.cat(read, dim=1)), shape, layout)
-        return alpha if alpha.dtype == torch.float64 else alpha.float()
+        tensor = torch.from_numpy(np.array(array))
+        precision = torch.float64 if weight.dtype == torch.float64 else torch.float32
+        return tensor.to(precision if tensor.is_floating_point() else tensor.dtype).to(weight.device)
+
+    def _make_readout(self) -> Readout:
+        mean = self.estimator.mean() if self.feature_mean is None else self.feature_mean
+        place = Place(tuple(mean.shape), self._layout(mean.shape))
+        reads = []
+        for index, estimator in enumerate(self.estimators):
+            shape = tuple(estimator.mean().shape)
+            reads.append(Place(shape, self._readout_layout(index, shape)))
+        return Readout(place, tuple(reads), self.relu)
 
     def _make_network(self) -> None:
-        mean = self.estimator.mean() if self.feature_mean is None else self.feature_mean
-        shape = tuple(mean.shape)
-        layout = self._layout(shape)
-        channels = 0
-        for index, estimator in enumerate(self.estimators):
-            read = tuple(estimator.mean().shape)
-            own = self._readout_layout(index, read)
-            resizing_matrices(read, own, layout.spatial_shape(shape))
-            channels += read[own.channel_axis]
-        sizes = readout_sizes(channels, shape[layout.channel_axis])
+        readout = self._make_readout()
         if self.network is None:
-            dtype = mean.dtype if mean.dtype == torch.float64 else torch.float32
-            self.network = _make_layers(sizes, self.initial_alpha).to(mean.device, dtype)
-        elif _sizes_of(self.network) != sizes:
+            mean = self.estimator.mean() if self.feature_mean is None else self.feature_mean
+            # One number of PyTorch's own generator, so that its seed governs the network.
+            seed = int(torch.randint(2**62, ()))
+            self.network = _make_layers(readout.initial_weights(self.initial_alpha, seed))
+            self.network.to(mean.device, mean.dtype if mean.dtype == torch.float64 else torch.float32)
+        elif _sizes_of(self.network) != readout.sizes:
             raise InputError(
-                f"the layers now have the channels {sizes}, but the readout network was made for "
+                f"the layers now have the channels {readout.sizes}, but the readout network was made for "
                 f"{_sizes_of(self.network)}; make a new IBAReadout"
             )
 
@@ -545,8 +461,8 @@ class IBAReadout(IBA):
         return Layout.of(shape, self._channels, self.tokens)
 
     def _readout_layout(self, index: int, shape: Sequence[int]) -> Layout:
-        known = self._formats[index]
-        return Layout.of(shape, known or data_format_of(shape, channel_hint(self._reads[index].module)))
+        known, hint = self._formats[index], channel_hint(self._reader.reads[index].module)
+        return Layout.of(shape, known or data_format_of(shape, hint))
 
     def _is_estimated(self) -> bool:
         own = self.feature_mean is not None or int(self.estimator.n_samples()) > 1
@@ -560,61 +476,12 @@ class IBAReadout(IBA):
             )
 
     def _require_attached(self) -> None:
-        if not self._readout_handles:
+        if not self._reader.is_attached:
             raise InputError("the readout bottleneck is detached from its model; make a new one")
 
-    # -- recording ------------------------------------------------------------------------------------
-
-    @contextmanager
-    def _recording(self) -> Iterator[_Recording]:
-        """Context in which passes of the model are unrestricted, and their features recorded."""
-        recording = _Recording([], [[] for _ in self._reads])
-        with self._passing_all(), self._switched(_recorded=recording, _passed=None):
-            yield recording
-
-    def _check(self, recording: _Recording, images: int) -> None:
-        """Compare what a pass has recorded with what one pass is to give."""
-        places = [(self._layer_name, None, recording.bottleneck)]
-        places += [
-            (read.layer_name, read.call, found)
-            for read, found in zip(self._reads, recording.readouts, strict=True)
-        ]
-        for name, call, found in places:
-            if len(found) <= (call or 0):
-                raise LayerError(f"layer {name!r} runs {len(found)} time(s) when the model is called")
-            if call is None and len(found) > 1:
-                raise LayerError(f"layer {name!r} runs {len(found)} times in a pass of the model")
-            feature = found[call or 0]
-            if feature is None or feature.ndim < 2 or len(feature) != images:
-                given = "no tensor" if feature is None else f"the shape {tuple(feature.shape)}"
-                raise LayerError(
-                    f"layer {name!r} gives {given} for a batch of {images}; "
-                    f"a feature map has the shape ({images}, ...)"
-                )
-        recording.features = [
-            found[read.call or 0] for read, found in zip(self._reads, recording.readouts, strict=True)
-        ]
-
-    def _before_model(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self._hand_calls = {}
-        if self._restricting:
-            # A copy, since the pass may write into its inputs before it gets to the bottleneck.
-            self._passed = tree_map(lambda tensor: tensor.detach().clone(), (args, kwargs))
-
-    def _after_model(self, model: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        if self._recorded is None:
-            self._passed = None
-
-    def _on_readout(self, index: int, layer: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        if self._recorded is not None:
-            found = first_tensor(output)
-            # A copy, since the layers behind may work in place.
-            self._recorded.readouts[index].append(None if found is None else found.detach().clone())
-        elif self._estimating:
-            number = self._hand_calls.get(index, 0)
-            self._hand_calls[index] = number + 1
-            if number == (self._reads[index].call or 0):
-                self.estimators[index](first_tensor(output))
+    def _observe_read(self, index: int, features: torch.Tensor) -> None:
+        if self._estimating:
+            self.estimators[index](features)
 
     def _make_cut(self, run: Callable[[Inputs], Any], names: dict[nn.Module, str] | None = None) -> TorchCut:
         """The cut that `estimate` takes the features from: it sees to the readout layers on the way."""
@@ -622,13 +489,99 @@ class IBAReadout(IBA):
 
     # -- state ----------------------------------------------------------------------------------------
 
+    def save(self, path: str | PathLike[str]) -> None:
+        """Write everything that has been learnt and estimated, and the settings, to a safetensors file.
+
+        `iba_tf.IBAReadout` reads it, too.
+
+        Args:
+            path: the file; its folder must exist.
+
+        Raises:
+            NotEstimatedError: there is no network yet.
+            InputError: the folder does not exist, or an estimator is of a type of your own; `state_dict`
+                keeps those.
+        """
+        self._state().save(path)
+
+    def load(self, path: str | PathLike[str]) -> Self:
+        """Take over what `save` wrote, here or in `iba_tf.IBAReadout`, in place of what is there.
+
+        Args:
+            path: the file of a readout of the same layers.
+
+        Returns:
+            The readout.
+
+        Raises:
+            StateError: the file is missing, truncated, of another kind or of other layers; nothing is
+                changed then.
+        """
+        self._load_state(ReadoutState.read(path))
+        return self
+
+    def _state(self) -> ReadoutState:
+        self._require_estimated()
+        readout = self._make_readout()
+        formats = [_format_of(place) for place in (readout.place, *readout.reads)]
+        estimators = []
+        for estimator, data_format in zip((self.estimator, *self.estimators), formats, strict=True):
+            moments = _moments(estimator)
+            estimators.append(None if moments is None else to_channels_first(moments, data_format))
+        given = None
+        if self.feature_mean is not None:
+            arrays = {name: host_array(getattr(self, name)) for name in GIVEN}
+            mean, std = to_channels_first(arrays, formats[0]).values()
+            given = mean, std
+        return ReadoutState(
+            weights=tuple(host_array(weight) for weight in self._weights()),
+            estimators=tuple(estimators),
+            given=given,
+            facts={
+                "framework": self._adapter.name,
+                "layer": self._layer_name,
+                "readout_layers": self._reader.names,
+                "data_formats": formats,
+                "input_shape": self._input_shape,
+                "settings": settings_of(self),
+            },
+        )
+
+    def _load_state(self, state: ReadoutState) -> None:
+        state.check(self._adapter.name, self._layer_name or "", self._reader.names)
+        own = state.facts["framework"] == self._adapter.name
+        settings, tokens = state.facts["settings"], state.tokens
+        modules = [self.layer, *(read.module for read in self._reader.reads)]
+        formats = state.facts["data_formats"] if own else list(map(_format_in, modules, state.shapes()))
+        if tokens is not None:
+            formats[0] = "channels_last"
+        like = next(self.model.parameters(), torch.zeros(()))
+        estimators = (self.estimator, *self.estimators)
+        for estimator in estimators:
+            _require_known(estimator)
+        for estimator, moments, data_format in zip(estimators, state.estimators, formats, strict=True):
+            if moments is None:
+                estimator.reset()
+            else:
+                _set_moments(estimator, from_channels_first(moments, data_format), state.weights[0].dtype)
+        given = None if state.given is None else dict(zip(GIVEN, state.given, strict=True))
+        for name in GIVEN:
+            array = None if given is None else from_channels_first(given, formats[0])[name]
+            setattr(self, name, None if array is None else torch.tensor(array, device=like.device))
+        for name in SETTINGS:
+            setattr(self, name, settings[name])
+        self.network, self.tokens = _make_layers(state.weights).to(like.device), tokens
+        self._channels, self._formats = formats[0], list(formats[1:])
+        shape = state.facts["input_shape"] if own else None
+        self._input_shape = None if shape is None else tuple(shape)
+
     def get_extra_state(self) -> torch.Tensor:
         """What the layers' names, layouts and input are, as JSON in bytes."""
         facts = {
             "layer_name": self._layer_name,
             "channels": self._channels,
             "input_shape": self._input_shape,
-            "readout_layers": [read.layer_name for read in self._reads],
+            "readout_layers": self._reader.names,
             "formats": self._formats,
         }
         return torch.tensor(list(json.dumps(facts).encode()), dtype=torch.uint8)
@@ -645,11 +598,10 @@ class IBAReadout(IBA):
             own, channels = facts["layer_name"], facts["channels"]
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise StateError(f"the state is not that of a readout bottleneck ({error})") from error
-        known = [read.layer_name for read in self._reads]
-        if (own, names) != (self._layer_name, known):
+        if (own, names) != (self._layer_name, self._reader.names):
             raise StateError(
                 f"the state is that of a bottleneck at {own!r} reading {names}, "
-                f"not of one at {self._layer_name!r} reading {known}"
+                f"not of one at {self._layer_name!r} reading {self._reader.names}"
             )
         self._channels, self._formats = channels, formats
         self._input_shape = None if shape is None else tuple(shape)
@@ -659,15 +611,96 @@ class IBAReadout(IBA):
         if facts is not None:
             # First of all, so that a state of other layers changes nothing.
             self.set_extra_state(facts)
-        weights = [state_dict.get(f"{prefix}network.{index}.weight") for index in (0, 2, 4)]
-        if self.network is None and all(isinstance(weight, torch.Tensor) for weight in weights):
-            sizes = tuple((weight.shape[1], weight.shape[0]) for weight in weights)
-            like = next(self.model.parameters(), weights[0])
-            self.network = _make_layers(sizes, self.initial_alpha).to(like.device, weights[0].dtype)
-        for name in _GIVEN:
+        kept = [
+            state_dict.get(f"{prefix}network.{index}.{kind}")
+            for index in (0, 2, 4)
+            for kind in ("weight", "bias")
+        ]
+        if self.network is None and all(isinstance(each, torch.Tensor) for each in kept):
+            like = next(self.model.parameters(), kept[0])
+            self.network = _make_layers([each.detach().cpu().numpy() for each in kept]).to(like.device)
+        for name in GIVEN:
             given = state_dict.get(prefix + name)
             setattr(self, name, None if given is None else torch.empty_like(given))
         super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+class _Known(NamedTuple):
+    """The formulas of a readout and their constants."""
+
+    key: Any
+    """What they depend on."""
+    used: list[torch.Tensor]
+    """The tensors that they are made from, kept so that no other tensor can come to bear their ids."""
+    readout: Readout
+    constants: ReadoutConstants
+
+
+class _TrainedModel(ReadoutModel):
+    """A model with a readout in it, as the training sees it; inside of `frozen`."""
+
+    def __init__(self, bottleneck: IBAReadout, device: torch.device | str | None) -> None:
+        self.adapter = TorchAdapter(bottleneck.model)
+        self._bottleneck = bottleneck
+        self._device = device
+        self._inputs: Inputs = None
+        self._outside: AbstractContextManager[Any] = nullcontext()
+
+    @property
+    def readout(self) -> Readout:
+        return self._bottleneck._knowledge().readout
+
+    def to_batch(self, batch: Any) -> tuple[Inputs, tuple[Any, ...]]:
+        inputs = self.adapter.to_inputs(inputs_of_batch(batch), self._device)
+        rest = tuple(batch[1:]) if isinstance(batch, (tuple, list)) else ()
+        return inputs, self.adapter.to_inputs(rest, self._device)
+
+    @contextmanager
+    def open(self, inputs: Inputs) -> Iterator[NestedPass]:
+        reader = self._bottleneck._reader
+        with reader.record() as recording, torch.no_grad():
+            self._run(inputs)
+        features, reads = reader.features(recording, batch_size(inputs))
+        self.readout.check(features, reads, [reader.layer_name, *reader.names])
+        with without_autocast(features.device) as outside:
+            self._inputs, self._outside = inputs, outside
+            try:
+                yield NestedPass(features, reads)
+            finally:
+                self._inputs = None
+
+    def tail(self, z: torch.Tensor, carry: tuple[Any, ...]) -> Any:
+        with self._outside, self._bottleneck._switched(_replacement=z):
+            return self._run(self._inputs)
+
+    def _run(self, inputs: Inputs) -> Any:
+        # The pass may write into its inputs, and they are needed twice.
+        return self.adapter.call(tree_map(lambda tensor: tensor.detach().clone(), inputs))
+
+    def tensor(self, array: npt.ArrayLike) -> torch.Tensor:
+        return self._bottleneck._tensor(array)
+
+    def constants(self) -> ReadoutConstants:
+        return self._bottleneck._knowledge().constants
+
+    def state(self) -> ReadoutState:
+        return self._bottleneck._state()
+
+    def load(self, state: ReadoutState) -> None:
+        self._bottleneck._load_state(state)
+
+    def set_weights(self, weights: Sequence[npt.NDArray[np.floating]]) -> None:
+        with torch.no_grad():
+            for own, weight in zip(self._bottleneck.network.parameters(), weights, strict=True):
+                own.copy_(torch.from_numpy(weight).reshape(own.shape))
+
+    @contextmanager
+    def seeded(self, seed: Sequence[int]) -> Iterator[None]:
+        """Context with PyTorch's generators seeded, and afterwards as they were."""
+        device = next(self._bottleneck.network.parameters()).device
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            torch.manual_seed(int(np.random.SeedSequence(seed).generate_state(1, np.uint64)[0] >> 1))
+            yield
 
 
 class _ReadoutCut(TorchCut):
@@ -685,31 +718,21 @@ class _ReadoutCut(TorchCut):
         readout = self._readout
         if not self._looked:
             self._look(take(inputs, 0, 1))
-        with torch.no_grad(), readout._recording() as recording:
+        with torch.no_grad(), readout._reader.record() as recording:
             self.run(tree_map(lambda tensor: tensor.detach().clone(), inputs))
-        readout._check(recording, batch_size(inputs))
-        for estimator, feature in zip(readout.estimators, recording.features, strict=True):
-            estimator(feature)
-        return recording.bottleneck[0]
+        features, reads = readout._reader.features(recording, batch_size(inputs))
+        for estimator, read in zip(readout.estimators, reads, strict=True):
+            estimator(read)
+        return features
 
     def _look(self, one: Inputs) -> None:
         """Find out on one image how often the layers run and where their channels are."""
         super().features(one)
-        for index, read in enumerate(self._readout._reads):
+        for index, read in enumerate(self._readout._reader.reads):
             cut = TorchCut(self.run, read.module, layer_name=read.layer_name, call=read.call)
             cut.features(one)
             self._readout._formats[index] = cut.data_format
         self._looked = True
-
-
-@dataclass
-class _Recording:
-    """What a pass of the model has shown, call by call."""
-
-    bottleneck: list[torch.Tensor]
-    readouts: list[list[torch.Tensor | None]]
-    features: Any = ()
-    """The feature maps to be read, a tensor for each readout layer, once they are checked."""
 
 
 def _require_module(model: object) -> None:
@@ -717,14 +740,15 @@ def _require_module(model: object) -> None:
         raise InputError(f"model is of type {type(model).__name__}; a torch.nn.Module was expected")
 
 
-def _make_layers(sizes: tuple[tuple[int, int], ...], initial_alpha: float) -> nn.Sequential:
-    """1x1 convolutions over flattened places, with ReLUs between; they give `initial_alpha` at first."""
+def _make_layers(weights: Sequence[npt.NDArray[np.floating]]) -> nn.Sequential:
+    """1x1 convolutions over flattened places, with ReLUs between."""
     layers: list[nn.Module] = []
-    for inputs, outputs in sizes:
-        layers += [nn.Conv1d(inputs, outputs, 1), nn.ReLU()]
-    last = layers[-2]
-    nn.init.zeros_(last.weight)
-    nn.init.constant_(last.bias, initial_alpha)
+    for weight, bias in zip(weights[::2], weights[1::2], strict=True):
+        layer = nn.Conv1d(weight.shape[1], weight.shape[0], 1, dtype=torch.from_numpy(weight[:0]).dtype)
+        with torch.no_grad():
+            layer.weight.copy_(torch.from_numpy(np.array(weight)).reshape(layer.weight.shape))
+            layer.bias.copy_(torch.from_numpy(np.array(bias)))
+        layers += [layer, nn.ReLU()]
     return nn.Sequential(*layers[:-1])
 
 
@@ -732,6 +756,30 @@ def _sizes_of(network: nn.Sequential) -> tuple[tuple[int, int], ...]:
     return tuple((layer.in_channels, layer.out_channels) for layer in network if isinstance(layer, nn.Conv1d))
 
 
-def _host(array: npt.ArrayLike | torch.Tensor) -> npt.NDArray[Any]:
-    tensor = torch.as_tensor(array).detach().cpu()
-    return (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
+def _format_of(place: Place) -> DataFormat:
+    return "channels_first" if place.layout.channel_axis == 0 else "channels_last"
+
+
+def _format_in(module: nn.Module, shape: Sequence[int]) -> DataFormat:
+    """Where `module` has the channels of a feature map whose shape is given with channels first."""
+    return data_format_of((*shape[1:], shape[0]), channel_hint(module))
+
+
+def _require_known(estimator: nn.Module) -> None:
+    if not isinstance(estimator, TorchWelfordEstimator):
+        raise InputError(
+            f"the estimator is of type {type(estimator).__name__}, whose state no other framework can read; "
+            "keep the state_dict instead"
+        )
+
+
+def _moments(estimator: nn.Module) -> dict[str, npt.NDArray[Any]] | None:
+    """State of an estimator by the names of `iba_core.estimator.STATE`; None if it has seen nothing."""
+    _require_known(estimator)
+    state = estimator.state_dict()
+    return {name: host_array(state[f"_{name}"]) for name in STATE} if estimator.n_samples() else None
+
+
+def _set_moments(estimator: nn.Module, moments: Mapping[str, npt.NDArray[Any]], dtype: Any) -> None:
+    state = {f"_{name}": torch.from_numpy(np.array(array)) for name, array in moments.items()}
+    estimator.load_state_dict(state | {"_dtype_of": torch.from_numpy(np.empty(0, dtype))})

@@ -6,7 +6,8 @@ from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import count
-from typing import Any
+from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
@@ -171,6 +172,7 @@ class Call:
 
     Attributes:
         module: the called module; an empty one for the pass as a whole.
+        number: which of the module's calls in the pass, from 0.
         calls: the calls made inside of it; once it has a result, only those that its hooks make.
         result: what it did, if it has ended and can be repeated from memory.
         opened: whether the calls made inside of it are remembered as well.
@@ -179,6 +181,7 @@ class Call:
     """
 
     module: nn.Module
+    number: int = 0
     calls: list[Call] = field(default_factory=list)
     result: Result | None = None
     opened: bool = False
@@ -271,20 +274,80 @@ class Arguments:
         return next((index for index, given in enumerate(self.tensors) if given is tensor), None)
 
 
+class Place(NamedTuple):
+    """Where in a pass tensors are given or returned."""
+
+    module: nn.Module
+    number: int
+    """Which of its calls, from 0."""
+    side: str = "output"
+    """``"output"`` or ``"input"``."""
+
+
+class Shapes:
+    """Shapes of the tensors at places of a model, in passes on two different numbers of images.
+
+    What changes with the number of images is the axis of the images, which a single pass cannot tell from
+    another axis of the same size.
+
+    Attributes:
+        any_strides: whether the layers have, so far, taken maps whatever their order in memory.
+    """
+
+    def __init__(self) -> None:
+        self.any_strides = True
+        # The model's modules are not to be kept alive by what is known of them.
+        self._seen: WeakKeyDictionary[nn.Module, dict[tuple[int, str], dict[int, list[tuple[int, ...]]]]] = (
+            WeakKeyDictionary()
+        )
+
+    def __reduce__(self) -> tuple[type[Shapes], tuple[()]]:
+        # A copy belongs to copies of the modules.
+        return Shapes, ()
+
+    def note(self, place: Place, batch: int, found: list[torch.Tensor]) -> None:
+        """Keep the shapes of the tensors that a pass on `batch` images has `found` at a place."""
+        known = self._seen.setdefault(place.module, {}).setdefault((place.number, place.side), {})
+        if len(known) < 2:
+            known.setdefault(batch, [tuple(tensor.shape) for tensor in found])
+
+    def axis(self, place: Place, index: int, shape: tuple[int, ...], batch: int) -> tuple[int | None] | None:
+        """Axis of the images in the tensor at `index`, of the given shape for `batch` images.
+
+        Returns:
+            The axis, or None for a tensor without one, in a tuple; None if it is not known.
+        """
+        for other, shapes in self._seen.get(place.module, {}).get((place.number, place.side), {}).items():
+            if other == batch or index >= len(shapes) or len(shapes[index]) != len(shape):
+                continue
+            changed = [axis for axis, size in enumerate(shape) if size != shapes[index][axis]]
+            if not changed:
+                return (None,)
+            if len(changed) == 1:
+                (axis,) = changed
+                return (axis if (shape[axis], shapes[index][axis]) == (batch, other) else None,)
+        return None
+
+
 class BatchAxes:
     """Finds the axis of the images in the tensors that a call returned.
 
-    It is the first axis, or, where the call's arguments are sequences of batches or the module's type
-    says so, the second.
+    Where passes on two numbers of images have been seen, it is the axis that has changed between them.
+    Otherwise it is the first axis, or, where the call's arguments are sequences of batches or the module's
+    type says so, the second.
 
     Args:
-        module: the called module.
-        arguments: what it was given.
+        place: where the tensors are.
+        arguments: what the call was given.
         batch: number of images.
+        shapes: what has been seen in other passes.
     """
 
-    def __init__(self, module: nn.Module, arguments: Arguments, batch: int) -> None:
+    def __init__(self, place: Place, arguments: Arguments, batch: int, shapes: Shapes) -> None:
         self._batch = batch
+        self._shapes = shapes
+        self._place = place
+        module = place.module
         self._recurrent = isinstance(module, nn.RNNBase)
         self.depends_on_images = not arguments.transparent or any(
             batch in tensor.shape[:2] for tensor in arguments.tensors
@@ -298,7 +361,12 @@ class BatchAxes:
         self._second_first = not batch_first
 
     def find(self, tensor: torch.Tensor, index: int = 0) -> int | None:
-        """Axis of the images in the tensor at `index` of the output, None if it has none."""
+        """Axis of the images in the tensor at `index` of the place, None if it has none."""
+        known = self._shapes.axis(self._place, index, tuple(tensor.shape), self._batch)
+        return self.guess(tensor, index) if known is None else known[0]
+
+    def guess(self, tensor: torch.Tensor, index: int = 0) -> int | None:
+        """Likewise, but for any tensor that has to do with the call, from its shape alone."""
         second_first = self._second_first or (self._recurrent and index > 0)
         axes = (1, 0) if second_first else (0,)
         shape = tensor.shape
@@ -329,17 +397,17 @@ def record(
     written = arguments.written()
     indices = count()
 
-    def keep(tensor: torch.Tensor, index: int = 0) -> Value:
-        return Value(tensor.detach().clone(), axes.find(tensor, index))
+    def keep(tensor: torch.Tensor, axis: int | None) -> Value:
+        return Value(tensor.detach().clone(), axis)
 
     def leaf(tensor: torch.Tensor) -> Value | Given | Feature:
         index, argument = next(indices), arguments.index(tensor)
         if argument is not None and (tensor is not feature or argument in written):
             return Given(argument)
-        return Feature() if tensor is feature else keep(tensor, index)
+        return Feature() if tensor is feature else keep(tensor, axes.find(tensor, index))
 
     def write(tensor: torch.Tensor) -> Value | Feature:
-        return Feature() if tensor is feature else keep(tensor)
+        return Feature() if tensor is feature else keep(tensor, axes.guess(tensor))
 
     return Result(tree_map(leaf, output), [(index, write(arguments.tensors[index])) for index in written])
 

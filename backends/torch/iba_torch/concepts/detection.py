@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +18,7 @@ from iba_core.concepts.detection import (
     fan_in_bound,
     same_padding,
 )
+from iba_core.namespace import host_array
 
 __all__ = ["ConceptDetectionModel2D", "ModelStump"]
 
@@ -134,7 +134,7 @@ class ConceptDetectionModel2D(ConceptDetection, nn.Module):
     def hyperplanes(self) -> tuple[npt.NDArray[np.floating], npt.NDArray[np.floating]]:
         """Copies of the weight (E, C, kh, kw) and the bias (E,), which is 0 where none is used."""
         bias = torch.zeros(self.ensemble_count) if self.bias is None else self.bias
-        return _to_numpy(self.weight), _to_numpy(bias)
+        return host_array(self.weight).copy(), host_array(bias).copy()
 
     def load_hyperplanes(self, weight: npt.ArrayLike, bias: npt.ArrayLike) -> None:
         """Set the weight (E, C, kh, kw) and the bias (E,), which is passed over where none is used.
@@ -155,7 +155,7 @@ class ConceptDetectionModel2D(ConceptDetection, nn.Module):
         Raises:
             InputError: the model does not `use_laplace`.
         """
-        return _to_numpy(self._factors())
+        return host_array(self._factors()).copy()
 
     def load_laplace_factors(self, factors: npt.ArrayLike) -> None:
         """Set the factors (E, P, P).
@@ -171,9 +171,3 @@ class ConceptDetectionModel2D(ConceptDetection, nn.Module):
         """Arguments that the children do not show."""
         shown = ("concept_name", "layer_id", "in_channels", "kernel_size", "ensemble_count", "use_laplace")
         return ", ".join(f"{name}={getattr(self, name)!r}" for name in shown)
-
-
-def _to_numpy(value: Tensor) -> npt.NDArray[Any]:
-    # NumPy has no bfloat16.
-    value = value.detach().float() if value.dtype == torch.bfloat16 else value.detach()
-    return value.cpu().numpy().copy()

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from iba_core.concepts import selection
 from iba_core.errors import InputError
+from iba_core.namespace import host_array
 
 
 class SelectorZU(nn.Module):
@@ -104,7 +105,7 @@ class SelectorZU(nn.Module):
 
     def to_arrays(self) -> dict[str, npt.NDArray[Any]]:
         """All weights, named as in `state_dict`, for `load_arrays` of either framework."""
-        return {name: _to_numpy(value) for name, value in self.state_dict().items()}
+        return {name: host_array(value).copy() for name, value in self.state_dict().items()}
 
     def load_arrays(self, arrays: Mapping[str, npt.ArrayLike]) -> None:
         """Take over the weights that `to_arrays` of either framework has given.
@@ -119,9 +120,3 @@ class SelectorZU(nn.Module):
     def extra_repr(self) -> str:
         """Arguments that the children do not show."""
         return f"temperature={self.temperature}, attention_over={self.attention_over!r}"
-
-
-def _to_numpy(value: Tensor) -> npt.NDArray[Any]:
-    # NumPy has no bfloat16.
-    value = value.float() if value.dtype == torch.bfloat16 else value
-    return value.cpu().numpy().copy()
