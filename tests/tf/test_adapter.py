@@ -36,6 +36,14 @@ def test_keras_models_are_owned_and_found(small):
     assert not KerasAdapter.owns(lambda x: x)
 
 
+def test_an_adapter_made_by_hand_is_used(small):
+    adapter = KerasAdapter(small, jit_compile=True)
+    assert find_adapter(adapter) is find_adapter(adapter, "keras") is adapter
+    assert Explainer(adapter, layer="relu").adapter is adapter
+    with pytest.raises(InputError, match="backend='torch' is not that of the adapter given, 'tensorflow'"):
+        find_adapter(adapter, "torch")
+
+
 def test_a_function_of_symbolic_tensors_is_a_model_too(small):
     function = keras.Function(small.inputs, small.get_layer("conv2").output)
     x = np.random.default_rng(0).normal(size=(2, 8, 8, 3)).astype(np.float32)
@@ -186,10 +194,9 @@ class TestExplainer:
         explainer.adapter.compile = counting
         for index in range(6):
             explainer.explain(batches[0][index : index + 1], target=index % 5, steps=3, samples=2)
-        # The tail, which answers for the unrestricted images, and the step.
-        assert [function.experimental_get_tracing_count() for function in compiled] == [1, 1]
+        assert {function.experimental_get_tracing_count() for function in compiled} == {1}
         explainer.explain(batches[0][:4], steps=3, samples=2)
-        assert [function.experimental_get_tracing_count() for function in compiled] == [2, 2]
+        assert {function.experimental_get_tracing_count() for function in compiled} == {2}
 
     def test_images_explained_together_are_as_if_alone(self, model, inputs):
         adapter = KerasAdapter(model)

@@ -1,10 +1,12 @@
 """The bottleneck as a Keras layer, from the reference's example to every argument."""
 
+import gc
 import inspect
 from types import SimpleNamespace
 
 import keras
 import numpy as np
+import psutil
 import pytest
 import tensorflow as tf
 from keras import layers
@@ -14,6 +16,7 @@ from keras.layers import BatchNormalization as BatchNorm
 from iba_core import Explainer, WelfordEstimator
 from iba_core.errors import InputError, LayerError, NotEstimatedError, StateError
 from iba_tf import IBALayer, Sequential, to_saliency_map
+from iba_tf.eager import eagerly
 
 IMAGES = np.random.default_rng(0).normal(size=(12, 8, 8, 3)).astype(np.float32)
 
@@ -52,6 +55,17 @@ def without_bottleneck(model):
     x = model.get_layer("conv2")(model.get_layer("relu")(x))
     x = model.get_layer("dropout")(model.get_layer("add")([x, skip]))
     return keras.Model(inputs, model.get_layer("logits")(model.get_layer("pool")(x)))
+
+
+@keras.saving.register_keras_serializable("iba_tests")
+class Scaled(layers.Layer):
+    """A custom layer with a weight."""
+
+    def build(self, input_shape):
+        self.scale = self.add_weight(shape=input_shape[-1:], initializer="ones", name="scale")
+
+    def call(self, x):
+        return keras.ops.tanh(x * self.scale)
 
 
 def test_the_references_example_runs():
@@ -175,8 +189,48 @@ class TestAnalysis:
     def test_one_trace_serves_all_images_of_a_shape(self, bound):
         for index in range(4):
             bound.iba.analyze(IMAGES[index : index + 1], target=index)
-        step = bound.iba._bound.loss.optimizer._compiled_step
+        step = bound.iba._bound.loss.optimizer((8, 8, 6))._compiled_step
         assert step.experimental_get_tracing_count() == 1
+
+    def test_a_hundred_images_leave_nothing(self, bound):
+        bound.iba.analyze(IMAGES[:1], target=0)
+        step = bound.iba._bound.loss.optimizer((8, 8, 6))._compiled_step
+        process, default = psutil.Process(), tf.compat.v1.get_default_graph()
+        for index in range(100):
+            bound.iba.analyze(IMAGES[index % 12][None], target=index % 5, steps=2)
+            if index == 20:
+                gc.collect()
+                memory = process.memory_info().rss
+        gc.collect()
+        assert step.experimental_get_tracing_count() == 1
+        assert process.memory_info().rss - memory < 20 * 2**20
+        assert default.get_operations() == []
+
+    def test_a_batch_passes_in_parts_that_suit_the_device(self, bound, monkeypatch):
+        mask = np.random.default_rng(0).random((12, 8, 8, 6)) < 0.1
+        classes = np.arange(12) % 5
+        bound.iba.collect("capacity", "eps", "loss", "perturbed_feature")
+        expected = bound.iba.analyze(IMAGES, target=classes, seed=0, pass_mask=mask)
+        whole = bound.iba.get_report()
+        with bound.iba.restrict_flow():
+            tf.random.set_seed(0)
+            restricted = bound.model(IMAGES)
+        loss = bound.iba._bound.loss
+        monkeypatch.setattr(type(loss.adapter), "preferred_batch", lambda self, shape, like: 22)
+        monkeypatch.setattr(loss, "_optimizer", None)
+        sizes, tail = [], loss.cut.tail
+        monkeypatch.setattr(loss.cut, "tail", lambda z, carry: (sizes.append(z.shape[0]), tail(z, carry))[1])
+        found = bound.iba.analyze(IMAGES, target=classes, seed=0, pass_mask=mask)
+        assert set(sizes) == {20}
+        np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-5)
+        for entry, values in bound.iba.get_report().items():
+            for name, value in values.items():
+                np.testing.assert_allclose(value, whole[entry][name], rtol=1e-3, atol=1e-4)
+        with bound.iba.restrict_flow():
+            tf.random.set_seed(0)
+            np.testing.assert_allclose(bound.model(IMAGES), restricted, rtol=1e-3, atol=1e-4)
+        with pytest.raises(InputError, match="max_batch=0 must be 1 or more"):
+            bound.iba.analyze(IMAGES, target=classes, max_batch=0)
 
     @pytest.mark.parametrize(
         "override",
@@ -441,11 +495,11 @@ class TestRestrictedFlow:
         bound.iba.analyze(IMAGES[:1], target=0, seed=0, steps=8)
         iba, copies = bound.iba, 4000
         x = np.asarray(iba._cut().features(IMAGES[:1]))[:, :2, :2]
-        for variable in (iba._passed, iba._blocked, iba._noise_mean, iba._noise_std):
+        for variable in (iba._flow.passed, iba._flow.blocked, iba._flow.mean, iba._flow.std):
             variable.assign(variable[:, :2, :2])
         with iba.restrict_flow():
             drawn = iba(np.repeat(x, copies, axis=0)).numpy()
-        mask, active = iba._passed.numpy()[0], iba.estimator.active_neurons()[:2, :2]
+        mask, active = iba._flow.passed.numpy()[0], iba.estimator.active_neurons()[:2, :2]
         mean, std = iba.estimator.mean()[:2, :2], np.maximum(iba.estimator.std(), 0.01)[:2, :2]
         expected = np.where(active, mask * x[0] + (1 - mask) * mean, 0)
         spread = np.where(active, (1 - mask) * std, 0)
@@ -622,6 +676,57 @@ class TestAsALayer:
         with pytest.raises(InputError, match=r"one input is given; the model takes 2"):
             iba.analyze(IMAGES[:1], target=1)
 
+    def test_two_inputs_and_two_outputs(self):
+        image, table = keras.Input((8, 8, 3), name="image"), keras.Input((4,), name="table")
+        iba = IBALayer(steps=3, beta=0.001)
+        x = layers.GlobalAveragePooling2D()(iba(layers.Conv2D(6, 3)(image)))
+        joined = layers.Concatenate()([x, table])
+        model = keras.Model([image, table], [layers.Dense(3)(joined), layers.Dense(1, name="score")(joined)])
+        values = np.random.default_rng(0).normal(size=(12, 4))
+        feed = {image: IMAGES[:1], table: values[:1]}
+        target = iba.set_classification_loss(model.outputs[0])
+        assert iba.target is target
+        iba.fit({image: IMAGES})
+        by_class = iba.analyze({**feed, target: 1}, seed=0)
+        iba.set_model_loss(keras.ops.square(model.outputs[1] - 1.0))
+        by_score = iba.analyze(feed, seed=0)
+        assert by_class.shape == by_score.shape == (6, 6, 6)
+        assert not np.allclose(by_class, by_score, rtol=1e-3)
+        with pytest.raises(InputError, match="has 2 outputs; give one of them"):
+            iba.set_classification_loss(model)
+
+    def test_between_layers_of_ones_own(self, tmp_path):
+        inputs = keras.Input((5, 4))
+        iba = IBALayer(steps=2, name="iba")
+        x = layers.LSTM(6, return_sequences=True)(Scaled(name="scaled")(inputs))
+        model = keras.Model(inputs, layers.Dense(3)(layers.LSTM(5)(Scaled(name="again")(iba(x)))))
+        sequences = np.random.default_rng(0).normal(size=(10, 5, 4))
+        iba.set_classification_loss(model.output)
+        iba.fit(sequences)
+        expected = iba.analyze(sequences[:1], target=1, seed=0)
+        assert expected.shape == (5, 6)
+        model.save(tmp_path / "model.keras")
+        loaded = keras.saving.load_model(tmp_path / "model.keras")
+        again = loaded.get_layer("iba")
+        again.set_classification_loss(loaded.output)
+        np.testing.assert_allclose(
+            again.analyze(sequences[:1], target=1, seed=0), expected, rtol=1e-4, atol=1e-6
+        )
+
+    def test_within_a_subclassed_model_the_way_out_is_told(self):
+        class Model(keras.Model):
+            def __init__(self):
+                super().__init__()
+                self.iba, self.dense = IBALayer(name="hidden"), layers.Dense(3)
+
+            def call(self, x):
+                return self.dense(self.iba(x))
+
+        model = Model()
+        outputs = model(keras.Input((4,)))
+        with pytest.raises(LayerError, match=r"'hidden' runs 0 times.*IBACopy"):
+            model.iba.set_classification_loss(outputs)
+
     def test_two_bottlenecks_in_a_model_do_not_meddle(self):
         inputs = keras.Input((8, 8, 3))
         first, second = IBALayer(steps=2), IBALayer(steps=2)
@@ -637,6 +742,79 @@ class TestAsALayer:
         iba = IBALayer(name="twice")
         with pytest.raises(LayerError, match="'twice' runs 2 times"):
             iba.set_classification_loss(layers.Dense(3)(iba(layers.Dense(4)(iba(inputs)))))
+
+
+class TestInAnOldGraph:
+    """Called in a graph of TensorFlow 1, the layer works as it did in its time."""
+
+    @pytest.fixture
+    def old(self):
+        rng = np.random.default_rng(3)
+        first, second = rng.normal(0, 0.6, (4, 6)), rng.normal(0, 0.6, (6, 5))
+        v1, graph = tf.compat.v1, tf.Graph()
+        with graph.as_default(), v1.Session(graph=graph) as session:
+            x = v1.placeholder(tf.float32, (None, 4), name="x")
+            iba = IBALayer(name="iba", steps=4, batch_size=5, beta=0.01)
+            weights = v1.get_variable("weights", initializer=second.astype(np.float32))
+            features = tf.nn.relu(x @ first.astype(np.float32))
+            logits = iba(features) @ weights
+            session.run(v1.global_variables_initializer())
+            yield SimpleNamespace(**{**locals(), "X": rng.normal(size=(12, 4)).astype(np.float32)})
+
+    def test_it_explains_and_restricts(self, old):
+        before = old.session.run(old.logits, {old.x: old.X})
+        np.testing.assert_allclose(
+            before, np.maximum(old.X @ old.first, 0) @ old.second, rtol=1e-5, atol=1e-6
+        )
+        target = old.iba.set_classification_loss(old.logits)
+        assert old.iba.target is target
+        old.iba.fit({old.x: old.X[:6]}, session=old.session)
+        old.iba.fit_generator([{old.x: old.X[6:], target: 0}], progbar=False)
+        assert old.iba.estimator.n_samples() == 12
+        old.iba.collect("logits")
+        capacity = old.iba.analyze({old.x: old.X[:1], target: [2]}, seed=7)
+        assert old.iba.get_report()["final"]["logits"].shape == (5, 5)
+        with old.iba.restrict_flow():
+            restricted = old.session.run(old.logits, {old.x: old.X[:1]})
+            with pytest.raises(ZeroDivisionError), old.iba.restrict_flow():
+                raise ZeroDivisionError
+        assert not np.allclose(restricted, before[:1], rtol=1e-3)
+        np.testing.assert_array_equal(old.session.run(old.logits, {old.x: old.X}), before)
+        np.testing.assert_allclose(self.expected(old), capacity, rtol=1e-3, atol=1e-5)
+
+    def expected(self, old):
+        """By a model of Keras 3, outside of the graph."""
+        with eagerly():
+            inputs = keras.Input((4,))
+            x = layers.Dense(6, activation="relu", name="features")(inputs)
+            model = keras.Model(inputs, layers.Dense(5)(x))
+            model.set_weights([old.first, np.zeros(6), old.second, np.zeros(5)])
+            explainer = Explainer(model, layer="features", steps=4, samples=5, beta=0.01)
+            explainer.fit([old.X], progbar=False)
+            return explainer.explain(old.X[:1], target=2, seed=7).capacity[0]
+
+    def test_it_follows_the_session(self, old):
+        labels = tf.compat.v1.placeholder(tf.int32, (None,), name="labels")
+        old.iba.set_model_loss(
+            tf.nn.sparse_softmax_cross_entropy_with_logits(labels=labels, logits=old.logits)
+        )
+        assert old.iba.target is None
+        old.iba.fit({old.x: old.X})
+        feed = {old.x: old.X[:1], labels: [2]}
+        before = old.iba.analyze(feed, seed=7)
+        np.testing.assert_allclose(self.expected(old), before, rtol=1e-3, atol=1e-5)
+        old.session.run(tf.compat.v1.assign(old.weights, -old.second))
+        assert not np.allclose(old.iba.analyze(feed, seed=7), before, rtol=1e-2)
+
+    def test_wrong_uses(self, old):
+        with pytest.raises(NotEstimatedError, match="call analyze before"), old.iba.restrict_flow():
+            pass
+        with pytest.raises(InputError, match="no model loss yet"):
+            old.iba.analyze({old.x: old.X})
+        with pytest.raises(InputError, match="fed by a dict whose keys are its placeholders"):
+            old.iba.fit(old.X)
+        with pytest.raises(LayerError, match="'other' is not in the graph"):
+            IBALayer(name="other").set_classification_loss(old.logits)
 
 
 class TestState:

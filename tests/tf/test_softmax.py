@@ -3,6 +3,8 @@
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
+import tf_keras
 from keras import layers
 
 from iba_core.errors import LayerError
@@ -41,6 +43,31 @@ def nested():
 def nested_twice():
     inputs = keras.Input((4,))
     return keras.Model(inputs, nested()(layers.ReLU()(inputs)))
+
+
+@pytest.mark.parametrize("kind", ["argument", "layer", "nested", "outputs"])
+def test_models_of_keras_2_lose_it_too(kind):
+    layers, inputs = tf_keras.layers, tf_keras.Input((4,))
+    end = layers.Dense(3, activation="softmax")
+    if kind == "argument":
+        model = tf_keras.Sequential([layers.Dense(6, input_shape=(4,)), end])
+    elif kind == "layer":
+        model = tf_keras.Model(inputs, layers.Softmax()(layers.Dense(3)(inputs)))
+    elif kind == "nested":
+        inner = tf_keras.Sequential([layers.Dense(6, input_shape=(4,)), end])
+        model = tf_keras.Model(inputs, inner(layers.Dense(4)(inputs)))
+    else:
+        model = tf_keras.Model(inputs, [end(inputs), layers.Dense(2)(inputs)])
+    before = [x.numpy() for x in tf.nest.flatten(model(X))]
+    logits = model_wo_softmax(model)
+    assert isinstance(logits, tf_keras.Model)
+    found = [x.numpy() for x in tf.nest.flatten(logits(X))]
+    assert not np.allclose(found[0].sum(axis=-1), 1)
+    np.testing.assert_allclose(softmax(found[0]), before[0], rtol=1e-5)
+    for untouched, expected in zip(found[1:], before[1:], strict=True):
+        np.testing.assert_array_equal(untouched, expected)
+    assert logits.count_params() == model.count_params()
+    np.testing.assert_array_equal(tf.nest.flatten(model(X))[0], before[0])
 
 
 @pytest.mark.parametrize("build", [argument, layer, activation, operation, nested, nested_twice])

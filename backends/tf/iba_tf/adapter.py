@@ -1,56 +1,69 @@
-"""TensorFlow's way into Keras models."""
+"""TensorFlow's way into models."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
 import keras
+import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
 
 from iba_core.adapter import Adapter, F, Inputs, LayerInfo, rows_in_cache
-from iba_core.errors import InputError, LayerError, StateError
+from iba_core.errors import InputError
 from iba_core.layout import DataFormat
 from iba_tf.cut import KerasCut
+from iba_tf.eager import eagerly, runs_eagerly
 from iba_tf.efficientnet_lite import efficientnet_lite0
-from iba_tf.graph import CallGraph
+from iba_tf.graph import CallGraph, has_graph
+from iba_tf.graph_cut import GraphCut
+from iba_tf.graph_model import GraphModel, is_graph_model
+from iba_tf.keras_network import KerasNetwork
+from iba_tf.model_files import load_file
+from iba_tf.operations import OperationGraph
 from iba_tf.tracing import traced
 
 _PRETRAINED = {"efficientnet-lite0": efficientnet_lite0}
 
 
 class KerasAdapter(Adapter):
-    """Keras 3 on TensorFlow: functional and sequential models, nested ones included.
+    """TensorFlow: Keras models, and whatever else computes tensors of tensors.
 
     Args:
-        model: a Keras model, or a `keras.Function` between symbolic tensors.
+        model: a Keras 3 or Keras 2 model of any kind, a `keras.Function` between symbolic tensors, a
+            `tf.function`, a concrete function, a callable `tf.Module`, a frozen `GraphDef`, or a
+            `GraphModel`, which stands for a v1 graph with its session or for a SavedModel.
         jit_compile: compile steps with XLA. The first step of a shape takes longer, and all others less
             where XLA serves the device well.
 
     Raises:
         InputError: Keras runs on another framework than TensorFlow.
+        LayerError: the model is subclassed and not built.
+
+    Example:
+        >>> Explainer(KerasAdapter(model, jit_compile=True), layer="conv5")  # doctest: +SKIP
     """
 
     name: ClassVar[str] = "tensorflow"
 
-    def __init__(self, model: keras.Model | keras.Function, *, jit_compile: bool = False) -> None:
-        require_tensorflow()
+    def __init__(self, model: Any, *, jit_compile: bool = False) -> None:
         super().__init__(model)
         self.jit_compile = jit_compile
-        self._graph: CallGraph | None = None
-        self._predict = traced(self._trace_predict, reduce_retracing=True)
+        self.network = network_of(model)
 
     @classmethod
     def owns(cls, model: Any) -> bool:
         """See `Adapter.owns`."""
-        return isinstance(model, (keras.Model, keras.Function))
+        return isinstance(model, keras.Function) or is_graph_model(model)
 
     @classmethod
-    def load(cls, source: str) -> keras.Model | None:
-        """Model of a pretrained network's name, such as ``"efficientnet-lite0"``, or of a ``.keras`` file.
+    def load(cls, source: str) -> Any | None:
+        """Model of a pretrained network's name, such as ``"efficientnet-lite0"``, of a file or folder.
+
+        Files are those of Keras (``.keras``, ``.h5``, ``.hdf5``) and frozen graphs (``.pb``), folders those
+        of SavedModels.
 
         Raises:
             InputError: Keras runs on another framework than TensorFlow.
@@ -59,102 +72,74 @@ class KerasAdapter(Adapter):
         if source in _PRETRAINED:
             require_tensorflow()
             return _PRETRAINED[source]()
-        if Path(source).suffix != ".keras":
-            return None
-        require_tensorflow()
-        if not Path(source).is_file():
-            raise StateError(f"there is no model file {source!r}")
-        try:
-            return keras.saving.load_model(source, compile=False, safe_mode=True)
-        except Exception as error:  # Keras raises whatever the first wrong byte leads to.
-            reason = " ".join(str(error).split())
-            raise StateError(f"{source!r} is no Keras model that can be loaded safely: {reason}") from error
+        return load_file(Path(source))
 
     @property
-    def graph(self) -> CallGraph:
-        """The model's calls.
+    def graph(self) -> CallGraph | OperationGraph | None:
+        """The model's calls of layers, or its operations; None where these follow from the inputs.
 
         Raises:
-            LayerError: the model is subclassed or not built and has no graph.
+            LayerError: the model is not built and has no graph yet.
         """
-        if self._graph is None:
-            self._graph = CallGraph.of(self.model)
-        return self._graph
+        return self.network.graph
 
     @property
     def data_format(self) -> DataFormat:
         """See `Adapter.data_format`."""
-        return self.graph.data_format(self.graph.inputs[0])
+        return self.network.data_format
 
+    @runs_eagerly
     def layers(self, inputs: Inputs) -> list[LayerInfo]:
-        """See `Adapter.layers`; layers of nested models are named by their path, ``"backbone/conv5"``."""
-        graph = self.graph
-        shapes = graph.shapes(self.graph.prepare(inputs))
-        return [
-            LayerInfo(
-                place.name,
-                type(place.operation).__name__,
-                shapes[place.outputs[0]][1:] if len(place.outputs) == 1 else None,
-            )
-            for place in graph.places
-        ]
+        """See `Adapter.layers`; layers within others are named by their path, ``"backbone/conv5"``."""
+        return self.network.layers(inputs)
 
-    def cut(
-        self,
-        layer: str | keras.Operation | keras.KerasTensor,
-        until: str | keras.Operation | keras.KerasTensor | None = None,
-    ) -> KerasCut:
+    @runs_eagerly
+    def cut(self, layer: Any, until: Any = None) -> KerasCut | GraphCut:
         """Cut the model behind a layer.
 
         Args:
-            layer: a layer, its name (``"backbone/conv5"`` in a nested model, ``"shared:1"`` for the
-                second call of a layer that runs several times), or the symbolic tensor to cut at. Of a
-                layer with several outputs the first is cut.
+            layer: a layer; its name, alone where no other has it or by its path (``"backbone/conv5"`` in a
+                nested model, ``"shared:1"`` for the second call of a layer that runs several times); or the
+                symbolic tensor to cut at. Of a layer with several outputs the first is cut, and
+                ``"lstm[1]"`` is the second one. In a `GraphModel` also an operation, a tensor, or the name
+                of one, or of a scope.
             until: a layer, named likewise, whose output the tail gives instead of the model's.
 
         Raises:
             LayerError: see `Adapter.cut`.
         """
-        place, slot = self.graph.find(layer)
-        if until is None:
-            return KerasCut(self.graph, place, slot)
-        end, end_slot = self.graph.find(until)
-        if end_slot not in self.graph.dependents(slot):
-            raise LayerError(f"layer {end.name!r} does not depend on layer {place.name!r}")
-        return KerasCut(replace(self.graph, outputs=end_slot), place, slot)
+        return self.network.cut(layer, until)
 
     def predict(self, inputs: Inputs) -> Any:
-        """See `Adapter.predict`."""
-        return self._predict(self.graph.prepare(inputs))
-
-    def _trace_predict(self, inputs: list[tf.Tensor]) -> Any:
-        values = self.graph.run(self.graph.calls, dict(zip(self.graph.inputs, inputs, strict=True)))
-        return keras.tree.map_structure(values.__getitem__, self.graph.outputs)
+        """See `Adapter.predict`; NumPy's arrays where the caller does not run eagerly."""
+        return _outside(self.network.predict, inputs)
 
     # -- arrays -----------------------------------------------------------------------------------
 
     def to_inputs(self, inputs: Inputs) -> Inputs:
         """See `Adapter.to_inputs`; the inputs are also checked against the model's input shapes.
 
+        Where the caller does not run eagerly, within a v1 graph, the arrays are NumPy's.
+
         Raises:
             InputError: an input is missing or does not have the shape that the model takes.
         """
-        flat = self.graph.prepare(inputs)
-        if isinstance(inputs, dict):
-            return {self.graph.tensors[slot].name: x for slot, x in zip(self.graph.inputs, flat, strict=True)}
-        return flat[0] if len(flat) == 1 else tuple(flat)
+        return _outside(self.network.to_inputs, inputs)
 
+    @runs_eagerly
     def asarray(self, array: npt.ArrayLike, like: tf.Tensor) -> tf.Tensor:
         """See `Adapter.asarray`."""
         with tf.device(like.device):
             tensor = tf.convert_to_tensor(array)
             return tf.cast(tensor, like.dtype) if tensor.dtype.is_floating else tensor
 
+    @runs_eagerly
     def to_numpy(self, array: tf.Tensor) -> npt.NDArray[Any]:
         """See `Adapter.to_numpy`."""
         tensor = tf.convert_to_tensor(array)
         return (tf.cast(tensor, tf.float32) if tensor.dtype == tf.bfloat16 else tensor).numpy()
 
+    @runs_eagerly
     def standard_normal(self, shape: Sequence[int], like: tf.Tensor) -> tf.Tensor:
         """See `Adapter.standard_normal`; `tf.random.set_seed` governs the numbers."""
         with tf.device(like.device):
@@ -167,6 +152,7 @@ class KerasAdapter(Adapter):
 
     # -- functions --------------------------------------------------------------------------------
 
+    @runs_eagerly
     def value_and_grad(
         self, function: Callable[[tf.Tensor], tuple[tf.Tensor, Any]], x: tf.Tensor
     ) -> tuple[tf.Tensor, Any, tf.Tensor]:
@@ -180,6 +166,31 @@ class KerasAdapter(Adapter):
     def compile(self, function: F) -> F:
         """`function` as a `tf.function`, traced once for each combination of shapes."""
         return traced(function, jit_compile=self.jit_compile or None)
+
+
+def _outside(function: Callable[[Inputs], Any], inputs: Inputs) -> Any:
+    """What a function gives, run eagerly, as arrays that the caller can work with.
+
+    Where operations go into a graph, an eager tensor is of no use: not even a part of it can be taken.
+    """
+    eager = tf.executing_eagerly() or tf.inside_function()
+    with eagerly():
+        found = function(inputs)
+        return found if eager else tf.nest.map_structure(np.asarray, found)
+
+
+def network_of(model: Any) -> KerasNetwork | GraphModel:
+    """The way into a model: by the calls of its layers where Keras 3 lists them, else by its operations.
+
+    Raises:
+        InputError: Keras runs on another framework than TensorFlow.
+        LayerError: the model is subclassed and not built.
+    """
+    if isinstance(model, (keras.layers.Layer, keras.Function)):
+        require_tensorflow()
+    if isinstance(model, keras.Sequential) or has_graph(model):
+        return KerasNetwork(model)
+    return GraphModel.of(model)
 
 
 def require_tensorflow() -> None:

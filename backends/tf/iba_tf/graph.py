@@ -10,7 +10,6 @@ model's own graph stays as it is.
 from __future__ import annotations
 
 import inspect
-import re
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -23,6 +22,7 @@ from keras import KerasTensor
 
 from iba_core.errors import InputError, LayerError, closest
 from iba_core.layout import DataFormat
+from iba_tf.place_names import matching, split_index
 from iba_tf.tracing import traced
 
 Slot = int
@@ -30,8 +30,6 @@ Slot = int
 
 Values = dict[Slot, Any]
 """What the tensors of a graph are for one batch."""
-
-_CALL_NUMBER = re.compile(r":\d+$")
 
 
 @dataclass(frozen=True, eq=False)
@@ -154,7 +152,9 @@ class CallGraph:
     def find(self, layer: Any) -> tuple[Place, Slot]:
         """The place that a name, a layer or a symbolic tensor stands for, and the slot of its features.
 
-        Of several results the first one counts, unless `layer` is the symbolic tensor of another.
+        A layer within a nested model is named by its path, or by its name alone where that is the only one.
+        Of several results the first one counts, unless `layer` is the symbolic tensor of another, or a
+        number follows the name: ``"lstm[1]"`` is the second.
 
         Raises:
             LayerError: there is no such place, or there are several.
@@ -167,9 +167,7 @@ class CallGraph:
                 if tensor is layer
             ]
         elif isinstance(layer, str):
-            places = [place for place in self.places if place.name == layer]
-            places = places or [place for place in self.places if _CALL_NUMBER.sub("", place.name) == layer]
-            found = [(place, place.outputs[0]) for place in places]
+            found = self._named(layer)
         else:
             found = [(place, place.outputs[0]) for place in self.places if place.operation is layer]
         if len(found) == 1:
@@ -183,6 +181,13 @@ class CallGraph:
         raise LayerError(
             f"the model runs no layer {shown!r}; {closest(str(shown), [place.name for place in self.places])}"
         )
+
+    def _named(self, layer: str) -> list[tuple[Place, Slot]]:
+        name, index = split_index(layer)
+        found = matching(name, self.places)
+        if any(index >= len(place.outputs) for place in found):
+            raise LayerError(f"layer {layer!r}: {found[0].name!r} has {len(found[0].outputs)} result(s)")
+        return [(place, place.outputs[index]) for place in found]
 
     def prepare(self, inputs: Any, slots: Sequence[Slot] | None = None) -> list[tf.Tensor]:
         """A user's inputs as tensors of the dtypes that the model takes.

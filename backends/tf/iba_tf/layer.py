@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -13,63 +13,29 @@ import numpy.typing as npt
 import tensorflow as tf
 from keras import KerasTensor
 
-from iba_core.adapter import require_finite
-from iba_core.bottleneck import Mask, restrict
 from iba_core.errors import InputError, LayerError, NotEstimatedError
 from iba_core.estimator import STATE, WelfordEstimator
 from iba_core.inputs import inputs_of_batch
-from iba_core.layout import Layout
-from iba_core.optimization import BottleneckOptimizer, BottleneckResult, Problem
-from iba_core.targets import ClassTarget, cross_entropy
+from iba_core.targets import cross_entropy
 from iba_tf.adapter import KerasAdapter, require_tensorflow
 from iba_tf.cut import KerasCut
+from iba_tf.eager import runs_eagerly
+from iba_tf.flow import Flow
 from iba_tf.graph import CallGraph, function_to
-from iba_tf.per_sample import PerSampleBottleneck, repeat_rows
-from iba_tf.report import Extras
+from iba_tf.layer_in_graph import LayerInGraph, is_in_graph
+from iba_tf.per_sample import PerSampleBottleneck, classes_of, require_adam, require_rows
 from iba_tf.softmax import applies_softmax
-
-_ADAMS = (keras.optimizers.Adam, tf.compat.v1.train.AdamOptimizer)
-
-
-@dataclass
-class _Loss:
-    """What the model is asked to keep, and the model from its inputs to there.
-
-    Attributes:
-        adapter: calls from the model's inputs to the loss, or to the logits of a classification.
-        cut: that graph with the layer taken out.
-        classes: number of classes; None where the graph ends in a loss of its own.
-        by_image: whether the loss has a value for each row.
-        optimizer: made with the first analysis, when the size of the features is known.
-    """
-
-    adapter: KerasAdapter
-    cut: KerasCut
-    classes: int | None
-    by_image: bool
-    optimizer: BottleneckOptimizer | None = None
-
-    def __call__(
-        self, z: tf.Tensor, carry: tuple[tf.Tensor, ...], targets: tuple[tf.Tensor, ...]
-    ) -> tf.Tensor:
-        """The losses of restricted features, see `iba_core.optimization.ModelLoss`."""
-        outputs = tf.cast(self.cut.tail(z, carry), z.dtype)
-        if self.classes is None:
-            return outputs
-        return cross_entropy(outputs, repeat_rows(targets[0], z))
-
-    def extras(self, z: tf.Tensor, problem: Problem) -> dict[str, tf.Tensor]:
-        """The variables of a classification, to be reported."""
-        logits = self.cut.tail(z, problem.carry)
-        return {"logits": logits, "cross_entropy": self(z, problem.carry, problem.targets)}
+from iba_tf.tail_loss import TailLoss
 
 
 @keras.saving.register_keras_serializable("iba_tf")
 class IBALayer(PerSampleBottleneck, keras.layers.Layer):
     """A layer that finds out how much of the information passing it the model needs.
 
-    Put it anywhere into a functional or sequential model. In training and prediction it is the identity
-    and has no weights; `analyze` optimises a bottleneck in its place, running the layers behind it alone.
+    Put it anywhere into a functional or sequential model, or call it on a tensor of a graph of TensorFlow 1.
+    In training and prediction it is the identity and has no weights; `analyze` optimises a bottleneck in its
+    place, running what is behind it alone. In an old graph the feeds are those of its session, and the
+    variables have the values that they have there.
 
     Args:
         estimator: fitted statistics of the features.
@@ -143,32 +109,18 @@ class IBALayer(PerSampleBottleneck, keras.layers.Layer):
         Args:
             input_shape: with the batch axis.
         """
-        precision = tf.float64 if self.compute_dtype == "float64" else tf.float32
         # Keras builds layers inside of graphs, too, and the variables outlive those. They are TensorFlow's
-        # own, which Keras neither trains nor counts nor saves, and of open shape, since it may change.
+        # own, which Keras neither trains nor counts nor saves.
         with tf.init_scope():
-            self._restricting = tf.Variable(False, trainable=False)
-            self._passed, self._blocked, self._noise_mean, self._noise_std = (
-                tf.Variable(tf.zeros((), precision), trainable=False, shape=tf.TensorShape(None))
-                for _ in range(4)
-            )
+            self._flow = Flow(tf.float64 if self.compute_dtype == "float64" else tf.float32)
         self.built = True
 
     def call(self, inputs: tf.Tensor) -> tf.Tensor:
         """`inputs` as they are, or restricted to what the last analysis kept, within `restrict_flow`."""
-        return tf.cond(self._restricting, lambda: self._restrict(inputs), lambda: tf.identity(inputs))
-
-    def _restrict(self, inputs: tf.Tensor) -> tf.Tensor:
-        features = tf.cast(inputs, self._passed.dtype)
-        shape = tf.shape(features)
-        # Broadcasting to the inputs' shape fails where the images are not those analysed.
-        passed, blocked, mean, std = (
-            tf.stop_gradient(tf.broadcast_to(variable, shape))
-            for variable in (self._passed, self._blocked, self._noise_mean, self._noise_std)
-        )
-        noise = mean + std * tf.random.normal(shape, dtype=features.dtype)
-        restricted = restrict(features, Mask(passed, blocked), noise)
-        return tf.ensure_shape(tf.cast(restricted, inputs.dtype), inputs.shape)
+        if is_in_graph(inputs):
+            self._bound = _Bound(in_graph=LayerInGraph(inputs, self._flow.dtype))
+            return self._bound.in_graph.outputs
+        return self._flow(inputs)
 
     def compute_output_shape(self, input_shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
         """The `input_shape`."""
@@ -209,7 +161,7 @@ class IBALayer(PerSampleBottleneck, keras.layers.Layer):
 
         Args:
             logits: symbolic output (None, K) of the model, without a softmax; or the model, if that is
-                its only output.
+                its only output; or a tensor of a v1 graph.
             optimizer_cls: Adam; the library's own is used, which is the same in every framework.
 
         Returns:
@@ -226,7 +178,9 @@ class IBALayer(PerSampleBottleneck, keras.layers.Layer):
                     f"logits={logits.name!r} has {len(logits.outputs)} outputs; give one of them"
                 )
             (logits,) = logits.outputs
-        _require_adam(optimizer_cls)
+        require_adam(optimizer_cls)
+        if is_in_graph(logits):
+            return self._in_graph().keep_class(logits)
         _require_symbolic("logits", logits)
         if len(logits.shape) != 2 or logits.shape[1] is None:
             raise InputError(f"logits has shape {tuple(logits.shape)}, it must be (None, number of classes)")
@@ -235,41 +189,60 @@ class IBALayer(PerSampleBottleneck, keras.layers.Layer):
                 "logits comes from a softmax; give the layer's output before it, or the output of "
                 "model_wo_softmax(model)"
             )
-        self._bound.loss = self._cut_to(logits, classes=int(logits.shape[1]))
-        self._bound.target = KerasTensor((None,), dtype="int64", name="target")
-        return self._bound.target
+        adapter, cut = self._cut_to(logits)
+        target = KerasTensor((None,), dtype="int64", name="target")
+        loss = TailLoss(adapter, cut, cross_entropy, classes=int(logits.shape[1]))
+        self._bound.loss, self._bound.target = loss, target
+        return target
 
     def set_model_loss(self, model_loss: KerasTensor, optimizer_cls: type = keras.optimizers.Adam) -> None:
         """Keep whatever a loss measures; it is added to ``beta * mean(capacity)``.
 
         Args:
             model_loss: symbolic tensor computed from the model's outputs, of shape (None,) or (None, 1), a
-                loss for each row, or (), their mean. Further `keras.Input`s that it depends on, such as
-                labels, take their values from the feeds of `analyze`.
+                loss for each row, or (), their mean. Further `keras.Input`s (or placeholders) that it depends
+                on, such as labels, take their values from the feeds of `analyze`.
             optimizer_cls: see `set_classification_loss`.
 
         Raises:
             InputError: `model_loss` has another shape, or the optimiser is not Adam.
             LayerError: `model_loss` does not depend on this layer, or does so by several of its calls.
         """
-        _require_adam(optimizer_cls)
+        require_adam(optimizer_cls)
+        if is_in_graph(model_loss):
+            self._in_graph().keep_low(model_loss)
+            return
         _require_symbolic("model_loss", model_loss)
         shape = tuple(model_loss.shape)
         if shape not in ((), (None,), (None, 1)):
             raise InputError(f"model_loss has shape {shape}, it must be (None,), (None, 1) or ()")
-        self._bound.loss = self._cut_to(model_loss, classes=None)
-        self._bound.target = None
+        adapter, cut = self._cut_to(model_loss)
+        self._bound.loss, self._bound.target = TailLoss(adapter, cut, by_image=len(shape) > 0), None
 
-    def _cut_to(self, output: KerasTensor, classes: int | None) -> _Loss:
+    @property
+    def target(self) -> KerasTensor | None:
+        """What `set_classification_loss` returned last; None without a classification."""
+        in_graph = self._bound.in_graph
+        return self._bound.target if in_graph is None else in_graph.target
+
+    def _in_graph(self) -> LayerInGraph:
+        if self._bound.in_graph is None:
+            raise LayerError(f"layer {self.name!r} is not in the graph: call it on one of its tensors")
+        return self._bound.in_graph
+
+    def _cut_to(self, output: KerasTensor) -> tuple[KerasAdapter, KerasCut]:
         adapter = KerasAdapter(function_to(output))
         places = [place for place in adapter.graph.places if place.operation is self]
         if len(places) != 1:
-            raise LayerError(
-                f"layer {self.name!r} runs {len(places)} times on the way to {output.name!r}; it must run "
-                "once, and each bottleneck of a model needs a layer of its own"
+            advice = (
+                "it must run once, and each bottleneck of a model needs a layer of its own"
+                if places
+                else "what a subclassed model calls cannot be seen from outside, but IBACopy can explain it"
             )
-        cut = KerasCut(adapter.graph, places[0], places[0].outputs[0], replace=True)
-        return _Loss(adapter, cut, classes, by_image=len(output.shape) > 0)
+            raise LayerError(
+                f"layer {self.name!r} runs {len(places)} times on the way to {output.name!r}; {advice}"
+            )
+        return adapter, KerasCut(adapter.graph, places[0], places[0].outputs[0], replace=True)
 
     def _cut(self) -> KerasCut:
         """The model around the layer: up to the loss if there is one, else up to its own last call."""
@@ -282,33 +255,38 @@ class IBALayer(PerSampleBottleneck, keras.layers.Layer):
         # A sequential model calls its layers anew whenever another one is added.
         output = self._inbound_nodes[-1].outputs[0]
         if self._bound.alone is None or self._bound.alone[0] is not output:
-            self._bound.alone = (output, self._cut_to(output, classes=None).cut)
+            self._bound.alone = (output, self._cut_to(output)[1])
         return self._bound.alone[1]
 
     def _feature_name(self) -> str:
         return self.name
 
-    def _extras(self) -> Extras | None:
-        loss = self._bound.loss
-        return None if loss is None or loss.classes is None else loss.extras
+    def _is_classification(self) -> bool:
+        if self._bound.in_graph is not None:
+            return self._bound.in_graph.is_classification
+        return self._bound.loss is not None and self._bound.loss.is_classification
 
     # -- estimating and explaining ----------------------------------------------------------------
 
+    @runs_eagerly
     def fit(self, feed_dict: Any, session: Any = None, run_kwargs: dict[str, Any] | None = None) -> None:
         """Estimate mean and standard deviation of the features, in addition to what has been seen.
 
         Args:
             feed_dict: arrays (B, ...) by the model's symbolic inputs or their names; or one array, where
                 the model has one input.
-            session: not used; Keras 3 has no sessions.
-            run_kwargs: not used, likewise.
+            session: where to run a v1 graph that the layer was called in; the default one if None. Keras
+                models need none.
+            run_kwargs: further arguments of `tf.compat.v1.Session.run`, likewise.
 
         Raises:
             InputError: an input is missing or has the wrong shape, or the features are not finite.
             LayerError: the layer is in no model.
         """
-        self._fit_batches(self._cut().features, [self._without_target(feed_dict)], None, progbar=False)
+        features, feeds = self._estimating([feed_dict], session, run_kwargs)
+        self._fit_batches(features, feeds, None, progbar=False)
 
+    @runs_eagerly
     def fit_generator(
         self,
         generator: Iterable[Any],
@@ -323,16 +301,18 @@ class IBALayer(PerSampleBottleneck, keras.layers.Layer):
             generator: yields what `fit` takes, or tuples (inputs, ...).
             n_samples: stop after exactly so many; fewer are used where the generator ends before.
             progbar: show the progress.
-            session: not used; Keras 3 has no sessions.
-            run_kwargs: not used, likewise.
+            session: where to run a v1 graph that the layer was called in; the default one if None. Keras
+                models need none.
+            run_kwargs: further arguments of `tf.compat.v1.Session.run`, likewise.
 
         Raises:
             InputError: the generator gives nothing, or something that `fit` does not take.
             LayerError: the layer is in no model.
         """
-        feeds = (self._without_target(inputs_of_batch(feed)) for feed in generator)
-        self._fit_batches(self._cut().features, feeds, n_samples, progbar)
+        features, feeds = self._estimating(map(inputs_of_batch, generator), session, run_kwargs)
+        self._fit_batches(features, feeds, n_samples, progbar)
 
+    @runs_eagerly
     def analyze(
         self,
         feed_dict: Any,
@@ -364,7 +344,7 @@ class IBALayer(PerSampleBottleneck, keras.layers.Layer):
             min_std: floor of the features' standard deviation.
             smooth_std: standard deviation of the Gaussian that smooths the mask; 0 for no smoothing.
             normalize_beta: divide beta by the number of features.
-            session: not used; Keras 3 has no sessions.
+            session: see `fit`.
             pass_mask: True where features pass unchanged and carry no capacity, such as the padding of a
                 sequence; of the shape of one feature map or of a batch of them.
             progbar: show the progress.
@@ -381,45 +361,36 @@ class IBALayer(PerSampleBottleneck, keras.layers.Layer):
             NotEstimatedError: the distribution of the features has not been estimated.
             OptimizationError: the objective turned NaN or infinite.
         """
+        hyperparameters = {
+            "batch_size": batch_size,
+            "steps": steps,
+            "beta": beta,
+            "learning_rate": learning_rate,
+            "min_std": min_std,
+            "smooth_std": smooth_std,
+            "normalize_beta": normalize_beta,
+        }
+        options = {"seed": seed, "pass_mask": pass_mask, "max_batch": max_batch, "progbar": progbar}
+        if (in_graph := self._bound.in_graph) is not None:
+            copy = in_graph.copy(session, self._state)
+            feed = {key.deref(): value for key, value in in_graph.feed(feed_dict).items()}
+            target = next((value for key, value in feed_dict.items() if key is in_graph.target), target)
+            return copy.analyze(feed, target=target, **hyperparameters, **options)
         loss = self._bound.loss
         if loss is None:
             raise InputError(
                 "there is no model loss yet: call set_classification_loss or set_model_loss before"
             )
-        self._statistics()
         inputs = self._checked(loss, self._without_target(feed_dict))
-        images = inputs[0].shape[0]
-        if not loss.by_image and images > 1:
-            raise InputError(
-                f"feed_dict holds {images} images, and a scalar model_loss cannot tell them apart: give one "
-                "image, or set a loss of shape (None,)"
-            )
-        targets = self._targets(loss, feed_dict, target, images)
-        with loss.cut.open(tuple(inputs)) as head:
-            if loss.optimizer is None:
-                layout = Layout.of(tuple(head.features.shape[1:]), loss.cut.data_format)
-                loss.optimizer = BottleneckOptimizer(loss.adapter, loss, layout)
-            result = self._optimize(
-                loss.optimizer,
-                head,
-                targets,
-                {
-                    "batch_size": batch_size,
-                    "steps": steps,
-                    "beta": beta,
-                    "learning_rate": learning_rate,
-                    "min_std": min_std,
-                    "smooth_std": smooth_std,
-                    "normalize_beta": normalize_beta,
-                },
-                seed,
-                pass_mask,
-                max_batch,
-                progbar,
-            )
-        self._keep(result, pass_mask)
-        capacity = loss.adapter.to_numpy(result.capacity)
-        return capacity[0] if images == 1 else capacity
+        capacity = self._explain(
+            loss,
+            inputs,
+            self._rows(loss, feed_dict, target, inputs[0].shape[0]),
+            self._flow,
+            hyperparameters=hyperparameters,
+            **options,
+        )
+        return capacity[0] if len(capacity) == 1 else capacity
 
     @contextmanager
     def restrict_flow(self, session: Any = None) -> Iterator[None]:
@@ -429,86 +400,61 @@ class IBALayer(PerSampleBottleneck, keras.layers.Layer):
         images analysed; if that was one image, on one or on several copies.
 
         Args:
-            session: not used; Keras 3 has no sessions.
+            session: see `fit`.
 
         Raises:
             NotEstimatedError: nothing has been analysed.
         """
-        if self._bound.analyzed is False:
+        if self._bound.in_graph is not None:
+            with self._bound.in_graph.restricted(session):
+                yield
+            return
+        if not self.built or self._flow.is_empty:
             raise NotEstimatedError("restrict_flow passes what the last analysis kept: call analyze before")
-        before = bool(self._restricting)
-        self._restricting.assign(True)
-        try:
+        with self._flow.restricted():
             yield
-        finally:
-            self._restricting.assign(before)
+
+    def _estimating(
+        self, feeds: Iterable[Any], session: Any, run_kwargs: dict[str, Any] | None
+    ) -> tuple[Callable[[Any], Any], Iterable[Any]]:
+        """What gives the features of a feed, and the feeds as it takes them."""
+        if (in_graph := self._bound.in_graph) is not None:
+            return in_graph.features(session, run_kwargs), map(in_graph.feed, feeds)
+        return self._cut().features, map(self._without_target, feeds)
 
     def _without_target(self, feed: Any) -> Any:
         if not isinstance(feed, dict):
             return feed
         return {key: value for key, value in feed.items() if key is not self._bound.target}
 
-    def _checked(self, loss: _Loss, inputs: Any) -> list[tf.Tensor]:
-        tensors = loss.adapter.graph.prepare(inputs)
-        for tensor, slot in zip(tensors, loss.adapter.graph.inputs, strict=True):
-            if not tensor.shape[0]:
-                raise InputError("feed_dict is an empty batch")
-            if tensor.dtype.is_floating:
-                require_finite(tensor.numpy(), f"feed_dict[{loss.adapter.graph.tensors[slot].name!r}]")
-        return tensors
+    def _checked(self, loss: TailLoss, inputs: Any) -> tuple[tf.Tensor, ...]:
+        graph = loss.adapter.graph
+        tensors = graph.prepare(inputs)
+        for tensor, slot in zip(tensors, graph.inputs, strict=True):
+            require_rows(tensor, f"feed_dict[{graph.tensors[slot].name!r}]")
+        return tuple(tensors)
 
-    def _targets(self, loss: _Loss, feed: Any, target: Any, images: int) -> tuple[tf.Tensor, ...]:
+    def _rows(self, loss: TailLoss, feed: Any, target: Any, images: int) -> tuple[npt.NDArray[Any], ...]:
         if isinstance(feed, dict) and self._bound.target in feed:
             target = feed[self._bound.target]
-        if loss.classes is None:
+        if not loss.is_classification:
             if target is not None:
                 raise InputError("target is given, but the loss is one of its own, without a class")
             return ()
-        if target is None:
-            raise InputError("feed_dict gives no class: add {target: class}, or give target=")
-        target = np.asarray(target)
-        if target.shape == (images, 1):
-            target = target[:, 0]
-        if target.shape not in ((), (1,), (images,)):
-            raise InputError(
-                f"target has shape {target.shape} for {images} images; give one class, or one each"
-            )
-        classes = ClassTarget(target).resolve_classes(np.empty((images, loss.classes)))
-        return (tf.constant(classes),)
-
-    def _keep(self, result: BottleneckResult, pass_mask: npt.ArrayLike | None) -> None:
-        """Let `restrict_flow` pass what an analysis has kept."""
-        problem = result.problem
-        zeros = tf.zeros_like(result.alpha)
-        passing = (
-            zeros if pass_mask is None else tf.cast(tf.broadcast_to(pass_mask, zeros.shape), zeros.dtype)
-        )
-        self._passed.assign(tf.where(problem.restricted, result.mask.passed, passing))
-        self._blocked.assign(tf.where(problem.restricted, result.mask.blocked, zeros))
-        self._noise_mean.assign(problem.mean)
-        self._noise_std.assign(problem.std)
-        self._bound.analyzed = True
+        return (classes_of(target, images, loss.classes),)
 
 
 @dataclass
 class _Bound:
     """What a layer knows about the model around it; one plain object, see `PerSampleBottleneck`."""
 
-    loss: _Loss | None = None
+    loss: TailLoss | None = None
     target: KerasTensor | None = None
     alone: tuple[KerasTensor, KerasCut] | None = None
-    analyzed: bool = False
+    in_graph: LayerInGraph | None = None
 
 
 _GIVEN = ("feature_mean", "feature_std", "feature_active")
-
-
-def _require_adam(optimizer_cls: type) -> None:
-    if not (isinstance(optimizer_cls, type) and issubclass(optimizer_cls, _ADAMS)):
-        raise InputError(
-            f"optimizer_cls={getattr(optimizer_cls, '__name__', optimizer_cls)!r} is not Adam, by which the "
-            "bottleneck is optimised in every framework"
-        )
 
 
 def _require_symbolic(argument: str, tensor: Any) -> None:

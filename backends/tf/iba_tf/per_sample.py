@@ -7,19 +7,24 @@ from copy import copy
 from dataclasses import dataclass, field
 from typing import Any
 
+import keras
 import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
 
-from iba_core.adapter import Head
+from iba_core.adapter import Head, Inputs, require_finite
 from iba_core.bottleneck import BottleneckSettings, Statistics
 from iba_core.errors import InputError, StateError
 from iba_core.estimator import WelfordEstimator
+from iba_core.inputs import arrays_of, images_at_once, of_images, take
 from iba_core.inputs import batch_size as rows_of
-from iba_core.inputs import take
-from iba_core.optimization import BottleneckOptimizer, BottleneckResult
+from iba_core.namespace import full_precision
+from iba_core.optimization import BottleneckResult
+from iba_core.targets import ClassTarget
 from iba_core.utils import get_tqdm
-from iba_tf.report import FIRST_ONLY, Extras, Probe
+from iba_tf.flow import Flow
+from iba_tf.report import FIRST_ONLY, Probe, Report, joined
+from iba_tf.tail_loss import TailLoss
 
 _SETTINGS = {
     "batch_size": "samples",
@@ -32,8 +37,8 @@ _SETTINGS = {
 }
 """The hyperparameters by their names in this backend, and in the core."""
 
-Report = dict[str | int, dict[str, npt.NDArray[Any]]]
-"""Collected variables: ``"init"``, one entry per step from 0, ``"final"``."""
+
+_ADAMS = (keras.optimizers.Adam, tf.compat.v1.train.AdamOptimizer)
 
 
 @dataclass
@@ -66,6 +71,10 @@ class PerSampleBottleneck:
             raise InputError("give either estimator or feature_mean and feature_std, not both")
         settings = BottleneckSettings().override(**_core_names(hyperparameters))
         self._state = _State(settings, estimator or WelfordEstimator(), given)
+
+    def share(self, state: _State) -> None:
+        """Work on another bottleneck's settings, statistics and reports."""
+        self._state = state
 
     @property
     def estimator(self) -> WelfordEstimator:
@@ -137,9 +146,11 @@ class PerSampleBottleneck:
         ``capacity_mean``, ``information_loss`` (the same), ``model_loss`` and ``loss``, each (1,);
         ``grad_loss_wrt_alpha`` (1, \\*f); for a classification ``logits`` (S, K) and ``cross_entropy``
         (S,); and, in the entry ``"init"`` alone, ``feature``, ``feature_mean``, ``feature_std`` and
-        ``pass_mask``, each (1, \\*f). Capacities are in nats.
+        ``pass_mask``, each (1, \\*f). Capacities are in nats. With B images analysed together there are B
+        times as many rows, those of an image one after the other, of all but ``eps``, ``feature_mean`` and
+        ``feature_std``, which the images share.
         """
-        return Probe.names(self._extras() is not None)
+        return Probe.names(self._is_classification())
 
     def get_report(self) -> Report:
         """Collected variables of the last run, as NumPy arrays by name.
@@ -149,8 +160,8 @@ class PerSampleBottleneck:
         """
         return dict(self._state.report)
 
-    def _extras(self) -> Extras | None:
-        """What the model's loss computes on its way, to be reported, too."""
+    def _is_classification(self) -> bool:
+        """Whether the model is asked to keep a class, by its logits."""
         raise NotImplementedError
 
     # -- statistics -------------------------------------------------------------------------------
@@ -185,56 +196,119 @@ class PerSampleBottleneck:
 
     # -- optimisation -----------------------------------------------------------------------------
 
-    def _optimize(
+    def _explain(
         self,
-        optimizer: BottleneckOptimizer,
-        head: Head,
-        targets: tuple[tf.Tensor, ...],
+        loss: TailLoss,
+        inputs: Inputs,
+        rows: tuple[npt.NDArray[Any], ...],
+        flow: Flow,
+        *,
         hyperparameters: dict[str, Any],
         seed: int | None,
         pass_mask: npt.ArrayLike | None,
         max_batch: int | None,
         progbar: bool,
-    ) -> BottleneckResult:
+    ) -> npt.NDArray[np.floating]:
+        """Capacity (B, *feature map) of a batch of images in nats, which `flow` lets pass from now on.
+
+        Args:
+            loss: what the model is asked to keep.
+            inputs: of the model, a row per image.
+            rows: data for the loss, likewise.
+            flow: where what has been kept is kept.
+            hyperparameters: by the names of this backend; None for the defaults.
+            seed: of the noise.
+            pass_mask: of the features or a batch of them.
+            max_batch: the most feature maps that pass the tail at once.
+            progbar: show the progress.
+
+        Raises:
+            NotEstimatedError: the distribution of the features has not been estimated.
+            InputError: an argument does not fit.
+            OptimizationError: the objective turned NaN or infinite.
+        """
         settings = self._state.settings.override(**_core_names(hyperparameters))
-        options = {"settings": settings, "pass_mask": pass_mask, "max_batch": max_batch, "progbar": progbar}
-        statistics = self._statistics()
-        if not self._state.collected:
-            self._state.report = {}
-            return optimizer.run(head, statistics, targets, seed=seed, **options)
-        if seed is None:
+        feature_shape = self._statistics().mean.shape
+        images = rows_of(inputs)
+        if not loss.by_image and images > 1:
+            raise InputError(
+                f"the feed holds {images} images, and a scalar model_loss cannot tell them apart: give one "
+                "image, or set a loss of shape (None,)"
+            )
+        if self._state.collected and seed is None:
             # The report draws a step's noise once more, which takes a seed.
             seed = int(tf.random.uniform((), maxval=2**31 - 1, dtype=tf.int32))
-        states = []
+        at_once = images_at_once(
+            images,
+            settings.samples,
+            max_batch,
+            loss.adapter.preferred_batch(feature_shape, next(arrays_of(inputs))),
+        )
+        starts = range(0, images, at_once)
+        parts = []
+        for start in get_tqdm()(starts, desc="Explaining", disable=not progbar or len(starts) == 1):
+            stop = min(start + at_once, images)
+            with loss.cut.open(take(inputs, start, stop)) as head:
+                like = full_precision(head.features)
+                part = self._optimize(
+                    loss,
+                    head,
+                    tuple(loss.adapter.asarray(row[start:stop], like=like) for row in rows),
+                    settings,
+                    seed=seed,
+                    pass_mask=of_images(pass_mask, len(feature_shape), start, stop),
+                    max_batch=max_batch,
+                    progbar=progbar and len(starts) == 1,
+                )
+            parts.append(part)
+        results, reports = zip(*parts, strict=True)
+        flow.keep(results, pass_mask)
+        self._state.report = joined(reports)
+        return np.concatenate([loss.adapter.to_numpy(result.capacity) for result in results])
+
+    def _optimize(
+        self,
+        loss: TailLoss,
+        head: Head,
+        targets: tuple[tf.Tensor, ...],
+        settings: BottleneckSettings,
+        *,
+        seed: int | None,
+        pass_mask: npt.ArrayLike | None,
+        max_batch: int | None,
+        progbar: bool,
+    ) -> tuple[BottleneckResult, Report]:
+        optimizer = loss.optimizer(head.features.shape[1:])
+        alphas: list[tf.Tensor] = []
         result = optimizer.run(
             head,
-            statistics,
+            self._statistics(),
             targets,
+            settings=settings,
             seed=seed,
-            callback=lambda step, state, report: states.append(state.parameter),
-            **options,
+            pass_mask=pass_mask,
+            max_batch=max_batch,
+            progbar=progbar,
+            callback=(lambda step, state, report: alphas.append(state.parameter))
+            if self._state.collected
+            else None,
         )
-        alphas = [tf.zeros_like(result.alpha) + settings.initial_alpha, *states]
-        self._state.report = self._make_report(optimizer, result, alphas, settings, seed, pass_mask)
-        return result
+        if not self._state.collected:
+            return result, {}
+        assert seed is not None
+        alphas.insert(0, tf.zeros_like(result.alpha) + settings.initial_alpha)
+        extras = loss.extras if loss.is_classification else None
+        probe = Probe(optimizer, result.problem, pass_mask, settings.samples, extras)
+        return result, self._make_report(probe, alphas, settings.steps, seed)
 
-    def _make_report(
-        self,
-        optimizer: BottleneckOptimizer,
-        result: BottleneckResult,
-        alphas: list[tf.Tensor],
-        settings: BottleneckSettings,
-        seed: int,
-        pass_mask: npt.ArrayLike | None,
-    ) -> Report:
-        probe = Probe(optimizer, result.problem, pass_mask, settings.samples, self._extras())
+    def _make_report(self, probe: Probe, alphas: list[tf.Tensor], steps: int, seed: int) -> Report:
         collected = self._state.collected
         report: Report = {}
         for step, alpha in enumerate(alphas):
             values = probe.values(alpha, seed, step)
             if step == 0:
                 report["init"] = {name: values[name] for name in collected}
-            entry = step if step < settings.steps else "final"
+            entry = step if step < steps else "final"
             report[entry] = {name: values[name] for name in collected if name not in FIRST_ONLY}
         return report
 
@@ -284,9 +358,50 @@ class PerSampleBottleneck:
         raise NotImplementedError
 
 
-def repeat_rows(rows: tf.Tensor, z: tf.Tensor) -> tf.Tensor:
-    """Each row as often as `z` has copies of an image."""
-    return tf.repeat(rows, z.shape[0] // rows.shape[0], axis=0)
+def require_adam(optimizer_cls: type) -> None:
+    """Check the class of an optimiser that stands for the library's own Adam.
+
+    Raises:
+        InputError: it is another optimiser's.
+    """
+    if not (isinstance(optimizer_cls, type) and issubclass(optimizer_cls, _ADAMS)):
+        raise InputError(
+            f"optimizer_cls={getattr(optimizer_cls, '__name__', optimizer_cls)!r} is not Adam, by which the "
+            "bottleneck is optimised in every framework"
+        )
+
+
+def require_rows(tensor: tf.Tensor, argument: str) -> None:
+    """Check that an input has rows, and finite values.
+
+    Raises:
+        InputError: it is an empty batch, or holds NaN or infinity.
+    """
+    if not tensor.shape[0]:
+        raise InputError(f"{argument} is an empty batch")
+    if tensor.dtype.is_floating:
+        require_finite(tensor.numpy(), argument)
+
+
+def classes_of(target: Any, images: int, count: int) -> npt.NDArray[np.int64]:
+    """Indices of the classes of images, (B,).
+
+    Args:
+        target: a class for all images, or one for each, (B,) or (B, 1).
+        images: how many there are.
+        count: number of classes.
+
+    Raises:
+        InputError: `target` has another shape, or is no index of a class.
+    """
+    if target is None:
+        raise InputError("the feed gives no class: add {target: class}, or give target=")
+    target = np.asarray(target)
+    if target.shape == (images, 1):
+        target = target[:, 0]
+    if target.shape not in ((), (1,), (images,)):
+        raise InputError(f"target has shape {target.shape} for {images} images; give one class, or one each")
+    return ClassTarget(target).resolve_classes(np.empty((images, count)))
 
 
 def _core_names(hyperparameters: dict[str, Any]) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -17,6 +17,9 @@ from iba_tf.tracing import traced
 
 Extras = Callable[[tf.Tensor, Problem], dict[str, tf.Tensor]]
 """Further variables of the model's loss for restricted features z (B * S, \\*feature map)."""
+
+Report = dict[str | int, dict[str, npt.NDArray[Any]]]
+"""Collected variables: ``"init"``, one entry per step from 0, ``"final"``."""
 
 FIRST_ONLY = ("feature", "feature_mean", "feature_std", "pass_mask")
 """Variables that no step changes: they are reported once."""
@@ -37,6 +40,7 @@ _EVERY_STEP = (
     "perturbed_feature_passing",
 )
 _OF_A_CLASSIFICATION = ("cross_entropy", "logits")
+_OF_ALL_IMAGES = ("eps", "feature_mean", "feature_std")
 
 
 class Probe:
@@ -112,3 +116,17 @@ class Probe:
             "perturbed_feature_passing": z,
             **(self._extras(z, problem) if self._extras else {}),
         }
+
+
+def joined(reports: Sequence[Report]) -> Report:
+    """One report of all images, from those of the parts in which they were analysed."""
+    first, *rest = reports
+    return {
+        entry: {
+            name: value
+            if name in _OF_ALL_IMAGES
+            else np.concatenate([value, *(report[entry][name] for report in rest)])
+            for name, value in values.items()
+        }
+        for entry, values in first.items()
+    }

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Protocol
 
 import keras
-from keras import KerasTensor
+import tensorflow as tf
 
 from iba_core.errors import LayerError
 from iba_tf.adapter import require_tensorflow
 from iba_tf.graph import has_graph, node_of, output_structure, why_no_graph
+from iba_tf.original import keras_library_of
 
 
-def model_wo_softmax(model: keras.Model) -> keras.Model:
+def model_wo_softmax(model: Any) -> Any:
     """Model that gives the logits of a classifier.
 
     A softmax is taken away from the end of every output: one that is a layer or an operation of its own,
@@ -21,10 +22,10 @@ def model_wo_softmax(model: keras.Model) -> keras.Model:
     starts with a copy of its weights.
 
     Args:
-        model: a functional or sequential Keras model. Outputs without a softmax stay as they are.
+        model: a functional or sequential model of Keras 3 or 2. Outputs without a softmax stay as they are.
 
     Returns:
-        A functional model with the inputs of `model`, and its outputs before the softmax.
+        A functional model of the same Keras with the inputs of `model`, and its outputs before the softmax.
 
     Raises:
         LayerError: the model is subclassed, or not built.
@@ -35,69 +36,139 @@ def model_wo_softmax(model: keras.Model) -> keras.Model:
         'linear'
     """
     require_tensorflow()
-    if not has_graph(model):
+    library = keras_library_of(model)
+    dialect = _Keras3() if library in (keras, None) else _Keras2(library)
+    if not dialect.has_graph(model):
         raise LayerError(why_no_graph(model))
-    return _without_softmax(model, model.name)
+    return _without_softmax(model, model.name, dialect)
 
 
-def _without_softmax(model: keras.Model, name: str) -> keras.Model:
-    structure = output_structure(model)
-    finals = keras.tree.flatten(structure)
-    ending = {id(node_of(tensor)) for tensor in finals if _ends_in_softmax(tensor)}
-    rebuilt = _Rebuilt()
-    outputs = [rebuilt.of(tensor) if id(node_of(tensor)) in ending else tensor for tensor in finals]
-    return keras.Model(_input_structure(model), keras.tree.pack_sequence_as(structure, outputs), name=name)
+def _without_softmax(model: Any, name: str, dialect: _Dialect) -> Any:
+    structure = dialect.outputs(model)
+    finals = tf.nest.flatten(structure)
+    ending = {id(dialect.node_of(tensor)) for tensor in finals if _ends_in_softmax(tensor, dialect)}
+    rebuilt = _Rebuilt(dialect)
+    outputs = [rebuilt.of(tensor) if id(dialect.node_of(tensor)) in ending else tensor for tensor in finals]
+    packed = tf.nest.pack_sequence_as(structure, outputs)
+    return dialect.library.Model(dialect.inputs(model), packed, name=name)
 
 
-def applies_softmax(operation: keras.Operation) -> bool:
-    """Whether a softmax is the last thing an operation does, the end of a nested model not counted."""
-    return _is_softmax(operation) or getattr(operation, "activation", None) is keras.activations.softmax
+def applies_softmax(operation: Any) -> bool:
+    """Whether an operation of Keras 3 ends in a softmax; a nested model's own end does not count."""
+    return _applies_softmax(operation, _Keras3())
 
 
-def _is_softmax(operation: keras.Operation) -> bool:
+def _applies_softmax(operation: Any, dialect: _Dialect) -> bool:
+    softmax = dialect.library.activations.softmax
+    return _is_softmax(operation, dialect) or getattr(operation, "activation", None) is softmax
+
+
+def _is_softmax(operation: Any, dialect: _Dialect) -> bool:
     """Whether an operation is a softmax and nothing else."""
-    if isinstance(operation, keras.layers.Activation):
-        return operation.activation is keras.activations.softmax
+    layers = dialect.library.layers
+    if isinstance(operation, layers.Activation):
+        return operation.activation is dialect.library.activations.softmax
     # The operation behind `keras.ops.softmax` has no public name.
-    return isinstance(operation, keras.layers.Softmax) or type(operation).__name__ == "Softmax"
+    return isinstance(operation, layers.Softmax) or type(operation).__name__ == "Softmax"
+
+
+def _ends_in_softmax(tensor: Any, dialect: _Dialect) -> bool:
+    operation, _, index = tensor._keras_history
+    if dialect.has_graph(operation):
+        return _ends_in_softmax(tf.nest.flatten(dialect.outputs(operation))[index], dialect)
+    return _applies_softmax(operation, dialect)
 
 
 class _Rebuilt:
     """The last calls of a model, made anew by operations without a softmax, one for each old one."""
 
-    def __init__(self) -> None:
-        self._operations: dict[int, keras.Operation] = {}
-        self._calls: dict[int, list[KerasTensor]] = {}
+    def __init__(self, dialect: _Dialect) -> None:
+        self._dialect = dialect
+        self._operations: dict[int, Any] = {}
+        self._calls: dict[int, list[Any]] = {}
 
-    def of(self, tensor: KerasTensor) -> KerasTensor:
+    def of(self, tensor: Any) -> Any:
         """What stands for `tensor`, a result of a call with a softmax at its end."""
         operation, _, index = tensor._keras_history
-        node = node_of(tensor)
-        if _is_softmax(operation):
-            return node.arguments.keras_tensors[0]
+        node = self._dialect.node_of(tensor)
+        args, kwargs = self._dialect.arguments(node)
+        if _is_softmax(operation, self._dialect):
+            return tf.nest.flatten(args)[0]
         if id(node) not in self._calls:
-            results = self._without_softmax(operation)(*node.arguments.args, **node.arguments.kwargs)
-            self._calls[id(node)] = keras.tree.flatten(results)
-        if not has_graph(operation):
+            results = self._without_softmax(operation)(*args, **kwargs)
+            self._calls[id(node)] = tf.nest.flatten(results)
+        if not self._dialect.has_graph(operation):
             self._operations[id(operation)].set_weights(operation.get_weights())
         return self._calls[id(node)][index]
 
-    def _without_softmax(self, operation: keras.Operation) -> keras.Operation:
+    def _without_softmax(self, operation: Any) -> Any:
         if id(operation) not in self._operations:
             # A name of its own, since the old operation may still stand elsewhere in the model.
             name = f"{operation.name}_logits"
-            if has_graph(operation):
-                self._operations[id(operation)] = _without_softmax(operation, name)
+            if self._dialect.has_graph(operation):
+                self._operations[id(operation)] = _without_softmax(operation, name, self._dialect)
             else:
                 config = {**operation.get_config(), "activation": "linear", "name": name}
                 self._operations[id(operation)] = type(operation).from_config(config)
         return self._operations[id(operation)]
 
 
-def _ends_in_softmax(tensor: KerasTensor) -> bool:
-    operation, _, index = tensor._keras_history
-    return applies_softmax(operation) or (has_graph(operation) and _ends_in_softmax(operation.outputs[index]))
+class _Dialect(Protocol):
+    """Where a generation of Keras keeps the calls of its layers."""
+
+    library: Any
+
+    def has_graph(self, operation: Any) -> bool:
+        """Whether calling it does nothing but run a graph of symbolic tensors that it keeps."""
+
+    def node_of(self, tensor: Any) -> Any:
+        """The record of the call that made a symbolic tensor."""
+
+    def arguments(self, node: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Positional and keyword arguments of a call."""
+
+    def inputs(self, model: Any) -> Any:
+        """A model's symbolic inputs, nested as it takes them."""
+
+    def outputs(self, model: Any) -> Any:
+        """A model's symbolic outputs, nested as its results are."""
 
 
-def _input_structure(model: keras.Model) -> Any:
-    return model.inputs[0] if isinstance(model, keras.Sequential) else model.input
+class _Keras3:
+    library = keras
+
+    def has_graph(self, operation: Any) -> bool:
+        return has_graph(operation)
+
+    def node_of(self, tensor: Any) -> Any:
+        return node_of(tensor)
+
+    def arguments(self, node: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        return node.arguments.args, node.arguments.kwargs
+
+    def inputs(self, model: Any) -> Any:
+        return model.inputs[0] if isinstance(model, keras.Sequential) else model.input
+
+    def outputs(self, model: Any) -> Any:
+        return output_structure(model)
+
+
+class _Keras2:
+    def __init__(self, library: Any) -> None:
+        self.library = library
+
+    def has_graph(self, operation: Any) -> bool:
+        return isinstance(operation, self.library.Model) and bool(operation.outputs)
+
+    def node_of(self, tensor: Any) -> Any:
+        operation, index, _ = tensor._keras_history
+        return operation.inbound_nodes[index]
+
+    def arguments(self, node: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        return node.call_args, node.call_kwargs
+
+    def inputs(self, model: Any) -> Any:
+        return model.input
+
+    def outputs(self, model: Any) -> Any:
+        return model.output

@@ -1,0 +1,251 @@
+"""Function calls of a graph, replaced by what the functions do.
+
+A `tf.function` inside a model, and everything in a SavedModel, is a call of a function in the graph's
+library. A graph can be cut, and differentiated after it has been imported, only where its operations are
+its own. The bodies of loops and branches stay functions; the calls within those are replaced, too.
+
+Names: the operations of a function called by ``scope/PartitionedCall`` go to ``scope/``, so that wrappers
+leave no trace in the names; where a name is taken, a number makes it unique.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+
+from tensorflow.core.framework.function_pb2 import FunctionDef
+from tensorflow.core.framework.graph_pb2 import GraphDef
+from tensorflow.core.framework.node_def_pb2 import NodeDef
+from tensorflow.core.framework.op_def_pb2 import OpDef
+from tensorflow.python.framework import op_def_registry  # nothing public tells an operation's outputs
+
+_CALLS = ("PartitionedCall", "StatefulPartitionedCall")
+_CALL_NAME = re.compile(r"(^|/)(Stateful)?PartitionedCall(_\d+)?$")
+
+_DROPPED = ("_class", "_gradient_op_type", "_output_shapes", "_XlaMustCompile")
+"""Attributes that tie an operation to others which need not be there: to devices of neighbours, or to a
+gradient that Python closed over the graph that was traced first."""
+
+
+def inline_calls(graph_def: GraphDef) -> tuple[GraphDef, Callable[[str], str]]:
+    """`graph_def` without function calls and without devices.
+
+    Its library keeps the bodies of loops and branches only. They are named by what they hold, so that
+    graphs of several origins can be imported into one program.
+
+    Returns:
+        The graph, and what gives for the name of a tensor the name that it has there: another one if it was
+        the result of a call.
+    """
+    library = _Library({function.signature.name: function for function in graph_def.library.function})
+    nodes, replaced = _expand(graph_def.node, library, nested=False)
+    inlined = GraphDef(versions=graph_def.versions)
+    inlined.node.extend(nodes)
+    inlined.library.function.extend(library.used())
+    return inlined, replaced.data
+
+
+@dataclass
+class _Library:
+    """The functions that a graph calls, and what they are without calls of their own."""
+
+    functions: dict[str, FunctionDef]
+    _bodies: dict[str, FunctionDef] = field(default_factory=dict)
+    _renamed: dict[str, FunctionDef] = field(default_factory=dict)
+
+    def called_by(self, node: NodeDef) -> str | None:
+        """Name of the function that a node calls and does nothing else; None for other nodes."""
+        if node.op in _CALLS:
+            return node.attr["f"].func.name
+        return node.op if node.op in self.functions else None
+
+    def body(self, name: str) -> FunctionDef:
+        """A function without calls."""
+        if name not in self._bodies:
+            original = self.functions[name]
+            nodes, replaced = _expand(original.node_def, self, nested=True)
+            body = FunctionDef()
+            body.CopyFrom(original)
+            del body.node_def[:]
+            body.node_def.extend(nodes)
+            for result, reference in original.ret.items():
+                body.ret[result] = replaced.data(reference)
+            body.control_ret.clear()
+            known = {node.name for node in nodes}
+            kept = {node for node in original.control_ret.values() if node in known}
+            body.control_ret.update({node: node for node in kept})
+            del body.signature.control_output[:]
+            body.signature.control_output.extend(sorted(kept))
+            body.attr.pop("_XlaMustCompile", None)
+            self._bodies[name] = body
+        return self._bodies[name]
+
+    def rename_functions(self, node: NodeDef) -> None:
+        """Let a node refer to the bodies of a loop or branch by their new names."""
+        for value in node.attr.values():
+            for function in [value.func] if value.HasField("func") else value.list.func:
+                if function.name in self.functions:
+                    function.name = self._rename(function.name)
+
+    def _rename(self, name: str) -> str:
+        if name not in self._renamed:
+            body = FunctionDef()
+            body.CopyFrom(self.body(name))
+            content = hashlib.sha256(body.SerializeToString(deterministic=True)).hexdigest()
+            body.signature.name = f"{name}_{content[:16]}"
+            self._renamed[name] = body
+        return self._renamed[name].signature.name
+
+    def used(self) -> Iterator[FunctionDef]:
+        """The functions that have been renamed."""
+        return iter(self._renamed.values())
+
+
+@dataclass
+class _Replaced:
+    """What stands for the outputs of the calls that have been replaced."""
+
+    outputs: dict[str, str] = field(default_factory=dict)
+    controls: dict[str, list[str]] = field(default_factory=dict)
+
+    def data(self, reference: str) -> str:
+        """Reference to a tensor, followed through the calls that hand it on."""
+        while (found := self.outputs.get(_canonical(reference))) is not None:
+            reference = found
+        return reference
+
+    def control(self, reference: str) -> list[str]:
+        """References to the operations that stand for a call which others wait for."""
+        if reference not in self.controls:
+            return [reference]
+        return [deeper for found in self.controls[reference] for deeper in self.control(found)]
+
+
+def _canonical(reference: str) -> str:
+    return reference.removesuffix(":0") if reference.count(":") == 1 else reference
+
+
+def _expand(nodes: Iterable[NodeDef], library: _Library, nested: bool) -> tuple[list[NodeDef], _Replaced]:
+    """The operations that do what `nodes` do, and what stands for the calls among those.
+
+    Args:
+        nodes: of a graph or of a function.
+        library: the functions that they call.
+        nested: whether the nodes refer to tensors as within a function, ``"node:output:0"``, in place of
+            ``"node:0"``.
+    """
+    nodes = list(nodes)
+    taken = {node.name for node in nodes if library.called_by(node) is None}
+    replaced = _Replaced()
+    expanded: list[NodeDef] = []
+    for node in nodes:
+        name = library.called_by(node)
+        if name is None:
+            copied = NodeDef()
+            copied.CopyFrom(node)
+            expanded.append(copied)
+        else:
+            expanded.extend(_called(node, library.body(name), taken, replaced, nested))
+    for node in expanded:
+        inputs = [
+            followed
+            for reference in node.input
+            for followed in (
+                replaced.control(reference) if reference.startswith("^") else [replaced.data(reference)]
+            )
+        ]
+        del node.input[:]
+        node.input.extend(_controls_last(inputs))
+        node.device = ""
+        for attribute in _DROPPED:
+            node.attr.pop(attribute, None)
+        library.rename_functions(node)
+    return expanded, replaced
+
+
+def _called(
+    call: NodeDef, body: FunctionDef, taken: set[str], replaced: _Replaced, nested: bool
+) -> Iterator[NodeDef]:
+    """The operations of a function, for one call of it."""
+    arguments = [reference for reference in call.input if not reference.startswith("^")]
+    waits_for = [reference for reference in call.input if reference.startswith("^")]
+    scope = _CALL_NAME.sub("", call.name)
+    names = {
+        node.name: _unique(f"{scope}/{node.name}" if scope else node.name, taken) for node in body.node_def
+    }
+    nodes = {node.name: node for node in body.node_def}
+    given = {arg.name: value for arg, value in zip(body.signature.input_arg, arguments, strict=True)}
+
+    def moved(reference: str) -> str:
+        name, _, output = reference.partition(":")
+        if name in given:
+            return given[name]
+        return f"{names[name]}:{output if nested else _flat_index(nodes[name], output)}"
+
+    for node in body.node_def:
+        copied = NodeDef()
+        copied.CopyFrom(node)
+        copied.name = names[node.name]
+        data = [moved(reference) for reference in node.input if not reference.startswith("^")]
+        after = [
+            f"^{names[reference[1:]]}"
+            for reference in node.input
+            if reference.startswith("^") and reference[1:] in names
+        ]
+        del copied.input[:]
+        # What takes nothing would otherwise no longer wait for what the call waits for.
+        copied.input.extend([*data, *after, *([] if data else waits_for)])
+        yield copied
+    for index, result in enumerate(body.signature.output_arg):
+        output = "output" if call.op in _CALLS else result.name
+        number = index if call.op in _CALLS else 0
+        key = f"{call.name}:{output}:{number}" if nested else _canonical(f"{call.name}:{index}")
+        replaced.outputs[key] = moved(body.ret[result.name])
+    replaced.controls[f"^{call.name}"] = [f"^{names[node]}" for node in body.control_ret.values()]
+
+
+def _controls_last(inputs: list[str]) -> list[str]:
+    controls = dict.fromkeys(reference for reference in inputs if reference.startswith("^"))
+    return [reference for reference in inputs if not reference.startswith("^")] + list(controls)
+
+
+def _unique(name: str, taken: set[str]) -> str:
+    found, number = name, 0
+    while found in taken:
+        number += 1
+        found = f"{name}_{number}"
+    taken.add(found)
+    return found
+
+
+def _flat_index(node: NodeDef, output: str) -> int:
+    """Number of an output among all of its operation, given ``"name of the output:number"``."""
+    name, _, number = output.partition(":")
+    index = 0
+    for argument in _definition(node.op).output_arg:
+        if argument.name == name:
+            return index + int(number)
+        index += _length(argument, node)
+    raise ValueError(f"operation {node.name!r} of type {node.op} has no output {name!r}")
+
+
+def output_count(node: NodeDef) -> int:
+    """How many tensors an operation gives."""
+    return sum(_length(argument, node) for argument in _definition(node.op).output_arg)
+
+
+def _length(argument: OpDef.ArgDef, node: NodeDef) -> int:
+    if argument.number_attr:
+        return node.attr[argument.number_attr].i
+    if argument.type_list_attr:
+        return len(node.attr[argument.type_list_attr].list.type)
+    return 1
+
+
+def _definition(op: str) -> OpDef:
+    definition = op_def_registry.get(op)
+    if definition is None:
+        raise ValueError(f"this TensorFlow knows no operation of type {op!r}")
+    return definition

@@ -1,0 +1,125 @@
+"""Models in files: Keras files of every age, SavedModel folders, frozen graphs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import h5py
+import keras
+
+from iba_core.errors import StateError
+from iba_tf.graph_model import GraphModel
+from iba_tf.saved_model import is_saved_model
+
+KERAS = (".keras", ".h5", ".hdf5")
+"""Files that Keras writes."""
+
+_HDF5 = (".h5", ".hdf5")
+
+_COMPUTING = (
+    "math.",
+    "nn.",
+    "linalg.",
+    "image.",
+    "signal.",
+    "__operators__.",
+    "reshape",
+    "transpose",
+    "concat",
+    "stack",
+    "split",
+    "cast",
+    "expand_dims",
+    "squeeze",
+    "pad",
+    "tile",
+    "gather",
+    "clip_by_value",
+    "zeros_like",
+    "ones_like",
+    "shape",
+    "where",
+    "compat.v1.transpose",
+    "compat.v1.shape",
+)
+"""Functions of TensorFlow that a layer of Keras 2 may call by name: none reads or writes anything."""
+
+
+def load_file(path: Path) -> Any | None:
+    """Model of a file or folder; None where its name is that of no file of TensorFlow or Keras.
+
+    Raises:
+        StateError: it is missing, damaged, or holds code, which is not run.
+    """
+    if is_saved_model(path):
+        return GraphModel.from_saved_model(path)
+    if path.suffix in KERAS:
+        return _load_keras(path)
+    if path.suffix == ".pb":
+        if path.name == "saved_model.pb":
+            return GraphModel.from_saved_model(path.parent)
+        return GraphModel.from_graph_def(path)
+    return None
+
+
+def _load_keras(path: Path) -> Any:
+    if not path.is_file():
+        raise StateError(f"there is no model file {str(path)!r}")
+    try:
+        return keras.saving.load_model(path, compile=False, safe_mode=True)
+    except Exception as error:  # Keras raises whatever the first wrong byte leads to.
+        reason = " ".join(str(error).split())
+        model = _load_legacy(path)
+        if model is None:
+            raise StateError(
+                f"{str(path)!r} is no Keras model that can be loaded safely: {reason}"
+            ) from error
+        return model
+
+
+def _load_legacy(path: Path) -> Any | None:
+    """The model by Keras 2, which knows more old layers; None where that cannot load it, either."""
+    if path.suffix not in _HDF5 or find_spec("tf_keras") is None or not _is_harmless(path):
+        return None
+    import tf_keras
+
+    try:
+        return tf_keras.models.load_model(path, compile=False)
+    except Exception:  # Keras 3's own reason is given instead
+        return None
+
+
+def _is_harmless(path: Path) -> bool:
+    """Whether the model in an HDF5 file is made of layers alone, and of functions that compute.
+
+    Keras 2 would run code that such a file brings along, import the modules that it names, and call any
+    function of TensorFlow, those that write files among them.
+    """
+    try:
+        with h5py.File(path, "r") as file:
+            configuration = json.loads(file.attrs["model_config"])
+    except (OSError, KeyError, ValueError, TypeError):
+        return False
+    return all(map(_computes, _objects(configuration)))
+
+
+def _objects(configuration: Any) -> Iterator[dict[str, Any]]:
+    if isinstance(configuration, dict):
+        yield configuration
+    children = configuration.values() if isinstance(configuration, dict) else configuration
+    if isinstance(configuration, (dict, list)):
+        for child in children:
+            yield from _objects(child)
+
+
+def _computes(configuration: dict[str, Any]) -> bool:
+    if "Lambda" in (configuration.get("class_name"), configuration.get("registered_name")):
+        return False
+    if str(configuration.get("module") or "keras").partition(".")[0] not in ("keras", "tf_keras"):
+        return False
+    function = configuration.get("function")
+    return function is None or (isinstance(function, str) and function.startswith(_COMPUTING))
