@@ -13,10 +13,13 @@ export OMP_WAIT_POLICY ?= PASSIVE
 # TensorFlow greets on stderr otherwise.
 export TF_CPP_MIN_LOG_LEVEL ?= 3
 
-.PHONY: help demo test check clean
+# What `make bench` runs, each in a process of its own.
+BENCHMARKS := attribution estimation scale frameworks gpu quality
+
+.PHONY: help demo test check bench bench-quick clean
 
 help: ## list the targets
-	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 8
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
 
 demo: $(READY) ## explain three photographs with both backends; pictures in demo-out/
 	$(BIN)/iba demo --out demo-out
@@ -29,6 +32,16 @@ check: $(READY) ## lint, check the format, the types and the direction of import
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+bench: $(READY) bench-quick ## time everything, an hour or two; tables, plots and the pages' figures anew
+	for program in $(BENCHMARKS); do $(BIN)/python -m benchmarks.$$program || exit 1; done
+	$(BIN)/python -m benchmarks.report
+	$(BIN)/python -m benchmarks.readme
+
+bench-quick: $(READY) ## time what matters most, in five minutes; the pages' figures anew
+	$(BIN)/python -m benchmarks.quick
+	$(BIN)/python -m benchmarks.report
+	$(BIN)/python -m benchmarks.readme
 
 clean: ## remove everything that make has made
 	rm -rf .venv demo-out .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -1,0 +1,218 @@
+"""How long one explanation takes, and how much memory, beside everything else that explains.
+
+    python -m benchmarks.attribution [--network SUBSTRING] [--rounds N]
+
+For each network: this library in both frameworks, the bare tail it cannot do without, the published
+algorithm, and cruder methods; in one process, in turns.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from benchmarks.harness import THREADS, Column, Results, Timings, interleaved, show, use_threads
+from benchmarks.memory import peaks
+from benchmarks.methods import (
+    FAST,
+    INTEGRATED,
+    LABELS,
+    OCCLUSION,
+    OURS,
+    PUBLISHED,
+    SAMPLES,
+    STEPS,
+    TAIL,
+    works,
+)
+from benchmarks.networks import PLACES, subject
+
+FRAMEWORKS = {"torch": "PyTorch", "tensorflow": "TensorFlow"}
+
+FASTER_THAN_PUBLISHED = {
+    "EfficientNet-Lite0, blocks.5": 5.0,
+    "EfficientNet-Lite0, blocks.10": 12.0,
+    "VGG-16, conv4_1": 4.5,
+    "ResNet-50, layer2": 2.7,
+}
+"""How many times, at least."""
+
+OF_THE_TAIL = {"torch": 1.10, "tensorflow": 1.15}
+"""At most so many times as long as the bare tail of the same framework."""
+
+TENSORFLOW_TO_PYTORCH = 1.3
+"""At most so many times as long."""
+
+FAST_GAIN = 2.0
+"""How many times faster the preset is than the default, at least."""
+
+EXTRA_MAPS = 4
+"""Feature maps that an explanation may hold beyond the bare tail, per image."""
+
+FIRST = next(iter(PLACES))
+"""The network that the cruder methods are compared on."""
+
+
+def measure(
+    results: Results, titles: Iterable[str], rounds: int, budget: float | None = None, memory: bool = True
+) -> None:
+    """Compare the methods on networks of `PLACES`, one after another, into `results`."""
+    for title in titles:
+        show(f"  {title}")
+        cruder = title == FIRST
+        subjects = {framework: subject(title, framework) for framework in PLACES[title].layers}
+        ready = {
+            f"{framework}: {name}": work
+            for framework, of in subjects.items()
+            for name, work in works(of, cruder).items()
+        }
+        sizes = {framework: of.explainer.estimator.mean().size for framework, of in subjects.items()}
+        timings = interleaved(
+            {case: work.whole for case, work in ready.items()},
+            rounds,
+            warmups={case: work.brief for case, work in ready.items()},
+            budget=budget,
+        )
+        results.timings(title, timings)
+        # The networks must not be held twice.
+        subjects, ready = {}, {}
+        held = _peaks(title, sizes, cruder) if memory else {}
+        results.data.setdefault("peak_bytes", {})[title] = held
+        results.data.setdefault("feature_map_bytes", {})[title] = {f: 4 * size for f, size in sizes.items()}
+        _tabulate(results, title, timings, held)
+        _judge_time(results, title, timings, sizes)
+        if memory:
+            _judge_memory(results, title, held, sizes)
+
+
+def _peaks(title: str, frameworks: Iterable[str], cruder: bool) -> dict[str, float]:
+    return {
+        f"{framework}: {name}": held
+        for framework in frameworks
+        for name, held in peaks(
+            "benchmarks.methods", "works_for_memory", title=title, framework=framework, cruder=cruder
+        ).items()
+    }
+
+
+def _tabulate(results: Results, title: str, timings: Timings, held: dict[str, float]) -> None:
+    table = results.table(
+        title,
+        Column("Framework"),
+        Column("Method"),
+        Column("Time", ".2f", "s"),
+        Column("Quartiles"),
+        Column("Ratio to this library", ".2f"),
+        Column("Peak memory", ".0f", "MB"),
+    )
+    for case in timings.seconds:
+        framework, _, name = case.partition(": ")
+        low, high = timings.spread(case)
+        table.rows.append(
+            [
+                FRAMEWORKS[framework],
+                LABELS[name],
+                timings.median(case),
+                f"{low:.2f} to {high:.2f} s",
+                timings.ratio(case, f"{framework}: {OURS}"),
+                held[case] / 1e6 if held else None,
+            ]
+        )
+
+
+def _judge_time(results: Results, title: str, timings: Timings, frameworks: Iterable[str]) -> None:
+    for framework in frameworks:
+        ours, name = f"{framework}: {OURS}", f"{title}, {FRAMEWORKS[framework]}"
+        results.goal(
+            f"{name}: time, as a multiple of the bare tail",
+            timings.ratio(ours, f"{framework}: {TAIL}"),
+            at_most=OF_THE_TAIL[framework],
+        )
+        results.goal(
+            f'{name}: times that `preset="fast"` is faster',
+            timings.ratio(ours, f"{framework}: {FAST}"),
+            at_least=FAST_GAIN,
+        )
+    ours = f"torch: {OURS}"
+    if "tensorflow" in frameworks:
+        results.goal(
+            f"{title}: TensorFlow's time, as a multiple of PyTorch's",
+            timings.ratio(f"tensorflow: {OURS}", ours),
+            at_most=TENSORFLOW_TO_PYTORCH,
+        )
+    if title in FASTER_THAN_PUBLISHED:
+        results.goal(
+            f"{title}: times faster than the published algorithm",
+            timings.ratio(f"torch: {PUBLISHED}", ours),
+            at_least=FASTER_THAN_PUBLISHED[title],
+        )
+    if title == FIRST:
+        for method in (INTEGRATED, OCCLUSION):
+            results.goal(
+                f"{title}: times faster than {method}", timings.ratio(f"torch: {method}", ours), at_least=1.0
+            )
+
+
+def _judge_memory(results: Results, title: str, held: dict[str, float], sizes: dict[str, int]) -> None:
+    for framework, size in sizes.items():
+        results.goal(
+            f"{title}, {FRAMEWORKS[framework]}: memory beyond the bare tail, in feature maps",
+            (held[f"{framework}: {OURS}"] - held[f"{framework}: {TAIL}"]) / (4 * size),
+            at_most=EXTRA_MAPS,
+        )
+
+
+def plot(content: dict[str, Any], path: Path) -> None:
+    """Bars: the median time of each method, a panel for each network."""
+    from statistics import median
+
+    import matplotlib.pyplot as plt
+
+    panels = content["data"]["seconds"]
+    heights = [len(seconds) for seconds in panels.values()]
+    figure, axes = plt.subplots(
+        len(panels),
+        figsize=(8, 0.28 * sum(heights) + 0.8 * len(panels)),
+        height_ratios=heights,
+        squeeze=False,
+    )
+    colours = {OURS: "#1b6ca8", FAST: "#1b6ca8", TAIL: "#8fb8d8"}
+    for axis, (title, seconds) in zip(axes[:, 0], panels.items(), strict=True):
+        names = [case.partition(": ") for case in seconds]
+        values = [median(values) for values in seconds.values()]
+        bars = axis.barh(
+            [f"{FRAMEWORKS[framework]}: {_short(name)}" for framework, _, name in names],
+            values,
+            color=[colours.get(name, "#b8b8b8") for *_, name in names],
+        )
+        axis.bar_label(bars, [f" {value:.2f} s" for value in values], fontsize=8)
+        axis.invert_yaxis()
+        axis.margins(x=0.12)
+        axis.set_title(title, loc="left", fontsize=10)
+        axis.spines[["top", "right"]].set_visible(False)
+    axes[-1, 0].set_xlabel("seconds for one photograph, median")
+    figure.tight_layout()
+    figure.savefig(path, metadata={"Date": None})
+    plt.close(figure)
+
+
+def _short(name: str) -> str:
+    return {OURS: "this library", FAST: "this library, fast"}.get(name, name)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--network", default="", help="only networks whose title holds this")
+    parser.add_argument("--rounds", type=int, default=5, help="repetitions of each method, at most")
+    options = parser.parse_args()
+    use_threads()
+    results = Results("attribution", steps=STEPS, samples=SAMPLES, threads=THREADS)
+    titles = [title for title in PLACES if options.network in title]
+    measure(results, titles, options.rounds, budget=150)
+    results.write()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,102 @@
+"""What estimating the features' distribution costs beyond the passes of the head that it needs.
+
+python -m benchmarks.estimation [--network SUBSTRING] [--rounds N]
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterable
+
+import numpy as np
+
+from benchmarks.attribution import FRAMEWORKS
+from benchmarks.harness import THREADS, Case, Column, Results, Table, Timings, interleaved, show, use_threads
+from benchmarks.networks import PLACES, Subject, subject
+from iba_core.images import sample_crops
+from iba_core.zoo.efficientnet_lite import PREPROCESSING
+
+BATCHES, BATCH = 4, 16
+GOAL = 1.05
+FIT, HEAD = "fit", "head"
+
+
+def measure(results: Results, titles: Iterable[str], rounds: int, budget: float | None = None) -> None:
+    """Compare `Explainer.fit` with the bare head for networks of `PLACES`."""
+    table = results.table(
+        "Estimation",
+        Column("Network"),
+        Column("Framework"),
+        Column("Images", "d"),
+        Column("Features", "d"),
+        Column("Head alone", ".2f", "s"),
+        Column("`fit`", ".2f", "s"),
+        Column("Ratio", ".3f"),
+    )
+    for title in titles:
+        show(f"  estimation, {title}")
+        subjects = {framework: subject(title, framework) for framework in PLACES[title].layers}
+        works = {
+            f"{framework}: {name}": case
+            for framework, of in subjects.items()
+            for name, case in cases(of).items()
+        }
+        timings = interleaved(works, rounds, budget=budget)
+        results.timings(f"estimation, {title}", timings)
+        for framework, of in subjects.items():
+            _tabulate(results, table, title, framework, of, timings)
+
+
+def cases(of: Subject) -> dict[str, Case]:
+    """The estimation, and the passes of the head over the same batches."""
+    data_format = "channels_first" if of.framework == "torch" else "channels_last"
+    batches = [
+        np.asarray(batch)
+        for batch in sample_crops(BATCHES * BATCH, PREPROCESSING, BATCH, data_format=data_format)
+    ]
+    adapter, cut = of.adapter, of.adapter.cut(of.layer)
+    tensors = [adapter.to_inputs(batch) for batch in batches]
+
+    def head() -> None:
+        for batch in tensors:
+            # A device may still be at work; it is done once its numbers are here.
+            adapter.to_numpy(cut.features(batch))
+
+    return {HEAD: head, FIT: lambda: of.explainer.fit(batches, progbar=False)}
+
+
+def _tabulate(
+    results: Results, table: Table, title: str, framework: str, of: Subject, timings: Timings
+) -> None:
+    head, fit = f"{framework}: {HEAD}", f"{framework}: {FIT}"
+    ratio = timings.ratio(fit, head)
+    table.rows.append(
+        [
+            title,
+            FRAMEWORKS[framework],
+            BATCHES * BATCH,
+            of.explainer.estimator.mean().size,
+            timings.median(head),
+            timings.median(fit),
+            ratio,
+        ]
+    )
+    results.goal(
+        f"{title}, {FRAMEWORKS[framework]}: estimation, as a multiple of the bare head", ratio, at_most=GOAL
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--network", default="", help="only networks whose title holds this")
+    parser.add_argument("--rounds", type=int, default=7, help="repetitions, at most")
+    options = parser.parse_args()
+    use_threads()
+    results = Results("estimation", threads=THREADS)
+    titles = [title for title in PLACES if options.network in title]
+    measure(results, titles, options.rounds, budget=60)
+    results.write()
+
+
+if __name__ == "__main__":
+    main()

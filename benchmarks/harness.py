@@ -1,0 +1,285 @@
+"""What the benchmarks share: interleaved timing, ratios, goals, and the file that results go to."""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import platform
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from importlib import metadata
+from pathlib import Path
+from statistics import median, quantiles
+from time import perf_counter
+from typing import Any, Literal
+
+import psutil
+
+ROOT = Path(__file__).parents[1]
+RESULTS = Path(__file__).parent / "results"
+IMAGES = ROOT / "docs" / "images"
+
+THREADS = 2
+"""Of each framework, so that figures of different machines can be compared."""
+
+PACKAGES = ("torch", "tensorflow", "tensorflow_cpu", "keras", "captum", "transformers", "numpy", "scipy")
+
+Case = Callable[[], object]
+"""Something to be timed. If it returns a float, these are the seconds that count; otherwise all do."""
+
+
+@dataclass(frozen=True)
+class Timings:
+    """Seconds of cases that ran in turns.
+
+    Attributes:
+        seconds: for each case its time in each round.
+    """
+
+    seconds: dict[str, list[float]]
+
+    def median(self, case: str) -> float:
+        """Median over the rounds."""
+        return median(self.seconds[case])
+
+    def ratio(self, case: str, to: str) -> float:
+        """How many times as long `case` takes as `to`: the median of the ratios within the rounds.
+
+        What slows the machine for a while slows both cases of a round.
+        """
+        return median(self._ratios(case, to))
+
+    def spread(self, case: str, to: str | None = None) -> tuple[float, float]:
+        """Lower and upper quartile of the seconds of `case`, or of its ratio to another."""
+        values = self.seconds[case] if to is None else self._ratios(case, to)
+        if len(values) < 2:
+            return values[0], values[0]
+        low, _, high = quantiles(values, n=4, method="inclusive")
+        return low, high
+
+    def _ratios(self, case: str, to: str) -> list[float]:
+        return [a / b for a, b in zip(self.seconds[case], self.seconds[to], strict=True)]
+
+
+def interleaved(
+    cases: Mapping[str, Case],
+    rounds: int = 5,
+    *,
+    warmups: Mapping[str, Case] | None = None,
+    budget: float | None = None,
+    least: int = 3,
+) -> Timings:
+    """Time the cases in turns, in an order that rotates from round to round.
+
+    Args:
+        cases: what to time.
+        rounds: how often each runs.
+        warmups: run once before, uncounted, so that nothing is compiled or allocated for the first time;
+            the cases themselves if None.
+        budget: begin no further round after so many seconds.
+        least: rounds that take place whatever the budget.
+    """
+    names = list(cases)
+    seconds: dict[str, list[float]] = {name: [] for name in names}
+    for name, warmup in (cases if warmups is None else warmups).items():
+        show(f"    warming {name}")
+        warmup()
+    start = perf_counter()
+    for number in range(rounds):
+        if budget is not None and number >= least and perf_counter() - start > budget:
+            break
+        turn = number % len(names)
+        for name in names[turn:] + names[:turn]:
+            seconds[name].append(seconds_of(cases[name]))
+            show(f"    round {number + 1}: {name} {seconds[name][-1]:.3f} s")
+    return Timings(seconds)
+
+
+def seconds_of(case: Case) -> float:
+    """Seconds of one run of `case`, garbage collected before."""
+    gc.collect()
+    start = perf_counter()
+    counted = case()
+    return counted if isinstance(counted, float) else perf_counter() - start
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of a table.
+
+    Attributes:
+        label: its heading.
+        format: how `format` shows a number, such as ``".2f"``; empty for text.
+        unit: put behind each number.
+    """
+
+    label: str
+    format: str = ""
+    unit: str = ""
+
+    def show(self, value: Any) -> str:
+        """A value as the table shows it; nothing for None."""
+        if value is None:
+            return ""
+        return f"{value:{self.format}}{self.unit and ' ' + self.unit}" if self.format else str(value)
+
+
+@dataclass
+class Table:
+    """Figures as a reader sees them, unrounded in the file.
+
+    Attributes:
+        title: what the figures are.
+        columns: of the table.
+        rows: a value for each column; numbers as they were measured, None where there is none.
+        note: a sentence that goes with it.
+    """
+
+    title: str
+    columns: list[Column]
+    rows: list[list[Any]] = field(default_factory=list)
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Yardstick:
+    """A goal, and how far it is met.
+
+    Attributes:
+        what: what is measured.
+        measured: the figure.
+        goal: the figure wanted.
+        sense: which side of the goal is good.
+    """
+
+    what: str
+    measured: float
+    goal: float
+    sense: Literal["at most", "at least"]
+
+    @property
+    def met(self) -> bool:
+        """Whether the goal is met."""
+        return self.measured <= self.goal if self.sense == "at most" else self.measured >= self.goal
+
+
+class Results:
+    """All that one program has measured, and under which circumstances.
+
+    Args:
+        program: its name, which is the name of the file too.
+        settings: whatever a reader has to know to judge the figures.
+
+    Attributes:
+        tables: for readers.
+        yardsticks: goals.
+        data: everything else, such as the single times, as JSON holds it.
+    """
+
+    def __init__(self, program: str, **settings: Any) -> None:
+        self.program = program
+        self.settings = settings
+        self.tables: list[Table] = []
+        self.yardsticks: list[Yardstick] = []
+        self.data: dict[str, Any] = {}
+        self._load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
+        self._start = perf_counter()
+
+    def table(self, title: str, *columns: Column, note: str = "") -> Table:
+        """A new, empty table."""
+        self.tables.append(Table(title, list(columns), note=note))
+        return self.tables[-1]
+
+    def goal(
+        self, what: str, measured: float, *, at_most: float | None = None, at_least: float | None = None
+    ) -> None:
+        """Note a goal; one of the two sides is given."""
+        if at_most is not None:
+            self.yardsticks.append(Yardstick(what, measured, at_most, "at most"))
+        if at_least is not None:
+            self.yardsticks.append(Yardstick(what, measured, at_least, "at least"))
+
+    def timings(self, subject: str, timings: Timings) -> None:
+        """Keep the single times of a comparison."""
+        self.data.setdefault("seconds", {})[subject] = timings.seconds
+
+    def as_json(self) -> dict[str, Any]:
+        """Everything, as the file holds it."""
+        return {
+            "program": self.program,
+            "command": command(),
+            "machine": machine(),
+            "versions": versions(),
+            "load_before": self._load,
+            "seconds": perf_counter() - self._start,
+            "settings": self.settings,
+            "tables": [asdict(table) for table in self.tables],
+            "yardsticks": [asdict(goal) | {"met": goal.met} for goal in self.yardsticks],
+            "data": self.data,
+        }
+
+    def write(self, folder: Path = RESULTS) -> Path:
+        """Write ``<program>.json`` and show its tables."""
+        from benchmarks.report import markdown
+
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / f"{self.program}.json"
+        content = self.as_json()
+        path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        print(markdown(content))
+        show(f"written: {path.relative_to(ROOT) if path.is_relative_to(ROOT) else path}")
+        return path
+
+
+def show(line: str) -> None:
+    """Progress, on stderr, so that stdout holds nothing but tables."""
+    print(line, file=sys.stderr, flush=True)
+
+
+def use_threads(threads: int = THREADS) -> None:
+    """Give each framework that many threads. To be called before TensorFlow computes anything."""
+    import tensorflow as tf
+    import torch
+
+    torch.set_num_threads(threads)
+    tf.config.threading.set_intra_op_parallelism_threads(threads)
+    tf.config.threading.set_inter_op_parallelism_threads(threads)
+
+
+def command() -> str:
+    """The command line of this program, as one types it in the repository."""
+    module = getattr(sys.modules["__main__"], "__spec__", None)
+    name = f"-m {module.name}" if module else Path(sys.argv[0]).name
+    return " ".join(["python", name, *sys.argv[1:]])
+
+
+def machine() -> dict[str, Any]:
+    """The machine, as far as it matters to figures; not which one it is."""
+    return {
+        "processor": _processor(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
+        "system": f"{platform.system()} {platform.machine()}",
+    }
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that the figures depend on."""
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.machine())

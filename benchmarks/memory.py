@@ -1,0 +1,118 @@
+"""Peak memory of the same work that is timed, in a process of its own.
+
+In the process that does the timing, peaks cannot be read off: glibc and TensorFlow keep what was freed
+and hand it out again, so that a peak disappears in what is left of an earlier one. Here every block is
+given back at once: glibc is told to map each one by itself, and TensorFlow to do without the pool that
+oneDNN brings along. The kernel then counts the peak exactly, to a page: its high-water mark is set
+back before the work and read after it. Where there is no such mark (not Linux), a thread samples instead.
+
+    python -m benchmarks.memory MODULE FUNCTION [JSON]
+
+calls ``MODULE.FUNCTION(**JSON)``, which returns works by name, and prints the peak of each as JSON.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import importlib
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from benchmarks.harness import ROOT
+
+_STATUS = Path("/proc/self/status")
+_RESET = Path("/proc/self/clear_refs")
+_RUNS = 3
+"""Of which the least counts: whatever else happens in a process only adds to a peak."""
+_ENVIRONMENT = {
+    "MALLOC_MMAP_THRESHOLD_": "131072",
+    "MALLOC_TRIM_THRESHOLD_": "131072",
+    "TF_ENABLE_ONEDNN_OPTS": "0",
+}
+
+
+def peaks(module: str, function: str, **arguments: Any) -> dict[str, float]:
+    """Bytes that each work needs at most beyond what is held before it, measured in a new process.
+
+    Args:
+        module: name of a module.
+        function: name of its function that returns a dict of works by name, callables without arguments.
+        **arguments: for the function; as JSON can hold them.
+    """
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.memory", module, function, json.dumps(arguments)],
+        cwd=ROOT,
+        env=os.environ | _ENVIRONMENT,
+        stdout=subprocess.PIPE,
+        check=True,
+        text=True,
+    )
+    return dict(json.loads(done.stdout.splitlines()[-1]))
+
+
+def peak(work: Callable[[], object]) -> float:
+    """Bytes that `work` needs at most beyond what is held before it."""
+    gc.collect()
+    _give_back()
+    return _marked(work) if _RESET.exists() else _sampled(work)
+
+
+def _marked(work: Callable[[], object]) -> float:
+    _RESET.write_text("5")
+    before = _status("VmRSS")
+    work()
+    return float(_status("VmHWM") - before)
+
+
+def _sampled(work: Callable[[], object]) -> float:
+    process = psutil.Process()
+    before = highest = process.memory_info().rss
+    done = threading.Event()
+
+    def watch() -> None:
+        nonlocal highest
+        while not done.wait(0.001):
+            highest = max(highest, process.memory_info().rss)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        work()
+    finally:
+        done.set()
+        watcher.join()
+    return float(highest - before)
+
+
+def _status(name: str) -> int:
+    lines = _STATUS.read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{name}:"))
+
+
+def _give_back() -> None:
+    """Hand free memory back to the system, where the C library can."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
+
+
+def main() -> None:
+    module, function = sys.argv[1:3]
+    arguments = json.loads(sys.argv[3]) if len(sys.argv) > 3 else {}
+    works = getattr(importlib.import_module(module), function)(**arguments)
+    for work in works.values():
+        work()
+    print(json.dumps({name: min(peak(work) for _ in range(_RUNS)) for name, work in works.items()}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,186 @@
+"""Every way of explaining a photograph that is compared, as works without arguments.
+
+For the cruder methods the settings are the fastest that were found, see README.md: copies pass in batches
+where that saves time.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from benchmarks.harness import Case, use_threads
+from benchmarks.networks import SIDE, TARGET, Subject, subject
+from iba_core.bottleneck import Statistics
+from iba_core.timing import BareTail
+
+STEPS, SAMPLES = 10, 10
+"""The paper's."""
+
+BRIEF_STEPS = 2
+
+OURS, FAST, TAIL, PUBLISHED = "ours", "fast", "bare tail", "published"
+INTEGRATED, OCCLUSION, GRAD_CAM = "integrated gradients", "occlusion", "Grad-CAM"
+
+LABELS = {
+    OURS: "this library",
+    FAST: 'this library, `preset="fast"`',
+    TAIL: "bare tail: forward, backward, nothing else",
+    PUBLISHED: "published algorithm, written plainly",
+    INTEGRATED: "Integrated Gradients, 50 steps (Captum)",
+    OCCLUSION: "Occlusion, 196 patches of 16 by 16 (Captum)",
+    GRAD_CAM: "Grad-CAM (Captum)",
+}
+
+INTEGRATION_STEPS = 50
+INTEGRATION_BATCH = 10
+OCCLUSION_SIDE = 16
+"""Of the patches, in pixels; they lie side by side: 14 by 14."""
+OCCLUSION_BATCH = 14
+
+
+@dataclass(frozen=True)
+class Work:
+    """One way of explaining one photograph.
+
+    Attributes:
+        whole: all of it.
+        brief: the same with fewer repetitions: enough to warm up, and for the peak of memory.
+    """
+
+    whole: Case
+    brief: Case
+
+
+def explanation(of: Subject) -> Work:
+    """What this library does for one photograph and a given class."""
+
+    def run(steps: int) -> None:
+        of.explainer.explain(of.x, TARGET, steps=steps, samples=SAMPLES)
+
+    return Work(partial(run, STEPS), partial(run, BRIEF_STEPS))
+
+
+def fast_explanation(of: Subject) -> Work:
+    """The same with the preset that spends less, on its own numbers of steps and samples."""
+
+    def run() -> None:
+        of.explainer.explain(of.x, TARGET, preset="fast")
+
+    return Work(run, run)
+
+
+def bare_tail(of: Subject) -> Work:
+    """The passes of the tail that no implementation can do without; the head is not counted."""
+    tail = BareTail(of.adapter, of.adapter.cut(of.layer))
+    return Work(
+        partial(tail.seconds, of.x, STEPS, SAMPLES), partial(tail.seconds, of.x, BRIEF_STEPS, SAMPLES)
+    )
+
+
+def published(of: Subject) -> Work:
+    """The published algorithm, PyTorch."""
+    import torch
+
+    from benchmarks.published import PublishedBottleneck
+
+    statistics = Statistics.of(of.explainer.estimator)
+    mean, std = (torch.from_numpy(array).float() for array in (statistics.mean, statistics.std))
+    layer = of.model.get_submodule(of.layer)
+    bottleneck = PublishedBottleneck(of.model, layer, mean, std, torch.from_numpy(statistics.active))
+    run = partial(bottleneck.explain, torch.from_numpy(of.x), TARGET, samples=SAMPLES)
+    return Work(partial(run, steps=STEPS), partial(run, steps=BRIEF_STEPS))
+
+
+def integrated_gradients(of: Subject, batch: int = INTEGRATION_BATCH) -> Work:
+    """Captum's Integrated Gradients, PyTorch; in brief, two batches."""
+    import torch
+    from captum.attr import IntegratedGradients
+
+    method = IntegratedGradients(_logits(of.model))
+    run = partial(method.attribute, torch.from_numpy(of.x), target=TARGET, internal_batch_size=batch)
+    return Work(partial(run, n_steps=INTEGRATION_STEPS), partial(run, n_steps=2 * batch))
+
+
+def occlusion(of: Subject, batch: int = OCCLUSION_BATCH) -> Work:
+    """Captum's Occlusion, PyTorch; in brief, with patches so large that there are 16."""
+    import torch
+    from captum.attr import Occlusion
+
+    method, x = Occlusion(_logits(of.model)), torch.from_numpy(of.x)
+
+    def run(side: int) -> None:
+        patch = (x.shape[1], side, side)
+        with torch.no_grad():
+            method.attribute(x, patch, strides=patch, target=TARGET, perturbations_per_eval=batch)
+
+    return Work(partial(run, OCCLUSION_SIDE), partial(run, SIDE // 4))
+
+
+def grad_cam(of: Subject) -> Work:
+    """Captum's Grad-CAM at the same layer, PyTorch."""
+    import torch
+    from captum.attr import LayerGradCam
+
+    method = LayerGradCam(_logits(of.model), of.model.get_submodule(of.layer))
+    run = partial(method.attribute, torch.from_numpy(of.x), target=TARGET)
+    return Work(run, run)
+
+
+METHODS: dict[str, Callable[[Subject], Work]] = {
+    OURS: explanation,
+    FAST: fast_explanation,
+    TAIL: bare_tail,
+    PUBLISHED: published,
+    INTEGRATED: integrated_gradients,
+    OCCLUSION: occlusion,
+    GRAD_CAM: grad_cam,
+}
+"""By name."""
+
+IN_EVERY_FRAMEWORK = {OURS, FAST, TAIL}
+CRUDER = {INTEGRATED, OCCLUSION, GRAD_CAM}
+
+
+def works(of: Subject, cruder: bool = True) -> dict[str, Work]:
+    """The methods that there are in a subject's framework, ready to run, by name.
+
+    Args:
+        of: what they explain.
+        cruder: methods of other kinds as well.
+    """
+    return {
+        name: make(of)
+        for name, make in METHODS.items()
+        if (of.framework == "torch" or name in IN_EVERY_FRAMEWORK) and (cruder or name not in CRUDER)
+    }
+
+
+def works_for_memory(title: str, framework: str, cruder: bool) -> dict[str, Case]:
+    """The same in brief, for `benchmarks.memory`."""
+    use_threads()
+    return {name: work.brief for name, work in works(subject(title, framework), cruder).items()}
+
+
+def _logits(model: Any) -> Any:
+    """The network as a function or module that returns a plain tensor, as Captum wants it."""
+    if "transformers" not in sys.modules:
+        return model
+    from torch import nn
+    from transformers import PreTrainedModel
+
+    if not isinstance(model, PreTrainedModel):
+        return model
+
+    class Logits(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = model
+
+        def forward(self, x: Any) -> Any:
+            return self.model(x).logits
+
+    return Logits()

@@ -1,0 +1,92 @@
+"""Bottleneck attribution as the paper writes it down, in plain PyTorch: what the library is compared with.
+
+Schulz et al., "Restricting the Flow", ICLR 2020, section 3 and algorithm "per-sample bottleneck". Nothing is
+spared: the whole network runs on the whole batch of noisy copies in every step, a hook puts the bottleneck
+in its place, the capacity is computed for every copy, and `backward` computes gradients for everything
+that has them, the weights of the network included.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+
+class PublishedBottleneck:
+    """Per-sample bottleneck behind a layer of a network.
+
+    Args:
+        model: the network, in evaluation mode.
+        layer: a module of it, whose output is a feature map (B, C, H, W) or tokens (B, N, C).
+        mean: mean of the features, shape of one feature map.
+        std: their standard deviation, likewise.
+        active: which of them take part, likewise.
+    """
+
+    def __init__(
+        self, model: nn.Module, layer: nn.Module, mean: torch.Tensor, std: torch.Tensor, active: torch.Tensor
+    ) -> None:
+        self.model = model
+        self.layer = layer
+        self.mean = mean
+        self.std = std.clamp(min=0.01)
+        self.active = active.to(mean.dtype)
+        self.alpha = nn.Parameter(torch.full_like(mean[None], 5.0))
+        self.capacity = torch.zeros(())
+
+    def explain(
+        self, x: torch.Tensor, target: int, steps: int = 10, samples: int = 10, beta: float = 10.0
+    ) -> torch.Tensor:
+        """Saliency map (H, W) of one image (1, C, H, W), in bits per place of the layer.
+
+        Args:
+            x: the image.
+            target: the class explained.
+            steps: optimiser steps.
+            samples: noisy copies.
+            beta: weight of the mean capacity.
+        """
+        self.alpha.data.fill_(5.0)
+        optimizer = torch.optim.Adam([self.alpha], lr=1.0)
+        batch = x.expand(samples, -1, -1, -1)
+        targets = torch.full((samples,), target)
+        hook = self.layer.register_forward_hook(self._restrict)
+        try:
+            for _ in range(steps):
+                optimizer.zero_grad()
+                outputs = self.model(batch)
+                logits = getattr(outputs, "logits", outputs)
+                loss = functional.cross_entropy(logits, targets) + beta * self.capacity.mean()
+                loss.backward()
+                optimizer.step()
+        finally:
+            hook.remove()
+            self.model.zero_grad()
+        bits = self.capacity.detach().mean(0) / math.log(2)
+        return bits.sum(0) if bits.ndim == 3 else bits.sum(1)
+
+    def _restrict(self, module: nn.Module, args: Any, output: Any) -> Any:
+        features = output[0] if isinstance(output, tuple) else output
+        mask = self._smooth(torch.sigmoid(self.alpha.expand_as(features)))
+        noise = self.mean + self.std * torch.randn_like(features)
+        normalized = (features - self.mean) / self.std
+        mu, log_variance = normalized * mask, torch.log(torch.clamp((1 - mask) ** 2, min=1e-24))
+        self.capacity = -0.5 * (1 + log_variance - mu**2 - log_variance.exp()) * self.active
+        restricted = (mask * features + (1 - mask) * noise) * self.active
+        return (restricted, *output[1:]) if isinstance(output, tuple) else restricted
+
+    @staticmethod
+    def _smooth(mask: torch.Tensor) -> torch.Tensor:
+        """Gaussian of standard deviation 1 over the places of a feature map; tokens are left alone."""
+        if mask.ndim != 4:
+            return mask
+        offsets = torch.arange(-2.0, 3.0)
+        line = torch.exp(-(offsets**2) / 2)
+        kernel = torch.outer(line, line) / line.sum() ** 2
+        channels = mask.shape[1]
+        padded = functional.pad(mask, (2, 2, 2, 2), mode="reflect")
+        return functional.conv2d(padded, kernel.expand(channels, 1, 5, 5), groups=channels)

@@ -1,0 +1,348 @@
+"""What a faster explanation costs: how good the maps are against the time they take.
+
+    python -m benchmarks.quality [--reference-samples N] [--references N]
+
+EfficientNet-Lite0, cut at a layer where an explanation is quick. Each way of explaining is run on ten
+photographs, with two seeds. Its maps are compared with those of the default with the same seed and with the
+other one, and with a reference of 1,000 samples and 100 steps, which takes some ten minutes a photograph: the
+references are kept in ``benchmarks/cache`` and made once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+
+from benchmarks.harness import Column, Results, interleaved, show, use_threads
+from benchmarks.networks import TARGET, subject
+from benchmarks.perturbation import perturbation_area
+from iba_core import Attribution, Explainer
+from iba_core.bottleneck import PRESETS, BottleneckSettings
+from iba_core.images import SAMPLE_IMAGES, sample_image
+from iba_core.layout import DataFormat
+from iba_core.zoo.efficientnet_lite import PREPROCESSING
+
+Array = np.ndarray[Any, Any]
+Maps = dict[tuple[str, int, int], Array]
+"""Maps of each way, photograph and seed."""
+
+TITLE = "EfficientNet-Lite0, blocks.10"
+DEEP = "EfficientNet-Lite0, blocks.5"
+CACHE = Path(__file__).parent / "cache"
+TEXTURES = ("bricks", "grass", "gravel")
+"""Sample images without an object."""
+PHOTOGRAPHS = tuple(name for name in SAMPLE_IMAGES if name not in TEXTURES)
+SEEDS = (0, 1)
+CROPS = 130
+
+WAYS: dict[str, dict[str, Any]] = {
+    "default": {},
+    **{f"{samples} samples": {"samples": samples} for samples in (1, 2, 3, 4, 5, 7, 20)},
+    **{f"{samples} in pairs": {"samples": samples, "antithetic": True} for samples in (2, 4, 6, 10)},
+    "2, then 6": {"samples": 6, "early_steps": 5},
+    **{f"2, then {n} in pairs": {"samples": n, "early_steps": 5, "antithetic": True} for n in (4, 6, 8)},
+    **{
+        f"8 steps: 2, then {n} in pairs": {
+            "samples": n,
+            "early_steps": 4,
+            "early_samples": 2,
+            "antithetic": True,
+            "steps": 8,
+            "learning_rate": 1.25,
+        }
+        for n in (4, 6, 8)
+    },
+    "5 steps": {"steps": 5, "learning_rate": 2.0},
+    "8 steps": {"steps": 8, "learning_rate": 1.25},
+    "30 steps": {"steps": 30},
+    "30 steps until 3 %": {"steps": 30, "tolerance": 0.03},
+    "bfloat16": {"precision": "bfloat16"},
+}
+"""Hyperparameters other than the default's. What a preset is equal to is marked by the preset's name."""
+
+FAST_TIMES, FAST_CORRELATION, FAST_LOSS = 2.0, 0.97, 0.01
+REFERENCE = {"samples": 1000, "steps": 100}
+
+
+def measure(results: Results, reference_samples: int, references: int) -> None:
+    """Study all ways at one layer."""
+    explainer, photographs = _studied(TITLE, "torch")
+    targets = explainer.predict(photographs).argmax(axis=1)
+    maps, bits, seconds = _explain_all(explainer, photographs, targets)
+    wanted = min(references, len(PHOTOGRAPHS))
+    perfect = [
+        _reference(explainer, photographs[i], int(targets[i]), PHOTOGRAPHS[i], reference_samples)
+        for i in range(wanted)
+    ]
+    table = results.table(
+        f"Quality against time, {TITLE}, {len(PHOTOGRAPHS)} photographs",
+        Column("Way"),
+        Column("Time", ".2f"),
+        Column("To the default's map", ".3f"),
+        Column("Least", ".3f"),
+        Column("To that of another seed", ".3f"),
+        Column("To the reference", ".3f"),
+        Column("Insertion", ".3f"),
+        Column("Deletion", ".3f"),
+        Column("Bits", ".2f"),
+        note=(
+            "Time and bits as shares of the default's. Means of the correlations with the default's maps of "
+            "the same and of another seed, and with the reference of "
+            f"{reference_samples} samples and {REFERENCE['steps']} steps ({wanted} photographs). Areas under "
+            "insertion (high is good) and deletion (low is good). Ten steps unless it says otherwise; "
+            "5 and 8 are longer in proportion. 'In pairs' is antithetic, 'until 3 %' the tolerance."
+        ),
+    )
+    for way in WAYS:
+        areas = _areas(explainer, photographs, targets, maps, way)
+        table.rows.append(
+            [
+                _label(way),
+                _median_ratio(seconds[way], seconds["default"]),
+                *_correlations(maps, way),
+                _mean(_correlation(maps[way, i, s], perfect[i]) for i in range(wanted) for s in SEEDS),
+                *areas,
+                float(np.mean([bits[way, i, s] / bits["default", i, s] for _, i, s in _runs(way)])),
+            ]
+        )
+        show(f"    {table.rows[-1]}")
+    results.data["seconds"] = {TITLE: seconds}
+    results.data["correlations"] = {
+        way: [_correlation(maps[way, i, s], maps["default", i, s]) for _, i, s in _runs(way)] for way in WAYS
+    }
+    rows = {row[0]: row for row in table.rows}
+    fast, default = rows[_label(_way_of("fast"))], rows[_label("default")]
+    results.goal("fast: correlation with the default's map", fast[2], at_least=FAST_CORRELATION)
+    results.goal("fast: insertion, less the default's", fast[6] - default[6], at_least=-FAST_LOSS)
+    results.goal("fast: deletion, less the default's", fast[7] - default[7], at_most=FAST_LOSS)
+
+
+def measure_preset(results: Results, rounds: int, budget: float | None = None) -> None:
+    """Time the preset against the default, in both frameworks and at two depths."""
+    table = results.table(
+        'preset="fast" against the default, one photograph',
+        Column("Network"),
+        Column("Framework"),
+        Column("Default", ".3f", "s"),
+        Column("Fast", ".3f", "s"),
+        Column("Times faster", ".2f"),
+        note="Medians of rounds in turns; the ratio is taken within rounds.",
+    )
+    for title in (DEEP, TITLE):
+        for framework in ("torch", "tensorflow"):
+            explainer, photographs = _studied(title, framework, one=True)
+
+            def case(
+                preset: str, explainer: Explainer = explainer, x: Array = photographs
+            ) -> Callable[[], Any]:
+                return lambda: explainer.explain(x, TARGET, seed=0, preset=preset)
+
+            timings = interleaved({name: case(name) for name in PRESETS}, rounds, budget=budget)
+            results.timings(f"{title}, {framework}", timings)
+            times = timings.ratio("default", "fast")
+            table.rows.append([title, framework, timings.median("default"), timings.median("fast"), times])
+            results.goal(f"fast: times faster, {title}, {framework}", times, at_least=FAST_TIMES)
+
+
+def measure_compiled(results: Results, rounds: int) -> None:
+    """Time explanations with and without the frameworks' compilers."""
+    table = results.table(
+        "With and without the framework's compiler, one photograph",
+        Column("Network"),
+        Column("Framework"),
+        Column("Uncompiled", ".3f", "s"),
+        Column("Compiled", ".3f", "s"),
+        Column("Compiling", ".0f", "s"),
+        Column("Repaid after", ".0f", "images"),
+        note="The compiler is torch.compile or XLA. Empty where compiled steps are not the faster ones.",
+    )
+    for framework in ("torch", "tensorflow"):
+        plain, photographs = _studied(TITLE, framework, one=True)
+        compiled = Explainer(
+            plain.adapter.model, plain.layer, estimator=plain.estimator, compile=True, backend=framework
+        )
+        begin = perf_counter()
+        compiled.explain(photographs, TARGET, seed=0)
+        first = perf_counter() - begin
+
+        def case(explainer: Explainer, x: Array = photographs) -> Callable[[], Any]:
+            return lambda: explainer.explain(x, TARGET, seed=0)
+
+        timings = interleaved({"uncompiled": case(plain), "compiled": case(compiled)}, rounds)
+        results.timings(f"{TITLE}, {framework}, compiled", timings)
+        uncompiled, later = timings.median("uncompiled"), timings.median("compiled")
+        gain = uncompiled - later
+        table.rows.append(
+            [TITLE, framework, uncompiled, later, first - later, (first - later) / gain if gain > 0 else None]
+        )
+
+
+def plot(content: dict[str, Any], path: Path) -> None:
+    """Draw how near the maps come to the reference, and insertion less deletion, against the time."""
+    import matplotlib.pyplot as plt
+
+    table = content["tables"][0]
+    figure, axes = plt.subplots(1, 2, figsize=(10, 4.6), layout="constrained")
+    for row in table["rows"]:
+        way, time, _, _, other, reference, insertion, deletion, _ = row
+        marker, colour = _style(way)
+        for axis, value in zip(
+            axes, (other if reference is None else reference, insertion - deletion), strict=True
+        ):
+            axis.plot(time, value, marker, color=colour, markersize=11 if marker in "*D" else 6)
+            short = way.split(" (")[0]
+            axis.annotate(short, (time, value), xytext=(4, 4), textcoords="offset points", fontsize=6)
+    for axis, label in zip(axes, ("correlation with the reference", "insertion less deletion"), strict=True):
+        axis.set(xlabel="time, default = 1", ylabel=label, xscale="log")
+        axis.set_xticks([0.2, 0.3, 0.5, 1, 2, 3], ["0.2", "0.3", "0.5", "1", "2", "3"])
+        axis.minorticks_off()
+        axis.grid(alpha=0.3)
+    figure.savefig(path, metadata={"Date": None})
+    plt.close(figure)
+
+
+def _style(way: str) -> tuple[str, str]:
+    if way == "default":
+        return "D", "black"
+    if "(fast)" in way:
+        return "*", "tab:red"
+    return "o", "tab:blue" if "pairs" in way else "tab:orange" if "steps" in way else "tab:gray"
+
+
+def _studied(title: str, framework: str, one: bool = False) -> tuple[Explainer, Array]:
+    """An explainer fitted on crops of the sample images, and the photographs, or one of them."""
+    explainer = subject(title, framework, CROPS).explainer
+    data_format: DataFormat = "channels_first" if framework == "torch" else "channels_last"
+    names = ("cat",) if one else PHOTOGRAPHS
+    return explainer, np.stack([PREPROCESSING(sample_image(name), data_format) for name in names])
+
+
+def _explain_all(
+    explainer: Explainer, photographs: Array, targets: Array
+) -> tuple[Maps, dict[tuple[str, int, int], float], dict[str, list[float]]]:
+    """Maps, bits and seconds of all ways. They take turns at each photograph, in an order that rotates."""
+    maps: Maps = {}
+    bits: dict[tuple[str, int, int], float] = {}
+    seconds: dict[str, list[float]] = {way: [] for way in WAYS}
+    for way, settings in WAYS.items():
+        explainer.explain(photographs[:1], int(targets[0]), seed=0, **settings)
+        show(f"    warmed {way}")
+    names = list(WAYS)
+    for number, (i, seed) in enumerate((i, s) for i in range(len(PHOTOGRAPHS)) for s in SEEDS):
+        turn = number % len(names)
+        for way in names[turn:] + names[:turn]:
+            begin = perf_counter()
+            found = explainer.explain(photographs[i : i + 1], int(targets[i]), seed=seed, **WAYS[way])
+            seconds[way].append(perf_counter() - begin)
+            maps[way, i, seed] = found.saliency[0]
+            bits[way, i, seed] = float(found.total_bits[0])
+        show(f"    {PHOTOGRAPHS[i]}, seed {seed}")
+    return maps, bits, seconds
+
+
+def _reference(explainer: Explainer, photograph: Array, target: int, name: str, samples: int) -> Array:
+    """The map of very many samples and steps, from the cache where it is there."""
+    settings = {**REFERENCE, "samples": samples}
+    facts = [
+        TITLE,
+        name,
+        target,
+        settings,
+        CROPS,
+        explainer.settings.beta,
+        hashlib.sha256(photograph).hexdigest(),
+    ]
+    key = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
+    path = CACHE / f"reference-{name}-{key}.npz"
+    if not path.is_file():
+        show(f"    reference of {name}: {samples} samples, {settings['steps']} steps")
+        found: Attribution = explainer.explain(
+            photograph[None], target, seed=2**32 + 1, max_batch=32, progbar=True, **settings
+        )
+        CACHE.mkdir(exist_ok=True)
+        np.savez(path, saliency=found.saliency[0])
+    with np.load(path, allow_pickle=False) as content:
+        return np.asarray(content["saliency"])
+
+
+def _areas(
+    explainer: Explainer, photographs: Array, targets: Array, maps: Maps, way: str
+) -> tuple[float, float]:
+    """Mean areas under insertion and deletion, over the photographs, with the first seed."""
+
+    def area(i: int, mode: Any) -> float:
+        def probability(images: Array) -> Array:
+            logits = explainer.predict(images.astype(np.float32))
+            exponentials = np.exp(logits - logits.max(axis=1, keepdims=True))
+            return np.asarray((exponentials / exponentials.sum(axis=1, keepdims=True))[:, targets[i]])
+
+        return perturbation_area(probability, photographs[i], maps[way, i, SEEDS[0]], mode)
+
+    areas = np.array([[area(i, mode) for mode in ("insertion", "deletion")] for i in range(len(PHOTOGRAPHS))])
+    insertion, deletion = areas.mean(axis=0)
+    return float(insertion), float(deletion)
+
+
+def _runs(way: str) -> list[tuple[str, int, int]]:
+    return [(way, i, s) for i in range(len(PHOTOGRAPHS)) for s in SEEDS]
+
+
+def _correlations(maps: Maps, way: str) -> tuple[float | None, float | None, float | None]:
+    """With the default's maps of the same seed, mean and least; and mean with those of the other seed."""
+    same = [_correlation(maps[run], maps["default", *run[1:]]) for run in _runs(way)]
+    others = (("default", i, SEEDS[1 - SEEDS.index(seed)]) for _, i, seed in _runs(way))
+    other = _mean(_correlation(maps[run], maps[to]) for run, to in zip(_runs(way), others, strict=True))
+    return (None, None, other) if way == "default" else (_mean(same), min(same), other)
+
+
+def _correlation(a: Array, b: Array) -> float:
+    return float(np.corrcoef(a.ravel(), b.ravel())[0, 1])
+
+
+def _mean(values: Any) -> float | None:
+    found = list(values)
+    return float(np.mean(found)) if found else None
+
+
+def _median_ratio(seconds: list[float], to: list[float]) -> float:
+    return float(np.median(np.divide(seconds, to)))
+
+
+def _label(way: str) -> str:
+    return f"{way} (fast)" if way == _way_of("fast") else way
+
+
+def _way_of(preset: str) -> str:
+    """The way that equals a preset."""
+    plain = BottleneckSettings()
+    wanted = plain.override(**PRESETS[preset])
+    return next(way for way, settings in WAYS.items() if plain.override(**settings) == wanted)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--reference-samples", type=int, default=REFERENCE["samples"])
+    parser.add_argument(
+        "--references", type=int, default=4, help="photographs that get a reference; 0 for none"
+    )
+    parser.add_argument("--rounds", type=int, default=7, help="of the preset's timing")
+    options = parser.parse_args()
+    use_threads()
+    results = Results("quality", photographs=list(PHOTOGRAPHS), seeds=list(SEEDS), threads=2)
+    measure(results, options.reference_samples, options.references)
+    measure_preset(results, options.rounds)
+    measure_compiled(results, rounds=3)
+    results.write()
+
+
+if __name__ == "__main__":
+    main()

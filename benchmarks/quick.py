@@ -1,0 +1,36 @@
+"""The comparisons that matter most, on one network, in five minutes and one process.
+
+python -m benchmarks.quick
+"""
+
+from __future__ import annotations
+
+from time import perf_counter
+
+from benchmarks import attribution, estimation, frameworks, scale
+from benchmarks.attribution import FIRST
+from benchmarks.harness import THREADS, Results, use_threads
+from benchmarks.methods import SAMPLES, STEPS
+from benchmarks.networks import PLACES
+
+ROUNDS = 5
+IMAGES = (1, 8, 16)
+MINUTES = 5.0
+
+
+def main() -> None:
+    start = perf_counter()
+    use_threads()
+    results = Results("quick", steps=STEPS, samples=SAMPLES, threads=THREADS)
+    for title, place in PLACES.items():
+        if place.network == PLACES[FIRST].network:
+            attribution.measure(results, [title], ROUNDS, budget=25, memory=title == FIRST)
+    estimation.measure(results, [FIRST], ROUNDS, budget=10)
+    scale.measure(results, {"images": IMAGES}, ROUNDS, budget=10)
+    frameworks.measure(results, [FIRST], ROUNDS, budget=10)
+    results.goal("minutes that all this takes", (perf_counter() - start) / 60, at_most=MINUTES)
+    results.write()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,164 @@
+"""The instruments of the benchmarks measure what they say, and the README says what they measured."""
+
+import importlib
+import json
+import re
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from benchmarks import gpu, harness, memory, published, readme, report, scale
+from iba_core import Explainer
+
+ROOT = Path(__file__).parents[1]
+RESULTS = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(harness.RESULTS.glob("*.json"))]
+
+
+def test_cases_run_in_turns_that_rotate():
+    order = []
+    harness.interleaved({name: lambda name=name: order.append(name) for name in "abc"}, rounds=3)
+    assert "".join(order) == "abc" + "abc" + "bca" + "cab"
+
+
+def test_ratios_are_taken_within_rounds():
+    # The machine is ten times slower in the second round; the ratio of 2 stays.
+    slow, fast = iter([2.0, 20.0, 2.0]), iter([1.0, 10.0, 1.0])
+    timings = harness.interleaved({"slow": slow.__next__, "fast": fast.__next__}, rounds=3, warmups={})
+    assert timings.ratio("slow", "fast") == 2.0
+    assert timings.median("slow") == 2.0
+    assert timings.spread("slow", "fast") == (2.0, 2.0)
+    assert timings.spread("slow") == (2.0, 11.0)
+
+
+def test_a_case_without_a_time_of_its_own_is_timed_whole():
+    assert 0.02 <= harness.seconds_of(lambda: time.sleep(0.02)) < 1
+
+
+def test_the_budget_leaves_the_least_number_of_rounds():
+    timings = harness.interleaved({"a": lambda: time.sleep(0.01)}, rounds=50, budget=0.0, least=3)
+    assert len(timings.seconds["a"]) == 3
+
+
+@pytest.mark.parametrize("measure", [memory.peak, memory._sampled])
+def test_peak_is_what_is_allocated(measure):
+    def work():
+        array = np.ones(50_000_000, np.uint8)
+        time.sleep(0.05)
+        return array[0]
+
+    assert 49e6 < measure(work) < 60e6
+    assert measure(lambda: None) < 5e6
+
+
+def test_goals_have_a_side():
+    results = harness.Results("none")
+    results.goal("low", 1.0, at_most=1.1)
+    results.goal("high", 1.0, at_least=1.1)
+    assert [goal.met for goal in results.yardsticks] == [True, False]
+
+
+def test_result_survives_its_file(tmp_path, capsys):
+    results = harness.Results("none", photographs=3)
+    table = results.table("Title", harness.Column("Name"), harness.Column("Time", ".2f", "s"), note="A note.")
+    table.rows += [["one", 1.234], ["none", None]]
+    results.goal("what", 2.0, at_most=3.0)
+    content = report.load(results.write(tmp_path))
+    shown = report.markdown(content)
+    assert shown.strip() == capsys.readouterr().out.strip()
+    assert "| one | 1.23 s |\n| none |  |" in shown
+    assert "| what | 2 | at most 3 | yes |" in shown
+    assert "photographs 3" in shown
+    assert content["tables"][0]["rows"][0][1] == 1.234
+
+
+def test_blocks_of_the_readme_are_filled_from_the_results(tmp_path):
+    results = harness.Results("none")
+    results.table("Title", harness.Column("Number", "d")).rows.append([7])
+    results.goal("what", 2.0, at_most=3.0)
+    results.write(tmp_path)
+    other = "<!-- bench:other -->\nc\n<!-- /bench:other -->"
+    text = f"a <!-- bench:none:goals -->\nold\n<!-- /bench:none --> b {other}"
+    new = readme.filled(text, tmp_path)
+    assert "old" not in new
+    assert "| what | 2 | at most 3 | yes |\n<!-- /bench:none --> b" in new
+    assert new.endswith(other)
+    assert readme.filled(new, tmp_path) == new
+
+
+@pytest.mark.parametrize("page", readme.pages(), ids=lambda page: page.name)
+def test_pages_agree_with_the_results(page):
+    text = page.read_text(encoding="utf-8")
+    named = set(re.findall(r"<!-- bench:(\w+)", text))
+    assert named <= {content["program"] for content in RESULTS}
+    assert readme.filled(text) == text
+
+
+@pytest.mark.parametrize("content", RESULTS, ids=lambda content: content["program"])
+def test_recorded_goals_follow_from_the_figures(content):
+    for goal in content["yardsticks"]:
+        measured, wanted = goal["measured"], goal["goal"]
+        assert goal["met"] == (measured <= wanted if goal["sense"] == "at most" else measured >= wanted)
+    path = harness.RESULTS / f"{content['program']}.md"
+    assert path.read_text(encoding="utf-8") == report.markdown(content)
+
+
+def test_makefile_runs_programs_that_exist():
+    names = re.search(r"^BENCHMARKS := (.*)$", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
+    for name in [*names[1].split(), "quick", "report", "readme"]:
+        assert callable(importlib.import_module(f"benchmarks.{name}").main)
+    for name in report.PLOTS:
+        assert callable(importlib.import_module(f"benchmarks.{name}").plot)
+
+
+def test_slope_of_a_power():
+    assert scale.slope_of([1, 8, 32], [3.0, 3.0 * 8**0.7, 3.0 * 32**0.7]) == pytest.approx(0.7)
+
+
+def test_operations_of_a_tail_are_those_of_its_layers():
+    # Forward and the gradient of the feature map; none for weights.
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Conv2d(4, 5, 3, padding=1), nn.Flatten(), nn.Linear(320, 2))
+    x = torch.randn(1, 3, 8, 8)
+    explainer = Explainer(model, "0").fit([torch.randn(4, 3, 8, 8)], progbar=False)
+    convolution, linear = 64 * 5 * 4 * 9, 320 * 2
+    assert gpu.tail_flops(explainer, "0", x) == 2 * 2 * (convolution + linear)
+
+
+def test_no_graphics_card_is_one_line(monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["gpu"])
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    gpu.main()
+    assert capsys.readouterr() == ("", "gpu: no GPU was found, so nothing was measured\n")
+
+
+def test_published_algorithm_gives_the_same_map():
+    """What is compared for its time does the same thing."""
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, 6, 3, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(6, 6, 3, padding=1),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(6 * 12 * 12, 5),
+    ).eval()
+    x = torch.randn(1, 3, 12, 12)
+    explainer = Explainer(model, "1").fit([torch.randn(256, 3, 12, 12)], progbar=False)
+    target = int(model(x).argmax())
+    ours = explainer.explain(x, target, samples=100, seed=0).capacity[0] / np.log(2)
+    estimator = explainer.estimator
+    plain = published.PublishedBottleneck(
+        model,
+        model[1],
+        torch.from_numpy(estimator.mean()).float(),
+        torch.from_numpy(estimator.std()).float(),
+        torch.from_numpy(estimator.active_neurons()),
+    )
+    map_ = plain.explain(x, target, steps=11, samples=100)
+    assert np.corrcoef(ours.sum(0).ravel(), map_.ravel())[0, 1] > 0.99
+    assert map_.sum() == pytest.approx(ours.sum(), rel=0.05)
+    assert all(parameter.grad is None for parameter in model.parameters())
+    assert not model[1]._forward_hooks
