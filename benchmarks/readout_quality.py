@@ -83,8 +83,8 @@ def constant_map(iba, network, image):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--images", type=int, default=640)
-    parser.add_argument("--epochs", type=int, default=4)
+    parser.add_argument("--images", type=int, default=240)
+    parser.add_argument("--epochs", type=int, default=6)
     options = parser.parse_args()
 
     torch.manual_seed(0)

@@ -22,7 +22,9 @@ from iba_core.inputs import (
     batch_size,
     check_shape,
     common_shape,
+    images_at_once,
     inputs_of_batch,
+    of_images,
     take,
     targets_of_batch,
 )
@@ -242,13 +244,11 @@ class Explainer:
         images = batch_size(inputs)
         whole = as_target(target)
         cut = self._cut_until(whole.layer)
-        if max_batch is not None and max_batch < 1:
-            raise InputError(f"max_batch={max_batch} must be 1 or more")
         tensor = next(arrays_of(inputs))
         self.adapter.reduced_precision(chosen.precision, tensor)  # refused at once, if at all
         feature_shape = self.estimator.mean().shape
-        rows_at_once = max_batch or self.adapter.preferred_batch(feature_shape, tensor)
-        at_once = images if rows_at_once is None else max(1, rows_at_once // chosen.samples)
+        preferred = self.adapter.preferred_batch(feature_shape, tensor)
+        at_once = images_at_once(images, chosen.samples, max_batch, preferred)
         starts = range(0, images, at_once)
         parts = []
         for start in get_tqdm()(starts, desc="Explaining", disable=not progbar or len(starts) == 1):
@@ -265,7 +265,7 @@ class Explainer:
                     tuple(self.adapter.asarray(row, like=full_precision(head.features)) for row in rows),
                     settings=chosen,
                     seed=seed,
-                    pass_mask=_select_pass_mask(pass_mask, len(feature_shape), start, stop),
+                    pass_mask=of_images(pass_mask, len(feature_shape), start, stop),
                     max_batch=max_batch,
                     progbar=progbar and len(starts) == 1,
                 )
@@ -489,14 +489,6 @@ class Explainer:
 
 def _repeat(row: Array, times: int) -> Array:
     return array_namespace(row).repeat(row, times, axis=0)
-
-
-def _select_pass_mask(
-    pass_mask: npt.NDArray[np.bool_] | None, ndim: int, start: int, stop: int
-) -> npt.NDArray[np.bool_] | None:
-    if pass_mask is None or np.ndim(pass_mask) == ndim:
-        return pass_mask
-    return pass_mask[start:stop]
 
 
 def _permutation(shape: Sequence[int], saved: DataFormat, wanted: DataFormat) -> tuple[int, ...]:

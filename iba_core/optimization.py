@@ -363,19 +363,6 @@ class BottleneckOptimizer:
         _, information, gradient = self.adapter.value_and_grad(linear, alpha)
         return gradient, StepReport(model_loss, information)
 
-    def objective(
-        self, alpha: Array, *, noise: Array, problem: Problem, share: float, with_information: bool
-    ) -> tuple[Array, tuple[Array, Array]]:
-        """Objective of noisy copies and its two terms per image; `gradient` finds its gradient for less."""
-        xp = array_namespace(alpha)
-        mask = mask_from_alpha(alpha, problem.matrices, self.layout)
-        total, losses = self._model_loss(
-            _copies(problem, mask, noise), problem=problem, images=int(alpha.shape[0]), share=share
-        )
-        capacities = xp.reshape(masked_capacity(problem, mask), (int(alpha.shape[0]), -1))
-        information = problem.beta * xp.sum(capacities, axis=1)
-        return total + xp.sum(information) * float(with_information), (losses, information)
-
     def _step(
         self, state: AdamState, correction: Array, noise: tuple[Array, ...], problem: Problem
     ) -> tuple[AdamState, StepReport]:

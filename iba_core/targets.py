@@ -249,16 +249,16 @@ class LogitTarget(ClassTarget):
 class DistributionTarget(Target):
     """All classes of a classifier at once: the distribution that it predicts for the unrestricted image.
 
-    The loss is the cross-entropy with that distribution. Outputs that are probabilities already are recognised
-    and not put through a softmax again.
+    The loss is the cross-entropy with that distribution. Outputs that are probabilities already are
+    recognised and not put through a softmax again.
     """
 
     def resolve(self, outputs: npt.NDArray[Any]) -> tuple[Loss, tuple[npt.NDArray[Any], ...]]:
         """See `Target.resolve`; the row of an image is its distribution."""
         if outputs.ndim != 2 or outputs.shape[1] < ClassTarget.least_outputs:
             raise InputError(
-                f"a distribution over classes is to be kept, but the model's output has shape {outputs.shape}, "
-                "not (images, classes)"
+                f"a distribution over classes is to be kept, but the model's output has shape "
+                f"{outputs.shape}, not (images, classes)"
             )
         loss = _distribution_loss_of_probabilities if are_probabilities(outputs) else _distribution_loss
         return loss, (class_probabilities(outputs),)

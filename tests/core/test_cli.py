@@ -14,7 +14,7 @@ from rich.console import Console
 
 import iba_core
 from iba_core import Attribution, Explainer, MissingDependencyError
-from iba_core.bottleneck import BottleneckSettings
+from iba_core.bottleneck import BottleneckSettings, preset_settings
 from iba_core.cli import console, demo, explain, main, network, photographs, results
 from iba_core.cli.network import Network, parse_size
 from iba_core.cli.quiet import quiet_start
@@ -273,6 +273,13 @@ def test_hyperparameters_reach_the_bottleneck(iba, tmp_path):
     assert attribution.model_losses.shape == (3, 1)
 
 
+def test_a_preset_sets_what_no_option_says(iba, tmp_path):
+    options = ("--preset", "fast", "--steps", 2, "--seed", 1)
+    assert iba("explain", "photos/one.jpg", *TOLD, *options, "--out", tmp_path)[0] == 0
+    expected = BottleneckSettings(**{**preset_settings("fast"), "steps": 2})
+    assert Attribution.load(tmp_path / "one-iba.safetensors").settings == expected
+
+
 def test_one_seed_one_map(iba, tmp_path):
     capacities = {}
     for run, seed in (("a", 3), ("b", 3), ("c", 4)):
@@ -394,6 +401,7 @@ def test_output_must_be_a_folder(fails, tmp_path):
         (("--beta", -1), "beta=-1.0 must be a finite number, 0 or more"),
         (("--samples", 0), "samples=0 must be a whole number, 1 or more"),
         (("--steps", -1), "steps=-1 must be a whole number, 0 or more"),
+        (("--preset", "quick"), "preset='quick' is none of the presets 'default', 'fast'"),
         (("--seed", -1), "Invalid value for '--seed'"),
         (("--backend", "jax"), "backend='jax' is not installed; there are 'tensorflow', 'torch'"),
         (("--preprocess", "imagnet"), "there is no preprocessing 'imagnet'; the closest name is 'imagenet'"),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -88,10 +87,7 @@ class Probe:
     def _compute(self, alpha: tf.Tensor, noise: tf.Tensor, problem: Problem) -> dict[str, tf.Tensor]:
         optimizer = self._optimizer
         mask = mask_from_alpha(alpha, problem.matrices, optimizer.layout)
-        objective = partial(
-            optimizer.objective, noise=noise, problem=problem, share=1.0, with_information=True
-        )
-        _, (model_loss, information), gradient = optimizer.adapter.value_and_grad(objective, alpha)
+        gradient, (model_loss, information) = optimizer.gradient(alpha, (noise,), problem)
         eps = problem.mean + problem.std * noise
         copies = [tf.repeat(x, noise.shape[0], axis=0) for x in (problem.features, *mask)]
         perturbed = restrict(
