@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from iba_core.errors import InputError, NotEstimatedError
+from iba_core.errors import InputError, NotEstimatedError, is_whole_number
 from iba_core.estimator import WelfordEstimator
 from iba_core.layout import Layout
 from iba_core.namespace import Array, array_namespace, sigmoid
@@ -130,7 +130,7 @@ class BottleneckSettings:
     def __post_init__(self) -> None:
         for name, least in (("steps", 0), ("samples", 1), ("early_steps", 0), ("early_samples", 1)):
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:
+            if not is_whole_number(value, least):
                 raise InputError(f"{name}={value!r} must be a whole number, {least} or more")
         for name in ("beta", "learning_rate", "min_std", "active_neurons_threshold", "tolerance"):
             if not _is_number(getattr(self, name), 0.0):

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from difflib import get_close_matches
 
+import numpy as np
+
 
 class IBAError(Exception):
     """Base of every error raised on purpose; the command line prints its message alone."""
@@ -32,6 +34,16 @@ class OptimizationError(IBAError, ArithmeticError):
 
 class MissingDependencyError(IBAError, ImportError):
     """An optional package is needed; the message names the extra that brings it."""
+
+
+def is_whole_number(value: object, least: int = 0, most: int | None = None) -> bool:
+    """Whether `value` is an integer, of Python or NumPy and no boolean, from `least` to `most`."""
+    return (
+        isinstance(value, (int, np.integer))
+        and not isinstance(value, bool)
+        and bool(least <= value)
+        and (most is None or bool(value <= most))
+    )
 
 
 def closest(name: str, known: Iterable[str], n: int = 3) -> str:

@@ -104,6 +104,7 @@ class WelfordEstimator:
 
     def __init__(self, *shape: int) -> None:
         self._shape: tuple[int, ...] | None = tuple(shape) or None
+        self._given_shape = self._shape
         self._moments: Moments | None = None
 
     @property
@@ -117,8 +118,8 @@ class WelfordEstimator:
         return self._moments
 
     def reset(self) -> None:
-        """Forget every sample. A shape given to the constructor or seen before is kept."""
-        self._moments = None
+        """Forget every sample, and their shape if it was not given to the constructor."""
+        self._moments, self._shape = None, self._given_shape
 
     def fit(self, x: npt.ArrayLike) -> None:
         """Take in a batch of samples; `x` is not altered.

@@ -30,6 +30,7 @@ from iba_core.inputs import (
 )
 from iba_core.layout import DataFormat, Layout, Tokens
 from iba_core.namespace import Array, array_namespace, full_precision
+from iba_core.noise import require_seed
 from iba_core.optimization import BottleneckOptimizer
 from iba_core.saliency import saliency_maps
 from iba_core.state import read_state, write_state
@@ -86,6 +87,10 @@ class Explainer:
         self.adapter.jit_compile |= compile
         BottleneckSettings().override(**settings)  # names what is no setting
         self.settings = BottleneckSettings(**{**preset_settings(preset), **settings})
+        if estimator is not None and not isinstance(estimator, WelfordEstimator):
+            raise InputError(
+                f"the estimator is of type {type(estimator).__name__}; a WelfordEstimator was expected"
+            )
         self.estimator = estimator or WelfordEstimator()
         self._estimated_format: DataFormat | None = None
         self._known: tuple[Moments, float, Statistics] | None = None
@@ -226,8 +231,9 @@ class Explainer:
                 If None, all of the batch, or on a CPU those of as many images as its caches hold, see
                 `Adapter.preferred_batch`; the copies of one image are never split then.
             progbar: show the progress.
-            preset: hyperparameters other than the explainer's own by the name of their set, as of the
-                constructor: with ``"fast"``, an explanation takes less than half the time.
+            preset: hyperparameters in place of the explainer's own by the name of their set: with
+                ``"fast"``, an explanation takes less than half the time. What a set holds goes before what
+                the constructor was given; `settings` go before both.
             **settings: hyperparameters other than the explainer's own, see `BottleneckSettings`.
 
         Returns:
@@ -240,6 +246,7 @@ class Explainer:
         """
         self._ready()
         chosen = self._chosen(preset, settings)
+        require_seed(seed)
         inputs = self._checked(x)
         images = batch_size(inputs)
         whole = as_target(target)
@@ -335,6 +342,7 @@ class Explainer:
         """
         self._ready()
         self._chosen(preset, settings)
+        require_seed(seed)
         whole = None if target is None else as_target(target)
 
         def attributions() -> Iterator[Attribution]:

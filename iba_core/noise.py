@@ -8,7 +8,7 @@ from math import prod
 import numpy as np
 import numpy.typing as npt
 
-from iba_core.errors import InputError
+from iba_core.errors import InputError, is_whole_number
 from iba_core.layout import Layout
 
 
@@ -34,8 +34,7 @@ def seeded_normal(
     Raises:
         InputError: the seed is negative or no whole number.
     """
-    if isinstance(seed, bool) or int(seed) != seed or not 0 <= seed < 2**64:
-        raise InputError(f"seed={seed!r} must be a whole number from 0 to 2**64 - 1")
+    require_seed(seed)
     generator = np.random.Philox(key=int(seed), counter=np.array([0, 0, 0, step], dtype=np.uint64))
     first = tuple(shape[axis] for axis in layout.to_channels_first())
     noise = np.empty((samples, *shape), np.float32)
@@ -43,6 +42,12 @@ def seeded_normal(
         # One by one: what lies between the random bits and the noise stays in the caches.
         sample[...] = _normal(generator, prod(first)).reshape(first).transpose(layout.from_channels_first())
     return noise
+
+
+def require_seed(seed: int | None) -> None:
+    """Raise an `InputError` if `seed` is neither None nor a seed of `seeded_normal`."""
+    if seed is not None and not is_whole_number(seed, 0, 2**64 - 1):
+        raise InputError(f"seed={seed!r} must be a whole number from 0 to 2**64 - 1")
 
 
 def _normal(generator: np.random.Philox, count: int) -> npt.NDArray[np.float32]:

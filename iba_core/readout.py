@@ -19,6 +19,7 @@ from iba_core.bottleneck import BottleneckSettings, Mask, Statistics, capacity, 
 from iba_core.errors import InputError
 from iba_core.layout import Layout
 from iba_core.namespace import Array, array_namespace
+from iba_core.resizing import resizing_matrix
 from iba_core.smoothing import smoothing_matrices
 
 Weights = Sequence[Array]
@@ -37,22 +38,6 @@ def readout_sizes(inputs: int, outputs: int) -> tuple[tuple[int, int], ...]:
     """
     first, second = max(inputs // 2, 1), 2 * outputs
     return (inputs, first), (first, second), (second, outputs)
-
-
-def resizing_matrix(size: int, target: int) -> npt.NDArray[np.float64]:
-    """Matrix that resizes an axis linearly between the centres of the places.
-
-    Beyond the outermost centres the value stays what it is there. An axis of length 1 is repeated.
-
-    Args:
-        size: length of the axis.
-        target: its new length.
-
-    Returns:
-        Array (target, size), float64; the rows sum to one.
-    """
-    centres = (np.arange(target) + 0.5) * (size / target) - 0.5
-    return np.stack([np.interp(centres, np.arange(size), column) for column in np.eye(size)], axis=1)
 
 
 def resizing_matrices(

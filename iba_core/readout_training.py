@@ -34,7 +34,7 @@ import numpy.typing as npt
 from iba_core.adam import AdamState, adam_step, bias_corrections
 from iba_core.adapter import Adapter, Inputs
 from iba_core.bottleneck import BottleneckSettings
-from iba_core.errors import InputError, OptimizationError, StateError
+from iba_core.errors import InputError, OptimizationError, StateError, is_whole_number
 from iba_core.inputs import batch_size
 from iba_core.namespace import Array, array_namespace
 from iba_core.noise import seeded_normal
@@ -164,11 +164,10 @@ class TrainingSettings:
     def __post_init__(self) -> None:
         for name, least in (("epochs", 0), ("patience", 1)):
             value = getattr(self, name)
-            if isinstance(value, bool) or int(value) != value or value < least:
+            if not is_whole_number(value, least):
                 raise InputError(f"{name}={value!r} must be a whole number, {least} or more")
-        seed = 0 if self.seed is None else self.seed
-        if isinstance(seed, bool) or int(seed) != seed or not 0 <= seed < _VALIDATION_SEED:
-            raise InputError(f"seed={seed!r} must be a whole number from 0 to 2**63 - 1, or None")
+        if self.seed is not None and not is_whole_number(self.seed, 0, _VALIDATION_SEED - 1):
+            raise InputError(f"seed={self.seed!r} must be a whole number from 0 to 2**63 - 1, or None")
         BottleneckSettings(beta=self.beta, learning_rate=self.learning_rate)
 
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
-from scipy.ndimage import zoom
 
 from iba_core.errors import InputError
 from iba_core.layout import DataFormat, Layout
+from iba_core.resizing import resizing_matrix
 
 NATS_PER_BIT = float(np.log(2.0))
 
@@ -24,18 +23,9 @@ def resize_maps(maps: npt.NDArray[np.floating], shape: Sequence[int]) -> npt.NDA
     """Maps (B, *places) resized to (B, *shape), linearly between the centres of their places."""
     resized = maps
     for axis, wanted in enumerate(shape, start=1):
-        matrix = _resizing_matrix(maps.shape[axis], wanted)
+        matrix = resizing_matrix(maps.shape[axis], wanted)
         resized = np.moveaxis(np.tensordot(resized, matrix, axes=(axis, 1)), -1, axis)
     return np.ascontiguousarray(resized, dtype=maps.dtype)
-
-
-@lru_cache(maxsize=64)
-def _resizing_matrix(size: int, wanted: int) -> npt.NDArray[np.float64]:
-    """Matrix (wanted, size) of the linear interpolation along an axis."""
-    matrix: npt.NDArray[np.float64] = zoom(
-        np.eye(size), (wanted / size, 1.0), order=1, mode="nearest", grid_mode=True
-    )
-    return matrix
 
 
 def saliency_maps(

@@ -95,6 +95,11 @@ def test_reset_forgets_the_samples():
     estimator.reset()
     assert estimator.n_samples() == 0
     assert estimator.shape == (2,)
+    seen = WelfordEstimator()
+    seen.fit(np.ones((4, 2)))
+    seen.reset()
+    seen.fit(np.ones((4, 3)))
+    assert seen.mean().shape == (3,)
 
 
 def test_state_round_trips_through_dict_and_file(tmp_path):

@@ -31,7 +31,7 @@ def test_data_formats_get_the_same_numbers():
     np.testing.assert_array_equal(first.transpose(0, 2, 3, 1), last)
 
 
-@pytest.mark.parametrize("seed", [-1, 2**64, 1.5, True])
+@pytest.mark.parametrize("seed", [-1, 2**64, 1.5, True, "one", [1]])
 def test_a_seed_that_is_none_is_an_error(seed):
     with pytest.raises(InputError, match="seed="):
         seeded_normal(seed, 0, 1, (3, 8, 9), FIRST)

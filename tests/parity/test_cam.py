@@ -303,7 +303,8 @@ def test_maps_of_a_pretrained_network(lite0, photographs, method):
     first = np.ascontiguousarray(np.moveaxis(photographs, -1, 1))
     ours = getattr(torch_cam, method)(lite0[0], ["head", "blocks.10"])(first)
     theirs = getattr(tf_cam, method)(lite0[1], ["head", "blocks.10"])(photographs)
-    np.testing.assert_allclose(ours, theirs, atol=1e-4)
+    # The maps are in [0, 1]; Grad-CAM++ takes third powers of gradients that were summed in another order.
+    np.testing.assert_allclose(ours, theirs, atol=5e-4)
 
 
 def test_bits_of_a_concept_in_a_pretrained_network(lite0, photographs):

@@ -602,9 +602,12 @@ def test_wrong_settings(side):
         ({"max_batch": 0}, "max_batch=0 must be 1 or more"),
         ({"preset": "fastest"}, "preset='fastest' is none of the presets 'default', 'fast'"),
         ({"seed": -1}, "seed=-1 must be a whole number"),
+        ({"seed": "one"}, "seed='one' must be a whole number"),
     ):
         with pytest.raises(InputError, match=message):
             explainer.explain(x, **settings)
+    with pytest.raises(InputError, match="the estimator is of type dict; a WelfordEstimator was expected"):
+        Explainer(side.model(), LAYER, estimator={})
     with pytest.raises(InputError, match="x holds 2 inputs, but the attribution 1"):
         explainer.predict_restricted(side.of(images(2)), explainer.explain(x))
 

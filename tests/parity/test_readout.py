@@ -27,7 +27,8 @@ from iba_core import (
 )
 from iba_core.layout import Layout
 from iba_core.namespace import array_namespace
-from iba_core.readout import Place, Readout, resizing_matrix
+from iba_core.readout import Place, Readout
+from iba_core.resizing import resizing_matrix
 from iba_core.targets import cross_entropy
 
 PAGE = Path(__file__).parents[2] / "docs" / "readout.md"

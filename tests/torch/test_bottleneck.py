@@ -523,6 +523,18 @@ class TestEstimate:
         iba.estimate(model, [images(4)])
         assert iba.estimator.n_samples() == 4
 
+    def test_inputs_may_have_another_size_than_before(self, cases, images):
+        model = cases["nested"].make()
+        iba = IBA(model[0][0])
+        for size in (6, 5):
+            iba.estimate(model[:3], [images(6)[..., :size]])
+            assert iba.estimator.mean().shape == (4, 4, size - 2)
+            if size == 6:
+                iba.analyze(images(1), lambda x: model[:3](x).square().mean(), optimization_steps=1)
+        message = r"shape \(4, 4, 3\), but the mask of the last analysis has \(4, 4, 4\)"
+        with pytest.raises(InputError, match=message), iba.restrict_flow():
+            model[:3](images(1)[..., :5])
+
     def test_the_estimator_keeps_its_type(self, cases, images):
         model = cases["unet"].make()
         for estimator in (WelfordEstimator(), TorchWelfordEstimator()):

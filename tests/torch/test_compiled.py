@@ -83,6 +83,31 @@ def test_new_weights_are_seen(machine_code):
     assert not np.allclose(replaced.capacity, in_place.capacity)
 
 
+def test_autocast_and_inputs_that_are_no_arrays_are_recorded_for_each_value(machine_code):
+    plain, compiled = explainers(Network())
+
+    def losses(explainer):
+        return explainer.explain(images(1), 1, seed=0).model_losses
+
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        low = losses(compiled)
+    np.testing.assert_allclose(losses(compiled), losses(plain), rtol=1e-6)
+    assert not np.allclose(low, losses(plain), rtol=1e-6)
+
+    class Scaled(Network):
+        def forward(self, x, scale):
+            return super().forward(x) * scale
+
+    for scales in ((1.0, 2.0), (torch.tensor(1.0), torch.tensor(2.0))):
+        plain = Explainer(Scaled().eval(), "second", samples=3)
+        plain.fit([((images(8), scales[0]),)], progbar=False)
+        compiled = Explainer(plain.adapter.model, "second", compile=True, samples=3)
+        compiled.estimator = plain.estimator
+        for scale in scales:
+            found, expected = (e.explain((images(1), scale), 1, seed=0) for e in (compiled, plain))
+            np.testing.assert_allclose(found.model_losses, expected.model_losses, rtol=1e-6)
+
+
 @pytest.mark.parametrize(
     ("network", "reason"),
     [

@@ -614,12 +614,21 @@ class TestOrderInMemory:
         # The first pass is that of the head.
         assert seen[-4:] == [True, True, True, False]
 
-    def test_a_layer_that_asks_for_the_plain_order_gets_it(self, images):
-        class View(nn.Module):
+    @pytest.mark.parametrize("asks", ["view", "as_strided", "is_contiguous", "data_ptr"])
+    def test_a_layer_that_asks_for_the_plain_order_gets_it(self, images, asks):
+        class Flat(nn.Module):
             def forward(self, x):
-                return x.view(len(x), -1)
+                if asks == "view":
+                    return x.view(len(x), -1)
+                if asks == "as_strided":
+                    return torch.as_strided(x, (len(x), 16), (16, 1))
+                if asks == "is_contiguous" and not x.is_contiguous():
+                    raise RuntimeError("x must be contiguous")
+                if asks == "data_ptr":
+                    x.data_ptr()
+                return x.flatten(1)
 
-        seen = self.run_tail(self.model(View()), images(2, torch.float32))
+        seen = self.run_tail(self.model(Flat()), images(2, torch.float32))
         # Tried once, and not again.
         assert seen[-5:] == [True, False, False, False, False]
 

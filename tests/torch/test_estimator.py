@@ -127,13 +127,17 @@ def test_the_state_makes_the_round_trip(tmp_path, dtype):
     assert empty.n_samples() == 7
 
 
-def test_reset_keeps_the_shape():
-    estimator = TorchWelfordEstimator()
-    estimator(torch.randn(4, 3))
-    estimator.reset()
-    assert estimator.n_samples() == 0
+def test_reset_keeps_a_shape_that_was_given_and_no_other():
+    given, seen = TorchWelfordEstimator(3), TorchWelfordEstimator()
+    for estimator in (given, seen):
+        estimator(torch.randn(4, 3))
+        estimator.reset()
+        assert estimator.n_samples() == 0
     with pytest.raises(InputError, match=r"\(4, 5\), the estimator takes \(batch, 3\)"):
-        estimator(torch.randn(4, 5))
+        given(torch.randn(4, 5))
+    x = torch.randn(4, 5)
+    seen(x)
+    torch.testing.assert_close(seen.std(), x.std(0))
 
 
 def test_wrong_uses():

@@ -71,6 +71,16 @@ def test_autocast_holds_for_the_model_alone(images, expected):
     assert not torch.is_autocast_enabled("cpu")
 
 
+def test_a_precision_that_is_asked_for_goes_before_that_of_autocast_outside(images):
+    model, seen = network(), []
+    explainer = Explainer(model, layer="2", steps=1).fit([images(20, torch.float32, 3)], progbar=False)
+    model[4].register_forward_hook(lambda module, args, output: seen.append(output.dtype))
+    with torch.autocast("cpu", dtype=torch.float16):
+        explainer.explain(images(1, torch.float32), target=1, precision="bfloat16")
+    # The first pass answers for the model as it is.
+    assert seen == [torch.float16, torch.bfloat16]
+
+
 def test_restricted_features_under_autocast(images):
     iba = IBA(feature_mean=np.zeros((3, 6, 6), np.float32), feature_std=np.ones((3, 6, 6), np.float32))
     x = images(2, torch.float32)

@@ -412,6 +412,18 @@ def test_a_resumed_training_ends_as_an_uninterrupted_one(tmp_path):
     np.testing.assert_array_equal(fresh.analyze(x, model), whole.analyze(x, model))
 
 
+def test_the_price_of_information_is_the_constructors_unless_given():
+    model, data = make_model(), batches(*make_data(8))
+    found = []
+    for options, given in (({}, {}), ({}, {"beta": 1.0}), ({"beta": 4}, {}), ({}, {"beta": 4.0})):
+        _, readout = make_readout(model, **options)
+        found += readout.fit(data, functional.cross_entropy, epochs=1, seed=0, **given)
+        readout.detach()
+    assert found[0] == found[1]
+    assert found[2] == found[3]
+    assert found[0].objective != found[2].objective
+
+
 @pytest.mark.parametrize("damage", ["truncated", "other layers"])
 def test_a_foreign_checkpoint_is_refused(tmp_path, damage):
     model, readout = make_readout()

@@ -25,6 +25,7 @@ from iba_core.inputs import (
 )
 from iba_core.layout import DataFormat, Layout, Tokens
 from iba_core.namespace import host_array
+from iba_core.noise import require_seed
 from iba_core.optimization import BottleneckOptimizer, ModelLoss, masked_capacity
 from iba_core.saliency import saliency_maps
 from iba_core.saliency import to_saliency_map as _to_saliency_map
@@ -351,8 +352,11 @@ class IBA(nn.Module):
             input_t: (1, C, H, W), an image on the model's device; or, in general, whatever the closure
                 takes with tensors whose first axis is the batch. Of B images, each is explained by
                 itself.
-            model_loss_fn: closure that maps `batch_size` copies of each image, one image's after the
-                other's, to the loss of the model on them: a scalar, their mean, or one loss for each.
+            model_loss_fn: closure that maps copies of each image, one image's after the other's, to the loss
+                of the model on them: a scalar, their mean, or one loss for each. How many copies they are,
+                it has to see from what it gets: of B images they come `batch_size` at a time, or in parts,
+                see `max_batch`. Targets of one's own for each image are repeated with
+                ``targets.repeat_interleave(len(x) // len(targets))``.
             mode: ``"saliency"`` for a map of the input, ``"capacity"`` for the features.
             beta: instead of the constructor's, as all that follow, unless None.
             optimization_steps: likewise.
@@ -391,6 +395,7 @@ class IBA(nn.Module):
                 None if active_neurons_threshold == _THRESHOLD else active_neurons_threshold
             ),
         )
+        require_seed(seed)
         statistics = self._statistics(settings.active_neurons_threshold)
         images = self._check_input(input_t)
         passing = None if pass_mask is None else host_array(pass_mask)
@@ -542,6 +547,11 @@ class IBA(nn.Module):
         if mask is None:
             start = torch.full_like(problem.mean, settings.initial_alpha)
             mask = mask_from_alpha(start, problem.matrices, layout)
+        if mask.passed.shape[1:] != x.shape[1:]:
+            raise InputError(
+                f"the features have shape {tuple(x.shape[1:])}, but the mask of the last analysis has "
+                f"{tuple(mask.passed.shape[1:])}: analyze an input of this size first"
+            )
         if len(mask.passed) not in (1, len(x)):
             raise InputError(
                 f"{len(x)} feature maps do not go with the {len(mask.passed)} masks of an analysis"

@@ -11,15 +11,19 @@ from torch import nn
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils import _pytree as pytree
 
+from iba_torch.cut import circumstances
+
 
 class Compiled:
     """A pure function of tensors, gradients inside of it included, compiled once for each shape.
 
     What the function does is recorded as one graph of operations, through all that stands in for modules
     while the tail of a model runs, and `torch.compile` makes machine code of that. The parameters and buffers
-    of the model may change their values between calls. Nothing else may: where the recording holds any
-    other tensor, such as a skip connection around the bottleneck that the next image has another one of, or
-    where it fails, as on control flow that depends on values, the function runs as it is, with a warning.
+    of the model may change their values between calls. What the tail of an open cut depends on besides is
+    recorded anew for each value of it: autocast, and inputs of the model that are no arrays. Nothing else may
+    change: where the recording holds any other tensor, such as a skip connection around the bottleneck that
+    the next image has another one of, or where it fails, as on control flow that depends on values, the
+    function runs as it is, with a warning.
 
     Args:
         function: takes and returns nested tuples and dicts of tensors.
@@ -35,7 +39,7 @@ class Compiled:
         """What the function returns."""
         leaves, structure = pytree.tree_flatten(arguments)
         state = [*self._model.parameters(), *self._model.buffers()]
-        key = (structure, tuple(map(_signature, leaves)), tuple(map(id, state)), torch.is_autocast_enabled())
+        key = (structure, tuple(map(_signature, leaves)), tuple(map(id, state)), circumstances())
         if key not in self._known:
             self._known[key] = self._compile(leaves, structure, {id(tensor) for tensor in state})
         compiled = self._known[key]

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from collections import deque
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextvars import ContextVar
 from functools import partial
 from typing import Any, Literal, NamedTuple, NoReturn
 
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from iba_core.adapter import Cut, Head, Inputs
 from iba_core.errors import InputError, LayerError
@@ -17,9 +20,22 @@ from iba_core.layout import DataFormat
 from iba_torch.calls import intercept_calls, is_watched, perform, run, unwrap
 from iba_torch.channels import channel_hint, data_format_of, require_channels
 from iba_torch.frozen import Frozen, frozen
-from iba_torch.precision import without_autocast
+from iba_torch.precision import autocast_dtype, without_autocast
 from iba_torch.recording import Arguments, BatchAxes, Call, Lender, Place, Shapes, Value, record
-from iba_torch.trees import first_tensor, replace_first, tensors, tree_map
+from iba_torch.trees import constants, first_tensor, replace_first, tensors, tree_map
+
+_MEMORY = (torch.as_strided, torch.Tensor.as_strided, torch.Tensor.as_strided_, torch.Tensor.data_ptr)
+"""What shows the order of a tensor in memory."""
+
+_ORDER = re.compile("view|contiguous|stride")
+"""Words of the errors of those that want another order."""
+
+_circumstances: ContextVar[Hashable] = ContextVar("circumstances", default=None)
+
+
+def circumstances() -> Hashable:
+    """What the tail of the cut that is open depends on, besides tensors with axes; None if none is open."""
+    return _circumstances.get()
 
 
 class LayerCall(NamedTuple):
@@ -121,12 +137,15 @@ class TorchCut(Cut):
                 self._count_calls(inputs, still)
             head = _HeadPass(self, still, batch_size(inputs), remember=True)
             features = self._run_head(inputs, head)
+            autocast = autocast_dtype(features.device)
             with without_autocast(features.device) as outside:
+                known = _circumstances.set((autocast, features.dtype, constants(inputs)))
                 try:
                     self._open = _Opened(self, inputs, features, head, outside)
                     yield Head(features)
                 finally:
                     self._open = None
+                    _circumstances.reset(known)
 
     def tail(self, z: torch.Tensor, carry: tuple[Any, ...] = ()) -> Any:
         """Output of the model for feature maps `z`, differentiable in `z`. Only inside `open`.
@@ -229,6 +248,21 @@ class _End(BaseException):
         super().__init__("the pass ends at a layer")
         self.tail = tail
         self.output = output
+
+
+class _Strided(BaseException):
+    """Ends a pass that reads a tensor's memory. No `Exception`, so that no model catches it."""
+
+
+class _Strides(TorchFunctionMode):
+    """Context that ends a pass of a model whose results depend on the order of its tensors in memory."""
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        if func in _MEMORY:
+            raise _Strided
+        return func(*args, **(kwargs or {}))
 
 
 class _HeadPass:
@@ -377,11 +411,14 @@ class _Opened:
                 f"z has the shape {tuple(z.shape)}; the tail of layer {cut.layer_name!r} takes "
                 f"(n * {batch}, {', '.join(map(str, self.features.shape[1:]))})"
             )
-        reorders = self._reorders()
+        reorders, known = self._reorders(), cut.shapes.any_strides
         try:
-            tail, output = self._pass(self._place(z, reorders), copies)
-        except RuntimeError as error:
-            if not reorders or "view" not in str(error):
+            with _Strides() if reorders and known is None else nullcontext():
+                tail, output = self._pass(self._place(z, reorders), copies)
+            if reorders:
+                cut.shapes.any_strides = True
+        except (RuntimeError, _Strided) as error:
+            if not reorders or (isinstance(error, RuntimeError) and not _ORDER.search(str(error))):
                 raise
             # A layer asks for the order in memory that it knows.
             cut.shapes.any_strides = False
@@ -409,7 +446,9 @@ class _Opened:
         tail = _TailPass(self, z, copies)
         finished = False
         try:
-            with self.outside, intercept_calls(tail):
+            # Autocast that is on in here was asked for in here.
+            asked = autocast_dtype(self.features.device) is not None
+            with nullcontext() if asked else self.outside, intercept_calls(tail):
                 output = tail.run(tree_map(lambda value: value.lend(copies), self.inputs, Value))
             finished = True
         finally:
@@ -432,7 +471,7 @@ class _Opened:
         """
         features = self.features
         return (
-            self.cut.shapes.any_strides
+            self.cut.shapes.any_strides is not False
             and features.device.type == "cpu"
             and features.dtype == torch.float32
             and features.ndim == 4

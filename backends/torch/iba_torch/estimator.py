@@ -42,16 +42,18 @@ class TorchWelfordEstimator(nn.Module):
     def __init__(self, *shape: int) -> None:
         super().__init__()
         self.shape: tuple[int, ...] | None = tuple(shape) or None
+        self._given_shape = self.shape
         self.register_buffer("_dtype_of", torch.empty(0, dtype=torch.float32))
         self.register_buffer("_n_samples", torch.zeros((), dtype=torch.int64))
         for name in _MOMENTS:
             self.register_buffer(name, torch.zeros(shape, dtype=torch.float64))
 
     def reset(self) -> None:
-        """Forget every sample. A shape given to the constructor or seen before is kept."""
+        """Forget every sample, and their shape if it was not given to the constructor."""
         self._n_samples = torch.zeros_like(self._n_samples)
+        self.shape = self._given_shape
         for name in _MOMENTS:
-            setattr(self, name, torch.zeros_like(getattr(self, name)))
+            setattr(self, name, getattr(self, name).new_zeros(self.shape or ()))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Update the estimates without altering `x`.

@@ -69,7 +69,8 @@ class IBAReadout(IBA):
         model: the model that all of them are part of.
         estimator_type: class of the estimators, of the bottleneck's too unless `estimator` is given; an
             `nn.Module` to be made without arguments. `TorchWelfordEstimator` if None.
-        kwargs: further arguments of `IBA`.
+        kwargs: further arguments of `IBA`. Of those, `beta` is the weight of the information in `fit`, and 1
+            if not given; those of an optimisation (`optimization_steps`, `lr`, `batch_size`) have no effect.
 
     Attributes:
         network: the readout network, over (B, channels, places); None before it is made.
@@ -120,7 +121,7 @@ class IBAReadout(IBA):
                     f"the estimator is of type {type(estimator).__name__}; an nn.Module was expected, "
                     "whose buffers are saved with the readout network"
                 )
-        super().__init__(cut.module, **kwargs)
+        super().__init__(cut.module, **{"beta": BETA, **kwargs})
         self.estimators = nn.ModuleList(estimators)
         self.network: nn.Sequential | None = None
         self.outputs: Any = None
@@ -313,7 +314,7 @@ class IBAReadout(IBA):
         *,
         epochs: int = 10,
         lr: float = LEARNING_RATE,
-        beta: float = BETA,
+        beta: float | None = None,
         validation: Iterable[Any] | None = None,
         patience: int = 3,
         checkpoint: str | PathLike[str] | None = None,
@@ -334,9 +335,9 @@ class IBAReadout(IBA):
                 ``torch.nn.functional.cross_entropy``.
             epochs: how often to go through the data, those before an interruption included.
             lr: learning rate of Adam.
-            beta: weight of the mean information, in nats per feature. A network that has to do for all
-                images needs more information than a mask made for one, and at the per-sample bottleneck's 10
-                it would soon give up the loss: the default is a tenth of that.
+            beta: weight of the mean information, in nats per feature; the constructor's if None, which is 1
+                unless given. A network that has to do for all images needs more information than a mask
+                made for one, and at the per-sample bottleneck's 10 it would soon give up the loss.
             validation: data like those of `loader`. The objective on them, always under the same noise,
                 decides which epoch's weights are kept at the end, and when to stop.
             patience: stop after so many epochs without improvement on the validation data.
@@ -358,7 +359,7 @@ class IBAReadout(IBA):
             OptimizationError: the objective turned NaN or infinite.
         """
         self._require_attached()
-        settings = TrainingSettings(epochs, lr, beta, patience, seed)
+        settings = TrainingSettings(epochs, lr, self.beta if beta is None else beta, patience, seed)
         show = self.progbar if progbar is None else progbar
         trainer = ReadoutTrainer(_TrainedModel(self, device), loss, settings, checkpoint, show)
         try:

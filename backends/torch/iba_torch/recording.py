@@ -291,11 +291,11 @@ class Shapes:
     another axis of the same size.
 
     Attributes:
-        any_strides: whether the layers have, so far, taken maps whatever their order in memory.
+        any_strides: whether the layers take maps whatever their order in memory; None if it is not known.
     """
 
     def __init__(self) -> None:
-        self.any_strides = True
+        self.any_strides: bool | None = None
         # The model's modules are not to be kept alive by what is known of them.
         self._seen: WeakKeyDictionary[nn.Module, dict[tuple[int, str], dict[int, list[tuple[int, ...]]]]] = (
             WeakKeyDictionary()

@@ -52,6 +52,17 @@ def tensors(tree: Any) -> list[torch.Tensor]:
     return found
 
 
+def constants(tree: Any) -> tuple[Any, ...]:
+    """What a nested structure holds besides tensors with axes, in order; each comparable and hashable."""
+    found: list[Any] = []
+    for item in _items(tree):
+        if isinstance(item, torch.Tensor):
+            found.append(None if item.ndim else item.item())
+        else:
+            found.append(item if isinstance(item, _PLAIN) else id(item))
+    return tuple((type(item), item) for item in found)
+
+
 def replace_first(tree: Any, tensor: torch.Tensor) -> Any:
     """`tree` with `tensor` in the place of its first tensor."""
     waiting = [tensor]
