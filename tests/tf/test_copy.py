@@ -467,6 +467,18 @@ class TestState:
         assert metadata.step_stats.dev_stats
         iba.fit_generator([{session.image: IMAGES}], run_kwargs={"options": options}, progbar=False)
         assert iba.estimator.n_samples() == 24
+        with session.graph.as_default(), tf.name_scope("further"):
+            further = tf.square(tf.identity(session.feature), name="square")
+        with session.graph.as_default():
+            output = tf.reduce_sum(further, (1, 2))
+        of_scope = IBACopy("further", [output], graph=session.graph)
+        of_scope.fit({session.image: IMAGES}, session.session)
+        np.testing.assert_allclose(
+            of_scope.estimator.mean(),
+            session.session.run(further, {session.image: IMAGES}).mean(axis=0),
+            rtol=1e-4,
+            atol=1e-5,
+        )
         feature = session.session.run(session.feature, {session.image: IMAGES})
         np.testing.assert_allclose(iba.estimator.mean(), feature.mean(axis=0), rtol=1e-4, atol=1e-5)
 
@@ -617,6 +629,8 @@ class TestModelsOfAllKinds:
         assert iba.state_dict()["feature_name"] == "feature"
         assert iba.state_dict()["output_names"] == ["classes", "score"]
         self.check(IBACopy(layer.output.name, model.output, graph=model, **HYPERPARAMETERS), expected)
+        mixed = IBACopy(layer.output, ["classes"], graph=model)
+        assert mixed.state_dict()["output_names"] == ["classes"]
         assert nodes == [len(x._inbound_nodes) + len(x._outbound_nodes) for x in model.layers]
         feed, before = (
             {"image": IMAGES[:1], "table": TABLE[:1]},

@@ -161,6 +161,21 @@ def test_what_mixes_the_images_is_refused():
         made.cut("similar").features(drawn(3, 4))
 
 
+def test_images_that_their_values_drop_are_refused():
+    class Positive(tf.Module):
+        def __call__(self, x):
+            x = tf.tanh(tf.boolean_mask(x, x[:, 0] > 0), name="feature")
+            return tf.square(x)
+
+    cut = GraphModel.of(Positive()).cut("feature")
+    x = np.array([[1, 2], [3, 4], [-5, 6]], np.float32)
+    assert cut.features(x[:2]).shape == (2, 2)
+    with pytest.raises(LayerError, match="'feature:0' has 2 rows for 3 images"):
+        cut.features(x)
+    with pytest.raises(LayerError, match="'feature:0' has 2 rows for 3 images"), cut.open(x):
+        pass
+
+
 def test_a_batch_of_fixed_size_is_named():
     graph = tf.Graph()
     with graph.as_default():
@@ -351,7 +366,7 @@ class TestExplaining:
             explain(image)
         after = objects()
         assert traces == []
-        assert after[0] == graphs
+        assert after[0] <= graphs  # other tests may leave some that are collected now
         assert after[1] - before < 100
         assert not v1.get_default_graph().get_operations()
 

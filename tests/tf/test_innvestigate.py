@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import inspect
+import io
+import json
+import zipfile
+from pathlib import Path
 
 import keras
 import numpy as np
@@ -131,7 +135,8 @@ class TestAnalyzing:
         )
         analyzer._losses.clear()
         np.testing.assert_allclose(analyzer.analyze(IMAGES, seed=5), expected, rtol=1e-3, atol=1e-5)
-        assert set(sizes) == {8}
+        prediction, *steps = sizes
+        assert (prediction, set(steps)) == (12, {8})
 
     def test_hyperparameters_are_set_once(self):
         analyzer = fitted(build())
@@ -301,6 +306,69 @@ class TestSaving:
         name, state = IBACopyInnvestigate(model, feature_name="conv").save()
         with pytest.raises(StateError, match="no model that can be loaded safely"):
             IBACopyInnvestigate.load(name, state)
+
+    @pytest.mark.parametrize("ending", [".h5", ".keras"])
+    def test_code_in_a_model_of_keras_2_is_not_run(self, ending, tmp_path):
+        written = str(tmp_path / "written.npy")
+        inputs = tf_keras.Input((4, 4, 3))
+        x = tf_keras.layers.Lambda(lambda x: x + len(np.save(written, 1) or ""))(inputs)
+        x = tf_keras.layers.Flatten()(tf_keras.layers.Conv2D(3, 3, name="conv2")(x))
+        tf_keras.Model(inputs, x).save(tmp_path / f"model{ending}")
+        Path(written).unlink()
+        name, state = IBACopyInnvestigate(build(tf_keras), feature_name="conv2").save()
+        state["model"] = np.frombuffer((tmp_path / f"model{ending}").read_bytes(), np.uint8)
+        with pytest.raises(StateError, match="no model that can be loaded safely"):
+            IBACopyInnvestigate.load(name, state)
+        assert not Path(written).exists()
+
+    @pytest.mark.parametrize(
+        ("module", "kind", "config"),
+        [
+            ("tf_keras.src.layers.core.tf_op_layer", "TFOpLambda", {"function": "io.write_file"}),
+            ("tf_keras.src.layers.core.tf_op_layer", "ClassMethod", {"cls_symbol": "io.TFRecordWriter"}),
+            ("subprocess", "Popen", {}),
+            ("builtins", "function", "eval"),
+            ("keras.utils", "function", "get_file"),
+        ],
+    )
+    def test_a_model_of_keras_2_names_nothing_but_layers(self, module, kind, config):
+        name, state = IBACopyInnvestigate(build(tf_keras), feature_name="conv2").save()
+        content = io.BytesIO()
+        with (
+            zipfile.ZipFile(io.BytesIO(state["model"].tobytes())) as model,
+            zipfile.ZipFile(content, "w") as changed,
+        ):
+            for entry in model.namelist():
+                data = model.read(entry)
+                if entry == "config.json":
+                    configuration = json.loads(data)
+                    configuration["config"]["layers"][1]["config"]["activation"] = {
+                        "module": module,
+                        "class_name": kind,
+                        "config": config,
+                        "registered_name": kind,
+                    }
+                    data = json.dumps(configuration)
+                changed.writestr(entry, data)
+        state["model"] = np.frombuffer(content.getvalue(), np.uint8)
+        with pytest.raises(StateError, match="names functions that do more than compute"):
+            IBACopyInnvestigate.load(name, state)
+
+    def test_registered_layers_and_functions_of_keras_2_are_restored(self):
+        @tf_keras.saving.register_keras_serializable("iba_test")
+        class Doubled(tf_keras.layers.Layer):
+            def call(self, inputs):
+                return inputs * 2
+
+        @tf_keras.saving.register_keras_serializable("iba_test")
+        def doubled(x):
+            return x * 2
+
+        model = build(tf_keras)
+        x = tf_keras.layers.Dense(5, activation=doubled)(Doubled()(model.output) + 1.0)
+        analyzer = IBACopyInnvestigate(tf_keras.Model(model.input, x), feature_name="conv2")
+        loaded = IBACopyInnvestigate.load(*analyzer.save())
+        np.testing.assert_allclose(loaded.predict(IMAGES), analyzer.predict(IMAGES), rtol=1e-5, atol=1e-6)
 
 
 class TestWrongUse:

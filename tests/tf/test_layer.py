@@ -768,6 +768,8 @@ class TestInAnOldGraph:
         )
         target = old.iba.set_classification_loss(old.logits)
         assert old.iba.target is target
+        # Its own are the five of its state.
+        assert len(old.graph.get_collection("variables")) == 1 + 5
         old.iba.fit({old.x: old.X[:6]}, session=old.session)
         old.iba.fit_generator([{old.x: old.X[6:], target: 0}], progbar=False)
         assert old.iba.estimator.n_samples() == 12

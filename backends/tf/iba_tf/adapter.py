@@ -23,6 +23,7 @@ from iba_tf.graph_model import GraphModel, is_graph_model
 from iba_tf.keras_network import KerasNetwork
 from iba_tf.model_files import load_file
 from iba_tf.operations import OperationGraph
+from iba_tf.randomness import fresh_key
 from iba_tf.tracing import traced
 
 _PRETRAINED = {"efficientnet-lite0": efficientnet_lite0}
@@ -143,7 +144,7 @@ class KerasAdapter(Adapter):
     def standard_normal(self, shape: Sequence[int], like: tf.Tensor) -> tf.Tensor:
         """See `Adapter.standard_normal`; `tf.random.set_seed` governs the numbers."""
         with tf.device(like.device):
-            return tf.random.normal(shape, dtype=like.dtype)
+            return tf.random.stateless_normal(shape, seed=fresh_key(), dtype=like.dtype)
 
     def preferred_batch(self, shape: Sequence[int], like: tf.Tensor) -> int | None:
         """See `Adapter.preferred_batch`."""

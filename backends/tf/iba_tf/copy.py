@@ -487,7 +487,8 @@ class IBACopy(PerSampleBottleneck):
         original = self._original
         if original.v1_graph is None:
             raise InputError("session and run_kwargs are of use for v1 graphs only, and the model is none")
-        tensor = original.v1_graph.get_tensor_by_name(canonical(self._cut.layer_name))
+        assert original.graph is not None
+        tensor = original.v1_graph.get_tensor_by_name(self._feature_in(original.graph))
         running = session or original.session
         return lambda feed: running.run(
             tensor, {canonical(name): value for name, value in feed.items()}, **(run_kwargs or {})

@@ -332,7 +332,16 @@ class _Halves:
 
     def head(self, inputs: Sequence[tf.Tensor | None]) -> list[tf.Tensor]:
         """Features (B, *feature map), and what is carried around them, (B, ...) each."""
-        return self._run_head(*(x for x in inputs if x is not None))
+        given = [x for x in inputs if x is not None]
+        found = self._run_head(*given)
+        images = rows_of(next(x for x, batched in zip(given, self._batched, strict=True) if batched))
+        for name, x in zip(self._taken, found, strict=False):
+            if None not in (x.shape[0], images) and x.shape[0] != images:
+                raise LayerError(
+                    f"tensor {name!r} has {x.shape[0]} rows for {images} images, by their values, so it does "
+                    "not keep the images apart; cut the model elsewhere"
+                )
+        return found
 
     def _measure(
         self, names: Sequence[TensorName], inputs: Sequence[tf.Tensor]

@@ -26,7 +26,8 @@ from iba_core.saliency import saliency_maps
 from iba_core.targets import ClassTarget, DistributionTarget, Loss, Target, cross_entropy, main_output
 from iba_tf.copy import IBACopy, softmax_of
 from iba_tf.eager import runs_eagerly
-from iba_tf.original import keras_library_of, load_keras
+from iba_tf.model_files import load_keras
+from iba_tf.original import keras_library_of
 from iba_tf.per_sample import require_rows
 from iba_tf.tail_loss import TailLoss
 

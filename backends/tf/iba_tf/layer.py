@@ -19,7 +19,7 @@ from iba_core.inputs import inputs_of_batch
 from iba_core.targets import cross_entropy
 from iba_tf.adapter import KerasAdapter, require_tensorflow
 from iba_tf.cut import KerasCut
-from iba_tf.eager import runs_eagerly
+from iba_tf.eager import eagerly, runs_eagerly
 from iba_tf.flow import Flow
 from iba_tf.graph import CallGraph, function_to
 from iba_tf.layer_in_graph import LayerInGraph, is_in_graph
@@ -110,8 +110,8 @@ class IBALayer(PerSampleBottleneck, keras.layers.Layer):
             input_shape: with the batch axis.
         """
         # Keras builds layers inside of graphs, too, and the variables outlive those. They are TensorFlow's
-        # own, which Keras neither trains nor counts nor saves.
-        with tf.init_scope():
+        # own, which Keras neither trains nor counts nor saves. What an old graph needs it gets in `call`.
+        with tf.init_scope(), eagerly():
             self._flow = Flow(tf.float64 if self.compute_dtype == "float64" else tf.float32)
         self.built = True
 

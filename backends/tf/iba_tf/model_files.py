@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import zipfile
 from collections.abc import Iterator
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -66,6 +68,26 @@ def load_file(path: Path) -> Any | None:
     return None
 
 
+def load_keras(path: Path, library: str) -> Any:
+    """Model from a ``.keras`` file, loaded so that it can run no code of its own.
+
+    Args:
+        path: the file.
+        library: ``"keras"`` or ``"tf_keras"``.
+
+    Raises:
+        StateError: the library is another one, or the file is of another kind or not harmless.
+    """
+    if library not in ("keras", "tf_keras"):
+        raise StateError(f"library={library!r} is neither 'keras' nor 'tf_keras'")
+    # Keras 2 takes whatever is no archive for HDF5, and has no safe mode for that.
+    if path.suffix != ".keras" or not zipfile.is_zipfile(path):
+        raise StateError("it is no .keras file")
+    if library == "tf_keras" and not _is_harmless(path):
+        raise StateError("it brings code along, or names functions that do more than compute")
+    return import_module(library).models.load_model(path, compile=False, safe_mode=True)
+
+
 def _load_keras(path: Path) -> Any:
     if not path.is_file():
         raise StateError(f"there is no model file {str(path)!r}")
@@ -94,17 +116,25 @@ def _load_legacy(path: Path) -> Any | None:
 
 
 def _is_harmless(path: Path) -> bool:
-    """Whether the model in an HDF5 file is made of layers alone, and of functions that compute.
+    """Whether the model in a file is made of layers alone, and of functions that compute.
 
-    Keras 2 would run code that such a file brings along, import the modules that it names, and call any
+    Keras 2 would run code that an HDF5 file brings along, import the modules that a file names, and call any
     function of TensorFlow, those that write files among them.
     """
     try:
-        with h5py.File(path, "r") as file:
-            configuration = json.loads(file.attrs["model_config"])
-    except (OSError, KeyError, ValueError, TypeError):
+        configuration = json.loads(_configuration(path))
+    except (OSError, KeyError, ValueError, TypeError, zipfile.BadZipFile):
         return False
     return all(map(_computes, _objects(configuration)))
+
+
+def _configuration(path: Path) -> str | bytes:
+    # By the name, as Keras chooses: a file can be read as an archive and as HDF5.
+    if path.suffix == ".keras":
+        with zipfile.ZipFile(path) as archive:
+            return archive.read("config.json")
+    with h5py.File(path, "r") as file:
+        return file.attrs["model_config"]
 
 
 def _objects(configuration: Any) -> Iterator[dict[str, Any]]:
@@ -117,9 +147,22 @@ def _objects(configuration: Any) -> Iterator[dict[str, Any]]:
 
 
 def _computes(configuration: dict[str, Any]) -> bool:
-    if "Lambda" in (configuration.get("class_name"), configuration.get("registered_name")):
+    kind = configuration.get("class_name")
+    if "Lambda" in (kind, configuration.get("registered_name")) or "cls_symbol" in configuration:
         return False
-    if str(configuration.get("module") or "keras").partition(".")[0] not in ("keras", "tf_keras"):
-        return False
+    if kind == "function":
+        # Keras 2 would take any function for a layer, and call it with arguments of the file.
+        return _is_registered(configuration.get("config"))
+    module = str(configuration.get("module") or "keras").partition(".")[0]
+    if module not in ("keras", "tf_keras"):
+        # The module of what is registered is not imported.
+        return not str(kind).startswith("__") and _is_registered(configuration.get("registered_name"))
     function = configuration.get("function")
     return function is None or (isinstance(function, str) and function.startswith(_COMPUTING))
+
+
+def _is_registered(name: Any) -> bool:
+    """Whether the running program has registered a class or function of that name with Keras 2."""
+    import tf_keras
+
+    return isinstance(name, str) and tf_keras.saving.get_registered_object(name) is not None

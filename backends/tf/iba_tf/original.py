@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from copy import copy
-from importlib import import_module
 from os import PathLike, fspath
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ import tensorflow as tf
 from tensorflow.core.framework.graph_pb2 import GraphDef
 
 from iba_core.adapter import Inputs
-from iba_core.errors import InputError, StateError
+from iba_core.errors import InputError
 from iba_tf.adapter import KerasAdapter
 from iba_tf.graph import function_to
 from iba_tf.graph_cut import GraphCut
@@ -128,9 +127,11 @@ class Original:
                 raise InputError("outputs tell no model that feature is a layer of; give the model as graph=")
             return cls(GraphModel.from_keras(model).copy(), feature, outputs)
         library = _library_of(symbols[0])
+        if model is not None:
+            # All of the model, since the other places may be named.
+            symbols += [x for x in model.outputs if not any(x is symbol for symbol in symbols)]
         if outputs is None:
             outputs = list(model.outputs)
-            symbols += [x for x in outputs if not any(x is symbol for symbol in symbols)]
         inputs = list(model.inputs) if model is not None else _source_inputs(symbols, library)
         # The model's own calls, and nothing but a list of outputs that has the tensors in question.
         wider = library.Model(inputs, symbols, name="model" if model is None else model.name)
@@ -240,18 +241,6 @@ def _libraries() -> Iterable[Any]:
 def keras_library_of(model: Any) -> Any:
     """The Keras, 3 or 2, that a model is of; None if it is of neither."""
     return next((library for library in _libraries() if isinstance(model, library.Model)), None)
-
-
-def load_keras(path: Path, library: str) -> Any:
-    """Model from a ``.keras`` file, loaded so that it can run no code of its own.
-
-    Args:
-        path: the file.
-        library: ``"keras"`` or ``"tf_keras"``.
-    """
-    if library not in ("keras", "tf_keras"):
-        raise StateError(f"library={library!r} is neither 'keras' nor 'tf_keras'")
-    return import_module(library).models.load_model(path, compile=False, safe_mode=True)
 
 
 def _is_keras(x: Any) -> bool:

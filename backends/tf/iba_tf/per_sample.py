@@ -23,6 +23,7 @@ from iba_core.optimization import BottleneckResult
 from iba_core.targets import ClassTarget
 from iba_core.utils import get_tqdm
 from iba_tf.flow import Flow
+from iba_tf.randomness import fresh_key
 from iba_tf.report import FIRST_ONLY, Probe, Report, joined
 from iba_tf.tail_loss import TailLoss
 
@@ -237,7 +238,7 @@ class PerSampleBottleneck:
             )
         if self._state.collected and seed is None:
             # The report draws a step's noise once more, which takes a seed.
-            seed = int(tf.random.uniform((), maxval=2**31 - 1, dtype=tf.int32))
+            _, seed = fresh_key()
         at_once = images_at_once(
             images,
             settings.samples,
