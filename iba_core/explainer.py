@@ -232,7 +232,7 @@ class Explainer:
                 `Adapter.preferred_batch`; the copies of one image are never split then.
             progbar: show the progress.
             preset: hyperparameters in place of the explainer's own by the name of their set: with
-                ``"fast"``, an explanation takes less than half the time. What a set holds goes before what
+                ``"fast"``, an explanation takes about half the time. What a set holds goes before what
                 the constructor was given; `settings` go before both.
             **settings: hyperparameters other than the explainer's own, see `BottleneckSettings`.
 

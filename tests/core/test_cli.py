@@ -274,9 +274,9 @@ def test_hyperparameters_reach_the_bottleneck(iba, tmp_path):
 
 
 def test_a_preset_sets_what_no_option_says(iba, tmp_path):
-    options = ("--preset", "fast", "--steps", 2, "--seed", 1)
+    options = ("--preset", "fast", "--steps", 2, "--samples", 3)
     assert iba("explain", "photos/one.jpg", *TOLD, *options, "--out", tmp_path)[0] == 0
-    expected = BottleneckSettings(**{**preset_settings("fast"), "steps": 2})
+    expected = BottleneckSettings(**{**preset_settings("fast"), "steps": 2, "samples": 3})
     assert Attribution.load(tmp_path / "one-iba.safetensors").settings == expected
 
 
