@@ -190,7 +190,8 @@ def plot(content: dict[str, Any], path: Path) -> None:
 
     table = content["tables"][0]
     figure, axes = plt.subplots(1, 2, figsize=(10, 4.6), layout="constrained")
-    for row in table["rows"]:
+    labels = []
+    for row in sorted(table["rows"], key=lambda row: _style(row[0])[0] == "o"):
         way, time, _, _, other, reference, insertion, deletion, _ = row
         marker, colour = _style(way)
         for axis, value in zip(
@@ -198,14 +199,30 @@ def plot(content: dict[str, Any], path: Path) -> None:
         ):
             axis.plot(time, value, marker, color=colour, markersize=11 if marker in "*D" else 6)
             short = way.split(" (")[0]
-            axis.annotate(short, (time, value), xytext=(4, 4), textcoords="offset points", fontsize=6)
+            labels.append(
+                axis.annotate(short, (time, value), xytext=(5, 4), textcoords="offset points", fontsize=7)
+            )
     for axis, label in zip(axes, ("correlation with the reference", "insertion less deletion"), strict=True):
         axis.set(xlabel="time, default = 1", ylabel=label, xscale="log")
         axis.set_xticks([0.2, 0.3, 0.5, 1, 2, 3], ["0.2", "0.3", "0.5", "1", "2", "3"])
         axis.minorticks_off()
+        axis.set_xlim(0.28, 4.5)
         axis.grid(alpha=0.3)
+    _hide_overlaps(figure, labels)
     figure.savefig(path, metadata={"Date": None})
     plt.close(figure)
+
+
+def _hide_overlaps(figure: Any, labels: list[Any]) -> None:
+    """Hide each label that lies on one before it; the table names every way."""
+    figure.draw_without_rendering()
+    shown: list[Any] = []
+    for label in labels:
+        box = label.get_window_extent()
+        if any(box.overlaps(other) for other in shown):
+            label.set_visible(False)
+        else:
+            shown.append(box)
 
 
 def _style(way: str) -> tuple[str, str]:
