@@ -6,26 +6,25 @@ from iba_core.errors import MissingDependencyError
 from iba_core.namespace import register_namespace
 from iba_core.readout_training import EpochReport
 
-for _name in ("tensorflow", "keras"):
-    if find_spec(_name) is None:
-        raise MissingDependencyError(
-            f"iba_tf needs {_name}, which is not installed: pip install 'iba-core[tf]'"
-        )
+if _missing := [name for name in ("tensorflow", "keras") if find_spec(name) is None]:
+    raise MissingDependencyError(
+        f"iba_tf needs {_missing[0]}, which is not installed: pip install 'iba-core[tf]'"
+    )
 
-from iba_tf import namespace  # noqa: E402 (they need what has just been looked for)
-from iba_tf.adapter import KerasAdapter  # noqa: E402
-from iba_tf.copy import IBACopy  # noqa: E402
-from iba_tf.cut import KerasCut  # noqa: E402
-from iba_tf.estimator import TFWelfordEstimator  # noqa: E402
-from iba_tf.graph_cut import GraphCut  # noqa: E402
-from iba_tf.graph_model import GraphModel  # noqa: E402
-from iba_tf.images import get_imagenet_generator  # noqa: E402
-from iba_tf.innvestigate import IBACopyInnvestigate  # noqa: E402
-from iba_tf.layer import IBALayer  # noqa: E402
-from iba_tf.readout import IBAReadout  # noqa: E402
-from iba_tf.saliency import to_saliency_map  # noqa: E402
-from iba_tf.sequential import Sequential  # noqa: E402
-from iba_tf.softmax import model_wo_softmax  # noqa: E402
+from iba_tf import namespace
+from iba_tf.adapter import KerasAdapter
+from iba_tf.copy import IBACopy
+from iba_tf.cut import KerasCut
+from iba_tf.estimator import TFWelfordEstimator
+from iba_tf.graph_cut import GraphCut
+from iba_tf.graph_model import GraphModel
+from iba_tf.images import get_imagenet_generator
+from iba_tf.innvestigate import IBACopyInnvestigate
+from iba_tf.layer import IBALayer
+from iba_tf.readout import IBAReadout
+from iba_tf.saliency import to_saliency_map
+from iba_tf.sequential import Sequential
+from iba_tf.softmax import model_wo_softmax
 
 register_namespace("tensorflow", namespace)
 

@@ -36,8 +36,8 @@ def model_wo_softmax(model: Any) -> Any:
         'linear'
     """
     require_tensorflow()
-    library = keras_library_of(model)
-    dialect = _Keras3() if library in (keras, None) else _Keras2(library)
+    package = keras_library_of(model)
+    dialect = _Keras3() if package in (keras, None) else _Keras2(package)
     if not dialect.has_graph(model):
         raise LayerError(why_no_graph(model))
     return _without_softmax(model, model.name, dialect)
@@ -50,7 +50,7 @@ def _without_softmax(model: Any, name: str, dialect: _Dialect) -> Any:
     rebuilt = _Rebuilt(dialect)
     outputs = [rebuilt.of(tensor) if id(dialect.node_of(tensor)) in ending else tensor for tensor in finals]
     packed = tf.nest.pack_sequence_as(structure, outputs)
-    return dialect.library.Model(dialect.inputs(model), packed, name=name)
+    return dialect.package.Model(dialect.inputs(model), packed, name=name)
 
 
 def applies_softmax(operation: Any) -> bool:
@@ -59,15 +59,15 @@ def applies_softmax(operation: Any) -> bool:
 
 
 def _applies_softmax(operation: Any, dialect: _Dialect) -> bool:
-    softmax = dialect.library.activations.softmax
+    softmax = dialect.package.activations.softmax
     return _is_softmax(operation, dialect) or getattr(operation, "activation", None) is softmax
 
 
 def _is_softmax(operation: Any, dialect: _Dialect) -> bool:
     """Whether an operation is a softmax and nothing else."""
-    layers = dialect.library.layers
+    layers = dialect.package.layers
     if isinstance(operation, layers.Activation):
-        return operation.activation is dialect.library.activations.softmax
+        return operation.activation is dialect.package.activations.softmax
     # The operation behind `keras.ops.softmax` has no public name.
     return isinstance(operation, layers.Softmax) or type(operation).__name__ == "Softmax"
 
@@ -116,7 +116,7 @@ class _Rebuilt:
 class _Dialect(Protocol):
     """Where a generation of Keras keeps the calls of its layers."""
 
-    library: Any
+    package: Any
 
     def has_graph(self, operation: Any) -> bool:
         """Whether calling it does nothing but run a graph of symbolic tensors that it keeps."""
@@ -135,7 +135,7 @@ class _Dialect(Protocol):
 
 
 class _Keras3:
-    library = keras
+    package = keras
 
     def has_graph(self, operation: Any) -> bool:
         return has_graph(operation)
@@ -154,11 +154,11 @@ class _Keras3:
 
 
 class _Keras2:
-    def __init__(self, library: Any) -> None:
-        self.library = library
+    def __init__(self, package: Any) -> None:
+        self.package = package
 
     def has_graph(self, operation: Any) -> bool:
-        return isinstance(operation, self.library.Model) and bool(operation.outputs)
+        return isinstance(operation, self.package.Model) and bool(operation.outputs)
 
     def node_of(self, tensor: Any) -> Any:
         operation, index, _ = tensor._keras_history
