@@ -33,12 +33,12 @@ check: $(READY) ## lint, check the format, the types and the direction of import
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-bench: $(READY) bench-quick ## time everything, an hour or two; tables, plots and the pages' figures anew
+bench: $(READY) bench-quick ## time everything, more than an hour; tables, plots and the pages' figures anew
 	for program in $(BENCHMARKS); do $(BIN)/python -m benchmarks.$$program || exit 1; done
 	$(BIN)/python -m benchmarks.report
 	$(BIN)/python -m benchmarks.readme
 
-bench-quick: $(READY) ## time what matters most, in five minutes; the pages' figures anew
+bench-quick: $(READY) ## time what matters most, in some ten minutes; the pages' figures anew
 	$(BIN)/python -m benchmarks.quick
 	$(BIN)/python -m benchmarks.report
 	$(BIN)/python -m benchmarks.readme

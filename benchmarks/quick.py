@@ -1,4 +1,4 @@
-"""The comparisons that matter most, on one network, in five minutes and one process.
+"""The comparisons that matter most, on one network, in one process.
 
 python -m benchmarks.quick
 """
