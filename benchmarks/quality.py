@@ -44,20 +44,21 @@ CROPS = 130
 
 WAYS: dict[str, dict[str, Any]] = {
     "default": {},
-    **{f"{samples} samples": {"samples": samples} for samples in (1, 2, 3, 4, 5, 7, 20)},
-    **{f"{samples} in pairs": {"samples": samples, "antithetic": True} for samples in (2, 4, 6, 10)},
+    **{f"{samples} samples": {"samples": samples} for samples in (1, 2, 3, 5, 20)},
+    **{f"{samples} in pairs": {"samples": samples, "antithetic": True} for samples in (2, 4, 10)},
     "2, then 6": {"samples": 6, "early_steps": 5},
-    **{f"2, then {n} in pairs": {"samples": n, "early_steps": 5, "antithetic": True} for n in (4, 6, 8)},
+    **{f"2, then {n} in pairs": {"samples": n, "early_steps": 5, "antithetic": True} for n in (4, 6)},
     **{
-        f"8 steps: 2, then {n} in pairs": {
+        f"{steps} steps: 2, then {n} in pairs": {
             "samples": n,
-            "early_steps": 4,
+            "early_steps": steps // 2,
             "early_samples": 2,
             "antithetic": True,
-            "steps": 8,
-            "learning_rate": 1.25,
+            "steps": steps,
+            "learning_rate": 10 / steps,
         }
-        for n in (4, 6, 8)
+        for steps in (6, 8)
+        for n in (4, 6)
     },
     "5 steps": {"steps": 5, "learning_rate": 2.0},
     "8 steps": {"steps": 8, "learning_rate": 1.25},

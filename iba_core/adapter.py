@@ -221,11 +221,13 @@ class Adapter(ABC):
             ``(value, auxiliary, gradient)``, all without a graph; the gradient has the shape of `x`.
         """
 
-    def compile(self, function: F) -> F:
+    def compile(self, function: F, jit_compile: bool | None = None) -> F:
         """`function` in the form in which the framework runs it best; as machine code with `jit_compile`.
 
-        The function is pure, takes and returns nested tuples and dicts of arrays, and is called many
-        times with arrays of the same shapes.
+        Args:
+            function: is pure, takes and returns nested tuples and dicts of arrays, and is called many times
+                with arrays of the same shapes.
+            jit_compile: in place of the adapter's own.
         """
         return function
 

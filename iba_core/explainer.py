@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from os import PathLike
 from typing import Any, Self
 
@@ -13,6 +13,7 @@ import numpy.typing as npt
 from iba_core.adapter import Cut, Head, Inputs, Model, find_adapter, require_finite
 from iba_core.attribution import Attribution
 from iba_core.bottleneck import BottleneckSettings, Mask, Statistics, preset_settings
+from iba_core.compilation import CompilationTrial
 from iba_core.default_layer import default_layer
 from iba_core.errors import InputError, NotEstimatedError, StateError
 from iba_core.estimator import KIND, STATE, Moments, WelfordEstimator
@@ -34,7 +35,7 @@ from iba_core.noise import require_seed
 from iba_core.optimization import BottleneckOptimizer
 from iba_core.saliency import saliency_maps
 from iba_core.state import read_state, write_state
-from iba_core.targets import ClassTarget, Loss, as_target, main_output
+from iba_core.targets import ClassTarget, Loss, Target, as_target, main_output
 from iba_core.utils import get_tqdm
 
 
@@ -57,8 +58,9 @@ class Explainer:
         preset: name of a set of hyperparameters, ``"default"`` (the paper's) or ``"fast"``, see
             `iba_core.bottleneck.PRESETS`. Hyperparameters that are given go before it.
         compile: let the framework's compiler make machine code of the steps, see `Adapter.jit_compile`. It
-            takes seconds to minutes once for each shape. It is off unless asked for: on processors the
-            compiled steps were slower than the others.
+            takes seconds to minutes once for each shape. If None, `explain_iter` tries it where more than
+            20 minutes of a data set of known length are left, and goes on with it if it is faster; nothing
+            else compiles then. False for never.
         **settings: hyperparameters, see `BottleneckSettings`.
 
     Raises:
@@ -80,11 +82,12 @@ class Explainer:
         estimator: WelfordEstimator | None = None,
         tokens: Tokens | None = None,
         preset: str | None = None,
-        compile: bool = False,
+        compile: bool | None = None,
         **settings: Any,
     ) -> None:
         self.adapter = find_adapter(model, backend)
-        self.adapter.jit_compile |= compile
+        self.adapter.jit_compile |= bool(compile)
+        self._tries_compilation = compile is None and not self.adapter.jit_compile
         BottleneckSettings().override(**settings)  # names what is no setting
         self.settings = BottleneckSettings(**{**preset_settings(preset), **settings})
         if estimator is not None and not isinstance(estimator, WelfordEstimator):
@@ -247,9 +250,25 @@ class Explainer:
         self._ready()
         chosen = self._chosen(preset, settings)
         require_seed(seed)
+        return self._explain(
+            x, as_target(target), chosen, seed=seed, pass_mask=pass_mask, max_batch=max_batch, progbar=progbar
+        )
+
+    def _explain(
+        self,
+        x: Inputs,
+        whole: Target,
+        chosen: BottleneckSettings,
+        *,
+        seed: int | None,
+        pass_mask: npt.NDArray[np.bool_] | None,
+        max_batch: int | None,
+        progbar: bool = False,
+        jit_compile: bool | None = None,
+    ) -> Attribution:
+        """`explain` with all that was chosen; `jit_compile` in place of the adapter's."""
         inputs = self._checked(x)
         images = batch_size(inputs)
-        whole = as_target(target)
         cut = self._cut_until(whole.layer)
         tensor = next(arrays_of(inputs))
         self.adapter.reduced_precision(chosen.precision, tensor)  # refused at once, if at all
@@ -265,7 +284,7 @@ class Explainer:
                 statistics = self._statistics(cut, chosen.active_neurons_threshold)
                 outputs = self._outputs(cut, head)
                 loss, rows = whole.select(start, stop, images).resolve(outputs)
-                optimizer = self._optimizer(loss, whole.layer, chosen.precision)
+                optimizer = self._optimizer(loss, whole.layer, chosen.precision, jit_compile)
                 result = optimizer.run(
                     head,
                     statistics,
@@ -341,23 +360,25 @@ class Explainer:
             ...     print(attribution.total_bits)
         """
         self._ready()
-        self._chosen(preset, settings)
+        chosen = self._chosen(preset, settings)
         require_seed(seed)
         whole = None if target is None else as_target(target)
 
         def attributions() -> Iterator[Attribution]:
+            trial = CompilationTrial(batches if self._tries_compilation else ())
             count = 0
             for batch in get_tqdm()(batches, desc="Explaining", unit="batch", disable=not progbar):
                 inputs = inputs_of_batch(batch)
-                yield self.explain(
+                explained = partial(
+                    self._explain,
                     inputs,
-                    targets_of_batch(batch) if whole is None else whole,
+                    as_target(targets_of_batch(batch)) if whole is None else whole,
                     seed=seed,
                     pass_mask=pass_mask(inputs) if callable(pass_mask) else pass_mask,
                     max_batch=max_batch,
-                    preset=preset,
-                    **settings,
                 )
+                shapes = [tuple(array.shape) for array in arrays_of(inputs)]
+                yield trial.run(explained, chosen, shapes)
                 count += 1
             if not count:
                 raise InputError("batches is empty; give at least one batch of inputs")
@@ -461,7 +482,11 @@ class Explainer:
         return self._ready() if until is None else self.adapter.cut(self._layer, until)
 
     def _make_optimizer(
-        self, loss: Loss, until: Any = None, precision: str | None = None
+        self,
+        loss: Loss,
+        until: Any = None,
+        precision: str | None = None,
+        jit_compile: bool | None = None,
     ) -> BottleneckOptimizer:
         cut = self._cut_until(until)
 
@@ -480,7 +505,7 @@ class Explainer:
             return losses
 
         layout = Layout.of(self.estimator.mean().shape, self._format(cut), self.tokens)
-        return BottleneckOptimizer(self.adapter, model_loss, layout, self.settings)
+        return BottleneckOptimizer(self.adapter, model_loss, layout, self.settings, jit_compile=jit_compile)
 
     def _outputs(self, cut: Cut, head: Head) -> npt.NDArray[Any]:
         outputs = self._compiled_tail(cut)(head.features, head.carry)

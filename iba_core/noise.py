@@ -11,6 +11,9 @@ import numpy.typing as npt
 from iba_core.errors import InputError, is_whole_number
 from iba_core.layout import Layout
 
+_AT_ONCE = 2**16
+"""Numbers drawn at once: what lies between the random bits and the noise stays in the caches."""
+
 
 def seeded_normal(
     seed: int, step: int, samples: int, shape: Sequence[int], layout: Layout
@@ -42,6 +45,21 @@ def seeded_normal(
         # One by one: what lies between the random bits and the noise stays in the caches.
         sample[...] = _normal(generator, prod(first)).reshape(first).transpose(layout.from_channels_first())
     return noise
+
+
+def keyed_normal(key: int, shape: Sequence[int]) -> npt.NDArray[np.float32]:
+    """Standard normal noise of any shape from the same generator, without layout and steps.
+
+    Args:
+        key: 0 or more, below 2**128; one gives the same noise again.
+        shape: of the array.
+    """
+    generator = np.random.Philox(key=key)
+    noise = np.empty(prod(shape), np.float32)
+    for start in range(0, len(noise), _AT_ONCE):
+        part = noise[start : start + _AT_ONCE]
+        part[...] = _normal(generator, len(part))
+    return noise.reshape(tuple(shape))
 
 
 def require_seed(seed: int | None) -> None:

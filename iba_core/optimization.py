@@ -30,7 +30,6 @@ from iba_core.bottleneck import (
     Statistics,
     capacity,
     mask_from_alpha,
-    restrict,
 )
 from iba_core.errors import InputError, OptimizationError
 from iba_core.layout import Layout
@@ -55,8 +54,13 @@ class Problem(NamedTuple):
     """sigma, floored at `min_std`, likewise."""
     restricted: Array
     """Boolean, (1 or B, *feature map): the features that the bottleneck acts on."""
-    fill: Array
-    """Values of all other features, (1 or B, *feature map): 0 where inactive, R where passed by order."""
+    ground: Array
+    """What is there if nothing passes, but for noise, (1 or B, *feature map): mu. Where the bottleneck does
+    not act it is what is always there: 0 of inactive neurons, R of what passes by order."""
+    signal: Array
+    """What passing adds to it, (B, *feature map): R - mu, and 0 where the bottleneck does not act."""
+    spread: Array
+    """Standard deviation of the noise that replaces it, (1 or B, *feature map): sigma, and 0 likewise."""
     matrices: tuple[Array, ...]
     """Smoothing along each spatial axis."""
     beta: Array
@@ -70,8 +74,8 @@ class Problem(NamedTuple):
 
     @property
     def normalized(self) -> Array:
-        """(R - mu) / sigma, (B, *feature map)."""
-        return (self.features - self.mean) / self.std
+        """(R - mu) / sigma, (B, *feature map); 0 where the bottleneck does not act."""
+        return self.signal / self.std
 
 
 class _Constants(NamedTuple):
@@ -80,7 +84,8 @@ class _Constants(NamedTuple):
     mean: Array
     std: Array
     restricted: Array
-    fill: Array
+    ground: Array
+    spread: Array
     matrices: tuple[Array, ...]
 
 
@@ -128,6 +133,7 @@ class BottleneckOptimizer:
         layout: meaning of the axes of one feature map.
         settings: hyperparameters.
         relu: clip the restricted features at 0, as a ReLU behind the bottleneck would.
+        jit_compile: whether the steps shall be machine code; None for what the adapter does.
     """
 
     def __init__(
@@ -137,14 +143,15 @@ class BottleneckOptimizer:
         layout: Layout,
         settings: BottleneckSettings | None = None,
         relu: bool = False,
+        jit_compile: bool | None = None,
     ) -> None:
         self.adapter = adapter
         self.model_loss = model_loss
         self.layout = layout
         self.settings = settings or BottleneckSettings()
         self.relu = relu
-        self._compiled_step = adapter.compile(self._step)
-        self._compiled_outcome = adapter.compile(self._outcome)
+        self._compiled_step = adapter.compile(self._step, jit_compile)
+        self._compiled_outcome = adapter.compile(self._outcome, jit_compile)
         self._constants: tuple[tuple[Any, ...], Statistics, _Constants] | None = None
 
     def run(
@@ -246,18 +253,22 @@ class BottleneckOptimizer:
             return self.adapter.asarray(array, like=features)
 
         constants = self._constants_of(statistics, settings, features)
-        restricted, fill = constants.restricted, constants.fill
+        restricted, ground, spread = constants.restricted, constants.ground, constants.spread
         if pass_mask is not None:
             passing = _checked_pass_mask(pass_mask, tuple(features.shape))
             restricted = tensor(statistics.active[None] & ~passing)
-            fill = xp.where(tensor(passing), features, fill)
+            ground = xp.where(tensor(passing), features, ground)
+            spread = xp.where(restricted, spread, xp.zeros_like(spread))
+        signal = features - constants.mean
         beta = settings.beta / (float(np.prod(shape)) if settings.normalize_beta else 1.0)
         return Problem(
             features=features,
             mean=constants.mean,
             std=constants.std,
             restricted=restricted,
-            fill=fill,
+            ground=ground,
+            signal=xp.where(restricted, signal, xp.zeros_like(signal)),
+            spread=spread,
             matrices=constants.matrices,
             beta=tensor(np.asarray(beta)),
             learning_rate=tensor(np.asarray(float(settings.learning_rate))),
@@ -279,12 +290,14 @@ class BottleneckOptimizer:
         def tensor(array: npt.NDArray[Any]) -> Array:
             return self.adapter.asarray(array, like=features)
 
-        mean, shape = tensor(statistics.mean[None]), statistics.mean.shape
+        active, shape = statistics.active, statistics.mean.shape
         constants = _Constants(
-            mean=mean,
-            std=tensor(floored[None]),
-            restricted=tensor(statistics.active[None]),
-            fill=array_namespace(mean).zeros_like(mean),
+            mean=tensor(statistics.mean[None]),
+            # Inactive neurons may have none, but a division by it must not spoil their 0.
+            std=tensor(np.where(floored > 0, floored, 1.0)[None]),
+            restricted=tensor(active[None]),
+            ground=tensor(np.where(active, statistics.mean, 0.0)[None]),
+            spread=tensor(np.where(active, floored, 0.0)[None]),
             matrices=tuple(map(tensor, smoothing_matrices(shape, self.layout, settings.smooth_std))),
         )
         self._constants = (key, statistics, constants)
@@ -396,8 +409,8 @@ class BottleneckOptimizer:
         xp = array_namespace(alpha)
         mask = mask_from_alpha(alpha, problem.matrices, self.layout)
         center, spread = _distribution(problem, mask)
-        capacities = xp.reshape(masked_capacity(problem, mask), (int(alpha.shape[0]), -1))
-        information = problem.beta * xp.sum(capacities, axis=1)
+        nats = masked_capacity(problem, mask)
+        information = problem.beta * xp.sum(xp.reshape(nats, (int(alpha.shape[0]), -1)), axis=1)
         return xp.sum(of_center * center + of_spread * spread) + xp.sum(information), information
 
     def _clipped(self, z: Array) -> Array:
@@ -465,15 +478,9 @@ def _distribution(problem: Problem, mask: Mask) -> tuple[Array, Array]:
     """Mean and standard deviation of the noisy copies of each image, (B, *feature map) each.
 
     Noise ``mu + sigma n`` with standard normal n takes ``lambda R + (1 - lambda) eps`` (paper, eq. 2) to
-    ``lambda R + (1 - lambda) mu + (1 - lambda) sigma n``, of which all but n is the same for all copies.
+    ``mu + lambda (R - mu) + (1 - lambda) sigma n``, of which all but n is the same for all copies.
     """
-    xp = array_namespace(problem.features)
-    center = restrict(problem.features, mask, problem.mean)
-    spread = mask.blocked * problem.std
-    return (
-        xp.where(problem.restricted, center, problem.fill),
-        xp.where(problem.restricted, spread, xp.zeros_like(spread)),
-    )
+    return problem.ground + mask.passed * problem.signal, mask.blocked * problem.spread
 
 
 def _copies(problem: Problem, mask: Mask, noise: Array) -> Array:

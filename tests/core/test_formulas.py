@@ -127,12 +127,14 @@ def test_no_smoothing(std):
     assert smooth(x, (), layout) is x
 
 
-def test_mask_and_complement_sum_to_one(framework):
+def test_mask_and_complement_are_smoothed_logistic_functions(framework):
     layout = Layout.of((3, 8, 8), "channels_first")
-    matrices = [framework.asarray(m) for m in smoothing_matrices((3, 8, 8), layout, 1.0)]
-    mask = mask_from_alpha(framework.asarray(RNG.normal(0, 4, (1, 3, 8, 8))), matrices, layout)
-    total = framework.to_numpy(mask.passed) + framework.to_numpy(mask.blocked)
-    np.testing.assert_allclose(total, 1.0, atol=1e-14)
+    matrices = smoothing_matrices((3, 8, 8), layout, 1.0)
+    alpha = RNG.normal(0, 4, (1, 3, 8, 8))
+    mask = mask_from_alpha(framework.asarray(alpha), [framework.asarray(m) for m in matrices], layout)
+    for found, sign in zip(mask, (1, -1), strict=True):
+        expected = np.einsum("ij,kl,bcjl->bcik", *matrices, special.expit(sign * alpha))
+        np.testing.assert_allclose(framework.to_numpy(found), expected, rtol=1e-12)
 
 
 def test_logistic_functions_match_scipy(framework):

@@ -8,7 +8,7 @@ from scipy import stats
 
 from iba_core import InputError
 from iba_core.layout import Layout
-from iba_core.noise import seeded_normal
+from iba_core.noise import keyed_normal, seeded_normal
 
 FIRST, LAST = Layout.of((3, 8, 9), "channels_first"), Layout.of((8, 9, 3), "channels_last")
 
@@ -35,3 +35,13 @@ def test_data_formats_get_the_same_numbers():
 def test_a_seed_that_is_none_is_an_error(seed):
     with pytest.raises(InputError, match="seed="):
         seeded_normal(seed, 0, 1, (3, 8, 9), FIRST)
+
+
+@pytest.mark.parametrize("shape", [(3, 7, 5), (2, 300, 401), (0, 4), ()])
+def test_noise_of_a_key_is_standard_normal_and_another_for_each_key(shape):
+    noise = keyed_normal(2**61, shape)
+    assert (noise.shape, noise.dtype) == (shape, np.float32)
+    if noise.size > 1:
+        assert stats.kstest(noise.ravel(), "norm").pvalue > 0.01
+        assert stats.kstest(noise.ravel()[-200:], "norm").pvalue > 0.01
+        assert abs(np.corrcoef(noise.ravel(), keyed_normal(2**61 + 1, shape).ravel())[0, 1]) < 0.3

@@ -643,8 +643,8 @@ def test_the_bare_tail_passes_as_often_as_it_is_told(side, monkeypatch):
     cut, shapes = explainer.adapter.cut(LAYER), []
     compiled = explainer.adapter.compile
 
-    def counting(function):
-        function = compiled(function)
+    def counting(function, jit_compile=None):
+        function = compiled(function, jit_compile)
 
         def run(z, carry):
             shapes.append(tuple(z.shape))

@@ -206,7 +206,7 @@ class TestExplainer:
         compiled = []
         compile_ = explainer.adapter.compile
 
-        def counting(function):
+        def counting(function, jit_compile=None):
             compiled.append(compile_(function))
             return compiled[-1]
 

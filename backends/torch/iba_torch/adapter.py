@@ -16,6 +16,7 @@ from iba_core.adapter import Adapter, F, Inputs, LayerInfo, rows_in_cache
 from iba_core.errors import LayerError, closest
 from iba_core.layout import DataFormat
 from iba_core.namespace import Array, host_array
+from iba_core.utils import ifnone
 from iba_torch.calls import intercept_calls, run, unwrap
 from iba_torch.cut import LayerCall, TorchCut
 from iba_torch.frozen import frozen
@@ -196,9 +197,9 @@ class TorchAdapter(Adapter):
             (gradient,) = torch.autograd.grad(value, variable)
         return value.detach(), tree_map(torch.Tensor.detach, auxiliary), gradient
 
-    def compile(self, function: F) -> F:
+    def compile(self, function: F, jit_compile: bool | None = None) -> F:
         """`function` as it is; with `jit_compile`, as machine code made by `torch.compile`."""
-        if not self.jit_compile:
+        if not ifnone(jit_compile, self.jit_compile):
             return function
         # The compiler takes seconds to import.
         from iba_torch.compiled import Compiled
