@@ -265,6 +265,20 @@ class _Strides(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
+class _Holding:
+    """Whether a module, or any inside of it, is such as a test says; each module is tested once."""
+
+    def __init__(self, test: Callable[[nn.Module], bool]) -> None:
+        self._test = test
+        self._known: dict[nn.Module, bool] = {}
+
+    def __call__(self, module: nn.Module) -> bool:
+        found = self._known.get(module)
+        if found is None:
+            self._known[module] = found = self._test(module) or any(map(self, module.children()))
+        return found
+
+
 class _HeadPass:
     """Handler of the calls in a pass that ends at the cut."""
 
@@ -286,7 +300,8 @@ class _HeadPass:
         self._current = self.everything
         self._remember = remember
         self._stop = stop
-        self._leads_to_cut: dict[nn.Module, bool] = {}
+        self._leads = _Holding(lambda inner: inner is self.cut.module)
+        self._watched = _Holding(is_watched)
         self._numbers: dict[nn.Module, int] = {}
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -302,7 +317,7 @@ class _HeadPass:
         parent.calls.append(call)
         if self.cut.until is not None and module is self.cut.until.module:
             self.until_numbers[call] = len(self.until_numbers)
-        call.opened = self._remember and (self._leads(module) or _watched_inside(module))
+        call.opened = self._remember and (self._leads(module) or self._watched_inside(module))
         self._current = call
         try:
             return perform(module, args, kwargs, partial(self._forward, call, parent, at_cut))
@@ -327,7 +342,7 @@ class _HeadPass:
         """Run the forward of a module, and remember what it did or end the pass."""
         module = call.module
         # Outputs of modules inside of one that is repeated from memory are never asked for.
-        remember = self._remember and parent.opened and not _watched_inside(module)
+        remember = self._remember and parent.opened and not self._watched_inside(module)
         arguments = Arguments(args, kwargs) if remember or at_cut else None
         if module is self.cut.module and self.cut.where == "input":
             self._look(Place(module, call.number, "input"), (args, kwargs))
@@ -359,10 +374,9 @@ class _HeadPass:
     def _axes(self, place: Place, arguments: Arguments) -> BatchAxes:
         return BatchAxes(place, arguments, self.batch, self.cut.shapes)
 
-    def _leads(self, module: nn.Module) -> bool:
-        if module not in self._leads_to_cut:
-            self._leads_to_cut[module] = any(inner is self.cut.module for inner in module.modules())
-        return self._leads_to_cut[module]
+    def _watched_inside(self, module: nn.Module) -> bool:
+        """Whether hooks see the calls of a module inside of this one, which therefore must take place."""
+        return any(map(self._watched, module.children()))
 
     def _reach(self, call: Call, feature: torch.Tensor | None, axes: BatchAxes) -> NoReturn:
         place = f"the {self.cut.where} of layer {self.cut.layer_name!r}"
@@ -567,11 +581,6 @@ def _input_value(tensor: torch.Tensor, batch: int) -> Value:
         tensor = tensor.clone()
     axis = 0 if tensor.ndim and tensor.shape[0] == batch else None
     return Value(tensor.detach(), axis)
-
-
-def _watched_inside(module: nn.Module) -> bool:
-    """Whether hooks see the calls of a module inside of this one, which therefore must take place."""
-    return any(is_watched(inner) for inner in module.modules() if inner is not module)
 
 
 def _is_channels_last(tensor: torch.Tensor) -> bool:
