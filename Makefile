@@ -14,7 +14,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 export TF_CPP_MIN_LOG_LEVEL ?= 3
 
 # What `make bench` runs, each in a process of its own.
-BENCHMARKS := attribution estimation scale frameworks gpu quality
+BENCHMARKS := attribution estimation scale frameworks gpu quality readout_quality
 
 .PHONY: help demo test check bench bench-quick clean
 
