@@ -21,7 +21,7 @@ bench bench-quick: export MALLOC_MMAP_THRESHOLD_ ?= 4294967296
 bench bench-quick: export MALLOC_TRIM_THRESHOLD_ ?= 4294967296
 
 # What `make bench` runs, each in a process of its own.
-BENCHMARKS := attribution estimation scale frameworks gpu quality
+BENCHMARKS := attribution estimation scale frameworks gpu quality readout_quality
 
 .PHONY: help demo test check bench bench-quick clean
 

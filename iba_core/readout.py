@@ -91,6 +91,10 @@ def resize_places(x: Array, matrices: Sequence[Array]) -> Array:
     return xp.reshape(x, (images, done // images, channels))
 
 
+BOUND = 3.0
+"""Standard deviations that a feature which is read cannot exceed, where reading is robust."""
+
+
 class ReadConstants(NamedTuple):
     """What is known of a layer that is read before any image is."""
 
@@ -183,6 +187,8 @@ class Readout:
         place: where the bottleneck is.
         reads: the layers read.
         relu: clip the restricted features at 0.
+        robust: normalise the features that are read by mean and standard deviation of their channel over all
+            places, not of each feature, and bend those that are far from the mean towards `BOUND`.
 
     Raises:
         InputError: a layer that is read has another number of spatial axes than the bottleneck, and neither
@@ -192,6 +198,7 @@ class Readout:
     place: Place
     reads: tuple[Place, ...]
     relu: bool = False
+    robust: bool = False
 
     def __post_init__(self) -> None:
         self._resizing()
@@ -263,6 +270,9 @@ class Readout:
         Raises:
             InputError: `min_std` is 0, and so is the standard deviation of some features.
         """
+        if self.robust:
+            pairs = zip(read_statistics, self.reads, strict=True)
+            read_statistics = [_pooled(each, read.layout) for each, read in pairs]
         floored = [np.maximum(each.std, settings.min_std) for each in (statistics, *read_statistics)]
         if not (floored[0][statistics.active].all() and all(std.all() for std in floored[1:])):
             raise InputError("min_std=0, but the standard deviation of some features is 0; give more than 0")
@@ -296,7 +306,10 @@ class Readout:
         images, hidden = int(features[0].shape[0]), self.sizes[0][1]
         start, x = 0, bias
         for place, feature, known in zip(self.reads, features, constants.reads, strict=True):
-            normalized = xp.permute_dims((feature - known.mean) / known.std, place.to_channels_last())
+            normalized = (feature - known.mean) / known.std
+            if self.robust:
+                normalized = BOUND * xp.tanh(normalized / BOUND)
+            normalized = xp.permute_dims(normalized, place.to_channels_last())
             part = xp.matrix_transpose(first[:, start : start + place.channels])
             rows = xp.matmul(xp.reshape(normalized, (-1, place.channels)), part)
             x = x + resize_places(xp.reshape(rows, (images, -1, hidden)), known.resizing)
@@ -339,3 +352,13 @@ class Readout:
     @staticmethod
     def _mixed(features: Array, mask: Mask, noise: Array, constants: ReadoutConstants) -> Array:
         return restrict(features, mask, constants.mean + constants.std * noise)
+
+
+def _pooled(statistics: Statistics, layout: Layout) -> Statistics:
+    """The distribution of each channel over all places, at every one of them."""
+    axes, shape = tuple(layout.spatial_axes), statistics.mean.shape
+    mean = statistics.mean.mean(axis=axes, keepdims=True)
+    # The variance within the places, and that between them.
+    variance = (statistics.std**2 + (statistics.mean - mean) ** 2).mean(axis=axes, keepdims=True)
+    mean, std = (np.array(np.broadcast_to(each, shape)) for each in (mean, np.sqrt(variance)))
+    return Statistics(mean, std, statistics.active)

@@ -20,7 +20,7 @@ KIND = "readout"
 """Kind of the files."""
 
 GIVEN = ("feature_mean", "feature_std")
-SETTINGS = ("sigma", "min_std", "initial_alpha", "active_neurons_threshold", "relu")
+SETTINGS = ("sigma", "min_std", "initial_alpha", "active_neurons_threshold", "relu", "robust")
 """Settings that the maps depend on, by the names that they have as attributes, besides the `Tokens`."""
 
 _FACTS = ("framework", "layer", "readout_layers", "data_formats", "input_shape", "settings")
@@ -107,6 +107,11 @@ class ReadoutState:
             StateError: the file is missing, truncated, of another kind or incomplete.
         """
         return cls.of(*read_state(path, KIND))
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The settings; files from before there was ``robust`` are of readouts without it."""
+        return {"robust": False, **self.facts["settings"]}
 
     @property
     def tokens(self) -> Tokens | None:

@@ -12,8 +12,10 @@ From a mask that lets almost everything pass, the first gradients of the informa
 ones. Adam remembers them long enough to carry the weights past the goal, to masks that let nothing pass and
 have next to no gradient. Three things keep it from that: beta rises from almost nothing over the first steps,
 so that the loss has its say while the mask closes; gradients are clipped by their norm; and the level of the
-mask, the last bias, has a learning rate of its own, and those first steps for itself, so that it need not be
-moved by all the other weights together.
+mask, the last bias, has a higher learning rate, and those first steps for itself at one that is higher still,
+so that it need not be moved by all the other weights together. A mask that starts half open needs no steps
+for its level, but beta may have to rise for longer: a network that has not learnt yet what matters can lower
+the information only everywhere, and at a high beta it would give up the loss before it has.
 """
 
 from __future__ import annotations
@@ -48,10 +50,10 @@ KIND = "readout training"
 
 LEARNING_RATE = 3e-4
 BETA = 1.0
+WARM_UP = 100
 
-_LEVEL_FACTOR = 300.0
+_LEVEL_FACTORS = 300.0, 10.0
 _LEVEL_RATE = 0.1
-_WARM_UP = 100
 _LEAST_BETA = 0.03
 _CLIP = 1.0
 _VALIDATION_SEED = 2**63
@@ -150,6 +152,9 @@ class TrainingSettings:
         beta: weight of the mean information, in nats per feature.
         patience: stop after so many epochs without improvement on the validation data.
         seed: makes the noise a function of it and of the number of the step; None for the framework's own.
+        warm_up: number of first steps in which nothing but the level of the mask is trained.
+        beta_steps: number of first steps over which beta rises from 3 % of its value; those of the warm-up
+            if None.
 
     Raises:
         InputError: a value is out of its range.
@@ -160,15 +165,24 @@ class TrainingSettings:
     beta: float = BETA
     patience: int = 3
     seed: int | None = None
+    warm_up: int = WARM_UP
+    beta_steps: int | None = None
 
     def __post_init__(self) -> None:
-        for name, least in (("epochs", 0), ("patience", 1)):
+        for name, least in (("epochs", 0), ("patience", 1), ("warm_up", 0), ("beta_steps", 0)):
             value = getattr(self, name)
+            if name == "beta_steps" and value is None:
+                continue
             if not is_whole_number(value, least):
                 raise InputError(f"{name}={value!r} must be a whole number, {least} or more")
         if self.seed is not None and not is_whole_number(self.seed, 0, _VALIDATION_SEED - 1):
             raise InputError(f"seed={self.seed!r} must be a whole number from 0 to 2**63 - 1, or None")
         BottleneckSettings(beta=self.beta, learning_rate=self.learning_rate)
+
+    def beta_at(self, step: int) -> float:
+        """Beta of a step: it rises in equal ratios over the first ones."""
+        steps = self.warm_up if self.beta_steps is None else self.beta_steps
+        return float(self.beta * _LEAST_BETA ** max(0.0, 1.0 - step / steps)) if steps else self.beta
 
 
 class _Batch(NamedTuple):
@@ -225,7 +239,8 @@ class ReadoutTrainer:
             self._adam = self._resume(checkpoint)
         else:
             self._adam = self._start()
-        self._rates = [model.tensor(self._learning_rates(rate)) for rate in (0.0, settings.learning_rate)]
+        rates = zip((0.0, settings.learning_rate), _LEVEL_FACTORS, strict=True)
+        self._rates = [model.tensor(self._learning_rates(rate, factor)) for rate, factor in rates]
         self._constants = model.constants()
         self._compiled_step = model.adapter.compile(self._step)
         self._compiled_terms = model.adapter.compile(self._terms)
@@ -269,7 +284,7 @@ class ReadoutTrainer:
 
     def _train(self, data: Iterable[Any]) -> tuple[float, float]:
         """Go through the data once; mean loss and information of its images."""
-        terms, sizes, adam = [], [], self._adam
+        terms, sizes, adam, settings = [], [], self._adam, self._settings
         for number, batch in enumerate(data):
             step = self._steps + number
             inputs, rest = self._model.to_batch(batch)
@@ -277,9 +292,9 @@ class ReadoutTrainer:
                 adam, found = self._compiled_step(
                     adam,
                     self._model.tensor(bias_corrections(step + 1)[-1]),
-                    self._model.tensor(self._beta(step)),
-                    _Batch(nested, self._noise(nested, self._settings.seed, step), rest),
-                    self._rates[step >= _WARM_UP],
+                    self._model.tensor(settings.beta_at(step)),
+                    _Batch(nested, self._noise(nested, settings.seed, step), rest),
+                    self._rates[step >= settings.warm_up],
                     self._constants,
                 )
             terms.append(found)
@@ -334,10 +349,6 @@ class ReadoutTrainer:
         place = self._model.readout.place
         return self._model.tensor(seeded_normal(seed, step, shape[0], place.shape, place.layout))
 
-    def _beta(self, step: int) -> float:
-        """Beta of a step: it rises in equal ratios over the first ones."""
-        return float(self._settings.beta * _LEAST_BETA ** (1.0 - min(1.0, step / _WARM_UP)))
-
     # -- one step -------------------------------------------------------------------------------------
 
     def _step(
@@ -387,11 +398,11 @@ class ReadoutTrainer:
             for end, shape in zip(ends, self._model.readout.weight_shapes, strict=True)
         ]
 
-    def _learning_rates(self, rate: float) -> npt.NDArray[np.float64]:
-        """The rate of each weight, `rate` for all but the level."""
+    def _learning_rates(self, rate: float, factor: float) -> npt.NDArray[np.float64]:
+        """The rate of each weight, `rate` for all but the level, which has a multiple of the full one."""
         full = self._settings.learning_rate
         rates = [np.full(prod(shape), rate) for shape in self._model.readout.weight_shapes]
-        rates[-1][:] = max(full, min(_LEVEL_FACTOR * full, _LEVEL_RATE))
+        rates[-1][:] = max(full, min(factor * full, _LEVEL_RATE))
         return np.concatenate(rates)
 
     def _publish(self, flat: Array) -> None:

@@ -28,6 +28,7 @@ from iba_core import (
 from iba_core.layout import Layout
 from iba_core.namespace import array_namespace
 from iba_core.readout import Place, Readout
+from iba_core.readout_state import ReadoutState
 from iba_core.resizing import resizing_matrix
 from iba_core.targets import cross_entropy
 
@@ -218,18 +219,19 @@ def test_axes_are_resized_linearly_between_the_centres(size, target):
     np.testing.assert_allclose(resizing_matrix(size, target) @ x[0, 0].numpy(), expected, atol=1e-12)
 
 
-def make_places(data_format):
+def make_places(data_format, robust=False):
     """A bottleneck with three channels, reading maps of other sizes and a dense layer."""
     shapes = [(3, 4, 6), (2, 8, 3), (5, 2, 2), (4,)]
     if data_format == "channels_last":
         shapes = [(*shape[1:], shape[0]) for shape in shapes]
     own, *reads = (Place(shape, Layout.of(shape, data_format)) for shape in shapes)
-    return Readout(own, tuple(reads))
+    return Readout(own, tuple(reads), robust=robust)
 
 
+@pytest.mark.parametrize("robust", [False, True])
 @pytest.mark.parametrize("data_format", ["channels_first", "channels_last"])
-def test_alpha_is_the_networks_output_over_normalised_and_resized_features(framework, data_format):
-    readout = make_places(data_format)
+def test_alpha_is_the_networks_output_over_normalised_and_resized_features(framework, data_format, robust):
+    readout = make_places(data_format, robust)
     generator = np.random.default_rng(0)
     weights = [generator.normal(size=shape) for shape in readout.weight_shapes]
     features = [generator.normal(size=(2, *read.shape)) * 3 + 1 for read in readout.reads]
@@ -240,7 +242,16 @@ def test_alpha_is_the_networks_output_over_normalised_and_resized_features(frame
         readout.alpha(list(map(tensor, weights)), list(map(tensor, features)), constants)
     )
 
-    first = [torch.from_numpy((x - s.mean) / s.std) for x, s in zip(features, statistics[1:], strict=True)]
+    first = []
+    for x, known, place in zip(features, statistics[1:], readout.reads, strict=True):
+        mean, std = known.mean, known.std
+        if robust:
+            # Mean and standard deviation of a channel, over all places.
+            axes = place.layout.spatial_axes
+            mean, square = (each.mean(axes, keepdims=True) for each in (mean, mean**2 + std**2))
+            std = np.sqrt(square - mean**2)
+        r = torch.from_numpy((x - mean) / std)
+        first.append(3 * torch.tanh(r / 3) if robust else r)
     if data_format == "channels_last":
         first, found = [x.movedim(-1, 1) for x in first], np.moveaxis(found, -1, 1)
     resized = [
@@ -308,13 +319,13 @@ def test_restricting_by_a_mask(framework):
 def test_a_readout_trained_in_one_framework_explains_in_the_other(tmp_path, pair):
     tolerance = 1e-4
     ours, theirs = (kind() for kind in pair)
-    readout = make_readout(ours, sigma=0.7, min_std=0.05, relu=True)
+    readout = make_readout(ours, sigma=0.7, min_std=0.05, relu=True, robust=True)
     x, y = make_data()
     readout.fit(ours.batches(x, y), ours.loss, epochs=2, lr=0.01, seed=0)
     readout.save(tmp_path / "readout.safetensors")
 
     other = theirs.readout().load(tmp_path / "readout.safetensors")
-    assert (other.sigma, other.min_std, other.relu) == (0.7, 0.05, True)
+    assert (other.sigma, other.min_std, other.relu, other.robust) == (0.7, 0.05, True, True)
     images = make_data(3, seed=9)[0]
     maps = readout.analyze(ours.images(images), ours.model)
     assert np.ptp(maps) > 1e-2
@@ -331,13 +342,28 @@ def test_a_readout_trained_in_one_framework_explains_in_the_other(tmp_path, pair
     assert [each.n_samples() for each in (back.estimator, *back.estimators)] == [24] * (1 + len(READS))
 
 
+def test_reading_robustly_is_another_map_and_older_files_are_read_without(tmp_path, side):
+    readout = make_readout(side)
+    x = make_data(2, seed=9)[0]
+    plain = side.capacity(readout, x)
+    readout.save(tmp_path / "new.safetensors")
+    state = ReadoutState.read(tmp_path / "new.safetensors")
+    assert state.facts["settings"].pop("robust") is False
+    state.save(tmp_path / "old.safetensors")
+    readout.robust = True
+    assert not np.allclose(side.capacity(readout, x), plain, rtol=1e-2)
+    readout.load(tmp_path / "old.safetensors")
+    assert readout.robust is False
+    np.testing.assert_allclose(side.capacity(readout, x), plain, rtol=1e-5)
+
+
 def test_one_seed_trains_the_same_network_in_both_frameworks(tmp_path):
     ours, theirs = Torch("float64"), Keras("float64")
     readout = make_readout(ours)
     readout.save(tmp_path / "start.safetensors")
     other = theirs.readout().load(tmp_path / "start.safetensors")
     x, y = make_data()
-    settings = {"epochs": 3, "lr": 0.01, "seed": 5}
+    settings = {"epochs": 3, "lr": 0.01, "seed": 5, "warm_up": 2, "beta_steps": 5}
     history = readout.fit(ours.batches(x, y), ours.loss, validation=ours.batches(x, y), **settings)
     found = other.fit(theirs.batches(x, y), theirs.loss, validation=theirs.batches(x, y), **settings)
     for mine, its in zip(history, found, strict=True):
@@ -457,19 +483,19 @@ def test_a_mask_that_starts_open_does_not_run_past_the_goal(monkeypatch, lr):
     x, y = make_decided(side)
     data = side.batches(x, y)
 
-    def train():
+    def train(**kwargs):
         torch.manual_seed(0)
         readout = side.readout()
         readout.estimate(side.model, data)
-        return readout.fit(data, side.loss, epochs=20, lr=lr, beta=3.0, seed=0)
+        return readout.fit(data, side.loss, epochs=20, lr=lr, beta=3.0, seed=0, **kwargs)
 
     history = train()
     assert history[0].information > 4
     assert history[-1].objective < 0.2 * history[0].objective
     assert min(report.information for report in history) > 0.08
-    for name, value in (("_WARM_UP", 1), ("_CLIP", 1e9), ("_LEVEL_RATE", 0.0)):
+    for name, value in (("_CLIP", 1e9), ("_LEVEL_RATE", 0.0)):
         monkeypatch.setattr(readout_training, name, value)
-    unprotected = [report.information for report in train()]
+    unprotected = [report.information for report in train(warm_up=0)]
     assert unprotected[-1] > 4 or min(unprotected) < 0.03
 
 
@@ -508,6 +534,8 @@ def test_arguments_are_checked_before_any_work(side):
         ({"patience": 0}, "patience"),
         ({"lr": -1}, "learning_rate"),
         ({"seed": -1}, "seed"),
+        ({"warm_up": -1}, "warm_up"),
+        ({"beta_steps": 0.5}, "beta_steps"),
         ({"beta": float("nan")}, "beta"),
         ({"checkpoint": "not/there/at.all"}, "checkpoint"),
         ({"validation": iter(data)}, "validation"),

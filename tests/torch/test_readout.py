@@ -18,7 +18,6 @@ from iba_core import (
     NotEstimatedError,
     StateError,
     WelfordEstimator,
-    readout_training,
 )
 from iba_core.readout import readout_sizes
 from iba_torch import IBA, IBAReadout, TorchWelfordEstimator
@@ -369,20 +368,23 @@ def test_the_capacitys_gradient_is_that_of_finite_differences():
         assert float(gradient[index]) == pytest.approx((values[0] - values[1]) / 2e-6, rel=1e-4, abs=1e-9)
 
 
-def test_the_steps_are_those_of_pytorchs_adam(monkeypatch):
+@pytest.mark.parametrize(("beta_steps", "rise"), [(None, 2), (3, 3)])
+def test_the_steps_are_those_of_pytorchs_adam(beta_steps, rise):
     """With a rate of its own for the last bias, alone at first, clipped gradients, and a rising beta."""
-    monkeypatch.setattr(readout_training, "_WARM_UP", 2)
     model, readout = make_readout()
     model.eval()
     x, y = make_data(8)
     twin_model, twin = make_readout()
     twin_model.eval().requires_grad_(False)
-    readout.fit([(x, y)], lambda out, y: out.sum() * 0, epochs=4, lr=5e-4, beta=20)
+    settings = {"epochs": 4, "lr": 5e-4, "beta": 20, "warm_up": 2, "beta_steps": beta_steps}
+    readout.fit([(x, y)], lambda out, y: out.sum() * 0, **settings)
     *others, level = twin.parameters()
     optimizer = torch.optim.Adam([{"params": others, "lr": 5e-4}, {"params": [level], "lr": 0.1}])
     norms = []
-    for number, beta in enumerate((20 * 0.03, 20 * 0.03**0.5, 20, 20)):
-        optimizer.param_groups[0]["lr"] = 5e-4 if number >= 2 else 0.0
+    for number in range(4):
+        beta = 20 * 0.03 ** max(1 - number / rise, 0)
+        for group, rates in zip(optimizer.param_groups, ((0.0, 5e-4), (0.1, 5e-3)), strict=True):
+            group["lr"] = rates[number >= 2]
         with twin.restrict_flow():
             twin_model(x)
         optimizer.zero_grad()

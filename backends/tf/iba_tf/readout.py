@@ -32,6 +32,7 @@ from iba_core.readout_state import (
 from iba_core.readout_training import (
     BETA,
     LEARNING_RATE,
+    WARM_UP,
     EpochReport,
     NestedPass,
     ReadoutModel,
@@ -84,6 +85,8 @@ class IBAReadout:
         data_format: where the channels of the bottleneck's features are; None to conclude it from the
             layers.
         jit_compile: compile the steps of a training with XLA.
+        robust: normalise the features that are read by mean and standard deviation of their channel over all
+            places, not of each feature, and bound them: for training on few images.
 
     Attributes:
         model: the model.
@@ -123,6 +126,7 @@ class IBAReadout:
         tokens: Tokens | None = None,
         data_format: DataFormat | None = None,
         jit_compile: bool = False,
+        robust: bool = False,
     ) -> None:
         if isinstance(readout_layers, str) or not isinstance(readout_layers, Sequence) or not readout_layers:
             raise InputError(f"readout_layers={readout_layers!r} must be a list of one layer or more")
@@ -139,6 +143,7 @@ class IBAReadout:
         self.feature_std = None if feature_std is None else np.asarray(feature_std, np.float64)
         self.progbar = progbar
         self.relu = relu
+        self.robust = robust
         self.tokens = tokens
         self.data_format = data_format
         self._settings()
@@ -358,6 +363,8 @@ class IBAReadout:
         checkpoint: str | PathLike[str] | None = None,
         seed: int | None = None,
         progbar: bool | None = None,
+        warm_up: int = WARM_UP,
+        beta_steps: int | None = None,
     ) -> list[EpochReport]:
         """Train the readout network by Adam.
 
@@ -384,6 +391,10 @@ class IBAReadout:
             seed: makes the noise a function of it and the step, the same in every framework. With data in
                 an order of their own, a resumed training then ends as an uninterrupted one.
             progbar: show the progress; the constructor's choice if None.
+            warm_up: number of first steps in which nothing but the level of the mask is trained; 0 for a
+                readout that starts half open.
+            beta_steps: number of first steps over which `beta` rises from 3 % of its value; those of the
+                warm-up if None.
 
         Returns:
             A report for each epoch, also kept as `history`.
@@ -395,7 +406,7 @@ class IBAReadout:
             StateError: the checkpoint is truncated, of another kind or of another network.
             OptimizationError: the objective turned NaN or infinite.
         """
-        settings = TrainingSettings(epochs, lr, beta, patience, seed)
+        settings = TrainingSettings(epochs, lr, beta, patience, seed, warm_up, beta_steps)
         show = self.progbar if progbar is None else progbar
         trainer = ReadoutTrainer(_TrainedModel(self), _as_function(loss), settings, checkpoint, show)
         try:
@@ -495,7 +506,7 @@ class IBAReadout:
         given = dict.fromkeys(GIVEN)
         if state.given is not None:
             given = from_channels_first(dict(zip(GIVEN, state.given, strict=True)), formats[0])
-        for name, value in (*given.items(), *((name, state.facts["settings"][name]) for name in SETTINGS)):
+        for name, value in (*given.items(), *((name, state.settings[name]) for name in SETTINGS)):
             setattr(self, name, value)
         self.estimator, *self.estimators = estimators
         self.tokens, self.network, self._known = tokens, _make_layers(state.weights), None
@@ -506,7 +517,7 @@ class IBAReadout:
         """The formulas and their constants, made anew where something that they depend on has changed."""
         counts = tuple((id(each), each.n_samples()) for each in (self.estimator, *self.estimators))
         given = (id(self.feature_mean), id(self.feature_std))
-        key = (self._settings(), self.relu, self.tokens, self.data_format, counts, given)
+        key = (self._settings(), self.relu, self.robust, self.tokens, self.data_format, counts, given)
         if self._known is None or self._known.key != key:
             self._require_estimated()
             settings, readout = self._settings(), self._make_readout()
@@ -550,7 +561,7 @@ class IBAReadout:
             Place(shape, Layout.of(shape, data_format, None if index else self.tokens))
             for index, (shape, data_format) in enumerate(zip(shapes, self._formats(), strict=True))
         ]
-        return Readout(places[0], tuple(places[1:]), self.relu)
+        return Readout(places[0], tuple(places[1:]), self.relu, self.robust)
 
     def _make_network(self) -> None:
         readout = self._make_readout()

@@ -32,6 +32,7 @@ from iba_core.readout_state import (
 from iba_core.readout_training import (
     BETA,
     LEARNING_RATE,
+    WARM_UP,
     EpochReport,
     NestedPass,
     ReadoutModel,
@@ -69,6 +70,8 @@ class IBAReadout(IBA):
         model: the model that all of them are part of.
         estimator_type: class of the estimators, of the bottleneck's too unless `estimator` is given; an
             `nn.Module` to be made without arguments. `TorchWelfordEstimator` if None.
+        robust: normalise the features that are read by mean and standard deviation of their channel over all
+            places, not of each feature, and bound them: for training on few images.
         kwargs: further arguments of `IBA`. Of those, `beta` is the weight of the information in `fit`, and 1
             if not given; those of an optimisation (`optimization_steps`, `lr`, `batch_size`) have no effect.
 
@@ -101,6 +104,8 @@ class IBAReadout(IBA):
         readout_layers: Sequence[nn.Module | str],
         model: nn.Module,
         estimator_type: type[nn.Module] | None = None,
+        *,
+        robust: bool = False,
         **kwargs: Any,
     ) -> None:
         _require_module(model)
@@ -126,6 +131,7 @@ class IBAReadout(IBA):
         self.network: nn.Sequential | None = None
         self.outputs: Any = None
         self.history: list[EpochReport] = []
+        self.robust = robust
         self._layer_name = cut.layer_name
         self._adapter = adapter
         self._reader = Reader(
@@ -321,6 +327,8 @@ class IBAReadout(IBA):
         seed: int | None = None,
         device: torch.device | str | None = None,
         progbar: bool | None = None,
+        warm_up: int = WARM_UP,
+        beta_steps: int | None = None,
     ) -> list[EpochReport]:
         """Train the readout network by Adam; the model is left as it was.
 
@@ -347,6 +355,10 @@ class IBAReadout(IBA):
                 resumed training ends as an uninterrupted one.
             device: where to bring the data; that of the model's first parameter if None.
             progbar: show the progress; the constructor's choice if None.
+            warm_up: number of first steps in which nothing but the level of the mask is trained; 0 for a
+                readout that starts half open.
+            beta_steps: number of first steps over which `beta` rises from 3 % of its value; those of the
+                warm-up if None.
 
         Returns:
             A report for each epoch, also kept as `history`.
@@ -359,7 +371,8 @@ class IBAReadout(IBA):
             OptimizationError: the objective turned NaN or infinite.
         """
         self._require_attached()
-        settings = TrainingSettings(epochs, lr, self.beta if beta is None else beta, patience, seed)
+        beta = self.beta if beta is None else beta
+        settings = TrainingSettings(epochs, lr, beta, patience, seed, warm_up, beta_steps)
         show = self.progbar if progbar is None else progbar
         trainer = ReadoutTrainer(_TrainedModel(self, device), loss, settings, checkpoint, show)
         try:
@@ -411,7 +424,15 @@ class IBAReadout(IBA):
         buffers = [buffer for module in (self.estimator, *self.estimators) for buffer in module.buffers()]
         used = [*given, *buffers, *(() if self.network is None else self.network.parameters())]
         versions = tuple((id(each), each._version) for each in (*given, *buffers))
-        key = (self._settings(), self.relu, self.tokens, self._channels, tuple(self._formats), versions)
+        key = (
+            self._settings(),
+            self.relu,
+            self.robust,
+            self.tokens,
+            self._channels,
+            tuple(self._formats),
+            versions,
+        )
         places = {(each.device, each.dtype) for each in used}
         if self._known is None or self._known.key != (key, places):
             self._require_estimated()
@@ -442,7 +463,7 @@ class IBAReadout(IBA):
         for index, estimator in enumerate(self.estimators):
             shape = tuple(estimator.mean().shape)
             reads.append(Place(shape, self._readout_layout(index, shape)))
-        return Readout(place, tuple(reads), self.relu)
+        return Readout(place, tuple(reads), self.relu, self.robust)
 
     def _make_network(self) -> None:
         readout = self._make_readout()
@@ -551,7 +572,7 @@ class IBAReadout(IBA):
     def _load_state(self, state: ReadoutState) -> None:
         state.check(self._adapter.name, self._layer_name or "", self._reader.names)
         own = state.facts["framework"] == self._adapter.name
-        settings, tokens = state.facts["settings"], state.tokens
+        settings, tokens = state.settings, state.tokens
         modules = [self.layer, *(read.module for read in self._reader.reads)]
         formats = state.facts["data_formats"] if own else list(map(_format_in, modules, state.shapes()))
         if tokens is not None:
