@@ -8,17 +8,13 @@ PYTHON ?= $(shell for python in python3.11 python3; do \
 BIN := .venv/bin
 READY := .venv/.ready
 
-# A thread that spins for long while it waits takes a processor from other work, of the other framework too, and
-# one that never does sleeps and wakes between any two operations: it is to spin for as long as these are apart.
-export OMP_WAIT_POLICY ?= PASSIVE
-export GOMP_SPINCOUNT ?= 10000
+# A thread that spins for long while it waits takes a processor from other work, such as the other half of the
+# tests, and one that never does sleeps and wakes between any two operations: it is to spin for as long as these
+# are apart. Benchmarks run as users' programs do.
+demo test: export OMP_WAIT_POLICY ?= PASSIVE
+demo test: export GOMP_SPINCOUNT ?= 10000
 # TensorFlow greets on stderr otherwise.
 export TF_CPP_MIN_LOG_LEVEL ?= 3
-
-# For benchmarks the C library keeps what was freed. Else the kernel clears every large tensor anew, which takes
-# a fifth of the time in one run and none in the next.
-bench bench-quick: export MALLOC_MMAP_THRESHOLD_ ?= 4294967296
-bench bench-quick: export MALLOC_TRIM_THRESHOLD_ ?= 4294967296
 
 # What `make bench` runs, each in a process of its own.
 BENCHMARKS := attribution estimation scale frameworks gpu quality readout_quality

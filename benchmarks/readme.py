@@ -3,8 +3,8 @@
     python -m benchmarks.readme [--check]
 
 Whatever stands between ``<!-- bench:NAME -->`` and ``<!-- /bench:NAME -->`` is replaced by the tables of
-``results/NAME.json``; ``<!-- bench:NAME:goals -->`` takes the goals only. With ``--check`` nothing is
-written, and the program fails if something would have been.
+``results/NAME.json``; ``<!-- bench:NAME:goals -->`` takes the goals only, and ``<!-- bench:NAME:2 -->`` the first
+two tables. With ``--check`` nothing is written, and the program fails if something would have been.
 """
 
 from __future__ import annotations
@@ -37,6 +37,8 @@ def filled(text: str, results: Path = RESULTS) -> str:
 def _part(content: Content, part: str | None) -> str:
     if part == "goals":
         return goals(content)
+    if part is not None:
+        return "\n\n".join([*tables(content)[: int(part)], provenance(content)])
     return "\n\n".join([*tables(content), goals(content), provenance(content)])
 
 

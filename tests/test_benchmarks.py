@@ -87,6 +87,13 @@ def test_blocks_of_the_readme_are_filled_from_the_results(tmp_path):
     assert "| what | 2 | at most 3 | yes |\n<!-- /bench:none --> b" in new
     assert new.endswith(other)
     assert readme.filled(new, tmp_path) == new
+    results.table("Second", harness.Column("Letter")).rows.append(["x"])
+    results.write(tmp_path)
+    first = readme.filled("<!-- bench:none:1 -->\n<!-- /bench:none -->", tmp_path)
+    assert "**Title**" in first
+    assert "python 3" in first
+    assert "**Second**" not in first
+    assert "**Goals**" not in first
 
 
 @pytest.mark.parametrize("page", readme.pages(), ids=lambda page: page.name)

@@ -17,9 +17,10 @@ from torch.overrides import TorchFunctionMode
 from iba_core.adapter import Cut, Head, Inputs
 from iba_core.errors import InputError, LayerError
 from iba_core.layout import DataFormat
-from iba_torch.calls import intercept_calls, is_watched, perform, run, unwrap
+from iba_torch.calls import intercept_calls, is_watched, perform, ready_to_intercept, run, unwrap
 from iba_torch.channels import channel_hint, data_format_of, require_channels
 from iba_torch.frozen import Frozen, frozen
+from iba_torch.normalization import ScaleAndShift
 from iba_torch.precision import autocast_dtype, without_autocast
 from iba_torch.recording import Arguments, BatchAxes, Call, Lender, Place, Shapes, Value, record
 from iba_torch.trees import constants, first_tensor, replace_first, tensors, tree_map
@@ -131,7 +132,7 @@ class TorchCut(Cut):
         """
         if self._open is not None:
             raise RuntimeError(f"the cut at layer {self.layer_name!r} is open already")
-        with frozen() as still:
+        with frozen() as still, ready_to_intercept():
             if self.until is not None and self._calls is None:
                 # A tail that ends early does not see how often the layers run.
                 self._count_calls(inputs, still)
@@ -412,6 +413,7 @@ class _Opened:
         self.inputs = tree_map(lambda tensor: _input_value(tensor, head.batch), inputs)
         self.features = features
         self.z_lender = Lender()
+        self.scale_and_shift = ScaleAndShift()
         head.everything.prune()
         values: list[Value] = list(head.everything.values())
         tree_map(values.append, self.inputs, Value)
@@ -501,6 +503,7 @@ class _TailPass:
         self.head = opened.head
         self.z = z
         self.copies = copies
+        self._normalized = opened.scale_and_shift
         self.reached = False
         self.calls_after = 0
         self.ended = False
@@ -545,7 +548,8 @@ class _TailPass:
     ) -> Any:
         if call is None:
             self.calls_after += self.reached and module is self.head.cut.module
-            return run(module, args, kwargs)
+            output = self._normalized(module, args, kwargs)
+            return run(module, args, kwargs) if output is None else output
         self.reached |= call is self.head.cut_call
         return perform(module, args, kwargs, partial(self._forward, call))
 
