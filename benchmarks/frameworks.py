@@ -27,7 +27,7 @@ from iba_core.targets import main_output
 HEAD = "head, once"
 FORWARD = "tail, forward"
 BACKWARD = "tail, backward"
-NOISE = "noise, from the framework"
+NOISE = "noise, without a seed"
 OPTIMISER = "optimiser"
 BOTTLENECK = "bottleneck: mask, mixing, capacity, their gradients"
 SEEDED = "(noise from a seed, in its place)"

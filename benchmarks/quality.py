@@ -98,7 +98,7 @@ def measure(results: Results, reference_samples: int, references: int) -> None:
             "the same and of another seed, and with the reference of "
             f"{reference_samples} samples and {REFERENCE['steps']} steps ({wanted} photographs). Areas under "
             "insertion (high is good) and deletion (low is good). Ten steps unless it says otherwise; "
-            "5 and 8 are longer in proportion. 'In pairs' is antithetic, 'until 3 %' the tolerance."
+            "fewer are longer in proportion. 'In pairs' is antithetic, 'until 3 %' the tolerance."
         ),
     )
     for way in WAYS:

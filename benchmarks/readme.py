@@ -3,8 +3,8 @@
     python -m benchmarks.readme [--check]
 
 Whatever stands between ``<!-- bench:NAME -->`` and ``<!-- /bench:NAME -->`` is replaced by the tables of
-``results/NAME.json``; ``<!-- bench:NAME:goals -->`` takes the goals only, and ``<!-- bench:NAME:2 -->`` the first
-two tables. With ``--check`` nothing is written, and the program fails if something would have been.
+``results/NAME.json``; ``<!-- bench:NAME:goals -->`` takes the goals only, and ``<!-- bench:NAME:2 -->`` the
+first two tables. With ``--check`` nothing is written, and the program fails if something would have been.
 """
 
 from __future__ import annotations

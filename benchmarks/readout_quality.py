@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
+from scipy.optimize import brentq
 from scipy.stats import spearmanr
 from torch.nn import functional
 
@@ -204,17 +205,19 @@ def _works(
     def loss(x: torch.Tensor) -> torch.Tensor:
         return functional.cross_entropy(network(x), torch.full((len(x),), target))
 
-    def constant() -> Any:
-        # As much passes as in the readout's mask, the same share of each feature.
-        level = float(readout.alpha.mean())
-        layer = network.get_submodule(LAYER)
-        mask = IBA(layer, estimator=readout.estimator, initial_alpha=level)
+    def constant_at(level: float) -> Any:
+        mask = IBA(network.get_submodule(LAYER), estimator=readout.estimator, initial_alpha=level)
         try:
             with torch.no_grad(), mask.restrict_flow():
                 network(image[None])
                 return to_saliency_map(mask.capacity(), image.shape[1:])
         finally:
             mask.detach()
+
+    def constant() -> Any:
+        # Of the readout's bits, with the same share of each feature.
+        wanted = readout.analyze(image[None], network).sum()
+        return constant_at(brentq(lambda level: constant_at(level).sum() - wanted, -10.0, 10.0, xtol=1e-3))
 
     def random() -> Any:
         coarse = torch.from_numpy(np.random.default_rng(0).random((1, 1, 28, 28)))

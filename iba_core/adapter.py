@@ -174,7 +174,7 @@ class Adapter(ABC):
 
     @abstractmethod
     def standard_normal(self, shape: Sequence[int], like: Array) -> Array:
-        """Unseeded standard normal numbers from the framework's generator on the device of `like`."""
+        """Standard normal numbers on the device of `like`, others at each call, by the framework's seed."""
 
     def preferred_batch(self, shape: Sequence[int], like: Array) -> int | None:
         """How many feature maps the tail takes best at once, where nobody says: a batch is split so.

@@ -24,7 +24,7 @@ from iba_core.smoothing import smooth
 
 
 class Mask(NamedTuple):
-    """The mask of a bottleneck and its complement, each (B, *feature map) in [0, 1].
+    """The mask of a bottleneck and its complement, each (B, *feature map) in [0, 1] up to rounding.
 
     The complement is what is computed: ``1 - passed`` rounds to 0 in float32 long before the share of noise
     is 0, and its logarithm, which the capacity needs, would be infinite. Nothing takes that of `passed`.
@@ -190,7 +190,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
     }
 )
 """Sets of hyperparameters by their names. They hold what the time and the noise of an explanation depend on,
-not what is explained, such as beta."""
+with the learning rate that goes with their steps, and not what is explained, such as beta."""
 
 
 def preset_settings(name: str | None) -> Mapping[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sized
 from statistics import median
 from time import perf_counter
@@ -22,7 +23,7 @@ MEASURED = 3
 Result = TypeVar("Result")
 
 Work = Callable[..., Result]
-"""``work(settings, jit_compile=...)`` explains a batch; by the adapter's own choice where that is None."""
+"""``work(settings, jit_compile=...)`` explains a batch; uncompiled where that is None."""
 
 
 def brief_settings(settings: BottleneckSettings) -> BottleneckSettings:
@@ -40,48 +41,60 @@ class CompilationTrial:
 
     Args:
         batches: the data set. If it does not tell its length, there is no trial.
+        forget: called where the compiler's code is not used, to drop it.
     """
 
-    def __init__(self, batches: object) -> None:
-        self._length = _length(batches)
-        self._shapes: object = None
+    def __init__(self, batches: object, forget: Callable[[], object]) -> None:
+        self._left = _length(batches)
+        self._forget = forget
+        self._usual: object = None
         self._seconds: list[float] = []
-        self._count = 0
         self._repays: bool | None = None
 
-    def run(self, work: Work[Result], settings: BottleneckSettings, shapes: object) -> Result:
+    def run(self, work: Work[Result], settings: BottleneckSettings, key: object) -> Result:
         """Do the work of the next batch, as machine code or not.
 
         Args:
             work: explains the batch.
             settings: how.
-            shapes: what a compilation depends on. Batches of other shapes than the first one's run
-                uncompiled: they are the few that are left over.
+            key: what a compilation depends on, such as shapes; None if it would serve this batch alone.
+                Batches of another key than the first one's run uncompiled: they are the few that are left
+                over.
         """
-        if self._shapes is None:
-            self._shapes = shapes
-        usual = self._shapes == shapes
-        if usual and self._repays is None and self._count == MEASURED:
-            left = (self._length - self._count) * median(self._seconds[1:])
-            self._repays = left >= LEAST_SECONDS and _is_faster(work, brief_settings(settings))
+        if self._usual is None:
+            self._usual = key
+        usual = key is not None and key == self._usual
+        if usual and self._repays is None and len(self._seconds) == MEASURED:
+            long = self._left * median(self._seconds[1:]) >= LEAST_SECONDS
+            self._repays = long and self._is_faster(work, brief_settings(settings))
+        self._left -= 1
         start = perf_counter()
         result = work(settings, jit_compile=True if usual and self._repays else None)
-        if self._repays is None:
-            self._count += 1
+        if usual and self._repays is None:
             self._seconds.append(perf_counter() - start)
         return result
 
+    def _is_faster(self, work: Work[Any], settings: BottleneckSettings) -> bool:
+        """Whether work is done faster as machine code, once that has been made."""
+        plain = _seconds(work, settings, None)
+        # Nobody has asked for the compiler: that it cannot serve this model is no concern of the caller.
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            try:
+                faster = plain >= LEAST_GAIN * _seconds(work, settings, True)
+            except Exception:
+                faster = False
+        if not faster:
+            self._forget()
+        return faster
 
-def _is_faster(work: Work[Any], settings: BottleneckSettings) -> bool:
-    """Whether work is done faster as machine code, once that has been made."""
-    seconds = []
-    for compiled in (False, True):
-        work(settings, jit_compile=compiled)
-        start = perf_counter()
-        work(settings, jit_compile=compiled)
-        seconds.append(perf_counter() - start)
-    plain, machine = seconds
-    return plain >= LEAST_GAIN * machine
+
+def _seconds(work: Work[Any], settings: BottleneckSettings, jit_compile: bool | None) -> float:
+    """Time of a second run, in which everything has been compiled."""
+    work(settings, jit_compile=jit_compile)
+    start = perf_counter()
+    work(settings, jit_compile=jit_compile)
+    return perf_counter() - start
 
 
 def _length(batches: object) -> int:

@@ -36,7 +36,7 @@ from iba_core.optimization import BottleneckOptimizer
 from iba_core.saliency import saliency_maps
 from iba_core.state import read_state, write_state
 from iba_core.targets import ClassTarget, Loss, Target, as_target, main_output
-from iba_core.utils import get_tqdm
+from iba_core.utils import get_tqdm, ifnone
 
 
 class Explainer:
@@ -59,8 +59,9 @@ class Explainer:
             `iba_core.bottleneck.PRESETS`. Hyperparameters that are given go before it.
         compile: let the framework's compiler make machine code of the steps, see `Adapter.jit_compile`. It
             takes seconds to minutes once for each shape. If None, `explain_iter` tries it where more than
-            20 minutes of a data set of known length are left, and goes on with it if it is faster; nothing
-            else compiles then. False for never.
+            20 minutes of a data set of known length are left, and goes on with it if it is faster (without a
+            seed, the trial draws noise, too); nothing else compiles then, unless the adapter was made so.
+            False for never.
         **settings: hyperparameters, see `BottleneckSettings`.
 
     Raises:
@@ -86,8 +87,7 @@ class Explainer:
         **settings: Any,
     ) -> None:
         self.adapter = find_adapter(model, backend)
-        self.adapter.jit_compile |= bool(compile)
-        self._tries_compilation = compile is None and not self.adapter.jit_compile
+        self._jit_compile = compile
         BottleneckSettings().override(**settings)  # names what is no setting
         self.settings = BottleneckSettings(**{**preset_settings(preset), **settings})
         if estimator is not None and not isinstance(estimator, WelfordEstimator):
@@ -103,7 +103,7 @@ class Explainer:
         self._cut: Cut | None = None if layer is None else self.adapter.cut(layer)
         # A handful of losses at a time, since each keeps a compiled step.
         self._optimizer = lru_cache(maxsize=4)(self._make_optimizer)
-        self._compiled_tail = lru_cache(maxsize=4)(lambda cut: self.adapter.compile(cut.tail))
+        self._compiled_tail = lru_cache(maxsize=4)(self._make_tail)
         self._cut_until = lru_cache(maxsize=4)(self._make_cut)
 
     @property
@@ -235,8 +235,9 @@ class Explainer:
                 `Adapter.preferred_batch`; the copies of one image are never split then.
             progbar: show the progress.
             preset: hyperparameters in place of the explainer's own by the name of their set: with
-                ``"fast"``, an explanation takes about half the time. What a set holds goes before what
-                the constructor was given; `settings` go before both.
+                ``"fast"``, an explanation takes about two fifths of the time. What a set holds goes before
+                what the constructor was given, and it holds `steps` and the `learning_rate` that goes with
+                them; `settings` go before both.
             **settings: hyperparameters other than the explainer's own, see `BottleneckSettings`.
 
         Returns:
@@ -266,7 +267,7 @@ class Explainer:
         progbar: bool = False,
         jit_compile: bool | None = None,
     ) -> Attribution:
-        """`explain` with all that was chosen; `jit_compile` in place of the adapter's."""
+        """`explain` with all that was chosen; `jit_compile` in place of what the explainer was made with."""
         inputs = self._checked(x)
         images = batch_size(inputs)
         cut = self._cut_until(whole.layer)
@@ -365,20 +366,24 @@ class Explainer:
         whole = None if target is None else as_target(target)
 
         def attributions() -> Iterator[Attribution]:
-            trial = CompilationTrial(batches if self._tries_compilation else ())
+            tried = self._jit_compile is None and not self.adapter.jit_compile
+            trial = CompilationTrial(batches if tried else (), forget=self._optimizer.cache_clear)
             count = 0
             for batch in get_tqdm()(batches, desc="Explaining", unit="batch", disable=not progbar):
                 inputs = inputs_of_batch(batch)
+                wanted = as_target(targets_of_batch(batch)) if whole is None else whole
                 explained = partial(
                     self._explain,
                     inputs,
-                    as_target(targets_of_batch(batch)) if whole is None else whole,
+                    wanted,
                     seed=seed,
                     pass_mask=pass_mask(inputs) if callable(pass_mask) else pass_mask,
                     max_batch=max_batch,
                 )
+                # A target that a batch brings is another function for each, unless it is a class.
+                repeats = whole is not None or isinstance(wanted, ClassTarget)
                 shapes = [tuple(array.shape) for array in arrays_of(inputs)]
-                yield trial.run(explained, chosen, shapes)
+                yield trial.run(explained, chosen, shapes if repeats else None)
                 count += 1
             if not count:
                 raise InputError("batches is empty; give at least one batch of inputs")
@@ -505,7 +510,13 @@ class Explainer:
             return losses
 
         layout = Layout.of(self.estimator.mean().shape, self._format(cut), self.tokens)
-        return BottleneckOptimizer(self.adapter, model_loss, layout, self.settings, jit_compile=jit_compile)
+        compiled = ifnone(jit_compile, self._jit_compile)
+        return BottleneckOptimizer(self.adapter, model_loss, layout, self.settings, jit_compile=compiled)
+
+    def _make_tail(self, cut: Cut) -> Callable[..., Any]:
+        if self._jit_compile is None:
+            return self.adapter.compile(cut.tail)
+        return self.adapter.compile(cut.tail, jit_compile=self._jit_compile)
 
     def _outputs(self, cut: Cut, head: Head) -> npt.NDArray[Any]:
         outputs = self._compiled_tail(cut)(head.features, head.carry)

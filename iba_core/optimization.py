@@ -150,8 +150,9 @@ class BottleneckOptimizer:
         self.layout = layout
         self.settings = settings or BottleneckSettings()
         self.relu = relu
-        self._compiled_step = adapter.compile(self._step, jit_compile)
-        self._compiled_outcome = adapter.compile(self._outcome, jit_compile)
+        options = {} if jit_compile is None else {"jit_compile": jit_compile}
+        self._compiled_step = adapter.compile(self._step, **options)
+        self._compiled_outcome = adapter.compile(self._outcome, **options)
         self._constants: tuple[tuple[Any, ...], Statistics, _Constants] | None = None
 
     def run(
@@ -372,6 +373,9 @@ class BottleneckOptimizer:
             model_loss = model_loss + losses
             of_center = of_center + xp.sum(slope, axis=1)
             of_spread = of_spread + xp.sum(chunk * slope, axis=1)
+        # Where the bottleneck does not act, a slope is of no account, and need not even be finite.
+        zeros = xp.zeros_like(of_center)
+        of_center, of_spread = (xp.where(problem.restricted, x, zeros) for x in (of_center, of_spread))
         linear = partial(self._linear, of_center=of_center, of_spread=of_spread, problem=problem)
         _, information, gradient = self.adapter.value_and_grad(linear, alpha)
         return gradient, StepReport(model_loss, information)
@@ -420,7 +424,10 @@ class BottleneckOptimizer:
     def _outcome(self, alpha: Array, problem: Problem) -> tuple[Mask, Array]:
         """Mask and capacity, (B, *feature map) in nats."""
         mask = mask_from_alpha(alpha, problem.matrices, self.layout)
-        return mask, masked_capacity(problem, mask)
+        nats = masked_capacity(problem, mask)
+        xp = array_namespace(alpha)
+        # Smoothing sums to one only up to rounding.
+        return mask._replace(passed=xp.maximum(mask.passed, xp.zeros_like(alpha))), nats
 
     def _maps(self, nats: Array) -> npt.NDArray[np.floating]:
         """Nats of each place, (B, *spatial shape)."""
@@ -477,8 +484,9 @@ class _Convergence:
 def _distribution(problem: Problem, mask: Mask) -> tuple[Array, Array]:
     """Mean and standard deviation of the noisy copies of each image, (B, *feature map) each.
 
-    Noise ``mu + sigma n`` with standard normal n takes ``lambda R + (1 - lambda) eps`` (paper, eq. 2) to
-    ``mu + lambda (R - mu) + (1 - lambda) sigma n``, of which all but n is the same for all copies.
+    They are what `restrict` gives (paper, eq. 2), with features and noise measured from mu: for noise
+    ``mu + sigma n`` with standard normal n it is ``mu + lambda (R - mu) + (1 - lambda) sigma n``, of which
+    all but n is the same for all copies.
     """
     return problem.ground + mask.passed * problem.signal, mask.blocked * problem.spread
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks import gpu, harness, memory, published, readme, report, scale
+from benchmarks import gpu, harness, memory, published, quality, readme, report, scale
 from iba_core import Explainer
 
 ROOT = Path(__file__).parents[1]
@@ -111,6 +111,12 @@ def test_recorded_goals_follow_from_the_figures(content):
         assert goal["met"] == (measured <= wanted if goal["sense"] == "at most" else measured >= wanted)
     path = harness.RESULTS / f"{content['program']}.md"
     assert path.read_text(encoding="utf-8") == report.markdown(content)
+
+
+def test_the_table_of_presets_marks_the_preset_there_is():
+    content = json.loads((harness.RESULTS / "quality.json").read_text(encoding="utf-8"))
+    ways = [row[0] for row in content["tables"][0]["rows"]]
+    assert ways == [quality._label(way) for way in quality.WAYS]
 
 
 def test_makefile_runs_programs_that_exist():

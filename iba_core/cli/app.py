@@ -60,7 +60,7 @@ def explain(
         float, typer.Option(help="Price of a bit. More beta, fewer bits.")
     ] = BottleneckSettings.beta,
     preset: Annotated[
-        str, typer.Option(metavar="NAME", help="default, or fast: rougher maps in about half the time.")
+        str, typer.Option(metavar="NAME", help="default, or fast: rougher maps in two fifths of the time.")
     ] = "default",
     steps: Annotated[
         int | None, typer.Option(help="Steps of the optimiser.", show_default="the preset's")

@@ -147,6 +147,37 @@ def test_the_gradient_is_that_of_the_objective(relu, sizes):
     np.testing.assert_allclose((report.model_loss + report.information).sum(), value)
 
 
+def test_slopes_where_the_bottleneck_does_not_act_need_not_be_finite():
+    """Such as that of a square root at the 0 of an inactive neuron."""
+    passing = np.zeros(SHAPE, bool)
+    passing[0, 1] = True
+    idle = ~STATISTICS.active | passing
+
+    class Steep(NumPyAdapter):
+        def value_and_grad(self, function, x):
+            value, auxiliary, gradient = super().value_and_grad(function, x)
+            if len(x) > len(FEATURES):  # of the noisy copies
+                gradient[:, idle] = np.inf
+            return value, auxiliary, gradient
+
+    usual, steep = (
+        BottleneckOptimizer(adapter(None), tail_loss, LAYOUT) for adapter in (NumPyAdapter, Steep)
+    )
+    problem = usual.problem(Head(FEATURES), STATISTICS, (CLASSES,), pass_mask=passing)
+    alpha = np.random.default_rng(1).normal(size=FEATURES.shape)
+    expected, found = (
+        one.gradient(alpha, one.noise(problem, (4,), 3, 0), problem)[0] for one in (usual, steep)
+    )
+    np.testing.assert_array_equal(found, expected)
+
+
+def test_a_mask_is_not_negative():
+    features = FEATURES.astype(np.float32)
+    found = run(features=features, settings={"initial_alpha": -30.0, "steps": 0})
+    assert found.mask.passed.dtype == np.float32
+    assert (found.mask.passed >= 0).all()
+
+
 @pytest.mark.parametrize("seed", [4, None])
 @pytest.mark.parametrize("sizes", [(6,), (5,), (2, 2, 1)])
 def test_antithetic_copies_cancel_in_pairs(seed, sizes):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 import torch
@@ -33,26 +33,18 @@ class _Detour:
         self._users = 0
         self._lock = threading.Lock()
 
-    @contextmanager
-    def taken(self) -> Iterator[None]:
-        """Context in which calls take the detour, also where a tracer has replaced the method since."""
+    def __enter__(self) -> None:
         with self._lock:
-            first = not self._users
-            covered = not first and nn.Module.__call__ is not _call
-            below = self.call_module
-            if first or covered:
+            if not self._users:
                 self.call_module = nn.Module.__call__
                 nn.Module.__call__ = _call  # type: ignore[method-assign]  # the point of this class
             self._users += 1
-        try:
-            yield
-        finally:
-            with self._lock:
-                self._users -= 1
-                if covered or not self._users:
-                    nn.Module.__call__ = self.call_module  # type: ignore[method-assign]
-                if covered:
-                    self.call_module = below
+
+    def __exit__(self, *error: object) -> None:
+        with self._lock:
+            self._users -= 1
+            if not self._users:
+                nn.Module.__call__ = self.call_module  # type: ignore[method-assign]
 
 
 _current = _Current()
@@ -70,20 +62,12 @@ def intercept_calls(handler: CallHandler) -> Iterator[None]:
     Wrappers that run their module elsewhere, compiled or replicated, are looked through: their module is
     called in their place, in this thread and uncompiled. Fused attention, which calls no modules, is off.
     """
-    with _detour.taken(), by_the_book():
+    with _detour, by_the_book():
         outer, _current.handler = _current.handler, handler
         try:
             yield
         finally:
             _current.handler = outer
-
-
-def ready_to_intercept() -> AbstractContextManager[None]:
-    """Context in which `intercept_calls` is quick to enter, since what it replaces stays replaced.
-
-    To replace a method of a class that has thousands of subclasses takes as long as a small layer.
-    """
-    return _detour.taken()
 
 
 def run(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

@@ -17,7 +17,7 @@ from torch.overrides import TorchFunctionMode
 from iba_core.adapter import Cut, Head, Inputs
 from iba_core.errors import InputError, LayerError
 from iba_core.layout import DataFormat
-from iba_torch.calls import intercept_calls, is_watched, perform, ready_to_intercept, run, unwrap
+from iba_torch.calls import intercept_calls, is_watched, perform, run, unwrap
 from iba_torch.channels import channel_hint, data_format_of, require_channels
 from iba_torch.frozen import Frozen, frozen
 from iba_torch.normalization import ScaleAndShift
@@ -132,7 +132,7 @@ class TorchCut(Cut):
         """
         if self._open is not None:
             raise RuntimeError(f"the cut at layer {self.layer_name!r} is open already")
-        with frozen() as still, ready_to_intercept():
+        with frozen() as still:
             if self.until is not None and self._calls is None:
                 # A tail that ends early does not see how often the layers run.
                 self._count_calls(inputs, still)

@@ -605,6 +605,7 @@ class IBAReadout(IBA):
             "input_shape": self._input_shape,
             "readout_layers": self._reader.names,
             "formats": self._formats,
+            "robust": self.robust,
         }
         return torch.tensor(list(json.dumps(facts).encode()), dtype=torch.uint8)
 
@@ -627,6 +628,8 @@ class IBAReadout(IBA):
             )
         self._channels, self._formats = channels, formats
         self._input_shape = None if shape is None else tuple(shape)
+        # States that do not say were made before there was another way to read.
+        self.robust = facts.get("robust", False)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         facts = state_dict.get(f"{prefix}_extra_state")
