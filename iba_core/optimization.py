@@ -367,8 +367,10 @@ class BottleneckOptimizer:
         for chunk in noise:
             share = int(chunk.shape[0]) / samples
             objective = partial(self._model_loss, problem=problem, images=images, share=share)
-            z = _copies(problem, mask_from_alpha(alpha, problem.matrices, self.layout), chunk)
-            _, losses, slope = self.adapter.value_and_grad(objective, z)
+            # Neither mask nor copies have a name here, so that they need not outlast their use.
+            _, losses, slope = self.adapter.value_and_grad(
+                objective, _copies(problem, mask_from_alpha(alpha, problem.matrices, self.layout), chunk)
+            )
             slope = xp.reshape(slope, (images, *chunk.shape))
             model_loss = model_loss + losses
             of_center = of_center + xp.sum(slope, axis=1)

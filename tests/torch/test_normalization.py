@@ -59,17 +59,10 @@ def test_changes_while_a_cut_is_open_are_seen():
     assert stand_in(module, (x,), {}) is None
 
 
-def test_weights_of_inference_mode_serve():
+def test_weights_of_inference_mode_are_left_to_the_module():
     with torch.inference_mode():
         module = normalization()
-    x, stand_in = features(), ScaleAndShift()
-    for _ in range(2):
-        found = stand_in(module, (x,), {})
-        expected = (x - module.running_mean[:, None, None]) / (
-            module.running_var[:, None, None] + 1e-5
-        ).sqrt()
-        expected = expected * module.weight[:, None, None] + module.bias[:, None, None]
-        torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
+    assert ScaleAndShift()(module, (features(),), {}) is None
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

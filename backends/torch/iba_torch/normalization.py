@@ -45,18 +45,18 @@ class ScaleAndShift:
             return None
         if not _is_plain(module) or x.dtype not in _PRECISIONS or x.ndim < 2:
             return None
-        scale, shift = self._constants(module)
+        parts = (module.running_mean, module.running_var, module.weight, module.bias)
+        state = [part for part in parts if part is not None]
+        if any(part.is_inference() for part in state):  # They have no versions.
+            return None
+        scale, shift = self._constants(module, state)
         if scale.dtype != x.dtype or x.shape[1] != len(scale):
             return None
         shape = (-1, *(1,) * (x.ndim - 2))
         return torch.addcmul(shift.reshape(shape), x, scale.reshape(shape))
 
-    def _constants(self, module: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    def _constants(self, module: Any, state: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
         """Scale and shift, computed anew once a weight or a statistic has changed."""
-        parts = (module.running_mean, module.running_var, module.weight, module.bias)
-        state = [part for part in parts if part is not None]
-        if any(part.is_inference() for part in state):  # They have no versions.
-            return _scale_and_shift(module)
         versions = [part._version for part in state]
         known = self._known.get(module)
         if known is None or known.versions != versions or any(map(_is_not, known.state, state)):
