@@ -17,7 +17,7 @@ demo test: export GOMP_SPINCOUNT ?= 10000
 export TF_CPP_MIN_LOG_LEVEL ?= 3
 
 # What `make bench` runs, each in a process of its own.
-BENCHMARKS := attribution estimation scale frameworks gpu quality readout_quality
+BENCHMARKS := attribution batch estimation scale frameworks gpu quality readout_quality
 
 .PHONY: help demo test check bench bench-quick clean
 
