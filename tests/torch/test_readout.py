@@ -576,6 +576,19 @@ def test_explaining_and_training_hold_no_memory():
 # -- state ------------------------------------------------------------------------------------------------
 
 
+def test_the_state_says_how_features_are_read():
+    model, readout = make_readout(robust=True)
+    x, _ = make_data(2, seed=9)
+    for own in (False, True):
+        fresh = IBAReadout("second", READS, model, robust=own)
+        fresh.load_state_dict(readout.state_dict())
+        assert fresh.robust is True
+        np.testing.assert_array_equal(fresh.analyze(x), readout.analyze(x))
+    plain = IBAReadout("second", READS, model, robust=True)
+    plain.load_state_dict(make_readout()[1].state_dict())
+    assert plain.robust is False
+
+
 @pytest.mark.parametrize("given", [False, True])
 def test_the_state_makes_the_round_trip_through_a_file(tmp_path, given):
     model = make_model()
