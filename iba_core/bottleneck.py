@@ -165,7 +165,7 @@ class BottleneckSettings:
 
 def _is_number(value: object, least: float) -> bool:
     try:
-        return bool(np.isfinite(value) and value >= least)  # type: ignore[call-overload,operator]  # tried
+        return bool(np.isfinite(value) and value >= least)  # type: ignore[call-overload,operator]  # of no number, what is raised is caught
     except TypeError:
         return False
 

@@ -193,7 +193,7 @@ class TorchAdapter(Adapter):
         """Value, auxiliary output and gradient of a scalar function at `x`, and for nothing else."""
         with torch.inference_mode(False), torch.enable_grad():
             variable = x.detach().clone().requires_grad_()
-            del x  # which nobody else may hold
+            del x  # the copy serves, and the caller may hold no other reference
             value, auxiliary = function(variable)
             (gradient,) = torch.autograd.grad(value, variable)
         return value.detach(), tree_map(torch.Tensor.detach, auxiliary), gradient

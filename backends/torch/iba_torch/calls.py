@@ -44,7 +44,7 @@ class _Detour:
         with self._lock:
             self._users -= 1
             if not self._users:
-                nn.Module.__call__ = self.call_module  # type: ignore[method-assign]
+                nn.Module.__call__ = self.call_module  # type: ignore[method-assign]  # puts the method back
 
 
 _current = _Current()

@@ -26,8 +26,8 @@ class _Known(NamedTuple):
 class ScaleAndShift:
     """Stands in for batch normalisation where a pass is differentiated.
 
-    PyTorch's own backward pass takes twice the time and keeps its input for it, a third of what a
-    convolutional network keeps, though with constant statistics neither is needed.
+    PyTorch's own backward pass also computes what constant statistics do not need, and keeps the input for
+    it, which can be a third of what a convolutional network keeps.
     """
 
     def __init__(self) -> None:
