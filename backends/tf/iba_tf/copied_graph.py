@@ -62,7 +62,7 @@ class CopiedGraph:
         scope = _free(name, source.all_names)
         own, before, after = self._own_operations(scope)
         # One import of all: a second one would rename operations whose names begin like one of the first.
-        whole = GraphDef(versions=source.versions, library=source.library)
+        whole = GraphDef(versions=source.versions, library=source.definitions)
         whole.library.MergeFrom(own.as_graph_def().library)
         whole.node.extend(source.nodes.values())
         behind = {node_of(tensor) for tensor in source.dependents([feature])} - {node_of(feature)}

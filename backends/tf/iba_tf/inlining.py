@@ -1,7 +1,7 @@
 """Function calls of a graph, replaced by what the functions do.
 
-A `tf.function` inside a model, and everything in a SavedModel, is a call of a function in the graph's
-library. A graph can be cut, and differentiated after it has been imported, only where its operations are
+A `tf.function` inside a model, and everything in a SavedModel, is a call of a function that the graph
+defines. A graph can be cut, and differentiated after it has been imported, only where its operations are
 its own. The bodies of loops and branches stay functions; the calls within those are replaced, too.
 
 Names: the operations of a function called by ``scope/PartitionedCall`` go to ``scope/``, so that wrappers
@@ -32,23 +32,23 @@ gradient that Python closed over the graph that was traced first."""
 def inline_calls(graph_def: GraphDef) -> tuple[GraphDef, Callable[[str], str]]:
     """`graph_def` without function calls and without devices.
 
-    Its library keeps the bodies of loops and branches only. They are named by what they hold, so that
+    It keeps the bodies of loops and branches only. They are named by what they hold, so that
     graphs of several origins can be imported into one program.
 
     Returns:
         The graph, and what gives for the name of a tensor the name that it has there: another one if it was
         the result of a call.
     """
-    library = _Library({function.signature.name: function for function in graph_def.library.function})
-    nodes, replaced = _expand(graph_def.node, library, nested=False)
+    definitions = _Definitions({function.signature.name: function for function in graph_def.library.function})
+    nodes, replaced = _expand(graph_def.node, definitions, nested=False)
     inlined = GraphDef(versions=graph_def.versions)
     inlined.node.extend(nodes)
-    inlined.library.function.extend(library.used())
+    inlined.library.function.extend(definitions.used())
     return inlined, replaced.data
 
 
 @dataclass
-class _Library:
+class _Definitions:
     """The functions that a graph calls, and what they are without calls of their own."""
 
     functions: dict[str, FunctionDef]
@@ -127,27 +127,29 @@ def _canonical(reference: str) -> str:
     return reference.removesuffix(":0") if reference.count(":") == 1 else reference
 
 
-def _expand(nodes: Iterable[NodeDef], library: _Library, nested: bool) -> tuple[list[NodeDef], _Replaced]:
+def _expand(
+    nodes: Iterable[NodeDef], definitions: _Definitions, nested: bool
+) -> tuple[list[NodeDef], _Replaced]:
     """The operations that do what `nodes` do, and what stands for the calls among those.
 
     Args:
         nodes: of a graph or of a function.
-        library: the functions that they call.
+        definitions: the functions that they call.
         nested: whether the nodes refer to tensors as within a function, ``"node:output:0"``, in place of
             ``"node:0"``.
     """
     nodes = list(nodes)
-    taken = {node.name for node in nodes if library.called_by(node) is None}
+    taken = {node.name for node in nodes if definitions.called_by(node) is None}
     replaced = _Replaced()
     expanded: list[NodeDef] = []
     for node in nodes:
-        name = library.called_by(node)
+        name = definitions.called_by(node)
         if name is None:
             copied = NodeDef()
             copied.CopyFrom(node)
             expanded.append(copied)
         else:
-            expanded.extend(_called(node, library.body(name), taken, replaced, nested))
+            expanded.extend(_called(node, definitions.body(name), taken, replaced, nested))
     for node in expanded:
         inputs = [
             followed
@@ -161,7 +163,7 @@ def _expand(nodes: Iterable[NodeDef], library: _Library, nested: bool) -> tuple[
         node.device = ""
         for attribute in _DROPPED:
             node.attr.pop(attribute, None)
-        library.rename_functions(node)
+        definitions.rename_functions(node)
     return expanded, replaced
 
 

@@ -120,7 +120,7 @@ class OperationGraph:
         self.inputs = tuple(replace(entry, tensor=canonical(entry.tensor)) for entry in inputs)
         self.outputs = tf.nest.map_structure(lambda name: canonical(followed(canonical(name))), outputs)
         self.bindings = {canonical(name): value for name, value in bindings.items()}
-        self._library = inlined.library
+        self._definitions = inlined.library
         self._functions = _Functions(inlined.library)
         self._versions = inlined.versions
         self._nodes = {node.name: node for node in inlined.node}
@@ -178,9 +178,9 @@ class OperationGraph:
         return self._versions
 
     @property
-    def library(self) -> Any:
+    def definitions(self) -> Any:
         """The functions that loops and branches of the graph call, as a GraphDef holds them."""
-        return self._library
+        return self._definitions
 
     @property
     def nodes(self) -> Mapping[str, NodeDef]:
@@ -318,7 +318,7 @@ class OperationGraph:
             fetched: the tensors to return.
         """
         nodes = set(nodes)
-        part = GraphDef(versions=self._versions, library=self._library)
+        part = GraphDef(versions=self._versions, library=self._definitions)
         for name in self._nodes:
             if name not in nodes:
                 continue
@@ -530,17 +530,17 @@ class OperationGraph:
 class _Functions:
     """The bodies of loops and branches, known to the runtime as long as this object lives.
 
-    TensorFlow adds what a library holds to the graph that it is imported into, but does not make it known
+    TensorFlow adds what definitions hold to the graph that they are imported into, but does not make it known
     to the runtime that runs the graph as a function.
     """
 
     _users: ClassVar[Counter[str]] = Counter()
     _lock: ClassVar[RLock] = RLock()
 
-    def __init__(self, library: FunctionDefLibrary) -> None:
-        names = [function.signature.name for function in library.function]
+    def __init__(self, definitions: FunctionDefLibrary) -> None:
+        names = [function.signature.name for function in definitions.function]
         with self._lock:
-            for name, function in zip(names, library.function, strict=True):
+            for name, function in zip(names, definitions.function, strict=True):
                 if not self._users[name]:
                     context.context().add_function_def(function)
                 self._users[name] += 1
