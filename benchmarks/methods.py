@@ -13,8 +13,9 @@ from functools import partial
 from typing import Any
 
 from benchmarks.harness import Case, use_threads
-from benchmarks.networks import SIDE, TARGET, Subject, subject
+from benchmarks.networks import PLACES, SIDE, TARGET, Subject, subject
 from iba_core.bottleneck import Statistics
+from iba_core.targets import main_output
 from iba_core.timing import BareTail
 
 STEPS, SAMPLES = 10, 10
@@ -75,10 +76,26 @@ def fast_explanation(of: Subject) -> Work:
 
 def bare_tail(of: Subject) -> Work:
     """The passes of the tail that no implementation can do without; the head is not counted."""
+    if of.framework == "torch":
+        return _plain_tail(of)
     tail = BareTail(of.adapter, of.adapter.cut(of.layer))
     return Work(
         partial(tail.seconds, of.x, STEPS, SAMPLES), partial(tail.seconds, of.x, BRIEF_STEPS, SAMPLES)
     )
+
+
+def _plain_tail(of: Subject) -> Work:
+    import torch
+
+    from benchmarks.plain_tail import PlainTail, tail_modules
+
+    with of.adapter.cut(of.layer).open(of.adapter.to_inputs(of.x)) as head:
+        features = head.features
+    modules = tail_modules(PLACES[of.title].network, of.model, of.layer)
+    with torch.no_grad():
+        torch.testing.assert_close(modules(features), main_output(of.adapter.predict(torch.from_numpy(of.x))))
+    seconds = PlainTail(modules, features).seconds
+    return Work(partial(seconds, STEPS, SAMPLES), partial(seconds, BRIEF_STEPS, SAMPLES))
 
 
 def published(of: Subject) -> Work:

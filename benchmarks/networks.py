@@ -69,6 +69,7 @@ class Subject:
     """A network and a photograph to explain, in one framework.
 
     Attributes:
+        title: of its place in `PLACES`.
         framework: ``"torch"`` or ``"tensorflow"``.
         model: the network.
         layer: where it is cut.
@@ -76,6 +77,7 @@ class Subject:
         x: one photograph as the network takes it, (1, ...), NumPy.
     """
 
+    title: str
     framework: str
     model: Any
     layer: str
@@ -97,7 +99,7 @@ def subject(title: str, framework: str, crops: int = 16) -> Subject:
     explainer = Explainer(model, layer, tokens=place.tokens)
     explainer.fit(sample_crops(crops, PREPROCESSING, data_format=data_format), progbar=False)
     x = PREPROCESSING(sample_image("cat"), data_format)[None]
-    return Subject(framework, model, layer, explainer, x)
+    return Subject(title, framework, model, layer, explainer, x)
 
 
 def _torch_efficientnet() -> Any:

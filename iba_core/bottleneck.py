@@ -50,6 +50,24 @@ def mask_from_alpha(alpha: Array, matrices: Sequence[Array], layout: Layout) -> 
     return Mask(1.0 - blocked, blocked)
 
 
+def alpha_slope(of_blocked: Array, alpha: Array, matrices: Sequence[Array], layout: Layout) -> Array:
+    """From the derivative of something with the mask's complement, that with alpha, by `mask_from_alpha`.
+
+    It is ``-sigmoid(alpha) sigmoid(-alpha)`` times the derivative, smoothed by the transpose of G.
+
+    Args:
+        of_blocked: derivative with 1 - lambda, (B, *feature map).
+        alpha: likewise.
+        matrices: as of `mask_from_alpha`.
+        layout: likewise.
+    """
+    xp = array_namespace(alpha)
+    transposed = [xp.permute_dims(matrix, (1, 0)) for matrix in matrices]
+    # Relatively exact on both sides, also where one of the two factors rounds to 1.
+    decay = xp.exp(-xp.abs(alpha))
+    return -decay / xp.square(1.0 + decay) * smooth(of_blocked, transposed, layout)
+
+
 def restrict(features: Array, mask: Mask, noise: Array) -> Array:
     """Features with a share replaced by noise: ``lambda R + (1 - lambda) eps`` (paper, eq. 2).
 
@@ -75,6 +93,19 @@ def capacity(normalized: Array, mask: Mask) -> Array:
     """
     xp = array_namespace(normalized)
     return (xp.square(normalized * mask.passed) + xp.square(mask.blocked) - 1.0) / 2.0 - xp.log(mask.blocked)
+
+
+def capacity_slope(normalized: Array, mask: Mask) -> Array:
+    """Derivative of `capacity` with what is blocked, 1 - lambda: ``b - 1 / b - r^2 (1 - b)`` for blocked b.
+
+    Args:
+        normalized: as of `capacity`.
+        mask: likewise.
+
+    Returns:
+        Array of the shape of the mask, in nats, not positive up to rounding.
+    """
+    return mask.blocked - 1.0 / mask.blocked - normalized * (normalized * mask.passed)
 
 
 _PRECISIONS = ("bfloat16", "float16")

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from iba_core.errors import InputError, is_whole_number
 from iba_core.layout import Layout
 
-_AT_ONCE = 2**16
+_AT_ONCE = 2**17
 """Numbers drawn at once: what lies between the random bits and the noise stays in the caches."""
 
 
@@ -43,22 +43,27 @@ def seeded_normal(
     noise = np.empty((samples, *shape), np.float32)
     for sample in noise:
         # One by one: what lies between the random bits and the noise stays in the caches.
-        sample[...] = _normal(generator, prod(first)).reshape(first).transpose(layout.from_channels_first())
+        bits = generator.random_raw((prod(first) + 1) // 2)
+        normal = _normal(bits)[: prod(first)].reshape(first)
+        sample[...] = normal.transpose(layout.from_channels_first())
     return noise
 
 
 def keyed_normal(key: int, shape: Sequence[int]) -> npt.NDArray[np.float32]:
-    """Standard normal noise of any shape from the same generator, without layout and steps.
+    """Standard normal noise of any shape, for which no layout and no steps matter.
+
+    It comes from the generator SFC64, which needs half the time of Philox.
 
     Args:
-        key: 0 or more, below 2**128; one gives the same noise again.
+        key: 0 or more; one gives the same noise again.
         shape: of the array.
     """
-    generator = np.random.Philox(key=key)
+    generator = np.random.Generator(np.random.SFC64(key))
     noise = np.empty(prod(shape), np.float32)
     for start in range(0, len(noise), _AT_ONCE):
         part = noise[start : start + _AT_ONCE]
-        part[...] = _normal(generator, len(part))
+        bits = generator.integers(2**64, size=(len(part) + 1) // 2, dtype=np.uint64)
+        part[...] = _normal(bits)[: len(part)]
     return noise.reshape(tuple(shape))
 
 
@@ -68,23 +73,22 @@ def require_seed(seed: int | None) -> None:
         raise InputError(f"seed={seed!r} must be a whole number from 0 to 2**64 - 1")
 
 
-def _normal(generator: np.random.Philox, count: int) -> npt.NDArray[np.float32]:
-    """Standard normal numbers by the transform of Box and Muller (1958), (count,).
+def _normal(bits: npt.NDArray[np.uint64]) -> npt.NDArray[np.float32]:
+    """Standard normal numbers by the transform of Box and Muller (1958), two of each number of 64 bits.
 
     It is arithmetic on whole arrays, which processors do several times faster than the rejection of
     `Generator.standard_normal` goes from number to number.
     """
-    half = (count + 1) // 2
-    bits = generator.random_raw(half).view(np.uint32)
+    radius, angle = bits.view(np.uint32).reshape(2, -1).astype(np.float32)
     # From just above 0 to 1: a float32 is the finer the smaller it is, which the far tails live on.
-    radius = bits[:half].astype(np.float32)
     radius += np.float32(0.5)
     radius *= np.float32(2.0**-32)
     np.log(radius, out=radius)
     radius *= np.float32(-2.0)
     np.sqrt(radius, out=radius)
-    angle = bits[half:].astype(np.float32)
     angle *= np.float32(2.0 * np.pi * 2.0**-32)
-    normal = np.concatenate([np.cos(angle), np.sin(angle)]).reshape(2, half)
+    normal = np.empty((2, len(bits)), np.float32)
+    np.cos(angle, out=normal[0])
+    np.sin(angle, out=normal[1])
     normal *= radius
-    return normal.reshape(-1)[:count]
+    return normal.reshape(-1)

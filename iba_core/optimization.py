@@ -6,10 +6,12 @@ gradient of
     model loss + beta * mean(capacity)                                                    (paper, eq. 6)
 
 moves alpha by one step of Adam. Noise and capacity are independent, so the capacity is computed once per
-image, not once per copy. The gradient is found in two parts: that of the model's loss for the noisy copies,
-by the tail; and from there, since the copies are linear in the noise, that for alpha from two sums over the
-copies. While the tail runs, little more than alpha and Adam's two moments is held besides. Nothing is read
-back from the device before the last step, unless a tolerance asks whether the map has converged.
+image, not once per copy. The gradient is found in parts: that of the model's loss for the noisy copies, by
+the tail; from there, since the copies are linear in mask and noise, that for the mask from two sums over the
+copies, to which comes the slope of the capacity; and from the mask that for alpha. Only the tail is
+differentiated by the framework. While it runs, little more than the mask, alpha and Adam's two moments is
+held besides. Nothing is read back from the device before the last step, unless a tolerance asks whether the
+map has converged.
 """
 
 from __future__ import annotations
@@ -28,7 +30,9 @@ from iba_core.bottleneck import (
     BottleneckSettings,
     Mask,
     Statistics,
+    alpha_slope,
     capacity,
+    capacity_slope,
     mask_from_alpha,
 )
 from iba_core.errors import InputError, OptimizationError
@@ -315,7 +319,7 @@ class BottleneckOptimizer:
         Returns:
             Tensor (B * S, *feature map); the S copies of an image follow one another.
         """
-        return self._clipped(_copies(problem, mask, noise))
+        return self._clipped(_copies(_distribution(problem, mask), noise))
 
     def noise(
         self,
@@ -361,25 +365,30 @@ class BottleneckOptimizer:
         """
         xp = array_namespace(alpha)
         images, samples = int(alpha.shape[0]), sum(int(chunk.shape[0]) for chunk in noise)
+        mask = mask_from_alpha(alpha, problem.matrices, self.layout)
+        # In a list, and the copies without a name, so that nothing need outlast its last use.
+        distribution = [_distribution(problem, mask)]
         model_loss: Array = 0.0
         of_center: Array = 0.0
         of_spread: Array = 0.0
-        for chunk in noise:
+        for number, chunk in enumerate(noise, start=1):
             share = int(chunk.shape[0]) / samples
             objective = partial(self._model_loss, problem=problem, images=images, share=share)
-            # Neither mask nor copies have a name here, so that they need not outlast their use.
             _, losses, slope = self.adapter.value_and_grad(
-                objective, _copies(problem, mask_from_alpha(alpha, problem.matrices, self.layout), chunk)
+                objective,
+                _copies(distribution.pop() if number == len(noise) else distribution[0], chunk),
             )
             slope = xp.reshape(slope, (images, *chunk.shape))
             model_loss = model_loss + losses
             of_center = of_center + xp.sum(slope, axis=1)
             of_spread = of_spread + xp.sum(chunk * slope, axis=1)
+        information = problem.beta * _per_image(masked_capacity(problem, mask))
+        # From the copies to the mask: how `_distribution` depends on what is blocked.
+        of_blocked = of_spread * problem.spread - of_center * problem.signal
+        of_blocked = of_blocked + problem.beta * capacity_slope(problem.normalized, mask)
         # Where the bottleneck does not act, a slope is of no account, and need not even be finite.
-        zeros = xp.zeros_like(of_center)
-        of_center, of_spread = (xp.where(problem.restricted, x, zeros) for x in (of_center, of_spread))
-        linear = partial(self._linear, of_center=of_center, of_spread=of_spread, problem=problem)
-        _, information, gradient = self.adapter.value_and_grad(linear, alpha)
+        of_blocked = xp.where(problem.restricted, of_blocked, xp.zeros_like(of_blocked))
+        gradient = alpha_slope(of_blocked, alpha, problem.matrices, self.layout)
         return gradient, StepReport(model_loss, information)
 
     def _step(
@@ -404,20 +413,6 @@ class BottleneckOptimizer:
             losses = xp.mean(xp.reshape(losses, (images, -1)), axis=1)
         losses = xp.astype(xp.reshape(losses, (-1,)), z.dtype) * share
         return xp.sum(losses), losses
-
-    def _linear(
-        self, alpha: Array, *, of_center: Array, of_spread: Array, problem: Problem
-    ) -> tuple[Array, Array]:
-        """A function of alpha with the gradient of the objective, and the information of each image, (B,).
-
-        The model's loss stands in it as the linear function of the noisy copies that touches it.
-        """
-        xp = array_namespace(alpha)
-        mask = mask_from_alpha(alpha, problem.matrices, self.layout)
-        center, spread = _distribution(problem, mask)
-        nats = masked_capacity(problem, mask)
-        information = problem.beta * xp.sum(xp.reshape(nats, (int(alpha.shape[0]), -1)), axis=1)
-        return xp.sum(of_center * center + of_spread * spread) + xp.sum(information), information
 
     def _clipped(self, z: Array) -> Array:
         xp = array_namespace(z)
@@ -493,11 +488,12 @@ def _distribution(problem: Problem, mask: Mask) -> tuple[Array, Array]:
     return problem.ground + mask.passed * problem.signal, mask.blocked * problem.spread
 
 
-def _copies(problem: Problem, mask: Mask, noise: Array) -> Array:
+def _copies(distribution: tuple[Array, Array], noise: Array) -> Array:
     """Noisy copies of each image, (B * S, *feature map), for standard normal noise (S, *feature map)."""
-    xp = array_namespace(problem.features)
-    center, spread = (xp.expand_dims(x, axis=1) for x in _distribution(problem, mask))
-    z = noise * spread + center
+    xp = array_namespace(noise)
+    center, spread = (xp.expand_dims(x, axis=1) for x in distribution)
+    z = noise * spread
+    z += center  # in place, where tensors can be written into: it is the largest there is here
     return xp.reshape(z, (-1, *z.shape[2:]))
 
 
@@ -506,6 +502,12 @@ def masked_capacity(problem: Problem, mask: Mask) -> Array:
     xp = array_namespace(mask.passed)
     nats = capacity(problem.normalized, mask)
     return xp.where(problem.restricted, nats, xp.zeros_like(nats))
+
+
+def _per_image(x: Array) -> Array:
+    """Sums over everything but the first axis, (B,)."""
+    xp = array_namespace(x)
+    return xp.sum(xp.reshape(x, (int(x.shape[0]), -1)), axis=1)
 
 
 def _chunk_sizes(samples: int, max_batch: int | None, images: int) -> tuple[int, ...]:

@@ -313,7 +313,7 @@ def take_snapshot(model: nn.Module, x: Any) -> Any:
         "requires_grad": [p.requires_grad for p in model.parameters()],
         "grads": [p.grad is None for p in model.parameters()],
         "state": [(name, t.clone().numpy().tobytes()) for name, t in model.state_dict().items()],
-        "call": nn.Module.__call__,
+        "call": (nn.Module.__call__, nn.Module._call_impl),
         "grad_mode": torch.is_grad_enabled(),
     }
     buffers = [buffer.clone() for buffer in model.buffers()]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from itertools import chain
 from typing import Any, cast
 
 import numpy as np
@@ -146,7 +147,7 @@ class TorchAdapter(Adapter):
                 them, counts as an array.
             device: another device than that of the model's first parameter.
         """
-        state = [*self.model.parameters(), *self.model.buffers()]
+        state = chain(self.model.parameters(), self.model.buffers())
         like = next((tensor for tensor in state if tensor.is_floating_point()), None)
 
         def convert(array: Any) -> Any:
@@ -192,8 +193,8 @@ class TorchAdapter(Adapter):
     ) -> tuple[torch.Tensor, Any, torch.Tensor]:
         """Value, auxiliary output and gradient of a scalar function at `x`, and for nothing else."""
         with torch.inference_mode(False), torch.enable_grad():
-            variable = x.detach().clone().requires_grad_()
-            del x  # the copy serves, and the caller may hold no other reference
+            # An inference tensor cannot be differentiated; a copy made out here can.
+            variable = (x.clone() if x.is_inference() else x.detach()).requires_grad_()
             value, auxiliary = function(variable)
             (gradient,) = torch.autograd.grad(value, variable)
         return value.detach(), tree_map(torch.Tensor.detach, auxiliary), gradient

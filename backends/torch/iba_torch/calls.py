@@ -26,25 +26,31 @@ class _Current(threading.local):
 
 
 class _Detour:
-    """Replaces `nn.Module.__call__` while it has users."""
+    """Replaces what `nn.Module.__call__` does while it has users."""
 
     def __init__(self) -> None:
-        self.call_module = nn.Module.__call__
+        self.call_module = nn.Module._call_impl
+        self.replaced: Any = None
+        self._name = ""
         self._users = 0
         self._lock = threading.Lock()
 
     def __enter__(self) -> None:
         with self._lock:
             if not self._users:
-                self.call_module = nn.Module.__call__
-                nn.Module.__call__ = _call  # type: ignore[method-assign]  # the point of this class
+                self.call_module = nn.Module._call_impl
+                # Modules compiled in place pass `_call_impl` by. But replacing `__call__` takes as long as
+                # some of the layers, since Python then looks through all classes of modules.
+                self._name = "__call__" if _compiler_is_loaded() else "_call_impl"
+                self.replaced = getattr(nn.Module, self._name)
+                setattr(nn.Module, self._name, _call)
             self._users += 1
 
     def __exit__(self, *error: object) -> None:
         with self._lock:
             self._users -= 1
             if not self._users:
-                nn.Module.__call__ = self.call_module  # type: ignore[method-assign]  # puts the method back
+                setattr(nn.Module, self._name, self.replaced)
 
 
 _current = _Current()
@@ -56,7 +62,7 @@ def intercept_calls(handler: CallHandler) -> Iterator[None]:
     """Route every call of a module in this thread through `handler`.
 
     PyTorch's hooks can watch a call but not stand in for it, and a module's `forward` can be replaced
-    only for all threads at once. So `nn.Module.__call__` itself is replaced while at least one thread is
+    only for all threads at once. So `nn.Module` itself is changed while at least one thread is
     in here (as `torch.fx` does to trace), and hands the calls of all other threads on untouched.
 
     Wrappers that run their module elsewhere, compiled or replicated, are looked through: their module is
@@ -72,8 +78,6 @@ def intercept_calls(handler: CallHandler) -> Iterator[None]:
 
 def run(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Call `module` past the handler, hooks included; the modules it calls go through the handler."""
-    if getattr(module, "_compiled_call_impl", None) is not None:
-        return module._call_impl(*args, **kwargs)
     return _detour.call_module(module, *args, **kwargs)
 
 
@@ -116,6 +120,8 @@ def perform(
 
 def is_watched(module: nn.Module) -> bool:
     """Whether hooks see the calls of `module`; those by which PyTorch computes its weights do not count."""
+    if not module._forward_pre_hooks and not module._forward_hooks:
+        return False
     hooks = (*module._forward_pre_hooks.values(), *module._forward_hooks.values())
     return any(not _source(hook).startswith("torch.") for hook in hooks)
 
@@ -138,7 +144,7 @@ def unwrap(module: nn.Module) -> nn.Module:
 def _call(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
     handler = _current.handler
     if handler is None:
-        return _detour.call_module(module, *args, **kwargs)
+        return _detour.replaced(module, *args, **kwargs)
     inner = unwrap(module)
     if inner is not module:
         return inner(*args, **kwargs)
@@ -154,11 +160,15 @@ def by_the_book() -> Iterator[None]:
     fused = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
-        # Asked for only where something can have been compiled: the compiler takes seconds to import.
-        if "torch._dynamo" in sys.modules and hasattr(torch.compiler, "set_stance"):
+        # Not asked for where nothing can have been compiled: the compiler takes seconds to import.
+        if _compiler_is_loaded() and hasattr(torch.compiler, "set_stance"):
             with torch.compiler.set_stance("force_eager"):
                 yield
         else:
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fused)
+
+
+def _compiler_is_loaded() -> bool:
+    return "torch._dynamo" in sys.modules

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections import deque
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -12,7 +11,6 @@ from typing import Any, Literal, NamedTuple, NoReturn
 
 import torch
 from torch import nn
-from torch.overrides import TorchFunctionMode
 
 from iba_core.adapter import Cut, Head, Inputs
 from iba_core.errors import InputError, LayerError
@@ -20,16 +18,11 @@ from iba_core.layout import DataFormat
 from iba_torch.calls import intercept_calls, is_watched, perform, run, unwrap
 from iba_torch.channels import channel_hint, data_format_of, require_channels
 from iba_torch.frozen import Frozen, frozen
+from iba_torch.memory_order import gains_by_order, is_channels_last
 from iba_torch.normalization import ScaleAndShift
 from iba_torch.precision import autocast_dtype, without_autocast
 from iba_torch.recording import Arguments, BatchAxes, Call, Lender, Place, Shapes, Value, record
 from iba_torch.trees import constants, first_tensor, replace_first, tensors, tree_map
-
-_MEMORY = (torch.as_strided, torch.Tensor.as_strided, torch.Tensor.as_strided_, torch.Tensor.data_ptr)
-"""What shows the order of a tensor in memory."""
-
-_ORDER = re.compile("view|contiguous|stride")
-"""Words of the errors of those that want another order."""
 
 _circumstances: ContextVar[Hashable] = ContextVar("circumstances", default=None)
 
@@ -101,6 +94,7 @@ class TorchCut(Cut):
         self.until = until
         self.shapes = Shapes() if shapes is None else shapes
         self._infer_format = data_format is None
+        self._orders = self.shapes.orders(Place(self.module, call or 0, where))
         self._calls: int | None = None
         self._open: _Opened | None = None
 
@@ -117,7 +111,7 @@ class TorchCut(Cut):
         with frozen() as still:
             if self._calls is None:
                 self._count_calls(inputs, still)
-            return self._run_head(inputs, _HeadPass(self, still, batch_size(inputs), remember=False))
+            return self._run_head(inputs, still, remember=False)[1]
 
     @contextmanager
     def open(self, inputs: Inputs) -> Iterator[Head]:
@@ -136,8 +130,7 @@ class TorchCut(Cut):
             if self.until is not None and self._calls is None:
                 # A tail that ends early does not see how often the layers run.
                 self._count_calls(inputs, still)
-            head = _HeadPass(self, still, batch_size(inputs), remember=True)
-            features = self._run_head(inputs, head)
+            head, features = self._run_head(inputs, still, remember=True)
             autocast = autocast_dtype(features.device)
             with without_autocast(features.device) as outside:
                 known = _circumstances.set((autocast, features.dtype, constants(inputs)))
@@ -166,21 +159,39 @@ class TorchCut(Cut):
             raise RuntimeError("a cut's tail can only be run while the cut is open")
         return self._open.run_tail(z)
 
-    def _run_head(self, inputs: Inputs, head: _HeadPass) -> torch.Tensor:
-        # The pass may write into its inputs; they are the caller's, and the tail needs them unaltered.
-        own = tree_map(lambda tensor: tensor.detach().clone(), inputs)
-        head.input_shape = tensors(own)[0].shape
-        with torch.no_grad(), intercept_calls(head):
-            try:
-                self.run(own)
-            except _Stop as stop:
-                if stop.head is not head:
-                    raise
+    def _run_head(self, inputs: Inputs, still: Frozen, *, remember: bool) -> tuple[_HeadPass, torch.Tensor]:
+        """A pass of the head, and the features that it ended with."""
+
+        def run(reordered: bool) -> _HeadPass:
+            def own(tensor: torch.Tensor) -> torch.Tensor:
+                # The pass may write into its inputs; they are the caller's, and needed again.
+                last = reordered and gains_by_order(tensor)
+                order = torch.channels_last if last else torch.preserve_format
+                return tensor.detach().clone(memory_format=order)
+
+            head = _HeadPass(self, still, batch_size(inputs), remember=remember)
+            self._pass(tree_map(own, inputs), head)
+            if reordered and head.features is not None:
+                head.features = head.features.contiguous()
+            return head
+
+        reorders = self.input_format == "channels_first" and any(map(gains_by_order, tensors(inputs)))
+        head = self._orders.head.run(run, reorders)
         if head.features is None:
             self._raise_never_ran(head)
         if self._infer_format:
             self.data_format = data_format_of(head.features.shape[1:], head.hint)
-        return head.features
+        return head, head.features
+
+    def _pass(self, inputs: Inputs, handler: _HeadPass) -> None:
+        """Run the model on `inputs`, which it may write into, up to where the handler ends it."""
+        handler.input_shape = tensors(inputs)[0].shape
+        with torch.no_grad(), intercept_calls(handler):
+            try:
+                self.run(inputs)
+            except _Stop as stop:
+                if stop.head is not handler:
+                    raise
 
     def _raise_never_ran(self, head: _HeadPass) -> NoReturn:
         if head.n_calls:
@@ -204,10 +215,7 @@ class TorchCut(Cut):
                 return tensor.detach().clone()
             return tensor.detach()[:1].clone() if batch > 1 else tensor.detach().repeat_interleave(2, 0)
 
-        few = tree_map(another_number, inputs)
-        counter.input_shape = tensors(few)[0].shape
-        with torch.no_grad(), intercept_calls(counter):
-            self.run(few)
+        self._pass(tree_map(another_number, inputs), counter)
         self._check_calls(counter.n_calls)
         if counter.n_calls <= (self.call or 0):
             self._raise_never_ran(counter)
@@ -251,21 +259,6 @@ class _End(BaseException):
         self.output = output
 
 
-class _Strided(BaseException):
-    """Ends a pass that reads a tensor's memory. No `Exception`, so that no model catches it."""
-
-
-class _Strides(TorchFunctionMode):
-    """Context that ends a pass of a model whose results depend on the order of its tensors in memory."""
-
-    def __torch_function__(
-        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
-        if func in _MEMORY:
-            raise _Strided
-        return func(*args, **(kwargs or {}))
-
-
 class _Holding:
     """Whether a module, or any inside of it, is such as a test says; each module is tested once."""
 
@@ -276,8 +269,13 @@ class _Holding:
     def __call__(self, module: nn.Module) -> bool:
         found = self._known.get(module)
         if found is None:
-            self._known[module] = found = self._test(module) or any(map(self, module.children()))
+            self._known[module] = found = self._test(module) or self.inside(module)
         return found
+
+    def inside(self, module: nn.Module) -> bool:
+        """Whether one that is inside of a module is such."""
+        # `Module.children` would take longer than some of the layers.
+        return any(self(child) for child in module._modules.values() if child is not None)
 
 
 class _HeadPass:
@@ -302,6 +300,7 @@ class _HeadPass:
         self._remember = remember
         self._stop = stop
         self._leads = _Holding(lambda inner: inner is self.cut.module)
+        # Calls that hooks see must take place.
         self._watched = _Holding(is_watched)
         self._numbers: dict[nn.Module, int] = {}
 
@@ -318,10 +317,13 @@ class _HeadPass:
         parent.calls.append(call)
         if self.cut.until is not None and module is self.cut.until.module:
             self.until_numbers[call] = len(self.until_numbers)
-        call.opened = self._remember and (self._leads(module) or self._watched_inside(module))
+        # Outputs of modules inside of one that is repeated from memory are never asked for.
+        watched = self._remember and self._watched.inside(module)
+        call.opened = self._remember and (watched or self._leads(module))
+        remember = self._remember and parent.opened and not watched
         self._current = call
         try:
-            return perform(module, args, kwargs, partial(self._forward, call, parent, at_cut))
+            return perform(module, args, kwargs, partial(self._forward, call, remember, at_cut))
         except RuntimeError:
             given = first_tensor((args, kwargs))
             if given is not None and given.ndim > 1 and given.shape == self.input_shape:
@@ -334,7 +336,7 @@ class _HeadPass:
     def _forward(
         self,
         call: Call,
-        parent: Call,
+        remember: bool,
         at_cut: bool,
         forward: Callable[..., Any],
         args: tuple[Any, ...],
@@ -342,8 +344,6 @@ class _HeadPass:
     ) -> Any:
         """Run the forward of a module, and remember what it did or end the pass."""
         module = call.module
-        # Outputs of modules inside of one that is repeated from memory are never asked for.
-        remember = self._remember and parent.opened and not self._watched_inside(module)
         arguments = Arguments(args, kwargs) if remember or at_cut else None
         if module is self.cut.module and self.cut.where == "input":
             self._look(Place(module, call.number, "input"), (args, kwargs))
@@ -374,10 +374,6 @@ class _HeadPass:
 
     def _axes(self, place: Place, arguments: Arguments) -> BatchAxes:
         return BatchAxes(place, arguments, self.batch, self.cut.shapes)
-
-    def _watched_inside(self, module: nn.Module) -> bool:
-        """Whether hooks see the calls of a module inside of this one, which therefore must take place."""
-        return any(map(self._watched, module.children()))
 
     def _reach(self, call: Call, feature: torch.Tensor | None, axes: BatchAxes) -> NoReturn:
         place = f"the {self.cut.where} of layer {self.cut.layer_name!r}"
@@ -427,18 +423,9 @@ class _Opened:
                 f"z has the shape {tuple(z.shape)}; the tail of layer {cut.layer_name!r} takes "
                 f"(n * {batch}, {', '.join(map(str, self.features.shape[1:]))})"
             )
-        reorders, known = self._reorders(), cut.shapes.any_strides
-        try:
-            with _Strides() if reorders and known is None else nullcontext():
-                tail, output = self._pass(self._place(z, reorders), copies)
-            if reorders:
-                cut.shapes.any_strides = True
-        except (RuntimeError, _Strided) as error:
-            if not reorders or (isinstance(error, RuntimeError) and not _ORDER.search(str(error))):
-                raise
-            # A layer asks for the order in memory that it knows.
-            cut.shapes.any_strides = False
-            tail, output = self._pass(self._place(z, False), copies)
+        tail, output = cut._orders.tail.run(
+            lambda reordered: self._pass(self._place(z, reordered), copies), self._reorders()
+        )
         if not tail.reached:
             raise LayerError(f"layer {cut.layer_name!r} did not run again when the model was run again")
         if cut.until is not None and not tail.ended:
@@ -472,25 +459,18 @@ class _Opened:
                 lender.settle(broken=not finished)
         return tail, output
 
-    def _place(self, z: torch.Tensor, reorders: bool) -> torch.Tensor:
+    def _place(self, z: torch.Tensor, reordered: bool) -> torch.Tensor:
         """`z` as the model is to see it."""
         features = self.features
         z = self.z_lender.lend(z.to(features.dtype)).movedim(0, self.head.feature_axis)
-        if reorders or (not features.is_contiguous() and _is_channels_last(features)):
+        if reordered or (not features.is_contiguous() and is_channels_last(features)):
             return z.contiguous(memory_format=torch.channels_last)
         return z
 
     def _reorders(self) -> bool:
-        """Whether the maps shall lie with their channels last in memory, wherever the layout has them.
-
-        The convolutions of a CPU are a fifth faster on such maps and do without copies of them.
-        """
-        features = self.features
+        """Whether the maps shall lie with their channels last in memory."""
         return (
-            self.cut.shapes.any_strides is not False
-            and features.device.type == "cpu"
-            and features.dtype == torch.float32
-            and features.ndim == 4
+            gains_by_order(self.features)
             and self.head.feature_axis == 0
             and self.cut.data_format == "channels_first"
         )
@@ -585,7 +565,3 @@ def _input_value(tensor: torch.Tensor, batch: int) -> Value:
         tensor = tensor.clone()
     axis = 0 if tensor.ndim and tensor.shape[0] == batch else None
     return Value(tensor.detach(), axis)
-
-
-def _is_channels_last(tensor: torch.Tensor) -> bool:
-    return tensor.ndim == 4 and tensor.is_contiguous(memory_format=torch.channels_last)

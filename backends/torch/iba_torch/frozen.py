@@ -49,7 +49,8 @@ class Frozen:
                 self._freeze(inner)
 
     def _freeze(self, module: nn.Module) -> None:
-        parameters = list(module.parameters(recurse=False))
+        # `Module.parameters` would take longer than some of the layers.
+        parameters = [parameter for parameter in module._parameters.values() if parameter is not None]
         for parameter in parameters:
             self._set(parameter, "requires_grad", False)
         if isinstance(module, nn.RNNBase) and any(parameter.is_cuda for parameter in parameters):

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from iba_torch.calls import is_watched
+from iba_torch.memory_order import MemoryOrder
 from iba_torch.trees import is_transparent, tensors, tree_map
 
 
@@ -284,18 +285,22 @@ class Place(NamedTuple):
     """``"output"`` or ``"input"``."""
 
 
+class Orders(NamedTuple):
+    """Which order in memory the two parts of a model that is cut at a place take."""
+
+    head: MemoryOrder
+    tail: MemoryOrder
+
+
 class Shapes:
     """Shapes of the tensors at places of a model, in passes on two different numbers of images.
 
     What changes with the number of images is the axis of the images, which a single pass cannot tell from
     another axis of the same size.
-
-    Attributes:
-        any_strides: whether the layers take maps whatever their order in memory; None if it is not known.
     """
 
     def __init__(self) -> None:
-        self.any_strides: bool | None = None
+        self._orders: WeakKeyDictionary[nn.Module, dict[tuple[int, str], Orders]] = WeakKeyDictionary()
         # The model's modules are not to be kept alive by what is known of them.
         self._seen: WeakKeyDictionary[nn.Module, dict[tuple[int, str], dict[int, list[tuple[int, ...]]]]] = (
             WeakKeyDictionary()
@@ -304,6 +309,11 @@ class Shapes:
     def __reduce__(self) -> tuple[type[Shapes], tuple[()]]:
         # A copy belongs to copies of the modules.
         return Shapes, ()
+
+    def orders(self, place: Place) -> Orders:
+        """What is known of the model that is cut at a place."""
+        known = self._orders.setdefault(place.module, {})
+        return known.setdefault((place.number, place.side), Orders(MemoryOrder(), MemoryOrder()))
 
     def note(self, place: Place, batch: int, found: list[torch.Tensor]) -> None:
         """Keep the shapes of the tensors that a pass on `batch` images has `found` at a place."""
