@@ -9,7 +9,7 @@ moves alpha by one step of Adam. Noise and capacity are independent, so the capa
 image, not once per copy. The gradient is found in parts: that of the model's loss for the noisy copies, by
 the tail; from there, since the copies are linear in mask and noise, that for the mask from two sums over the
 copies, to which comes the slope of the capacity; and from the mask that for alpha. Only the tail is
-differentiated by the framework. While it runs, little more than the mask, alpha and Adam's two moments is
+differentiated by the framework. While it runs, little more than that slope, alpha and Adam's two moments is
 held besides. Nothing is read back from the device before the last step, unless a tolerance asks whether the
 map has converged.
 """
@@ -366,8 +366,11 @@ class BottleneckOptimizer:
         xp = array_namespace(alpha)
         images, samples = int(alpha.shape[0]), sum(int(chunk.shape[0]) for chunk in noise)
         mask = mask_from_alpha(alpha, problem.matrices, self.layout)
+        information = problem.beta * _per_image(masked_capacity(problem, mask))
+        of_blocked = problem.beta * capacity_slope(problem.normalized, mask)
         # In a list, and the copies without a name, so that nothing need outlast its last use.
         distribution = [_distribution(problem, mask)]
+        del mask
         model_loss: Array = 0.0
         of_center: Array = 0.0
         of_spread: Array = 0.0
@@ -382,10 +385,8 @@ class BottleneckOptimizer:
             model_loss = model_loss + losses
             of_center = of_center + xp.sum(slope, axis=1)
             of_spread = of_spread + xp.sum(chunk * slope, axis=1)
-        information = problem.beta * _per_image(masked_capacity(problem, mask))
         # From the copies to the mask: how `_distribution` depends on what is blocked.
-        of_blocked = of_spread * problem.spread - of_center * problem.signal
-        of_blocked = of_blocked + problem.beta * capacity_slope(problem.normalized, mask)
+        of_blocked = of_blocked + of_spread * problem.spread - of_center * problem.signal
         # Where the bottleneck does not act, a slope is of no account, and need not even be finite.
         of_blocked = xp.where(problem.restricted, of_blocked, xp.zeros_like(of_blocked))
         gradient = alpha_slope(of_blocked, alpha, problem.matrices, self.layout)
