@@ -13,7 +13,7 @@ import numpy as np
 
 from benchmarks.attribution import FRAMEWORKS
 from benchmarks.harness import THREADS, Case, Column, Results, Timings, interleaved, show, use_threads
-from benchmarks.methods import SAMPLES, STEPS, bare_tail, explanation
+from benchmarks.methods import SAMPLES, STEPS, explanation
 from benchmarks.networks import PLACES, TARGET, Subject, subject
 from iba_core.adam import AdamState, adam_step, bias_corrections
 from iba_core.adapter import Head
@@ -23,6 +23,7 @@ from iba_core.namespace import array_namespace
 from iba_core.noise import seeded_normal
 from iba_core.optimization import BottleneckOptimizer
 from iba_core.targets import main_output
+from iba_core.timing import BareTail
 
 HEAD = "head, once"
 FORWARD = "tail, forward"
@@ -85,6 +86,7 @@ def phases(of: Subject) -> dict[str, Case]:
         with cut.open(inputs) as opened:
             adapter.to_numpy(opened.features)
 
+    both_ways = BareTail(adapter, adapter.cut(of.layer))
     tail = adapter.compile(lambda z, carry: main_output(cut.tail(z, carry)))
 
     def forward() -> None:
@@ -102,7 +104,7 @@ def phases(of: Subject) -> dict[str, Case]:
     return {
         HEAD: head,
         FORWARD: forward,
-        _BOTH_WAYS: bare_tail(of).whole,
+        _BOTH_WAYS: lambda: both_ways.seconds(of.x, STEPS, SAMPLES),
         _LOOP: lambda: loop.run(Head(features), statistics),
         NOISE: repeated(lambda: adapter.standard_normal((SAMPLES, *shape), like=features)),
         SEEDED: repeated(lambda: adapter.asarray(seeded_normal(0, 0, SAMPLES, shape, layout), like=features)),

@@ -31,7 +31,7 @@ from benchmarks.harness import ROOT
 
 _STATUS = Path("/proc/self/status")
 _RESET = Path("/proc/self/clear_refs")
-_RUNS = 5
+_RUNS = 2
 """Of which the least counts: whatever else happens in a process only adds to a peak."""
 _ENVIRONMENT = {
     "MALLOC_MMAP_THRESHOLD_": "131072",

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks import gpu, harness, memory, published, quality, readme, report, scale
+from benchmarks import gpu, harness, memory, plain_tail, published, quality, readme, report, scale
 from iba_core import Explainer
 
 ROOT = Path(__file__).parents[1]
@@ -145,6 +145,20 @@ def test_no_graphics_card_is_one_line(monkeypatch, capsys):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     gpu.main()
     assert capsys.readouterr() == ("", "gpu: no GPU was found, so nothing was measured\n")
+
+
+def test_the_plain_tail_is_the_rest_of_the_network():
+    torch.manual_seed(0)
+    model = nn.Sequential()
+    for name in ("stem", "blocks", "head"):
+        parts = nn.Sequential(*(nn.Sequential(nn.Conv2d(3, 3, 3), nn.Tanh()) for _ in range(3)))
+        model.add_module(name, parts)
+    x = torch.randn(1, 3, 24, 24)
+    tail = plain_tail.tail_modules("efficientnet-lite0", model, "blocks.1")
+    features = model.blocks[:2](model.stem(x))
+    torch.testing.assert_close(tail(features), model(x))
+    assert plain_tail.PlainTail(tail, features.detach()).seconds(2, 3) > 0
+    assert all(parameter.requires_grad and parameter.grad is None for parameter in model.parameters())
 
 
 def test_published_algorithm_gives_the_same_map():
