@@ -632,6 +632,31 @@ class TestOrderInMemory:
         # Tried once, and not again.
         assert seen[-5:] == [True, False, False, False, False]
 
+    @pytest.mark.parametrize("asks", ["nothing", "view", "as_strided"])
+    def test_the_head_too_runs_in_that_order_unless_a_layer_asks(self, images, asks):
+        class Middle(nn.Module):
+            def forward(self, x):
+                if asks == "view":
+                    return x.view(len(x), -1).reshape(x.shape)
+                if asks == "as_strided":
+                    size = x[0].numel()
+                    return torch.as_strided(x, (len(x), size), (size, 1)).reshape(x.shape)
+                return x
+
+        look, x = Look(), images(2, torch.float32)
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Conv2d(3, 4, 3), look, Middle(), nn.Conv2d(4, 4, 3), nn.Conv2d(4, 2, 1))
+        wanted, kept = model[:4](x).detach(), x.clone()
+        look.seen.clear()
+        cut = TorchAdapter(model).cut("3")
+        for _ in range(2):
+            with cut.open(x) as head:
+                torch.testing.assert_close(head.features, wanted)
+                assert head.features.is_contiguous()
+        assert torch.equal(x, kept)
+        # Tried once, and not again where it is refused.
+        assert look.seen == ([True, True] if asks == "nothing" else [True, False, False])
+
     def test_other_errors_are_the_models_own(self, images):
         class Failing(nn.Module):
             def forward(self, x):

@@ -293,15 +293,15 @@ class Orders(NamedTuple):
 
 
 class Shapes:
-    """Shapes of the tensors at places of a model, in passes on two different numbers of images.
+    """What passes have shown of a model: the shapes of its tensors, and which order in memory its layers take.
 
-    What changes with the number of images is the axis of the images, which a single pass cannot tell from
+    Of shapes, those at places of the model in passes on two different numbers of images. What changes with the number of images is the axis of the images, which a single pass cannot tell from
     another axis of the same size.
     """
 
     def __init__(self) -> None:
-        self._orders: WeakKeyDictionary[nn.Module, dict[tuple[int, str], Orders]] = WeakKeyDictionary()
         # The model's modules are not to be kept alive by what is known of them.
+        self._orders: WeakKeyDictionary[nn.Module, dict[tuple[int, str], Orders]] = WeakKeyDictionary()
         self._seen: WeakKeyDictionary[nn.Module, dict[tuple[int, str], dict[int, list[tuple[int, ...]]]]] = (
             WeakKeyDictionary()
         )
