@@ -25,7 +25,9 @@ def cross_entropy(theta, phi, targets, weights=1.0):
 
 
 def optimum(phi, targets, prior):
-    objective = lambda theta: cross_entropy(theta, phi, targets) + prior / 2 * theta @ theta  # noqa: E731
+    def objective(theta):
+        return cross_entropy(theta, phi, targets) + prior / 2 * theta @ theta
+
     return minimize(objective, np.zeros(phi.shape[1]), tol=1e-10).x
 
 
@@ -75,7 +77,9 @@ def test_two_members_keep_their_own_variance(framework):
 @pytest.mark.parametrize("mean", [-3.0, -0.5, 0.0, 1.0, 4.0])
 @pytest.mark.parametrize("variance", [0.0, 0.3, 4.0])
 def test_the_moderated_probability_is_close_to_the_mean_of_the_sigmoid(framework, mean, variance):
-    density = lambda f: expit(f) * np.exp(-((f - mean) ** 2) / (2 * variance))  # noqa: E731
+    def density(f):
+        return expit(f) * np.exp(-((f - mean) ** 2) / (2 * variance))
+
     expected = expit(mean)
     if variance:
         reach = 12 * np.sqrt(variance)
