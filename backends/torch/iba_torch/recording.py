@@ -293,10 +293,10 @@ class Orders(NamedTuple):
 
 
 class Shapes:
-    """What passes have shown of a model: the shapes of its tensors, and which order in memory its layers take.
+    """Shapes of tensors at places of a model, and the order in memory that its layers take, as passes showed.
 
-    Of shapes, those at places of the model in passes on two different numbers of images. What changes with the number of images is the axis of the images, which a single pass cannot tell from
-    another axis of the same size.
+    Of shapes, those in passes on two different numbers of images: what changes with the number is the axis
+    of the images, which a single pass cannot tell from another axis of the same size.
     """
 
     def __init__(self) -> None:
