@@ -121,6 +121,9 @@ class Adapter(ABC):
     """Whether `compile` has the framework's compiler make machine code of a function. That takes seconds to
     minutes for each shape, and what it makes is not always faster: measure it on your device."""
 
+    writes_in_place: bool = False
+    """Whether ``x += y`` writes into the tensor x, rather than give x's name to a new one."""
+
     def __init__(self, model: Model) -> None:
         self.model = model
 
@@ -176,6 +179,13 @@ class Adapter(ABC):
     def standard_normal(self, shape: Sequence[int], like: Array) -> Array:
         """Standard normal numbers on the device of `like`, others at each call, by the framework's seed."""
 
+    def axes_in_memory(self, x: Array) -> tuple[int, ...]:
+        """Axes of a batch in the order in which they lie in memory, the images first.
+
+        What is computed from x, axis by axis or of all copies of an image, is fastest in that order.
+        """
+        return tuple(range(len(x.shape)))
+
     def preferred_batch(self, shape: Sequence[int], like: Array) -> int | None:
         """How many feature maps the tail takes best at once, where nobody says: a batch is split so.
 
@@ -221,12 +231,20 @@ class Adapter(ABC):
             ``(value, auxiliary, gradient)``, all without a graph; the gradient has the shape of `x`.
         """
 
+    def after(self, array: Array) -> AbstractContextManager[Any]:
+        """Context in which nothing is computed before `array` is.
+
+        A framework that runs operations in an order of its own would compute early what is needed late, and
+        hold it all the while.
+        """
+        return nullcontext()
+
     def compile(self, function: F, jit_compile: bool | None = None) -> F:
         """`function` in the form in which the framework runs it best; as machine code with `jit_compile`.
 
         Args:
-            function: is pure, takes and returns nested tuples and dicts of arrays, and is called many times
-                with arrays of the same shapes.
+            function: a function of its arguments alone, which it may write into; takes and returns nested
+                tuples and dicts of arrays, and is called many times with arrays of the same shapes.
             jit_compile: in place of the adapter's own.
         """
         return function

@@ -19,7 +19,7 @@ import numpy.typing as npt
 from iba_core.errors import InputError, NotEstimatedError, is_whole_number
 from iba_core.estimator import WelfordEstimator
 from iba_core.layout import Layout
-from iba_core.namespace import Array, array_namespace, sigmoid
+from iba_core.namespace import Array, array_namespace, expit
 from iba_core.smoothing import smooth
 
 
@@ -46,7 +46,7 @@ def mask_from_alpha(alpha: Array, matrices: Sequence[Array], layout: Layout) -> 
         matrices: G along each spatial axis, from `smoothing_matrices`; none for no smoothing.
         layout: meaning of the axes of a feature map.
     """
-    blocked = smooth(sigmoid(-alpha), matrices, layout)
+    blocked = smooth(expit(-alpha), matrices, layout)
     return Mask(1.0 - blocked, blocked)
 
 
@@ -64,8 +64,7 @@ def alpha_slope(of_blocked: Array, alpha: Array, matrices: Sequence[Array], layo
     xp = array_namespace(alpha)
     transposed = [xp.permute_dims(matrix, (1, 0)) for matrix in matrices]
     # Relatively exact on both sides, also where one of the two factors rounds to 1.
-    decay = xp.exp(-xp.abs(alpha))
-    return -decay / xp.square(1.0 + decay) * smooth(of_blocked, transposed, layout)
+    return -expit(alpha) * expit(-alpha) * smooth(of_blocked, transposed, layout)
 
 
 def restrict(features: Array, mask: Mask, noise: Array) -> Array:
@@ -263,6 +262,10 @@ class Statistics:
             raise InputError("the mean and standard deviation of the features must be finite")
         if (self.std < 0).any():
             raise InputError("the standard deviation of the features must not be negative")
+
+    def permuted(self, axes: Sequence[int]) -> Statistics:
+        """The same of feature maps whose axes are permuted."""
+        return Statistics(*(np.transpose(x, axes) for x in (self.mean, self.std, self.active)))
 
     @classmethod
     def of(cls, estimator: WelfordEstimator, active_neurons_threshold: float = 0.01) -> Statistics:

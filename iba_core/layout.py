@@ -120,6 +120,10 @@ class Layout:
         spatial = self.spatial_shape(shape)
         return spatial if self.tokens is None else self.tokens.places(spatial[0])
 
+    def permuted(self, axes: Sequence[int]) -> Layout:
+        """Layout of a map of this one, permuted so that its spatial axes stay in their order."""
+        return Layout(self.ndim, tuple(axes).index(self.channel_axis), self.tokens)
+
     def to_channels_first(self) -> tuple[int, ...]:
         """Permutation that brings a map of this layout to channels first."""
         return (self.channel_axis, *self.spatial_axes)

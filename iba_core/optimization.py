@@ -9,15 +9,15 @@ moves alpha by one step of Adam. Noise and capacity are independent, so the capa
 image, not once per copy. The gradient is found in parts: that of the model's loss for the noisy copies, by
 the tail; from there, since the copies are linear in mask and noise, that for the mask from two sums over the
 copies, to which comes the slope of the capacity; and from the mask that for alpha. Only the tail is
-differentiated by the framework. While it runs, little more than that slope, alpha and Adam's two moments is
-held besides. Nothing is read back from the device before the last step, unless a tolerance asks whether the
-map has converged.
+differentiated by the framework. While it runs, nothing is held besides but the features, alpha and Adam's two
+moments: the mask is computed again behind it, which costs less than to keep it. Nothing is read back from the
+device before the last step, unless a tolerance asks whether the map has converged.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -59,12 +59,10 @@ class Problem(NamedTuple):
     restricted: Array
     """Boolean, (1 or B, *feature map): the features that the bottleneck acts on."""
     ground: Array
-    """What is there if nothing passes, but for noise, (1 or B, *feature map): mu. Where the bottleneck does
-    not act it is what is always there: 0 of inactive neurons, R of what passes by order."""
-    signal: Array
-    """What passing adds to it, (B, *feature map): R - mu, and 0 where the bottleneck does not act."""
+    """What is there where the bottleneck does not act, (1 or B, *feature map): 0 of inactive neurons, R of
+    what passes by order. Elsewhere, of no account."""
     spread: Array
-    """Standard deviation of the noise that replaces it, (1 or B, *feature map): sigma, and 0 likewise."""
+    """Standard deviation of the noise, (1 or B, *feature map): sigma; 0 where the bottleneck does not act."""
     matrices: tuple[Array, ...]
     """Smoothing along each spatial axis."""
     beta: Array
@@ -77,9 +75,20 @@ class Problem(NamedTuple):
     """What the model's loss needs to know, a row per image."""
 
     @property
-    def normalized(self) -> Array:
-        """(R - mu) / sigma, (B, *feature map); 0 where the bottleneck does not act."""
-        return self.signal / self.std
+    def signal(self) -> Array:
+        """R - mu, (B, *feature map)."""
+        return self.features - self.mean
+
+    def permuted(self, axes: Sequence[int]) -> Problem:
+        """The same problem on feature maps whose axes are permuted, `axes` being those of a batch of them."""
+        xp = array_namespace(self.features)
+        maps = ("features", "mean", "std", "restricted", "ground", "spread")
+        return self._replace(**{name: xp.permute_dims(getattr(self, name), tuple(axes)) for name in maps})
+
+    def acting(self, x: Array) -> Array:
+        """x, (B, *feature map), where the bottleneck acts, and 0 elsewhere, whatever x is there."""
+        xp = array_namespace(x)
+        return xp.where(self.restricted, x, xp.zeros_like(x))
 
 
 class _Constants(NamedTuple):
@@ -125,6 +134,17 @@ class BottleneckResult:
     informations: npt.NDArray[np.floating]
     steps_taken: npt.NDArray[np.integer]
 
+    def permuted(self, axes: Sequence[int]) -> BottleneckResult:
+        """The same of feature maps whose axes are permuted, `axes` being those of a batch of them."""
+        permute = partial(array_namespace(self.alpha).permute_dims, axes=tuple(axes))
+        return replace(
+            self,
+            alpha=permute(self.alpha),
+            mask=Mask(*map(permute, self.mask)),
+            capacity=permute(self.capacity),
+            problem=self.problem.permuted(axes),
+        )
+
 
 class BottleneckOptimizer:
     """Optimises bottlenecks at one place of one model.
@@ -157,7 +177,9 @@ class BottleneckOptimizer:
         options = {} if jit_compile is None else {"jit_compile": jit_compile}
         self._compiled_step = adapter.compile(self._step, **options)
         self._compiled_outcome = adapter.compile(self._outcome, **options)
+        self._jit_compile = jit_compile
         self._constants: tuple[tuple[Any, ...], Statistics, _Constants] | None = None
+        self._in_memory: dict[tuple[int, ...], _InOrder] = {}
 
     def run(
         self,
@@ -191,6 +213,11 @@ class BottleneckOptimizer:
             OptimizationError: the objective turned NaN or infinite.
         """
         settings = settings or self.settings
+        axes = self.adapter.axes_in_memory(head.features)
+        if axes != tuple(range(len(axes))):
+            in_order = self._in_memory.setdefault(axes, _InOrder(self, axes))
+            options = {"seed": seed, "max_batch": max_batch, "progbar": progbar}
+            return in_order.run(head, statistics, targets, pass_mask, callback, settings=settings, **options)
         problem = self.problem(head, statistics, targets, settings, pass_mask)
         xp = array_namespace(problem.features)
         images = int(problem.features.shape[0])
@@ -242,15 +269,10 @@ class BottleneckOptimizer:
     ) -> Problem:
         """The tensors that an optimisation works on; arguments and errors as in `run`."""
         settings = settings or self.settings
-        shape = tuple(int(size) for size in head.features.shape[1:])
-        if shape != statistics.mean.shape:
-            raise InputError(
-                f"the feature map has shape {shape}, but the estimated distribution has "
-                f"{statistics.mean.shape}: estimate it on inputs of the same size"
-            )
+        shape = _checked_shape(head, statistics)
         xp = array_namespace(head.features)
         precision = xp.float64 if head.features.dtype == xp.float64 else xp.float32
-        features = xp.astype(head.features, precision)
+        features = xp.astype(head.features, precision, copy=False)
         if not bool(xp.all(xp.isfinite(features))):
             raise InputError("the feature map at the layer holds NaN or infinite values for this input")
 
@@ -264,7 +286,6 @@ class BottleneckOptimizer:
             restricted = tensor(statistics.active[None] & ~passing)
             ground = xp.where(tensor(passing), features, ground)
             spread = xp.where(restricted, spread, xp.zeros_like(spread))
-        signal = features - constants.mean
         beta = settings.beta / (float(np.prod(shape)) if settings.normalize_beta else 1.0)
         return Problem(
             features=features,
@@ -272,7 +293,6 @@ class BottleneckOptimizer:
             std=constants.std,
             restricted=restricted,
             ground=ground,
-            signal=xp.where(restricted, signal, xp.zeros_like(signal)),
             spread=spread,
             matrices=constants.matrices,
             beta=tensor(np.asarray(beta)),
@@ -301,7 +321,7 @@ class BottleneckOptimizer:
             # Inactive neurons may have none, but a division by it must not spoil their 0.
             std=tensor(np.where(floored > 0, floored, 1.0)[None]),
             restricted=tensor(active[None]),
-            ground=tensor(np.where(active, statistics.mean, 0.0)[None]),
+            ground=tensor(np.zeros(shape)[None]),
             spread=tensor(np.where(active, floored, 0.0)[None]),
             matrices=tuple(map(tensor, smoothing_matrices(shape, self.layout, settings.smooth_std))),
         )
@@ -319,7 +339,7 @@ class BottleneckOptimizer:
         Returns:
             Tensor (B * S, *feature map); the S copies of an image follow one another.
         """
-        return self._clipped(_copies(_distribution(problem, mask), noise))
+        return self._clipped(_copies(_distribution(problem, mask), noise, replace=False))
 
     def noise(
         self,
@@ -358,6 +378,7 @@ class BottleneckOptimizer:
         Args:
             alpha: the bottleneck's parameter, (B, *feature map).
             noise: standard normal, in chunks (size, *feature map) that pass the tail one after another.
+                Where tensors can be written into, it may be written over.
             problem: the images.
 
         Returns:
@@ -365,39 +386,50 @@ class BottleneckOptimizer:
         """
         xp = array_namespace(alpha)
         images, samples = int(alpha.shape[0]), sum(int(chunk.shape[0]) for chunk in noise)
-        mask = mask_from_alpha(alpha, problem.matrices, self.layout)
-        information = problem.beta * _per_image(masked_capacity(problem, mask))
-        of_blocked = problem.beta * capacity_slope(problem.normalized, mask)
-        # In a list, and the copies without a name, so that nothing need outlast its last use.
-        distribution = [_distribution(problem, mask)]
-        del mask
+        adapter = self.adapter
+        # Of one image there are as many copies as of the noise, whose memory can be theirs meanwhile.
+        replace = images == 1 and adapter.writes_in_place
         model_loss: Array = 0.0
         of_center: Array = 0.0
-        of_spread: Array = 0.0
-        for number, chunk in enumerate(noise, start=1):
+        of_noise: Array = 0.0
+        for chunk in noise:
             share = int(chunk.shape[0]) / samples
             objective = partial(self._model_loss, problem=problem, images=images, share=share)
-            _, losses, slope = self.adapter.value_and_grad(
-                objective,
-                _copies(distribution.pop() if number == len(noise) else distribution[0], chunk),
-            )
-            slope = xp.reshape(slope, (images, *chunk.shape))
-            model_loss = model_loss + losses
-            of_center = of_center + xp.sum(slope, axis=1)
-            of_spread = of_spread + xp.sum(chunk * slope, axis=1)
-        # From the copies to the mask: how `_distribution` depends on what is blocked.
-        of_blocked = of_blocked + of_spread * problem.spread - of_center * problem.signal
-        # Where the bottleneck does not act, a slope is of no account, and need not even be finite.
-        of_blocked = xp.where(problem.restricted, of_blocked, xp.zeros_like(of_blocked))
-        gradient = alpha_slope(of_blocked, alpha, problem.matrices, self.layout)
+            # The mask has no name here, so that none is held while the tail runs.
+            z = _copies(_distribution(problem, self._mask(alpha, problem)), chunk, replace)
+            _, losses, slope = adapter.value_and_grad(objective, z)
+            with adapter.after(slope):
+                mask = self._mask(alpha, problem)
+                slope = xp.reshape(slope, (images, *chunk.shape))
+                of_copy = xp.sum(slope, axis=1)
+                if replace:
+                    of_noise = of_noise + _slope_of_noise(_distribution(problem, mask), z, slope, of_copy)
+                else:
+                    of_noise = of_noise + xp.sum(chunk * slope, axis=1)
+                del z
+                model_loss = model_loss + losses
+                of_center = of_center + of_copy
+        with adapter.after(of_noise):
+            signal = problem.signal
+            normalized = signal / problem.std
+            information = problem.beta * _per_image(problem.acting(capacity(normalized, mask)))
+            # From the copies to the mask: how `_distribution` depends on what is blocked.
+            of_blocked = problem.beta * capacity_slope(normalized, mask)
+            of_blocked = of_blocked + of_noise * problem.spread - of_center * signal
+            # Where the bottleneck does not act, a slope is of no account, and need not even be finite.
+            gradient = alpha_slope(problem.acting(of_blocked), alpha, problem.matrices, self.layout)
         return gradient, StepReport(model_loss, information)
 
     def _step(
         self, state: AdamState, correction: Array, noise: tuple[Array, ...], problem: Problem
     ) -> tuple[AdamState, StepReport]:
-        """One optimiser step. Pure: everything that changes comes in as an argument."""
+        """One optimiser step. Everything that changes comes in as an argument, and the noise is used up."""
         gradient, report = self.gradient(state.parameter, noise, problem)
-        return adam_step(state, gradient, correction, problem.learning_rate), report
+        with self.adapter.after(gradient):
+            return adam_step(state, gradient, correction, problem.learning_rate), report
+
+    def _mask(self, alpha: Array, problem: Problem) -> Mask:
+        return mask_from_alpha(alpha, problem.matrices, self.layout)
 
     def _model_loss(self, z: Array, *, problem: Problem, images: int, share: float) -> tuple[Array, Array]:
         """The model's loss of noisy copies: its sum over the images, and the loss of each, (B,).
@@ -421,7 +453,7 @@ class BottleneckOptimizer:
 
     def _outcome(self, alpha: Array, problem: Problem) -> tuple[Mask, Array]:
         """Mask and capacity, (B, *feature map) in nats."""
-        mask = mask_from_alpha(alpha, problem.matrices, self.layout)
+        mask = self._mask(alpha, problem)
         nats = masked_capacity(problem, mask)
         xp = array_namespace(alpha)
         # Smoothing sums to one only up to rounding.
@@ -455,6 +487,66 @@ class BottleneckOptimizer:
         return np.asarray(np.take_along_axis(curve, rows, axis=0))
 
 
+class _InOrder:
+    """Optimises bottlenecks on feature maps with their axes in the order in which they lie in memory.
+
+    Args:
+        optimizer: the one that it does so for.
+        axes: those of a batch of feature maps, in that order.
+    """
+
+    def __init__(self, optimizer: BottleneckOptimizer, axes: tuple[int, ...]) -> None:
+        self._axes = axes
+        self._of_one = tuple(axis - 1 for axis in axes[1:])
+        self._back = tuple(int(axis) for axis in np.argsort(axes))
+        self._statistics: tuple[Statistics, Statistics] | None = None
+        self._optimizer = BottleneckOptimizer(
+            optimizer.adapter,
+            partial(self._model_loss, optimizer.model_loss),
+            optimizer.layout.permuted(self._of_one),
+            optimizer.settings,
+            optimizer.relu,
+            optimizer._jit_compile,
+        )
+
+    def _model_loss(
+        self, model_loss: ModelLoss, z: Array, carry: tuple[Array, ...], targets: tuple[Array, ...]
+    ) -> Array:
+        return model_loss(array_namespace(z).permute_dims(z, self._back), carry, targets)
+
+    def run(
+        self,
+        head: Head,
+        statistics: Statistics,
+        targets: tuple[Array, ...],
+        pass_mask: npt.NDArray[np.bool_] | None,
+        callback: Callable[[int, AdamState, StepReport], None] | None,
+        **options: Any,
+    ) -> BottleneckResult:
+        """See `BottleneckOptimizer.run`."""
+        _checked_shape(head, statistics)
+        xp = array_namespace(head.features)
+        if self._statistics is None or self._statistics[0] is not statistics:
+            self._statistics = (statistics, statistics.permuted(self._of_one))
+        if pass_mask is not None:
+            passing = _checked_pass_mask(pass_mask, tuple(head.features.shape)).transpose(self._axes)
+            pass_mask = passing[0] if len(passing) == 1 else passing
+
+        def called(step: int, state: AdamState, report: StepReport) -> None:
+            assert callback is not None
+            callback(step, AdamState(*(xp.permute_dims(x, self._back) for x in state)), report)
+
+        result = self._optimizer.run(
+            Head(xp.permute_dims(head.features, self._axes), head.carry),
+            self._statistics[1],
+            targets,
+            pass_mask=pass_mask,
+            callback=None if callback is None else called,
+            **options,
+        )
+        return result.permuted(self._back)
+
+
 class _Convergence:
     """Which images of a batch have converged: their maps changed by no more than a tolerance.
 
@@ -486,23 +578,56 @@ def _distribution(problem: Problem, mask: Mask) -> tuple[Array, Array]:
     ``mu + sigma n`` with standard normal n it is ``mu + lambda (R - mu) + (1 - lambda) sigma n``, of which
     all but n is the same for all copies.
     """
-    return problem.ground + mask.passed * problem.signal, mask.blocked * problem.spread
+    center = problem.mean + mask.passed * problem.signal
+    center = array_namespace(center).where(problem.restricted, center, problem.ground)
+    return center, mask.blocked * problem.spread
 
 
-def _copies(distribution: tuple[Array, Array], noise: Array) -> Array:
-    """Noisy copies of each image, (B * S, *feature map), for standard normal noise (S, *feature map)."""
+def _copies(distribution: tuple[Array, Array], noise: Array, replace: bool) -> Array:
+    """Noisy copies of each image, (B * S, *feature map).
+
+    Args:
+        distribution: their mean and standard deviation, (B, *feature map) each.
+        noise: standard normal, (S, *feature map).
+        replace: of one image, put the copies in the place of the noise, where tensors can be written into.
+    """
     xp = array_namespace(noise)
+    if replace:
+        center, spread = distribution
+        z = noise
+        z *= spread
+        z += center
+        return z
     center, spread = (xp.expand_dims(x, axis=1) for x in distribution)
     z = noise * spread
-    z += center  # in place, where tensors can be written into: it is the largest there is here
+    z += center
     return xp.reshape(z, (-1, *z.shape[2:]))
+
+
+def _slope_of_noise(distribution: tuple[Array, Array], z: Array, slope: Array, of_copies: Array) -> Array:
+    """Sum over the copies of noise times slope, from copies that have replaced the noise.
+
+    The noise is (z - center) / spread, so that what is wanted is the sum of z times slope, less center times
+    the sum of the slopes, over the spread.
+
+    Args:
+        distribution: of the copies, as for `_copies`.
+        z: the copies, (S, *feature map); replaced by their products with the slope.
+        slope: (1, S, *feature map).
+        of_copies: its sum over the copies, (1, *feature map).
+
+    Returns:
+        Array (1, *feature map), not finite where the noise has no effect.
+    """
+    xp = array_namespace(z)
+    center, spread = distribution
+    z *= slope[0]
+    return (xp.sum(z, axis=0, keepdims=True) - center * of_copies) / spread
 
 
 def masked_capacity(problem: Problem, mask: Mask) -> Array:
     """Capacity of the features that the bottleneck acts on, 0 for all others; nats, (B, *feature map)."""
-    xp = array_namespace(mask.passed)
-    nats = capacity(problem.normalized, mask)
-    return xp.where(problem.restricted, nats, xp.zeros_like(nats))
+    return problem.acting(capacity(problem.signal / problem.std, mask))
 
 
 def _per_image(x: Array) -> Array:
@@ -520,6 +645,16 @@ def _chunk_sizes(samples: int, max_batch: int | None, images: int) -> tuple[int,
     # Chunks of nearly equal size, so that a compiled step meets two shapes at most.
     chunks = -(-samples // (max_batch // images))
     return tuple(int(size) for size in np.diff(np.linspace(0, samples, chunks + 1).astype(int)))
+
+
+def _checked_shape(head: Head, statistics: Statistics) -> tuple[int, ...]:
+    shape = tuple(int(size) for size in head.features.shape[1:])
+    if shape != statistics.mean.shape:
+        raise InputError(
+            f"the feature map has shape {shape}, but the estimated distribution has "
+            f"{statistics.mean.shape}: estimate it on inputs of the same size"
+        )
+    return shape
 
 
 def _checked_pass_mask(pass_mask: npt.NDArray[np.bool_], shape: tuple[int, ...]) -> npt.NDArray[np.bool_]:

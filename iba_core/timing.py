@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from time import perf_counter
 
+import numpy as np
+
 from iba_core.adapter import Adapter, Cut, Inputs
 from iba_core.namespace import Array, array_namespace
 from iba_core.targets import main_output
@@ -36,7 +38,9 @@ class BareTail:
         with self._cut.open(self._adapter.to_inputs(inputs)) as head:
             xp = array_namespace(head.features)
             # In memory as the features are, so that no pass begins with a copy.
-            z = self._adapter.asarray(xp.repeat(head.features, samples, axis=0), like=head.features)
+            axes = self._adapter.axes_in_memory(head.features)
+            z = xp.repeat(xp.permute_dims(head.features, axes), samples, axis=0)
+            z = xp.permute_dims(z, tuple(int(axis) for axis in np.argsort(axes)))
             self._adapter.to_numpy(z[:1])
             start = perf_counter()
             for _ in range(steps):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -168,6 +169,11 @@ class KerasAdapter(Adapter):
             value, auxiliary = function(x)
         gradient = tape.gradient(value, x, unconnected_gradients=tf.UnconnectedGradients.ZERO)
         return value, auxiliary, gradient
+
+    def after(self, array: tf.Tensor) -> AbstractContextManager[Any]:
+        """See `Adapter.after`."""
+        context: AbstractContextManager[Any] = tf.control_dependencies([array])
+        return context
 
     def compile(self, function: F, jit_compile: bool | None = None) -> F:
         """`function` as a `tf.function`, traced once for each combination of shapes."""

@@ -49,8 +49,8 @@ def asarray(obj: Any, *, dtype: tf.DType | None = None, device: str | None = Non
         return tf.convert_to_tensor(np.asarray(obj) if isinstance(obj, np.generic) else obj, dtype=dtype)
 
 
-def astype(x: Tensor, dtype: tf.DType) -> Tensor:
-    """`x` in another dtype."""
+def astype(x: Tensor, dtype: tf.DType, *, copy: bool = True) -> Tensor:
+    """`x` in another dtype. No tensor changes, so that a copy is as good as none."""
     return tf.cast(x, dtype)
 
 
@@ -121,6 +121,11 @@ def log1p(x: Tensor) -> Tensor:
 def expm1(x: Tensor) -> Tensor:
     """``exp(x) - 1``, exact for small `x`."""
     return tf.math.expm1(x)
+
+
+def sigmoid(x: Tensor) -> Tensor:
+    """Logistic function, elementwise; not of the standard, but PyTorch has it as well."""
+    return tf.sigmoid(x)
 
 
 def sqrt(x: Tensor) -> Tensor:

@@ -21,6 +21,7 @@ from iba_core.utils import ifnone
 from iba_torch.calls import intercept_calls, run, unwrap
 from iba_torch.cut import LayerCall, TorchCut
 from iba_torch.frozen import frozen
+from iba_torch.memory_order import is_channels_last
 from iba_torch.recording import Shapes
 from iba_torch.trees import tree_map
 
@@ -41,6 +42,7 @@ class TorchAdapter(Adapter):
 
     name = "torch"
     data_format: DataFormat = "channels_first"
+    writes_in_place = True
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__(unwrap(model))
@@ -177,6 +179,10 @@ class TorchAdapter(Adapter):
     def standard_normal(self, shape: Sequence[int], like: Array) -> torch.Tensor:
         """Unseeded standard normal numbers from PyTorch's generator on the device of `like`."""
         return torch.randn(tuple(shape), dtype=like.dtype, device=like.device)
+
+    def axes_in_memory(self, x: Array) -> tuple[int, ...]:
+        """See `Adapter.axes_in_memory`."""
+        return (0, 2, 3, 1) if is_channels_last(x) else super().axes_in_memory(x)
 
     def reduced_precision(self, precision: str | None, like: Array) -> AbstractContextManager[Any]:
         """See `Adapter.reduced_precision`; PyTorch's autocast chooses the operations that gain by it."""

@@ -15,7 +15,7 @@ from iba_torch.cut import circumstances
 
 
 class Compiled:
-    """A pure function of tensors, gradients inside of it included, compiled once for each shape.
+    """A function of tensors, gradients inside of it included, compiled once for each shape.
 
     What the function does is recorded as one graph of operations, through all that stands in for modules
     while the tail of a model runs, and `torch.compile` makes machine code of that. The parameters and buffers
@@ -26,7 +26,7 @@ class Compiled:
     function runs as it is, with a warning.
 
     Args:
-        function: takes and returns nested tuples and dicts of tensors.
+        function: takes and returns nested tuples and dicts of tensors; may write into those it takes.
         model: whose parameters it may use.
     """
 
@@ -72,7 +72,8 @@ class Compiled:
                 return pytree.tree_unflatten(run(*leaves), outputs[0])
 
         try:
-            compiled(*leaves)
+            # The function may write into what it is given, which is to serve the first true call yet.
+            compiled(*(leaf.clone() if isinstance(leaf, torch.Tensor) else leaf for leaf in leaves))
         except Exception as error:  # Such as that there is no compiler for C++.
             return _refused(f"no machine code could be made of it: {_line(error)}")
         return compiled

@@ -94,7 +94,7 @@ class TorchCut(Cut):
         self.until = until
         self.shapes = Shapes() if shapes is None else shapes
         self._infer_format = data_format is None
-        self._orders = self.shapes.orders(Place(self.module, call or 0, where))
+        self._habits = self.shapes.habits(Place(self.module, call or 0, where))
         self._calls: int | None = None
         self._open: _Opened | None = None
 
@@ -111,7 +111,9 @@ class TorchCut(Cut):
         with frozen() as still:
             if self._calls is None:
                 self._count_calls(inputs, still)
-            return self._run_head(inputs, still, remember=False)[1]
+            head = self._run_head(inputs, still, remember=False)
+            features = head.take_features()
+            return features.contiguous() if head.reordered else features
 
     @contextmanager
     def open(self, inputs: Inputs) -> Iterator[Head]:
@@ -130,12 +132,14 @@ class TorchCut(Cut):
             if self.until is not None and self._calls is None:
                 # A tail that ends early does not see how often the layers run.
                 self._count_calls(inputs, still)
-            head, features = self._run_head(inputs, still, remember=True)
+            head = self._run_head(inputs, still, remember=True)
+            features = head.take_features()
             autocast = autocast_dtype(features.device)
             with without_autocast(features.device) as outside:
                 known = _circumstances.set((autocast, features.dtype, constants(inputs)))
                 try:
                     self._open = _Opened(self, inputs, features, head, outside)
+                    features = self._open.ordered(features)
                     yield Head(features)
                 finally:
                     self._open = None
@@ -159,8 +163,8 @@ class TorchCut(Cut):
             raise RuntimeError("a cut's tail can only be run while the cut is open")
         return self._open.run_tail(z)
 
-    def _run_head(self, inputs: Inputs, still: Frozen, *, remember: bool) -> tuple[_HeadPass, torch.Tensor]:
-        """A pass of the head, and the features that it ended with."""
+    def _run_head(self, inputs: Inputs, still: Frozen, *, remember: bool) -> _HeadPass:
+        """A pass of the head, which has found the features."""
 
         def run(reordered: bool) -> _HeadPass:
             def own(tensor: torch.Tensor) -> torch.Tensor:
@@ -171,17 +175,16 @@ class TorchCut(Cut):
 
             head = _HeadPass(self, still, batch_size(inputs), remember=remember)
             self._pass(tree_map(own, inputs), head)
-            if reordered and head.features is not None:
-                head.features = head.features.contiguous()
+            head.reordered = reordered
             return head
 
         reorders = self.input_format == "channels_first" and any(map(gains_by_order, tensors(inputs)))
-        head = self._orders.head.run(run, reorders)
+        head = self._habits.head_order.run(run, reorders)
         if head.features is None:
             self._raise_never_ran(head)
         if self._infer_format:
             self.data_format = data_format_of(head.features.shape[1:], head.hint)
-        return head, head.features
+        return head
 
     def _pass(self, inputs: Inputs, handler: _HeadPass) -> None:
         """Run the model on `inputs`, which it may write into, up to where the handler ends it."""
@@ -290,6 +293,7 @@ class _HeadPass:
         self.input_shape: torch.Size | None = None
         self.features: torch.Tensor | None = None
         self.feature_axis = 0
+        self.reordered = False
         self.hint: Any = None
         self.n_calls = 0
         self.until_numbers: dict[Call, int] = {}
@@ -368,6 +372,12 @@ class _HeadPass:
             self._reach(call, feature, axes)
         return output
 
+    def take_features(self) -> torch.Tensor:
+        """The features, which the pass then holds no longer."""
+        features, self.features = self.features, None
+        assert features is not None, "the pass has found them"
+        return features
+
     def _look(self, place: Place, tree: Any) -> None:
         if not self._remember:
             self.cut.shapes.note(place, self.batch, tensors(tree))
@@ -407,7 +417,11 @@ class _Opened:
         self.head = head
         self.outside = outside
         self.inputs = tree_map(lambda tensor: _input_value(tensor, head.batch), inputs)
-        self.features = features
+        self.shape, self.dtype, self.device = features.shape[1:], features.dtype, features.device
+        self.keeps_last = is_channels_last(features) and not head.reordered
+        self.reorders = (
+            gains_by_order(features) and head.feature_axis == 0 and cut.data_format == "channels_first"
+        )
         self.z_lender = Lender()
         self.scale_and_shift = ScaleAndShift()
         head.everything.prune()
@@ -415,17 +429,21 @@ class _Opened:
         tree_map(values.append, self.inputs, Value)
         self.lenders = [self.z_lender, *(value.lender for value in values)]
 
+    def ordered(self, features: torch.Tensor) -> torch.Tensor:
+        """The features in the order in memory that the tail will want what is made of them in."""
+        if self.reorders and not self.cut._habits.tail_order.refused:
+            return features.contiguous(memory_format=torch.channels_last)
+        return features.contiguous() if self.head.reordered else features
+
     def run_tail(self, z: torch.Tensor) -> Any:
         cut, batch = self.cut, self.head.batch
         copies = z.shape[0] // batch
-        if tuple(z.shape) != (copies * batch, *self.features.shape[1:]) or not copies:
+        if tuple(z.shape) != (copies * batch, *self.shape) or not copies:
             raise InputError(
                 f"z has the shape {tuple(z.shape)}; the tail of layer {cut.layer_name!r} takes "
-                f"(n * {batch}, {', '.join(map(str, self.features.shape[1:]))})"
+                f"(n * {batch}, {', '.join(map(str, self.shape))})"
             )
-        tail, output = cut._orders.tail.run(
-            lambda reordered: self._pass(self._place(z, reordered), copies), self._reorders()
-        )
+        tail, output = cut._habits.tail_order.run(partial(self._attempt, z, copies), self.reorders)
         if not tail.reached:
             raise LayerError(f"layer {cut.layer_name!r} did not run again when the model was run again")
         if cut.until is not None and not tail.ended:
@@ -444,36 +462,48 @@ class _Opened:
             )
         return output
 
+    def _attempt(self, z: torch.Tensor, copies: int, reordered: bool) -> tuple[_TailPass, Any]:
+        """A pass, or two where the tail has come to write into what it is given."""
+        shared = self.cut._habits.tail_writes is False
+        try:
+            return self._pass(self._place(z, reordered), copies)
+        except RuntimeError as error:
+            if not (shared and "in-place" in str(error)):
+                raise
+        # The pass that broke off has let that be forgotten.
+        return self._pass(self._place(z, reordered), copies)
+
     def _pass(self, z: torch.Tensor, copies: int) -> tuple[_TailPass, Any]:
         """One pass of the tail: its handler, and what the model returned."""
         tail = _TailPass(self, z, copies)
         finished = False
         try:
             # Autocast that is on in here was asked for in here.
-            asked = autocast_dtype(self.features.device) is not None
+            asked = autocast_dtype(self.device) is not None
             with nullcontext() if asked else self.outside, intercept_calls(tail):
                 output = tail.run(tree_map(lambda value: value.lend(copies), self.inputs, Value))
             finished = True
         finally:
             for lender in self.lenders:
                 lender.settle(broken=not finished)
+            if self.z_lender.written is not None or not finished:
+                self.cut._habits.tail_writes = self.z_lender.written if finished else None
         return tail, output
 
     def _place(self, z: torch.Tensor, reordered: bool) -> torch.Tensor:
         """`z` as the model is to see it."""
-        features = self.features
-        z = self.z_lender.lend(z.to(features.dtype)).movedim(0, self.head.feature_axis)
-        if reordered or (not features.is_contiguous() and is_channels_last(features)):
-            return z.contiguous(memory_format=torch.channels_last)
-        return z
-
-    def _reorders(self) -> bool:
-        """Whether the maps shall lie with their channels last in memory."""
-        return (
-            gains_by_order(self.features)
-            and self.head.feature_axis == 0
-            and self.cut.data_format == "channels_first"
-        )
+        z = z.to(self.dtype)
+        if reordered or self.keeps_last:
+            z = z.contiguous(memory_format=torch.channels_last)
+        elif is_channels_last(z):
+            z = z.contiguous()
+        # A leaf of a graph, or a view of one, is safe: PyTorch lets nothing write into it, should the tail
+        # have changed.
+        leaf = z._base if z._is_view() else z
+        is_safe = leaf.is_leaf and leaf.requires_grad and torch.is_grad_enabled()
+        if not is_safe or self.cut._habits.tail_writes is not False:
+            z = self.z_lender.lend(z)
+        return z.movedim(0, self.head.feature_axis)
 
 
 class _TailPass:

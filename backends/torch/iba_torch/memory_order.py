@@ -25,6 +25,11 @@ class MemoryOrder:
     def __init__(self) -> None:
         self._any: bool | None = None
 
+    @property
+    def refused(self) -> bool:
+        """Whether it has turned out to ask for the order that it knows."""
+        return self._any is False
+
     def run(self, run: Callable[[bool], T], wanted: bool) -> T:
         """What `run` gives, told whether the maps are to lie with their channels last.
 
@@ -55,8 +60,12 @@ def gains_by_order(tensor: torch.Tensor) -> bool:
 
 
 def is_channels_last(tensor: torch.Tensor) -> bool:
-    """Whether maps (B, C, H, W) lie in memory with their channels last."""
-    return tensor.ndim == 4 and tensor.is_contiguous(memory_format=torch.channels_last)
+    """Whether maps (B, C, H, W) lie in memory with their channels last, and in no other order as well."""
+    return (
+        tensor.ndim == 4
+        and tensor.is_contiguous(memory_format=torch.channels_last)
+        and not tensor.is_contiguous()
+    )
 
 
 class _Strided(BaseException):

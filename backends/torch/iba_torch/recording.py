@@ -24,15 +24,16 @@ class Lender:
     """
 
     def __init__(self) -> None:
-        self._written: bool | None = None
+        self.written: bool | None = None
+        """Whether the passes write into what they are lent; None before the first."""
         self._loan: tuple[torch.Tensor, int] | None = None
 
     def lend(self, tensor: torch.Tensor) -> torch.Tensor:
         """A tensor like `tensor` that may be written into without harm to it."""
-        if self._written is False:
+        if self.written is False:
             return tensor
         lent = tensor.clone()
-        if self._written is None:
+        if self.written is None:
             self._loan = (lent, lent._version)
         return lent
 
@@ -40,7 +41,7 @@ class Lender:
         """Take the loan back at the end of a pass; one that broke off shows nothing."""
         if self._loan is not None and not broken:
             lent, version = self._loan
-            self._written = lent._version != version
+            self.written = lent._version != version
         self._loan = None
 
 
@@ -285,15 +286,18 @@ class Place(NamedTuple):
     """``"output"`` or ``"input"``."""
 
 
-class Orders(NamedTuple):
-    """Which order in memory the two parts of a model that is cut at a place take."""
+@dataclass
+class Habits:
+    """What passes have shown of the two parts of a model that is cut at a place."""
 
-    head: MemoryOrder
-    tail: MemoryOrder
+    head_order: MemoryOrder = field(default_factory=MemoryOrder)
+    tail_order: MemoryOrder = field(default_factory=MemoryOrder)
+    tail_writes: bool | None = None
+    """Whether the tail writes into the feature map that it is given; None if that is not known."""
 
 
 class Shapes:
-    """Shapes of tensors at places of a model, and the order in memory that its layers take, as passes showed.
+    """Shapes of tensors at places of a model, and habits of the model that is cut there, as passes showed.
 
     Of shapes, those in passes on two different numbers of images: what changes with the number is the axis
     of the images, which a single pass cannot tell from another axis of the same size.
@@ -301,7 +305,7 @@ class Shapes:
 
     def __init__(self) -> None:
         # The model's modules are not to be kept alive by what is known of them.
-        self._orders: WeakKeyDictionary[nn.Module, dict[tuple[int, str], Orders]] = WeakKeyDictionary()
+        self._habits: WeakKeyDictionary[nn.Module, dict[tuple[int, str], Habits]] = WeakKeyDictionary()
         self._seen: WeakKeyDictionary[nn.Module, dict[tuple[int, str], dict[int, list[tuple[int, ...]]]]] = (
             WeakKeyDictionary()
         )
@@ -310,10 +314,10 @@ class Shapes:
         # A copy belongs to copies of the modules.
         return Shapes, ()
 
-    def orders(self, place: Place) -> Orders:
+    def habits(self, place: Place) -> Habits:
         """What is known of the model that is cut at a place."""
-        known = self._orders.setdefault(place.module, {})
-        return known.setdefault((place.number, place.side), Orders(MemoryOrder(), MemoryOrder()))
+        known = self._habits.setdefault(place.module, {})
+        return known.setdefault((place.number, place.side), Habits())
 
     def note(self, place: Place, batch: int, found: list[torch.Tensor]) -> None:
         """Keep the shapes of the tensors that a pass on `batch` images has `found` at a place."""

@@ -1,0 +1,126 @@
+"""What the optimisation of a PyTorch model holds in memory, and in which order it lies there."""
+
+import gc
+
+import numpy as np
+import pytest
+import torch
+from iba_torch import TorchAdapter
+from torch import nn
+
+from iba_core import Explainer
+from iba_core.bottleneck import BottleneckSettings, Statistics
+from iba_core.layout import Layout
+from iba_core.optimization import BottleneckOptimizer
+
+SAMPLES = 6
+
+
+class Watch(nn.Module):
+    """Notes the storages that Python's tensors have while a map passes."""
+
+    def __init__(self):
+        super().__init__()
+        self.before = None
+        self.seen = []
+
+    @staticmethod
+    def storages():
+        found = [thing for thing in gc.get_objects() if type(thing) in (torch.Tensor, nn.Parameter)]
+        return {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in found}
+
+    def forward(self, x):
+        if self.before is not None and x.requires_grad:
+            new = {at: size for at, size in self.storages().items() if at not in self.before}
+            self.seen.append(sum(new.values()) / x[0].nbytes)
+        return x
+
+
+def network(last=None):
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3),
+        nn.ReLU(),
+        Watch(),
+        nn.Conv2d(8, 4, 3),
+        nn.ReLU(),
+        last or nn.Flatten(),
+        nn.Linear(576, 5),
+    ).eval()
+
+
+def photographs(count):
+    return torch.randn(count, 3, 16, 16, generator=torch.Generator().manual_seed(1))
+
+
+def explainer(model):
+    return Explainer(model, "1", samples=SAMPLES).fit([photographs(8)], progbar=False)
+
+
+@pytest.mark.parametrize("seed", [None, 0])
+def test_the_copies_and_four_maps_are_held_while_the_tail_runs(seed):
+    model = network()
+    one, x = explainer(model), photographs(1)
+    one.explain(x, 1, seed=seed)
+    watch = model[2]
+    watch.before = watch.storages()
+    one.explain(x, 1, seed=seed)
+    assert len(watch.seen) == 10
+    # Features, alpha and two moments; what is left are the numbers of a channel and of an output.
+    assert all(SAMPLES + 4 <= maps < SAMPLES + 4.1 for maps in watch.seen)
+
+
+@pytest.mark.parametrize("images", [1, 3])
+def test_the_order_in_memory_changes_nothing(images, monkeypatch):
+    model, x = network(), photographs(images)
+    passing = np.zeros((8, 14, 14), bool)
+    passing[:, :3] = True
+    orders = []
+    own = TorchAdapter.axes_in_memory
+
+    def noted(self, x):
+        orders.append(own(self, x))
+        return orders[-1]
+
+    def explained():
+        options = {"seed": 3, "pass_mask": passing, "max_batch": 2 * images}
+        found = explainer(model).explain(x, [1] * images, **options)
+        return found.capacity, found.mask, found.model_losses, found.informations
+
+    monkeypatch.setattr(TorchAdapter, "axes_in_memory", noted)
+    reordered = explained()
+    assert orders[0] == (0, 2, 3, 1)
+    monkeypatch.setattr(TorchAdapter, "axes_in_memory", lambda self, x: tuple(range(x.ndim)))
+    for one, other in zip(reordered, explained(), strict=True):
+        np.testing.assert_allclose(one, other, rtol=2e-4, atol=1e-6)
+
+
+def test_what_is_reported_has_the_axes_of_the_features():
+    model = network()
+    adapter = TorchAdapter(model)
+    statistics = Statistics.of(explainer(model).estimator)
+    states = []
+    with adapter.cut("1").open(photographs(2)) as head:
+        assert adapter.axes_in_memory(head.features) == (0, 2, 3, 1)
+        optimizer = BottleneckOptimizer(
+            adapter,
+            lambda z, carry, targets: z.square().sum(dim=(1, 2, 3)) + z[:, 0].sum(dim=(1, 2)),
+            Layout.of((8, 14, 14), "channels_first"),
+            BottleneckSettings(samples=2, steps=2),
+        )
+        result = optimizer.run(head, statistics, callback=lambda step, state, report: states.append(state))
+        torch.testing.assert_close(result.problem.features, head.features)
+    shape = (2, 8, 14, 14)
+    assert result.alpha.shape == result.mask.passed.shape == result.capacity.shape == shape
+    assert all(part.shape == shape for state in states for part in state)
+    assert torch.equal(states[-1].parameter, result.alpha)
+    assert result.problem.mean.shape == (1, *shape[1:])
+
+
+def test_a_tail_that_comes_to_write_into_its_maps_is_found_out():
+    model = network()
+    model[2] = nn.ReLU()
+    one, x = explainer(model), photographs(1)
+    wanted = one.explain(x, 1, seed=0).capacity
+    model[2].inplace = True
+    np.testing.assert_allclose(one.explain(x, 1, seed=0).capacity, wanted, rtol=1e-5, atol=1e-7)
