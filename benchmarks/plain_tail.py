@@ -33,7 +33,9 @@ class PlainTail:
 
     def seconds(self, steps: int, samples: int) -> float:
         """Time of `steps` passes of `samples` copies."""
-        z = self._features.repeat_interleave(samples, 0)
+        # Of its own, as an explanation has to hold it, and any other tail of a network that it starts from.
+        features = self._features.clone()
+        z = features.repeat_interleave(samples, 0)
         if z.ndim == 4 and z.device.type == "cpu":
             # The order in which the convolutions of a processor are fastest.
             z = z.contiguous(memory_format=torch.channels_last)

@@ -5,13 +5,13 @@ import gc
 import numpy as np
 import pytest
 import torch
-from iba_torch import TorchAdapter
 from torch import nn
 
 from iba_core import Explainer
 from iba_core.bottleneck import BottleneckSettings, Statistics
 from iba_core.layout import Layout
 from iba_core.optimization import BottleneckOptimizer
+from iba_torch import TorchAdapter
 
 SAMPLES = 6
 
