@@ -14,6 +14,7 @@ import numpy as np
 
 from benchmarks.harness import Case, Column, Results, interleaved, use_threads
 from benchmarks.networks import PLACES, TARGET, Subject, subject
+from iba_core.allocator import keep_freed_memory
 from iba_core.images import sample_crops
 from iba_core.zoo.efficientnet_lite import PREPROCESSING
 
@@ -110,7 +111,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     rounds = parser.parse_args().rounds
     use_threads()
-    results = Results("batch", batch=BATCH)
+    # Otherwise it is a matter of luck whether passes of one size lose their memory and others do not.
+    keep_freed_memory()
+    results = Results("batch", batch=BATCH, allocator="keep_freed_memory()")
     titles = [title for title, place in PLACES.items() if place.network == NETWORK]
     measure(results, titles, rounds)
     results.write()

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 import iba_core
+from iba_core.allocator import keep_freed_memory
 from iba_core.bottleneck import BottleneckSettings, preset_settings
 from iba_core.cli.concept import concept
 from iba_core.cli.options import MODEL, OUT, Backend, Layer, Model, Preprocess, Size
@@ -32,6 +33,8 @@ def iba(
         print(f"iba {iba_core.__version__}")
     elif context.invoked_subcommand is None:
         print(context.get_help())
+    else:
+        keep_freed_memory()
 
 
 @app.command()
