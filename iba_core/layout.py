@@ -120,8 +120,12 @@ class Layout:
         spatial = self.spatial_shape(shape)
         return spatial if self.tokens is None else self.tokens.places(spatial[0])
 
+    def keeps_places(self, axes: Sequence[int]) -> bool:
+        """Whether the spatial axes stay in their order where the axes of a map are permuted."""
+        return tuple(axis for axis in axes if axis != self.channel_axis) == self.spatial_axes
+
     def permuted(self, axes: Sequence[int]) -> Layout:
-        """Layout of a map of this one, permuted so that its spatial axes stay in their order."""
+        """Layout of a map of this one whose axes are permuted, in a way that `keeps_places`."""
         return Layout(self.ndim, tuple(axes).index(self.channel_axis), self.tokens)
 
     def to_channels_first(self) -> tuple[int, ...]:

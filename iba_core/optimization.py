@@ -214,7 +214,7 @@ class BottleneckOptimizer:
         """
         settings = settings or self.settings
         axes = self.adapter.axes_in_memory(head.features)
-        if axes != tuple(range(len(axes))):
+        if axes != tuple(range(len(axes))) and self.layout.keeps_places(_of_one(axes)):
             in_order = self._in_memory.setdefault(axes, _InOrder(self, axes))
             options = {"seed": seed, "max_batch": max_batch, "progbar": progbar}
             return in_order.run(head, statistics, targets, pass_mask, callback, settings=settings, **options)
@@ -497,7 +497,7 @@ class _InOrder:
 
     def __init__(self, optimizer: BottleneckOptimizer, axes: tuple[int, ...]) -> None:
         self._axes = axes
-        self._of_one = tuple(axis - 1 for axis in axes[1:])
+        self._of_one = _of_one(axes)
         self._back = tuple(int(axis) for axis in np.argsort(axes))
         self._statistics: tuple[Statistics, Statistics] | None = None
         self._optimizer = BottleneckOptimizer(
@@ -645,6 +645,11 @@ def _chunk_sizes(samples: int, max_batch: int | None, images: int) -> tuple[int,
     # Chunks of nearly equal size, so that a compiled step meets two shapes at most.
     chunks = -(-samples // (max_batch // images))
     return tuple(int(size) for size in np.diff(np.linspace(0, samples, chunks + 1).astype(int)))
+
+
+def _of_one(axes: tuple[int, ...]) -> tuple[int, ...]:
+    """Permutation of a feature map's axes, from that of a batch of them."""
+    return tuple(axis - 1 for axis in axes[1:])
 
 
 def _checked_shape(head: Head, statistics: Statistics) -> tuple[int, ...]:
