@@ -93,7 +93,9 @@ def _plain_tail(of: Subject) -> Work:
         features = head.features
     modules = tail_modules(PLACES[of.title].network, of.model, of.layer)
     with torch.no_grad():
-        torch.testing.assert_close(modules(features), main_output(of.adapter.predict(torch.from_numpy(of.x))))
+        whole = main_output(of.adapter.predict(torch.from_numpy(of.x)))
+        # Up to rounding, which differs with the order of the features in memory.
+        torch.testing.assert_close(modules(features), whole, rtol=1e-3, atol=1e-3 * float(whole.abs().max()))
     seconds = PlainTail(modules, features).seconds
     return Work(partial(seconds, STEPS, SAMPLES), partial(seconds, BRIEF_STEPS, SAMPLES))
 
