@@ -10,8 +10,8 @@ image, not once per copy. The gradient is found in parts: that of the model's lo
 the tail; from there, since the copies are linear in mask and noise, that for the mask from two sums over the
 copies, to which comes the slope of the capacity; and from the mask that for alpha. Only the tail is
 differentiated by the framework. While it runs, nothing is held besides but the features, alpha and Adam's two
-moments: the mask is computed again behind it, which costs less than to keep it. Nothing is read back from the
-device before the last step, unless a tolerance asks whether the map has converged.
+moments: the mask is computed again behind it, which takes little time and spares its memory. Nothing is read
+back from the device before the last step, unless a tolerance asks whether the map has converged.
 """
 
 from __future__ import annotations
@@ -215,9 +215,11 @@ class BottleneckOptimizer:
         settings = settings or self.settings
         axes = self.adapter.axes_in_memory(head.features)
         if axes != tuple(range(len(axes))) and self.layout.keeps_places(_of_one(axes)):
-            in_order = self._in_memory.setdefault(axes, _InOrder(self, axes))
+            if axes not in self._in_memory:
+                self._in_memory[axes] = _InOrder(self, axes)
+            run = self._in_memory[axes].run
             options = {"seed": seed, "max_batch": max_batch, "progbar": progbar}
-            return in_order.run(head, statistics, targets, pass_mask, callback, settings=settings, **options)
+            return run(head, statistics, targets, pass_mask, callback, settings=settings, **options)
         problem = self.problem(head, statistics, targets, settings, pass_mask)
         xp = array_namespace(problem.features)
         images = int(problem.features.shape[0])
