@@ -146,6 +146,98 @@ def test_hooks_on_all_modules_see_the_calls():
         handle.remove()
 
 
+def convolution(axes=2, dtype=torch.float64, **options):
+    generator = torch.Generator().manual_seed(2)
+    kind = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}[axes]
+    module = kind(5, 5, 3, dtype=dtype, **options).eval().requires_grad_(False)
+    for tensor in module.state_dict().values():
+        tensor.copy_(torch.randn(tensor.shape, generator=generator, dtype=dtype))
+    return module
+
+
+def images(axes=2, dtype=torch.float64):
+    shape = (40, 5, 7, 6, 5)[: 2 + axes]
+    return torch.randn(shape, generator=torch.Generator().manual_seed(3), dtype=dtype).requires_grad_()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"bias": False},
+        {"groups": 5},
+        {"stride": 2, "padding": 1},
+        {"padding": "same", "dilation": 2},
+        {"padding": 2, "padding_mode": "circular"},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("axes", [1, 2, 3])
+def test_merged_with_a_convolution_output_and_gradient_are_those_of_the_modules(axes, options):
+    first, second, x = convolution(axes, **options), normalization(axes), images(axes)
+    expected, found = second(first(x)), ScaleAndShift().convolved(first, second, x)
+    torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
+    towards = torch.randn_like(expected)
+    wanted, got = (torch.autograd.grad(output, x, towards)[0] for output in (expected, found))
+    torch.testing.assert_close(got, wanted, rtol=1e-10, atol=1e-10)
+
+
+def test_merged_weights_follow_the_modules_and_the_order_in_memory():
+    first, second, x, stand_in = convolution(), normalization(), images(), ScaleAndShift()
+    last = stand_in.convolved(first, second, x)
+    for tensor in (first.weight, first.bias, second.weight, second.running_var):
+        with torch.no_grad():
+            tensor.mul_(2)
+        found = stand_in.convolved(first, second, x)
+        assert not torch.equal(found, last)
+        torch.testing.assert_close(found, second(first(x)), rtol=1e-10, atol=1e-10)
+        last = found
+    reordered = x.detach().contiguous(memory_format=torch.channels_last).requires_grad_()
+    found = stand_in.convolved(first, second, reordered)
+    assert found.is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(found, last, rtol=1e-10, atol=1e-10)
+
+
+def test_weights_that_take_more_memory_than_the_maps_are_not_copied():
+    # 5 * 3 * 3 weights of each channel, against some 7 * 6 places of each image.
+    first, second = convolution(), normalization()
+    x = images().detach()
+    assert ScaleAndShift().convolved(first, second, x[:3].clone().requires_grad_()) is not None
+    assert ScaleAndShift().convolved(first, second, x[:1].clone().requires_grad_()) is None
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        (convolution(), normalization().train()),
+        (convolution(), normalization(track_running_stats=False)),
+        (convolution(dtype=torch.float32), normalization()),
+        (convolution(), hooked("register_forward_hook")),
+    ],
+    ids=["training", "own statistics", "other precision", "hook"],
+)
+def test_other_pairs_are_not_merged(first, second):
+    assert ScaleAndShift().convolved(first, second, images()) is None
+
+
+def test_convolutions_that_are_watched_or_changed_are_not_merged():
+    first, second = convolution(), normalization()
+    handle = first.register_forward_hook(lambda *_: None)
+    assert ScaleAndShift().convolved(first, second, images()) is None
+    handle.remove()
+    assert ScaleAndShift().convolved(first, second, images()) is not None
+    first.forward = lambda x: x
+    assert ScaleAndShift().convolved(first, second, images()) is None
+
+
+def test_nothing_is_merged_under_autocast():
+    first, second, x = convolution(dtype=torch.float32), normalization(dtype=torch.float32), images()
+    x = x.detach().float().requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert ScaleAndShift().convolved(first, second, x) is None
+    assert ScaleAndShift().convolved(first, second, x) is not None
+
+
 def test_weights_changed_between_explanations_are_seen():
     torch.manual_seed(0)
     model = nn.Sequential(

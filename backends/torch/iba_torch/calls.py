@@ -126,6 +126,18 @@ def is_watched(module: nn.Module) -> bool:
     return any(not _source(hook).startswith("torch.") for hook in hooks)
 
 
+def is_hooked(module: nn.Module) -> bool:
+    """Whether there is any hook on `module`, PyTorch's own included, or on all modules."""
+    own = module.__dict__
+    return bool(
+        own["_forward_hooks"]
+        or own["_forward_pre_hooks"]
+        or own["_backward_hooks"]
+        or own["_backward_pre_hooks"]
+        or nn.modules.module._has_any_global_hook()
+    )
+
+
 def _source(function: Any) -> str:
     return str(getattr(function, "__module__", None) or type(function).__module__)
 

@@ -16,6 +16,7 @@ from iba_core.adapter import Cut, Head, Inputs
 from iba_core.errors import InputError, LayerError
 from iba_core.layout import DataFormat
 from iba_torch.calls import intercept_calls, is_watched, perform, run, unwrap
+from iba_torch.chains import Chains
 from iba_torch.channels import channel_hint, data_format_of, require_channels
 from iba_torch.frozen import Frozen, frozen
 from iba_torch.memory_order import gains_by_order, is_channels_last
@@ -424,6 +425,10 @@ class _Opened:
         )
         self.z_lender = Lender()
         self.scale_and_shift = ScaleAndShift()
+        counted = {call.module for call in head.everything.within()} | {cut.module}
+        if cut.until is not None:
+            counted.add(cut.until.module)
+        self.chains = Chains(self.scale_and_shift, frozenset(counted))
         head.everything.prune()
         values: list[Value] = list(head.everything.values())
         tree_map(values.append, self.inputs, Value)
@@ -514,6 +519,7 @@ class _TailPass:
         self.z = z
         self.copies = copies
         self._normalized = opened.scale_and_shift
+        self._chains = opened.chains
         self.reached = False
         self.calls_after = 0
         self.ended = False
@@ -559,7 +565,11 @@ class _TailPass:
         if call is None:
             self.calls_after += self.reached and module is self.head.cut.module
             output = self._normalized(module, args, kwargs)
-            return run(module, args, kwargs) if output is None else output
+            if output is not None:
+                return output
+            if self._chains.takes(module, args, kwargs):
+                return self._chains(module, *args)
+            return run(module, args, kwargs)
         self.reached |= call is self.head.cut_call
         return perform(module, args, kwargs, partial(self._forward, call))
 
@@ -571,7 +581,10 @@ class _TailPass:
             return call.result.repeat(args, kwargs, self.copies, self.z)
         if call.takes_z:
             args, kwargs = replace_first((args, kwargs), self.z)
-        output = forward(*args, **kwargs)
+        if self._chains.takes(call.module, args, kwargs):
+            output = self._chains(call.module, *args)
+        else:
+            output = forward(*args, **kwargs)
         return replace_first(output, self.z) if call.gives_z else output
 
 

@@ -2,25 +2,45 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from math import prod
 from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-_KINDS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
-_HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
+from iba_torch.calls import is_hooked
+from iba_torch.memory_order import is_channels_last
+from iba_torch.precision import autocast_dtype
+
+_NORMALIZATIONS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+_FORWARD = {
+    **dict.fromkeys(_NORMALIZATIONS, _BatchNorm.forward),
+    **{kind: kind.forward for kind in (nn.Conv1d, nn.Conv2d, nn.Conv3d)},
+}
+"""What the modules do that can be stood in for."""
+
 _PRECISIONS = (torch.float32, torch.float64)
 """In a lower one PyTorch computes scale and shift in float32, which would have to be done here, too."""
 
+Pair = tuple[torch.Tensor, torch.Tensor]
+State = dict[str, torch.Tensor | None]
 
-class _Known(NamedTuple):
-    """Scale and shift of each channel, and the tensors that they follow from, with their versions."""
 
-    scale: torch.Tensor
-    shift: torch.Tensor
-    state: list[torch.Tensor]
-    versions: list[int]
+class _Constants(NamedTuple):
+    """Two tensors, and what they follow from."""
+
+    pair: Pair
+    origins: list[tuple[State, str, torch.Tensor | None, int]]
+    """Tensors with the place and the name that they have in a module, and their versions."""
+
+    def hold(self) -> bool:
+        """Whether nothing has changed that they follow from."""
+        for place, name, tensor, version in self.origins:
+            if place.get(name) is not tensor or (tensor is not None and tensor._version != version):
+                return False
+        return True
 
 
 class ScaleAndShift:
@@ -28,64 +48,131 @@ class ScaleAndShift:
 
     PyTorch's own backward pass also computes what constant statistics do not need, and keeps the input for
     it, which can be a third of what a convolutional network keeps.
+
+    What it is asked for each call of a module, between the convolutions of a large model, is what costs: it
+    looks at little, and computes nothing anew that still holds.
     """
 
     def __init__(self) -> None:
-        self._known: dict[nn.Module, _Known] = {}
+        self._known: dict[tuple[Any, ...], _Constants] = {}
 
     def __call__(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> torch.Tensor | None:
         """Output of the call; None where `module` is no batch normalisation, or not one of this kind."""
-        if type(module) not in _KINDS or kwargs or len(args) != 1:
+        if not is_normalization(module) or kwargs or len(args) != 1:
             return None
         x = args[0]
-        # Other types stand in for tensors and record operations; constants of ours are not among the model's.
-        if type(x) is not torch.Tensor or not x.requires_grad or not torch.is_grad_enabled():
+        if not _is_differentiated(x) or not _is_plain(module) or x.ndim < 2:
             return None
-        if not _is_plain(module) or x.dtype not in _PRECISIONS or x.ndim < 2:
-            return None
-        parts = (module.running_mean, module.running_var, module.weight, module.bias)
-        state = [part for part in parts if part is not None]
-        if any(part.is_inference() for part in state):  # They have no versions.
-            return None
-        scale, shift = self._constants(module, state)
-        if scale.dtype != x.dtype or x.shape[1] != len(scale):
+        constants = self._of((module,), x.dtype, _scale_and_shift)
+        if constants is None or x.shape[1] != len(constants[0]):
             return None
         shape = (-1, *(1,) * (x.ndim - 2))
+        scale, shift = constants
         return torch.addcmul(shift.reshape(shape), x, scale.reshape(shape))
 
-    def _constants(self, module: Any, state: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Scale and shift, computed anew once a weight or a statistic has changed."""
-        versions = [part._version for part in state]
-        known = self._known.get(module)
-        if known is None or known.versions != versions or any(map(_is_not, known.state, state)):
-            self._known[module] = known = _Known(*_scale_and_shift(module), state, versions)
-        return known.scale, known.shift
+    def convolved(self, convolution: Any, normalization: Any, x: Any) -> torch.Tensor | None:
+        """Batch normalisation of what a convolution makes of `x`, by a convolution that does both.
+
+        It spares a pass over the maps forward, and one backward. Only for an output of the convolution that
+        nobody else sees.
+
+        Args:
+            convolution: a module of a kind that `can_merge` accepts.
+            normalization: likewise.
+            x: input of the convolution.
+
+        Returns:
+            None where one of the two is not as its class has it, or where a copy of the weights, which is
+            held, would take more memory than the maps that are spared.
+        """
+        if not (_is_differentiated(x) and _is_plain(normalization) and _is_plain(convolution)):
+            return None
+        if x.ndim != len(convolution.kernel_size) + 2 or autocast_dtype(x.device) is not None:
+            return None
+        places = prod(size // stride for size, stride in zip(x.shape[2:], convolution.stride, strict=True))
+        if (
+            x.shape[0] * places
+            < prod(convolution.kernel_size) * convolution.in_channels // convolution.groups
+        ):
+            return None
+        merge = _merged_channels_last if is_channels_last(x) else _merged
+        constants = self._of((normalization, convolution), x.dtype, merge)
+        return None if constants is None else convolution._conv_forward(x, *constants)
+
+    def _of(
+        self, modules: tuple[Any, ...], dtype: torch.dtype, compute: Callable[..., Pair | None]
+    ) -> Pair | None:
+        """What `compute` gives for the modules, computed anew once a tensor of theirs has changed.
+
+        Returns:
+            None where it gives nothing; where the tensors are of another precision than `dtype`, or that is
+            a low one; and where changes in them could not be seen.
+        """
+        key = (compute, *modules)
+        known = self._known.get(key)
+        if known is not None and known.hold():
+            return known.pair if known.pair[0].dtype == dtype else None
+        states = [place for module in modules for place in (module._parameters, module._buffers)]
+        tensors = [(place, name, tensor) for place in states for name, tensor in place.items()]
+        floating = [tensor for *_, tensor in tensors if tensor is not None and tensor.is_floating_point()]
+        # Tensors of inference mode have no versions.
+        if dtype not in _PRECISIONS or any(part.dtype != dtype or part.is_inference() for part in floating):
+            return None
+        with torch.no_grad():
+            pair = compute(*modules)
+        if pair is None:
+            return None
+        origins = [(*item, 0 if item[2] is None else item[2]._version) for item in tensors]
+        self._known[key] = _Constants(pair, origins)
+        return pair
 
 
-def _is_plain(module: Any) -> bool:
-    """Whether the module does what its class does, by constant statistics, and nobody watches."""
-    return not (
-        module.training
-        or module.running_mean is None
-        or module.running_var is None
-        or "forward" in vars(module)
-        or type(module).forward is not _BatchNorm.forward
-        or any(getattr(module, hooks) for hooks in _HOOKS)
-        or nn.modules.module._has_any_global_hook()
-    )
+def is_normalization(module: nn.Module) -> bool:
+    """Whether it is a batch normalisation, by its type."""
+    return type(module) in _NORMALIZATIONS
 
 
-def _scale_and_shift(module: Any) -> tuple[torch.Tensor, torch.Tensor]:
-    """Of each channel, as S. Ioffe and C. Szegedy (2015) have them in inference."""
-    with torch.no_grad():
-        scale = torch.rsqrt(module.running_var + module.eps)
-        if module.weight is not None:
-            scale = scale * module.weight
-        shift = -module.running_mean * scale
-        return scale, shift if module.bias is None else shift + module.bias
+def can_merge(module: nn.Module, following: nn.Module) -> bool:
+    """Whether the two are a convolution and a batch normalisation, by their types."""
+    return is_normalization(following) and type(module) in _FORWARD and not is_normalization(module)
 
 
-def _is_not(one: object, other: object) -> bool:
-    return one is not other
+def _is_differentiated(x: Any) -> bool:
+    # Other types stand in for tensors and record operations; constants of ours are not among the model's.
+    return type(x) is torch.Tensor and x.requires_grad and torch.is_grad_enabled()
+
+
+def _is_plain(module: nn.Module) -> bool:
+    """Whether a module does what its class does when it does not learn, and nobody watches."""
+    kind, own = type(module), module.__dict__
+    is_own = "forward" in own or kind.forward is not _FORWARD[kind]
+    return not (is_own or own["training"] or is_hooked(module))
+
+
+def _scale_and_shift(module: Any) -> Pair | None:
+    """Of each channel, as S. Ioffe and C. Szegedy (2015) have them in inference; None without statistics."""
+    if module.running_mean is None or module.running_var is None:
+        return None
+    scale = torch.rsqrt(module.running_var + module.eps)
+    if module.weight is not None:
+        scale = scale * module.weight
+    shift = -module.running_mean * scale
+    return scale, shift if module.bias is None else shift + module.bias
+
+
+def _merged(normalization: Any, convolution: Any) -> Pair | None:
+    """Weight and bias of a convolution that scales and shifts its output as well."""
+    constants = _scale_and_shift(normalization)
+    if constants is None or len(constants[0]) != convolution.out_channels:
+        return None
+    scale, shift = constants
+    weight = convolution.weight * scale.reshape(-1, *(1,) * (convolution.weight.ndim - 1))
+    return weight, shift if convolution.bias is None else torch.addcmul(shift, convolution.bias, scale)
+
+
+def _merged_channels_last(normalization: Any, convolution: Any) -> Pair | None:
+    """Likewise, in the order in memory of the maps, which the convolution would otherwise bring it into."""
+    pair = _merged(normalization, convolution)
+    return pair and (pair[0].contiguous(memory_format=torch.channels_last), pair[1])

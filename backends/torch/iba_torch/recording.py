@@ -195,17 +195,21 @@ class Call:
 
         Calls inside of one that is repeated from memory do not, except for those made by its hooks.
         """
-        for call in self.calls:
+        for call in self.within():
             steps.setdefault(call.module, deque()).append(call)
-            call.plan(steps)
+
+    def within(self) -> Iterator[Call]:
+        """The calls made inside of it, and those made in them."""
+        for call in self.calls:
+            yield call
+            yield from call.within()
 
     def values(self) -> Iterator[Value]:
         """The tensors that are remembered of this call and those in it."""
-        if self.result is not None:
-            kept = [*leaves(self.result.output), *(leaf for _, leaf in self.result.writes)]
-            yield from (leaf for leaf in kept if isinstance(leaf, Value))
-        for call in self.calls:
-            yield from call.values()
+        for call in (self, *self.within()):
+            if call.result is not None:
+                kept = [*leaves(call.result.output), *(leaf for _, leaf in call.result.writes)]
+                yield from (leaf for leaf in kept if isinstance(leaf, Value))
 
     def prune(self) -> bool:
         """Drop what no repetition of the open call reads; return whether it reads its own input.
