@@ -22,8 +22,8 @@ KIND = "estimator"
 STATE = ("n_samples", "mean", "m2", "nonzero")
 """Entries of the state."""
 
-_BLOCK = 2**14
-"""Numbers whose moments are computed at once, 128 kB in float64."""
+_BLOCK = 2**17
+"""Numbers whose moments are computed at once, 1 MB in float64."""
 
 
 class Moments(NamedTuple):
