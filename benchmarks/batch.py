@@ -14,7 +14,6 @@ import numpy as np
 
 from benchmarks.harness import Case, Column, Results, interleaved, use_threads
 from benchmarks.networks import PLACES, TARGET, Subject, subject
-from iba_core.allocator import keep_freed_memory
 from iba_core.images import sample_crops
 from iba_core.zoo.efficientnet_lite import PREPROCESSING
 
@@ -110,10 +109,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=5)
     rounds = parser.parse_args().rounds
-    use_threads()
-    # Otherwise it is a matter of luck whether passes of one size lose their memory and others do not.
-    keep_freed_memory()
-    results = Results("batch", batch=BATCH, allocator="keep_freed_memory()")
+    use_threads(keep_memory=False)  # As a user has it who knows nothing of that.
+    results = Results("batch", batch=BATCH)
     titles = [title for title, place in PLACES.items() if place.network == NETWORK]
     measure(results, titles, rounds)
     results.write()

@@ -17,6 +17,8 @@ from typing import Any, Literal
 
 import psutil
 
+from iba_core.allocator import keep_freed_memory
+
 ROOT = Path(__file__).parents[1]
 RESULTS = Path(__file__).parent / "results"
 IMAGES = ROOT / "docs" / "images"
@@ -238,8 +240,16 @@ def show(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-def use_threads(threads: int = THREADS) -> None:
-    """Give each framework that many threads. To be called before TensorFlow computes anything."""
+def use_threads(threads: int = THREADS, *, keep_memory: bool = True) -> None:
+    """Give each framework that many threads. To be called before TensorFlow computes anything.
+
+    Args:
+        threads: how many.
+        keep_memory: let all methods keep the memory that they free, as this library has it while it
+            explains: else some would have to ask the system for it in each pass, and others not, by luck.
+    """
+    if keep_memory:
+        keep_freed_memory()
     import tensorflow as tf
     import torch
 

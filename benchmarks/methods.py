@@ -180,7 +180,7 @@ def works(of: Subject, cruder: bool = True) -> dict[str, Work]:
 
 def works_for_memory(title: str, framework: str, cruder: bool) -> dict[str, Case]:
     """The same in brief, for `benchmarks.memory`."""
-    use_threads()
+    use_threads(keep_memory=False)
     return {name: work.brief for name, work in works(subject(title, framework), cruder).items()}
 
 

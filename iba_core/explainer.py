@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from iba_core.adapter import Cut, Head, Inputs, Model, find_adapter, require_finite
+from iba_core.allocator import memory_kept
 from iba_core.attribution import Attribution
 from iba_core.bottleneck import BottleneckSettings, Mask, Statistics, preset_settings
 from iba_core.compilation import CompilationTrial
@@ -113,6 +114,7 @@ class Explainer:
 
     # -- the distribution of the features ---------------------------------------------------------
 
+    @memory_kept()
     def fit(self, batches: Iterable[Any], n_samples: int = 5000, progbar: bool = True) -> Self:
         """Estimate mean and standard deviation of the layer's features, from anew.
 

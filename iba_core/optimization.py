@@ -26,6 +26,7 @@ import numpy.typing as npt
 
 from iba_core.adam import AdamState, adam_step, bias_corrections
 from iba_core.adapter import Adapter, Head
+from iba_core.allocator import memory_kept
 from iba_core.bottleneck import (
     BottleneckSettings,
     Mask,
@@ -181,6 +182,8 @@ class BottleneckOptimizer:
         self._constants: tuple[tuple[Any, ...], Statistics, _Constants] | None = None
         self._in_memory: dict[tuple[int, ...], _InOrder] = {}
 
+    # The memory of a step's pass is that of the next one's.
+    @memory_kept()
     def run(
         self,
         head: Head,
