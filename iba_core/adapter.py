@@ -121,8 +121,9 @@ class Adapter(ABC):
     """Whether `compile` has the framework's compiler make machine code of a function. That takes seconds to
     minutes for each shape, and what it makes is not always faster: measure it on your device."""
 
-    writes_in_place: bool = False
-    """Whether ``x += y`` writes into the tensor x, rather than give x's name to a new one."""
+    reuses_memory: bool = False
+    """Whether what follows from an array that nothing else needs can take its memory: by ``x += y``, which
+    writes into it, or since the framework sees to that."""
 
     def __init__(self, model: Model) -> None:
         self.model = model
@@ -238,6 +239,21 @@ class Adapter(ABC):
         hold it all the while.
         """
         return nullcontext()
+
+    def hand_over(self, array: Array, jit_compile: bool | None = None) -> Any:
+        """`array` as an argument of a compiled function that is to have its memory, by `taken`.
+
+        A framework may hold what a function is called with until it returns.
+
+        Args:
+            array: what nothing else needs.
+            jit_compile: as of `compile`.
+        """
+        return array
+
+    def taken(self, handed: Any) -> Array:
+        """The array that was handed over, once; in the function that was called with it."""
+        return handed
 
     def compile(self, function: F, jit_compile: bool | None = None) -> F:
         """`function` in the form in which the framework runs it best; as machine code with `jit_compile`.

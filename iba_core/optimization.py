@@ -236,10 +236,13 @@ class BottleneckOptimizer:
         )
         corrections = self._tensor(bias_corrections(settings.steps), problem)
         convergence = _Convergence(settings.tolerance, images) if settings.tolerance else None
+        hand_over = partial(self.adapter.hand_over, jit_compile=self._jit_compile)
         reports: list[StepReport] = []
         for step in get_tqdm()(range(settings.steps), desc="Bottleneck", disable=not progbar):
-            noise = self.noise(problem, sizes[settings.schedule[step]], seed, step, settings.antithetic)
-            new, report = self._compiled_step(state, corrections[step], noise, problem)
+            size = sizes[settings.schedule[step]]
+            # Nothing here holds the noise while the step has it.
+            noise = map(hand_over, self.noise(problem, size, seed, step, settings.antithetic))
+            new, report = self._compiled_step(state, corrections[step], tuple(noise), problem)
             state = new if convergence is None else self._kept(state, new, convergence.running, problem)
             reports.append(report)
             if callback is not None:
@@ -383,7 +386,7 @@ class BottleneckOptimizer:
         Args:
             alpha: the bottleneck's parameter, (B, *feature map).
             noise: standard normal, in chunks (size, *feature map) that pass the tail one after another.
-                Where tensors can be written into, it may be written over.
+                Where the adapter reuses memory, it is gone afterwards.
             problem: the images.
 
         Returns:
@@ -392,8 +395,8 @@ class BottleneckOptimizer:
         xp = array_namespace(alpha)
         images, samples = int(alpha.shape[0]), sum(int(chunk.shape[0]) for chunk in noise)
         adapter = self.adapter
-        # Of one image there are as many copies as of the noise, whose memory can be theirs meanwhile.
-        replace = images == 1 and adapter.writes_in_place
+        # Of one image there are as many copies as of the noise, whose memory they can have.
+        replace = images == 1 and adapter.reuses_memory
         model_loss: Array = 0.0
         of_center: Array = 0.0
         of_noise: Array = 0.0
@@ -426,9 +429,10 @@ class BottleneckOptimizer:
         return gradient, StepReport(model_loss, information)
 
     def _step(
-        self, state: AdamState, correction: Array, noise: tuple[Array, ...], problem: Problem
+        self, state: AdamState, correction: Array, handed: tuple[Any, ...], problem: Problem
     ) -> tuple[AdamState, StepReport]:
-        """One optimiser step. Everything that changes comes in as an argument, and the noise is used up."""
+        """One optimiser step. Everything that changes comes in as an argument; the noise is handed over."""
+        noise = tuple(map(self.adapter.taken, handed))
         gradient, report = self.gradient(state.parameter, noise, problem)
         with self.adapter.after(gradient):
             return adam_step(state, gradient, correction, problem.learning_rate), report
@@ -594,7 +598,7 @@ def _copies(distribution: tuple[Array, Array], noise: Array, replace: bool) -> A
     Args:
         distribution: their mean and standard deviation, (B, *feature map) each.
         noise: standard normal, (S, *feature map).
-        replace: of one image, put the copies in the place of the noise, where tensors can be written into.
+        replace: of one image, let the copies have the memory of the noise, which is then gone.
     """
     xp = array_namespace(noise)
     if replace:

@@ -350,3 +350,20 @@ def test_keras_on_another_framework_is_one_clear_error():
     )
     assert "Keras runs on 'torch'" in result.stdout, result.stderr
     assert "KERAS_BACKEND=tensorflow" in result.stdout
+
+
+def test_what_is_handed_over_is_the_functions_alone(model):
+    adapter, traces = KerasAdapter(model), []
+
+    def double(handed):
+        traces.append(handed)
+        return 2 * adapter.taken(handed)
+
+    function = adapter.compile(double)
+    for value in (1.0, 2.0):
+        handed = adapter.hand_over(tf.fill((3, 4), value))
+        found = function(handed)
+        np.testing.assert_array_equal(found, np.full((3, 4), 2 * value))
+        assert tf.size(handed.variable) == 0
+    assert len(traces) == 1
+    assert found.shape == (3, 4)

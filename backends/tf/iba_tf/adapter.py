@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import keras
 import numpy as np
@@ -51,6 +51,7 @@ class KerasAdapter(Adapter):
     """
 
     name: ClassVar[str] = "tensorflow"
+    reuses_memory = True
 
     def __init__(self, model: Any, *, jit_compile: bool = False) -> None:
         super().__init__(model)
@@ -175,9 +176,33 @@ class KerasAdapter(Adapter):
         context: AbstractContextManager[Any] = tf.control_dependencies([array])
         return context
 
+    def hand_over(self, array: tf.Tensor, jit_compile: bool | None = None) -> tf.Tensor | _Handed:
+        """See `Adapter.hand_over`; a variable lets go of its value where it is told to."""
+        if ifnone(jit_compile, self.jit_compile):
+            # XLA plans the memory by itself, and with it no variable changes its shape.
+            return array
+        with tf.device(array.device):
+            variable = tf.Variable(array, trainable=False, shape=tf.TensorShape(None))
+        return _Handed(variable, tuple(array.shape))
+
+    def taken(self, handed: tf.Tensor | _Handed) -> tf.Tensor:
+        """See `Adapter.taken`."""
+        if not isinstance(handed, _Handed):
+            return handed
+        array = tf.ensure_shape(handed.variable.read_value(), handed.shape)
+        handed.variable.assign(tf.zeros([0], array.dtype))
+        return array
+
     def compile(self, function: F, jit_compile: bool | None = None) -> F:
         """`function` as a `tf.function`, traced once for each combination of shapes."""
         return traced(function, jit_compile=ifnone(jit_compile, self.jit_compile) or None)
+
+
+class _Handed(NamedTuple):
+    """An array in a variable that nothing else knows."""
+
+    variable: tf.Variable
+    shape: tuple[int, ...]
 
 
 def _on_processor(tensor: tf.Tensor) -> bool:

@@ -42,7 +42,7 @@ class TorchAdapter(Adapter):
 
     name = "torch"
     data_format: DataFormat = "channels_first"
-    writes_in_place = True
+    reuses_memory = True
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__(unwrap(model))
