@@ -352,8 +352,17 @@ def test_keras_on_another_framework_is_one_clear_error():
     assert "KERAS_BACKEND=tensorflow" in result.stdout
 
 
-def test_what_is_handed_over_is_the_functions_alone(model):
-    adapter, traces = KerasAdapter(model), []
+def test_in_the_scope_of_a_strategy_an_explanation_is_the_same(small):
+    data = np.random.default_rng(0).normal(size=(4, 8, 8, 3)).astype(np.float32)
+    explainer = Explainer(small, layer="relu", steps=2, samples=2).fit([data], progbar=False)
+    expected = explainer.explain(data[:1], 1, seed=0)
+    with tf.distribute.MirroredStrategy(["CPU:0"]).scope():
+        found = explainer.explain(data[:1], 1, seed=0)
+    np.testing.assert_allclose(found.capacity, expected.capacity, rtol=1e-5, atol=1e-6)
+
+
+def test_what_is_handed_over_is_the_functions_alone(small):
+    adapter, traces = KerasAdapter(small), []
 
     def double(handed):
         traces.append(handed)

@@ -178,8 +178,9 @@ class KerasAdapter(Adapter):
 
     def hand_over(self, array: tf.Tensor, jit_compile: bool | None = None) -> tf.Tensor | _Handed:
         """See `Adapter.hand_over`; a variable lets go of its value where it is told to."""
-        if ifnone(jit_compile, self.jit_compile):
-            # XLA plans the memory by itself, and with it no variable changes its shape.
+        # XLA plans the memory by itself, and lets no variable change its shape. Those that a distribution
+        # strategy makes are of one known shape.
+        if ifnone(jit_compile, self.jit_compile) or tf.distribute.has_strategy():
             return array
         with tf.device(array.device):
             variable = tf.Variable(array, trainable=False, shape=tf.TensorShape(None))
