@@ -71,9 +71,9 @@ def keep_freed_memory(limit: int = _LIMIT) -> bool:
 def memory_kept() -> Iterator[None]:
     """Context in which the C library keeps freed memory; on leaving it may give it back.
 
-    It then does as it would after any program that has once freed a large block: what is free beyond 64 MiB
-    at the end of the heap goes back with the next large block that is freed there. Where the user has decided
-    what it does, by `keep_freed_memory` or in the environment, nothing is changed. Contexts may overlap.
+    It then does as in any program that has once freed a block of 32 MiB: what is free beyond 64 MiB at the
+    end of the heap goes back with the next large block that is freed there. Where the user has decided what
+    it does, by `keep_freed_memory` or in the environment, nothing is changed. Contexts may overlap.
     """
     _state.count(+1, _LIMIT)
     try:

@@ -96,7 +96,7 @@ def test_a_tail_may_start_within_a_chain(merged, name):
 
 
 @pytest.mark.parametrize("until", ["1.0.0", "1.0.1", "1.1.0", "2", "3"])
-def test_a_tail_may_end_within_a_chain(merged, until):
+def test_a_tail_may_end_within_a_chain(until):
     model = network()
     _, output, _ = tail_and_gradient(model, "0", X, until)
     seen = []

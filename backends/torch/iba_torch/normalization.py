@@ -49,8 +49,8 @@ class ScaleAndShift:
     PyTorch's own backward pass also computes what constant statistics do not need, and keeps the input for
     it, which can be a third of what a convolutional network keeps.
 
-    What it is asked for each call of a module, between the convolutions of a large model, is what costs: it
-    looks at little, and computes nothing anew that still holds.
+    It is asked at each call of a module, in every pass: so it looks at little, and computes nothing anew that
+    still holds.
     """
 
     def __init__(self) -> None:
