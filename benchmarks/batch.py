@@ -109,7 +109,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=5)
     rounds = parser.parse_args().rounds
-    use_threads(keep_memory=False)  # As a user has it who knows nothing of that.
+    use_threads()
     results = Results("batch", batch=BATCH)
     titles = [title for title, place in PLACES.items() if place.network == NETWORK]
     measure(results, titles, rounds)

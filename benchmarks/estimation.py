@@ -13,6 +13,7 @@ import numpy as np
 from benchmarks.attribution import FRAMEWORKS
 from benchmarks.harness import THREADS, Case, Column, Results, Table, Timings, interleaved, show, use_threads
 from benchmarks.networks import PLACES, Subject, subject
+from iba_core.allocator import memory_kept
 from iba_core.images import sample_crops
 from iba_core.zoo.efficientnet_lite import PREPROCESSING
 
@@ -57,6 +58,7 @@ def cases(of: Subject) -> dict[str, Case]:
     adapter, cut = of.adapter, of.adapter.cut(of.layer)
     tensors = [adapter.to_inputs(batch) for batch in batches]
 
+    @memory_kept()  # As `fit` keeps it.
     def head() -> None:
         for batch in tensors:
             # A device may still be at work; it is done once its numbers are here.

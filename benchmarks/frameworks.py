@@ -17,6 +17,7 @@ from benchmarks.methods import SAMPLES, STEPS, explanation
 from benchmarks.networks import PLACES, TARGET, Subject, subject
 from iba_core.adam import AdamState, adam_step, bias_corrections
 from iba_core.adapter import Head
+from iba_core.allocator import memory_kept
 from iba_core.bottleneck import BottleneckSettings, Statistics
 from iba_core.layout import Layout
 from iba_core.namespace import array_namespace
@@ -49,7 +50,8 @@ def measure(results: Results, titles: Iterable[str], rounds: int, budget: float 
             for framework, of in subjects.items()
             for name, case in phases(of).items()
         }
-        timings = interleaved(works, rounds, budget=budget)
+        with memory_kept():  # As in an explanation.
+            timings = interleaved(works, rounds, budget=budget)
         results.timings(f"phases, {title}", timings)
         table = results.table(
             f"Phases of an explanation, {title}",

@@ -14,6 +14,7 @@ from typing import Any
 
 from benchmarks.harness import Case, use_threads
 from benchmarks.networks import PLACES, SIDE, TARGET, Subject, subject
+from iba_core.allocator import memory_kept
 from iba_core.bottleneck import Statistics
 from iba_core.targets import main_output
 from iba_core.timing import BareTail
@@ -75,16 +76,21 @@ def fast_explanation(of: Subject) -> Work:
 
 
 def bare_tail(of: Subject) -> Work:
-    """The passes of the tail that no implementation can do without; the head is not counted."""
-    if of.framework == "torch":
-        return _plain_tail(of)
-    tail = BareTail(of.adapter, of.adapter.cut(of.layer))
+    """The passes of the tail that no implementation can do without; the head is not counted.
+
+    Freed memory is kept, as this library keeps it. All other methods run as in their users' programs.
+    """
+    seconds = _seconds_of_tail(of)
     return Work(
-        partial(tail.seconds, of.x, STEPS, SAMPLES), partial(tail.seconds, of.x, BRIEF_STEPS, SAMPLES)
+        memory_kept()(partial(seconds, STEPS, SAMPLES)),
+        memory_kept()(partial(seconds, BRIEF_STEPS, SAMPLES)),
     )
 
 
-def _plain_tail(of: Subject) -> Work:
+def _seconds_of_tail(of: Subject) -> Callable[[int, int], float]:
+    """The time that so many steps of so many samples take."""
+    if of.framework != "torch":
+        return partial(BareTail(of.adapter, of.adapter.cut(of.layer)).seconds, of.x)
     import torch
 
     from benchmarks.plain_tail import PlainTail, tail_modules
@@ -96,8 +102,7 @@ def _plain_tail(of: Subject) -> Work:
         whole = main_output(of.adapter.predict(torch.from_numpy(of.x)))
         # Up to rounding, which differs with the order of the features in memory.
         torch.testing.assert_close(modules(features), whole, rtol=1e-3, atol=1e-3 * float(whole.abs().max()))
-    seconds = PlainTail(modules, features).seconds
-    return Work(partial(seconds, STEPS, SAMPLES), partial(seconds, BRIEF_STEPS, SAMPLES))
+    return PlainTail(modules, features).seconds
 
 
 def published(of: Subject) -> Work:
@@ -180,7 +185,7 @@ def works(of: Subject, cruder: bool = True) -> dict[str, Work]:
 
 def works_for_memory(title: str, framework: str, cruder: bool) -> dict[str, Case]:
     """The same in brief, for `benchmarks.memory`."""
-    use_threads(keep_memory=False)
+    use_threads()
     return {name: work.brief for name, work in works(subject(title, framework), cruder).items()}
 
 

@@ -120,7 +120,7 @@ def slope_of(sizes: list[int], values: list[float]) -> float:
 
 def works_for_memory(framework: str, varied: str, values: list[int]) -> dict[str, Case]:
     """The same works, with fewer steps: memory does not depend on them."""
-    use_threads(keep_memory=False)
+    use_threads()
     return _works(framework, varied, tuple(values), steps=2)
 
 
