@@ -148,6 +148,9 @@ class TorchAdapter(Adapter):
             inputs: tensors and NumPy arrays, nested as they like; a list of numbers, or of lists of
                 them, counts as an array.
             device: another device than that of the model's first parameter.
+
+        Returns:
+            The same nest; what needs no conversion keeps its memory.
         """
         state = chain(self.model.parameters(), self.model.buffers())
         like = next((tensor for tensor in state if tensor.is_floating_point()), None)
@@ -155,7 +158,7 @@ class TorchAdapter(Adapter):
         def convert(array: Any) -> Any:
             if isinstance(array, list) and not _is_numbers(array):
                 return [visit(item) for item in array]
-            tensor = array if isinstance(array, torch.Tensor) else torch.from_numpy(np.array(array))
+            tensor = array if isinstance(array, torch.Tensor) else _tensor_of(array)
             if like is not None:
                 return _move(tensor, like, device)
             if tensor.is_floating_point() and tensor is not array:
@@ -213,6 +216,13 @@ class TorchAdapter(Adapter):
         from iba_torch.compiled import Compiled
 
         return cast(F, Compiled(function, self.model))
+
+
+def _tensor_of(array: Any) -> torch.Tensor:
+    array = np.asarray(array)
+    # PyTorch takes no array whose axes run backwards, and warns of one that must not be written into.
+    shares = array.flags.c_contiguous and array.flags.writeable
+    return torch.from_numpy(array if shares else array.copy())
 
 
 def _move(tensor: torch.Tensor, like: torch.Tensor, device: torch.device | str | None = None) -> torch.Tensor:

@@ -22,8 +22,9 @@ from iba_torch.frozen import Frozen, frozen
 from iba_torch.memory_order import gains_by_order, is_channels_last
 from iba_torch.normalization import ScaleAndShift
 from iba_torch.precision import autocast_dtype, without_autocast
-from iba_torch.recording import Arguments, BatchAxes, Call, Lender, Place, Shapes, Value, record
+from iba_torch.recording import Arguments, BatchAxes, Call, Lender, Place, Shapes, Value, leaves, record
 from iba_torch.trees import constants, first_tensor, replace_first, tensors, tree_map
+from iba_torch.unread import Missed, Watch
 
 _circumstances: ContextVar[Hashable] = ContextVar("circumstances", default=None)
 
@@ -415,7 +416,6 @@ class _Opened:
         outside: AbstractContextManager[Any],
     ) -> None:
         self.cut = cut
-        self.head = head
         self.outside = outside
         self.inputs = tree_map(lambda tensor: _input_value(tensor, head.batch), inputs)
         self.shape, self.dtype, self.device = features.shape[1:], features.dtype, features.device
@@ -429,10 +429,24 @@ class _Opened:
         if cut.until is not None:
             counted.add(cut.until.module)
         self.chains = Chains(self.scale_and_shift, frozenset(counted))
+        self._take(head)
+
+    def _take(self, head: _HeadPass) -> None:
+        """Hand what a pass of the head remembers to the passes of the tail."""
+        self.head = head
         head.everything.prune()
         values: list[Value] = list(head.everything.values())
+        # A hook may hand what it sees to somebody.
+        watched = any(is_watched(call.module) for call in head.everything.within())
+        self.spared = [] if watched else [value for value in values if value.tensor.is_floating_point()]
+        self._spare()
         tree_map(values.append, self.inputs, Value)
         self.lenders = [self.z_lender, *(value.lender for value in values)]
+
+    def _spare(self) -> None:
+        """Let go of what nothing reads, as far as that is known."""
+        for value in self.cut._habits.unread.among(self.spared):
+            value.drop()
 
     def ordered(self, features: torch.Tensor) -> torch.Tensor:
         """The features in the order in memory that the tail will want what is made of them in."""
@@ -468,19 +482,51 @@ class _Opened:
         return output
 
     def _attempt(self, z: torch.Tensor, copies: int, reordered: bool) -> tuple[_TailPass, Any]:
-        """A pass, or two where the tail has come to write into what it is given."""
+        """A pass, or another where the tail does to what it is given what it has not done before."""
         shared = self.cut._habits.tail_writes is False
         try:
-            return self._pass(self._place(z, reordered), copies)
+            return self._sparing_pass(z, copies, reordered)
         except RuntimeError as error:
             if not (shared and "in-place" in str(error)):
                 raise
         # The pass that broke off has let that be forgotten.
+        return self._sparing_pass(z, copies, reordered)
+
+    def _sparing_pass(self, z: torch.Tensor, copies: int, reordered: bool) -> tuple[_TailPass, Any]:
+        """A pass without what others have been seen not to read, or, if this one does, with everything."""
+        unread = self.cut._habits.unread
+        # Tensors without numbers, as within a compiler, show nothing.
+        shows = bool(self.spared) and type(z) is torch.Tensor
+        if shows and not unread.is_known:
+            with Watch() as watch:
+                result = self._pass(self._place(z, reordered), copies, watch)
+            unread.note(watch.unread(self.spared))
+            self._spare()
+            return result
+        try:
+            result = self._pass(self._place(z, reordered), copies)
+        except Missed:
+            unread.refuse()
+        else:
+            if not (shows and unread.is_untried):
+                return result
+            # Code that PyTorch does not see, in an extension, may have read them: then it has met NaN.
+            if all(bool(x.isfinite().all()) for x in tensors(result[1]) if x.is_floating_point()):
+                unread.settle()
+                return result
+            unread.refuse()
+        self._remember_everything()
         return self._pass(self._place(z, reordered), copies)
 
-    def _pass(self, z: torch.Tensor, copies: int) -> tuple[_TailPass, Any]:
+    def _remember_everything(self) -> None:
+        """Run the head again, for what has not been kept."""
+        inputs = tree_map(lambda value: value.tensor, self.inputs, Value)
+        with self.outside:
+            self._take(self.cut._run_head(inputs, self.head.still, remember=True))
+
+    def _pass(self, z: torch.Tensor, copies: int, watch: Watch | None = None) -> tuple[_TailPass, Any]:
         """One pass of the tail: its handler, and what the model returned."""
-        tail = _TailPass(self, z, copies)
+        tail = _TailPass(self, z, copies, watch)
         finished = False
         try:
             # Autocast that is on in here was asked for in here.
@@ -514,8 +560,9 @@ class _Opened:
 class _TailPass:
     """Handler of the calls in a pass that repeats the head from memory."""
 
-    def __init__(self, opened: _Opened, z: torch.Tensor, copies: int) -> None:
+    def __init__(self, opened: _Opened, z: torch.Tensor, copies: int, watch: Watch | None = None) -> None:
         self.head = opened.head
+        self._watch = watch
         self.z = z
         self.copies = copies
         self._normalized = opened.scale_and_shift
@@ -569,6 +616,8 @@ class _TailPass:
                 return output
             if self._chains.takes(module, args, kwargs):
                 return self._chains(module, *args)
+            if self._watch is not None and isinstance(module, torch.jit.ScriptModule):
+                self._watch.read((args, kwargs))
             return run(module, args, kwargs)
         self.reached |= call is self.head.cut_call
         return perform(module, args, kwargs, partial(self._forward, call))
@@ -578,7 +627,12 @@ class _TailPass:
     ) -> Any:
         """Do what the forward of a module has done in the head, with the feature map put in."""
         if call.result is not None:
-            return call.result.repeat(args, kwargs, self.copies, self.z)
+            output = call.result.repeat(args, kwargs, self.copies, self.z)
+            if self._watch is not None:
+                for leaf, tensor in zip(leaves(call.result.output), tensors(output), strict=True):
+                    if isinstance(leaf, Value):
+                        self._watch.lend(tensor, leaf)
+            return output
         if call.takes_z:
             args, kwargs = replace_first((args, kwargs), self.z)
         if self._chains.takes(call.module, args, kwargs):

@@ -15,6 +15,7 @@ from torch import nn
 from iba_torch.calls import is_watched
 from iba_torch.memory_order import MemoryOrder
 from iba_torch.trees import is_transparent, tensors, tree_map
+from iba_torch.unread import Missing, Unread
 
 
 class Lender:
@@ -57,10 +58,19 @@ class Value:
         self.tensor = tensor
         self.batch_axis = batch_axis
         self.lender = Lender()
+        self._dropped: tuple[int, ...] | None = None
+
+    def drop(self) -> None:
+        """Let go of the tensor, which nothing reads."""
+        self._dropped = tuple(self.tensor.shape)
+        self.tensor = self.tensor.new_empty(())
 
     def lend(self, copies: int) -> torch.Tensor:
         """The tensor with each image repeated `copies` times in place."""
         axis = self.batch_axis
+        if self._dropped is not None:
+            repeated = (size * copies if i == axis else size for i, size in enumerate(self._dropped))
+            return Missing.like(self.tensor, tuple(repeated))
         if axis is None or copies == 1:
             return self.lender.lend(self.tensor)
         if self.tensor.shape[axis] != 1:
@@ -298,6 +308,7 @@ class Habits:
     tail_order: MemoryOrder = field(default_factory=MemoryOrder)
     tail_writes: bool | None = None
     """Whether the tail writes into the feature map that it is given; None if that is not known."""
+    unread: Unread = field(default_factory=Unread)
 
 
 class Shapes:

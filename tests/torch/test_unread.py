@@ -1,0 +1,179 @@
+"""What the head remembers though no tail reads it is not kept, and comes back where one does after all."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from iba_torch.adapter import TorchAdapter
+from iba_torch.cut import TorchCut
+
+
+class Stack(nn.Module):
+    """Blocks one after the other, and what a function makes of the first one's output and the last one's."""
+
+    def __init__(self, join: Callable[[Stack, torch.Tensor, torch.Tensor], torch.Tensor]) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(nn.Conv2d(3, 3, 3, padding=1) for _ in range(5))
+        self.join = join
+        self.seen: Any = None
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        first = None
+        for block in self.blocks:
+            x = block(x)
+            first = x if first is None else first
+        return self.join(self, first, x)
+
+
+def alone(model: Stack, first: torch.Tensor, last: torch.Tensor) -> torch.Tensor:
+    return last
+
+
+def of_the_same_shape(model: Stack, first: torch.Tensor, last: torch.Tensor) -> torch.Tensor:
+    assert first.shape == last.shape
+    assert first.dtype == last.dtype
+    assert len(first) == last.size(0)
+    return last
+
+
+def skipping(model: Stack, first: torch.Tensor, last: torch.Tensor) -> torch.Tensor:
+    return last + first
+
+
+def listed(model: Stack, first: torch.Tensor, last: torch.Tensor) -> torch.Tensor:
+    return torch.cat([last, first], dim=1)
+
+
+def unseen(model: Stack, first: torch.Tensor, last: torch.Tensor) -> torch.Tensor:
+    # As code of an extension, which PyTorch knows nothing of.
+    with torch._C.DisableTorchFunction():
+        return last + first
+
+
+def holding(model: Stack, first: torch.Tensor, last: torch.Tensor) -> torch.Tensor:
+    model.seen = first
+    return last
+
+
+@pytest.fixture
+def x() -> torch.Tensor:
+    return torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+
+
+def cut_in_the_middle(model: Stack) -> TorchCut:
+    torch.manual_seed(0)
+    return TorchCut(model, model.blocks[3])
+
+
+def expected(model: Stack, x: torch.Tensor, z: torch.Tensor, copies: int) -> torch.Tensor:
+    """What the model computes where `z` is put in, by a hook."""
+    held, hook = model.seen, model.blocks[3].register_forward_hook(lambda *_: z)
+    try:
+        with torch.no_grad():
+            return model(x.repeat_interleave(copies, 0))
+    finally:
+        hook.remove()
+        model.seen = held
+
+
+def kept(cut: TorchCut) -> int:
+    """How many outputs of the head the open cut keeps."""
+    assert cut._open is not None
+    return sum(value.tensor.numel() > 1 for value in cut._open.spared)
+
+
+def passes(cut: TorchCut, model: Stack, x: torch.Tensor, copies: int = 3) -> list[int]:
+    """How much is kept after each of some passes, whose outputs are right."""
+    counts = []
+    with cut.open(x) as head:
+        for scale in (1.0, -0.5, 2.0):
+            z = (head.features * scale).repeat_interleave(copies, 0)
+            output = cut.tail(z.clone().requires_grad_())
+            counts.append(kept(cut))
+            torch.testing.assert_close(output.detach(), expected(model, x, z, copies), rtol=1e-4, atol=1e-5)
+    return counts
+
+
+@pytest.mark.parametrize("join", [alone, of_the_same_shape])
+def test_what_nothing_reads_is_not_kept(join, x):
+    model = Stack(join)
+    cut = cut_in_the_middle(model)
+    assert passes(cut, model, x) == [0, 0, 0]
+    with cut.open(x):
+        assert kept(cut) == 0
+
+
+@pytest.mark.parametrize("join", [skipping, listed])
+def test_what_is_read_is_kept_and_nothing_else(join, x):
+    model = Stack(join)
+    cut = cut_in_the_middle(model)
+    for _ in range(2):
+        assert passes(cut, model, x) == [1, 1, 1]
+
+
+def test_what_somebody_holds_is_kept(x):
+    model = Stack(holding)
+    cut = cut_in_the_middle(model)
+    for _ in range(2):
+        assert passes(cut, model, x) == [1, 1, 1]
+        assert model.seen.isfinite().all()
+
+
+@pytest.mark.parametrize("join", [skipping, listed])
+def test_a_model_that_comes_to_read_it_gets_it(join, x):
+    model = Stack(alone)
+    cut = cut_in_the_middle(model)
+    passes(cut, model, x)
+    model.join = join
+    # All three outputs of the head are kept from now on.
+    for _ in range(2):
+        assert passes(cut, model, x) == [3, 3, 3]
+
+
+def test_code_that_nothing_sees_gets_it(x):
+    model = Stack(unseen)
+    cut = cut_in_the_middle(model)
+    assert passes(cut, model, x) == [0, 3, 3]
+    assert passes(cut, model, x) == [3, 3, 3]
+
+
+def test_hooks_see_the_true_outputs(x):
+    model = Stack(alone)
+    cut = cut_in_the_middle(model)
+    passes(cut, model, x)
+    seen = []
+    model.blocks[1].register_forward_hook(lambda module, args, output: seen.append(output))
+    with cut.open(x) as head:
+        cut.tail(head.features)
+    assert len(seen) == 2
+    torch.testing.assert_close(seen[1], seen[0])
+
+
+def test_arrays_are_neither_copied_nor_written_into():
+    class Scaling(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Conv2d(3, 2, 1)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.layer(x.mul_(2)).mean((2, 3))
+
+    adapter = TorchAdapter(Scaling())
+    array = np.ones((1, 3, 4, 4), np.float32)
+    inputs = adapter.to_inputs(array)
+    assert inputs.data_ptr() == array.ctypes.data
+    adapter.predict(inputs)
+    cut = adapter.cut("layer")
+    cut.features(inputs)
+    with cut.open(inputs) as head:
+        for _ in range(3):
+            cut.tail(head.features)
+    assert (array == 1).all()
+    for strange in (array[:, ::-1], np.broadcast_to(np.float32(1), array.shape)):
+        torch.testing.assert_close(adapter.to_inputs(strange), torch.ones(array.shape))
