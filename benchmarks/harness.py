@@ -76,22 +76,25 @@ def interleaved(
     Args:
         cases: what to time.
         rounds: how often each runs.
-        warmups: run once before, uncounted, so that nothing is compiled or allocated for the first time;
-            the cases themselves if None.
+        warmups: run before each run of their case, uncounted, so that nothing is compiled for the first
+            time, and that memory is as the case itself has left it, not another one; if None, the cases
+            themselves run once before all.
         budget: begin no further round after so many seconds.
         least: rounds that take place whatever the budget.
     """
     names = list(cases)
     seconds: dict[str, list[float]] = {name: [] for name in names}
-    for name, warmup in (cases if warmups is None else warmups).items():
+    for name, case in (cases if warmups is None else warmups).items():
         show(f"    warming {name}")
-        warmup()
+        case()
     start = perf_counter()
     for number in range(rounds):
         if budget is not None and number >= least and perf_counter() - start > budget:
             break
         turn = number % len(names)
         for name in names[turn:] + names[:turn]:
+            if warmups is not None:
+                warmups[name]()
             seconds[name].append(seconds_of(cases[name]))
             show(f"    round {number + 1}: {name} {seconds[name][-1]:.3f} s")
     return Timings(seconds)

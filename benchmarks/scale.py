@@ -3,12 +3,14 @@
     python -m benchmarks.scale [--rounds N]
 
 A small network, so that many images are affordable; its feature map has the size of those in the paper.
-Images are streamed by `Explainer.explain_iter`, which holds one batch at a time.
+Images are streamed by `Explainer.explain_iter`, each a batch of its own, so that nothing but their number
+varies: a single image would be a smaller batch than those of many.
 """
 
 from __future__ import annotations
 
 import argparse
+from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
 from statistics import median
@@ -23,9 +25,8 @@ from iba_core import Explainer
 
 CHANNELS, CLASSES, SIDE = 32, 10, 28
 """Of the feature map; the input has twice its side."""
-BATCH = 4
 FEW = 8
-"""Images in two batches: one is held while the next is made."""
+"""Images of which memory is compared with that of the most: one is held while the next is made."""
 STEPS, SAMPLES = 10, 10
 
 SWEEPS: dict[str, tuple[int, ...]] = {
@@ -144,12 +145,12 @@ def _works(framework: str, varied: str, values: tuple[int, ...], steps: int = ST
 def _work(explainer: Explainer, shape: tuple[int, ...], images: int, samples: int, steps: int) -> Case:
     def stream() -> Iterator[np.ndarray]:
         generator = np.random.default_rng(0)
-        for start in range(0, images, BATCH):
-            yield generator.standard_normal((min(BATCH, images - start), *shape), np.float32)
+        for _ in range(images):
+            yield generator.standard_normal((1, *shape), np.float32)
 
     def run() -> None:
-        for _ in explainer.explain_iter(stream(), 0, samples=samples, steps=steps, progbar=False):
-            pass
+        # Of what is given out, nothing is held here while the next is computed.
+        deque(explainer.explain_iter(stream(), 0, samples=samples, steps=steps, progbar=False), maxlen=0)
 
     return run
 
@@ -259,7 +260,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5, help="repetitions, at most")
     options = parser.parse_args()
     use_threads()
-    results = Results("scale", steps=STEPS, samples=SAMPLES, batch=BATCH, threads=THREADS)
+    results = Results("scale", steps=STEPS, samples=SAMPLES, threads=THREADS)
     measure(results, SWEEPS, options.rounds, budget=60)
     results.write()
 
