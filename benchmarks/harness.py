@@ -7,7 +7,8 @@ import json
 import os
 import platform
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -87,17 +88,32 @@ def interleaved(
     for name, case in (cases if warmups is None else warmups).items():
         show(f"    warming {name}")
         case()
-    start = perf_counter()
-    for number in range(rounds):
-        if budget is not None and number >= least and perf_counter() - start > budget:
-            break
-        turn = number % len(names)
-        for name in names[turn:] + names[:turn]:
-            if warmups is not None:
-                warmups[name]()
-            seconds[name].append(seconds_of(cases[name]))
-            show(f"    round {number + 1}: {name} {seconds[name][-1]:.3f} s")
+    with _nothing_old_collected():
+        start = perf_counter()
+        for number in range(rounds):
+            if budget is not None and number >= least and perf_counter() - start > budget:
+                break
+            turn = number % len(names)
+            for name in names[turn:] + names[:turn]:
+                if warmups is not None:
+                    warmups[name]()
+                seconds[name].append(seconds_of(cases[name]))
+                show(f"    round {number + 1}: {name} {seconds[name][-1]:.3f} s")
     return Timings(seconds)
+
+
+@contextmanager
+def _nothing_old_collected() -> Iterator[None]:
+    """Context in which the garbage collector passes by what is there already.
+
+    It takes half a second to go through all that two frameworks bring along, and may begin at any time.
+    """
+    gc.collect()
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 def seconds_of(case: Case) -> float:

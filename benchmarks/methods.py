@@ -116,7 +116,8 @@ def published(of: Subject) -> Work:
     layer = of.model.get_submodule(of.layer)
     bottleneck = PublishedBottleneck(of.model, layer, mean, std, torch.from_numpy(statistics.active))
     run = partial(bottleneck.explain, torch.from_numpy(of.x), TARGET, samples=SAMPLES)
-    return Work(partial(run, steps=STEPS), partial(run, steps=BRIEF_STEPS))
+    # All steps take the same memory.
+    return Work(partial(run, steps=STEPS), partial(run, steps=1))
 
 
 def integrated_gradients(of: Subject, batch: int = INTEGRATION_BATCH) -> Work:
