@@ -9,22 +9,26 @@ algorithm, and cruder methods; in one process, in turns.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from benchmarks.harness import THREADS, Column, Results, Timings, interleaved, show, use_threads
 from benchmarks.memory import peaks
 from benchmarks.methods import (
+    CRUDER,
     FAST,
+    IN_EVERY_FRAMEWORK,
     INTEGRATED,
     LABELS,
+    METHODS,
     OCCLUSION,
     OURS,
     PUBLISHED,
     SAMPLES,
     STEPS,
     TAIL,
+    Work,
     works,
 )
 from benchmarks.networks import PLACES, subject
@@ -56,29 +60,37 @@ FIRST = next(iter(PLACES))
 
 
 def measure(
-    results: Results, titles: Iterable[str], rounds: int, budget: float | None = None, memory: bool = True
+    results: Results,
+    titles: Iterable[str],
+    rounds: int,
+    budget: float | None = None,
+    memory: Collection[str] = METHODS,
 ) -> None:
-    """Compare the methods on networks of `PLACES`, one after another, into `results`."""
+    """Compare the methods on networks of `PLACES`, one after another, into `results`.
+
+    Args:
+        results: what is measured goes there.
+        titles: of the networks.
+        rounds: repetitions, at most.
+        budget: of `interleaved`.
+        memory: the methods whose memory is measured, too.
+    """
     for title in titles:
         show(f"  {title}")
-        cruder = title == FIRST
+        names = [name for name in METHODS if title == FIRST or name not in CRUDER]
         subjects = {framework: subject(title, framework) for framework in PLACES[title].layers}
         ready = {
             f"{framework}: {name}": work
             for framework, of in subjects.items()
-            for name, work in works(of, cruder).items()
+            for name, work in works(of, names).items()
         }
         sizes = {framework: of.explainer.estimator.mean().size for framework, of in subjects.items()}
-        timings = interleaved(
-            {case: work.whole for case, work in ready.items()},
-            rounds,
-            warmups={case: work.brief for case, work in ready.items()},
-            budget=budget,
-        )
-        results.timings(title, timings)
+        timings = _timed(ready, rounds, budget)
+        results.timings(title, timings.all)
+        results.data.setdefault("seconds_beside_others", {})[title] = timings.others.seconds
         # The networks must not be held twice.
         subjects, ready = {}, {}
-        held = _peaks(title, sizes, cruder) if memory else {}
+        held = _peaks(title, sizes, [name for name in names if name in memory]) if memory else {}
         results.data.setdefault("peak_bytes", {})[title] = held
         results.data.setdefault("feature_map_bytes", {})[title] = {f: 4 * size for f, size in sizes.items()}
         _tabulate(results, title, timings, held)
@@ -87,17 +99,59 @@ def measure(
             _judge_memory(results, title, held, sizes)
 
 
-def _peaks(title: str, frameworks: Iterable[str], cruder: bool) -> dict[str, float]:
+class _Timed(NamedTuple):
+    """Timings of one network.
+
+    Attributes:
+        own: this library in both frameworks, and its yardsticks: how they compare is to be known to a few
+            percent.
+        others: the other methods, and this library beside them. Most take many times as long, and few rounds
+            tell how many.
+    """
+
+    own: Timings
+    others: Timings
+
+    @property
+    def all(self) -> Timings:
+        """Of each method those that say most, in the order of `METHODS`."""
+        seconds = self.others.seconds | self.own.seconds
+        order = [f"{framework}: {name}" for framework in FRAMEWORKS for name in METHODS]
+        return Timings({case: seconds[case] for case in order if case in seconds})
+
+    def ratio(self, case: str, to: str) -> float:
+        """As `Timings.ratio`."""
+        both = {case, to}
+        return (self.own if both <= self.own.seconds.keys() else self.others).ratio(case, to)
+
+
+def _timed(ready: dict[str, Work], rounds: int, budget: float | None) -> _Timed:
+    own = [case for case in ready if case.partition(": ")[2] in IN_EVERY_FRAMEWORK]
+    others = [f"torch: {OURS}", *(case for case in ready if case not in own)]
+
+    def timed(cases: Iterable[str], rounds: int, least: int) -> Timings:
+        return interleaved(
+            {case: ready[case].whole for case in cases},
+            rounds,
+            warmups={case: ready[case].brief for case in cases},
+            budget=budget,
+            least=least,
+        )
+
+    return _Timed(timed(own, rounds, 3), timed(others, (rounds + 1) // 2, 2))
+
+
+def _peaks(title: str, frameworks: Iterable[str], names: list[str]) -> dict[str, float]:
     return {
         f"{framework}: {name}": held
         for framework in frameworks
         for name, held in peaks(
-            "benchmarks.methods", "works_for_memory", title=title, framework=framework, cruder=cruder
+            "benchmarks.methods", "works_for_memory", title=title, framework=framework, names=names
         ).items()
     }
 
 
-def _tabulate(results: Results, title: str, timings: Timings, held: dict[str, float]) -> None:
+def _tabulate(results: Results, title: str, timings: _Timed, held: dict[str, float]) -> None:
     table = results.table(
         title,
         Column("Framework"),
@@ -107,22 +161,23 @@ def _tabulate(results: Results, title: str, timings: Timings, held: dict[str, fl
         Column("Ratio to this library", ".2f"),
         Column("Peak memory", ".0f", "MB"),
     )
-    for case in timings.seconds:
+    times = timings.all
+    for case in times.seconds:
         framework, _, name = case.partition(": ")
-        low, high = timings.spread(case)
+        low, high = times.spread(case)
         table.rows.append(
             [
                 FRAMEWORKS[framework],
                 LABELS[name],
-                timings.median(case),
+                times.median(case),
                 f"{low:.2f} to {high:.2f} s",
                 timings.ratio(case, f"{framework}: {OURS}"),
-                held[case] / 1e6 if held else None,
+                held[case] / 1e6 if case in held else None,
             ]
         )
 
 
-def _judge_time(results: Results, title: str, timings: Timings, frameworks: Iterable[str]) -> None:
+def _judge_time(results: Results, title: str, timings: _Timed, frameworks: Iterable[str]) -> None:
     for framework in frameworks:
         ours, name = f"{framework}: {OURS}", f"{title}, {FRAMEWORKS[framework]}"
         results.goal(

@@ -95,7 +95,7 @@ def interleaved(
                 break
             turn = number % len(names)
             for name in names[turn:] + names[:turn]:
-                if warmups is not None:
+                if warmups is not None and name in warmups:
                     warmups[name]()
                 seconds[name].append(seconds_of(cases[name]))
                 show(f"    round {number + 1}: {name} {seconds[name][-1]:.3f} s")

@@ -7,7 +7,7 @@ where that saves time.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -170,24 +170,24 @@ IN_EVERY_FRAMEWORK = {OURS, FAST, TAIL}
 CRUDER = {INTEGRATED, OCCLUSION, GRAD_CAM}
 
 
-def works(of: Subject, cruder: bool = True) -> dict[str, Work]:
+def works(of: Subject, names: Collection[str]) -> dict[str, Work]:
     """The methods that there are in a subject's framework, ready to run, by name.
 
     Args:
         of: what they explain.
-        cruder: methods of other kinds as well.
+        names: of the methods, of `METHODS`.
     """
     return {
         name: make(of)
         for name, make in METHODS.items()
-        if (of.framework == "torch" or name in IN_EVERY_FRAMEWORK) and (cruder or name not in CRUDER)
+        if name in names and (of.framework == "torch" or name in IN_EVERY_FRAMEWORK)
     }
 
 
-def works_for_memory(title: str, framework: str, cruder: bool) -> dict[str, Case]:
+def works_for_memory(title: str, framework: str, names: list[str]) -> dict[str, Case]:
     """The same in brief, for `benchmarks.memory`."""
     use_threads()
-    return {name: work.brief for name, work in works(subject(title, framework), cruder).items()}
+    return {name: work.brief for name, work in works(subject(title, framework), names).items()}
 
 
 def _logits(model: Any) -> Any:

@@ -10,7 +10,7 @@ from time import perf_counter
 from benchmarks import attribution, estimation, frameworks, scale
 from benchmarks.attribution import FIRST
 from benchmarks.harness import THREADS, Results, use_threads
-from benchmarks.methods import SAMPLES, STEPS
+from benchmarks.methods import IN_EVERY_FRAMEWORK, SAMPLES, STEPS
 from benchmarks.networks import PLACES
 
 ROUNDS = 5
@@ -24,8 +24,9 @@ def main() -> None:
     results = Results("quick", steps=STEPS, samples=SAMPLES, threads=THREADS)
     for title, place in PLACES.items():
         if place.network == PLACES[FIRST].network:
-            attribution.measure(results, [title], ROUNDS, budget=25, memory=title == FIRST)
-    estimation.measure(results, [FIRST], ROUNDS, budget=10)
+            memory = IN_EVERY_FRAMEWORK if title == FIRST else ()
+            attribution.measure(results, [title], ROUNDS, budget=25, memory=memory)
+    estimation.measure(results, [FIRST], ROUNDS, budget=15)
     scale.measure(results, {"images": IMAGES}, ROUNDS, budget=10)
     frameworks.measure(results, [FIRST], ROUNDS, budget=10)
     results.goal("minutes that all this takes", (perf_counter() - start) / 60, at_most=MINUTES)
