@@ -11,7 +11,8 @@ import torch
 from torch import nn
 
 from iba_torch.adapter import TorchAdapter
-from iba_torch.cut import TorchCut
+from iba_torch.cut import LayerCall, TorchCut
+from iba_torch.recording import Shapes
 
 
 class Stack(nn.Module):
@@ -141,6 +142,16 @@ def test_code_that_nothing_sees_gets_it(x):
     cut = cut_in_the_middle(model)
     assert passes(cut, model, x) == [0, 3, 3]
     assert passes(cut, model, x) == [3, 3, 3]
+
+
+def test_a_tail_that_ends_earlier_says_nothing_of_the_whole(x):
+    model, shapes = Stack(skipping), Shapes()
+    brief = TorchCut(model, model.blocks[3], until=LayerCall(model.blocks[4], "blocks.4"), shapes=shapes)
+    for _ in range(2):
+        with brief.open(x) as head:
+            brief.tail(head.features)
+    cut = TorchCut(model, model.blocks[3], shapes=shapes)
+    assert passes(cut, model, x) == [1, 1, 1]
 
 
 def test_hooks_see_the_true_outputs(x):

@@ -24,7 +24,7 @@ from iba_torch.normalization import ScaleAndShift
 from iba_torch.precision import autocast_dtype, without_autocast
 from iba_torch.recording import Arguments, BatchAxes, Call, Lender, Place, Shapes, Value, leaves, record
 from iba_torch.trees import constants, first_tensor, replace_first, tensors, tree_map
-from iba_torch.unread import Missed, Watch
+from iba_torch.unread import Missed, Unread, Watch
 
 _circumstances: ContextVar[Hashable] = ContextVar("circumstances", default=None)
 
@@ -97,6 +97,8 @@ class TorchCut(Cut):
         self.shapes = Shapes() if shapes is None else shapes
         self._infer_format = data_format is None
         self._habits = self.shapes.habits(Place(self.module, call or 0, where))
+        # Of this cut alone: a tail that ends elsewhere reads other things.
+        self._unread = Unread()
         self._calls: int | None = None
         self._open: _Opened | None = None
 
@@ -445,7 +447,7 @@ class _Opened:
 
     def _spare(self) -> None:
         """Let go of what nothing reads, as far as that is known."""
-        for value in self.cut._habits.unread.among(self.spared):
+        for value in self.cut._unread.among(self.spared):
             value.drop()
 
     def ordered(self, features: torch.Tensor) -> torch.Tensor:
@@ -494,7 +496,7 @@ class _Opened:
 
     def _sparing_pass(self, z: torch.Tensor, copies: int, reordered: bool) -> tuple[_TailPass, Any]:
         """A pass without what others have been seen not to read, or, if this one does, with everything."""
-        unread = self.cut._habits.unread
+        unread = self.cut._unread
         # Tensors without numbers, as within a compiler, show nothing.
         shows = bool(self.spared) and type(z) is torch.Tensor
         if shows and not unread.is_known:

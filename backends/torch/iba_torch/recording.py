@@ -15,7 +15,7 @@ from torch import nn
 from iba_torch.calls import is_watched
 from iba_torch.memory_order import MemoryOrder
 from iba_torch.trees import is_transparent, tensors, tree_map
-from iba_torch.unread import Missing, Unread
+from iba_torch.unread import Missing
 
 
 class Lender:
@@ -308,7 +308,6 @@ class Habits:
     tail_order: MemoryOrder = field(default_factory=MemoryOrder)
     tail_writes: bool | None = None
     """Whether the tail writes into the feature map that it is given; None if that is not known."""
-    unread: Unread = field(default_factory=Unread)
 
 
 class Shapes:
