@@ -26,7 +26,7 @@ from iba_core import Explainer
 CHANNELS, CLASSES, SIDE = 32, 10, 28
 """Of the feature map; the input has twice its side."""
 FEW = 8
-"""Images of which memory is compared with that of the most: one is held while the next is made."""
+"""Images of which memory is compared with that of the most."""
 STEPS, SAMPLES = 10, 10
 
 SWEEPS: dict[str, tuple[int, ...]] = {

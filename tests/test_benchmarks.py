@@ -24,6 +24,13 @@ def test_cases_run_in_turns_that_rotate():
     assert "".join(order) == "abc" + "abc" + "bca" + "cab"
 
 
+def test_a_warm_up_comes_before_each_run_of_its_case():
+    order = []
+    cases = {name: lambda name=name: order.append(name) for name in "ab"}
+    harness.interleaved(cases, rounds=2, warmups={"b": lambda: order.append("w")})
+    assert "".join(order) == "w" + "awb" + "wba"
+
+
 def test_ratios_are_taken_within_rounds():
     # The machine is ten times slower in the second round; the ratio of 2 stays.
     slow, fast = iter([2.0, 20.0, 2.0]), iter([1.0, 10.0, 1.0])
