@@ -195,3 +195,27 @@ def test_a_photograph_of_a_cat(network):
     assert all(parameter.requires_grad for parameter in network.parameters())
     nose = saliency[180:210, 120:155]
     assert nose.mean() > 1.8 * saliency.mean()
+
+
+def test_arrays_are_neither_copied_nor_written_into():
+    class Scaling(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Conv2d(3, 2, 1)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.layer(x.mul_(2)).mean((2, 3))
+
+    adapter = TorchAdapter(Scaling())
+    array = np.ones((1, 3, 4, 4), np.float32)
+    inputs = adapter.to_inputs(array)
+    assert inputs.data_ptr() == array.ctypes.data
+    adapter.predict(inputs)
+    cut = adapter.cut("layer")
+    cut.features(inputs)
+    with cut.open(inputs) as head:
+        for _ in range(3):
+            cut.tail(head.features)
+    assert (array == 1).all()
+    for strange in (array[:, ::-1], np.broadcast_to(np.float32(1), array.shape)):
+        torch.testing.assert_close(adapter.to_inputs(strange), torch.ones(array.shape))
