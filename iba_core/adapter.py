@@ -240,16 +240,20 @@ class Adapter(ABC):
         """
         return nullcontext()
 
-    def hand_over(self, array: Array, jit_compile: bool | None = None) -> Any:
-        """`array` as an argument of a compiled function that is to have its memory, by `taken`.
+    def handing_over(self, jit_compile: bool | None = None) -> Callable[[int, Array], Any]:
+        """A way to call compiled functions with arrays whose memory they are to have, by `taken`.
 
         A framework may hold what a function is called with until it returns.
 
         Args:
-            array: what nothing else needs.
             jit_compile: as of `compile`.
+
+        Returns:
+            ``hand_over(place, array)``, which gives the argument to call with: of an array that nothing else
+            needs, and its number among those of the call. What was handed over under the same number before
+            must have been taken.
         """
-        return array
+        return lambda place, array: array
 
     def taken(self, handed: Any) -> Array:
         """The array that was handed over, once; in the function that was called with it."""

@@ -19,6 +19,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import count
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -227,21 +228,22 @@ class BottleneckOptimizer:
         xp = array_namespace(problem.features)
         images = int(problem.features.shape[0])
         # A schedule has one or two sizes, and a compiled step as many shapes.
-        sizes = {count: _chunk_sizes(count, max_batch, images) for count in set(settings.schedule)}
+        sizes = {copies: _chunk_sizes(copies, max_batch, images) for copies in set(settings.schedule)}
 
         state = AdamState(
             xp.zeros_like(problem.features) + settings.initial_alpha,
             xp.zeros_like(problem.features),
             xp.zeros_like(problem.features),
         )
-        corrections = self._tensor(bias_corrections(settings.steps), problem)
+        # All rows at once: to take one from the device's tensor costs a call in each step.
+        corrections = xp.unstack(self._tensor(bias_corrections(settings.steps), problem))
         convergence = _Convergence(settings.tolerance, images) if settings.tolerance else None
-        hand_over = partial(self.adapter.hand_over, jit_compile=self._jit_compile)
+        hand_over = self.adapter.handing_over(self._jit_compile)
         reports: list[StepReport] = []
         for step in get_tqdm()(range(settings.steps), desc="Bottleneck", disable=not progbar):
             size = sizes[settings.schedule[step]]
             # Nothing here holds the noise while the step has it.
-            noise = map(hand_over, self.noise(problem, size, seed, step, settings.antithetic))
+            noise = map(hand_over, count(), self.noise(problem, size, seed, step, settings.antithetic))
             new, report = self._compiled_step(state, corrections[step], tuple(noise), problem)
             state = new if convergence is None else self._kept(state, new, convergence.running, problem)
             reports.append(report)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
+from scipy.sparse import csr_array
 
 from iba_core.errors import InputError
 from iba_core.layout import DataFormat, Layout
@@ -23,8 +24,12 @@ def resize_maps(maps: npt.NDArray[np.floating], shape: Sequence[int]) -> npt.NDA
     """Maps (B, *places) resized to (B, *shape), linearly between the centres of their places."""
     resized = maps
     for axis, wanted in enumerate(shape, start=1):
-        matrix = resizing_matrix(maps.shape[axis], wanted)
-        resized = np.moveaxis(np.tensordot(resized, matrix, axes=(axis, 1)), -1, axis)
+        # Not a product of dense matrices: NumPy hands those to OpenBLAS, whose threads go on spinning behind
+        # it for a while, on the cores that the framework needs for the next explanation.
+        matrix = csr_array(resizing_matrix(maps.shape[axis], wanted))
+        rows = np.moveaxis(resized, axis, 0)
+        product = matrix @ rows.reshape(len(rows), -1)
+        resized = np.moveaxis(product.reshape(wanted, *rows.shape[1:]), 0, axis)
     return np.ascontiguousarray(resized, dtype=maps.dtype)
 
 

@@ -368,11 +368,10 @@ def test_what_is_handed_over_is_the_functions_alone(small):
         traces.append(handed)
         return 2 * adapter.taken(handed)
 
-    function = adapter.compile(double)
-    for value in (1.0, 2.0):
-        handed = adapter.hand_over(tf.fill((3, 4), value))
+    function, hand_over = adapter.compile(double), adapter.handing_over()
+    for rows in (3, 3, 5):
+        handed = hand_over(0, tf.fill((rows, 4), float(rows)))
         found = function(handed)
-        np.testing.assert_array_equal(found, np.full((3, 4), 2 * value))
+        np.testing.assert_array_equal(found, np.full((rows, 4), 2.0 * rows))
         assert tf.size(handed.variable) == 0
-    assert len(traces) == 1
-    assert found.shape == (3, 4)
+    assert len(traces) == 2

@@ -90,6 +90,7 @@ CASES = {
     "concat": (lambda xp, a, b: xp.concat([a, b], axis=-1), A, B),
     "concat flat": (lambda xp, a, b: xp.concat([a, b], axis=None), A, ROW),
     "stack": (lambda xp, a, b: xp.stack([a, b], axis=1), A, B),
+    "unstack": (lambda xp, a: xp.stack(xp.unstack(a, axis=1)[::-1]), A),
     "repeat": (lambda xp, a: xp.repeat(a, 3, axis=0), A),
     "repeat flat": (lambda xp, a: xp.repeat(a, 2), A),
     "matmul": (lambda xp, a, b: xp.matmul(a, b), A.astype(float), SQUARE),

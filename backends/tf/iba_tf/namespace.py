@@ -330,6 +330,11 @@ def stack(arrays: Sequence[Tensor], *, axis: int = 0) -> Tensor:
     return tf.stack(_promoted(*arrays), axis)
 
 
+def unstack(x: Tensor, /, *, axis: int = 0) -> tuple[Tensor, ...]:
+    """The tensors that lie along an axis of `x`, whose length is known."""
+    return tuple(tf.unstack(x, axis=axis))
+
+
 def repeat(x: Tensor, repeats: int | Tensor, *, axis: int | None = None) -> Tensor:
     """Each entry of `x` several times in a row; None flattens `x` first."""
     return tf.repeat(x, repeats, axis)
