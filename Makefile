@@ -41,7 +41,7 @@ bench: $(READY) bench-quick ## time everything, more than an hour; tables, plots
 	$(BIN)/python -m benchmarks.report
 	$(BIN)/python -m benchmarks.readme
 
-bench-quick: $(READY) ## time what matters most, in five to seven minutes; the pages' figures anew
+bench-quick: $(READY) ## time what matters most, in five minutes; the pages' figures anew
 	$(BIN)/python -m benchmarks.quick
 	$(BIN)/python -m benchmarks.report
 	$(BIN)/python -m benchmarks.readme

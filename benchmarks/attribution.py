@@ -138,7 +138,7 @@ def _timed(ready: dict[str, Work], rounds: int, budget: float | None) -> _Timed:
             least=least,
         )
 
-    return _Timed(timed(own, rounds, 3), timed(others, (rounds + 1) // 2, 2))
+    return _Timed(timed(own, rounds, 3), timed(others, max(2, rounds // 3), 2))
 
 
 def _peaks(title: str, frameworks: Iterable[str], names: list[str]) -> dict[str, float]:

@@ -7,7 +7,7 @@ import json
 import os
 import platform
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from importlib import metadata
@@ -77,9 +77,8 @@ def interleaved(
     Args:
         cases: what to time.
         rounds: how often each runs.
-        warmups: run before each run of their case, uncounted, so that nothing is compiled for the first
-            time, and that memory is as the case itself has left it, not another one; if None, the cases
-            themselves run once before all.
+        warmups: run once before, uncounted, so that nothing is compiled or allocated for the first time;
+            the cases themselves if None.
         budget: begin no further round after so many seconds.
         least: rounds that take place whatever the budget.
     """
@@ -95,8 +94,6 @@ def interleaved(
                 break
             turn = number % len(names)
             for name in names[turn:] + names[:turn]:
-                if warmups is not None and name in warmups:
-                    warmups[name]()
                 seconds[name].append(seconds_of(cases[name]))
                 show(f"    round {number + 1}: {name} {seconds[name][-1]:.3f} s")
     return Timings(seconds)
@@ -257,19 +254,22 @@ def show(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-def use_threads(threads: int = THREADS) -> None:
+def use_threads(frameworks: Collection[str] = ("torch", "tensorflow"), threads: int = THREADS) -> None:
     """Give each framework that many threads. To be called before TensorFlow is imported.
 
     TensorFlow also gets oneDNN's kernels, which it uses by itself on newer processors only: on others they
     take little more than half the time of its own.
     """
-    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
-    import tensorflow as tf
-    import torch
+    if "torch" in frameworks:
+        import torch
 
-    torch.set_num_threads(threads)
-    tf.config.threading.set_intra_op_parallelism_threads(threads)
-    tf.config.threading.set_inter_op_parallelism_threads(threads)
+        torch.set_num_threads(threads)
+    if "tensorflow" in frameworks:
+        os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
+        import tensorflow as tf
+
+        tf.config.threading.set_intra_op_parallelism_threads(threads)
+        tf.config.threading.set_inter_op_parallelism_threads(threads)
 
 
 def command() -> str:

@@ -34,7 +34,7 @@ _STATUS = Path("/proc/self/status")
 _RESET = Path("/proc/self/clear_refs")
 _RUNS = (2, 8)
 """At least and at most; the least peak counts: whatever else happens in a process only adds to it."""
-_SECONDS = 5.0
+_SECONDS = 3.0
 """Begin no further run after so long, unless it is one of the least number."""
 _ENVIRONMENT = {
     "MALLOC_MMAP_THRESHOLD_": "32768",

@@ -186,7 +186,7 @@ def works(of: Subject, names: Collection[str]) -> dict[str, Work]:
 
 def works_for_memory(title: str, framework: str, names: list[str]) -> dict[str, Case]:
     """The same in brief, for `benchmarks.memory`."""
-    use_threads()
+    use_threads([framework])
     return {name: work.brief for name, work in works(subject(title, framework), names).items()}
 
 

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 from time import perf_counter
 
-from benchmarks import attribution, estimation, frameworks, scale
+from benchmarks import attribution, estimation, scale
 from benchmarks.attribution import FIRST
 from benchmarks.harness import THREADS, Results, use_threads
-from benchmarks.methods import IN_EVERY_FRAMEWORK, SAMPLES, STEPS
+from benchmarks.methods import OURS, SAMPLES, STEPS, TAIL
 from benchmarks.networks import PLACES
 
-ROUNDS = 5
+ROUNDS = 7
 IMAGES = (1, 8, 16)
 MINUTES = 5.0
 
@@ -24,11 +24,10 @@ def main() -> None:
     results = Results("quick", steps=STEPS, samples=SAMPLES, threads=THREADS)
     for title, place in PLACES.items():
         if place.network == PLACES[FIRST].network:
-            memory = IN_EVERY_FRAMEWORK if title == FIRST else ()
-            attribution.measure(results, [title], ROUNDS, budget=25, memory=memory)
-    estimation.measure(results, [FIRST], ROUNDS, budget=15)
-    scale.measure(results, {"images": IMAGES}, ROUNDS, budget=10)
-    frameworks.measure(results, [FIRST], ROUNDS, budget=10)
+            memory = (OURS, TAIL) if title == FIRST else ()
+            attribution.measure(results, [title], ROUNDS, budget=30, memory=memory)
+    estimation.measure(results, [FIRST], 2 * ROUNDS, budget=15)
+    scale.measure(results, {"images": IMAGES}, ROUNDS, budget=12)
     results.goal("minutes that all this takes", (perf_counter() - start) / 60, at_most=MINUTES)
     results.write()
 

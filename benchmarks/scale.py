@@ -87,7 +87,9 @@ def measure(
             )
             kept |= {f"{framework}: {value}": number for value, number in held.items()}
             seconds = [timings.median(f"{framework}: {value}") for value in values]
-            slope = slope_of(_sizes(varied, values), seconds)
+            slope = slope_of(
+                _sizes(varied, values), [timings.seconds[f"{framework}: {value}"] for value in values]
+            )
             megabytes = [number / 1e6 for number in held.values()]
             table.rows.append(
                 [
@@ -114,14 +116,21 @@ def measure(
                     )
 
 
-def slope_of(sizes: list[int], values: list[float]) -> float:
-    """Slope of a straight line through the logarithms."""
-    return float(np.polyfit(np.log(sizes), np.log(values), 1)[0])
+def slope_of(sizes: list[int], values: list[list[float]]) -> float:
+    """Slope of a straight line through the logarithms: the median of those of the rounds.
+
+    As with ratios, the machine may be slower in some of them.
+
+    Args:
+        sizes: what is varied.
+        values: for each size those of all rounds.
+    """
+    return float(median(np.polyfit(np.log(sizes), np.log(values), 1)[0]))
 
 
 def works_for_memory(framework: str, varied: str, values: list[int]) -> dict[str, Case]:
     """The same works, with fewer steps: memory does not depend on them."""
-    use_threads()
+    use_threads([framework])
     return _works(framework, varied, tuple(values), steps=2)
 
 
@@ -220,7 +229,7 @@ def plot(content: dict[str, Any], path: Path) -> None:
         for axis, (found, unit) in zip(axes[:, column], rows, strict=True):
             for framework, colour in zip(FRAMEWORKS, ("#d1495b", "#1b6ca8"), strict=True):
                 points = {
-                    int(case.partition(": ")[2]): median(values) / unit
+                    int(case.partition(": ")[2]): values
                     for case, values in found.items()
                     if case.startswith(framework)
                 }
@@ -228,7 +237,8 @@ def plot(content: dict[str, Any], path: Path) -> None:
                     continue
                 sizes, values = _sizes(varied, tuple(points)), list(points.values())
                 label = f"{FRAMEWORKS[framework]}, slope {slope_of(sizes, values):.2f}"
-                axis.loglog(sizes, values, "o-", color=colour, label=label)
+                heights = [median(rounds) / unit for rounds in values]
+                axis.loglog(sizes, heights, "o-", color=colour, label=label)
             axis.grid(True, which="both", alpha=0.2)
             if axis.lines:
                 axis.legend(fontsize=7)

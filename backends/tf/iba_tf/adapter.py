@@ -200,8 +200,10 @@ class KerasAdapter(Adapter):
         if not isinstance(handed, _Handed):
             return handed
         array = tf.ensure_shape(handed.variable.read_value(), handed.shape)
-        handed.variable.assign(tf.zeros([0], array.dtype))
-        return array
+        let_go = handed.variable.assign(tf.zeros([0], array.dtype), read_value=False)
+        # Otherwise that may come last, and the memory is not the function's before.
+        with tf.control_dependencies([let_go]):
+            return tf.identity(array)
 
     def compile(self, function: F, jit_compile: bool | None = None) -> F:
         """`function` as a `tf.function`, traced once for each combination of shapes."""
