@@ -1,10 +1,12 @@
 """Peak memory of the same work that is timed, in a process of its own.
 
 In the process that does the timing, peaks cannot be read off: glibc and TensorFlow keep what was freed
-and hand it out again, so that a peak disappears in what is left of an earlier one. Here every block is
-given back at once: glibc is told to map each one by itself, and TensorFlow to do without the pool that
-oneDNN brings along. The kernel then counts the peak exactly, to a page: its high-water mark is set
-back before the work and read after it. Where there is no such mark (not Linux), a thread samples instead.
+and hand it out again, so that a peak disappears in what is left of an earlier one. Here every block that a
+feature map may fill is given back at once: glibc is told to map each one by itself, and TensorFlow to do
+without the pool that oneDNN brings along. All smaller blocks are kept, Python's objects among them: scattered
+over many pages, they would count for more than they hold, and differently in each process. The kernel then
+counts the peak exactly, to a page: its high-water mark is set back before the work and read after it. Where
+there is no such mark (not Linux), a thread samples instead.
 
     python -m benchmarks.memory MODULE FUNCTION [JSON]
 
@@ -13,7 +15,6 @@ calls ``MODULE.FUNCTION(**JSON)``, which returns works by name, and prints the p
 
 from __future__ import annotations
 
-import ctypes
 import gc
 import importlib
 import json
@@ -34,11 +35,12 @@ _STATUS = Path("/proc/self/status")
 _RESET = Path("/proc/self/clear_refs")
 _RUNS = (2, 8)
 """At least and at most; the least peak counts: whatever else happens in a process only adds to it."""
-_SECONDS = 3.0
+_SECONDS = 2.0
 """Begin no further run after so long, unless it is one of the least number."""
 _ENVIRONMENT = {
     "MALLOC_MMAP_THRESHOLD_": "32768",
-    "MALLOC_TRIM_THRESHOLD_": "32768",
+    "MALLOC_TRIM_THRESHOLD_": str(2**30),
+    "PYTHONMALLOC": "malloc",
     "TF_ENABLE_ONEDNN_OPTS": "0",
 }
 
@@ -65,7 +67,6 @@ def peaks(module: str, function: str, **arguments: Any) -> dict[str, float]:
 def peak(work: Callable[[], object]) -> float:
     """Bytes that `work` needs at most beyond what is held before it."""
     gc.collect()
-    _give_back()
     return _marked(work) if _RESET.exists() else _sampled(work)
 
 
@@ -107,13 +108,6 @@ def _sampled(work: Callable[[], object]) -> float:
 def _status(name: str) -> int:
     lines = _STATUS.read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{name}:"))
-
-
-def _give_back() -> None:
-    """Hand free memory back to the system, where the C library can."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim is not None:
-        trim(0)
 
 
 def main() -> None:
