@@ -17,7 +17,7 @@ from iba_core.allocator import memory_kept
 from iba_core.images import sample_crops
 from iba_core.zoo.efficientnet_lite import PREPROCESSING
 
-BATCHES, BATCH = 4, 16
+BATCHES, BATCH = 2, 16
 GOAL = 1.05
 FIT, HEAD = "fit", "head"
 

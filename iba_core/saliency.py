@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import prod
 
 import numpy as np
 import numpy.typing as npt
@@ -28,7 +29,7 @@ def resize_maps(maps: npt.NDArray[np.floating], shape: Sequence[int]) -> npt.NDA
         # it for a while, on the cores that the framework needs for the next explanation.
         matrix = csr_array(resizing_matrix(maps.shape[axis], wanted))
         rows = np.moveaxis(resized, axis, 0)
-        product = matrix @ rows.reshape(len(rows), -1)
+        product = matrix @ rows.reshape(len(rows), prod(rows.shape[1:]))
         resized = np.moveaxis(product.reshape(wanted, *rows.shape[1:]), 0, axis)
     return np.ascontiguousarray(resized, dtype=maps.dtype)
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import time
+
 import numpy as np
 import pytest
 from PIL import Image
 
 from iba_core import InputError, to_saliency_map
 from iba_core.layout import Layout, Tokens
-from iba_core.saliency import saliency_maps, to_bits
+from iba_core.saliency import resize_maps, saliency_maps, to_bits
 
 RNG = np.random.default_rng(0)
 
@@ -39,6 +41,28 @@ def test_resizing_is_pillows_bilinear():
     )
     found = to_saliency_map(capacity, (36, 40))
     np.testing.assert_allclose(found / found.sum(), expected / expected.sum(), atol=1e-8)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_maps_keep_their_precision(dtype):
+    maps = resize_maps(np.array([[0, 1], [2, 4]], dtype), (4,))
+    assert maps.dtype == dtype
+    np.testing.assert_array_equal(maps, [[0, 0.25, 0.75, 1], [2, 2.5, 3.5, 4]])
+
+
+def test_of_no_images_there_are_no_maps():
+    assert resize_maps(np.empty((0, 2, 3), np.float32), (4, 6)).shape == (0, 4, 6)
+
+
+def test_resizing_leaves_no_thread_at_work():
+    # A thread that waits for more by counting would take a core from whatever runs next.
+    maps = np.ones((1, 14, 14), np.float32)
+    resize_maps(maps, (224, 224))
+    time.sleep(0.2)
+    resize_maps(maps, (224, 224))
+    start = time.process_time()
+    time.sleep(0.02)
+    assert time.process_time() - start < 0.01
 
 
 def test_data_formats_agree():
