@@ -186,7 +186,7 @@ class KerasAdapter(Adapter):
 
         def hand_over(place: int, array: tf.Tensor) -> _Handed:
             if place in variables:
-                # In a tenth of the time that another variable takes.
+                # Another variable would take more time.
                 variables[place].assign(array, read_value=False)
             else:
                 with tf.device(array.device):
