@@ -40,7 +40,7 @@ def segformer():
     config = transformers.SegformerConfig(
         hidden_sizes=[8, 8, 16, 16], depths=[1] * 4, num_attention_heads=[1, 1, 2, 2], decoder_hidden_size=16
     )
-    return transformers.SegformerForSemanticSegmentation(config), image(64)
+    return transformers.SegformerForSemanticSegmentation(config), image(32)
 
 
 def bert():
