@@ -1,12 +1,12 @@
 """Peak memory of the same work that is timed, in a process of its own.
 
 In the process that does the timing, peaks cannot be read off: glibc and TensorFlow keep what was freed
-and hand it out again, so that a peak disappears in what is left of an earlier one. Here every block that a
-feature map may fill is given back at once: glibc is told to map each one by itself, and TensorFlow to do
-without the pool that oneDNN brings along. All smaller blocks are kept, Python's objects among them: scattered
-over many pages, they would count for more than they hold, and differently in each process. The kernel then
-counts the peak exactly, to a page: its high-water mark is set back before the work and read after it. Where
-there is no such mark (not Linux), a thread samples instead.
+and hand it out again, so that a peak disappears in what is left of an earlier one. Here every block of 32 KiB
+or more is given back at once: glibc is told to map each one by itself, and TensorFlow to do without the pool
+that oneDNN brings along. All smaller blocks are kept, Python's objects and the smallest tensors among them:
+scattered over many pages, they would count for more than they hold, and differently in each process. The
+kernel then counts the peak exactly, to a page: its high-water mark is set back before the work and read after
+it. Where there is no such mark (not Linux), a thread samples instead.
 
     python -m benchmarks.memory MODULE FUNCTION [JSON]
 
