@@ -17,7 +17,6 @@ from benchmarks.networks import PLACES, SIDE, TARGET, Subject, subject
 from iba_core.allocator import memory_kept
 from iba_core.bottleneck import Statistics
 from iba_core.targets import main_output
-from iba_core.timing import BareTail
 
 STEPS, SAMPLES = 10, 10
 """The paper's."""
@@ -89,14 +88,16 @@ def bare_tail(of: Subject) -> Work:
 
 def _seconds_of_tail(of: Subject) -> Callable[[int, int], float]:
     """The time that so many steps of so many samples take."""
-    if of.framework != "torch":
-        return partial(BareTail(of.adapter, of.adapter.cut(of.layer)).seconds, of.x)
+    with of.adapter.cut(of.layer).open(of.adapter.to_inputs(of.x)) as head:
+        features = head.features
+    if of.framework == "tensorflow":
+        from benchmarks.plain_keras_tail import PlainKerasTail
+
+        return PlainKerasTail(of.model, of.layer, features).seconds
     import torch
 
     from benchmarks.plain_tail import PlainTail, tail_modules
 
-    with of.adapter.cut(of.layer).open(of.adapter.to_inputs(of.x)) as head:
-        features = head.features
     modules = tail_modules(PLACES[of.title].network, of.model, of.layer)
     with torch.no_grad():
         whole = main_output(of.adapter.predict(torch.from_numpy(of.x)))

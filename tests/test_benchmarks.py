@@ -7,12 +7,24 @@ import re
 import time
 from pathlib import Path
 
+import keras
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from benchmarks import gpu, harness, memory, plain_tail, published, quality, readme, report, scale
+from benchmarks import (
+    gpu,
+    harness,
+    memory,
+    plain_keras_tail,
+    plain_tail,
+    published,
+    quality,
+    readme,
+    report,
+    scale,
+)
 from iba_core import Explainer
 
 ROOT = Path(__file__).parents[1]
@@ -171,6 +183,22 @@ def test_the_plain_tail_is_the_rest_of_the_network():
     torch.testing.assert_close(tail(features), model(x))
     assert plain_tail.PlainTail(tail, features.detach()).seconds(2, 3) > 0
     assert all(parameter.requires_grad and parameter.grad is None for parameter in model.parameters())
+
+
+def test_the_plain_tail_of_keras_is_the_rest_of_the_network():
+    inputs = keras.Input((8, 8, 3))
+    features = keras.layers.Conv2D(4, 3, name="features")(inputs)
+    x = keras.layers.GlobalAveragePooling2D()(keras.layers.BatchNormalization()(features))
+    model = keras.Model(inputs, keras.layers.Dense(2)(x))
+    x = np.random.default_rng(0).normal(size=(1, 8, 8, 3)).astype(np.float32)
+    z = keras.Model(inputs, features)(x)
+    tail = plain_keras_tail.PlainKerasTail(model, "features", z)
+    value, gradient = tail._pass(z)
+    np.testing.assert_allclose(value, model(x).numpy().sum(), rtol=1e-5)
+    # The network is linear behind the features.
+    constant = tail._pass(z * 0)[0]
+    np.testing.assert_allclose((gradient * z).numpy().sum(), value - constant, rtol=1e-4)
+    assert tail.seconds(2, 3) > 0
 
 
 def test_published_algorithm_gives_the_same_map():

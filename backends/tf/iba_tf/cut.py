@@ -12,6 +12,7 @@ import tensorflow as tf
 from iba_core.adapter import Cut, Head, Inputs
 from iba_core.errors import LayerError
 from iba_tf.graph import CallGraph, Place, Slot, Values
+from iba_tf.normalization import merged
 from iba_tf.tracing import traced
 
 
@@ -51,7 +52,7 @@ class KerasCut(Cut):
         self._check_features()
 
         dependent = graph.dependents(self._cut)
-        self._tail_calls = [
+        tail_calls = [
             call
             for call in graph.needed_for(graph.flat_outputs, given=[self._cut])
             if not dependent.isdisjoint(call.inputs)
@@ -60,8 +61,9 @@ class KerasCut(Cut):
             raise LayerError(
                 f"no output of the model depends on layer {place.name!r}, so there is nothing to explain"
             )
-        taken = [slot for call in self._tail_calls for slot in call.inputs] + graph.flat_outputs
+        taken = [slot for call in tail_calls for slot in call.inputs] + graph.flat_outputs
         self._frontier = [slot for slot in dict.fromkeys(taken) if slot not in dependent]
+        self._tail_calls = merged(tail_calls, kept=graph.flat_outputs)
         self._masked = [False] * (1 + len(self._frontier))
         head_calls = graph.needed_for([self._source], given=graph.inputs)
         reached = {self._source, *(slot for call in head_calls for slot in call.inputs)}

@@ -1,0 +1,194 @@
+"""Batch normalisation merged into convolutions: the same numbers, and only where that is possible."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from keras import layers
+
+from iba_core import Explainer
+from iba_tf import KerasAdapter
+from iba_tf.normalization import MergedCall
+
+SIDE = 16
+
+CONVOLUTIONS = {
+    "dense": lambda **options: layers.Conv2D(6, 3, **options),
+    "strided, no bias": lambda **options: layers.Conv2D(6, 3, strides=2, use_bias=False, **options),
+    "dilated": lambda **options: layers.Conv2D(6, 3, dilation_rate=2, **options),
+    "groups": lambda **options: layers.Conv2D(6, 3, groups=2, **options),
+    "pointwise": lambda **options: layers.Conv2D(6, 1, **options),
+    "depthwise": lambda **options: layers.DepthwiseConv2D(3, depth_multiplier=2, **options),
+}
+
+
+def fill(model):
+    generator = np.random.default_rng(0)
+    for weight in model.weights:
+        drawn = generator.normal(size=weight.shape)
+        weight.assign(np.abs(drawn) + 0.1 if "variance" in weight.path else drawn)
+    return model
+
+
+def network(convolution, normalization=None, between=(), after=()):
+    x = inputs = keras.Input((SIDE, SIDE, 3))
+    x = layers.Conv2D(4, 1, name="features")(x)
+    for layer in (convolution, *between, normalization or layers.BatchNormalization(name="norm"), *after):
+        x = layer(x)
+    x = layers.ReLU(6.0)(x)
+    x = layers.GlobalAveragePooling2D()(x)
+    return fill(keras.Model(inputs, layers.Dense(3)(x)))
+
+
+def merged_in(cut):
+    return sum(isinstance(call, MergedCall) for call in cut._tail_calls)
+
+
+def features(rows=16):
+    return tf.constant(np.random.default_rng(1).normal(size=(rows, SIDE, SIDE, 4)).astype(np.float32))
+
+
+@tf.function(autograph=False)
+def gradient(tail, z):
+    with tf.GradientTape(watch_accessed_variables=False) as tape:
+        tape.watch(z)
+        y = tail(z)
+    return y, tape.gradient(y, z)
+
+
+def assert_same(model):
+    cut = KerasAdapter(model).cut("features")
+    rest = keras.Model(model.get_layer("features").output, model.output)
+    z = features()
+    found, wanted = gradient(lambda z: cut.tail(z, ()), z), gradient(lambda z: rest(z, training=False), z)
+    for got, expected in zip(found, wanted, strict=True):
+        np.testing.assert_allclose(got, expected, rtol=2e-5, atol=2e-5 * np.abs(expected).max())
+    return cut
+
+
+@pytest.mark.parametrize("options", [{}, {"scale": False}, {"center": False}], ids=str)
+@pytest.mark.parametrize("kind", CONVOLUTIONS)
+def test_output_and_gradient_are_those_of_the_two_layers(kind, options, monkeypatch):
+    model = network(CONVOLUTIONS[kind](), layers.BatchNormalization(name="norm", **options))
+
+    def refuse(*args, **kwargs):
+        raise AssertionError("the normalisation has run by itself")
+
+    cut = KerasAdapter(model).cut("features")
+    assert merged_in(cut) == 1
+    assert_same(model)
+    monkeypatch.setattr(layers.BatchNormalization, "call", refuse)
+    cut.tail(features(), ())
+
+
+@pytest.mark.parametrize("kind", [layers.Conv1D, layers.DepthwiseConv1D])
+def test_sequences_are_merged_too(kind):
+    inputs = keras.Input((64, 3))
+    x = layers.Conv1D(4, 1, name="features")(inputs)
+    x = kind(**{"filters": 5} if kind is layers.Conv1D else {}, kernel_size=3, padding="same")(x)
+    x = layers.BatchNormalization()(x)
+    model = fill(keras.Model(inputs, layers.Dense(2)(layers.GlobalAveragePooling1D()(x))))
+    cut = KerasAdapter(model).cut("features")
+    assert merged_in(cut) == 1
+    z = np.random.default_rng(0).normal(size=(8, 64, 4)).astype(np.float32)
+    rest = keras.Model(model.get_layer("features").output, model.output)
+    np.testing.assert_allclose(cut.tail(tf.constant(z), ()), rest(z), rtol=1e-4, atol=1e-4)
+
+
+class Doubled(layers.Conv2D):
+    def convolution_op(self, inputs, kernel):
+        return 2 * super().convolution_op(inputs, kernel)
+
+
+class Shifted(layers.BatchNormalization):
+    def call(self, inputs, training=None, mask=None):
+        return super().call(inputs, training, mask) + 1
+
+
+def patched():
+    layer = layers.Conv2D(6, 3)
+    layer.call = lambda x: 3 * type(layer).call(layer, x)
+    return layer
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        lambda: network(layers.Conv2D(6, 3, activation="tanh")),
+        lambda: network(layers.Conv2D(6, 3), between=[layers.ReLU()]),
+        lambda: network(Doubled(6, 3)),
+        lambda: network(layers.Conv2D(6, 3), Shifted()),
+        lambda: network(patched()),
+        lambda: network(layers.Conv2D(6, 3), layers.BatchNormalization(axis=1)),
+        lambda: network(layers.Conv2D(6, 3), layers.LayerNormalization()),
+        lambda: network(layers.Conv2DTranspose(6, 3)),
+    ],
+    ids=[
+        "activation",
+        "ReLU between",
+        "convolution",
+        "normalisation",
+        "patched",
+        "axis",
+        "other",
+        "transposed",
+    ],
+)
+def test_everything_else_is_left_to_the_layers(model):
+    assert merged_in(assert_same(model())) == 0
+
+
+def test_a_result_that_others_take_stays():
+    inputs = keras.Input((SIDE, SIDE, 3))
+    x = layers.Conv2D(4, 1, name="features")(inputs)
+    x = layers.Conv2D(4, 3, padding="same")(x)
+    x = layers.Add()([x, layers.BatchNormalization()(x)])
+    model = fill(keras.Model(inputs, layers.GlobalAveragePooling2D()(x)))
+    assert merged_in(assert_same(model)) == 0
+
+
+def test_a_result_that_the_model_returns_stays():
+    inputs = keras.Input((SIDE, SIDE, 3))
+    x = layers.Conv2D(4, 1, name="features")(inputs)
+    x = layers.Conv2D(4, 3)(x)
+    model = fill(keras.Model(inputs, [x, layers.BatchNormalization()(x)]))
+    cut = KerasAdapter(model).cut("features")
+    assert merged_in(cut) == 0
+    assert len(cut.tail(features(), ())) == 2
+
+
+def test_large_weights_for_small_maps_are_not_copied():
+    model = network(layers.Conv2D(8, SIDE), layers.BatchNormalization(name="norm"))
+    cut = assert_same(model)
+    assert merged_in(cut) == 1
+    ran = []
+    call = type(model.get_layer("norm")).call
+    model.get_layer("norm").call = lambda *args, **kwargs: (
+        ran.append(1) or call(model.get_layer("norm"), *args, **kwargs)
+    )
+    cut.tail(features(), ())
+    assert ran
+
+
+def test_layers_of_half_precision_are_left_alone():
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    try:
+        model = network(layers.Conv2D(6, 3))
+    finally:
+        keras.config.set_dtype_policy("float32")
+    assert merged_in(KerasAdapter(model).cut("features")) == 0
+
+
+def test_the_model_stays_as_it_is_and_its_changes_are_seen():
+    model = network(layers.Conv2D(6, 3))
+    before = [weight.numpy() for weight in model.weights]
+    x = np.random.default_rng(0).normal(size=(4, SIDE, SIDE, 3)).astype(np.float32)
+    explainer = Explainer(model, "features").fit([x], progbar=False)
+    first = explainer.explain(x[:1], 1, seed=0)
+    for weight, old in zip(model.weights, before, strict=True):
+        np.testing.assert_array_equal(weight.numpy(), old)
+    np.testing.assert_allclose(first.outputs, model(x[:1]), rtol=1e-4, atol=1e-4)
+    model.get_layer("norm").gamma.assign(-before[[w.path for w in model.weights].index("norm/gamma")])
+    second = explainer.explain(x[:1], 1, seed=0)
+    np.testing.assert_allclose(second.outputs, model(x[:1]), rtol=1e-4, atol=1e-4)
+    assert not np.allclose(first.capacity, second.capacity)
