@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from pathlib import Path
-from statistics import median, quantiles
+from statistics import fmean, median, quantiles
 from time import perf_counter
 from typing import Any, Literal
 
@@ -71,6 +71,7 @@ def interleaved(
     warmups: Mapping[str, Case] | None = None,
     budget: float | None = None,
     least: int = 3,
+    turn: float = 0.0,
 ) -> Timings:
     """Time the cases in turns, in an order that rotates from round to round.
 
@@ -81,6 +82,7 @@ def interleaved(
             the cases themselves if None.
         budget: begin no further round after so many seconds.
         least: rounds that take place whatever the budget.
+        turn: of `seconds_of`.
     """
     names = list(cases)
     seconds: dict[str, list[float]] = {name: [] for name in names}
@@ -92,9 +94,9 @@ def interleaved(
         for number in range(rounds):
             if budget is not None and number >= least and perf_counter() - start > budget:
                 break
-            turn = number % len(names)
-            for name in names[turn:] + names[:turn]:
-                seconds[name].append(seconds_of(cases[name]))
+            first = number % len(names)
+            for name in names[first:] + names[:first]:
+                seconds[name].append(seconds_of(cases[name], turn))
                 show(f"    round {number + 1}: {name} {seconds[name][-1]:.3f} s")
     return Timings(seconds)
 
@@ -113,12 +115,20 @@ def _nothing_old_collected() -> Iterator[None]:
         gc.unfreeze()
 
 
-def seconds_of(case: Case) -> float:
-    """Seconds of one run of `case`, garbage collected before."""
+def seconds_of(case: Case, turn: float = 0.0) -> float:
+    """Seconds of one run of `case`, garbage collected before.
+
+    Args:
+        case: what to time.
+        turn: run it again and again until it has taken so many seconds in all, and give the mean.
+    """
     gc.collect()
-    start = perf_counter()
-    counted = case()
-    return counted if isinstance(counted, float) else perf_counter() - start
+    found: list[float] = []
+    while not found or sum(found) < turn:
+        start = perf_counter()
+        counted = case()
+        found.append(counted if isinstance(counted, float) else perf_counter() - start)
+    return fmean(found)
 
 
 @dataclass(frozen=True)

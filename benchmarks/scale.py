@@ -28,6 +28,8 @@ CHANNELS, CLASSES, SIDE = 32, 10, 28
 FEW = 8
 """Images of which memory is compared with that of the most."""
 STEPS, SAMPLES = 10, 10
+TURN = 0.6
+"""Seconds that a work runs for at least in each round: the shortest matters to a slope like the longest."""
 
 SWEEPS: dict[str, tuple[int, ...]] = {
     "images": (1, 8, 32, 128),
@@ -74,7 +76,7 @@ def measure(
             for framework in FRAMEWORKS
             for value, case in _works(framework, varied, values).items()
         }
-        timings = interleaved(works, rounds, budget=budget)
+        timings = interleaved(works, rounds, budget=budget, turn=TURN)
         results.timings(varied, timings)
         kept = results.data.setdefault("peak_bytes", {}).setdefault(varied, {})
         for framework in FRAMEWORKS:

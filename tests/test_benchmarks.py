@@ -58,6 +58,12 @@ def test_a_case_without_a_time_of_its_own_is_timed_whole():
     assert 0.02 <= harness.seconds_of(lambda: time.sleep(0.02)) < 1
 
 
+def test_a_short_case_runs_again_in_its_turn():
+    seconds = iter([0.3, 0.1, 0.2, 1.0])
+    assert harness.seconds_of(seconds.__next__, turn=0.5) == pytest.approx(0.2)
+    assert list(seconds) == [1.0]
+
+
 def test_the_budget_leaves_the_least_number_of_rounds():
     timings = harness.interleaved({"a": lambda: time.sleep(0.01)}, rounds=50, budget=0.0, least=3)
     assert len(timings.seconds["a"]) == 3
