@@ -27,8 +27,8 @@ CHANNELS, CLASSES, SIDE = 32, 10, 28
 """Of the feature map; the input has twice its side."""
 FEW = 8
 """Images of which memory is compared with that of the most."""
-STEPS, SAMPLES = 10, 10
-TURN = 0.6
+STEPS, SAMPLES = 4, 10
+TURN = 0.3
 """Seconds that a work runs for at least in each round: the shortest matters to a slope like the longest."""
 
 SWEEPS: dict[str, tuple[int, ...]] = {
