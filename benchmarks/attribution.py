@@ -260,12 +260,12 @@ def _short(name: str) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--network", default="", help="only networks whose title holds this")
-    parser.add_argument("--rounds", type=int, default=5, help="repetitions of each method, at most")
+    parser.add_argument("--rounds", type=int, default=15, help="repetitions of each method, at most")
     options = parser.parse_args()
     use_threads()
     results = Results("attribution", steps=STEPS, samples=SAMPLES, threads=THREADS)
     titles = [title for title in PLACES if options.network in title]
-    measure(results, titles, options.rounds, budget=150)
+    measure(results, titles, options.rounds, budget=100)
     results.write()
 
 

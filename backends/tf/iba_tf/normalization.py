@@ -15,6 +15,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from iba_core.normalization import scale_and_shift
 from iba_tf.graph import Call, Slot, Values
 
 _DENSE = (keras.layers.Conv1D, keras.layers.Conv2D, keras.layers.Conv3D)
@@ -86,7 +87,7 @@ def _is_plain_convolution(call: Call) -> bool:
     layer = call.operation
     return (
         type(layer) in _DENSE + _DEPTHWISE
-        and "call" not in vars(layer)
+        and vars(layer).keys().isdisjoint(("call", "convolution_op"))
         and layer.activation is keras.activations.linear
         and len(call.inputs) == 1
         and _is_of_one_precision(layer)
@@ -117,15 +118,14 @@ def _convolved(convolution: Any, normalization: Any, x: tf.Tensor) -> tf.Tensor 
     if not x.shape.is_fully_defined() or _gain(convolution, x.shape.as_list()) < _LEAST_GAIN:
         return None
     kernel = tf.convert_to_tensor(convolution.kernel)
-    # S. Ioffe, C. Szegedy, https://arxiv.org/abs/1502.03167, algorithm 2.
-    scale = tf.math.rsqrt(normalization.moving_variance + normalization.epsilon)
-    if normalization.scale:
-        scale = scale * normalization.gamma
-    shift = -normalization.moving_mean * scale
-    if normalization.center:
-        shift = shift + normalization.beta
-    if convolution.use_bias:
-        shift = shift + convolution.bias * scale
+    scale, shift = scale_and_shift(
+        tf.convert_to_tensor(normalization.moving_mean),
+        tf.convert_to_tensor(normalization.moving_variance),
+        normalization.epsilon,
+        tf.convert_to_tensor(normalization.gamma) if normalization.scale else None,
+        tf.convert_to_tensor(normalization.beta) if normalization.center else None,
+        tf.convert_to_tensor(convolution.bias) if convolution.use_bias else None,
+    )
     # A depthwise kernel has its output channels along two axes.
     of_kernel = tf.reshape(scale, kernel.shape[-2:]) if type(convolution) in _DEPTHWISE else scale
     layout = "NCHW" if _is_channels_first(convolution) else "NHWC"

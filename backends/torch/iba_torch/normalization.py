@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from iba_core.normalization import scale_and_shift
 from iba_torch.calls import is_hooked
 from iba_torch.memory_order import is_channels_last
 from iba_torch.precision import autocast_dtype
@@ -151,25 +152,24 @@ def _is_plain(module: nn.Module) -> bool:
     return not (is_own or own["training"] or is_hooked(module))
 
 
-def _scale_and_shift(module: Any) -> Pair | None:
-    """Of each channel, as S. Ioffe and C. Szegedy (2015) have them in inference; None without statistics."""
+def _scale_and_shift(module: Any, bias: torch.Tensor | None = None) -> Pair | None:
+    """Of each channel, those of `bias` added before; None without statistics."""
     if module.running_mean is None or module.running_var is None:
         return None
-    scale = torch.rsqrt(module.running_var + module.eps)
-    if module.weight is not None:
-        scale = scale * module.weight
-    shift = -module.running_mean * scale
-    return scale, shift if module.bias is None else shift + module.bias
+    return scale_and_shift(
+        module.running_mean, module.running_var, module.eps, module.weight, module.bias, bias
+    )
 
 
 def _merged(normalization: Any, convolution: Any) -> Pair | None:
     """Weight and bias of a convolution that scales and shifts its output as well."""
-    constants = _scale_and_shift(normalization)
-    if constants is None or len(constants[0]) != convolution.out_channels:
+    if normalization.num_features != convolution.out_channels:
+        return None
+    constants = _scale_and_shift(normalization, convolution.bias)
+    if constants is None:
         return None
     scale, shift = constants
-    weight = convolution.weight * scale.reshape(-1, *(1,) * (convolution.weight.ndim - 1))
-    return weight, shift if convolution.bias is None else torch.addcmul(shift, convolution.bias, scale)
+    return convolution.weight * scale.reshape(-1, *(1,) * (convolution.weight.ndim - 1)), shift
 
 
 def _merged_channels_last(normalization: Any, convolution: Any) -> Pair | None:
