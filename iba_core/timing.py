@@ -1,4 +1,4 @@
-"""The time that no implementation of the method can do without, to compare its own time with."""
+"""The passes of a model's tail alone, as they are run here, to compare the time of an explanation with."""
 
 from __future__ import annotations
 

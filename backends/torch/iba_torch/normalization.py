@@ -153,7 +153,7 @@ def _is_plain(module: nn.Module) -> bool:
 
 
 def _scale_and_shift(module: Any, bias: torch.Tensor | None = None) -> Pair | None:
-    """Of each channel, those of `bias` added before; None without statistics."""
+    """What `module` does to each channel of x + bias; None where it has no statistics."""
     if module.running_mean is None or module.running_var is None:
         return None
     return scale_and_shift(
