@@ -96,6 +96,7 @@ def test_the_order_in_memory_changes_nothing(images, monkeypatch):
 
 
 def test_what_is_reported_has_the_axes_of_the_features():
+    """And lies in their order in memory, as does all that the steps compute with."""
     model = network()
     adapter = TorchAdapter(model)
     statistics = Statistics.of(explainer(model).estimator)
@@ -108,13 +109,24 @@ def test_what_is_reported_has_the_axes_of_the_features():
             Layout.of((8, 14, 14), "channels_first"),
             BottleneckSettings(samples=2, steps=2),
         )
-        result = optimizer.run(head, statistics, callback=lambda step, state, report: states.append(state))
+        passing = np.zeros((2, 8, 14, 14), bool)
+        passing[1, :, :3] = True
+        result = optimizer.run(
+            head,
+            statistics,
+            pass_mask=passing,
+            callback=lambda step, state, report: states.append(state),
+        )
         torch.testing.assert_close(result.problem.features, head.features)
     shape = (2, 8, 14, 14)
     assert result.alpha.shape == result.mask.passed.shape == result.capacity.shape == shape
     assert all(part.shape == shape for state in states for part in state)
     assert torch.equal(states[-1].parameter, result.alpha)
     assert result.problem.mean.shape == (1, *shape[1:])
+    maps = [part for part in result.problem if isinstance(part, torch.Tensor) and part.ndim == len(shape)]
+    assert len(maps) == 6
+    for part in (*maps, result.alpha, *result.mask, result.capacity):
+        assert part.is_contiguous(memory_format=torch.channels_last)
 
 
 def test_a_tail_that_comes_to_write_into_its_maps_is_found_out():

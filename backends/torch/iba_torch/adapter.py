@@ -171,8 +171,12 @@ class TorchAdapter(Adapter):
         return visit(inputs)
 
     def asarray(self, array: npt.ArrayLike, like: Array) -> torch.Tensor:
-        """`array` as a tensor on the device of `like`; floating-point values take the dtype of `like`."""
-        tensor = array if isinstance(array, torch.Tensor) else torch.from_numpy(np.array(array))
+        """`array` as a tensor on the device of `like`; floating-point values take the dtype of `like`.
+
+        Of an array of NumPy's, the last axis is the innermost in memory, whatever it is in the array.
+        """
+        # In the order of a permuted array, operations with other tensors would take several times as long.
+        tensor = array if isinstance(array, torch.Tensor) else torch.from_numpy(np.array(array, order="C"))
         return _move(tensor, like)
 
     def to_numpy(self, array: Array) -> npt.NDArray[Any]:

@@ -41,15 +41,17 @@ class Frozen:
 
     def add(self, module: nn.Module) -> None:
         """Freeze `module` and all modules in it, if that has not been done."""
+        # Each call of a module asks this, and `Module.modules` would take longer than some of the layers.
         if id(module) in self._seen:
             return
-        for inner in module.modules():
-            if id(inner) not in self._seen:
-                self._seen[id(inner)] = inner
-                self._freeze(inner)
+        self._seen[id(module)] = module
+        self._freeze(module)
+        for inner in module._modules.values():
+            if inner is not None:
+                self.add(inner)
 
     def _freeze(self, module: nn.Module) -> None:
-        # `Module.parameters` would take longer than some of the layers.
+        # Nor `Module.parameters`.
         parameters = [parameter for parameter in module._parameters.values() if parameter is not None]
         for parameter in parameters:
             self._set(parameter, "requires_grad", False)
