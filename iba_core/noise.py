@@ -22,6 +22,7 @@ def seeded_normal(
 
     It is drawn with channels first and then permuted, so that a feature gets the same number in either
     format. All images of a batch get the same noise: a result does not depend on an image's neighbours.
+    Nor does the noise of a copy depend on how many there are.
 
     Args:
         seed: 0 or more.
@@ -44,7 +45,7 @@ def seeded_normal(
     at_once = max(1, _AT_ONCE // max(1, prod(first)))
     for start in range(0, samples, at_once):
         part = noise[start : start + at_once]
-        normal = _normal(generator, len(part) * prod(first))
+        normal = _normal(generator, len(part), prod(first))
         part[...] = normal.reshape(len(part), *first).transpose(back)
     return noise
 
@@ -56,7 +57,12 @@ def keyed_normal(key: int, shape: Sequence[int]) -> npt.NDArray[np.float32]:
         key: 0 or more; one gives the same noise again.
         shape: of the array.
     """
-    return _normal(_generator(key), prod(shape)).reshape(tuple(shape))
+    generator = _generator(key)
+    noise = np.empty(prod(shape), np.float32)
+    for start in range(0, len(noise), _AT_ONCE):
+        part = noise[start : start + _AT_ONCE]
+        part[...] = _normal(generator, 1, len(part))[0]
+    return noise.reshape(tuple(shape))
 
 
 def require_seed(seed: int | None) -> None:
@@ -71,26 +77,24 @@ def _generator(*seeds: int) -> np.random.Generator:
     return np.random.Generator(np.random.SFC64(np.random.SeedSequence(first, spawn_key=others)))
 
 
-def _normal(generator: np.random.Generator, count: int) -> npt.NDArray[np.float32]:
-    """Standard normal numbers, (count,), by the transform of Box and Muller (1958), two of each 64 bits.
+def _normal(generator: np.random.Generator, rows: int, count: int) -> npt.NDArray[np.float32]:
+    """Standard normal numbers, (rows, count), by the transform of Box and Muller (1958), two of each 64 bits.
 
     It is arithmetic on whole arrays, which processors do several times faster than the rejection of
     `Generator.standard_normal` goes from number to number.
     """
-    noise = np.empty(count, np.float32)
-    for start in range(0, count, _AT_ONCE):
-        part = noise[start : start + _AT_ONCE]
-        bits = generator.integers(2**64, size=(len(part) + 1) // 2, dtype=np.uint64)
-        radius, angle = bits.view(np.uint32).reshape(2, -1).astype(np.float32)
-        # From just above 0 to 1: a float32 is the finer the smaller it is, which the far tails live on.
-        radius += np.float32(0.5)
-        radius *= np.float32(2.0**-32)
-        np.log(radius, out=radius)
-        radius *= np.float32(-2.0)
-        np.sqrt(radius, out=radius)
-        angle *= np.float32(2.0 * np.pi * 2.0**-32)
-        np.multiply(np.cos(angle), radius, out=part[: len(bits)])
-        np.sin(angle, out=angle)
-        angle *= radius
-        part[len(bits) :] = angle[: len(part) - len(bits)]
-    return noise
+    bits = generator.integers(2**64, size=(rows, (count + 1) // 2), dtype=np.uint64)
+    halves = bits.view(np.uint32).reshape(rows, 2, -1)
+    radius, angle = (halves[:, half].astype(np.float32) for half in range(2))
+    # From just above 0 to 1: a float32 is the finer the smaller it is, which the far tails live on.
+    radius += np.float32(0.5)
+    radius *= np.float32(2.0**-32)
+    np.log(radius, out=radius)
+    radius *= np.float32(-2.0)
+    np.sqrt(radius, out=radius)
+    angle *= np.float32(2.0 * np.pi * 2.0**-32)
+    normal = np.empty(halves.shape, np.float32)
+    np.cos(angle, out=normal[:, 0])
+    np.sin(angle, out=normal[:, 1])
+    normal *= radius[:, None]
+    return normal.reshape(rows, -1)[:, :count]

@@ -31,6 +31,14 @@ def test_data_formats_get_the_same_numbers():
     np.testing.assert_array_equal(first.transpose(0, 2, 3, 1), last)
 
 
+@pytest.mark.parametrize("size", [7, 90, 300])
+def test_the_noise_of_a_copy_does_not_depend_on_how_many_there_are(size):
+    layout = Layout.of((3, size, size), "channels_first")
+    few, many = (seeded_normal(5, 2, samples, (3, size, size), layout) for samples in (3, 8))
+    np.testing.assert_array_equal(few, many[:3])
+    assert abs(np.corrcoef(many.reshape(8, -1)) - np.eye(8)).max() < 5 / np.sqrt(3 * size**2)
+
+
 @pytest.mark.parametrize("seed", [-1, 2**64, 1.5, True, "one", [1]])
 def test_a_seed_that_is_none_is_an_error(seed):
     with pytest.raises(InputError, match="seed="):
