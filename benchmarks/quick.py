@@ -25,7 +25,7 @@ def main() -> None:
     for title, place in PLACES.items():
         if place.network == PLACES[FIRST].network:
             memory = (OURS, TAIL) if title == FIRST else ()
-            attribution.measure(results, [title], ROUNDS, budget=27, memory=memory)
+            attribution.measure(results, [title], ROUNDS, budget=22, memory=memory)
     estimation.measure(results, [FIRST], 3 * ROUNDS, budget=18)
     scale.measure(results, {"images": IMAGES}, 2 * ROUNDS, budget=26)
     results.goal("minutes that all this takes", (perf_counter() - start) / 60, at_most=MINUTES)
