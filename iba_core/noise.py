@@ -20,9 +20,9 @@ def seeded_normal(
 ) -> npt.NDArray[np.float32]:
     """Standard normal noise of one optimiser step, a function of nothing but its arguments.
 
-    It is drawn with channels first and then permuted, so that a feature gets the same number in either
-    format. All images of a batch get the same noise: a result does not depend on an image's neighbours.
-    Nor does the noise of a copy depend on how many there are.
+    It comes from the counter-based generator Philox, keyed by the seed and counting from the step. It is
+    drawn with channels first and then permuted, so that a feature gets the same number in either format.
+    All images of a batch get the same noise: a result does not depend on an image's neighbours.
 
     Args:
         seed: 0 or more.
@@ -38,30 +38,32 @@ def seeded_normal(
         InputError: the seed is negative or no whole number.
     """
     require_seed(seed)
-    generator = _generator(seed, step)
+    generator = np.random.Philox(key=int(seed), counter=np.array([0, 0, 0, step], dtype=np.uint64))
     first = tuple(shape[axis] for axis in layout.to_channels_first())
-    back = (0, *(axis + 1 for axis in layout.from_channels_first()))
     noise = np.empty((samples, *shape), np.float32)
-    at_once = max(1, _AT_ONCE // max(1, prod(first)))
-    for start in range(0, samples, at_once):
-        part = noise[start : start + at_once]
-        normal = _normal(generator, len(part), prod(first))
-        part[...] = normal.reshape(len(part), *first).transpose(back)
+    for sample in noise:
+        # One by one: what lies between the random bits and the noise stays in the caches.
+        bits = generator.random_raw((prod(first) + 1) // 2)
+        normal = _normal(bits)[: prod(first)].reshape(first)
+        sample[...] = normal.transpose(layout.from_channels_first())
     return noise
 
 
 def keyed_normal(key: int, shape: Sequence[int]) -> npt.NDArray[np.float32]:
     """Standard normal noise of any shape, for which no layout and no steps matter.
 
+    It comes from the generator SFC64, which needs half the time of Philox.
+
     Args:
         key: 0 or more; one gives the same noise again.
         shape: of the array.
     """
-    generator = _generator(key)
+    generator = np.random.Generator(np.random.SFC64(key))
     noise = np.empty(prod(shape), np.float32)
     for start in range(0, len(noise), _AT_ONCE):
         part = noise[start : start + _AT_ONCE]
-        part[...] = _normal(generator, 1, len(part))[0]
+        bits = generator.integers(2**64, size=(len(part) + 1) // 2, dtype=np.uint64)
+        part[...] = _normal(bits)[: len(part)]
     return noise.reshape(tuple(shape))
 
 
@@ -71,21 +73,13 @@ def require_seed(seed: int | None) -> None:
         raise InputError(f"seed={seed!r} must be a whole number from 0 to 2**64 - 1")
 
 
-def _generator(*seeds: int) -> np.random.Generator:
-    """Random bits that no other seeds give, from the fastest of NumPy's generators."""
-    first, *others = map(int, seeds)
-    return np.random.Generator(np.random.SFC64(np.random.SeedSequence(first, spawn_key=others)))
-
-
-def _normal(generator: np.random.Generator, rows: int, count: int) -> npt.NDArray[np.float32]:
-    """Standard normal numbers, (rows, count), by the transform of Box and Muller (1958), two of each 64 bits.
+def _normal(bits: npt.NDArray[np.uint64]) -> npt.NDArray[np.float32]:
+    """Standard normal numbers by the transform of Box and Muller (1958), two of each number of 64 bits.
 
     It is arithmetic on whole arrays, which processors do several times faster than the rejection of
     `Generator.standard_normal` goes from number to number.
     """
-    bits = generator.integers(2**64, size=(rows, (count + 1) // 2), dtype=np.uint64)
-    halves = bits.view(np.uint32).reshape(rows, 2, -1)
-    radius, angle = (halves[:, half].astype(np.float32) for half in range(2))
+    radius, angle = bits.view(np.uint32).reshape(2, -1).astype(np.float32)
     # From just above 0 to 1: a float32 is the finer the smaller it is, which the far tails live on.
     radius += np.float32(0.5)
     radius *= np.float32(2.0**-32)
@@ -93,8 +87,8 @@ def _normal(generator: np.random.Generator, rows: int, count: int) -> npt.NDArra
     radius *= np.float32(-2.0)
     np.sqrt(radius, out=radius)
     angle *= np.float32(2.0 * np.pi * 2.0**-32)
-    normal = np.empty(halves.shape, np.float32)
-    np.cos(angle, out=normal[:, 0])
-    np.sin(angle, out=normal[:, 1])
-    normal *= radius[:, None]
-    return normal.reshape(rows, -1)[:, :count]
+    normal = np.empty((2, len(bits)), np.float32)
+    np.cos(angle, out=normal[0])
+    np.sin(angle, out=normal[1])
+    normal *= radius
+    return normal.reshape(-1)
