@@ -12,7 +12,7 @@ READY := .venv/.ready
 # wakes between any two operations: it is to spin for as long as these are apart. Benchmarks run as users' programs do.
 demo: export OMP_WAIT_POLICY ?= PASSIVE
 demo: export GOMP_SPINCOUNT ?= 10000
-# Each half of the tests has a processor: with a second thread, which mostly waits for one, they take twice as long.
+# Each half of the tests has a processor: with a second thread, which mostly waits for one, some take twice as long.
 test: export OMP_NUM_THREADS ?= 1
 # TensorFlow greets on stderr otherwise.
 export TF_CPP_MIN_LOG_LEVEL ?= 3

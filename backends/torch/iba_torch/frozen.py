@@ -51,7 +51,7 @@ class Frozen:
                 self.add(inner)
 
     def _freeze(self, module: nn.Module) -> None:
-        # Nor `Module.parameters`.
+        # `Module.parameters` would, too.
         parameters = [parameter for parameter in module._parameters.values() if parameter is not None]
         for parameter in parameters:
             self._set(parameter, "requires_grad", False)
