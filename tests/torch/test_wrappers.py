@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn import functional
 
 from iba_core import Explainer, LayerError
-from iba_torch import IBA
+from iba_torch import IBA, TorchAdapter
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
 
@@ -163,3 +163,20 @@ def test_models_with_a_bottleneck_can_be_copied_and_pickled(data, x):
             assert not torch.allclose(other_model(x), model(x))
         other.detach()
         torch.testing.assert_close(other_model(x), model(x))
+
+
+def test_a_model_compiled_while_another_is_cut_open_is_cut_too(images, x, monkeypatch):
+    calls = nn.Module.__call__, nn.Module._call_impl
+    first, second = network(), compiled_in_place(network())
+    with monkeypatch.context() as patch:
+        patch.setattr("iba_torch.calls._compiler_is_loaded", lambda: False)
+        opened = TorchAdapter(first).cut("0").open(x)
+        opened.__enter__()
+    assert nn.Module._call_impl is not calls[1]
+    try:
+        features = TorchAdapter(second).cut("0").features(x)
+        torch.testing.assert_close(first(x), network()(x))
+    finally:
+        opened.__exit__(None, None, None)
+    torch.testing.assert_close(features, second[0](x))
+    assert (nn.Module.__call__, nn.Module._call_impl) == calls

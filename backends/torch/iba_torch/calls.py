@@ -26,12 +26,16 @@ class _Current(threading.local):
 
 
 class _Detour:
-    """Replaces what `nn.Module.__call__` does while it has users."""
+    """Replaces what `nn.Module.__call__` does while it has users.
+
+    Python then forgets what it has looked up in all classes of modules, which takes as long as a layer: who
+    intercepts many passes is a user from the first to the last of them.
+    """
 
     def __init__(self) -> None:
         self.call_module = nn.Module._call_impl
-        self.replaced: Any = None
-        self._name = ""
+        self._replaced: list[tuple[str, Any]] = []
+        self._own: list[Any] = []
         self._users = 0
         self._lock = threading.Lock()
 
@@ -39,22 +43,28 @@ class _Detour:
         with self._lock:
             if not self._users:
                 self.call_module = nn.Module._call_impl
-                # Modules compiled in place pass `_call_impl` by. But replacing `__call__` takes as long as
-                # some of the layers, since Python then looks through all classes of modules.
-                self._name = "__call__" if _compiler_is_loaded() else "_call_impl"
-                self.replaced = getattr(nn.Module, self._name)
-                setattr(nn.Module, self._name, _call)
+            # Modules compiled in place pass `_call_impl` by. But replacing `__call__` takes as long as
+            # some of the layers, since Python then looks through all classes of modules.
+            name = "__call__" if _compiler_is_loaded() else "_call_impl"
+            call = getattr(nn.Module, name)
+            # Others replace it, too, as those who record what a pass does.
+            if call not in self._own:
+                self._replaced.append((name, call))
+                self._own.append(_intercepted(call))
+                setattr(nn.Module, name, self._own[-1])
             self._users += 1
 
     def __exit__(self, *error: object) -> None:
         with self._lock:
             self._users -= 1
             if not self._users:
-                setattr(nn.Module, self._name, self.replaced)
+                while self._replaced:
+                    setattr(nn.Module, *self._replaced.pop())
+                self._own.clear()
 
 
 _current = _Current()
-_detour = _Detour()
+detour = _Detour()
 
 
 @contextmanager
@@ -68,7 +78,7 @@ def intercept_calls(handler: CallHandler) -> Iterator[None]:
     Wrappers that run their module elsewhere, compiled or replicated, are looked through: their module is
     called in their place, in this thread and uncompiled. Fused attention, which calls no modules, is off.
     """
-    with _detour, by_the_book():
+    with detour, by_the_book():
         outer, _current.handler = _current.handler, handler
         try:
             yield
@@ -78,7 +88,7 @@ def intercept_calls(handler: CallHandler) -> Iterator[None]:
 
 def run(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Call `module` past the handler, hooks included; the modules it calls go through the handler."""
-    return _detour.call_module(module, *args, **kwargs)
+    return detour.call_module(module, *args, **kwargs)
 
 
 def perform(
@@ -153,14 +163,19 @@ def unwrap(module: nn.Module) -> nn.Module:
             return module
 
 
-def _call(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
-    handler = _current.handler
-    if handler is None:
-        return _detour.replaced(module, *args, **kwargs)
-    inner = unwrap(module)
-    if inner is not module:
-        return inner(*args, **kwargs)
-    return handler(module, args, kwargs)
+def _intercepted(call: Callable[..., Any]) -> Callable[..., Any]:
+    """What calls a module by way of the handler; where there is none, `call`."""
+
+    def intercepted(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        handler = _current.handler
+        if handler is None:
+            return call(module, *args, **kwargs)
+        inner = unwrap(module)
+        if inner is not module:
+            return inner(*args, **kwargs)
+        return handler(module, args, kwargs)
+
+    return intercepted
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from torch import nn
 
 from iba_torch.calls import is_hooked
 from iba_torch.normalization import ScaleAndShift, can_merge, is_normalization
+from iba_torch.pooling import is_average
 from iba_torch.recording import is_sequential
 
 
@@ -77,8 +78,9 @@ class Chains:
             return None
         if is_sequential(module):
             return self
-        # Of modules inside, or in the place of batch normalisation, the calls are to be seen.
-        return None if module._modules or is_normalization(module) else _forward
+        # Of modules inside, and of those that something may stand in for, the calls are to be seen.
+        is_seen = module._modules or is_normalization(module) or is_average(module)
+        return None if is_seen else _forward
 
 
 def _forward(module: nn.Module, x: Any) -> Any:

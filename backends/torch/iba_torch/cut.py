@@ -15,12 +15,13 @@ from torch import nn
 from iba_core.adapter import Cut, Head, Inputs
 from iba_core.errors import InputError, LayerError
 from iba_core.layout import DataFormat
-from iba_torch.calls import intercept_calls, is_watched, perform, run, unwrap
+from iba_torch.calls import detour, intercept_calls, is_watched, perform, run, unwrap
 from iba_torch.chains import Chains
 from iba_torch.channels import channel_hint, data_format_of, require_channels
 from iba_torch.frozen import Frozen, frozen
 from iba_torch.memory_order import gains_by_order, is_channels_last
 from iba_torch.normalization import ScaleAndShift
+from iba_torch.pooling import averaged
 from iba_torch.precision import autocast_dtype, without_autocast
 from iba_torch.recording import Arguments, BatchAxes, Call, Lender, Place, Shapes, Value, leaves, record
 from iba_torch.trees import constants, first_tensor, replace_first, tensors, tree_map
@@ -139,7 +140,7 @@ class TorchCut(Cut):
             head = self._run_head(inputs, still, remember=True)
             features = head.take_features()
             autocast = autocast_dtype(features.device)
-            with without_autocast(features.device) as outside:
+            with without_autocast(features.device) as outside, detour:
                 known = _circumstances.set((autocast, features.dtype, constants(inputs)))
                 try:
                     self._open = _Opened(self, inputs, features, head, outside)
@@ -426,11 +427,12 @@ class _Opened:
             gains_by_order(features) and head.feature_axis == 0 and cut.data_format == "channels_first"
         )
         self.z_lender = Lender()
-        self.scale_and_shift = ScaleAndShift()
+        merge = ScaleAndShift()
+        self.stand_ins = (merge, averaged)
         counted = {call.module for call in head.everything.within()} | {cut.module}
         if cut.until is not None:
             counted.add(cut.until.module)
-        self.chains = Chains(self.scale_and_shift, frozenset(counted))
+        self.chains = Chains(merge, frozenset(counted))
         self._take(head)
 
     def _take(self, head: _HeadPass) -> None:
@@ -567,7 +569,7 @@ class _TailPass:
         self._watch = watch
         self.z = z
         self.copies = copies
-        self._normalized = opened.scale_and_shift
+        self._stand_ins = opened.stand_ins
         self._chains = opened.chains
         self.reached = False
         self.calls_after = 0
@@ -613,9 +615,10 @@ class _TailPass:
     ) -> Any:
         if call is None:
             self.calls_after += self.reached and module is self.head.cut.module
-            output = self._normalized(module, args, kwargs)
-            if output is not None:
-                return output
+            for stand_in in self._stand_ins:
+                output = stand_in(module, args, kwargs)
+                if output is not None:
+                    return output
             if self._chains.takes(module, args, kwargs):
                 return self._chains(module, *args)
             if self._watch is not None and isinstance(module, torch.jit.ScriptModule):

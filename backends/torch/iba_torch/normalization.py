@@ -8,19 +8,11 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from iba_core.normalization import scale_and_shift
-from iba_torch.calls import is_hooked
 from iba_torch.memory_order import is_channels_last
 from iba_torch.precision import autocast_dtype
-
-_NORMALIZATIONS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
-_FORWARD = {
-    **dict.fromkeys(_NORMALIZATIONS, _BatchNorm.forward),
-    **{kind: kind.forward for kind in (nn.Conv1d, nn.Conv2d, nn.Conv3d)},
-}
-"""What the modules do that can be stood in for."""
+from iba_torch.stand_ins import CONVOLUTIONS, NORMALIZATIONS, is_differentiated, is_plain
 
 _PRECISIONS = (torch.float32, torch.float64)
 """In a lower one PyTorch computes scale and shift in float32, which would have to be done here, too."""
@@ -64,7 +56,7 @@ class ScaleAndShift:
         if not is_normalization(module) or kwargs or len(args) != 1:
             return None
         x = args[0]
-        if not _is_differentiated(x) or not _is_plain(module) or x.ndim < 2:
+        if not is_differentiated(x) or not is_plain(module) or x.ndim < 2:
             return None
         constants = self._of((module,), x.dtype, _scale_and_shift)
         if constants is None or x.shape[1] != len(constants[0]):
@@ -88,7 +80,7 @@ class ScaleAndShift:
             None where one of the two is not as its class has it, or where a copy of the weights, which is
             held, would take more memory than the maps that are spared.
         """
-        if not (_is_differentiated(x) and _is_plain(normalization) and _is_plain(convolution)):
+        if not (is_differentiated(x) and is_plain(normalization) and is_plain(convolution)):
             return None
         if x.ndim != len(convolution.kernel_size) + 2 or autocast_dtype(x.device) is not None:
             return None
@@ -132,24 +124,12 @@ class ScaleAndShift:
 
 def is_normalization(module: nn.Module) -> bool:
     """Whether it is a batch normalisation, by its type."""
-    return type(module) in _NORMALIZATIONS
+    return type(module) in NORMALIZATIONS
 
 
 def can_merge(module: nn.Module, following: nn.Module) -> bool:
     """Whether the two are a convolution and a batch normalisation, by their types."""
-    return is_normalization(following) and type(module) in _FORWARD and not is_normalization(module)
-
-
-def _is_differentiated(x: Any) -> bool:
-    # Other types stand in for tensors and record operations; constants of ours are not among the model's.
-    return type(x) is torch.Tensor and x.requires_grad and torch.is_grad_enabled()
-
-
-def _is_plain(module: nn.Module) -> bool:
-    """Whether a module does what its class does when it does not learn, and nobody watches."""
-    kind, own = type(module), module.__dict__
-    is_own = "forward" in own or kind.forward is not _FORWARD[kind]
-    return not (is_own or own["training"] or is_hooked(module))
+    return is_normalization(following) and type(module) in CONVOLUTIONS
 
 
 def _scale_and_shift(module: Any, bias: torch.Tensor | None = None) -> Pair | None:
