@@ -270,7 +270,7 @@ def main() -> None:
     use_threads()
     results = Results("attribution", steps=STEPS, samples=SAMPLES, threads=THREADS)
     titles = [title for title in PLACES if options.network in title]
-    measure(results, titles, options.rounds, budget=100)
+    measure(results, titles, options.rounds, budget=250)
     results.write()
 
 
