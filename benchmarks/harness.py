@@ -7,7 +7,7 @@ import json
 import os
 import platform
 import sys
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from importlib import metadata
@@ -64,6 +64,25 @@ class Timings:
         return [a / b for a, b in zip(self.seconds[case], self.seconds[to], strict=True)]
 
 
+def in_turns(names: Sequence[str], number: int) -> list[str]:
+    """The order of a round, in which what a case leaves behind falls upon all others alike.
+
+    In a row of rounds as long as the names (twice as long if their number is odd), each has each place, and
+    follows each other, equally often: the squares of E. J. Williams, "Experimental designs balanced for the
+    estimation of residual effects of treatments", 1949.
+
+    Args:
+        names: of the cases.
+        number: of the round, from 0.
+    """
+    count = len(names)
+    # 0, 1, -1, 2, -2 and so on: no two neighbours are as far apart as two others.
+    steps = [(place + 1) // 2 if place % 2 else -(place // 2) for place in range(count)]
+    row = number // 2 if count % 2 else number
+    order = [names[(row + step) % count] for step in steps]
+    return order[::-1] if count % 2 and number % 2 else order
+
+
 def interleaved(
     cases: Mapping[str, Case],
     rounds: int = 5,
@@ -73,7 +92,7 @@ def interleaved(
     least: int = 3,
     turn: float = 0.0,
 ) -> Timings:
-    """Time the cases in turns, in an order that rotates from round to round.
+    """Time the cases in turns, in the order of `in_turns`.
 
     Args:
         cases: what to time.
@@ -94,8 +113,7 @@ def interleaved(
         for number in range(rounds):
             if budget is not None and number >= least and perf_counter() - start > budget:
                 break
-            first = number % len(names)
-            for name in names[first:] + names[:first]:
+            for name in in_turns(names, number):
                 seconds[name].append(seconds_of(cases[name], turn))
                 show(f"    round {number + 1}: {name} {seconds[name][-1]:.3f} s")
     return Timings(seconds)

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.harness import Column, Results, interleaved, show, use_threads
+from benchmarks.harness import Column, Results, in_turns, interleaved, show, use_threads
 from benchmarks.networks import TARGET, subject
 from benchmarks.perturbation import perturbation_area
 from iba_core import Attribution, Explainer
@@ -245,7 +245,7 @@ def _studied(title: str, framework: str, one: bool = False) -> tuple[Explainer, 
 def _explain_all(
     explainer: Explainer, photographs: Array, targets: Array
 ) -> tuple[Maps, dict[tuple[str, int, int], float], dict[str, list[float]]]:
-    """Maps, bits and seconds of all ways. They take turns at each photograph, in an order that rotates."""
+    """Maps, bits and seconds of all ways. They take turns at each photograph."""
     maps: Maps = {}
     bits: dict[tuple[str, int, int], float] = {}
     seconds: dict[str, list[float]] = {way: [] for way in WAYS}
@@ -254,8 +254,7 @@ def _explain_all(
         show(f"    warmed {way}")
     names = list(WAYS)
     for number, (i, seed) in enumerate((i, s) for i in range(len(PHOTOGRAPHS)) for s in SEEDS):
-        turn = number % len(names)
-        for way in names[turn:] + names[:turn]:
+        for way in in_turns(names, number):
             begin = perf_counter()
             found = explainer.explain(photographs[i : i + 1], int(targets[i]), seed=seed, **WAYS[way])
             seconds[way].append(perf_counter() - begin)

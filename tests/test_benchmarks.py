@@ -1,10 +1,12 @@
 """The instruments of the benchmarks measure what they say, and the README says what they measured."""
 
 import importlib
+import itertools
 import json
 import mmap
 import re
 import time
+from collections import Counter
 from pathlib import Path
 
 import keras
@@ -31,10 +33,22 @@ ROOT = Path(__file__).parents[1]
 RESULTS = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(harness.RESULTS.glob("*.json"))]
 
 
-def test_cases_run_in_turns_that_rotate():
+@pytest.mark.parametrize("names", ["a", "ab", "abc", "abcd", "abcde", "abcdef"])
+def test_each_case_has_each_place_and_follows_each_other_equally_often(names):
+    rounds = len(names) * (1 + len(names) % 2)
+    orders = [harness.in_turns(names, number) for number in range(rounds)]
+    places = Counter(place for order in orders for place in enumerate(order))
+    neighbours = Counter(pair for order in orders for pair in itertools.pairwise(order))
+    assert set(places.values()) == {rounds // len(names)}
+    assert len(places) == len(names) ** 2
+    assert len(neighbours) == len(names) * (len(names) - 1)
+    assert len(set(neighbours.values())) <= 1
+
+
+def test_cases_run_in_their_turns():
     order = []
-    harness.interleaved({name: lambda name=name: order.append(name) for name in "abc"}, rounds=3)
-    assert "".join(order) == "abc" + "abc" + "bca" + "cab"
+    harness.interleaved({name: lambda name=name: order.append(name) for name in "abcd"}, rounds=3)
+    assert "".join(order) == "abcd" + "abdc" + "bcad" + "cdba"
 
 
 def test_warm_ups_come_before_all_else():
