@@ -26,8 +26,8 @@ def main() -> None:
         if place.network == PLACES[FIRST].network:
             memory = (OURS, TAIL) if title == FIRST else ()
             attribution.measure(results, [title], ROUNDS, budget=22, memory=memory)
-    estimation.measure(results, [FIRST], 3 * ROUNDS, budget=18)
-    scale.measure(results, {"images": IMAGES}, 2 * ROUNDS, budget=26)
+    estimation.measure(results, [FIRST], 3 * ROUNDS, budget=12)
+    scale.measure(results, {"images": IMAGES}, 2 * ROUNDS, budget=22)
     results.goal("minutes that all this takes", (perf_counter() - start) / 60, at_most=MINUTES)
     results.write()
 

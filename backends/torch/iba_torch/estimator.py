@@ -82,7 +82,8 @@ class TorchWelfordEstimator(nn.Module):
         elif self._mean.device != x.device:
             self.to(x.device)
         self._widen(x.dtype)
-        self._take_in(batch_moments(x.detach().to(self._mean.dtype)), x.shape[0])
+        own = x.detach().to(self._mean.dtype, copy=True)
+        self._take_in(batch_moments(own), x.shape[0])
 
     def _widen(self, dtype: torch.dtype) -> None:
         """Give back float64 from the first float64 features on."""
