@@ -76,7 +76,7 @@ def in_turns(names: Sequence[str], number: int) -> list[str]:
         number: of the round, from 0.
     """
     count = len(names)
-    # 0, 1, -1, 2, -2 and so on: no two neighbours are as far apart as two others.
+    # 0, 1, -1, 2, -2 and so on: of an even number, each distance between neighbours occurs once.
     steps = [(place + 1) // 2 if place % 2 else -(place // 2) for place in range(count)]
     row = number // 2 if count % 2 else number
     order = [names[(row + step) % count] for step in steps]
