@@ -43,8 +43,8 @@ def batch_moments(x: Array) -> Moments:
 
     Args:
         x: (B, *feature map), floating point, B at least 1. It is used in its own precision: widen it
-            before to accumulate in float64. Its memory serves for the squared distances, and its values are
-            lost: another array as large would take longer to come by than to compute.
+            before to accumulate in float64. Its memory serves for the squared distances, so that no
+            other array as large is needed, and its values are lost.
     """
     xp = array_namespace(x)
     mean = xp.mean(x, axis=0)
@@ -74,13 +74,13 @@ def _wide_moments(x: npt.NDArray[Any], before: Moments | None) -> Moments:
     large as the batch in float64 would take longer to allocate than to compute with.
     """
     rows = x.reshape(len(x), -1)
-    known = None if before is None else [moment.reshape(-1) for moment in before[1:]]
+    known = [] if before is None else [moment.reshape(-1) for moment in before[1:]]
     result = np.empty((3, rows.shape[1]))
     width = max(1, _BLOCK // len(rows))
     for start in range(0, rows.shape[1], width):
         block = slice(start, start + width)
         found = batch_moments(rows[:, block].astype(np.float64))
-        if before is not None and known is not None:
+        if before is not None:
             found = merge_moments(Moments(before.count, *(moment[block] for moment in known)), found)
         for moment, values in zip(result, found[1:], strict=True):
             moment[block] = values
