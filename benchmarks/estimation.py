@@ -94,12 +94,12 @@ def _tabulate(
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--network", default="", help="only networks whose title holds this")
-    parser.add_argument("--rounds", type=int, default=7, help="repetitions, at most")
+    parser.add_argument("--rounds", type=int, default=12, help="repetitions, at most")
     options = parser.parse_args()
     use_threads()
     results = Results("estimation", threads=THREADS)
     titles = [title for title in PLACES if options.network in title]
-    measure(results, titles, options.rounds, budget=150)
+    measure(results, titles, options.rounds, budget=250)
     results.write()
 
 

@@ -17,6 +17,7 @@ back from the device before the last step, unless a tolerance asks whether the m
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import count
@@ -402,12 +403,14 @@ class BottleneckOptimizer:
         model_loss: Array = 0.0
         of_center: Array = 0.0
         of_noise: Array = 0.0
-        for chunk in noise:
+        for number, chunk in enumerate(noise):
             share = int(chunk.shape[0]) / samples
             objective = partial(self._model_loss, problem=problem, images=images, share=share)
-            # The mask has no name here, so that none is held while the tail runs.
-            z = _copies(_distribution(problem, self._mask(alpha, problem)), chunk, replace)
-            _, losses, slope = adapter.value_and_grad(objective, z)
+            # A graph runs at once what does not depend on each other, and with it would hold several chunks.
+            with adapter.after(of_noise) if number else nullcontext():
+                # The mask has no name here, so that none is held while the tail runs.
+                z = _copies(_distribution(problem, self._mask(alpha, problem)), chunk, replace)
+                _, losses, slope = adapter.value_and_grad(objective, z)
             with adapter.after(slope):
                 mask = self._mask(alpha, problem)
                 slope = xp.reshape(slope, (images, *chunk.shape))

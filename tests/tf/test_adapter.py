@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import textwrap
+from time import sleep
 
 import keras
 import numpy as np
@@ -237,6 +238,34 @@ class TestExplainer:
         assert {layer.name: len(layer._inbound_nodes) for layer in small.layers} == inbound
         assert len(tf.compat.v1.get_default_graph().get_operations()) == 0
         np.testing.assert_array_equal(small.predict(x, verbose=0), before)
+
+
+def test_chunks_of_copies_pass_one_after_the_other():
+    seen = []
+
+    def noting(name, seconds):
+        def note(x):
+            seen.append(name)
+            sleep(seconds)
+            return x
+
+        # Stateful functions would be kept in order by TensorFlow itself.
+        return lambda x: tf.ensure_shape(tf.numpy_function(note, [x], x.dtype, stateful=False), x.shape)
+
+    @tf.custom_gradient
+    def watched(x):
+        return noting("forward", 0.1)(x), noting("backward", 0.0)
+
+    inputs = keras.Input((4, 4, 3))
+    features = keras.layers.Conv2D(3, 1, name="features")(inputs)
+    x = keras.layers.Lambda(watched)(features)
+    outputs = keras.layers.Dense(2)(keras.layers.GlobalAveragePooling2D()(x))
+    x = np.random.default_rng(0).normal(size=(4, 4, 4, 3)).astype(np.float32)
+    explainer = Explainer(KerasAdapter(keras.Model(inputs, outputs)), "features").fit([x], progbar=False)
+    seen.clear()
+    explainer.explain(x[:1], 0, samples=6, steps=1, max_batch=2)
+    # The first one gives the outputs.
+    assert seen == ["forward"] + 3 * ["forward", "backward"]
 
 
 def test_new_scores_do_not_pile_up_graphs(small):
