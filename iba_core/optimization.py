@@ -17,7 +17,6 @@ back from the device before the last step, unless a tolerance asks whether the m
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import count
@@ -403,11 +402,12 @@ class BottleneckOptimizer:
         model_loss: Array = 0.0
         of_center: Array = 0.0
         of_noise: Array = 0.0
-        for number, chunk in enumerate(noise):
+        before = alpha
+        for chunk in noise:
             share = int(chunk.shape[0]) / samples
             objective = partial(self._model_loss, problem=problem, images=images, share=share)
             # A graph runs at once what does not depend on each other, and with it would hold several chunks.
-            with adapter.after(of_noise) if number else nullcontext():
+            with adapter.after(before):
                 # The mask has no name here, so that none is held while the tail runs.
                 z = _copies(_distribution(problem, self._mask(alpha, problem)), chunk, replace)
                 _, losses, slope = adapter.value_and_grad(objective, z)
@@ -422,6 +422,7 @@ class BottleneckOptimizer:
                 del z
                 model_loss = model_loss + losses
                 of_center = of_center + of_copy
+                before = of_noise
         with adapter.after(of_noise):
             signal = problem.signal
             normalized = signal / problem.std
