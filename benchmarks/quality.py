@@ -70,6 +70,7 @@ WAYS: dict[str, dict[str, Any]] = {
 
 FAST_TIMES, FAST_CORRELATION, FAST_LOSS = 2.0, 0.97, 0.01
 REFERENCE = {"samples": 1000, "steps": 100}
+TIME_TICKS = (0.1, 0.2, 0.3, 0.5, 1, 2, 3, 5, 10, 20, 30, 50)
 
 
 def measure(results: Results, reference_samples: int, references: int) -> None:
@@ -199,15 +200,17 @@ def plot(content: dict[str, Any], path: Path) -> None:
             axes, (other if reference is None else reference, insertion - deletion), strict=True
         ):
             axis.plot(time, value, marker, color=colour, markersize=11 if marker in "*D" else 6)
-            short = way.split(" (")[0]
+            short = "fast" if marker == "*" else way
             labels.append(
                 axis.annotate(short, (time, value), xytext=(5, 4), textcoords="offset points", fontsize=7)
             )
     for axis, label in zip(axes, ("correlation with the reference", "insertion less deletion"), strict=True):
         axis.set(xlabel="time, default = 1", ylabel=label, xscale="log")
-        axis.set_xticks([0.2, 0.3, 0.5, 1, 2, 3], ["0.2", "0.3", "0.5", "1", "2", "3"])
+        axis.margins(x=0.15)  # room for the labels at the right
+        shown = axis.get_xlim()
+        ticks = [tick for tick in TIME_TICKS if shown[0] <= tick <= shown[1]]
+        axis.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
         axis.minorticks_off()
-        axis.set_xlim(0.28, 4.5)
         axis.grid(alpha=0.3)
     _hide_overlaps(figure, labels)
     figure.savefig(path, metadata={"Date": None})
