@@ -37,7 +37,7 @@ check: $(READY) ## lint, check the format, the types and the direction of import
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-bench: $(READY) bench-quick ## time everything, more than an hour; tables, plots and the pages' figures anew
+bench: $(READY) bench-quick ## time everything, two and a half hours; tables, plots and the pages' figures anew
 	for program in $(BENCHMARKS); do $(BIN)/python -m benchmarks.$$program || exit 1; done
 	$(BIN)/python -m benchmarks.report
 	$(BIN)/python -m benchmarks.readme
