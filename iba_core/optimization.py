@@ -406,7 +406,7 @@ class BottleneckOptimizer:
         for chunk in noise:
             share = int(chunk.shape[0]) / samples
             objective = partial(self._model_loss, problem=problem, images=images, share=share)
-            # A graph runs at once what does not depend on each other, and with it would hold several chunks.
+            # A graph may run chunks at once that do not depend on each other, and would then hold several.
             with adapter.after(before):
                 # The mask has no name here, so that none is held while the tail runs.
                 z = _copies(_distribution(problem, self._mask(alpha, problem)), chunk, replace)
