@@ -14,7 +14,7 @@ import numpy as np
 
 from benchmarks.harness import Case, Column, Results, interleaved, use_threads
 from benchmarks.networks import PLACES, TARGET, Subject, subject
-from iba_core.images import sample_crops
+from iba_core.pictures.images import sample_crops
 from iba_core.zoo.efficientnet_lite import PREPROCESSING
 
 Images = np.ndarray[Any, Any]

@@ -13,8 +13,8 @@ import numpy as np
 from benchmarks.attribution import FRAMEWORKS
 from benchmarks.harness import THREADS, Case, Column, Results, Table, Timings, interleaved, show, use_threads
 from benchmarks.networks import PLACES, Subject, subject
-from iba_core.allocator import memory_kept
-from iba_core.images import sample_crops
+from iba_core.framework.allocator import memory_kept
+from iba_core.pictures.images import sample_crops
 from iba_core.zoo.efficientnet_lite import PREPROCESSING
 
 BATCHES, BATCH = 2, 16

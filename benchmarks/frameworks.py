@@ -15,14 +15,14 @@ from benchmarks.attribution import FRAMEWORKS
 from benchmarks.harness import THREADS, Case, Column, Results, Timings, interleaved, show, use_threads
 from benchmarks.methods import SAMPLES, STEPS, explanation
 from benchmarks.networks import PLACES, TARGET, Subject, subject
-from iba_core.adam import AdamState, adam_step, bias_corrections
-from iba_core.adapter import Head
-from iba_core.allocator import memory_kept
-from iba_core.bottleneck import BottleneckSettings, Statistics
-from iba_core.layout import Layout
-from iba_core.namespace import array_namespace
-from iba_core.noise import seeded_normal
-from iba_core.optimization import BottleneckOptimizer
+from iba_core.bottleneck.adam import AdamState, adam_step, bias_corrections
+from iba_core.bottleneck.formulas import BottleneckSettings, Statistics
+from iba_core.bottleneck.noise import seeded_normal
+from iba_core.bottleneck.optimization import BottleneckOptimizer
+from iba_core.framework.adapter import Head
+from iba_core.framework.allocator import memory_kept
+from iba_core.framework.layout import Layout
+from iba_core.framework.namespace import array_namespace
 from iba_core.targets import main_output
 from iba_core.timing import BareTail
 

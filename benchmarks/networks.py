@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from iba_core import Explainer, Tokens
-from iba_core.adapter import Adapter
-from iba_core.images import sample_crops, sample_image
+from iba_core.framework.adapter import Adapter
+from iba_core.pictures.images import sample_crops, sample_image
 from iba_core.zoo.efficientnet_lite import PREPROCESSING
 
 TARGET = 282

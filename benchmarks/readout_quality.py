@@ -26,7 +26,7 @@ from torch.nn import functional
 from benchmarks.harness import THREADS, Column, Results, show
 from benchmarks.perturbation import perturbation_area
 from benchmarks.report import markdown
-from iba_core.images import SAMPLE_IMAGES, sample_image
+from iba_core.pictures.images import SAMPLE_IMAGES, sample_image
 from iba_core.targets import distribution_cross_entropy
 from iba_torch import IBA, IBAReadout, to_saliency_map
 from iba_torch.efficientnet_lite import efficientnet_lite0

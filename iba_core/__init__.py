@@ -6,7 +6,9 @@ is what it is made of. Importing this package imports neither torch nor tensorfl
 """
 
 from iba_core.attribution import Attribution
-from iba_core.bottleneck import BottleneckSettings, Statistics
+from iba_core.bottleneck.estimator import WelfordEstimator
+from iba_core.bottleneck.formulas import BottleneckSettings, Statistics
+from iba_core.bottleneck.saliency import to_saliency_map
 from iba_core.errors import (
     IBAError,
     InputError,
@@ -16,12 +18,10 @@ from iba_core.errors import (
     OptimizationError,
     StateError,
 )
-from iba_core.estimator import WelfordEstimator
 from iba_core.explainer import Explainer
-from iba_core.images import load_image, load_monkeys, sample_image, to_unit_interval
-from iba_core.layout import Tokens
-from iba_core.plotting import plot_saliency_map
-from iba_core.saliency import to_saliency_map
+from iba_core.framework.layout import Tokens
+from iba_core.pictures.images import load_image, load_monkeys, sample_image, to_unit_interval
+from iba_core.pictures.plotting import plot_saliency_map
 from iba_core.targets import (
     ClassTarget,
     DistributionTarget,

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 import numpy.typing as npt
 
-from iba_core.bottleneck import BottleneckSettings
+from iba_core.bottleneck.formulas import BottleneckSettings
+from iba_core.bottleneck.saliency import to_bits
 from iba_core.errors import InputError, StateError
-from iba_core.layout import DataFormat, Layout
-from iba_core.saliency import to_bits
+from iba_core.framework.layout import DataFormat, Layout
 from iba_core.state import read_state, write_state
 
 if TYPE_CHECKING:
@@ -91,7 +91,7 @@ class Attribution:
         Returns:
             The axis.
         """
-        from iba_core.plotting import plot_saliency_map
+        from iba_core.pictures.plotting import plot_saliency_map
 
         if self.saliency.ndim != 3:
             raise InputError(

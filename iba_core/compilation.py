@@ -8,7 +8,7 @@ from statistics import median
 from time import perf_counter
 from typing import Any, TypeVar
 
-from iba_core.bottleneck import BottleneckSettings
+from iba_core.bottleneck.formulas import BottleneckSettings
 
 LEAST_SECONDS = 1200.0
 """Work that must be left for a compiler to be tried: some twenty times what most models take to compile, a

@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from iba_core.adapter import Adapter, Inputs, LayerInfo
 from iba_core.errors import IBAError, LayerError
-from iba_core.inputs import arrays_of, map_arrays
-from iba_core.layout import Layout
-from iba_core.namespace import Array
+from iba_core.framework.adapter import Adapter, Inputs, LayerInfo
+from iba_core.framework.inputs import arrays_of, map_arrays
+from iba_core.framework.layout import Layout
+from iba_core.framework.namespace import Array
 from iba_core.targets import main_output
 
 _PARTS = 24

@@ -10,15 +10,18 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
-from iba_core.adapter import Cut, Head, Inputs, Model, find_adapter, require_finite
-from iba_core.allocator import memory_kept
 from iba_core.attribution import Attribution
-from iba_core.bottleneck import BottleneckSettings, Mask, Statistics, preset_settings
+from iba_core.bottleneck.estimator import KIND, STATE, Moments, WelfordEstimator
+from iba_core.bottleneck.formulas import BottleneckSettings, Mask, Statistics, preset_settings
+from iba_core.bottleneck.noise import require_seed
+from iba_core.bottleneck.optimization import BottleneckOptimizer
+from iba_core.bottleneck.saliency import saliency_maps
 from iba_core.compilation import CompilationTrial
 from iba_core.default_layer import default_layer
 from iba_core.errors import InputError, NotEstimatedError, StateError
-from iba_core.estimator import KIND, STATE, Moments, WelfordEstimator
-from iba_core.inputs import (
+from iba_core.framework.adapter import Cut, Head, Inputs, Model, find_adapter, require_finite
+from iba_core.framework.allocator import memory_kept
+from iba_core.framework.inputs import (
     InputShape,
     arrays_of,
     batch_size,
@@ -30,11 +33,8 @@ from iba_core.inputs import (
     take,
     targets_of_batch,
 )
-from iba_core.layout import DataFormat, Layout, Tokens
-from iba_core.namespace import Array, array_namespace, full_precision
-from iba_core.noise import require_seed
-from iba_core.optimization import BottleneckOptimizer
-from iba_core.saliency import saliency_maps
+from iba_core.framework.layout import DataFormat, Layout, Tokens
+from iba_core.framework.namespace import Array, array_namespace, full_precision
 from iba_core.state import read_state, write_state
 from iba_core.targets import ClassTarget, Loss, Target, as_target, main_output
 from iba_core.utils import get_tqdm, ifnone
@@ -57,7 +57,7 @@ class Explainer:
         tokens: how to read a layer whose features are a sequence of tokens, such as
             ``Tokens(prefix=1, grid=(14, 14))`` for a vision transformer.
         preset: name of a set of hyperparameters, ``"default"`` (the paper's) or ``"fast"``, see
-            `iba_core.bottleneck.PRESETS`. Hyperparameters that are given go before it.
+            `iba_core.bottleneck.formulas.PRESETS`. Hyperparameters that are given go before it.
         compile: let the framework's compiler make machine code of the steps, see `Adapter.jit_compile`. It
             takes seconds to minutes once for each shape. If None, `explain_iter` tries it where more than
             20 minutes of a data set of known length are left, and goes on with it if it is faster (without a

@@ -11,8 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from iba_core.errors import InputError
-from iba_core.layout import DataFormat, Layout
-from iba_core.namespace import (
+from iba_core.framework.layout import DataFormat, Layout
+from iba_core.framework.namespace import (
     Array,
     array_namespace,
     floored_log,

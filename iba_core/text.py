@@ -17,10 +17,10 @@ from rich.color import Color
 from rich.style import Style
 from rich.text import Text
 
-from iba_core.adapter import Adapter, Inputs
 from iba_core.attribution import Attribution
+from iba_core.bottleneck.estimator import STATE, WelfordEstimator
 from iba_core.errors import InputError
-from iba_core.estimator import STATE, WelfordEstimator
+from iba_core.framework.adapter import Adapter, Inputs
 
 _FULL = np.array([240, 110, 60])
 """Colour, in RGB, of the token with the most bits; a token of none is white."""

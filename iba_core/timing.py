@@ -6,8 +6,8 @@ from time import perf_counter
 
 import numpy as np
 
-from iba_core.adapter import Adapter, Cut, Inputs
-from iba_core.namespace import Array, array_namespace
+from iba_core.framework.adapter import Adapter, Cut, Inputs
+from iba_core.framework.namespace import Array, array_namespace
 from iba_core.targets import main_output
 
 

@@ -20,8 +20,8 @@ from iba_core.cli.photographs import make_folder
 from iba_core.cli.results import LEGEND, Result, percent, require_plotting, results_table
 from iba_core.errors import MissingDependencyError
 from iba_core.explainer import Explainer
-from iba_core.images import sample_image
-from iba_core.plotting import save_overlay
+from iba_core.pictures.images import sample_image
+from iba_core.pictures.plotting import save_overlay
 from iba_core.timing import BareTail
 from iba_core.zoo.efficientnet_lite import NAME
 

@@ -12,7 +12,7 @@ from iba_core.cli.network import Network
 from iba_core.cli.statistics import save_statistics
 from iba_core.errors import InputError
 from iba_core.explainer import Explainer
-from iba_core.images import image_batches, image_files
+from iba_core.pictures.images import image_batches, image_files
 
 _ADVISED = 1000
 """Images below which the statistics are worth a warning."""

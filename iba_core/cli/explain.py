@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from iba_core.bottleneck import BottleneckSettings
+from iba_core.bottleneck.formulas import BottleneckSettings
 from iba_core.cli.console import console, notes, paragraph, tracked
 from iba_core.cli.network import Network
 from iba_core.cli.photographs import find_photographs, make_folder
 from iba_core.cli.results import LEGEND, Result, require_plotting, results_table
 from iba_core.cli.statistics import load_statistics
 from iba_core.explainer import Explainer
-from iba_core.images import sample_crops
+from iba_core.pictures.images import sample_crops
 from iba_core.targets import ClassTarget
 
 ESTIMATING = "Estimating the features"

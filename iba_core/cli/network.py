@@ -14,11 +14,11 @@ from typing import Any
 
 import numpy as np
 
-from iba_core.adapter import Adapter, Inputs, backends, find_adapter, load_backend
 from iba_core.cli.quiet import quiet_start
 from iba_core.errors import IBAError, InputError, MissingDependencyError, closest
-from iba_core.images import Picture, Preprocessing
-from iba_core.layout import Layout
+from iba_core.framework.adapter import Adapter, Inputs, backends, find_adapter, load_backend
+from iba_core.framework.layout import Layout
+from iba_core.pictures.images import Picture, Preprocessing
 from iba_core.zoo.efficientnet_lite import NAME as PRETRAINED
 
 _SIZE = (224, 224)

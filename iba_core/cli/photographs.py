@@ -9,7 +9,7 @@ from pathlib import Path
 from PIL import Image
 
 from iba_core.errors import InputError
-from iba_core.images import image_files, load_image
+from iba_core.pictures.images import image_files, load_image
 
 
 @dataclass(frozen=True)

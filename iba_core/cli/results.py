@@ -20,7 +20,7 @@ from iba_core.cli.console import folded, plain_table
 from iba_core.cli.network import Network
 from iba_core.errors import MissingDependencyError
 from iba_core.explainer import Explainer
-from iba_core.plotting import save_overlay
+from iba_core.pictures.plotting import save_overlay
 from iba_core.targets import class_probabilities
 
 _TOP = 3

@@ -7,9 +7,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from iba_core.bottleneck.estimator import KIND
 from iba_core.cli.network import Network
 from iba_core.errors import InputError
-from iba_core.estimator import KIND
 from iba_core.explainer import Explainer
 from iba_core.state import read_state
 

@@ -12,10 +12,10 @@ from collections.abc import Callable, Iterable, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from iba_core import saliency
+from iba_core.bottleneck import saliency
 from iba_core.errors import InputError
-from iba_core.layout import Layout
-from iba_core.namespace import Array, array_namespace, host_array
+from iba_core.framework.layout import Layout
+from iba_core.framework.namespace import Array, array_namespace, host_array
 
 Weighting = Callable[[Array, Array], Array]
 """``weighting(activations, gradients)``, both (B, C, *places): factors of the activations, of the same shape

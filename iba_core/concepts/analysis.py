@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from iba_core.adapter import Model
 from iba_core.concepts.data import SegmentationConcept2D, SegmentationData, resize_map
 from iba_core.concepts.detection import ModelStump, embeddings_of, window_size
 from iba_core.concepts.embedding import ConceptEmbedding
@@ -25,6 +24,7 @@ from iba_core.concepts.training import (
     split_parameters,
 )
 from iba_core.errors import InputError, MissingDependencyError
+from iba_core.framework.adapter import Model
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -14,7 +14,6 @@ from typing import Any, ClassVar, NamedTuple, Self
 import numpy as np
 import numpy.typing as npt
 
-from iba_core.adapter import Adapter, Cut, Inputs, Model, find_adapter, require_finite
 from iba_core.concepts.activation_maps import (
     Weighting,
     activation_maps,
@@ -28,9 +27,10 @@ from iba_core.concepts.activation_maps import (
 from iba_core.concepts.targets import ClassifierOutputTarget, ScoredOutput
 from iba_core.default_layer import everything_passes
 from iba_core.errors import InputError, LayerError
-from iba_core.inputs import arrays_of, batch_size, take
-from iba_core.layout import DataFormat, Layout, Tokens
-from iba_core.namespace import Array, array_namespace, host_array
+from iba_core.framework.adapter import Adapter, Cut, Inputs, Model, find_adapter, require_finite
+from iba_core.framework.inputs import arrays_of, batch_size, take
+from iba_core.framework.layout import DataFormat, Layout, Tokens
+from iba_core.framework.namespace import Array, array_namespace, host_array
 from iba_core.targets import Target, as_target, common_layer, main_output
 
 ReshapeTransform = Callable[[Array], Array] | Tokens

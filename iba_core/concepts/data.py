@@ -12,10 +12,10 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from iba_core.concepts.mask_pictures import mask_picture
 from iba_core.errors import InputError
-from iba_core.images import Preprocessing, image_files, load_image
-from iba_core.layout import DataFormat
+from iba_core.framework.layout import DataFormat
+from iba_core.pictures.images import Preprocessing, image_files, load_image
+from iba_core.pictures.masks import mask_picture
 
 FloatArray = npt.NDArray[np.floating]
 
@@ -165,7 +165,7 @@ class SegmentationConcept2D:
             name: name of the concept.
             pictures: Pillow images or uint8 arrays (H, W, 3), or their files.
             masks: for each picture one of its shape that marks the concept: black and white, cut out, or
-                labels 0 and 1, see `iba_core.concepts.mask_pictures.mask_picture`. Masks are cropped and
+                labels 0 and 1, see `iba_core.pictures.masks.mask_picture`. Masks are cropped and
                 resized as their pictures are.
             preprocessing: what the model expects, such as its attribute ``preprocessing``.
             data_format: where the model expects the channels.

@@ -15,13 +15,13 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
-from iba_core.adapter import Inputs, Model, find_adapter
 from iba_core.concepts.data import SegmentationConcept2D
 from iba_core.concepts.embedding import ConceptEmbedding
 from iba_core.concepts.laplace import factor_filters, logit_variance, moderated
 from iba_core.errors import InputError, LayerError
-from iba_core.layout import Layout
-from iba_core.namespace import Array, array_namespace, sigmoid
+from iba_core.framework.adapter import Inputs, Model, find_adapter
+from iba_core.framework.layout import Layout
+from iba_core.framework.namespace import Array, array_namespace, sigmoid
 
 FloatArray = npt.NDArray[np.floating]
 

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from iba_core.errors import InputError, StateError
-from iba_core.namespace import Array, array_namespace
+from iba_core.framework.namespace import Array, array_namespace
 from iba_core.state import read_state, write_state
 
 _KIND = "concept embedding"

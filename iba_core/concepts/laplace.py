@@ -30,7 +30,7 @@ import numpy.typing as npt
 from scipy.linalg import solve_triangular
 
 from iba_core.errors import InputError, OptimizationError
-from iba_core.namespace import Array, array_namespace, log_sigmoid, sigmoid
+from iba_core.framework.namespace import Array, array_namespace, log_sigmoid, sigmoid
 
 FloatArray = npt.NDArray[np.floating]
 

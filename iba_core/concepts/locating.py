@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from iba_core.adapter import Inputs, Model
 from iba_core.concepts.data import resize_map
 from iba_core.concepts.detection import ModelStump, filters_of, same_padding, windows
 from iba_core.concepts.embedding import ConceptEmbedding
 from iba_core.concepts.laplace import logit_variance, moderated, with_bias
 from iba_core.errors import InputError, MissingDependencyError
-from iba_core.images import Picture
-from iba_core.layout import Layout
-from iba_core.namespace import sigmoid
+from iba_core.framework.adapter import Inputs, Model
+from iba_core.framework.layout import Layout
+from iba_core.framework.namespace import sigmoid
+from iba_core.pictures.images import Picture
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

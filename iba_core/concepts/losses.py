@@ -25,8 +25,8 @@ from iba_core.concepts.masks import (
     require_fraction,
 )
 from iba_core.errors import InputError
-from iba_core.layout import DataFormat
-from iba_core.namespace import Array, array_namespace, floored_log, log_sigmoid, sigmoid
+from iba_core.framework.layout import DataFormat
+from iba_core.framework.namespace import Array, array_namespace, floored_log, log_sigmoid, sigmoid
 
 
 def _log_probabilities(outputs: Array, from_logit: bool) -> tuple[Array, Array]:

@@ -9,8 +9,8 @@ from enum import Enum
 from typing import Any, get_args
 
 from iba_core.errors import InputError
-from iba_core.layout import DataFormat
-from iba_core.namespace import Array, Namespace, array_namespace
+from iba_core.framework.layout import DataFormat
+from iba_core.framework.namespace import Array, Namespace, array_namespace
 
 
 class BatchReduction(Enum):

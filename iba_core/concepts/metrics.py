@@ -18,8 +18,8 @@ from iba_core.concepts.masks import (
     mask_axes,
 )
 from iba_core.errors import InputError
-from iba_core.layout import DataFormat
-from iba_core.namespace import Array, array_namespace
+from iba_core.framework.layout import DataFormat
+from iba_core.framework.namespace import Array, array_namespace
 
 
 def _overlap(outputs: Array, labels: Array, output_thresh: float, label_thresh: float) -> tuple[Array, Array]:

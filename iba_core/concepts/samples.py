@@ -11,8 +11,8 @@ from PIL import Image
 
 from iba_core.concepts.data import SegmentationConcept2D, SegmentationData
 from iba_core.errors import InputError, MissingDependencyError
-from iba_core.images import Preprocessing, sample_image
-from iba_core.layout import DataFormat
+from iba_core.framework.layout import DataFormat
+from iba_core.pictures.images import Preprocessing, sample_image
 
 _BACKGROUNDS = (
     ("bricks", "cat", "coins", "flower", "grass", "motorcycle", "rocket"),

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from iba_core.errors import InputError
-from iba_core.namespace import Array, array_namespace, floored_log, softmax
+from iba_core.framework.namespace import Array, array_namespace, floored_log, softmax
 
 LEAKY_SLOPE = 0.01
 """Slope of the attention network's leaky rectifier for negative values."""

@@ -16,8 +16,8 @@ import numpy.typing as npt
 from iba_core.concepts.detection import windows
 from iba_core.concepts.embedding import ConceptEmbedding, signed_distance
 from iba_core.errors import InputError
-from iba_core.layout import DataFormat, Layout
-from iba_core.namespace import Array, array_namespace, full_precision, host_array, log_sigmoid
+from iba_core.framework.layout import DataFormat, Layout
+from iba_core.framework.namespace import Array, array_namespace, full_precision, host_array, log_sigmoid
 from iba_core.targets import LogitTarget, Loss, Target, main_output
 
 Rows = tuple[npt.NDArray[Any], ...]

@@ -16,8 +16,8 @@ from typing import Any, Self, TypedDict
 import numpy as np
 import numpy.typing as npt
 
-from iba_core.adam import AdamState, adam_step, bias_corrections
-from iba_core.adapter import Adapter
+from iba_core.bottleneck.adam import AdamState, adam_step, bias_corrections
+from iba_core.bottleneck.estimator import WelfordEstimator
 from iba_core.concepts.data import SegmentationConcept2D, SegmentationData
 from iba_core.concepts.detection import (
     ConceptDetection,
@@ -30,8 +30,8 @@ from iba_core.concepts.laplace import cross_entropy_hessian, posterior_factor, t
 from iba_core.concepts.losses import BalancedBCELoss
 from iba_core.concepts.masks import MaskFunction
 from iba_core.errors import InputError, OptimizationError
-from iba_core.estimator import WelfordEstimator
-from iba_core.namespace import Array, array_namespace, sigmoid
+from iba_core.framework.adapter import Adapter
+from iba_core.framework.namespace import Array, array_namespace, sigmoid
 from iba_core.utils import get_tqdm
 
 FloatArray = npt.NDArray[np.float64]

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from iba_core.errors import MissingDependencyError
-from iba_core.images import Preprocessing
+from iba_core.pictures.images import Preprocessing
 
 NAME = "efficientnet-lite0"
 """The name under which the command line and the adapters know the network."""

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from iba_core.allocator import _mallopt, keep_freed_memory, memory_kept
+from iba_core.framework.allocator import _mallopt, keep_freed_memory, memory_kept
 
 # Numpy's arrays are of the C library's memory; each is written into, so that it is there.
 PROGRAM = """
@@ -15,7 +15,7 @@ import sys
 from contextlib import nullcontext
 import numpy as np
 import psutil
-from iba_core.allocator import keep_freed_memory, memory_kept
+from iba_core.framework.allocator import keep_freed_memory, memory_kept
 
 choice = sys.argv[1]
 print(int(keep_freed_memory()) if choice in ("keep", "both") else 0)

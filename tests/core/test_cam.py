@@ -7,8 +7,8 @@ import pytest
 
 from iba_core import InputError, Tokens
 from iba_core.concepts import activation_maps as cam
-from iba_core.concepts.cam_pictures import preprocess_image, show_cam_on_image
-from iba_core.layout import Layout
+from iba_core.framework.layout import Layout
+from iba_core.pictures.cam import preprocess_image, show_cam_on_image
 
 # One image, two channels, two by two places.
 A = np.array([[[[1.0, 2.0], [3.0, 4.0]], [[0.0, 1.0], [0.0, 1.0]]]])

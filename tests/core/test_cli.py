@@ -14,11 +14,11 @@ from rich.console import Console
 
 import iba_core
 from iba_core import Attribution, Explainer, MissingDependencyError
-from iba_core.bottleneck import BottleneckSettings, preset_settings
+from iba_core.bottleneck.formulas import BottleneckSettings, preset_settings
 from iba_core.cli import console, demo, explain, main, network, photographs, results
 from iba_core.cli.network import Network, parse_size
 from iba_core.cli.quiet import quiet_start
-from iba_core.images import Preprocessing, image_batches, image_files, load_image
+from iba_core.pictures.images import Preprocessing, image_batches, image_files, load_image
 from iba_core.targets import class_probabilities
 
 torch = pytest.importorskip("torch")
@@ -28,7 +28,7 @@ MODULE = """
 import torch
 from torch import nn
 
-from iba_core.images import Preprocessing
+from iba_core.pictures.images import Preprocessing
 
 COUNT = 3
 

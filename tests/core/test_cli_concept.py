@@ -17,7 +17,7 @@ MODULE = """
 import torch
 from torch import nn
 
-from iba_core.images import Preprocessing
+from iba_core.pictures.images import Preprocessing
 
 
 def net():

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from iba_core import Explainer, compilation
-from iba_core.bottleneck import BottleneckSettings, preset_settings
+from iba_core.bottleneck.formulas import BottleneckSettings, preset_settings
 from iba_core.compilation import CompilationTrial, brief_settings
 from iba_torch import TorchAdapter
 

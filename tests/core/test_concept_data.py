@@ -7,7 +7,7 @@ from PIL import Image
 from iba_core.concepts import SegmentationConcept2D, SegmentationData, face_concept
 from iba_core.concepts.data import resize_map
 from iba_core.errors import InputError
-from iba_core.images import Preprocessing
+from iba_core.pictures.images import Preprocessing
 
 RNG = np.random.default_rng(0)
 

@@ -7,11 +7,18 @@ import pytest
 from scipy import ndimage, special, stats
 from scipy.integrate import quad
 
-from iba_core.adam import AdamState, adam_step, bias_corrections
-from iba_core.bottleneck import Mask, alpha_slope, capacity, capacity_slope, mask_from_alpha, restrict
-from iba_core.layout import Layout, Tokens
-from iba_core.namespace import log_sigmoid, log_sum_exp, sigmoid
-from iba_core.smoothing import smooth, smoothing_matrices, smoothing_matrix
+from iba_core.bottleneck.adam import AdamState, adam_step, bias_corrections
+from iba_core.bottleneck.formulas import (
+    Mask,
+    alpha_slope,
+    capacity,
+    capacity_slope,
+    mask_from_alpha,
+    restrict,
+)
+from iba_core.bottleneck.smoothing import smooth, smoothing_matrices, smoothing_matrix
+from iba_core.framework.layout import Layout, Tokens
+from iba_core.framework.namespace import log_sigmoid, log_sum_exp, sigmoid
 from iba_core.targets import cross_entropy, cross_entropy_of_probabilities
 
 RNG = np.random.default_rng(0)

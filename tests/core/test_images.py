@@ -9,9 +9,9 @@ import pytest
 import torch
 from PIL import Image
 
-from iba_core import images
 from iba_core.errors import IBAError, InputError, MissingDependencyError
-from iba_core.images import (
+from iba_core.pictures import images
+from iba_core.pictures.images import (
     PRESETS,
     SAMPLE_IMAGES,
     Preprocessing,
@@ -511,9 +511,9 @@ def test_no_framework_is_loaded():
     # In a fresh interpreter: this one has imported torch for the tests above.
     code = """
 import sys
-import iba_core.images
+import iba_core.pictures.images
 import iba_core.zoo.efficientnet_lite
-iba_core.images.sample_image("cat")
+iba_core.pictures.images.sample_image("cat")
 print({"torch", "tensorflow", "keras", "skimage"} & set(sys.modules))
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

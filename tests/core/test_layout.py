@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 from iba_core import InputError
-from iba_core.adapter import backends, find_adapter, load_backend
 from iba_core.errors import closest
-from iba_core.inputs import arrays_of, batch_size, check_shape, common_shape, inputs_of_batch, take
-from iba_core.layout import Layout, Tokens
-from iba_core.namespace import array_namespace
+from iba_core.framework.adapter import backends, find_adapter, load_backend
+from iba_core.framework.inputs import arrays_of, batch_size, check_shape, common_shape, inputs_of_batch, take
+from iba_core.framework.layout import Layout, Tokens
+from iba_core.framework.namespace import array_namespace
 
 
 @pytest.mark.parametrize("shape", [(3,), (3, 4), (3, 4, 5), (3, 4, 5, 6)])
@@ -116,7 +116,7 @@ def test_arrays_without_a_namespace_are_refused():
 
 def test_importing_the_core_imports_no_framework():
     program = (
-        "import sys, iba_core, iba_core.adapter; iba_core.adapter.backends(); "
+        "import sys, iba_core, iba_core.framework.adapter; iba_core.framework.adapter.backends(); "
         "sys.exit(', '.join({'torch', 'tensorflow', 'keras', 'matplotlib'} & set(sys.modules)) or None)"
     )
     subprocess.run([sys.executable, "-c", program], check=True)

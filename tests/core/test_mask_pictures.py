@@ -8,8 +8,8 @@ from PIL import Image
 
 from iba_core import InputError
 from iba_core.concepts import SegmentationConcept2D
-from iba_core.concepts.mask_pictures import mask_picture
-from iba_core.images import Preprocessing
+from iba_core.pictures.images import Preprocessing
+from iba_core.pictures.masks import mask_picture
 
 MARKED = np.zeros((6, 9), bool)
 MARKED[1:4, 2:7] = True

@@ -7,8 +7,8 @@ import pytest
 from scipy import stats
 
 from iba_core import InputError
-from iba_core.layout import Layout
-from iba_core.noise import keyed_normal, seeded_normal
+from iba_core.bottleneck.noise import keyed_normal, seeded_normal
+from iba_core.framework.layout import Layout
 
 FIRST, LAST = Layout.of((3, 8, 9), "channels_first"), Layout.of((8, 9, 3), "channels_last")
 

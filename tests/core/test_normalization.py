@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from iba_core.normalization import scale_and_shift
+from iba_core.framework.normalization import scale_and_shift
 
 
 @pytest.mark.parametrize(

@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 
 from iba_core import BottleneckSettings, InputError, OptimizationError, Statistics
-from iba_core.adam import AdamState, adam_step, bias_corrections
-from iba_core.adapter import Adapter, Cut, Head
-from iba_core.bottleneck import Mask, capacity, mask_from_alpha, preset_settings, restrict
-from iba_core.layout import Layout
-from iba_core.noise import seeded_normal
-from iba_core.optimization import BottleneckOptimizer, _Convergence
-from iba_core.smoothing import smoothing_matrices
+from iba_core.bottleneck.adam import AdamState, adam_step, bias_corrections
+from iba_core.bottleneck.formulas import Mask, capacity, mask_from_alpha, preset_settings, restrict
+from iba_core.bottleneck.noise import seeded_normal
+from iba_core.bottleneck.optimization import BottleneckOptimizer, _Convergence
+from iba_core.bottleneck.smoothing import smoothing_matrices
+from iba_core.framework.adapter import Adapter, Cut, Head
+from iba_core.framework.layout import Layout
 from iba_core.targets import cross_entropy
 
 SHAPE = (2, 3, 3)

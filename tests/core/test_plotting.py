@@ -10,7 +10,7 @@ from PIL import Image
 from scipy import ndimage
 
 from iba_core.errors import InputError, MissingDependencyError
-from iba_core.plotting import plot_saliency_map, save_overlay
+from iba_core.pictures.plotting import plot_saliency_map, save_overlay
 
 
 @pytest.fixture
@@ -259,9 +259,9 @@ def test_save_overlay_needs_neither_pyplot_nor_a_display(tmp_path):
     code = """
 import sys
 import numpy as np
-import iba_core.plotting
+import iba_core.pictures.plotting
 assert "matplotlib" not in sys.modules
-iba_core.plotting.save_overlay(sys.argv[1], np.zeros((8, 8)), {"": np.ones((8, 8))})
+iba_core.pictures.plotting.save_overlay(sys.argv[1], np.zeros((8, 8)), {"": np.ones((8, 8))})
 print("matplotlib.pyplot" in sys.modules)
 """
     command = [sys.executable, "-c", code, str(tmp_path / "a.png")]

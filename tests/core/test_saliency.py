@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 
 from iba_core import InputError, to_saliency_map
-from iba_core.layout import Layout, Tokens
-from iba_core.saliency import resize_maps, saliency_maps, to_bits
+from iba_core.bottleneck.saliency import resize_maps, saliency_maps, to_bits
+from iba_core.framework.layout import Layout, Tokens
 
 RNG = np.random.default_rng(0)
 

@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 
 from iba_core import Attribution, InputError
-from iba_core.adapter import Adapter
+from iba_core.framework.adapter import Adapter
 from iba_core.text import TokenBits, token_statistics
 
 LN2 = np.log(2)

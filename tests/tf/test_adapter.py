@@ -16,11 +16,11 @@ from keras import layers
 from tensorflow.python.framework.func_graph import FuncGraph
 
 from iba_core import BottleneckSettings, Explainer, Statistics, WelfordEstimator
-from iba_core.adapter import find_adapter, load_backend
+from iba_core.bottleneck.optimization import BottleneckOptimizer
 from iba_core.errors import InputError, StateError
-from iba_core.inputs import take
-from iba_core.layout import Layout
-from iba_core.optimization import BottleneckOptimizer
+from iba_core.framework.adapter import find_adapter, load_backend
+from iba_core.framework.inputs import take
+from iba_core.framework.layout import Layout
 from iba_core.targets import cross_entropy
 from iba_tf import KerasAdapter
 

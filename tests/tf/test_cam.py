@@ -9,7 +9,7 @@ import pytest
 from iba_core import InputError, LayerError, Tokens
 from iba_tf import KerasAdapter
 from iba_tf.concepts.cam import EigenCAM, GradCAM, preprocess_image
-from iba_tf.graph import CallGraph
+from iba_tf.graphs.calls import CallGraph
 
 
 def test_a_tail_can_end_at_any_later_layer(model, inputs):

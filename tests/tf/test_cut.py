@@ -9,7 +9,7 @@ import tensorflow as tf
 from keras import layers
 
 from iba_core.errors import LayerError
-from iba_core.inputs import take
+from iba_core.framework.inputs import take
 from iba_tf import GraphModel, KerasAdapter
 
 

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from iba_core.namespace import array_namespace, log_sigmoid, log_sum_exp, sigmoid
+from iba_core.framework.namespace import array_namespace, log_sigmoid, log_sum_exp, sigmoid
 from iba_tf import namespace
 
 RNG = np.random.default_rng(0)

@@ -8,7 +8,7 @@ from keras import layers
 
 from iba_core import Explainer
 from iba_tf import KerasAdapter
-from iba_tf.normalization import MergedCall
+from iba_tf.graphs.normalization import MergedCall
 
 SIDE = 16
 

@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 from iba_core import Explainer, InputError, LayerError
-from iba_core.adapter import LayerInfo, find_adapter, load_backend
-from iba_core.images import sample_crops, sample_image
+from iba_core.framework.adapter import LayerInfo, find_adapter, load_backend
+from iba_core.pictures.images import sample_crops, sample_image
 from iba_torch import IBA, TorchAdapter
 
 

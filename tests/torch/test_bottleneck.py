@@ -19,8 +19,8 @@ from iba_core import (
     Tokens,
     WelfordEstimator,
 )
-from iba_core.layout import Layout
-from iba_core.noise import seeded_normal
+from iba_core.bottleneck.noise import seeded_normal
+from iba_core.framework.layout import Layout
 from iba_torch import IBA, TorchAdapter, TorchWelfordEstimator, insert_into_sequential, to_saliency_map
 
 

@@ -7,7 +7,7 @@ from torch import nn
 
 from iba_core import Explainer
 from iba_torch.adapter import TorchAdapter
-from iba_torch.normalization import ScaleAndShift
+from iba_torch.tail.rewrites.normalization import ScaleAndShift
 
 
 def block(channels_in, channels_out, **options):

@@ -14,7 +14,7 @@ from torch import nn
 
 from iba_core.errors import InputError, LayerError
 from iba_torch import TorchAdapter, TorchCut
-from iba_torch.trees import tensors
+from iba_torch.tail.trees import tensors
 
 TOLERANCE = {"rtol": 1e-9, "atol": 1e-11}
 

@@ -118,7 +118,7 @@ class Device(TorchDispatchMode):
 def device(request, monkeypatch):
     """The device, switched on."""
     if not request.param:
-        monkeypatch.setattr("iba_torch.estimator._precision", lambda device: torch.float32)
+        monkeypatch.setattr("iba_torch.bottlenecks.estimator._precision", lambda device: torch.float32)
     with Device(has_float64=request.param) as mode:
         yield mode
 

@@ -8,9 +8,9 @@ import torch
 from torch import nn
 
 from iba_core import Explainer
-from iba_core.bottleneck import BottleneckSettings, Statistics
-from iba_core.layout import Layout
-from iba_core.optimization import BottleneckOptimizer
+from iba_core.bottleneck.formulas import BottleneckSettings, Statistics
+from iba_core.bottleneck.optimization import BottleneckOptimizer
+from iba_core.framework.layout import Layout
 from iba_torch import TorchAdapter
 
 SAMPLES = 6

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from iba_core import Explainer
-from iba_torch.normalization import ScaleAndShift
+from iba_torch.tail.rewrites.normalization import ScaleAndShift
 
 KINDS = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
 

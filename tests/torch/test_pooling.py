@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from iba_torch import TorchAdapter
-from iba_torch.pooling import averaged
+from iba_torch.tail.rewrites.pooling import averaged
 
 
 def maps(dtype=torch.float64, order=torch.channels_last, channels=6):

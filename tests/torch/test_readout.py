@@ -19,7 +19,7 @@ from iba_core import (
     StateError,
     WelfordEstimator,
 )
-from iba_core.readout import readout_sizes
+from iba_core.readout.formulas import readout_sizes
 from iba_torch import IBA, IBAReadout, TorchWelfordEstimator
 
 READS = ("first", "second", "last", "hidden", "out")

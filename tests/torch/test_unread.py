@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from iba_torch.cut import LayerCall, TorchCut
-from iba_torch.recording import Shapes
+from iba_torch.tail.recording import Shapes
+from iba_torch.tail.split import LayerCall, TorchCut
 
 
 class Stack(nn.Module):

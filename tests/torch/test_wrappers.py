@@ -169,7 +169,7 @@ def test_a_model_compiled_while_another_is_cut_open_is_cut_too(images, x, monkey
     calls = nn.Module.__call__, nn.Module._call_impl
     first, second = network(), compiled_in_place(network())
     with monkeypatch.context() as patch:
-        patch.setattr("iba_torch.calls._compiler_is_loaded", lambda: False)
+        patch.setattr("iba_torch.tail.calls._compiler_is_loaded", lambda: False)
         opened = TorchAdapter(first).cut("0").open(x)
         opened.__enter__()
     assert nn.Module._call_impl is not calls[1]

@@ -3,8 +3,8 @@
 from importlib.util import find_spec
 
 from iba_core.errors import MissingDependencyError
-from iba_core.namespace import register_namespace
-from iba_core.readout_training import EpochReport
+from iba_core.framework.namespace import register_namespace
+from iba_core.readout.training import EpochReport
 
 if _missing := [name for name in ("tensorflow", "keras") if find_spec(name) is None]:
     raise MissingDependencyError(
@@ -13,18 +13,18 @@ if _missing := [name for name in ("tensorflow", "keras") if find_spec(name) is N
 
 from iba_tf import namespace
 from iba_tf.adapter import KerasAdapter
-from iba_tf.copy import IBACopy
-from iba_tf.cut import KerasCut
-from iba_tf.estimator import TFWelfordEstimator
-from iba_tf.graph_cut import GraphCut
-from iba_tf.graph_model import GraphModel
+from iba_tf.bottlenecks.copy import IBACopy
+from iba_tf.bottlenecks.estimator import TFWelfordEstimator
+from iba_tf.bottlenecks.innvestigate import IBACopyInnvestigate
+from iba_tf.bottlenecks.layer import IBALayer
+from iba_tf.bottlenecks.readout import IBAReadout
+from iba_tf.bottlenecks.saliency import to_saliency_map
+from iba_tf.bottlenecks.sequential import Sequential
+from iba_tf.bottlenecks.softmax import model_wo_softmax
+from iba_tf.graphs.graph_split import GraphCut
+from iba_tf.graphs.keras_split import KerasCut
 from iba_tf.images import get_imagenet_generator
-from iba_tf.innvestigate import IBACopyInnvestigate
-from iba_tf.layer import IBALayer
-from iba_tf.readout import IBAReadout
-from iba_tf.saliency import to_saliency_map
-from iba_tf.sequential import Sequential
-from iba_tf.softmax import model_wo_softmax
+from iba_tf.models.graph_model import GraphModel
 
 register_namespace("tensorflow", namespace)
 

@@ -12,20 +12,20 @@ import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
 
-from iba_core.adapter import Adapter, F, Inputs, LayerInfo, rows_in_cache
+from iba_core.bottleneck.noise import keyed_normal
 from iba_core.errors import InputError
-from iba_core.layout import DataFormat
-from iba_core.noise import keyed_normal
+from iba_core.framework.adapter import Adapter, F, Inputs, LayerInfo, rows_in_cache
+from iba_core.framework.layout import DataFormat
 from iba_core.utils import ifnone
-from iba_tf.cut import KerasCut
 from iba_tf.eager import eagerly, runs_eagerly
 from iba_tf.efficientnet_lite import efficientnet_lite0
-from iba_tf.graph import CallGraph, has_graph
-from iba_tf.graph_cut import GraphCut
-from iba_tf.graph_model import GraphModel, is_graph_model
-from iba_tf.keras_network import KerasNetwork
-from iba_tf.model_files import load_file
-from iba_tf.operations import OperationGraph
+from iba_tf.graphs.calls import CallGraph, has_graph
+from iba_tf.graphs.graph_split import GraphCut
+from iba_tf.graphs.keras_split import KerasCut
+from iba_tf.graphs.operations import OperationGraph
+from iba_tf.models.graph_model import GraphModel, is_graph_model
+from iba_tf.models.keras_network import KerasNetwork
+from iba_tf.models.model_files import load_file
 from iba_tf.randomness import fresh_key
 from iba_tf.tracing import traced
 

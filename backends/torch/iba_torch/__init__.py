@@ -1,7 +1,7 @@
 """Information-bottleneck attribution for PyTorch."""
 
 from iba_core.errors import MissingDependencyError
-from iba_core.readout_training import EpochReport
+from iba_core.readout.training import EpochReport
 
 try:
     import torch  # noqa: F401  # imported only to find out whether it can be
@@ -13,12 +13,12 @@ except ModuleNotFoundError as error:
     ) from None
 
 from iba_torch.adapter import TorchAdapter
-from iba_torch.bottleneck import IBA, to_saliency_map
-from iba_torch.cut import TorchCut
-from iba_torch.estimator import TorchWelfordEstimator
+from iba_torch.bottlenecks.estimator import TorchWelfordEstimator
+from iba_torch.bottlenecks.iba import IBA, to_saliency_map
+from iba_torch.bottlenecks.readout import IBAReadout
+from iba_torch.bottlenecks.sequential import insert_into_sequential
 from iba_torch.images import ImageFolder, get_imagenet_folder, imagenet_transform, tensor_to_np_img
-from iba_torch.readout import IBAReadout
-from iba_torch.sequential import insert_into_sequential
+from iba_torch.tail.split import TorchCut
 
 __all__ = [
     "IBA",

@@ -13,17 +13,17 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from iba_core.adapter import Adapter, F, Inputs, LayerInfo, rows_in_cache
 from iba_core.errors import LayerError, closest
-from iba_core.layout import DataFormat
-from iba_core.namespace import Array, host_array
+from iba_core.framework.adapter import Adapter, F, Inputs, LayerInfo, rows_in_cache
+from iba_core.framework.layout import DataFormat
+from iba_core.framework.namespace import Array, host_array
 from iba_core.utils import ifnone
-from iba_torch.calls import intercept_calls, run, unwrap
-from iba_torch.cut import LayerCall, TorchCut
-from iba_torch.frozen import frozen
-from iba_torch.memory_order import is_channels_last
-from iba_torch.recording import Shapes
-from iba_torch.trees import tree_map
+from iba_torch.tail.calls import intercept_calls, run, unwrap
+from iba_torch.tail.frozen import frozen
+from iba_torch.tail.recording import Shapes
+from iba_torch.tail.rewrites.memory_order import is_channels_last
+from iba_torch.tail.split import LayerCall, TorchCut
+from iba_torch.tail.trees import tree_map
 
 _CALL_SUFFIX = re.compile(r"(?P<name>.+):(?P<call>\d+)")
 
@@ -217,7 +217,7 @@ class TorchAdapter(Adapter):
         if not ifnone(jit_compile, self.jit_compile):
             return function
         # The compiler takes seconds to import.
-        from iba_torch.compiled import Compiled
+        from iba_torch.tail.compiled import Compiled
 
         return cast(F, Compiled(function, self.model))
 

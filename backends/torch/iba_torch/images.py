@@ -14,7 +14,7 @@ from PIL import Image
 from torch.utils.data import Dataset
 
 from iba_core.errors import InputError
-from iba_core.images import image_files, load_image
+from iba_core.pictures.images import image_files, load_image
 
 _MEAN = np.array([0.485, 0.456, 0.406], np.float32)
 _STD = np.array([0.229, 0.224, 0.225], np.float32)

@@ -12,14 +12,14 @@ import numpy.typing as npt
 import tensorflow as tf
 
 from iba_core.concepts.cam import EigenCAM, GradCAM, GradCAMPlusPlus, HiResCAM, LayerCAM, XGradCAM
-from iba_core.concepts.cam_pictures import preprocess_image as preprocess_array
-from iba_core.concepts.cam_pictures import show_cam_on_image
 from iba_core.concepts.targets import (
     ClassifierOutputTarget,
     ConceptEmbeddingTarget,
     DifferenceFromConceptTarget,
     SimilarityToConceptTarget,
 )
+from iba_core.pictures.cam import preprocess_image as preprocess_array
+from iba_core.pictures.cam import show_cam_on_image
 
 __all__ = [
     "ClassifierOutputTarget",
@@ -40,7 +40,7 @@ __all__ = [
 def preprocess_image(
     img: npt.ArrayLike, mean: Sequence[float] = (0.5, 0.5, 0.5), std: Sequence[float] = (0.5, 0.5, 0.5)
 ) -> tf.Tensor:
-    """`iba_core.concepts.cam_pictures.preprocess_image` as a tensor, float32.
+    """`iba_core.pictures.cam.preprocess_image` as a tensor, float32.
 
     Returns:
         Tensor (1, H, W, C), or (1, C, H, W) where `keras.config.image_data_format` says so.

@@ -18,7 +18,7 @@ from iba_core.concepts.detection import (
     fan_in_bound,
     same_padding,
 )
-from iba_core.layout import DataFormat
+from iba_core.framework.layout import DataFormat
 
 __all__ = ["ConceptDetectionModel2D", "ModelStump"]
 

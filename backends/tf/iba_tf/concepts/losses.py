@@ -20,7 +20,7 @@ from iba_core.concepts import losses as formulas
 from iba_core.concepts import metrics
 from iba_core.concepts.masks import BatchReduction, MaskFunction
 from iba_core.errors import InputError
-from iba_core.layout import DataFormat
+from iba_core.framework.layout import DataFormat
 
 __all__ = [
     "BalancedBCELoss",

@@ -15,8 +15,6 @@ from torch import nn
 
 from iba_core.concepts import cam
 from iba_core.concepts.cam import ReshapeTransform
-from iba_core.concepts.cam_pictures import preprocess_image as preprocess_array
-from iba_core.concepts.cam_pictures import show_cam_on_image
 from iba_core.concepts.targets import (
     ClassifierOutputTarget,
     ConceptEmbeddingTarget,
@@ -24,6 +22,8 @@ from iba_core.concepts.targets import (
     SimilarityToConceptTarget,
 )
 from iba_core.errors import InputError
+from iba_core.pictures.cam import preprocess_image as preprocess_array
+from iba_core.pictures.cam import show_cam_on_image
 
 __all__ = [
     "ClassifierOutputTarget",
@@ -103,5 +103,5 @@ class EigenCAM(_TorchCAM, cam.EigenCAM):
 def preprocess_image(
     img: npt.ArrayLike, mean: Sequence[float] = (0.5, 0.5, 0.5), std: Sequence[float] = (0.5, 0.5, 0.5)
 ) -> torch.Tensor:
-    """`iba_core.concepts.cam_pictures.preprocess_image` as a tensor (1, C, H, W), float32."""
+    """`iba_core.pictures.cam.preprocess_image` as a tensor (1, C, H, W), float32."""
     return torch.from_numpy(preprocess_array(img, mean, std))

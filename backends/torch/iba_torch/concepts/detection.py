@@ -18,7 +18,7 @@ from iba_core.concepts.detection import (
     fan_in_bound,
     same_padding,
 )
-from iba_core.namespace import host_array
+from iba_core.framework.namespace import host_array
 
 __all__ = ["ConceptDetectionModel2D", "ModelStump"]
 

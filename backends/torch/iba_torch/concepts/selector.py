@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from iba_core.concepts import selection
 from iba_core.errors import InputError
-from iba_core.namespace import host_array
+from iba_core.framework.namespace import host_array
 
 
 class SelectorZU(nn.Module):

@@ -1,0 +1,1 @@
+"""The bottlenecks as Keras layers and as copies of models."""

@@ -1,0 +1,458 @@
+"""The bottleneck behind the interface of the package innvestigate."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+import zipfile
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import tensorflow as tf
+
+from iba_core.bottleneck.estimator import STATE, WelfordEstimator
+from iba_core.bottleneck.saliency import saliency_maps
+from iba_core.default_layer import default_layer
+from iba_core.errors import InputError, LayerError, StateError
+from iba_core.framework.adapter import find_adapter
+from iba_core.framework.inputs import arrays_of, inputs_of_batch, take
+from iba_core.framework.inputs import batch_size as rows_of
+from iba_core.framework.layout import Layout
+from iba_core.targets import ClassTarget, DistributionTarget, Loss, Target, cross_entropy, main_output
+from iba_tf.bottlenecks.copy import IBACopy, softmax_of
+from iba_tf.bottlenecks.original import keras_library_of
+from iba_tf.bottlenecks.per_sample import require_rows
+from iba_tf.bottlenecks.tail_loss import TailLoss
+from iba_tf.eager import runs_eagerly
+from iba_tf.models.model_files import load_keras
+
+_MODES = ("max_activation", "index", "all")
+
+_OF_KERAS_FIT = (
+    "disable_no_training_warning",
+    "epochs",
+    "max_queue_size",
+    "shuffle",
+    "steps_per_epoch",
+    "use_multiprocessing",
+    "verbose",
+    "workers",
+)
+"""Arguments that callers of innvestigate's analyzers may give, and that an estimate has no use for."""
+
+_GIVEN = ("feature_mean", "feature_std", "feature_active")
+
+
+class IBACopyInnvestigate(IBACopy):
+    """A bottleneck in a copy of a Keras classifier, used like an analyzer of the package innvestigate.
+
+    Where code makes an analyzer, such as ``LRPEpsilon(model)``, this one takes its place: `fit` (or
+    `fit_generator`), then `analyze` of batches. Hyperparameters are set here or by `set_default`.
+
+    Args:
+        model: a Keras 3 or Keras 2 model with one output, the logits (B, K). It is left as it is.
+        neuron_selection_mode: which output is explained: ``"max_activation"``, the class predicted;
+            ``"index"``, the one that `analyze` is told; ``"all"``, the distribution over all classes.
+        feature_name: the feature map that the bottleneck is put behind: a layer's name or path, the name of a
+            layer's symbolic output, or the layer. If None, one of those that resolve the image in some 24
+            parts a side, see `iba_core.default_layer`.
+        estimator: fitted statistics of the features.
+        feature_mean: mean of the features, shape of one feature map, in place of `estimator`.
+        feature_std: standard deviation of the features, likewise.
+        feature_active: whether each feature takes part; the others are set to 0 and carry no information.
+            All do if None.
+        batch_size: number of noisy samples that a step's gradient is averaged over.
+        steps: number of optimiser steps.
+        beta: weight of the information against the model's loss.
+        learning_rate: learning rate of Adam.
+        min_std: floor of the features' standard deviation.
+        smooth_std: standard deviation of the Gaussian that smooths the mask; 0 for no smoothing.
+        normalize_beta: divide beta by the number of features.
+        session: of a Keras 2 model that was built in a v1 graph; the default one if None.
+        copy_session_config: see `IBACopy`.
+        disable_model_checks: take a model that ends in a softmax, too. Its probabilities are recognised, but
+            where one is nearly 1 they hold less of the logits than is needed to explain it well.
+        **keras_kwargs: see `IBACopy`.
+
+    Raises:
+        InputError: the model is none of Keras, has several outputs or ends in a softmax, or an argument is
+            out of its range.
+        LayerError: there is no such layer; the message offers the closest names.
+
+    Example:
+        >>> model = keras.Sequential([keras.Input((32, 32, 3)), keras.layers.Conv2D(8, 3, name="conv")])
+        >>> model.add(keras.layers.GlobalAveragePooling2D())
+        >>> analyzer = IBACopyInnvestigate(model, feature_name="conv")
+        >>> images = np.random.default_rng(0).normal(size=(20, 32, 32, 3))
+        >>> analyzer.fit(images)
+        >>> analyzer.analyze(images[:4]).shape
+        (4, 32, 32)
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        neuron_selection_mode: str = "max_activation",
+        feature_name: Any = None,
+        estimator: WelfordEstimator | None = None,
+        feature_mean: npt.ArrayLike | None = None,
+        feature_std: npt.ArrayLike | None = None,
+        feature_active: npt.ArrayLike | None = None,
+        batch_size: int = 10,
+        steps: int = 10,
+        beta: float = 10.0,
+        learning_rate: float = 1,
+        min_std: float = 0.01,
+        smooth_std: float = 1,
+        normalize_beta: bool = True,
+        session: tf.compat.v1.Session | None = None,
+        copy_session_config: Any = None,
+        disable_model_checks: bool = False,
+        **keras_kwargs: Any,
+    ) -> None:
+        if neuron_selection_mode not in _MODES:
+            raise InputError(
+                f"neuron_selection_mode={neuron_selection_mode!r} is none of {', '.join(_MODES)}"
+            )
+        library = keras_library_of(model)
+        if library is None:
+            raise InputError(
+                f"model of type {type(model).__name__} is no Keras model; IBACopy takes graphs of all kinds"
+            )
+        if len(getattr(model, "outputs", None) or [None]) != 1:
+            raise InputError(
+                f"the model has {len(model.outputs)} outputs; give a model with one, or name them to IBACopy"
+            )
+        super().__init__(
+            _default_layer(model) if feature_name is None else feature_name,
+            None,
+            estimator,
+            feature_mean,
+            feature_std,
+            feature_active,
+            model,
+            session,
+            copy_session_config,
+            batch_size,
+            steps,
+            beta,
+            learning_rate,
+            min_std,
+            smooth_std,
+            normalize_beta,
+            **keras_kwargs,
+        )
+        graph = self._original.graph
+        if not disable_model_checks and graph is not None and softmax_of(graph) is not None:
+            raise InputError(
+                "the model ends in a softmax; give model_wo_softmax(model), or disable_model_checks=True to "
+                "explain its probabilities"
+            )
+        self._model = model
+        self._library = library
+        self._mode = neuron_selection_mode
+        self._checks_disabled = disable_model_checks
+        # One for each kind of loss, each with a step that is compiled once.
+        self._losses: dict[Loss, TailLoss] = {}
+        self._loss = TailLoss(self._adapter, self._cut, cross_entropy)
+
+    # -- estimating and explaining ----------------------------------------------------------------
+
+    def fit(
+        self,
+        X: Any,  # noqa: N803 (innvestigate's name)
+        session: tf.compat.v1.Session | None = None,
+        run_kwargs: dict[str, Any] | None = None,
+        *,
+        batch_size: int = 32,
+        **unused: Any,
+    ) -> None:
+        """Estimate mean and standard deviation of the features, in addition to what has been seen.
+
+        Args:
+            X: samples (N, ...), or a list of them for a model with several inputs. Some 5000 are advised.
+            session: see `IBACopy.fit`.
+            run_kwargs: see `IBACopy.fit`.
+            batch_size: samples that run at once.
+            **unused: what innvestigate's trainable analyzers also take, such as ``workers``.
+
+        Raises:
+            InputError: the samples have the wrong shape, or an argument is unknown.
+        """
+        _require_known(unused)
+        feed = self._feed(X)
+        batches = (take(feed, start, start + batch_size) for start in range(0, rows_of(feed), batch_size))
+        self.fit_generator(batches, verbose=0, session=session, run_kwargs=run_kwargs)
+
+    @runs_eagerly
+    def fit_generator(
+        self,
+        generator: Iterable[Any],
+        steps_per_epoch: int | None = None,
+        epochs: int = 1,
+        verbose: int = 1,
+        session: tf.compat.v1.Session | None = None,
+        progbar: bool = True,
+        *,
+        steps: int | None = None,
+        run_kwargs: dict[str, Any] | None = None,
+        **unused: Any,
+    ) -> None:
+        """Estimate mean and standard deviation of the features, in addition to what has been seen.
+
+        Args:
+            generator: yields tuples (samples, targets), of which the targets are not used, or samples; a
+                generator, a Keras data set, or any iterable. Some 5000 samples are advised.
+            steps_per_epoch: batches of an epoch; all there are if None.
+            epochs: how many to run. A generator goes on where it was.
+            verbose: 0 for no progress bar.
+            session: see `IBACopy.fit`.
+            progbar: show the progress, too.
+            steps: another name of `steps_per_epoch`.
+            run_kwargs: see `IBACopy.fit`.
+            **unused: see `fit`.
+
+        Raises:
+            InputError: the generator gives nothing, or samples of the wrong shape, or an argument is unknown.
+        """
+        _require_known(unused)
+        batches = _batches(generator, steps if steps_per_epoch is None else steps_per_epoch, epochs)
+        feeds = (self._feed(inputs_of_batch(batch)) for batch in batches)
+        self._fit_batches(self._features(session, run_kwargs), feeds, None, bool(verbose) and progbar)
+
+    @runs_eagerly
+    def analyze(
+        self,
+        X: Any,  # noqa: N803 (innvestigate's name)
+        neuron_selection: npt.ArrayLike | None = None,
+        *,
+        seed: int | None = None,
+    ) -> npt.NDArray[np.floating]:
+        """Saliency maps of a batch of samples, each explained by itself.
+
+        Args:
+            X: samples (B, ...), or a list of them for a model with several inputs.
+            neuron_selection: index of the output, one for all samples or one each; with
+                ``neuron_selection_mode="index"``, and only then.
+            seed: makes the result reproducible, in other frameworks, too.
+
+        Returns:
+            Array (B, H, W), in bits per pixel; for samples of other shapes over their spatial axes.
+
+        Raises:
+            InputError: the samples or `neuron_selection` do not fit.
+            NotEstimatedError: the distribution of the features has not been estimated.
+            OptimizationError: the objective turned NaN or infinite.
+        """
+        target = self._selected(neuron_selection)
+        inputs = self._inputs(self._original.model, X)
+        for tensor in arrays_of(inputs):
+            require_rows(tensor, "X")
+        rows_of_loss = self._resolved(target, inputs)
+        loss = self._loss
+        assert loss is not None
+        capacity = self._explain(
+            loss,
+            inputs,
+            rows_of_loss,
+            self.flow,
+            hyperparameters={},
+            seed=seed,
+            pass_mask=None,
+            max_batch=None,
+            progbar=False,
+        )
+        layout = Layout.of(capacity.shape[1:], self._cut.data_format)
+        return saliency_maps(capacity, layout, self._map_shape(inputs, layout))
+
+    def predict(self, X: Any) -> npt.NDArray[Any]:  # noqa: N803 (innvestigate's name)
+        """What the copy gives for samples (B, ...): the logits of the model as it was last copied."""
+        return np.asarray(main_output(super().predict(X)))
+
+    def _selected(self, neuron_selection: npt.ArrayLike | None) -> Target:
+        if (neuron_selection is None) == (self._mode == "index"):
+            given = "none" if neuron_selection is None else repr(neuron_selection)
+            raise InputError(
+                "neuron_selection is for neuron_selection_mode='index', and needed there; "
+                f"the mode is {self._mode!r}, and {given} is given"
+            )
+        if self._mode == "all":
+            return DistributionTarget()
+        if neuron_selection is None:
+            return ClassTarget()
+        selection = np.asarray(neuron_selection).reshape(-1)
+        return ClassTarget(selection[0] if selection.size == 1 else selection)
+
+    def _resolved(self, target: Target, inputs: Any) -> tuple[npt.NDArray[Any], ...]:
+        """Let the loss of a target be the one to optimise, and return its rows for some inputs."""
+        images = rows_of(inputs)
+        outputs = np.concatenate(
+            [
+                self._adapter.to_numpy(self._main_output(take(inputs, start, start + 32)))
+                for start in range(0, images, 32)
+            ]
+        )
+        kind, rows = target.select(0, images, images).resolve(outputs)
+        if kind not in self._losses:
+            self._losses[kind] = TailLoss(self._adapter, self._cut, kind)
+        self._loss = self._losses[kind]
+        return rows
+
+    def _map_shape(self, inputs: Any, layout: Layout) -> tuple[int, ...] | None:
+        """Spatial shape of the samples, where they have as many spatial axes as the features."""
+        shape = tuple(next(arrays_of(inputs)).shape[1:])
+        if len(shape) != layout.ndim:
+            return None
+        return Layout.of(shape, self._cut.input_format).spatial_shape(shape)
+
+    # -- saving -----------------------------------------------------------------------------------
+
+    def save(self) -> tuple[str, dict[str, Any]]:
+        """Name of the class, and everything that makes an equal analyzer by `load`.
+
+        Returns:
+            ``("IBACopyInnvestigate", state)``. The state holds the model as the bytes of a ``.keras`` file,
+            and besides arrays, strings and numbers only.
+
+        Raises:
+            InputError: the model has changed since it was copied, or cannot be saved.
+        """
+        if self._original.model.changed_variables():
+            raise InputError("the model has changed since it was copied: call update_variables before saving")
+        state = {
+            "model": _file_of(self._model),
+            "library": self._library.__name__,
+            "neuron_selection_mode": self._mode,
+            "disable_model_checks": self._checks_disabled,
+            **self.state_dict(),
+        }
+        del state["output_names"]
+        return type(self).__name__, state
+
+    @staticmethod
+    def load(class_name: str | type[IBACopyInnvestigate], state: dict[str, Any]) -> IBACopyInnvestigate:
+        """Analyzer from what `save` gave.
+
+        Args:
+            class_name: the class or its name.
+            state: its state. The model in it is loaded in Keras' safe mode: it can run no code of its own.
+
+        Raises:
+            StateError: the state is of another class, or entries are missing or malformed.
+        """
+        classes = {cls.__name__: cls for cls in (IBACopyInnvestigate, *_subclasses(IBACopyInnvestigate))}
+        cls = classes.get(class_name) if isinstance(class_name, str) else class_name
+        if not isinstance(cls, type) or not issubclass(cls, IBACopyInnvestigate):
+            raise StateError(f"class_name={class_name!r} is none of {', '.join(classes)}")
+        try:
+            analyzer = cls(
+                _model_of(state["model"], state["library"]),
+                state["neuron_selection_mode"],
+                state["feature_name"],
+                disable_model_checks=state["disable_model_checks"],
+            )
+        except KeyError as error:
+            raise StateError(f"the state lacks {error}") from error
+        except (InputError, LayerError) as error:
+            raise StateError(f"the state is malformed: {error}") from error
+        analyzer.load_state_dict({**state, "output_names": None})
+        return analyzer
+
+    def save_npz(self, fname: str | PathLike[str]) -> None:
+        """Write what `save` gives to an ``.npz`` file, which can hold no code."""
+        class_name, state = self.save()
+        arrays = {name: state.pop(name) for name in ("model", *_GIVEN)}
+        if (estimator := state.pop("estimator")) is not None:
+            arrays.update((f"estimator_{name}", estimator[name]) for name in STATE)
+        arrays = {name: value for name, value in arrays.items() if value is not None}
+        np.savez(fname, class_name=class_name, settings=json.dumps(state), **arrays)
+
+    @staticmethod
+    def load_npz(fname: str | PathLike[str]) -> IBACopyInnvestigate:
+        """Analyzer from a file that `save_npz` wrote. Nothing in it is run.
+
+        Raises:
+            StateError: the file is missing, truncated or of another kind.
+        """
+        path = Path(fname) if Path(fname).is_file() else Path(f"{fname}.npz")
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                entries = {name: file[name] for name in file.files}
+            state = {**json.loads(str(entries.pop("settings"))), **dict.fromkeys(_GIVEN)}
+            class_name = str(entries.pop("class_name"))
+            estimator = {name: entries.pop(f"estimator_{name}", None) for name in STATE}
+        except (OSError, ValueError, KeyError, AttributeError, zipfile.BadZipFile) as error:
+            raise StateError(f"fname={str(fname)!r} is no file that save_npz wrote: {error}") from error
+        has_estimator = all(value is not None for value in estimator.values())
+        state.update(entries, estimator=estimator if has_estimator else None)
+        return IBACopyInnvestigate.load(class_name, state)
+
+
+def _default_layer(model: Any) -> str:
+    """See `iba_core.default_layer`; for random inputs, of which the choice does not depend."""
+    generator = np.random.default_rng(0)
+    inputs = {}
+    for tensor in getattr(model, "inputs", None) or []:
+        shape = tuple(tensor.shape[1:])
+        if None in shape:
+            break
+        inputs[tensor.name] = generator.random((1, *shape)).astype(np.float32)
+    if not inputs or len(inputs) < len(model.inputs):
+        raise InputError("feature_name=None, but the model's input has no definite shape; name a layer")
+    return default_layer(find_adapter(model), inputs if len(inputs) > 1 else next(iter(inputs.values())))
+
+
+def _require_known(unused: dict[str, Any]) -> None:
+    for name in unused:
+        if name not in _OF_KERAS_FIT:
+            raise InputError(
+                f"{name!r} is no argument of fit; the further ones are {', '.join(_OF_KERAS_FIT)}"
+            )
+
+
+def _batches(generator: Iterable[Any], steps: int | None, epochs: int) -> Iterator[Any]:
+    """The batches of some epochs."""
+    counted = hasattr(generator, "__len__") and hasattr(generator, "__getitem__")
+    source = iter(generator) if not counted and iter(generator) is generator else None
+    for _ in range(epochs):
+        if source is not None:
+            # What can be iterated over once only goes on from epoch to epoch.
+            yield from source if steps is None else islice(source, steps)
+        elif counted:
+            # Keras' own data sets may not stop by themselves.
+            yield from (generator[index] for index in islice(range(len(generator)), steps))
+        else:
+            yield from islice(generator, steps)
+
+
+def _subclasses(cls: type) -> Iterator[type]:
+    for subclass in cls.__subclasses__():
+        yield subclass
+        yield from _subclasses(subclass)
+
+
+def _file_of(model: Any) -> npt.NDArray[np.uint8]:
+    """The bytes of a model's ``.keras`` file."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.keras"
+        try:
+            model.save(path)
+        except Exception as error:  # Keras raises whatever a layer without a configuration leads to.
+            raise InputError(f"the model cannot be saved: {error}") from error
+        return np.frombuffer(path.read_bytes(), np.uint8)
+
+
+def _model_of(content: npt.NDArray[np.uint8], library: str) -> Any:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.keras"
+        path.write_bytes(np.asarray(content, np.uint8).tobytes())
+        try:
+            return load_keras(path, library)
+        except Exception as error:  # Keras raises whatever the first wrong byte leads to.
+            reason = " ".join(str(error).split())
+            raise StateError(f"the state holds no model that can be loaded safely: {reason}") from error

@@ -1,0 +1,1 @@
+"""Graphs that can be split anywhere."""

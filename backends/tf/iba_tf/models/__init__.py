@@ -1,0 +1,1 @@
+"""Everything that becomes a graph: Keras models, functions, sessions, frozen graphs, files."""

@@ -1,0 +1,354 @@
+"""Models of TensorFlow as graphs of operations: v1 sessions, frozen graphs, SavedModels, functions, Keras.
+
+`GraphModel` is what a user makes of such a model and gives to an `Explainer`, or to whatever else works on
+models. The operations themselves are an `OperationGraph`; where it comes from is the matter of an `Origin`;
+`GraphCut` cuts it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import numpy.typing as npt
+import tensorflow as tf
+from tensorflow.core.framework.graph_pb2 import GraphDef
+
+from iba_core.framework.adapter import Inputs, LayerInfo
+from iba_tf.eager import runs_eagerly
+from iba_tf.graphs.graph_inputs import is_several, name_of, tensors_for
+from iba_tf.graphs.graph_split import GraphCut
+from iba_tf.graphs.operations import OperationGraph
+from iba_tf.models.layer_tracing import layer_classes
+from iba_tf.models.origins import FixedOrigin, Origin, function_origin, keras_origin, value_of
+from iba_tf.models.saved_model import open_saved_model
+from iba_tf.models.v1_graphs import SessionOrigin, frozen_graph, read_graph_def
+from iba_tf.tracing import traced
+
+
+def is_graph_model(model: Any) -> bool:
+    """Whether a model is one of TensorFlow, as `GraphModel.of` takes it."""
+    kinds = (
+        GraphModel,
+        GraphDef,
+        tf.types.experimental.Callable,
+        tf.types.experimental.GenericFunction,
+        *layer_classes(),
+    )
+    return isinstance(model, kinds) or (isinstance(model, tf.Module) and callable(model))
+
+
+class GraphModel:
+    """Any model of TensorFlow, as a graph of operations.
+
+    It is made by one of the ``from_`` methods, and explained like any other model, by
+    ``Explainer(model, layer="conv2/Relu")``. A layer is named by its operation, ``"conv2/Relu"``, by a
+    tensor, ``"conv2/Relu:0"``, or by a scope that one tensor leaves, ``"conv2"``; where Keras layers made the
+    graph, by their names and paths, ``"block/conv"``, too. Of a layer with several results the first is
+    meant; ``"lstm[1]"`` is the second.
+
+    The values of the variables are those of the model that it was made of: a Keras model, a function or a
+    module is read whenever the model runs; the variables of a session are read when the model is made, and
+    again by `update_variables`. That model itself is never altered.
+    """
+
+    def __init__(self, origin: Origin, replaced: Mapping[Any, tf.Variable] | None = None) -> None:
+        self._origin = origin
+        self._replaced = dict(replaced or {})
+        self._is_copy = replaced is not None
+        self._graphs: dict[int, OperationGraph] = {}
+        self._kept: list[OperationGraph] = []
+        self._predict: dict[int, Callable[..., Any]] = {}
+
+    # -- where models come from -------------------------------------------------------------------
+
+    @classmethod
+    @runs_eagerly
+    def from_session(
+        cls,
+        graph: tf.Graph | None,
+        session: tf.compat.v1.Session,
+        *,
+        outputs: Any,
+        inputs: Any = None,
+        defaults: Mapping[Any, npt.ArrayLike] | None = None,
+    ) -> GraphModel:
+        """Model in a graph of TensorFlow 1, with the variables' values of a session.
+
+        Args:
+            graph: the graph; None for that of the session.
+            session: in which the variables have been initialised or restored.
+            outputs: what the model gives: a tensor, an operation or the name of one; or several, nested
+                as the results shall be.
+            inputs: the placeholders to be fed, likewise, in order. If None, those that the outputs
+                depend on, those without a default first.
+            defaults: values of placeholders, by tensor or name, for calls that do not give them, such as
+                ``{"keep_prob:0": 1.0}``. What ``tf.compat.v1.placeholder_with_default`` made has one.
+
+        Raises:
+            InputError: there is no such tensor, or a variable has no value in the session.
+        """
+        graph = session.graph if graph is None else graph
+        origin = SessionOrigin(graph, session, outputs, inputs, defaults)
+        return cls(origin)
+
+    @classmethod
+    @runs_eagerly
+    def from_graph_def(
+        cls,
+        graph_def: GraphDef | str | PathLike[str],
+        *,
+        outputs: Any = None,
+        inputs: Any = None,
+        defaults: Mapping[Any, npt.ArrayLike] | None = None,
+    ) -> GraphModel:
+        """Model in a frozen graph, whose variables have been made constants.
+
+        Args:
+            graph_def: the graph, or the ``.pb`` file that holds it.
+            outputs: names of tensors or operations, nested as the results shall be. If None, the
+                operations that depend on the inputs and that no other takes.
+            inputs: names of the placeholders, see `from_session`.
+            defaults: see `from_session`.
+
+        Raises:
+            StateError: the file is missing or holds no graph.
+            InputError: there is no such tensor, no output is found, or the graph is not frozen.
+        """
+        if not isinstance(graph_def, GraphDef):
+            graph_def = read_graph_def(Path(graph_def))
+        return cls(FixedOrigin(frozen_graph(graph_def, outputs, inputs, defaults)))
+
+    @classmethod
+    @runs_eagerly
+    def from_saved_model(
+        cls,
+        path: str | PathLike[str],
+        *,
+        signature: str | None = None,
+        tags: str | Sequence[str] | None = None,
+    ) -> GraphModel:
+        """Model in a SavedModel folder, written by any version of TensorFlow or Keras.
+
+        Args:
+            path: the folder.
+            signature: name of the signature to call. If None, ``"serving_default"``, or the only one.
+            tags: of the graph in the folder; by default ``"serve"``, or those of the only graph.
+
+        Raises:
+            StateError: the folder is missing or holds no SavedModel.
+            InputError: it has no such signature or tags.
+        """
+        return cls(open_saved_model(Path(path), signature, tags))
+
+    @classmethod
+    @runs_eagerly
+    def from_function(cls, function: Callable[..., Any], *specs: Any) -> GraphModel:
+        """Model that is a function of tensors.
+
+        Args:
+            function: a `tf.function`, one of its concrete functions, a `tf.Module` or any other callable of
+                tensors.
+            *specs: a `tf.TensorSpec` for each argument, with an open batch axis. If left out, those of the
+                function's own signature; where it has none, it is traced for the inputs that come.
+        """
+        return cls(function_origin(function, specs))
+
+    @classmethod
+    @runs_eagerly
+    def from_keras(cls, model: Any) -> GraphModel:
+        """A Keras 3 or Keras 2 model of any kind, subclassed ones too.
+
+        It is traced in inference mode, for the inputs that come where it does not declare its inputs.
+
+        Raises:
+            LayerError: the model is not built.
+        """
+        return cls(keras_origin(model))
+
+    @classmethod
+    def from_operations(cls, graph: OperationGraph) -> GraphModel:
+        """A graph of operations over the variables that it is bound to."""
+        return cls(FixedOrigin(graph))
+
+    @classmethod
+    def of(cls, model: Any) -> GraphModel:
+        """The graph model of anything for which `is_graph_model` is true."""
+        if isinstance(model, cls):
+            return model
+        if isinstance(model, GraphDef):
+            return cls.from_graph_def(model)
+        if isinstance(model, tuple(layer_classes())):
+            return cls.from_keras(model)
+        return cls.from_function(model)
+
+    # -- variables --------------------------------------------------------------------------------
+
+    @property
+    def graph(self) -> OperationGraph | None:
+        """The graph, if it is the same for all inputs."""
+        return None if self._origin.graph is None else self._own(self._origin.graph)
+
+    @property
+    def input_names(self) -> list[str] | None:
+        """Names of the inputs; None where they follow from what is given."""
+        return None if self.graph is None else [entry.name for entry in self.graph.inputs]
+
+    @property
+    def input_shape(self) -> tuple[int | None, ...] | None:
+        """Shape of the first input with the batch axis, None where it is open."""
+        return None if self.graph is None else self.graph.inputs[0].shape
+
+    @property
+    def variables(self) -> dict[str, tf.Variable]:
+        """The variables that the model reads, by name: its own where it is a copy."""
+        return {
+            name: self._replaced.get(variable.ref(), variable)
+            for name, variable in self._origin.variables().items()
+        }
+
+    @runs_eagerly
+    def copy(self) -> GraphModel:
+        """The same model over variables of its own, which have the present values."""
+        replaced = {
+            variable.ref(): tf.Variable(self._replaced.get(variable.ref(), variable), trainable=False)
+            for variable in self._origin.variables().values()
+        }
+        return GraphModel(self._origin, replaced)
+
+    @runs_eagerly
+    def update_variables(self) -> None:
+        """Give the model's own variables the values that the original's have now."""
+        values = self._origin.values()
+        for name, variable in self.variables.items():
+            variable.assign(values[name])
+
+    @runs_eagerly
+    def changed_variables(self) -> list[str]:
+        """Names of the variables whose values in the original are others than the model's own."""
+        values = self._origin.values()
+        return [
+            name
+            for name, variable in self.variables.items()
+            if not np.array_equal(value_of(variable), values[name], equal_nan=values[name].dtype.kind in "fc")
+        ]
+
+    def _own(self, graph: OperationGraph) -> OperationGraph:
+        """A graph of the origin, over the model's own variables."""
+        if not self._is_copy:
+            return graph
+        if id(graph) not in self._graphs:
+            bindings = {}
+            for name, binding in graph.bindings.items():
+                if isinstance(binding, tf.Variable):
+                    if binding.ref() not in self._replaced:  # met only now, when the model was traced
+                        self._replaced[binding.ref()] = tf.Variable(binding, trainable=False)
+                    bindings[name] = self._replaced[binding.ref()]
+            self._graphs[id(graph)] = graph.with_bindings(bindings)
+            self._kept.append(graph)
+        return self._graphs[id(graph)]
+
+    # -- running ----------------------------------------------------------------------------------
+
+    @property
+    def data_format(self) -> Any:
+        """Where the channels of the first input are; before a model without declared inputs has run, last."""
+        graph = self.graph or (self._own(self._origin.last) if self._origin.last else None)
+        if graph is None:
+            return keras.config.image_data_format()
+        return graph.data_format(graph.inputs[0].tensor)
+
+    @runs_eagerly
+    def prepare(
+        self, inputs: Inputs, needed: Callable[[OperationGraph], set[str]] | None = None
+    ) -> tuple[OperationGraph, list[tf.Tensor | None]]:
+        """A user's inputs as tensors of the dtypes that the model takes, and the model's graph for them.
+
+        Args:
+            inputs: one array, a list or tuple, or a dict by the inputs' names or placeholders.
+            needed: gives the names of the inputs that must be there; all if None.
+
+        Returns:
+            The graph, and a tensor for each of its inputs; None for those that are missing.
+
+        Raises:
+            InputError: an input is missing, unknown, no array, or of the wrong shape.
+        """
+        if self.graph is None:
+            graph, tensors = self._origin.traced_for(inputs)
+            return self._own(graph), list(tensors)
+        graph = self.graph
+        return graph, tensors_for(graph, inputs, None if needed is None else needed(graph))
+
+    @runs_eagerly
+    def to_inputs(self, inputs: Inputs) -> Inputs:
+        """`inputs` with every array as the model takes it, in the structure that they have.
+
+        Within a v1 graph, or where eager execution is disabled, they are NumPy's.
+        """
+        if self.graph is None:
+            return self._origin.to_inputs(inputs)
+        if isinstance(inputs, Mapping):
+            graph, tensors = self.prepare(inputs, lambda graph: set())
+            given = {name_of(graph, key) for key in inputs}
+            named = {
+                entry.name: x for entry, x in zip(graph.inputs, tensors, strict=True) if entry.name in given
+            }
+            # What has images comes first: there a batch is counted.
+            return dict(sorted(named.items(), key=lambda item: not item[1].shape.rank))
+        _, tensors = self.prepare(inputs)
+        given = list(tensors)[: len(inputs) if is_several(inputs) else 1]
+        return given[0] if len(given) == 1 else tuple(given)
+
+    @runs_eagerly
+    def predict(self, inputs: Inputs) -> Any:
+        """The model's output for `inputs`."""
+        graph, tensors = self.prepare(inputs)
+        if id(graph) not in self._predict:
+
+            def run(*given: tf.Tensor) -> Any:
+                values = {entry.tensor: x for entry, x in zip(graph.inputs, given, strict=True)}
+                flat = graph.run(graph.needed_for(graph.flat_outputs, values), values, graph.flat_outputs)
+                return tf.nest.pack_sequence_as(graph.outputs, [tf.identity(x) for x in flat])
+
+            self._predict[id(graph)] = traced(run, reduce_retracing=True)
+        return self._predict[id(graph)](*tensors)
+
+    @runs_eagerly
+    def layers(self, inputs: Inputs) -> list[LayerInfo]:
+        """The places where the model can be cut, in order, with the shapes that they have for `inputs`."""
+        graph, tensors = self.prepare(inputs)
+        names = list(dict.fromkeys(tensor for place in graph.places for tensor in place.tensors[:1]))
+        names = [name for name in names if name in graph.known]
+
+        def shapes(*given: tf.Tensor) -> list[tf.Tensor]:
+            values = {entry.tensor: x for entry, x in zip(graph.inputs, given, strict=True)}
+            return [tf.shape(x) for x in graph.run(graph.needed_for(names, values), values, names)]
+
+        found = dict(zip(names, traced(shapes)(*tensors), strict=True))
+        return [
+            LayerInfo(
+                place.name,
+                place.kind,
+                tuple(map(int, found[place.tensors[0]][1:]))
+                if len(place.tensors) == 1 and place.tensors[0] in found
+                else None,
+            )
+            for place in graph.places
+        ]
+
+    def cut(self, layer: Any, until: Any = None) -> GraphCut:
+        """Cut the model at a layer, see `GraphCut`."""
+        return GraphCut(self, layer, until)
+
+    def check_layer(self, layer: Any) -> str:
+        """Name of a layer, as far as it can be told before the model has run.
+
+        Raises:
+            LayerError: no layer of the model has such a name.
+        """
+        return self._origin.check_layer(layer)

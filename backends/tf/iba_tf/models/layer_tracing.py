@@ -1,0 +1,147 @@
+"""Calls of Keras layers, noted while a model is traced.
+
+A layer's results are marked in the graph by operations that change nothing and have a name of their own.
+The marks survive the inlining of function calls, so that it is known which layer gave a tensor of the final
+graph, however the model came to call the layer: from a method, a list, a branch, a nested `tf.function`.
+Marks within the body of a loop are in no final graph, which is as it should be: there is no one tensor.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import wraps
+from threading import RLock, get_ident
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from iba_tf.graphs.operations import Layer, TensorName
+
+_MARK = re.compile(r"(?:^|/)iba_layer_(\d+)_(\d+)(?:_\d+)?$")
+_FUNCTION = type(tf.function(lambda: None))
+_lock = RLock()
+
+
+@dataclass(eq=False)
+class _Call:
+    """One call of a layer, and the calls of layers within it."""
+
+    layer: Any
+    number: int
+    results: int = 0
+    children: list[_Call] = field(default_factory=list)
+
+
+class LayerRecord:
+    """The calls of layers while a model was traced."""
+
+    def __init__(self) -> None:
+        self._root = _Call(None, -1)
+        self._stack = [self._root]
+        self._count = 0
+
+    def run(self, layer: Any, call: Callable[[], Any]) -> Any:
+        """Call a layer, note it, and mark its results."""
+        noted = _Call(layer, self._count)
+        self._count += 1
+        self._stack[-1].children.append(noted)
+        self._stack.append(noted)
+        try:
+            results = call()
+        finally:
+            self._stack.pop()
+        return tf.nest.map_structure(lambda result: self._marked(noted, result), results)
+
+    def _marked(self, noted: _Call, result: Any) -> Any:
+        if not isinstance(result, tf.Tensor) or tf.executing_eagerly():
+            return result
+        with tf.name_scope(""):
+            marked = tf.identity(result, name=f"iba_layer_{noted.number}_{noted.results}")
+        noted.results += 1
+        if (mask := getattr(result, "_keras_mask", None)) is not None:
+            marked._keras_mask = mask
+        return marked
+
+    def layers(self, operations: Iterable[str]) -> list[Layer]:
+        """The layers that ran, each after those within it.
+
+        Args:
+            operations: names of all operations of the final graph, in order.
+        """
+        marks: dict[tuple[int, int], list[TensorName]] = {}
+        for name in operations:
+            if match := _MARK.search(name):
+                marks.setdefault((int(match[1]), int(match[2])), []).append(f"{name}:0")
+        # What the traced model itself gives is no layer to name.
+        return [layer for model in self._root.children for layer in _inside(model, "", marks)]
+
+
+def _inside(call: _Call, path: str, marks: dict[tuple[int, int], list[TensorName]]) -> Iterator[Layer]:
+    times = Counter(child.layer.name for child in call.children)
+    seen: Counter[str] = Counter()
+    for child in call.children:
+        name = child.layer.name
+        number = f":{seen[name]}" if times[name] > 1 else ""
+        seen[name] += 1
+        path_of_child = f"{path}{name}{number}"
+        yield from _inside(child, f"{path_of_child}/", marks)
+        results = [marks.get((child.number, index), []) for index in range(child.results)]
+        # The results of a function that was traced once and called twice are there twice.
+        copies = list(zip(*results, strict=False))
+        for copy, tensors in enumerate(copies):
+            again = f":{copy}" if len(copies) > 1 else ""
+            yield Layer(f"{path_of_child}{again}", type(child.layer).__name__, tensors, child.layer)
+
+
+@contextmanager
+def recorded_layers() -> Iterator[LayerRecord]:
+    """Note the calls of Keras layers that this thread makes, all of them in inference mode.
+
+    A `tf.function` that is called meanwhile is traced anew: what it has kept of earlier calls tells nothing
+    of layers, and it shall not keep a trace with our marks.
+    """
+    record = LayerRecord()
+    thread = get_ident()
+
+    def noting(call: Callable[..., Any]) -> Callable[..., Any]:
+        @wraps(call)
+        def wrapped(layer: Any, *args: Any, **kwargs: Any) -> Any:
+            if get_ident() != thread:
+                return call(layer, *args, **kwargs)
+            if kwargs.get("training"):
+                kwargs = {**kwargs, "training": False}
+            return record.run(layer, lambda: call(layer, *args, **kwargs))
+
+        return wrapped
+
+    def tracing_anew(call: Callable[..., Any]) -> Callable[..., Any]:
+        @wraps(call)
+        def wrapped(function: Any, *args: Any, **kwargs: Any) -> Any:
+            if get_ident() == thread and type(function) is _FUNCTION:
+                function = tf.function(function.python_function, input_signature=function.input_signature)
+            return call(function, *args, **kwargs)
+
+        return wrapped
+
+    with _lock:
+        replaced = [(cls, noting) for cls in layer_classes()] + [(_FUNCTION, tracing_anew)]
+        calls = [cls.__call__ for cls, _ in replaced]
+        for (cls, stand_in), call in zip(replaced, calls, strict=True):
+            cls.__call__ = stand_in(call)
+        try:
+            yield record
+        finally:
+            for (cls, _), call in zip(replaced, calls, strict=True):
+                cls.__call__ = call
+
+
+def layer_classes() -> list[type]:
+    """The base classes of layers, of Keras 3 and, once it has been imported, of Keras 2."""
+    legacy = sys.modules.get("tf_keras")
+    return [keras.layers.Layer, *([legacy.layers.Layer] if legacy is not None else [])]

@@ -1,0 +1,168 @@
+"""Models in files: Keras files of every age, SavedModel folders, frozen graphs."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from collections.abc import Iterator
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import h5py
+import keras
+
+from iba_core.errors import StateError
+from iba_tf.models.graph_model import GraphModel
+from iba_tf.models.saved_model import is_saved_model
+
+KERAS = (".keras", ".h5", ".hdf5")
+"""Files that Keras writes."""
+
+_HDF5 = (".h5", ".hdf5")
+
+_COMPUTING = (
+    "math.",
+    "nn.",
+    "linalg.",
+    "image.",
+    "signal.",
+    "__operators__.",
+    "reshape",
+    "transpose",
+    "concat",
+    "stack",
+    "split",
+    "cast",
+    "expand_dims",
+    "squeeze",
+    "pad",
+    "tile",
+    "gather",
+    "clip_by_value",
+    "zeros_like",
+    "ones_like",
+    "shape",
+    "where",
+    "compat.v1.transpose",
+    "compat.v1.shape",
+)
+"""Functions of TensorFlow that a layer of Keras 2 may call by name: none reads or writes anything."""
+
+
+def load_file(path: Path) -> Any | None:
+    """Model of a file or folder; None where its name is that of no file of TensorFlow or Keras.
+
+    Raises:
+        StateError: it is missing, damaged, or holds code, which is not run.
+    """
+    if is_saved_model(path):
+        return GraphModel.from_saved_model(path)
+    if path.suffix in KERAS:
+        return _load_keras(path)
+    if path.suffix == ".pb":
+        if path.name == "saved_model.pb":
+            return GraphModel.from_saved_model(path.parent)
+        return GraphModel.from_graph_def(path)
+    return None
+
+
+def load_keras(path: Path, library: str) -> Any:
+    """Model from a ``.keras`` file, loaded so that it can run no code of its own.
+
+    Args:
+        path: the file.
+        library: ``"keras"`` or ``"tf_keras"``.
+
+    Raises:
+        StateError: the library is another one, or the file is of another kind or not harmless.
+    """
+    if library not in ("keras", "tf_keras"):
+        raise StateError(f"library={library!r} is neither 'keras' nor 'tf_keras'")
+    # Keras 2 takes whatever is no archive for HDF5, and has no safe mode for that.
+    if path.suffix != ".keras" or not zipfile.is_zipfile(path):
+        raise StateError("it is no .keras file")
+    if library == "tf_keras" and not _is_harmless(path):
+        raise StateError("it brings code along, or names functions that do more than compute")
+    return import_module(library).models.load_model(path, compile=False, safe_mode=True)
+
+
+def _load_keras(path: Path) -> Any:
+    if not path.is_file():
+        raise StateError(f"there is no model file {str(path)!r}")
+    try:
+        return keras.saving.load_model(path, compile=False, safe_mode=True)
+    except Exception as error:  # Keras raises whatever the first wrong byte leads to.
+        reason = " ".join(str(error).split())
+        model = _load_legacy(path)
+        if model is None:
+            raise StateError(
+                f"{str(path)!r} is no Keras model that can be loaded safely: {reason}"
+            ) from error
+        return model
+
+
+def _load_legacy(path: Path) -> Any | None:
+    """The model by Keras 2, which knows more old layers; None where that cannot load it, either."""
+    if path.suffix not in _HDF5 or find_spec("tf_keras") is None or not _is_harmless(path):
+        return None
+    import tf_keras
+
+    try:
+        return tf_keras.models.load_model(path, compile=False)
+    except Exception:  # Keras 3's own reason is given instead
+        return None
+
+
+def _is_harmless(path: Path) -> bool:
+    """Whether the model in a file is made of layers alone, and of functions that compute.
+
+    Keras 2 would run code that an HDF5 file brings along, import the modules that a file names, and call any
+    function of TensorFlow, those that write files among them.
+    """
+    try:
+        configuration = json.loads(_configuration(path))
+    except (OSError, KeyError, ValueError, TypeError, zipfile.BadZipFile):
+        return False
+    return all(map(_computes, _objects(configuration)))
+
+
+def _configuration(path: Path) -> str | bytes:
+    # By the name, as Keras chooses: a file can be read as an archive and as HDF5.
+    if path.suffix == ".keras":
+        with zipfile.ZipFile(path) as archive:
+            return archive.read("config.json")
+    with h5py.File(path, "r") as file:
+        return file.attrs["model_config"]
+
+
+def _objects(configuration: Any) -> Iterator[dict[str, Any]]:
+    if isinstance(configuration, dict):
+        yield configuration
+    children = configuration.values() if isinstance(configuration, dict) else configuration
+    if isinstance(configuration, (dict, list)):
+        for child in children:
+            yield from _objects(child)
+
+
+def _computes(configuration: dict[str, Any]) -> bool:
+    kind = configuration.get("class_name")
+    if "Lambda" in (kind, configuration.get("registered_name")) or "cls_symbol" in configuration:
+        return False
+    if kind == "function":
+        # Keras 2 would take any function for a layer, and call it with arguments of the file.
+        return _is_registered(configuration.get("config"))
+    module = str(configuration.get("module") or "keras").partition(".")[0]
+    if module not in ("keras", "tf_keras"):
+        # The module of what is registered is not imported.
+        return not str(kind).startswith("__") and _is_registered(configuration.get("registered_name"))
+    function = configuration.get("function")
+    return function is None or (isinstance(function, str) and function.startswith(_COMPUTING))
+
+
+def _is_registered(name: Any) -> bool:
+    """Whether the running program has registered a class or function of that name with Keras 2."""
+    import tf_keras
+
+    return isinstance(name, str) and tf_keras.saving.get_registered_object(name) is not None

@@ -1,0 +1,380 @@
+"""Where the graphs of graph models come from: graphs that are given, and calls that are traced."""
+
+from __future__ import annotations
+
+import inspect
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import count
+from typing import Any
+
+import keras
+import numpy.typing as npt
+import tensorflow as tf
+
+from iba_core.errors import InputError, LayerError, closest
+from iba_core.framework.adapter import Inputs
+from iba_tf.eager import eagerly
+from iba_tf.graphs.graph_inputs import as_tensor
+from iba_tf.graphs.operations import Binding, GraphInput, OperationGraph, TensorName
+from iba_tf.models.layer_tracing import recorded_layers
+from iba_tf.tracing import traced
+
+
+class Origin(ABC):
+    """The model that a graph model stands for."""
+
+    graph: OperationGraph | None = None
+    """The graph, if it is the same for all inputs."""
+
+    last: OperationGraph | None = None
+    """The graph that was traced last, where it follows from the inputs."""
+
+    @abstractmethod
+    def variables(self) -> dict[str, tf.Variable]:
+        """The variables that the model reads unless it is a copy, by name."""
+
+    def values(self) -> dict[str, npt.NDArray[Any]]:
+        """The values that the original's variables have now."""
+        return {name: value_of(variable) for name, variable in self.variables().items()}
+
+    def traced_for(self, inputs: Inputs) -> tuple[OperationGraph, list[tf.Tensor]]:
+        """The graph for some inputs, and these in the order of the graph's own."""
+        raise NotImplementedError
+
+    def to_inputs(self, inputs: Inputs) -> Inputs:
+        """Inputs as the model takes them, where it does not declare any."""
+        raise NotImplementedError
+
+    def check_layer(self, layer: Any) -> str:
+        """See `GraphModel.check_layer`."""
+        return layer if isinstance(layer, str) else getattr(layer, "name", type(layer).__name__)
+
+
+class FixedOrigin(Origin):
+    """A graph that is the same for all inputs.
+
+    Args:
+        graph: the graph.
+        names: of its variables, by their references.
+        holder: what must live as long as the graph is used.
+    """
+
+    def __init__(
+        self, graph: OperationGraph, names: Mapping[Any, str] | None = None, holder: Any = None
+    ) -> None:
+        self.graph = graph
+        self._names = names or {}
+        self._holder = holder
+
+    def variables(self) -> dict[str, tf.Variable]:
+        """See `Origin.variables`."""
+        return named(
+            (binding for binding in self.graph.bindings.values() if isinstance(binding, tf.Variable)),
+            self._names,
+        )
+
+
+class TracedOrigin(Origin):
+    """A callable that is traced for each shape of inputs.
+
+    Args:
+        call: what is traced, taking the inputs in the structure in which they are given.
+        holder: what has the variables: a Keras model or a module, or None.
+        layers: names of all layers that may run, and the layers; None where they are not known.
+    """
+
+    def __init__(
+        self,
+        call: Callable[[Any], Any],
+        holder: Any = None,
+        layers: Sequence[Any] | None = None,
+        floating: tf.DType = tf.float32,
+    ) -> None:
+        self._call, self._holder, self._known = call, holder, layers
+        self._floating = floating
+        self._graphs: dict[Any, OperationGraph] = {}
+
+    def variables(self) -> dict[str, tf.Variable]:
+        """See `Origin.variables`; those of the holder, and whatever else the traces have met."""
+        variables, names = variables_of(self._holder)
+        traced_ones = [
+            binding
+            for graph in self._graphs.values()
+            for binding in graph.bindings.values()
+            if isinstance(binding, tf.Variable)
+        ]
+        return named([*variables, *traced_ones], names)
+
+    def to_inputs(self, inputs: Inputs) -> Inputs:
+        """See `Origin.to_inputs`."""
+        if isinstance(inputs, list) and not any(hasattr(value, "shape") for value in inputs):
+            return as_tensor("x", inputs, self._floating)
+        if isinstance(inputs, Mapping):
+            return {key: as_tensor(key, value, self._floating) for key, value in inputs.items()}
+        if isinstance(inputs, (tuple, list)):
+            return tuple(
+                as_tensor(f"inputs[{index}]", value, self._floating) for index, value in enumerate(inputs)
+            )
+        return as_tensor("x", inputs, self._floating)
+
+    def traced_for(self, inputs: Inputs) -> tuple[OperationGraph, list[tf.Tensor]]:
+        """See `Origin.traced_for`."""
+        structure = self.to_inputs(inputs)
+        flat = tf.nest.flatten(structure)
+        specs = [tf.TensorSpec([None, *x.shape[1:]] if x.shape.rank else [], x.dtype) for x in flat]
+        key = (*specs, tuple(structure) if isinstance(structure, dict) else type(structure))
+        if key not in self._graphs:
+            packed = tf.nest.pack_sequence_as(structure, specs)
+            self._graphs[key] = traced_graph(self._call, packed, _input_names(structure))
+        self.last = self._graphs[key]
+        return self.last, flat
+
+    def check_layer(self, layer: Any) -> str:
+        """See `Origin.check_layer`."""
+        name = super().check_layer(layer)
+        if self._known is None:
+            return name
+        if isinstance(layer, str):
+            last = layer.rstrip("/").rpartition("/")[2].partition("[")[0].partition(":")[0]
+            if any(known.name == last for known in self._known):
+                return name
+        elif any(known is layer for known in self._known):
+            return name
+        known = list(dict.fromkeys(known.name for known in self._known))
+        raise LayerError(f"the model has no layer {name!r}; {closest(name, known)}")
+
+
+def keras_origin(model: Any) -> Origin:
+    """A Keras model as the origin of a graph model, see `GraphModel.from_keras`."""
+    if not model.built:
+        raise LayerError(f"the model {model.name!r} is not built: call it on a batch once")
+    inputs = getattr(model, "inputs", None)
+    parameters = list(inspect.signature(model.call).parameters.values())
+    training = {"training": False} if any(p.name == "training" for p in parameters) else {}
+
+    def run(*args: Any) -> Any:
+        if isinstance(model, keras.layers.Layer):
+            # What the model would note down while it runs, such as a moving average, stays in the scope.
+            with keras.StatelessScope():
+                return model(*args, **training)
+        return model(*args, **training)
+
+    run = run if isinstance(model, keras.layers.Layer) else tf.function(run)
+    if inputs:
+        structure = _structure(model, inputs)
+        specs = tf.nest.map_structure(lambda x: tf.TensorSpec([None, *x.shape[1:]], x.dtype), structure)
+        graph = traced_graph(run, specs, [x.name.partition(":")[0] for x in tf.nest.flatten(structure)])
+        return FixedOrigin(graph, variables_of(model)[1], model)
+    required = [
+        p
+        for p in parameters
+        if p.default is p.empty
+        and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
+        and p.name not in ("training", "mask")
+    ]
+
+    def call(inputs: Any) -> Any:
+        return run(*inputs) if isinstance(inputs, tuple) and len(required) > 1 else run(inputs)
+
+    return TracedOrigin(call, model, list(_layers_of(model)), _floating_of(model))
+
+
+def function_origin(function: Any, specs: Sequence[Any]) -> Origin:
+    """A function of tensors as the origin of a graph model, see `GraphModel.from_function`."""
+    if isinstance(function, tf.types.experimental.ConcreteFunction):
+        return concrete_origin(function)
+    if not callable(function):
+        raise InputError(f"function of type {type(function).__name__} cannot be called")
+    called = _called_by(function)
+    if not specs:
+        specs = tf.nest.flatten(getattr(called, "input_signature", None) or ())
+    python = getattr(called, "python_function", called)
+    # A user's own code may branch on tensors, which AutoGraph makes branches of the graph.
+    converted = tf.function(python)
+    if specs:
+        names = [spec.name or name for spec, name in zip(specs, _parameters(python), strict=False)]
+        graph = traced_graph(lambda inputs: converted(*inputs), tuple(specs), names)
+        return FixedOrigin(graph, variables_of(function)[1], function)
+
+    def call(inputs: Any) -> Any:
+        return converted(*inputs) if isinstance(inputs, tuple) else converted(inputs)
+
+    return TracedOrigin(call, function, floating=_floating_of(function))
+
+
+def _called_by(function: Any) -> Any:
+    """What a call of a module calls, which may be a `tf.function` itself."""
+    return function.__call__ if isinstance(function, tf.Module) else function
+
+
+def _parameters(function: Callable[..., Any]) -> Iterator[str]:
+    """Names for the arguments of a function, as many as are wanted."""
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):
+        parameters = ()
+    taken = [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    yield from taken
+    yield from (f"input_{index}" for index in count(len(taken)))
+
+
+def concrete_origin(concrete: Any, holder: Any = None) -> Origin:
+    """A concrete function as the origin of a graph model.
+
+    Args:
+        concrete: the function.
+        holder: what must live as long as the function is used.
+    """
+    captured = concrete.captured_inputs
+    taken = concrete.inputs[: len(concrete.inputs) - len(captured)]
+    names = _argument_names(concrete, taken)
+    entries = [
+        GraphInput(name, x.name, x.dtype, None if x.shape.rank is None else tuple(x.shape))
+        for name, x in zip(names, taken, strict=True)
+    ]
+    graph = OperationGraph(
+        concrete.graph.as_graph_def(),
+        entries,
+        _output_names(concrete),
+        _bindings(concrete.inputs[len(taken) :], captured, concrete.variables),
+    )
+    return FixedOrigin(graph, holder=(concrete, holder))
+
+
+def _output_names(concrete: Any) -> Any:
+    """Names of the tensors that a function returns, nested as it returns them."""
+    tensors = iter(concrete.outputs)
+    structure = concrete.structured_outputs
+    names = [None if leaf is None else next(tensors).name for leaf in tf.nest.flatten(structure)]
+    return alone(tf.nest.pack_sequence_as(structure, names))
+
+
+def _argument_names(concrete: Any, placeholders: Sequence[tf.Tensor]) -> list[str]:
+    args, kwargs = concrete.structured_input_signature
+    names = [spec.name for spec in tf.nest.flatten(args) if isinstance(spec, tf.TypeSpec)]
+    for key in sorted(kwargs):
+        specs = [spec for spec in tf.nest.flatten(kwargs[key]) if isinstance(spec, tf.TypeSpec)]
+        names += [key] if len(specs) == 1 else [spec.name for spec in specs]
+    if len(names) != len(placeholders):
+        names = [None] * len(placeholders)
+    return [name or x.op.name for name, x in zip(names, placeholders, strict=True)]
+
+
+def traced_graph(call: Callable[..., Any], specs: Any, names: Sequence[str]) -> OperationGraph:
+    """What a call leaves in a traced function.
+
+    Args:
+        call: takes the inputs.
+        specs: of the inputs, nested as `call` takes them.
+        names: of the inputs, in order.
+    """
+    flat = [
+        tf.TensorSpec(spec.shape, spec.dtype, name=name)
+        for spec, name in zip(tf.nest.flatten(specs), names, strict=True)
+    ]
+
+    def run(*inputs: tf.Tensor) -> Any:
+        return call(tf.nest.pack_sequence_as(specs, list(inputs)))
+
+    with recorded_layers() as record:
+        concrete = traced(run).get_concrete_function(*flat)
+    captured = concrete.captured_inputs
+    entries = [
+        GraphInput(name, x.name, x.dtype, None if x.shape.rank is None else tuple(x.shape))
+        for name, x in zip(names, concrete.inputs, strict=False)
+    ]
+    return OperationGraph(
+        concrete.graph.as_graph_def(),
+        entries,
+        _output_names(concrete),
+        _bindings(concrete.inputs[len(flat) :], captured, concrete.variables),
+        record.layers,
+    )
+
+
+def _bindings(
+    placeholders: Sequence[tf.Tensor], captured: Sequence[tf.Tensor], variables: Iterable[tf.Variable]
+) -> dict[TensorName, Binding]:
+    """What the placeholders of a function stand for that closes over tensors and variables."""
+    by_handle = {id(variable.handle): variable for variable in variables}
+    return {
+        placeholder.name: by_handle.get(id(tensor), tensor)
+        for placeholder, tensor in zip(placeholders, captured, strict=True)
+    }
+
+
+def _input_names(structure: Any) -> list[str]:
+    """Names for inputs that have none of their own: their keys, or their numbers."""
+    if isinstance(structure, Mapping):
+        return [str(key) for key in sorted(structure)]
+    number = len(tf.nest.flatten(structure))
+    return ["x"] if number == 1 else [f"input_{index}" for index in range(number)]
+
+
+def alone(outputs: Any) -> Any:
+    """Outputs without those that are None, and a single one by itself."""
+    if isinstance(outputs, Mapping):
+        outputs = {key: value for key, value in outputs.items() if value is not None}
+        return next(iter(outputs.values())) if len(outputs) == 1 else outputs
+    if isinstance(outputs, (list, tuple)) and not hasattr(outputs, "_fields"):
+        outputs = type(outputs)(value for value in outputs if value is not None)
+        return outputs[0] if len(outputs) == 1 else outputs
+    return outputs
+
+
+def _structure(model: Any, inputs: Any) -> Any:
+    """The symbolic inputs of a model, nested as it takes them."""
+    structure = getattr(model, "_inputs_struct", getattr(model, "_nested_inputs", None))
+    structure = inputs if structure is None else structure
+    while isinstance(structure, (list, tuple)) and len(structure) == 1:
+        structure = structure[0]
+    return structure
+
+
+def _layers_of(model: Any) -> Iterable[Any]:
+    layers = list(model._flatten_layers(include_self=False, recursive=True))
+    return dict.fromkeys(layers) if layers else []
+
+
+def _floating_of(holder: Any) -> tf.DType:
+    """Dtype in which a model that does not say so takes numbers."""
+    dtypes = {variable.dtype for variable in variables_of(holder)[0]}
+    return (
+        tf.float64
+        if dtypes and dtypes <= {tf.float64, tf.int32, tf.int64} and tf.float64 in dtypes
+        else tf.float32
+    )
+
+
+def variables_of(holder: Any) -> tuple[list[tf.Variable], dict[Any, str]]:
+    """The variables of a Keras model, a module or a function, and their names."""
+    found: list[tf.Variable] = []
+    names: dict[Any, str] = {}
+    for variable in getattr(holder, "variables", ()):
+        path = getattr(variable, "path", None)
+        inner = variable if path is None else getattr(variable, "value", variable)
+        if isinstance(inner, tf.Variable):
+            found.append(inner)
+            names[inner.ref()] = path or inner.name.partition(":")[0]
+    return found, names
+
+
+def named(variables: Iterable[tf.Variable], names: Mapping[Any, str]) -> dict[str, tf.Variable]:
+    """Variables by name; a number tells apart those of the same name."""
+    named: dict[str, tf.Variable] = {}
+    for reference in dict.fromkeys(variable.ref() for variable in variables):
+        variable = reference.deref()
+        name = found = names.get(reference, variable.name.partition(":")[0])
+        number = 0
+        while found in named:
+            number += 1
+            found = f"{name}_{number}"
+        named[found] = variable
+    return named
+
+
+def value_of(variable: tf.Variable) -> npt.NDArray[Any]:
+    """The value that a variable has now."""
+    with eagerly():
+        return variable.numpy()

@@ -1,0 +1,1 @@
+"""The bottlenecks as PyTorch modules."""

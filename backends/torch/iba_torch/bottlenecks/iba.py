@@ -1,0 +1,602 @@
+"""The per-sample bottleneck as a PyTorch layer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import nn
+
+from iba_core.bottleneck.formulas import BottleneckSettings, Mask, Statistics, mask_from_alpha
+from iba_core.bottleneck.noise import require_seed
+from iba_core.bottleneck.optimization import BottleneckOptimizer, ModelLoss, masked_capacity
+from iba_core.bottleneck.saliency import saliency_maps
+from iba_core.bottleneck.saliency import to_saliency_map as _to_saliency_map
+from iba_core.errors import InputError, LayerError, NotEstimatedError
+from iba_core.framework.adapter import Head, Inputs, require_finite
+from iba_core.framework.inputs import (
+    InputShape,
+    arrays_of,
+    batch_size,
+    check_shape,
+    common_shape,
+    inputs_of_batch,
+    take,
+)
+from iba_core.framework.layout import DataFormat, Layout, Tokens
+from iba_core.framework.namespace import host_array
+from iba_core.utils import get_tqdm
+from iba_torch.adapter import TorchAdapter
+from iba_torch.bottlenecks.estimator import TorchWelfordEstimator
+from iba_torch.tail.calls import by_the_book
+from iba_torch.tail.precision import without_autocast
+from iba_torch.tail.recording import Shapes
+from iba_torch.tail.split import TorchCut
+from iba_torch.tail.trees import replace_first, tensors
+
+Mode = Literal["saliency", "capacity"]
+
+_THRESHOLD = 0.01
+
+
+def to_saliency_map(
+    capacity: npt.ArrayLike | torch.Tensor,
+    shape: Sequence[int] | None = None,
+    data_format: DataFormat = "channels_first",
+) -> npt.NDArray[np.floating]:
+    """Saliency map, in bits per pixel, from the capacity of a layer's features, in nats.
+
+    See `iba_core.to_saliency_map`; tensors, of any device, are taken as well.
+    """
+    return _to_saliency_map(host_array(capacity), shape, data_format)
+
+
+class IBA(nn.Module):
+    """Finds the features that a model needs, by putting noise in the place of the others.
+
+    The bottleneck acts on what a layer gives to the next. It hangs on the layer as a hook, or stands in the
+    model as a layer of its own. Until it is told to restrict the flow it passes everything on unaltered.
+
+    Args:
+        layer: the layer after which the bottleneck goes; None where the `IBA` itself is put into the
+            model, at the place where it is to act.
+        sigma: standard deviation of the Gaussian that smooths the mask, in features; None or 0 for no
+            smoothing.
+        beta: weight of the mean information, in nats per feature, against the model's loss.
+        min_std: floor of the features' standard deviation.
+        optimization_steps: optimiser steps.
+        lr: learning rate of Adam. High, since the steps are few.
+        batch_size: noisy copies of the input that a step's gradient is averaged over.
+        initial_alpha: start value of the mask's parameter; at 5 almost everything passes.
+        active_neurons_threshold: a neuron that is nonzero in no more than this share of the estimation
+            samples is set to 0 and carries no information.
+        feature_mean: mean of the features, of the shape of one feature map, in place of an estimator.
+        feature_std: standard deviation of the features, likewise.
+        estimator: estimates both; a `TorchWelfordEstimator` by default.
+        progbar: show the progress.
+        input_or_output: ``"output"`` of the layer, or its ``"input"``.
+        relu: clip the restricted features at 0.
+        call: which call of the layer, from 0, where it runs more than once in a pass of the model.
+        tokens: how to read features that are a sequence of tokens, such as
+            ``Tokens(prefix=1, grid=(14, 14))`` for a vision transformer.
+        data_format: where the channels of the feature map are; None to conclude it from the types of
+            the layers, or that they are last where `tokens` are given.
+
+    Attributes:
+        alpha: parameter of the mask after the last analysis, (B, *feature map); None before.
+        model_losses: the closure's loss before each step of the last analysis, (steps, B).
+        informations: beta times the mean information in nats before each step, likewise.
+
+    Raises:
+        InputError: an argument is out of its range.
+        LayerError: the layer is scripted.
+
+    Example:
+        >>> iba = IBA(model.conv4)  # doctest: +SKIP
+        >>> iba.estimate(model, loader, n_samples=5000)  # doctest: +SKIP
+        >>> def loss(x):
+        ...     return torch.nn.functional.cross_entropy(model(x), target.expand(len(x)))
+        >>> saliency = iba.analyze(image[None], loss)  # doctest: +SKIP
+    """
+
+    def __init__(
+        self,
+        layer: nn.Module | None = None,
+        sigma: float | None = 1.0,
+        beta: float = 10,
+        min_std: float = 0.01,
+        optimization_steps: int = 10,
+        lr: float = 1,
+        batch_size: int = 10,
+        initial_alpha: float = 5.0,
+        active_neurons_threshold: float = _THRESHOLD,
+        feature_mean: npt.ArrayLike | torch.Tensor | None = None,
+        feature_std: npt.ArrayLike | torch.Tensor | None = None,
+        estimator: nn.Module | Any = None,
+        progbar: bool = False,
+        input_or_output: Literal["input", "output"] = "output",
+        relu: bool = False,
+        *,
+        call: int | None = None,
+        tokens: Tokens | None = None,
+        data_format: DataFormat | None = None,
+    ) -> None:
+        super().__init__()
+        if layer is not None and not isinstance(layer, nn.Module):
+            raise InputError(f"layer is of type {type(layer).__name__}; a module of the model was expected")
+        if isinstance(layer, torch.jit.ScriptModule):
+            raise LayerError(
+                f"layer is a scripted {layer.original_name}, on which PyTorch allows no hooks; put it into "
+                "an nn.Sequential and give that, or use the module that it was scripted from"
+            )
+        if input_or_output not in ("input", "output"):
+            raise InputError(f"input_or_output={input_or_output!r} is neither 'input' nor 'output'")
+        if (feature_mean is None) != (feature_std is None):
+            raise InputError("feature_mean and feature_std go together; give both or neither")
+        self.sigma = sigma
+        self.beta = beta
+        self.min_std = min_std
+        self.optimization_steps = optimization_steps
+        self.lr = lr
+        self.batch_size = batch_size
+        self.initial_alpha = initial_alpha
+        self.active_neurons_threshold = active_neurons_threshold
+        self.estimator: Any = TorchWelfordEstimator() if estimator is None else estimator
+        self.progbar = progbar
+        self.input_or_output = input_or_output
+        self.relu = relu
+        self.call = call
+        self.tokens = tokens
+        self.data_format = data_format or (None if tokens is None else "channels_last")
+        self.register_buffer("feature_mean", _as_buffer(feature_mean))
+        self.register_buffer("feature_std", _as_buffer(feature_std))
+        self._settings()
+
+        self.alpha: torch.Tensor | None = None
+        self.model_losses: npt.NDArray[np.floating] = np.empty((0, 1))
+        self.informations: npt.NDArray[np.floating] = np.empty((0, 1))
+
+        # Not as an attribute: the layer belongs to the model, and would become a child of this one.
+        self._layer = [] if layer is None else [layer]
+        self._layer_name: str | None = None
+        self._input_shape: InputShape | None = None
+        self._mask: Mask | None = None
+        self._pass_mask: npt.NDArray[np.bool_] | None = None
+        self._last_settings: BottleneckSettings | None = None
+        self._capacity: torch.Tensor | None = None
+        self._channels: DataFormat = self.data_format or "channels_first"
+        self._restricting = False
+        self._estimating = False
+        self._interrupting = False
+        self._shapes = Shapes()
+        self._handle = None
+        if layer is not None and input_or_output == "output":
+            self._handle = layer.register_forward_hook(self._on_output)
+        elif layer is not None:
+            self._handle = layer.register_forward_pre_hook(self._on_input, with_kwargs=True)
+
+    # -- in the model ---------------------------------------------------------------------------------
+
+    @property
+    def layer(self) -> nn.Module | None:
+        """The layer that the bottleneck hangs on; None if it stands in the model by itself."""
+        return self._layer[0] if self._layer else None
+
+    def detach(self) -> None:
+        """Take the bottleneck off its layer, so that the model is as it was before.
+
+        Raises:
+            InputError: it hangs on no layer.
+        """
+        if self._handle is None:
+            raise InputError("the bottleneck cannot be detached: it hangs on no layer, or not any more")
+        self._handle.remove()
+        self._handle = None
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """The features as the next layer gets them. There is no need to call this method yourself.
+
+        Args:
+            x: (B, *feature map).
+
+        Returns:
+            `x` itself; inside of `restrict_flow`, the restricted features, of the shape and dtype of `x`.
+
+        Raises:
+            NotEstimatedError: the flow is to be restricted, and the features' distribution is not known.
+            InputError: the shape differs from that of the estimated distribution.
+        """
+        if self._estimating:
+            self._estimate_batch(x)
+        if self._interrupting:
+            raise _Interruption(self)
+        if not self._restricting:
+            return x
+        with without_autocast(x.device):
+            return self._restrict(x)
+
+    @contextmanager
+    def interrupt_execution(self) -> Iterator[None]:
+        """Context in which the model runs up to the bottleneck and no further.
+
+        Example:
+            >>> with iba.interrupt_execution():  # doctest: +SKIP
+            ...     out = model(x)
+            ...     print("this is not reached, and out is not defined")
+        """
+        with by_the_book(), self._switched(_interrupting=True):
+            try:
+                yield
+            except _Interruption as interruption:
+                if interruption.bottleneck is not self:
+                    raise
+
+    @contextmanager
+    def enable_estimation(self) -> Iterator[None]:
+        """Context in which the mean and standard deviation of what passes are estimated.
+
+        `estimate` does all that is needed for a data set.
+        """
+        with by_the_book(), self._switched(_estimating=True):
+            yield
+
+    @contextmanager
+    def restrict_flow(self) -> Iterator[None]:
+        """Context in which the model gets no more than the information that passes the bottleneck.
+
+        The mask is that of the last analysis; before the first, it is the one at `initial_alpha`.
+
+        Example:
+            >>> with iba.restrict_flow():  # doctest: +SKIP
+            ...     out = model(x)
+        """
+        with by_the_book(), self._switched(_restricting=True):
+            yield
+
+    # -- the distribution of the features -------------------------------------------------------------
+
+    def reset_estimate(self) -> None:
+        """Forget the features' distribution, such as after further training of the model.
+
+        The estimator stays the object that it was. A given `feature_mean` and `feature_std` are dropped.
+        """
+        self.estimator.reset()
+        self.feature_mean = self.feature_std = None
+
+    def estimate(
+        self,
+        model: nn.Module,
+        dataloader: Iterable[Any],
+        device: torch.device | str | None = None,
+        n_samples: int = 10000,
+        progbar: bool | None = None,
+        reset: bool = True,
+    ) -> None:
+        """Estimate mean and standard deviation of the features. Only the layers up to the bottleneck run.
+
+        Args:
+            model: the model with the bottleneck. It runs in evaluation mode and is left as it was.
+            dataloader: an iterable of batches, each a tensor or a tuple with the images first. (A dict is
+                taken for keyword arguments of the model.)
+            device: where to bring the images; that of the model's first parameter if None.
+            n_samples: stop after exactly so many; fewer are used where the data end before. 10 000
+                usually do.
+            progbar: show the progress; the constructor's choice if None.
+            reset: forget what has been estimated before; otherwise go on from there.
+
+        Raises:
+            InputError: the data hold fewer than two samples, or features that are not finite.
+            LayerError: the layer never runs in the model, or more than once.
+        """
+        if n_samples < 1:
+            raise InputError(f"n_samples={n_samples} must be 1 or more")
+        adapter = TorchAdapter(model)
+        cut = self._make_cut(adapter.call, {m: name for name, m in adapter.model.named_modules()})
+        show = self.progbar if progbar is None else progbar
+        if reset:
+            self.reset_estimate()
+            self._input_shape = None
+        seen = 0
+        with get_tqdm()(total=n_samples, desc="Estimating", unit="img", disable=not show) as bar:
+            for batch in dataloader:
+                inputs = adapter.to_inputs(take(inputs_of_batch(batch), 0, n_samples - seen), device)
+                if not batch_size(inputs):
+                    continue
+                with self._passing_all():
+                    features = cut.features(inputs)
+                self._estimate_batch(features)
+                shape = tuple(next(arrays_of(inputs)).shape[1:])
+                self._input_shape = common_shape(self._input_shape, shape)
+                seen += batch_size(inputs)
+                bar.update(batch_size(inputs))
+                if seen >= n_samples:
+                    break
+        self._layer_name, self._channels = cut.layer_name, cut.data_format
+        total = int(self.estimator.n_samples())
+        if total < 2:
+            raise InputError(
+                f"dataloader held {total} samples; at least 2 are needed to estimate the features' "
+                "distribution, and about 10000 are advised"
+            )
+        if not np.isfinite(host_array(self.estimator.std())).all():
+            self.estimator.reset()
+            raise InputError("dataloader holds images on which the layer's features are NaN or infinite")
+
+    # -- explaining -----------------------------------------------------------------------------------
+
+    def analyze(
+        self,
+        input_t: Inputs,
+        model_loss_fn: Callable[[Any], torch.Tensor],
+        mode: Mode = "saliency",
+        beta: float | None = None,
+        optimization_steps: int | None = None,
+        min_std: float | None = None,
+        lr: float | None = None,
+        batch_size: int | None = None,
+        active_neurons_threshold: float = _THRESHOLD,
+        *,
+        seed: int | None = None,
+        pass_mask: npt.ArrayLike | torch.Tensor | None = None,
+        max_batch: int | None = None,
+    ) -> npt.NDArray[np.floating]:
+        """Explain an input: which of its features does the loss need?
+
+        The model is left as it was. Its layers before the bottleneck run once.
+
+        Args:
+            input_t: (1, C, H, W), an image on the model's device; or, in general, whatever the closure
+                takes with tensors whose first axis is the batch. Of B images, each is explained by
+                itself.
+            model_loss_fn: closure that maps copies of each image, one image's after the other's, to the loss
+                of the model on them: a scalar, their mean, or one loss for each. How many copies they are,
+                it has to see from what it gets: of B images they come `batch_size` at a time, or in parts,
+                see `max_batch`. Targets of one's own for each image are repeated with
+                ``targets.repeat_interleave(len(x) // len(targets))``.
+            mode: ``"saliency"`` for a map of the input, ``"capacity"`` for the features.
+            beta: instead of the constructor's, as all that follow, unless None.
+            optimization_steps: likewise.
+            min_std: likewise.
+            lr: likewise.
+            batch_size: likewise.
+            active_neurons_threshold: likewise, unless it is 0.01, the default.
+            seed: makes the result reproducible, across frameworks too.
+            pass_mask: True where features pass unchanged and carry no capacity, of the shape of a feature
+                map or of a batch of them. For padding.
+            max_batch: the most feature maps that pass the model at once, to bound the memory; the closure
+                then gets fewer copies of each image at a time. If None, all pass at once; only on a CPU,
+                which is slower with more than its caches hold, a batch of images goes in parts of as many
+                as `iba_core.framework.adapter.rows_in_cache` says.
+
+        Returns:
+            For ``"saliency"``, an array (H, W) in bits per pixel whose sum is the total of bits, (B, H, W)
+            for more than one image. For ``"capacity"``, an array of the shape of the feature map in nats,
+            (B, *feature map) for more than one image.
+
+        Raises:
+            NotEstimatedError: `estimate` has not been called.
+            InputError: an argument is out of its range, of the wrong rank or not finite.
+            LayerError: the closure never runs the layer, or runs it more than once.
+            OptimizationError: the objective turned NaN or infinite.
+        """
+        if mode not in ("saliency", "capacity"):
+            raise InputError(f"mode={mode!r} is neither 'saliency' nor 'capacity'")
+        settings = self._settings().override(
+            beta=beta,
+            steps=optimization_steps,
+            min_std=min_std,
+            learning_rate=lr,
+            samples=batch_size,
+            active_neurons_threshold=(
+                None if active_neurons_threshold == _THRESHOLD else active_neurons_threshold
+            ),
+        )
+        require_seed(seed)
+        statistics = self._statistics(settings.active_neurons_threshold)
+        images = self._check_input(input_t)
+        passing = None if pass_mask is None else host_array(pass_mask)
+        cut = self._make_cut(model_loss_fn)
+
+        def model_loss(z: torch.Tensor, carry: tuple[Any, ...], targets: tuple[Any, ...]) -> torch.Tensor:
+            return _row_losses(cut.tail(z, carry), z.shape[0])
+
+        with self._passing_all(), cut.open(input_t) as head:
+            layout = Layout.of(head.features.shape[1:], cut.data_format, self.tokens)
+            optimizer = self._optimizer(model_loss, layout, settings)
+            if max_batch is None and images > 1:
+                preferred = optimizer.adapter.preferred_batch(head.features.shape[1:], head.features)
+                max_batch = None if preferred is None else max(images, preferred)
+            result = optimizer.run(
+                head,
+                statistics,
+                seed=seed,
+                pass_mask=passing,
+                max_batch=max_batch,
+                progbar=self.progbar,
+            )
+        self.alpha, self._mask, self._capacity = result.alpha, result.mask, result.capacity
+        self._pass_mask, self._channels, self._last_settings = passing, cut.data_format, settings
+        self.model_losses, self.informations = result.model_losses, result.informations
+
+        nats = host_array(result.capacity)
+        if mode == "capacity":
+            return nats if images > 1 else nats[0]
+        spatial = tuple(next(arrays_of(input_t)).shape[2:])
+        fits = len(spatial) == len(layout.places(nats.shape[1:]))
+        maps = saliency_maps(nats, layout, spatial if fits else None)
+        return maps if images > 1 else maps[0]
+
+    def capacity(self) -> torch.Tensor:
+        """Information that each feature carries, in nats, of the shape of the feature map.
+
+        It is that of the last input which was analysed or passed in `restrict_flow`, averaged over the
+        batch, and differentiable where that input or the mask was.
+
+        Raises:
+            NotEstimatedError: there has been no such input.
+        """
+        if self._capacity is None:
+            raise NotEstimatedError(
+                "no input has passed the bottleneck yet: call analyze, or run the model in restrict_flow()"
+            )
+        return self._capacity.mean(dim=0)
+
+    # -- helpers --------------------------------------------------------------------------------------
+
+    def _on_output(self, layer: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+        return self._on(output)
+
+    def _on_input(self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        return self._on((args, kwargs))
+
+    def _on(self, tree: Any) -> Any:
+        found = tensors(tree)
+        if not found:
+            return None
+        passed = self(found[0])
+        return None if passed is found[0] else replace_first(tree, passed)
+
+    @contextmanager
+    def _switched(self, **switches: bool) -> Iterator[None]:
+        """Context with some of the switches set, whatever they were."""
+        before = {name: getattr(self, name) for name in switches}
+        try:
+            vars(self).update(switches)
+            yield
+        finally:
+            vars(self).update(before)
+
+    def _passing_all(self) -> AbstractContextManager[None]:
+        return self._switched(_restricting=False, _estimating=False, _interrupting=False)
+
+    def _make_cut(self, run: Callable[[Inputs], Any], names: dict[nn.Module, str] | None = None) -> TorchCut:
+        module = self if self.layer is None else self.layer
+        return TorchCut(
+            run,
+            module,
+            layer_name=(names or {}).get(module) or self._layer_name,
+            where="output" if self.layer is None else self.input_or_output,
+            call=self.call,
+            data_format=self.data_format,
+            shapes=self._shapes,
+        )
+
+    def _settings(self) -> BottleneckSettings:
+        return BottleneckSettings(
+            beta=self.beta,
+            steps=self.optimization_steps,
+            samples=self.batch_size,
+            learning_rate=self.lr,
+            initial_alpha=self.initial_alpha,
+            min_std=self.min_std,
+            smooth_std=self.sigma,
+            active_neurons_threshold=self.active_neurons_threshold,
+        )
+
+    def _statistics(self, threshold: float) -> Statistics:
+        if self.feature_mean is not None:
+            mean = host_array(self.feature_mean)
+            return Statistics(mean, host_array(self.feature_std), np.ones(mean.shape, bool))
+        if int(self.estimator.n_samples()) < 2:
+            raise NotEstimatedError(
+                "the features' distribution is not estimated; call estimate(model, dataloader) first, "
+                "or give feature_mean and feature_std"
+            )
+        return Statistics(
+            host_array(self.estimator.mean()),
+            host_array(self.estimator.std()),
+            host_array(self.estimator.active_neurons(threshold)).astype(bool),
+        )
+
+    def _estimate_batch(self, features: torch.Tensor) -> None:
+        takes_tensors = isinstance(self.estimator, nn.Module)
+        self.estimator(features if takes_tensors else host_array(features))
+
+    def _check_input(self, input_t: Inputs) -> int:
+        """Number of images, after a look at everything that can be seen before the model runs."""
+        found = tensors(input_t)
+        if not found:
+            raise InputError(f"input_t is of type {type(input_t).__name__}; a tensor was expected")
+        if isinstance(input_t, torch.Tensor):
+            shape, known = tuple(input_t.shape), self._input_shape
+            if known is not None and len(shape) == len(known):
+                raise InputError(f"input_t has shape {shape} and no batch axis; {(1, *shape)} was expected")
+            if len(shape) < 2:
+                raise InputError(f"input_t has shape {shape}; a batch axis and one of features are needed")
+            if known is not None:
+                check_shape(shape[1:], known, channels_first=True)
+        if not found[0].ndim or not found[0].shape[0]:
+            raise InputError(f"input_t has shape {tuple(found[0].shape)}, which is no image")
+        for tensor in found:
+            if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+                require_finite(host_array(tensor), "input_t")
+        return int(found[0].shape[0])
+
+    def _restrict(self, x: torch.Tensor) -> torch.Tensor:
+        """Restricted features, each with noise of its own, and as a side effect their capacity."""
+        settings = self._last_settings or self._settings()
+        layout = Layout.of(x.shape[1:], self._channels, self.tokens)
+        optimizer = self._optimizer(_no_loss, layout, settings)
+        statistics = self._statistics(settings.active_neurons_threshold)
+        problem = optimizer.problem(Head(x), statistics, pass_mask=self._pass_mask)
+        mask = self._mask
+        if mask is None:
+            start = torch.full_like(problem.mean, settings.initial_alpha)
+            mask = mask_from_alpha(start, problem.matrices, layout)
+        if mask.passed.shape[1:] != x.shape[1:]:
+            raise InputError(
+                f"the features have shape {tuple(x.shape[1:])}, but the mask of the last analysis has "
+                f"{tuple(mask.passed.shape[1:])}: analyze an input of this size first"
+            )
+        if len(mask.passed) not in (1, len(x)):
+            raise InputError(
+                f"{len(x)} feature maps do not go with the {len(mask.passed)} masks of an analysis"
+            )
+        mask = Mask(*(part.to(problem.features) for part in mask))
+        self._capacity = masked_capacity(problem, mask)
+        noise = torch.randn_like(problem.features)
+        z: torch.Tensor = optimizer.restricted(problem, mask, noise[:, None])
+        return z.to(x.dtype)
+
+    def _optimizer(
+        self, model_loss: ModelLoss, layout: Layout, settings: BottleneckSettings
+    ) -> BottleneckOptimizer:
+        return BottleneckOptimizer(TorchAdapter(self), model_loss, layout, settings, self.relu)
+
+
+def _no_loss(z: torch.Tensor, carry: tuple[Any, ...], targets: tuple[Any, ...]) -> torch.Tensor:
+    raise AssertionError("a bottleneck that is only applied has no loss")
+
+
+class _Interruption(BaseException):
+    """Ends a pass at the bottleneck. No `Exception`, so that no model that catches those catches it."""
+
+    def __init__(self, bottleneck: IBA) -> None:
+        super().__init__("the pass ends at the bottleneck")
+        self.bottleneck = bottleneck
+
+
+def _row_losses(loss: Any, rows: int) -> torch.Tensor:
+    """Losses (rows,), or means over them, whatever of it the closure returned."""
+    if not isinstance(loss, torch.Tensor) or not loss.is_floating_point():
+        raise InputError(f"model_loss_fn returned {loss!r}; a floating-point tensor was expected")
+    if loss.numel() == 1:
+        # The mean over all rows is the mean of every row of it, so that no image is weighed less in a batch.
+        return loss.reshape(1).expand(rows)
+    if loss.ndim == 0 or loss.shape[0] != rows:
+        raise InputError(
+            f"model_loss_fn returned a loss of shape {tuple(loss.shape)} for {rows} inputs; "
+            f"a scalar or shape ({rows},) was expected"
+        )
+    return loss
+
+
+def _as_buffer(array: npt.ArrayLike | torch.Tensor | None) -> torch.Tensor | None:
+    if array is None:
+        return None
+    tensor = array.detach() if isinstance(array, torch.Tensor) else torch.from_numpy(np.array(array))
+    return tensor.clone() if tensor.is_floating_point() else tensor.to(torch.get_default_dtype())

@@ -1,0 +1,1 @@
+"""A module split at a layer: the head is recorded, the tail replayed."""

@@ -1,0 +1,1 @@
+"""Faster equivalents of a few modules of a tail."""

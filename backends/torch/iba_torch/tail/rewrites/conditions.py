@@ -1,0 +1,28 @@
+"""When other operations may stand in for what a module does in the tail."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from iba_torch.tail.calls import is_hooked
+
+NORMALIZATIONS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_FORWARD = {kind: kind.forward for kind in (*NORMALIZATIONS, *CONVOLUTIONS, nn.AdaptiveAvgPool2d)}
+"""What the modules do that can be stood in for."""
+
+
+def is_differentiated(x: Any) -> bool:
+    """Whether a gradient is taken with respect to a plain tensor."""
+    # Other types stand in for tensors and record operations; constants of ours are not among the model's.
+    return type(x) is torch.Tensor and x.requires_grad and torch.is_grad_enabled()
+
+
+def is_plain(module: nn.Module) -> bool:
+    """Whether a module of a kind named here does what its class does when it does not learn, unwatched."""
+    kind, own = type(module), module.__dict__
+    is_own = "forward" in own or kind.forward is not _FORWARD[kind]
+    return not (is_own or own["training"] or is_hooked(module))

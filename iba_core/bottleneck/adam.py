@@ -1,0 +1,47 @@
+"""Adam, once for all frameworks, whose own versions place epsilon differently."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from iba_core.framework.namespace import Array, array_namespace
+
+BETA_1 = 0.9
+BETA_2 = 0.999
+EPSILON = 1e-8
+
+
+class AdamState(NamedTuple):
+    """A parameter and the running moments of its gradient, arrays of one shape."""
+
+    parameter: Array
+    first: Array
+    second: Array
+
+
+def bias_corrections(steps: int) -> npt.NDArray[np.float64]:
+    """``(1 - beta_1^t, 1 - beta_2^t)`` for t = 1 ... steps, shape (steps, 2).
+
+    They are computed here, in double precision, since ``1 - 0.999`` in float32 is wrong in the fifth digit.
+    """
+    t = np.arange(1, steps + 1, dtype=np.float64)[:, None]
+    return np.asarray(1.0 - np.array([[BETA_1, BETA_2]]) ** t, dtype=np.float64)
+
+
+def adam_step(state: AdamState, gradient: Array, correction: Array, learning_rate: Array) -> AdamState:
+    """One step of Adam (D. P. Kingma, J. Ba, https://arxiv.org/abs/1412.6980, algorithm 1).
+
+    Args:
+        state: parameter and moments before the step.
+        gradient: of the shape of the parameter.
+        correction: (2,), the row of `bias_corrections` for this step.
+        learning_rate: scalar.
+    """
+    xp = array_namespace(gradient)
+    first = BETA_1 * state.first + (1.0 - BETA_1) * gradient
+    second = BETA_2 * state.second + (1.0 - BETA_2) * xp.square(gradient)
+    update = (first / correction[0]) / (xp.sqrt(second / correction[1]) + EPSILON)
+    return AdamState(state.parameter - learning_rate * update, first, second)

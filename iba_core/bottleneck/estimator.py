@@ -1,0 +1,270 @@
+"""Running mean and standard deviation of feature maps: batched, mergeable, in float64.
+
+Batches are merged by the parallel form of Welford's algorithm: T. F. Chan, G. H. Golub, R. J. LeVeque,
+"Updating formulae and a pairwise algorithm for computing sample variances", 1979, eq. 2.1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from os import PathLike
+from typing import Any, NamedTuple, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from iba_core.errors import InputError, NotEstimatedError, StateError
+from iba_core.framework.namespace import Array, array_namespace
+from iba_core.state import read_state, write_state
+
+KIND = "estimator"
+"""Kind of the state files."""
+STATE = ("n_samples", "mean", "m2", "nonzero")
+"""Entries of the state."""
+
+_BLOCK = 2**18
+"""Numbers whose moments are computed at once, 2 MB in float64."""
+
+
+class Moments(NamedTuple):
+    """Sufficient statistics of a set of samples; the arrays have the shape of one feature map."""
+
+    count: Any
+    """Number of samples."""
+    mean: Array
+    m2: Array
+    """Sum of squared distances from the mean."""
+    nonzero: Array
+    """Number of samples in which the neuron was not 0."""
+
+
+def batch_moments(x: Array) -> Moments:
+    """Moments of one batch in two passes.
+
+    Args:
+        x: (B, *feature map), floating point, B at least 1. It is used in its own precision: widen it
+            before to accumulate in float64. Its memory serves for the squared distances, so that no
+            other array as large is needed, and its values are lost.
+    """
+    xp = array_namespace(x)
+    mean = xp.mean(x, axis=0)
+    nonzero = xp.sum(x != 0, axis=0, dtype=xp.int32)
+    x -= mean
+    x *= x
+    return Moments(x.shape[0], mean, xp.sum(x, axis=0), nonzero)
+
+
+def merge_moments(a: Moments, b: Moments) -> Moments:
+    """Moments of the union of two sets of samples, exact and independent of the order."""
+    count = a.count + b.count
+    delta = b.mean - a.mean
+    share = b.count / count
+    return Moments(
+        count,
+        a.mean + delta * share,
+        a.m2 + b.m2 + delta * delta * (a.count * share),
+        a.nonzero + b.nonzero,
+    )
+
+
+def _wide_moments(x: npt.NDArray[Any], before: Moments | None) -> Moments:
+    """Moments of a batch on the host, and of what was seen before it, in float64.
+
+    They are those of blocks of the features, so small that all of it takes place in the caches: an array as
+    large as the batch in float64 would take longer to allocate than to compute with.
+    """
+    rows = x.reshape(len(x), -1)
+    known = [] if before is None else [moment.reshape(-1) for moment in before[1:]]
+    result = np.empty((3, rows.shape[1]))
+    width = max(1, _BLOCK // len(rows))
+    for start in range(0, rows.shape[1], width):
+        block = slice(start, start + width)
+        found = batch_moments(rows[:, block].astype(np.float64))
+        if before is not None:
+            found = merge_moments(Moments(before.count, *(moment[block] for moment in known)), found)
+        for moment, values in zip(result, found[1:], strict=True):
+            moment[block] = values
+    count = len(x) if before is None else before.count + len(x)
+    return Moments(count, *result.reshape(3, *x.shape[1:]))
+
+
+class WelfordEstimator:
+    """Estimates mean and standard deviation of every feature, and which neurons are active.
+
+    Everything is held in float64. The result does not depend on how the samples are batched, and two
+    estimators that saw different samples merge into one that saw them all.
+
+    Args:
+        shape: shape of one sample, as separate numbers; taken from the first batch if not given.
+
+    Example:
+        >>> import numpy as np
+        >>> estimator = WelfordEstimator(3, 8, 8)
+        >>> for batch in np.random.default_rng(0).normal(size=(5, 10, 3, 8, 8)):
+        ...     estimator.fit(batch)
+        >>> estimator.n_samples(), estimator.mean().shape
+        (50, (3, 8, 8))
+    """
+
+    def __init__(self, *shape: int) -> None:
+        self._shape: tuple[int, ...] | None = tuple(shape) or None
+        self._given_shape = self._shape
+        self._moments: Moments | None = None
+
+    @property
+    def shape(self) -> tuple[int, ...] | None:
+        """Shape of one sample; None as long as it is neither given nor seen."""
+        return self._shape
+
+    @property
+    def moments(self) -> Moments | None:
+        """What has been gathered; another object whenever that changes. None before the first sample."""
+        return self._moments
+
+    def reset(self) -> None:
+        """Forget every sample, and their shape if it was not given to the constructor."""
+        self._moments, self._shape = None, self._given_shape
+
+    def fit(self, x: npt.ArrayLike) -> None:
+        """Take in a batch of samples; `x` is not altered.
+
+        Args:
+            x: (B, *shape), anything NumPy can read; integers are allowed. B may be 0.
+
+        Raises:
+            InputError: the shape is not (B, *shape), or a value is not finite.
+        """
+        batch = np.asarray(x)
+        if batch.ndim < 2 or (self._shape is not None and batch.shape[1:] != self._shape):
+            wanted = "(batch, ...)" if self._shape is None else f"(batch, {str(self._shape)[1:-1]})"
+            raise InputError(f"x has shape {batch.shape}, the estimator takes {wanted}")
+        if not batch.shape[0]:
+            return
+        moments = _wide_moments(batch, self._moments)
+        # NaN and infinity both survive a sum of squares, so the small arrays tell for the large one.
+        if not np.isfinite(moments.m2).all():
+            raise InputError("x holds NaN or infinite values; every feature must be finite")
+        self._shape = batch.shape[1:]
+        self._moments = moments
+
+    def __call__(self, x: npt.ArrayLike) -> npt.ArrayLike:
+        """Take in a batch of samples and return it unaltered, so that the estimator can stand in a chain."""
+        self.fit(x)
+        return x
+
+    def merge(self, other: WelfordEstimator) -> None:
+        """Take in everything that another estimator has seen, exactly as if its samples had come here.
+
+        Raises:
+            InputError: the shapes differ.
+        """
+        if other._moments is None:
+            return
+        if self._shape is not None and self._shape != other._shape:
+            raise InputError(f"cannot merge estimators of the shapes {self._shape} and {other._shape}")
+        self._shape = other._shape
+        self._moments = (
+            other._moments if self._moments is None else merge_moments(self._moments, other._moments)
+        )
+
+    def n_samples(self) -> int:
+        """Number of samples seen."""
+        return 0 if self._moments is None else int(self._moments.count)
+
+    def mean(self) -> npt.NDArray[np.float64]:
+        """Mean of every feature, shape of one sample, float64.
+
+        Raises:
+            NotEstimatedError: no sample has been seen.
+        """
+        return np.array(self._seen(1).mean)
+
+    def std(self) -> npt.NDArray[np.float64]:
+        """Standard deviation of every feature (with n - 1), shape of one sample, float64.
+
+        Raises:
+            NotEstimatedError: fewer than two samples have been seen.
+        """
+        moments = self._seen(2)
+        std: npt.NDArray[np.float64] = np.sqrt(moments.m2 / (moments.count - 1))
+        return std
+
+    def active_neurons(self, threshold: float = 0.01) -> npt.NDArray[np.bool_]:
+        """Mask of the neurons that are nonzero in more than the share `threshold` of the samples.
+
+        Raises:
+            NotEstimatedError: no sample has been seen.
+        """
+        moments = self._seen(1)
+        active: npt.NDArray[np.bool_] = moments.nonzero / moments.count > threshold
+        return active
+
+    def _seen(self, least: int) -> Moments:
+        if self._moments is None or self._moments.count < least:
+            raise NotEstimatedError(
+                f"the estimator has seen {self.n_samples()} samples, at least {least} are needed: "
+                "call fit first"
+            )
+        return self._moments
+
+    def transpose(self, axes: tuple[int, ...]) -> WelfordEstimator:
+        """The estimator that would have seen the samples with their axes permuted by `axes`.
+
+        It turns statistics gathered with channels first into those with channels last, and back.
+        """
+        result = WelfordEstimator()
+        if self._shape is not None:
+            result._shape = tuple(self._shape[axis] for axis in axes)
+        if self._moments is not None:
+            count, *arrays = self._moments
+            result._moments = Moments(count, *(np.transpose(array, axes) for array in arrays))
+        return result
+
+    def state_dict(self) -> dict[str, npt.NDArray[Any]]:
+        """Internal state as arrays: ``n_samples`` (int64), ``mean``, ``m2`` and ``nonzero`` (float64).
+
+        Raises:
+            NotEstimatedError: no sample has been seen, so there is nothing to keep.
+        """
+        count, *arrays = self._seen(1)
+        values = (np.asarray(count, dtype=np.int64), *(np.array(array) for array in arrays))
+        return dict(zip(STATE, values, strict=True))
+
+    def load_state_dict(self, state: dict[str, npt.ArrayLike]) -> None:
+        """Take over a state that `state_dict` gave, in place of the present one.
+
+        Raises:
+            StateError: entries are missing, or their shapes do not fit together.
+        """
+        missing = [name for name in STATE if name not in state]
+        if missing:
+            raise StateError(f"the state of an estimator lacks {', '.join(missing)}")
+        mean, m2, nonzero = (np.array(state[name], np.float64) for name in STATE[1:])
+        if not mean.shape == m2.shape == nonzero.shape:
+            raise StateError(
+                f"the state of an estimator has shapes {mean.shape}, {m2.shape} and {nonzero.shape}; "
+                "they must be equal"
+            )
+        self._shape = mean.shape
+        self._moments = Moments(int(np.asarray(state["n_samples"])), mean, m2, nonzero)
+
+    def save(self, path: str | PathLike[str], metadata: Mapping[str, Any] | None = None) -> None:
+        """Write the state to a safetensors file.
+
+        Args:
+            path: file to write.
+            metadata: further facts to keep with it, such as the name of the layer.
+        """
+        write_state(path, self.state_dict(), KIND, metadata)
+
+    @classmethod
+    def load(cls, path: str | PathLike[str]) -> Self:
+        """Read an estimator that `save` wrote.
+
+        Raises:
+            StateError: the file is missing, truncated or of another kind.
+        """
+        state, _ = read_state(path, KIND, required=STATE)
+        estimator = cls()
+        estimator.load_state_dict(dict(state))
+        return estimator

@@ -1,0 +1,98 @@
+"""From the capacity of a layer's features, in nats, to a map of the input, in bits per pixel."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import prod
+
+import numpy as np
+import numpy.typing as npt
+from scipy.sparse import csr_array
+
+from iba_core.bottleneck.resizing import resizing_matrix
+from iba_core.errors import InputError
+from iba_core.framework.layout import DataFormat, Layout
+
+NATS_PER_BIT = float(np.log(2.0))
+
+
+def to_bits(nats: npt.ArrayLike) -> npt.NDArray[np.floating]:
+    """Nats as bits: divided by the natural logarithm of 2."""
+    return np.asarray(nats) / NATS_PER_BIT
+
+
+def resize_maps(maps: npt.NDArray[np.floating], shape: Sequence[int]) -> npt.NDArray[np.floating]:
+    """Maps (B, *places) resized to (B, *shape), linearly between the centres of their places."""
+    resized = maps
+    for axis, wanted in enumerate(shape, start=1):
+        # Not a product of dense matrices: NumPy hands those to OpenBLAS, whose threads go on spinning behind
+        # it for a while, on the cores that the framework needs for the next explanation.
+        matrix = csr_array(resizing_matrix(maps.shape[axis], wanted))
+        rows = np.moveaxis(resized, axis, 0)
+        product = matrix @ rows.reshape(len(rows), prod(rows.shape[1:]))
+        resized = np.moveaxis(product.reshape(wanted, *rows.shape[1:]), 0, axis)
+    return np.ascontiguousarray(resized, dtype=maps.dtype)
+
+
+def saliency_maps(
+    capacity: npt.NDArray[np.floating], layout: Layout, shape: Sequence[int] | None = None
+) -> npt.NDArray[np.floating]:
+    """Saliency maps of a batch: bits summed over the channels, resized to the input.
+
+    The maps are resized linearly between the centres of the features and then scaled so that the sum of
+    a map equals the bits of its image. (The bits of prefix tokens are on no map.)
+
+    Args:
+        capacity: (B, *feature map), in nats, floating point.
+        layout: meaning of the axes of one feature map.
+        shape: spatial shape of the maps; that of the features if None.
+
+    Returns:
+        Array (B, *shape), in bits per pixel (per feature position if `shape` is None).
+
+    Raises:
+        InputError: `shape` has another number of axes than the feature map has spatial ones, or an axis
+            of length 0.
+    """
+    maps = to_bits(np.sum(capacity, axis=layout.channel_axis + 1))
+    if layout.tokens is not None:
+        maps = maps[:, layout.tokens.prefix :].reshape(-1, *layout.places(capacity.shape[1:]))
+    if shape is None or maps.shape[1:] == tuple(shape):
+        return maps
+    if len(shape) != maps.ndim - 1 or min(shape) < 1:
+        raise InputError(f"shape={tuple(shape)} cannot hold a map with spatial shape {maps.shape[1:]}")
+    resized = resize_maps(maps, shape)
+    axes = tuple(range(1, maps.ndim))
+    bits = maps.sum(axis=axes, keepdims=True)
+    total = resized.sum(axis=axes, keepdims=True)
+    scale = np.divide(bits, total, out=np.ones_like(bits), where=total != 0)
+    scaled: npt.NDArray[np.floating] = resized * scale
+    return scaled
+
+
+def to_saliency_map(
+    capacity: npt.ArrayLike,
+    shape: Sequence[int] | None = None,
+    data_format: DataFormat = "channels_first",
+) -> npt.NDArray[np.floating]:
+    """Saliency map of one image from the capacity of its features.
+
+    Args:
+        capacity: (C, H, W), or (H, W, C) with ``data_format="channels_last"``, in nats. Any number of
+            spatial axes from 0 to 3 will do.
+        shape: (height, width) of the image; the map keeps the size of the feature map if None.
+        data_format: ``"channels_first"`` or ``"channels_last"``.
+
+    Returns:
+        Array of `shape`, in bits per pixel. Its sum equals the bits of the capacity.
+
+    Raises:
+        InputError: the shapes do not fit, or `data_format` is unknown.
+    """
+    array = np.asarray(capacity)
+    if not np.issubdtype(array.dtype, np.floating):
+        array = array.astype(np.float64)
+    saliency: npt.NDArray[np.floating] = saliency_maps(
+        array[None], Layout.of(array.shape, data_format), shape
+    )[0]
+    return saliency

@@ -1,0 +1,86 @@
+"""Gaussian smoothing of masks, as a product with one small matrix per spatial axis.
+
+A matrix product runs on every framework and device, is differentiable, and serves any number of spatial
+axes in either data format; the maps are small, so its quadratic cost does not show.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import prod
+
+import numpy as np
+import numpy.typing as npt
+from scipy.ndimage import gaussian_filter1d
+
+from iba_core.framework.layout import Layout
+from iba_core.framework.namespace import Array, array_namespace
+
+
+def smoothing_matrix(size: int, std: float) -> npt.NDArray[np.float64]:
+    """Matrix G of a Gaussian filter along an axis, mirrored at the borders: ``G @ x`` is x, smoothed.
+
+    The kernel ends at two standard deviations, as in the reference implementation of the method. The
+    rows sum to one, so a mask in (0, 1) stays there and ``G @ (1 - x) == 1 - G @ x``.
+
+    Args:
+        size: length of the axis.
+        std: standard deviation of the Gaussian, in features; more than 0.
+
+    Returns:
+        Array (size, size), float64.
+    """
+    matrix: npt.NDArray[np.float64] = gaussian_filter1d(
+        np.eye(size), std, axis=0, mode="mirror", radius=max(1, round(2 * std))
+    )
+    return matrix
+
+
+def smoothing_matrices(
+    shape: Sequence[int], layout: Layout, std: float | None
+) -> tuple[npt.NDArray[np.floating], ...]:
+    """A matrix for each spatial axis of a feature map; none where `std` is None or 0.
+
+    Tokens that fold into a grid are smoothed on the grid, by one matrix over the token axis.
+
+    Args:
+        shape: shape of the feature map, without a batch axis.
+        layout: meaning of its axes.
+        std: standard deviation of the Gaussian, in features.
+    """
+    if not std:
+        return ()
+    matrices = tuple(smoothing_matrix(size, std) for size in layout.places(shape))
+    if layout.tokens is None:
+        return matrices
+    grid: npt.NDArray[np.floating] = matrices[0]
+    for matrix in matrices[1:]:
+        grid = np.kron(grid, matrix)
+    prefix = layout.tokens.prefix
+    whole = np.eye(prefix + len(grid))
+    whole[prefix:, prefix:] = grid
+    return (whole,)
+
+
+def smooth(x: Array, matrices: Sequence[Array], layout: Layout) -> Array:
+    """Smooth a batch of maps along their spatial axes.
+
+    Args:
+        x: (B, *feature map).
+        matrices: what `smoothing_matrices` gave, as arrays of the kind of `x`; x itself is returned if
+            there are none.
+        layout: meaning of the axes of one map.
+
+    Returns:
+        Array of the shape of `x`.
+    """
+    xp = array_namespace(x)
+    shape = tuple(int(size) for size in x.shape)
+    for axis, matrix in zip(layout.spatial_axes, matrices, strict=False):
+        before, size = prod(shape[: axis + 1]), shape[axis + 1]
+        after = prod(shape[axis + 2 :])
+        if after == 1:
+            x = xp.matmul(xp.reshape(x, (before, size)), xp.permute_dims(matrix, (1, 0)))
+        else:
+            x = xp.matmul(matrix, xp.reshape(x, (before, size, after)))
+    return xp.reshape(x, shape) if matrices else x

@@ -1,0 +1,1 @@
+"""What the core asks of a framework and of a model: arrays, gradients, compilation, noise, layers."""

@@ -1,0 +1,149 @@
+"""Batches of inputs: one array, or a tuple, list or dict of arrays that share their leading axis."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from iba_core.errors import InputError
+from iba_core.framework.namespace import Array
+
+InputShape = tuple[int | None, ...]
+"""Sizes of the axes of one input, None for any."""
+
+
+def arrays_of(inputs: Any) -> Iterator[Array]:
+    """Every array of `inputs`, in order; values that are no arrays, such as flags, are passed over."""
+    if isinstance(inputs, Mapping):
+        for value in inputs.values():
+            yield from arrays_of(value)
+    elif isinstance(inputs, (tuple, list)):
+        for value in inputs:
+            yield from arrays_of(value)
+    elif hasattr(inputs, "shape"):
+        yield inputs
+
+
+def map_arrays(function: Callable[[Array], Any], inputs: Any) -> Any:
+    """`inputs` with `function` applied to every array of it."""
+    if isinstance(inputs, Mapping):
+        return {key: map_arrays(function, value) for key, value in inputs.items()}
+    if isinstance(inputs, (tuple, list)):
+        return tuple(map_arrays(function, value) for value in inputs)
+    return function(inputs) if hasattr(inputs, "shape") else inputs
+
+
+def batch_size(inputs: Any) -> int:
+    """Length of the leading axis of the first array.
+
+    Raises:
+        InputError: there is no array, or it has no axis.
+    """
+    first = next(arrays_of(inputs), None)
+    if first is None or not len(first.shape):
+        raise InputError(f"the input of type {type(inputs).__name__} holds no array with a batch axis")
+    return int(first.shape[0])
+
+
+def take(inputs: Any, start: int, stop: int) -> Any:
+    """The samples `start` to `stop` of every array that has the batch's length."""
+    size = batch_size(inputs)
+    return map_arrays(
+        lambda array: array[start:stop] if len(array.shape) and array.shape[0] == size else array, inputs
+    )
+
+
+def images_at_once(images: int, samples: int, max_batch: int | None, preferred: int | None) -> int:
+    """How many images of a batch to explain together.
+
+    Args:
+        images: in the batch.
+        samples: noisy copies of each.
+        max_batch: the most feature maps that may pass the tail at once; None for no limit.
+        preferred: how many pass it best, where there is no limit; None for all.
+
+    Raises:
+        InputError: `max_batch` is less than 1.
+    """
+    if max_batch is not None and max_batch < 1:
+        raise InputError(f"max_batch={max_batch} must be 1 or more")
+    rows = max_batch or preferred
+    return images if rows is None else max(1, rows // samples)
+
+
+def of_images(array: Any, ndim: int, start: int, stop: int) -> Any:
+    """What of `array` is about the images `start` to `stop`.
+
+    Args:
+        array: of a batch of feature maps; one of one map's shape is about all images, as is None.
+        ndim: number of axes of one feature map.
+        start: first image.
+        stop: the one after the last image.
+    """
+    return array[start:stop] if array is not None and np.ndim(array) == ndim + 1 else array
+
+
+def inputs_of_batch(batch: Any) -> Any:
+    """The inputs of a batch as data sets yield it: the batch itself, or the first entry of (inputs, ...)."""
+    if isinstance(batch, (tuple, list)):
+        if not batch:
+            raise InputError("a batch is an empty tuple; give arrays, or tuples (inputs, ...)")
+        return batch[0]
+    return batch
+
+
+def targets_of_batch(batch: Any) -> Any:
+    """The second entry of a batch (inputs, targets, ...); None where there is none."""
+    return batch[1] if isinstance(batch, (tuple, list)) and len(batch) > 1 else None
+
+
+def common_shape(known: InputShape | None, shape: tuple[int, ...]) -> InputShape:
+    """Shape of all inputs so far, with None for an axis that has come in several sizes.
+
+    Args:
+        known: what is known from the inputs before; None if there were none.
+        shape: of one of the next inputs, without the batch axis.
+    """
+    if known is None or len(known) != len(shape):
+        return shape
+    return tuple(size if size == other else None for size, other in zip(shape, known, strict=True))
+
+
+def check_shape(shape: tuple[int, ...], known: InputShape, channels_first: bool) -> None:
+    """Compare one input's shape with that of the inputs the features were estimated on.
+
+    Args:
+        shape: of one input, without the batch axis.
+        known: of the inputs that were estimated on, likewise; None for an axis that had several sizes.
+        channels_first: where the model expects the channels.
+
+    Raises:
+        InputError: other rank, the channels are on the wrong end, or an axis has another size than all inputs
+            that were estimated on.
+    """
+    given, expected = (
+        ", ".join(["batch", *("any" if size is None else str(size) for size in sizes)])
+        for sizes in (shape, known)
+    )
+    if len(shape) != len(known):
+        raise InputError(
+            f"x has shape ({given}), the model was estimated on inputs of shape ({expected}): "
+            "another number of axes"
+        )
+    if all(size in (None, own) for own, size in zip(shape, known, strict=True)):
+        return
+    own, channels, swapped = (
+        (shape[0], known[0], shape[-1]) if channels_first else (shape[-1], known[-1], shape[0])
+    )
+    if len(shape) > 2 and own != channels is not None:
+        right = "first" if channels_first else "last"
+        hint = f"; the channels must come {right}" if swapped == channels else ""
+        raise InputError(
+            f"x has shape ({given}), but the model takes {channels} channels, as in ({expected}){hint}"
+        )
+    raise InputError(
+        f"x has shape ({given}), but the features' distribution was estimated on inputs of shape "
+        f"({expected}): give inputs of that size, or estimate it on inputs of this one"
+    )

@@ -1,0 +1,1 @@
+"""Images in; plots and overlays out."""

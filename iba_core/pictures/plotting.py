@@ -1,0 +1,222 @@
+"""Saliency maps as pictures. Matplotlib is imported as the first one is drawn."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from os import PathLike
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from iba_core.errors import InputError, MissingDependencyError
+from iba_core.pictures.images import to_unit_interval
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.colors import Colormap, Normalize
+
+COLORMAP = "inferno"
+"""Evenly growing lightness, dark where nothing is needed, and no hue that a grey picture has."""
+
+_ALPHAS = (0.2, 0.7)
+"""Opacity of a map over a picture, where it is 0 and where it is greatest."""
+
+_LUMA = np.array([0.299, 0.587, 0.114])
+"""How bright red, green and blue look (ITU-R BT.601)."""
+
+
+def plot_saliency_map(
+    saliency_map: npt.ArrayLike,
+    img: npt.ArrayLike | None = None,
+    ax: Axes | None = None,
+    colorbar_label: str = "Bits / Pixel",
+    colorbar_fontsize: float = 14,
+    min_alpha: float = 0.2,
+    max_alpha: float = 0.7,
+    vmax: float | None = None,
+    colorbar_size: Any = 0.3,
+    colorbar_pad: Any = 0.08,
+) -> Axes:
+    """Draw a saliency map with a colour bar, over the picture in grey if there is one.
+
+    Args:
+        saliency_map: (H, W), in bits per pixel.
+        img: the picture, (H, W), (H, W, 1) or (H, W, 3), of the map's height and width. Floating-point
+            values are taken to be in [0, 1] and scaled to that if they are not.
+        ax: axis to draw into; a new figure of pyplot if None.
+        colorbar_label: text beside the colour bar.
+        colorbar_fontsize: size of that text in points.
+        min_alpha: opacity of the map where it is 0. Only used if there is a picture.
+        max_alpha: opacity of the map where it is `vmax`. Only used if there is a picture.
+        vmax: value at the top of the colour bar, in bits per pixel; the greatest of the map if None.
+        colorbar_size: width of the colour bar: inches, or a size of ``mpl_toolkits.axes_grid1``.
+        colorbar_pad: distance of the colour bar: inches, or a size of ``mpl_toolkits.axes_grid1``.
+
+    Returns:
+        The axis.
+
+    Raises:
+        InputError: a shape, an opacity or `vmax` is wrong, or the map is not finite.
+        MissingDependencyError: matplotlib is not installed.
+    """
+    saliency = _as_map(saliency_map, "saliency_map")
+    grey = None if img is None else _as_grey(img, saliency.shape)
+    if not 0 <= min_alpha <= max_alpha <= 1:
+        raise InputError(f"min_alpha={min_alpha} and max_alpha={max_alpha} must grow, within 0 and 1")
+    cmap, norm = _scale(vmax, saliency)
+    from mpl_toolkits.axes_grid1 import make_axes_locatable
+    from mpl_toolkits.axes_grid1.axes_size import Fixed
+
+    if ax is None:
+        from matplotlib import pyplot
+
+        # Room on the right for the colour bar's labels, also beside a wide map.
+        margins = {"left": 0.04, "right": 0.82, "bottom": 0.06, "top": 0.92}
+        ax = pyplot.subplots(figsize=(5.5, 4.0), gridspec_kw=margins)[1]
+    figure = ax.figure
+    current = figure.gca()
+    size, pad = (Fixed(s) if isinstance(s, int | float) else s for s in (colorbar_size, colorbar_pad))
+    cax = make_axes_locatable(ax).append_axes("right", size=size, pad=pad)
+    # The colour bar has become the current axis, where a user of pyplot would go on drawing.
+    figure.sca(current)
+
+    alphas = (1.0, 1.0) if grey is None else (min_alpha, max_alpha)
+    _draw_map(ax, saliency, grey, cmap, norm, alphas)
+    _draw_colorbar(cax, cmap, norm, alphas, colorbar_label, colorbar_fontsize)
+    return ax
+
+
+def save_overlay(
+    path: str | PathLike[str],
+    picture: npt.ArrayLike,
+    maps: Mapping[str, npt.ArrayLike],
+    *,
+    title: str = "",
+    subtitle: str = "",
+    vmax: float | None = None,
+) -> None:
+    """Write a PNG: the picture, and beside it each saliency map over the picture in grey.
+
+    All maps share one scale and one colour bar. Neither pyplot nor a display is needed.
+
+    Args:
+        path: of the file, ending in ``.png``.
+        picture: (H, W) or (H, W, 3), uint8, or floating point in [0, 1].
+        maps: for each map the line above it, which may be empty; (H, W) each, in bits per pixel.
+        title: line above the whole.
+        subtitle: line above the picture.
+        vmax: value at the top of the colour bar; the greatest of all maps if None.
+
+    Raises:
+        InputError: there is no map, a shape is wrong, or a map is not finite.
+        MissingDependencyError: matplotlib is not installed.
+    """
+    if not maps:
+        raise InputError("maps is empty; at least one saliency map is needed")
+    saliencies = {name: _as_map(values, f"maps[{name!r}]") for name, values in maps.items()}
+    greys = [_as_grey(picture, saliency.shape) for saliency in saliencies.values()]
+    cmap, norm = _scale(vmax, *saliencies.values())
+    from matplotlib.figure import Figure
+
+    height, width = greys[0].shape
+    # All lengths are inches, so that text keeps its size beside pictures of any shape.
+    scale = 3.2 / max(height, width)
+    panel_width, panel_height = width * scale, height * scale
+    gap, bar = 0.15, 0.16
+    total_width = (1 + len(maps)) * (panel_width + gap) + bar
+    figure = Figure(figsize=(total_width, panel_height), facecolor="white")
+
+    def axes(left: float, width: float) -> Axes:
+        return figure.add_axes((left / total_width, 0, width / total_width, 1))
+
+    ax = axes(0, panel_width)
+    ax.imshow(_as_colours(picture), cmap="gray", vmin=0, vmax=1)
+    ax.set_axis_off()
+    ax.set_title(subtitle, fontsize=11)
+    for index, (line, saliency) in enumerate(saliencies.items(), start=1):
+        ax = axes(index * (panel_width + gap), panel_width)
+        _draw_map(ax, saliency, greys[index - 1], cmap, norm, _ALPHAS)
+        ax.set_title(line, fontsize=11)
+    _draw_colorbar(axes(total_width - bar, bar), cmap, norm, _ALPHAS, "bits / pixel", 11)
+    if title:
+        lines = max(text.count("\n") + 1 for text in (subtitle, *maps))
+        above = 0.2 + 0.18 * lines
+        figure.text(0, 1 + above / panel_height, title, fontsize=13, fontweight="bold")
+    # "tight" makes room for whatever text stands around the panels.
+    figure.savefig(path, format="png", dpi=150, bbox_inches="tight", pad_inches=0.2)
+
+
+def _draw_map(
+    ax: Axes,
+    saliency: npt.NDArray[np.float64],
+    grey: npt.NDArray[np.float64] | None,
+    cmap: Colormap,
+    norm: Normalize,
+    alphas: tuple[float, float],
+) -> None:
+    if grey is not None:
+        ax.imshow(grey, cmap="gray", vmin=0, vmax=1)
+    opacity = np.interp(np.asarray(norm(saliency)), (0, 1), alphas)
+    ax.imshow(saliency, cmap=cmap, norm=norm, alpha=opacity)
+    ax.set_axis_off()
+
+
+def _draw_colorbar(
+    cax: Axes, cmap: Colormap, norm: Normalize, alphas: tuple[float, float], label: str, fontsize: float
+) -> None:
+    """A colour bar that shows the colours as they look over a middle grey."""
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.colors import ListedColormap
+
+    levels = np.linspace(0, 1, 256)
+    opacity = np.interp(levels, (0, 1), alphas)[:, None]
+    blended = ListedColormap(opacity * cmap(levels)[:, :3] + (1 - opacity) * 0.5)
+    bar = cax.figure.colorbar(ScalarMappable(norm, blended), cax=cax)
+    bar.set_label(label, fontsize=fontsize)
+    bar.outline.set_visible(False)
+    bar.ax.tick_params(length=3)
+    bar.ax.ticklabel_format(axis="y", scilimits=(-2, 4))
+
+
+def _scale(vmax: float | None, *maps: npt.NDArray[np.float64]) -> tuple[Colormap, Normalize]:
+    """Colours and the range of values that they stand for."""
+    if vmax is not None and not vmax > 0:
+        raise InputError(f"vmax={vmax} must be positive")
+    try:
+        import matplotlib as mpl
+        from matplotlib.colors import Normalize
+    except ImportError as error:
+        raise MissingDependencyError("plotting needs matplotlib: pip install 'iba-core[plot]'") from error
+    # A map of zeros has a colour bar, too.
+    top = vmax or max(float(saliency.max()) for saliency in maps) or 1.0
+    return mpl.colormaps[COLORMAP], Normalize(0, top, clip=True)
+
+
+def _as_map(values: npt.ArrayLike, argument: str) -> npt.NDArray[np.float64]:
+    saliency = np.asarray(values, dtype=np.float64)
+    if saliency.ndim != 2 or 0 in saliency.shape:
+        raise InputError(f"{argument} has shape {saliency.shape}; one map (H, W) was expected")
+    if not np.isfinite(saliency).all():
+        raise InputError(f"{argument} holds values that are not finite")
+    return saliency
+
+
+def _as_colours(picture: npt.ArrayLike) -> npt.NDArray[np.float64]:
+    """The picture in [0, 1], (H, W) or (H, W, 3)."""
+    pixels = np.asarray(picture)
+    if pixels.ndim == 3 and pixels.shape[2] == 1:
+        pixels = pixels[..., 0]
+    if pixels.ndim != 2 and not (pixels.ndim == 3 and pixels.shape[2] == 3):
+        raise InputError(f"img has shape {pixels.shape}; (H, W), (H, W, 1) or (H, W, 3) was expected")
+    if pixels.dtype == np.uint8:
+        return pixels / 255
+    scaled = pixels.astype(np.float64)
+    return scaled if scaled.min() >= 0 and scaled.max() <= 1 else np.asarray(to_unit_interval(scaled))
+
+
+def _as_grey(picture: npt.ArrayLike, shape: tuple[int, ...]) -> npt.NDArray[np.float64]:
+    colours = _as_colours(picture)
+    if colours.shape[:2] != shape:
+        raise InputError(f"img has shape {colours.shape} and the saliency map {shape}; resize one of them")
+    return colours if colours.ndim == 2 else colours @ _LUMA

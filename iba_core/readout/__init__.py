@@ -1,0 +1,1 @@
+"""The readout bottleneck: formulas, the network's state, and its training."""

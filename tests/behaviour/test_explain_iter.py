@@ -1,0 +1,192 @@
+"""Explaining a data set batch by batch, and how a batch is split, the same in both frameworks."""
+
+import weakref
+from functools import partial
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+import torch
+from torch import nn
+
+from iba_core import ClassTarget, Explainer, InputError, NotEstimatedError
+from iba_core.framework.adapter import rows_in_cache
+
+SIZE, CLASSES = 6, 4
+SETTINGS = {"samples": 4, "steps": 3}
+
+
+class Torch:
+    def __init__(self):
+        torch.manual_seed(0)
+        self.model = nn.Sequential(
+            nn.Conv2d(3, 5, 3), nn.ReLU(), nn.Conv2d(5, 4, 3), nn.Flatten(), nn.Linear(16, CLASSES)
+        ).double()
+        self.layer = "1"
+
+    def of(self, images):
+        return np.ascontiguousarray(np.moveaxis(images, -1, 1))
+
+    def loader(self, x, labels, size):
+        data = torch.utils.data.TensorDataset(torch.from_numpy(x), torch.from_numpy(labels))
+        return torch.utils.data.DataLoader(data, batch_size=size)
+
+
+class Keras:
+    def __init__(self):
+        keras.utils.set_random_seed(0)
+        inputs = keras.Input((SIZE, SIZE, 3), dtype="float64")
+        x = inputs
+        for layer in (
+            keras.layers.Conv2D(5, 3, activation="relu", name="features", dtype="float64"),
+            keras.layers.Conv2D(4, 3, dtype="float64"),
+            keras.layers.Flatten(dtype="float64"),
+            keras.layers.Dense(CLASSES, dtype="float64"),
+        ):
+            x = layer(x)
+        self.model = keras.Model(inputs, x)
+        self.layer = "features"
+
+    def of(self, images):
+        return images
+
+    def loader(self, x, labels, size):
+        return tf.data.Dataset.from_tensor_slices((x, labels)).batch(size)
+
+
+@pytest.fixture(params=[Torch, Keras], ids=["torch", "keras"])
+def side(request):
+    return request.param()
+
+
+@pytest.fixture
+def x(side):
+    return side.of(np.random.default_rng(1).normal(size=(5, SIZE, SIZE, 3)))
+
+
+@pytest.fixture
+def explainer(side):
+    data = side.of(np.random.default_rng(0).normal(size=(20, SIZE, SIZE, 3)))
+    return Explainer(side.model, layer=side.layer, **SETTINGS).fit([data], progbar=False)
+
+
+LABELS = np.array([0, 3, 1, 2, 2])
+
+
+def assert_same(attributions, expected):
+    assert [len(attribution) for attribution in attributions] == [2, 2, 1]
+    for name in ("saliency", "capacity", "classes", "outputs"):
+        found = np.concatenate([getattr(attribution, name) for attribution in attributions])
+        np.testing.assert_allclose(found, getattr(expected, name), rtol=1e-9, atol=1e-12)
+
+
+def test_a_loader_brings_the_targets(side, explainer, x):
+    loader = side.loader(x, LABELS, 2)
+    found = list(explainer.explain_iter(loader, seed=3, progbar=False))
+    assert_same(found, explainer.explain(x, LABELS, seed=3))
+
+
+def test_batches_without_targets_are_explained_for_the_class_predicted(explainer, x):
+    expected = explainer.explain(x, seed=3)
+    bare = [x[start : start + 2] for start in (0, 2, 4)]
+    for batches in (bare, [(inputs,) for inputs in bare]):
+        assert_same(list(explainer.explain_iter(iter(batches), seed=3, progbar=False)), expected)
+
+
+def test_a_target_given_goes_before_those_of_the_batches(side, explainer, x):
+    loader = side.loader(x, LABELS, 2)
+    for target in (ClassTarget(), 1):
+        found = list(explainer.explain_iter(loader, target, seed=3, progbar=False))
+        assert_same(found, explainer.explain(x, target, seed=3))
+
+
+def test_one_batch_is_in_memory_at_a_time(explainer, x):
+    seen = []
+
+    def batches():
+        for _ in range(5):
+            batch = x[:2].copy()
+            seen.append(weakref.ref(batch))
+            yield batch
+            del batch
+
+    attributions = []
+    for number, attribution in enumerate(explainer.explain_iter(batches(), progbar=False), start=1):
+        attributions.append(weakref.ref(attribution))
+        assert len(seen) == number, "no batch is taken before it is asked for"
+        assert sum(ref() is not None for ref in seen) == 1
+        assert sum(ref() is not None for ref in attributions) == 1
+        del attribution
+    assert len(attributions) == 5
+
+
+def test_a_mask_of_what_passes_can_follow_from_the_inputs(explainer, x):
+    def first_row(inputs):
+        mask = np.zeros((len(inputs), *explainer.estimator.shape), bool)
+        mask[:, :, 0] = True
+        return mask
+
+    for attribution in explainer.explain_iter([x[:2], x[2:]], pass_mask=first_row, progbar=False):
+        assert (attribution.capacity[:, :, 0] == 0).all()
+        assert (attribution.capacity[:, :, 1:] > 0).any()
+
+
+def test_wrong_arguments_are_told_before_the_first_batch(side, explainer, x):
+    def batches():
+        raise AssertionError("a batch was taken")
+        yield
+
+    with pytest.raises(InputError, match="betta"):
+        explainer.explain_iter(batches(), betta=1)
+    with pytest.raises(NotEstimatedError, match="fit"):
+        Explainer(side.model, layer=side.layer).explain_iter(batches())
+
+
+def test_no_batches_are_an_error(explainer):
+    with pytest.raises(InputError, match="batches is empty"):
+        next(explainer.explain_iter([]))
+
+
+def test_progress(explainer, x, capsys):
+    list(explainer.explain_iter([x[:1], x[1:2]], steps=1))
+    assert "2/2" in capsys.readouterr().err
+    list(explainer.explain_iter([x[:1]], steps=1, progbar=False))
+    assert not capsys.readouterr().err
+
+
+def test_caches_hold_at_least_some_maps():
+    assert rows_in_cache((80, 28, 28)) == 16
+    assert rows_in_cache((64, 8, 8)) == 64
+    assert rows_in_cache(()) == 2**18
+
+
+def test_a_processor_takes_as_many_maps_as_its_caches_hold(side, explainer, x):
+    like = next(iter(explainer.adapter.to_inputs((x,))))
+    assert explainer.adapter.preferred_batch((80, 28, 28), like) == 16
+
+
+@pytest.mark.parametrize(("preferred", "most"), [(None, 20), (9, 8), (8, 8), (3, 4)])
+def test_a_batch_is_split_between_images_as_the_backend_likes_it(explainer, x, monkeypatch, preferred, most):
+    expected = explainer.explain(x, LABELS, seed=3)
+    cut, rows = explainer._cut, []
+
+    def tail(z, carry, tail=cut.tail):
+        rows.append(int(z.shape[0]))
+        return tail(z, carry)
+
+    monkeypatch.setattr(cut, "tail", tail)
+    monkeypatch.setattr(explainer.adapter, "preferred_batch", lambda shape, like: preferred)
+    # Another loss, so that no step compiled before is used.
+    found = explainer.explain(x, _same_loss(LABELS), seed=3)
+    assert max(rows) == most
+    np.testing.assert_allclose(found.capacity, expected.capacity, rtol=1e-9, atol=1e-12)
+
+
+def _same_loss(labels):
+    class Renamed(ClassTarget):
+        def resolve(self, outputs):
+            loss, rows = super().resolve(outputs)
+            return partial(loss), rows
+
+    return Renamed(labels)
