@@ -13,10 +13,12 @@ import numpy.typing as npt
 import tensorflow as tf
 
 from iba_core.bottleneck.estimator import WelfordEstimator
-from iba_core.bottleneck.formulas import BottleneckSettings, Statistics
+from iba_core.bottleneck.settings import BottleneckSettings
+from iba_core.bottleneck.statistics import Statistics
 from iba_core.bottleneck.optimization import BottleneckResult
 from iba_core.errors import InputError, StateError
-from iba_core.framework.adapter import Head, Inputs, require_finite
+from iba_core.framework.adapter import Head, Inputs
+from iba_core.framework.framework import require_finite
 from iba_core.framework.inputs import arrays_of, images_at_once, of_images, take
 from iba_core.framework.inputs import batch_size as rows_of
 from iba_core.framework.namespace import full_precision
