@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 import numpy.typing as npt
 
-from iba_core.bottleneck.formulas import BottleneckSettings
 from iba_core.bottleneck.saliency import to_bits
+from iba_core.bottleneck.settings import BottleneckSettings
 from iba_core.errors import InputError, StateError
 from iba_core.framework.layout import DataFormat, Layout
 from iba_core.state import read_state, write_state

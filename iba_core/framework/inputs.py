@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-import numpy as np
-
 from iba_core.errors import InputError
 from iba_core.framework.namespace import Array
 
@@ -53,36 +51,6 @@ def take(inputs: Any, start: int, stop: int) -> Any:
     return map_arrays(
         lambda array: array[start:stop] if len(array.shape) and array.shape[0] == size else array, inputs
     )
-
-
-def images_at_once(images: int, samples: int, max_batch: int | None, preferred: int | None) -> int:
-    """How many images of a batch to explain together.
-
-    Args:
-        images: in the batch.
-        samples: noisy copies of each.
-        max_batch: the most feature maps that may pass the tail at once; None for no limit.
-        preferred: how many pass it best, where there is no limit; None for all.
-
-    Raises:
-        InputError: `max_batch` is less than 1.
-    """
-    if max_batch is not None and max_batch < 1:
-        raise InputError(f"max_batch={max_batch} must be 1 or more")
-    rows = max_batch or preferred
-    return images if rows is None else max(1, rows // samples)
-
-
-def of_images(array: Any, ndim: int, start: int, stop: int) -> Any:
-    """What of `array` is about the images `start` to `stop`.
-
-    Args:
-        array: of a batch of feature maps; one of one map's shape is about all images, as is None.
-        ndim: number of axes of one feature map.
-        start: first image.
-        stop: the one after the last image.
-    """
-    return array[start:stop] if array is not None and np.ndim(array) == ndim + 1 else array
 
 
 def inputs_of_batch(batch: Any) -> Any:

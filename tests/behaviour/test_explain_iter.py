@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from iba_core import ClassTarget, Explainer, InputError, NotEstimatedError
-from iba_core.framework.adapter import rows_in_cache
+from iba_core.framework.framework import rows_in_cache
 
 SIZE, CLASSES = 6, 4
 SETTINGS = {"samples": 4, "steps": 3}

@@ -21,7 +21,7 @@ from iba_core import (
     StateError,
     WelfordEstimator,
 )
-from iba_core.bottleneck.formulas import PRESETS
+from iba_core.bottleneck.settings import PRESETS
 from iba_core.targets import class_probabilities
 from iba_core.timing import BareTail
 

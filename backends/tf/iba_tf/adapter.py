@@ -14,7 +14,8 @@ import tensorflow as tf
 
 from iba_core.bottleneck.noise import keyed_normal
 from iba_core.errors import InputError
-from iba_core.framework.adapter import Adapter, F, Inputs, LayerInfo, rows_in_cache
+from iba_core.framework.adapter import Adapter, F, Inputs, LayerInfo
+from iba_core.framework.framework import rows_in_cache
 from iba_core.framework.layout import DataFormat
 from iba_core.utils import ifnone
 from iba_tf.eager import eagerly, runs_eagerly
