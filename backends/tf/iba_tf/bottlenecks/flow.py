@@ -106,11 +106,8 @@ class Flow(tf.Module):
             if pass_mask is None
             else tf.cast(tf.broadcast_to(np.asarray(pass_mask), zeros.shape), zeros.dtype)
         )
-        problem = results[0].problem
-        self._assign(
-            [tf.where(restricted, passed, passing), tf.where(restricted, blocked, zeros)]
-            + [problem.mean, problem.std]
-        )
+        mask = tf.where(restricted, passed, passing), tf.where(restricted, blocked, zeros)
+        self._assign((*mask, results[0].problem.mean, results[0].problem.std))
 
     def _assign(self, values: Sequence[Any]) -> None:
         with self._lock:

@@ -68,7 +68,7 @@ class IBALayer(PerSampleBottleneck, keras.layers.Layer):
         **kwargs: see `keras.layers.Layer`.
 
     Raises:
-        InputError: `estimator` is given together with `feature_mean`, or a hyperparameter is out of its range.
+        InputError: both `estimator` and `feature_mean` are given, or a hyperparameter is out of its range.
 
     Example:
         >>> inputs = keras.Input((32, 32, 3))
@@ -389,9 +389,7 @@ class IBALayer(PerSampleBottleneck, keras.layers.Layer):
         options = {"seed": seed, "pass_mask": pass_mask, "max_batch": max_batch, "progbar": progbar}
         bound = self._bound
         if bound.in_graph is not None:
-            return bound.in_graph.analyze(
-                feed_dict, hyperparameters, session, self._state, target, **options
-            )
+            return bound.in_graph.analyze(feed_dict, hyperparameters, session, self._state, target, **options)
         loss = require_loss(bound.loss)
         if isinstance(feed_dict, dict) and bound.target in feed_dict:
             target = feed_dict[bound.target]

@@ -196,9 +196,7 @@ class PerSampleBottleneck:
             >>> iba.get_default()["beta"]
             20
         """
-        given = Hyperparameters(
-            batch_size, steps, beta, learning_rate, min_std, smooth_std, normalize_beta
-        )
+        given = Hyperparameters(batch_size, steps, beta, learning_rate, min_std, smooth_std, normalize_beta)
         self._state.settings = given.override(self._state.settings)
 
     def get_default(self) -> dict[str, Any]:
@@ -238,7 +236,8 @@ class PerSampleBottleneck:
         - ``eps`` (the noise), ``perturbed_feature``, ``perturbed_feature_passing``: (S, \*f).
         - ``capacity_mean``, ``information_loss`` (the same), ``model_loss`` and ``loss``: (1,).
         - For a classification, ``logits`` (S, K) and ``cross_entropy`` (S,).
-        - In the entry ``"init"`` only, ``feature``, ``feature_mean``, ``feature_std`` and ``pass_mask``: (1, \*f).
+        - In the entry ``"init"`` only, ``feature``, ``feature_mean``, ``feature_std`` and ``pass_mask``:
+          (1, \*f).
 
         If B images are analysed together, there are B times as many rows, and the rows of an image follow one
         another. The images share ``eps``, ``feature_mean`` and ``feature_std``.

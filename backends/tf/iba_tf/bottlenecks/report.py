@@ -61,7 +61,9 @@ class Recording:
         is_classification: whether the model is asked to keep a class.
     """
 
-    def __init__(self, optimizer: BottleneckOptimizer, collected: Sequence[str], is_classification: bool) -> None:
+    def __init__(
+        self, optimizer: BottleneckOptimizer, collected: Sequence[str], is_classification: bool
+    ) -> None:
         self._optimizer = optimizer
         self._collected = collected
         self._is_classification = is_classification
@@ -104,9 +106,7 @@ class Recording:
         optimizer, images = self._optimizer, alpha.shape[0]
         mask = mask_from_alpha(alpha, problem.matrices, optimizer.layout)
         eps = problem.mean + problem.std * noise
-        features, passed, blocked = (
-            tf.repeat(x, noise.shape[0], axis=0) for x in (problem.features, *mask)
-        )
+        features, passed, blocked = (tf.repeat(x, noise.shape[0], axis=0) for x in (problem.features, *mask))
         perturbed = restrict(features, Mask(passed, blocked), tf.tile(eps, [images] + [1] * (eps.ndim - 1)))
         z = optimizer.restricted(problem, mask, noise)
         nats = masked_capacity(problem, mask)
