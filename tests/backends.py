@@ -7,6 +7,7 @@ weights, in either of them.
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,6 +16,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+
+from iba_core import Explainer
 
 Shape = tuple[int, ...]
 
@@ -49,8 +52,11 @@ class Norm:
 
 @dataclass(frozen=True)
 class Activation:
+    """Works in place where that is asked for and the framework can."""
+
     name: str
     function: str = "relu"
+    inplace: bool = False
 
 
 @dataclass(frozen=True)
@@ -122,6 +128,41 @@ def draw_weights(layers: Sequence[Layer], shape: Shape, seed: int = 0) -> dict[s
     return weights
 
 
+# -- one network that many tests share ---------------------------------------------------------------
+
+SIZE, SIDE, CLASSES = 12, 6, 5
+"""Pixels of the images, pixels of the features after `SMALL_LAYER`, and classes."""
+
+SMALL_LAYER = "second"
+
+SMALL = (
+    Conv("first", 6),
+    Norm("norm"),
+    Activation("act"),
+    Conv(SMALL_LAYER, 8, strides=2),
+    Activation("act2", inplace=True),
+    Dropout("drop"),
+    Conv("third", 8),
+    Activation("act3"),
+    Flatten("flat"),
+    Dense("logits", CLASSES),
+)
+
+
+def smooth_images(n: int, seed: int = 0) -> np.ndarray:
+    """Images (n, SIZE, SIZE, 3), float64: smooth, so that they differ in more than noise."""
+    generator = np.random.default_rng(seed)
+    coarse = generator.normal(size=(n, 4, 4, 3)).repeat(SIZE // 4, axis=1).repeat(SIZE // 4, axis=2)
+    return coarse + 0.3 * generator.normal(size=coarse.shape)
+
+
+def assert_same_state(state: Mapping[str, Any], other: Mapping[str, Any]) -> None:
+    """Compare what `Backend.state` gave at two moments."""
+    assert state["flags"] == other["flags"]
+    for array, another in zip(state["arrays"], other["arrays"], strict=True):
+        np.testing.assert_array_equal(array, another)
+
+
 # -- frameworks --------------------------------------------------------------------------------------
 
 
@@ -188,6 +229,28 @@ class Backend(Arrays):
     def loader(self, *arrays: np.ndarray, batch_size: int) -> Iterable[Any]:
         """The framework's own way to read arrays in batches."""
 
+    def small(self, dtype: str = "float64") -> Any:
+        """The network that many tests share: `SMALL`, for images of `SIZE` pixels."""
+        generator = np.random.default_rng(4)
+        weights = {
+            "first": [generator.normal(size=(3, 3, 3, 6)) / 3, generator.normal(size=6)],
+            "norm": [generator.uniform(0.5, 2, size=6) for _ in range(4)],
+            "second": [generator.normal(size=(3, 3, 6, 8)) / 4, generator.normal(size=8)],
+            "third": [generator.normal(size=(3, 3, 8, 8)) / 4, generator.normal(size=8)],
+            "logits": [
+                generator.normal(size=(SIDE * SIDE * 8, CLASSES)) / 8,
+                generator.normal(size=CLASSES) / 4,
+            ],
+        }
+        return self.network((SIZE, SIZE, 3), SMALL, dtype=dtype, weights=weights)
+
+    @abstractmethod
+    def state(self, model: Any, x: np.ndarray) -> dict[str, Any]:
+        """Everything about a model that explaining must not change, its outputs for images `x` among it.
+
+        `assert_same_state` compares two of them.
+        """
+
     @abstractmethod
     def network(
         self,
@@ -234,6 +297,24 @@ class Torch(Backend):
         data = self.torch.utils.data
         return data.DataLoader(data.TensorDataset(*map(self.asarray, arrays)), batch_size=batch_size)
 
+    def state(self, model, x):
+        hooks = [
+            len(value) if hasattr(value, "__len__") else value
+            for module in model.modules()
+            for name, value in vars(module).items()
+            if "hook" in name
+        ]
+        flags = [(module.training, *vars(module)) for module in model.modules()]
+        gradients = [(p.requires_grad, p.grad, p._version) for p in model.parameters()]
+        values = [value.clone().numpy() for value in model.state_dict().values()]
+        with self.torch.no_grad():
+            inputs = self.asarray(self.images(x), next(model.parameters()).numpy().dtype)
+            outputs = copy.deepcopy(model).eval()(inputs).numpy()
+        return {
+            "flags": [hooks, flags, gradients, self.torch.nn.Module.__call__],
+            "arrays": [*values, outputs],
+        }
+
     def network(self, shape, layers, *, dtype="float32", seed=0, weights=None):
         nn = self.torch.nn
         weights = draw_weights(layers, shape, seed) if weights is None else weights
@@ -254,8 +335,8 @@ class Torch(Backend):
                     module = nn.Linear(shape[-1], units)
                 case Norm(name):
                     module = nn.BatchNorm2d(shape[-1], eps=1e-3)
-                case Activation(name, function):
-                    module = {"relu": nn.ReLU, "tanh": nn.Tanh}[function]()
+                case Activation(name, function, inplace):
+                    module = nn.ReLU(inplace) if function == "relu" else nn.Tanh()
                 case Dropout(name, rate):
                     module = nn.Dropout(rate)
                 case AveragePool(name, None, keepdims):
@@ -319,6 +400,18 @@ class TensorFlow(Backend):
         arrays = arrays if len(arrays) > 1 else arrays[0]
         return self.tf.data.Dataset.from_tensor_slices(arrays).batch(batch_size)
 
+    def state(self, model, x):
+        flags = [
+            (layer.name, layer.trainable, len(layer._inbound_nodes), len(layer._outbound_nodes), *vars(layer))
+            for layer in model.layers
+        ]
+        values = [np.array(value) for value in model.get_weights()]
+        outputs = model(x, training=False).numpy()
+        return {
+            "flags": [flags, [variable.trainable for variable in model.variables]],
+            "arrays": [*values, outputs],
+        }
+
     def network(self, shape, layers, *, dtype="float32", seed=0, weights=None):
         weights = draw_weights(layers, shape, seed) if weights is None else weights
         keras = self.keras.layers
@@ -348,6 +441,13 @@ class TensorFlow(Backend):
         return self.keras.Model(inputs, x)
 
 
+def fitted(backend: Backend, dtype: str = "float64", model: Any = None, **settings: Any) -> Explainer:
+    """An explainer of the shared network whose statistics are those of 40 images."""
+    explainer = Explainer(model or backend.small(dtype), SMALL_LAYER, **{"beta": 1.0, **settings})
+    x = backend.images(smooth_images(40, seed=1)).astype(dtype)
+    return explainer.fit([x[i : i + 15] for i in range(0, 40, 15)], progbar=False)
+
+
 BACKENDS = {kind.name: kind for kind in (Torch, TensorFlow)}
 """The frameworks that have models."""
 
@@ -364,7 +464,12 @@ def backend(request) -> Backend:
     return request.param()
 
 
-@pytest.fixture
-def both() -> list[Backend]:
+def both_backends() -> tuple[Torch, TensorFlow]:
     """PyTorch and TensorFlow, for tests that compare them."""
-    return [kind() for kind in BACKENDS.values()]
+    return Torch(), TensorFlow()
+
+
+@pytest.fixture
+def both() -> tuple[Torch, TensorFlow]:
+    """PyTorch and TensorFlow, for tests that compare them."""
+    return both_backends()

@@ -47,17 +47,10 @@ def judge(arrays, x, temperature, over):
     return np.einsum("...tm,tme->...te", weights, a["memory.weight"].reshape(5, 3, 4))
 
 
-@pytest.fixture(params=["torch", "tensorflow"])
-def backend(request):
-    """The framework's selector class and what turns arrays into its tensors and back."""
-    framework = pytest.importorskip(request.param)
-    name = {"torch": "iba_torch", "tensorflow": "iba_tf"}[request.param]
-    tensor = framework.as_tensor if name == "iba_torch" else framework.constant
-    return import_module(f"{name}.concepts").SelectorZU, tensor, request.param
-
-
-def to_numpy(tensor):
-    return tensor.detach().numpy() if hasattr(tensor, "detach") else tensor.numpy()
+@pytest.fixture
+def selector_class(backend):
+    """The framework's selector."""
+    return backend.module("concepts").SelectorZU
 
 
 @pytest.fixture
