@@ -452,13 +452,13 @@ BACKENDS = {kind.name: kind for kind in (Torch, TensorFlow)}
 """The frameworks that have models."""
 
 
-@pytest.fixture(params=[NumPy, *BACKENDS.values()], ids=lambda kind: kind.name)
+@pytest.fixture(scope="module", params=[NumPy, *BACKENDS.values()], ids=lambda kind: kind.name)
 def framework(request) -> Arrays:
     """Runs a test of a formula on every framework."""
     return request.param()
 
 
-@pytest.fixture(params=BACKENDS.values(), ids=lambda kind: kind.name)
+@pytest.fixture(scope="module", params=BACKENDS.values(), ids=lambda kind: kind.name)
 def backend(request) -> Backend:
     """Runs a test of a model on every framework that has models."""
     return request.param()
@@ -469,7 +469,7 @@ def both_backends() -> tuple[Torch, TensorFlow]:
     return Torch(), TensorFlow()
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def both() -> tuple[Torch, TensorFlow]:
     """PyTorch and TensorFlow, for tests that compare them."""
     return both_backends()
