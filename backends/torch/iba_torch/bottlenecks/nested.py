@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from iba_core.errors import LayerError
-from iba_torch.tail.split import TorchCut
+from iba_torch.tail.split import TorchSplit
 from iba_torch.tail.trees import first_tensor, tree_map
 
 
@@ -45,7 +45,7 @@ class Reader:
         self,
         model: nn.Module,
         layer_name: str,
-        reads: Sequence[TorchCut],
+        reads: Sequence[TorchSplit],
         wants_inputs: Callable[[], bool],
         observe: Callable[[int, Any], None],
     ) -> None:

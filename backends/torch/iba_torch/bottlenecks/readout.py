@@ -47,7 +47,7 @@ from iba_torch.bottlenecks.nested import Reader
 from iba_torch.tail.channels import channel_hint, data_format_of
 from iba_torch.tail.frozen import frozen
 from iba_torch.tail.precision import without_autocast
-from iba_torch.tail.split import TorchCut
+from iba_torch.tail.split import TorchSplit, call_with
 from iba_torch.tail.trees import tree_map
 
 
@@ -113,10 +113,10 @@ class IBAReadout(IBA):
             raise InputError(f"readout_layers={readout_layers!r} must be a list of one layer or more")
         make_estimator = TorchWelfordEstimator if estimator_type is None else estimator_type
         adapter = TorchAdapter(model)
-        cut = adapter.cut(attach_layer)
+        cut = adapter.split(attach_layer)
         if cut.call is not None or kwargs.get("call") is not None:
             raise LayerError(f"the bottleneck at {cut.layer_name!r} needs a layer that runs once in a pass")
-        reads = [adapter.cut(layer) for layer in readout_layers]
+        reads = [adapter.split(layer) for layer in readout_layers]
         estimators = [make_estimator() for _ in reads]
         if kwargs.get("estimator") is None:
             kwargs["estimator"] = make_estimator()
@@ -289,13 +289,13 @@ class IBAReadout(IBA):
         self._capacity = None
         with (
             self._passing_all(),
-            self._switched(_pass_mask=passing),
+            self._attributes(_pass_mask=passing),
             self.restrict_flow(),
             frozen() as still,
             torch.no_grad(),
         ):
             still.add(model)
-            self.outputs = TorchAdapter(model).call(tree_map(lambda tensor: tensor.detach().clone(), input_t))
+            self.outputs = call_with(TorchAdapter(model).model, tree_map(lambda tensor: tensor.detach().clone(), input_t))
         if self._capacity is None:
             raise LayerError(f"layer {self._layer_name!r} does not run when the model is called")
         nats = host_array(self._capacity)
@@ -497,6 +497,16 @@ class IBAReadout(IBA):
                 "call estimate(model, dataloader) first"
             )
 
+    @contextmanager
+    def _attributes(self, **attributes: Any) -> Iterator[None]:
+        """Context with some of the attributes set, whatever they were."""
+        before = {name: getattr(self, name) for name in attributes}
+        try:
+            vars(self).update(attributes)
+            yield
+        finally:
+            vars(self).update(before)
+
     def _require_attached(self) -> None:
         if not self._reader.is_attached:
             raise InputError("the readout bottleneck is detached from its model; make a new one")
@@ -505,9 +515,9 @@ class IBAReadout(IBA):
         if self._estimating:
             self.estimators[index](features)
 
-    def _make_cut(self, run: Callable[[Inputs], Any], names: dict[nn.Module, str] | None = None) -> TorchCut:
+    def _make_split(self, run: Callable[[Inputs], Any], names: dict[nn.Module, str] | None = None) -> TorchSplit:
         """The cut that `estimate` takes the features from: it sees to the readout layers on the way."""
-        return _ReadoutCut(self, run, super()._make_cut(run, names))
+        return _ReadoutCut(self, run, super()._make_split(run, names))
 
     # -- state ----------------------------------------------------------------------------------------
 
@@ -695,12 +705,12 @@ class _TrainedModel(ReadoutModel):
                 self._inputs = None
 
     def tail(self, z: torch.Tensor, carry: tuple[Any, ...]) -> Any:
-        with self._outside, self._bottleneck._switched(_replacement=z):
+        with self._outside, self._bottleneck._attributes(_replacement=z):
             return self._run(self._inputs)
 
     def _run(self, inputs: Inputs) -> Any:
         # The pass may write into its inputs, and they are needed twice.
-        return self.adapter.call(tree_map(lambda tensor: tensor.detach().clone(), inputs))
+        return call_with(self.adapter.model, tree_map(lambda tensor: tensor.detach().clone(), inputs))
 
     def tensor(self, array: npt.ArrayLike) -> torch.Tensor:
         return self._bottleneck._tensor(array)
@@ -728,10 +738,10 @@ class _TrainedModel(ReadoutModel):
             yield
 
 
-class _ReadoutCut(TorchCut):
+class _ReadoutCut(TorchSplit):
     """A cut that runs the model to its end and lets a readout's estimators see the features."""
 
-    def __init__(self, readout: IBAReadout, run: Callable[[Inputs], Any], cut: TorchCut) -> None:
+    def __init__(self, readout: IBAReadout, run: Callable[[Inputs], Any], cut: TorchSplit) -> None:
         super().__init__(
             run, cut.module, layer_name=cut.layer_name, where=cut.where, data_format=readout.data_format
         )
@@ -744,7 +754,7 @@ class _ReadoutCut(TorchCut):
         if not self._looked:
             self._look(take(inputs, 0, 1))
         with torch.no_grad(), readout._reader.record() as recording:
-            self.run(tree_map(lambda tensor: tensor.detach().clone(), inputs))
+            call_with(self.model, tree_map(lambda tensor: tensor.detach().clone(), inputs))
         features, reads = readout._reader.features(recording, batch_size(inputs))
         for estimator, read in zip(readout.estimators, reads, strict=True):
             estimator(read)
@@ -754,7 +764,7 @@ class _ReadoutCut(TorchCut):
         """Find out on one image how often the layers run and where their channels are."""
         super().features(one)
         for index, read in enumerate(self._readout._reader.reads):
-            cut = TorchCut(self.run, read.module, layer_name=read.layer_name, call=read.call)
+            cut = TorchSplit(self.model, read.module, layer_name=read.layer_name, call=read.call)
             cut.features(one)
             self._readout._formats[index] = cut.data_format
         self._looked = True
