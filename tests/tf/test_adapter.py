@@ -5,6 +5,8 @@ import os
 import subprocess
 import sys
 import textwrap
+import weakref
+from concurrent.futures import ThreadPoolExecutor
 from time import sleep
 
 import keras
@@ -23,6 +25,7 @@ from iba_core.framework.inputs import take
 from iba_core.framework.layout import Layout
 from iba_core.targets import cross_entropy
 from iba_tf import TensorFlowAdapter
+from iba_tf.framework import TensorFlowFramework
 
 
 @pytest.fixture
@@ -39,7 +42,7 @@ def test_keras_models_are_owned_and_found(small):
 
 
 def test_an_adapter_made_by_hand_is_used(small):
-    adapter = TensorFlowAdapter(small, jit_compile=True)
+    adapter = TensorFlowAdapter(small)
     assert find_adapter(adapter) is find_adapter(adapter, "keras") is adapter
     assert Explainer(adapter, layer="relu").adapter is adapter
     with pytest.raises(InputError, match="backend='torch' is not that of the adapter given, 'tensorflow'"):
@@ -109,36 +112,38 @@ def test_predict_is_the_model_in_inference(model, inputs):
 
 class TestArrays:
     @pytest.mark.parametrize("dtype", [tf.float16, tf.bfloat16, tf.float32, tf.float64])
-    def test_floats_take_the_dtype_of_another_tensor(self, small, dtype):
-        adapter = TensorFlowAdapter(small)
+    def test_floats_take_the_dtype_of_another_tensor(self, dtype):
+        framework = TensorFlowFramework()
         like = tf.zeros(3, dtype)
-        assert adapter.asarray(np.float64(0.5), like).dtype == dtype
-        assert adapter.asarray(np.array([1, 2]), like).dtype == tf.int64
-        assert adapter.asarray(np.array([True]), like).dtype == tf.bool
-        normal = adapter.standard_normal((2000,), like)
+        assert framework.asarray(np.float64(0.5), like).dtype == dtype
+        assert framework.asarray(np.array([1, 2]), like).dtype == tf.int64
+        assert framework.asarray(np.array([True]), like).dtype == tf.bool
+        normal = framework.standard_normal((2000,), like)
         assert normal.dtype == dtype
-        assert np.std(adapter.to_numpy(normal), dtype=np.float64) == pytest.approx(1.0, abs=0.1)
+        assert np.std(framework.to_numpy(normal), dtype=np.float64) == pytest.approx(1.0, abs=0.1)
 
-    def test_bfloat16_is_widened_for_numpy(self, small):
-        found = TensorFlowAdapter(small).to_numpy(tf.constant([0.5, -3.0], tf.bfloat16))
+    def test_bfloat16_is_widened_for_numpy(self):
+        found = TensorFlowFramework().to_numpy(tf.constant([0.5, -3.0], tf.bfloat16))
         assert found.dtype == np.float32
         np.testing.assert_array_equal(found, [0.5, -3.0])
 
-    def test_unseeded_numbers_differ_between_draws(self, small):
-        adapter = TensorFlowAdapter(small)
+    def test_unseeded_numbers_differ_between_draws(self):
+        framework = TensorFlowFramework()
         like = tf.zeros(1)
-        assert not np.array_equal(adapter.standard_normal((5,), like), adapter.standard_normal((5,), like))
+        assert not np.array_equal(
+            framework.standard_normal((5,), like), framework.standard_normal((5,), like)
+        )
 
-    def test_the_seed_of_tensorflow_governs_them_and_nothing_is_kept(self, small):
-        adapter, like = TensorFlowAdapter(small), tf.zeros(1)
+    def test_the_seed_of_tensorflow_governs_them_and_nothing_is_kept(self):
+        framework, like = TensorFlowFramework(), tf.zeros(1)
         try:
             tf.random.set_seed(3)
-            first = [adapter.standard_normal((5,), like).numpy() for _ in range(2)]
+            first = [framework.standard_normal((5,), like).numpy() for _ in range(2)]
             tf.random.set_seed(3)
-            again = [adapter.standard_normal((5,), like).numpy() for _ in range(2)]
+            again = [framework.standard_normal((5,), like).numpy() for _ in range(2)]
             memory = psutil.Process().memory_info().rss
             for _ in range(300):
-                adapter.standard_normal((5,), like)
+                framework.standard_normal((5,), like)
             grown = psutil.Process().memory_info().rss - memory
         finally:
             tf.random.set_seed(None)
@@ -149,15 +154,15 @@ class TestArrays:
 
 
 class TestFunctions:
-    def test_value_and_gradient(self, small):
-        value, auxiliary, gradient = TensorFlowAdapter(small).value_and_grad(
+    def test_value_and_gradient(self):
+        value, auxiliary, gradient = TensorFlowFramework().value_and_grad(
             lambda x: (tf.reduce_sum(x**3), "kept"), tf.constant([1.0, 2.0])
         )
         assert (float(value), auxiliary) == (9.0, "kept")
         np.testing.assert_allclose(gradient, [3.0, 12.0])
 
-    def test_a_function_that_ignores_its_argument_has_gradient_zero(self, small):
-        _, _, gradient = TensorFlowAdapter(small).value_and_grad(lambda x: (tf.constant(1.0), ()), tf.ones(3))
+    def test_a_function_that_ignores_its_argument_has_gradient_zero(self):
+        _, _, gradient = TensorFlowFramework().value_and_grad(lambda x: (tf.constant(1.0), ()), tf.ones(3))
         np.testing.assert_array_equal(gradient, np.zeros(3))
 
     def test_weights_are_not_differentiated(self, small, monkeypatch):
@@ -171,19 +176,19 @@ class TestFunctions:
         monkeypatch.setattr(tf.GradientTape, "gradient", recording)
         adapter = TensorFlowAdapter(small)
         split = adapter.split("relu")
-        with split.open(np.ones((1, 8, 8, 3))) as head:
-            adapter.value_and_grad(lambda z: (tf.reduce_sum(tail(z)), ()), tail.features)
+        with split.head(np.ones((1, 8, 8, 3))) as tail:
+            adapter.framework.value_and_grad(lambda z: (tf.reduce_sum(tail(z)), ()), tail.features)
         assert watched == []
 
     @pytest.mark.parametrize("jit_compile", [False, True])
-    def test_a_compiled_function_is_traced_once_per_shape(self, small, jit_compile):
+    def test_a_compiled_function_is_traced_once_per_shape(self, jit_compile):
         traces = []
 
         def function(state, x):
             traces.append(x.shape)
             return {"sum": state["sum"] + x}, (tf.reduce_sum(x),)
 
-        compiled = TensorFlowAdapter(small, jit_compile=jit_compile).compile(function)
+        compiled = TensorFlowFramework().compile(function, jit_compile=jit_compile)
         state = {"sum": tf.zeros(3)}
         for value in range(5):
             state, (total,) = compiled(state, tf.fill([3], float(value)))
@@ -193,6 +198,87 @@ class TestFunctions:
         compiled({"sum": tf.zeros(4)}, tf.ones(4))
         assert len(traces) == 2
 
+    def test_a_function_is_traced_for_each_constant_and_old_graphs_are_dropped(self):
+        traces = []
+
+        def function(x, scale):
+            traces.append(scale)
+            return scale(x)
+
+        def graphs():
+            gc.collect()
+            return sum(isinstance(thing, FuncGraph) for thing in gc.get_objects())
+
+        compiled = TensorFlowFramework().compile(function)
+        double, triple = (lambda x: 2 * x), (lambda x: 3 * x)
+        for _ in range(3):
+            assert float(compiled(tf.constant(1.0), double)) == 2.0
+            assert float(compiled(tf.constant(1.0), triple)) == 3.0
+        assert traces == [double, triple]
+        counts = []
+        for start in (0, 100):
+            for number in range(start, start + 100):
+                assert float(compiled(tf.constant(1.0), lambda x, number=number: number * x)) == number
+            counts.append(graphs())
+        assert counts[0] == counts[1]
+
+    def test_donated_arrays_are_the_functions_alone(self):
+        framework, traces, alive = TensorFlowFramework(), [], []
+
+        def look(x):
+            alive.append(any(reference() is not None for reference in references))
+            return x
+
+        def double(scale, donated):
+            traces.append(len(donated))
+            return [scale * tf.ensure_shape(tf.numpy_function(look, [x], x.dtype), x.shape) for x in donated]
+
+        def arrays(rows, count):
+            made = tuple(tf.fill((rows, 4), float(rows)) for _ in range(count))
+            references[:] = [weakref.ref(x) for x in made]
+            return made
+
+        references = []
+        compiled = framework.compile(double, donate=1)
+        for rows, count in ((3, 1), (3, 1), (5, 2), (3, 1)):
+            for found in compiled(tf.constant(2.0), arrays(rows, count)):
+                np.testing.assert_array_equal(found, np.full((rows, 4), 2.0 * rows))
+        assert traces == [1, 2]
+        assert not any(alive)
+
+    def test_threads_share_a_compiled_function_that_takes_donated_arrays(self):
+        compiled = TensorFlowFramework().compile(lambda donated: tf.reduce_sum(donated[0] ** 2), donate=0)
+
+        def run(number):
+            return [float(compiled((tf.fill((50, 50), float(number)),))) for _ in range(20)]
+
+        with ThreadPoolExecutor(8) as pool:
+            for number, found in enumerate(pool.map(run, range(8))):
+                assert found == [2500.0 * number**2] * 20
+
+    def test_nothing_runs_before_the_barrier(self):
+        framework, order = TensorFlowFramework(), []
+
+        def noting(name, x):
+            def note(x):
+                order.append(name)
+                return x
+
+            return tf.ensure_shape(tf.numpy_function(note, [x], x.dtype, stateful=False), x.shape)
+
+        @tf.function(autograph=False)
+        def function(x, y):
+            late = noting("slow", y)
+            for _ in range(50):
+                late = tf.sin(late)
+            late = noting("before", late)
+            held, text = framework.barrier((x, "kept"), {"after": late})
+            assert text == "kept"
+            return noting("after", held), late
+
+        function(tf.ones(3), tf.ones((100, 100)))
+        assert order == ["slow", "before", "after"]
+
 
 def first_output_sum(outputs):
     first = tf.reduce_sum(keras.tree.flatten(outputs)[0], axis=-1)
@@ -200,23 +286,24 @@ def first_output_sum(outputs):
 
 
 class TestExplainer:
-    def test_all_images_of_a_shape_share_one_trace(self, small):
+    def test_all_images_of_a_shape_share_one_trace(self, small, monkeypatch):
         rng = np.random.default_rng(0)
         batches = [rng.normal(size=(size, 8, 8, 3)).astype(np.float32) for size in (8, 8, 5)]
-        explainer = Explainer(small, layer="relu").fit(batches, progbar=False)
-        compiled = []
-        compile_ = explainer.adapter.compile
+        explainer = Explainer(small, layer="relu").fit([batches[0]], progbar=False)
+        explainer.explain(batches[0][:1], target=0, steps=3, samples=2)
+        traces = []
+        made = FuncGraph.__init__
 
-        def counting(function, jit_compile=None):
-            compiled.append(compile_(function))
-            return compiled[-1]
+        def counting(graph, name, *args, **kwargs):
+            traces.append(name)
+            made(graph, name, *args, **kwargs)
 
-        explainer.adapter.compile = counting
+        monkeypatch.setattr(FuncGraph, "__init__", counting)
         for index in range(6):
             explainer.explain(batches[0][index : index + 1], target=index % 5, steps=3, samples=2)
-        assert {function.experimental_get_tracing_count() for function in compiled} == {1}
+        assert traces == []
         explainer.explain(batches[0][:4], steps=3, samples=2)
-        assert {function.experimental_get_tracing_count() for function in compiled} == {2}
+        assert traces
 
     def test_images_explained_together_are_as_if_alone(self, model, inputs):
         adapter = TensorFlowAdapter(model)
@@ -283,21 +370,21 @@ def test_new_scores_do_not_pile_up_graphs(small):
 
 def test_a_step_of_the_optimisation_compiles_with_xla(small):
     x = np.random.default_rng(0).normal(size=(4, 8, 8, 3)).astype(np.float32)
+    adapter = TensorFlowAdapter(small)
+    split = adapter.split("relu")
+    estimator = WelfordEstimator()
+    estimator.fit(split.features(x))
     results = []
     for jit_compile in (False, True):
-        adapter = TensorFlowAdapter(small, jit_compile=jit_compile)
-        split = adapter.split("relu")
-
-        def model_loss(z, carry, targets, split=split):
-            return cross_entropy(split.tail(z, carry), tf.repeat(targets[0], 3, axis=0))
-
         optimizer = BottleneckOptimizer(
-            adapter, model_loss, Layout.of((8, 8, 4), "channels_last"), BottleneckSettings(steps=3, samples=3)
+            adapter.framework,
+            cross_entropy,
+            Layout.of((8, 8, 4), "channels_last"),
+            jit_compile=jit_compile,
         )
-        estimator = WelfordEstimator()
-        estimator.fit(split.features(x))
-        with split.open(x[:2]) as head:
-            results.append(optimizer.run(head, Statistics.of(estimator), (tf.constant([1, 2]),), seed=0))
+        with split.head(x[:2]) as tail:
+            rows, settings = (tf.constant([1, 2]),), BottleneckSettings(steps=3, samples=3)
+            results.append(optimizer.run(tail, Statistics.of(estimator), rows, settings, seed=0))
     plain, compiled = results
     np.testing.assert_allclose(compiled.capacity, plain.capacity, rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(compiled.model_losses, plain.model_losses, rtol=1e-4)
@@ -388,19 +475,3 @@ def test_in_the_scope_of_a_strategy_an_explanation_is_the_same(small):
     with tf.distribute.MirroredStrategy(["CPU:0"]).scope():
         found = explainer.explain(data[:1], 1, seed=0)
     np.testing.assert_allclose(found.capacity, expected.capacity, rtol=1e-5, atol=1e-6)
-
-
-def test_what_is_handed_over_is_the_functions_alone(small):
-    adapter, traces = TensorFlowAdapter(small), []
-
-    def double(handed):
-        traces.append(handed)
-        return 2 * adapter.taken(handed)
-
-    function, hand_over = adapter.compile(double), adapter.handing_over()
-    for rows in (3, 3, 5):
-        handed = hand_over(0, tf.fill((rows, 4), float(rows)))
-        found = function(handed)
-        np.testing.assert_array_equal(found, np.full((rows, 4), 2.0 * rows))
-        assert tf.size(handed.variable) == 0
-    assert len(traces) == 2

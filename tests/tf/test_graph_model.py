@@ -323,7 +323,10 @@ class TestInputs:
     def test_a_scalar_input_reaches_the_tail(self, made):
         split = made.split("scaled")
         inputs = {"second": self.second, "first": self.first, "offset": 5.0}
-        assert list(TensorFlowAdapter(made).to_inputs({"offset": 5.0, "first": self.first})) == ["first", "offset"]
+        assert list(TensorFlowAdapter(made).to_inputs({"offset": 5.0, "first": self.first})) == [
+            "first",
+            "offset",
+        ]
         with split.head(inputs) as tail:
             assert all(x.shape[0] == 2 for x in tail.carry)
             found = tail(tf.repeat(tail.features, 2, axis=0))

@@ -31,20 +31,21 @@ def drawn(*shape, seed=0):
     return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
 
 
-def check_cut(made, layer, inputs, copies=3):
+def check_split(made, layer, inputs, copies=3):
     """Head and tail are the model, for copies too, and the gradient is that of finite differences."""
     adapter = TensorFlowAdapter(made)
     expected = [np.repeat(x, copies, axis=0) for x in flat_numpy(adapter.predict(inputs))]
     split = adapter.split(layer)
 
-    @tf.function(autograph=False)
-    def value_and_grad(z, carry):
-        def function(z):
-            return sum(tf.reduce_sum(tf.square(x)) for x in tf.nest.flatten(split.tail(z, carry))), ()
-
-        return adapter.value_and_grad(function, z)
-
     with split.head(inputs) as tail:
+
+        @tf.function(autograph=False)
+        def value_and_grad(z, carry):
+            def function(z):
+                return sum(tf.reduce_sum(tf.square(x)) for x in tf.nest.flatten(tail.run(z, carry))), ()
+
+            return adapter.framework.value_and_grad(function, z)
+
         z = tf.repeat(tail.features, copies, axis=0)
         for found, wanted in zip(flat_numpy(tail(z)), expected, strict=True):
             np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-5)
@@ -89,11 +90,11 @@ def test_sizes_of_the_head_fit_the_batch_of_the_tail():
     made = GraphModel.from_keras(model)
     assert [info.name for info in made.layers(x)] == ["down", "mixer0", "mixer1", "classes"]
     for layer in ("down", "mixer1", "classes"):
-        split = check_cut(made, layer, x)
+        split = check_split(made, layer, x)
     other = drawn(3, 10, 8, 3)  # features of the same shape, but the output is larger
-    with split.head(x) as tail, split.open(other) as other_head:
+    with split.head(x) as tail, split.head(other) as other_tail:
         assert tail.features.shape[1:] == other_tail.features.shape[1:]
-        found = split.tail(other_tail.features, other_tail.carry)
+        found = other_tail(other_tail.features)
         np.testing.assert_allclose(found["map"], model(other)["map"], rtol=1e-4, atol=1e-5)
     assert flat_numpy(made.predict(other))[0].shape == (3, 160)
 
@@ -122,11 +123,13 @@ def test_recurrent_layers_and_tuples():
     assert (infos["before"], infos["lstm"], infos["join"]) == ((5, 4), None, (10,))
     values = model.get_layer("lstm")(model.get_layer("before")(inputs["first"]))
     for index, layer in enumerate(("lstm", "lstm[1]", "lstm[2]")):
-        split = check_cut(made, layer, inputs)
+        split = check_split(made, layer, inputs)
         assert split.layer_name == layer
         np.testing.assert_allclose(split.features(inputs), values[index], rtol=1e-5, atol=1e-6)
-        np.testing.assert_allclose(TensorFlowAdapter(model).split(layer).features(inputs), values[index], rtol=1e-5)
-    check_cut(made, "before", inputs)
+        np.testing.assert_allclose(
+            TensorFlowAdapter(model).split(layer).features(inputs), values[index], rtol=1e-5
+        )
+    check_split(made, "before", inputs)
     for adapter in (TensorFlowAdapter(made), TensorFlowAdapter(model)):
         with pytest.raises(LayerError, match=r"'lstm' has 3 result"):
             adapter.split("lstm[3]")
@@ -143,8 +146,8 @@ def test_images_may_follow_one_another_along_any_axis():
 
     x = drawn(2, 3, 4)
     made = GraphModel.of(Folded())
-    assert check_cut(made, "frames", x).features(x).shape == (2, 3, 4)
-    assert check_cut(made, "time", x).features(x).shape == (2, 3, 4)
+    assert check_split(made, "frames", x).features(x).shape == (2, 3, 4)
+    assert check_split(made, "time", x).features(x).shape == (2, 3, 4)
     np.testing.assert_allclose(made.split("time").features(x), np.tanh(x), rtol=1e-6)
 
 
@@ -172,7 +175,7 @@ def test_images_that_their_values_drop_are_refused():
     assert split.features(x[:2]).shape == (2, 2)
     with pytest.raises(LayerError, match="'feature:0' has 2 rows for 3 images"):
         split.features(x)
-    with pytest.raises(LayerError, match="'feature:0' has 2 rows for 3 images"), split.open(x):
+    with pytest.raises(LayerError, match="'feature:0' has 2 rows for 3 images"), split.head(x):
         pass
 
 
@@ -183,14 +186,14 @@ def test_a_batch_of_fixed_size_is_named():
         tf.reduce_sum(tf.reshape(x, (1, 12)), axis=-1, name="out")
     split = GraphModel.from_graph_def(graph.as_graph_def()).split("feature")
     with (
-        split.open(drawn(1, 4, 3)) as head,
-        pytest.raises(InputError, match="takes no batch of 3 behind layer"),
+        split.head(drawn(1, 4, 3)) as tail,
+        pytest.raises(InputError, match="takes no batch of 3 after layer"),
     ):
         tail(tf.repeat(tail.features, 3, axis=0))
 
 
 @pytest.mark.parametrize("new_control_flow", [True, False])
-def test_branches_of_both_versions_are_cut_around(new_control_flow):
+def test_branches_of_both_versions_are_split_around(new_control_flow):
     graph = tf.Graph()
     before = v1.control_flow_v2_enabled()
     (v1.enable_control_flow_v2 if new_control_flow else v1.disable_control_flow_v2)()
@@ -211,7 +214,7 @@ def test_branches_of_both_versions_are_cut_around(new_control_flow):
     np.testing.assert_allclose(made.predict(x), expected, rtol=1e-5)
     np.testing.assert_array_equal(made.predict({"x": x, "training": True}), np.zeros((2, 4)))
     for layer in ("feature", "behind"):
-        check_cut(made, layer, x)
+        check_split(made, layer, x)
 
 
 def test_a_loop_of_tensorflow_1_is_refused():
@@ -243,7 +246,7 @@ def test_code_may_branch_on_tensors():
             return x
 
     made = GraphModel.of(Branching())
-    check_cut(made, "feature", drawn(2, 4))
+    check_split(made, "feature", drawn(2, 4))
     np.testing.assert_allclose(made.predict(drawn(2, 4)), 8 * np.tanh(drawn(2, 4)), rtol=1e-6)
 
 
@@ -345,13 +348,12 @@ class TestExplaining:
     def test_a_hundred_images_of_a_shape_take_one_trace_and_leave_nothing(self, explained, monkeypatch):
         _, explainer = explained
         traces = []
-        tail = type(explainer._cut).tail
+        made = FuncGraph.__init__
 
-        def counting(split, z, carry):
-            traces.append(z.shape)
-            return tail(split, z, carry)
+        def counting(graph, name, *args, **kwargs):
+            traces.append(name)
+            made(graph, name, *args, **kwargs)
 
-        monkeypatch.setattr(type(explainer._cut), "tail", counting)
         images = drawn(100, 8, 8, 3)
 
         def explain(x):
@@ -364,6 +366,7 @@ class TestExplaining:
 
         explain(images[0])
         graphs, before = objects()
+        monkeypatch.setattr(FuncGraph, "__init__", counting)
         for image in images:
             explain(image)
         after = objects()
@@ -374,9 +377,7 @@ class TestExplaining:
 
     def test_steps_compile_with_xla(self, explained):
         adapter, explainer = explained
-        compiled = TensorFlowAdapter(adapter.model, jit_compile=True)
-        with_xla = Explainer(compiled, layer="first", estimator=explainer.estimator)
-        assert with_xla.adapter is compiled
+        with_xla = Explainer(adapter, layer="first", estimator=explainer.estimator, compile=True)
         found, expected = (e.explain(drawn(1, 8, 8, 3), 1, seed=0, steps=2) for e in (with_xla, explainer))
         np.testing.assert_allclose(found.capacity, expected.capacity, rtol=1e-4, atol=1e-5)
 
