@@ -14,9 +14,9 @@ import numpy.typing as npt
 import tensorflow as tf
 
 from iba_core.bottleneck.estimator import WelfordEstimator
+from iba_core.bottleneck.saliency import saliency_maps
 from iba_core.bottleneck.settings import BottleneckSettings
 from iba_core.bottleneck.statistics import Statistics
-from iba_core.bottleneck.saliency import saliency_maps
 from iba_core.errors import InputError, LayerError, NotEstimatedError, OptimizationError
 from iba_core.framework.adapter import Inputs
 from iba_core.framework.framework import require_finite
