@@ -13,8 +13,9 @@ from typing import Any, Literal, NamedTuple, Self
 import numpy as np
 import numpy.typing as npt
 
-from iba_core.bottleneck.formulas import BottleneckSettings, Statistics
 from iba_core.bottleneck.saliency import saliency_maps
+from iba_core.bottleneck.settings import BottleneckSettings
+from iba_core.bottleneck.statistics import Statistics
 from iba_core.errors import InputError, NotEstimatedError, OptimizationError
 from iba_core.framework.adapter import Inputs
 from iba_core.framework.cache import Cache
@@ -309,7 +310,7 @@ class ReadoutBottleneck(ABC):
         """
         if mode not in ("saliency", "capacity"):
             raise InputError(f"mode={mode!r} is neither 'saliency' nor 'capacity'")
-        readout_model, known = self._readout_model(model), self._knowledge()
+        readout_model, known = self._readout_model(model), self._what_is_known()
         framework, bottleneck = readout_model.framework, known.readout.bottleneck
         inputs = self._checked_input(input_t)
         images = batch_size(inputs)
@@ -415,7 +416,7 @@ class ReadoutBottleneck(ABC):
         if checkpoint is not None and Path(checkpoint).exists():
             resumed = Checkpoint.read(checkpoint)
             self._load_state(resumed.state)
-        known = self._knowledge()
+        known = self._what_is_known()
         show = self.progbar if progbar is None else progbar
         trainer = ReadoutTrainer(model, known.readout, known.constants, self._as_loss(loss), settings, show)
         if resumed is None:
@@ -529,7 +530,7 @@ class ReadoutBottleneck(ABC):
 
     # -- what is known before any image is seen -------------------------------------------------------
 
-    def _knowledge(self) -> Known:
+    def _what_is_known(self) -> Known:
         """The formulas and their constants, computed anew if something that they depend on has changed."""
         version, sources = self._sources()
         formats = None if self._formats is None else tuple(self._formats)
@@ -618,4 +619,6 @@ def _explain(
 
 def _shallow(attributes: Mapping[str, Any]) -> dict[str, Any]:
     """A copy of an object's attributes and of the dictionaries among them, such as a module's buffers."""
-    return {name: copy.copy(value) if isinstance(value, dict) else value for name, value in attributes.items()}
+    return {
+        name: copy.copy(value) if isinstance(value, dict) else value for name, value in attributes.items()
+    }

@@ -40,10 +40,12 @@ class ReadoutModel(ABC):
     Attributes:
         framework: the framework of the model.
         names: names of the layers, that of the bottleneck first.
+        jit_compile: let the framework's compiler make machine code of the steps of a training.
     """
 
     framework: Framework
     names: list[str]
+    jit_compile: bool = False
 
     @abstractmethod
     def to_inputs(self, inputs: Inputs) -> Inputs:

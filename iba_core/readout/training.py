@@ -31,8 +31,8 @@ import numpy as np
 import numpy.typing as npt
 
 from iba_core.bottleneck.adam import AdamState, adam_step, bias_corrections
-from iba_core.bottleneck.formulas import BottleneckSettings
 from iba_core.bottleneck.noise import seeded_normal
+from iba_core.bottleneck.settings import BottleneckSettings
 from iba_core.errors import InputError, OptimizationError, StateError, is_whole_number
 from iba_core.framework.inputs import batch_size
 from iba_core.framework.namespace import Array, array_namespace
@@ -196,8 +196,8 @@ class ReadoutTrainer:
         self._progbar = progbar
         rates = zip((0.0, settings.learning_rate), _LEVEL_FACTORS, strict=True)
         self._rates = [self._tensor(self._learning_rates(rate, factor)) for rate, factor in rates]
-        self._compiled_step = self._framework.compile(self._step)
-        self._compiled_terms = self._framework.compile(self._terms)
+        self._compiled_step = self._framework.compile(self._step, jit_compile=model.jit_compile)
+        self._compiled_terms = self._framework.compile(self._terms, jit_compile=model.jit_compile)
 
     def start(self, weights: Sequence[npt.NDArray[np.floating]]) -> Progress:
         """A training that has not begun, from the weights of a network."""
@@ -230,7 +230,9 @@ class ReadoutTrainer:
                 return
             bar = get_tqdm()(loader, desc=f"Epoch {epoch + 1}/{settings.epochs}", disable=not self._progbar)
             seed = settings.seed
-            order = nullcontext() if seed is None else self._model.seeded([seed, epoch], progress.adam.parameter)
+            order = (
+                nullcontext() if seed is None else self._model.seeded([seed, epoch], progress.adam.parameter)
+            )
             with order:
                 progress, (loss, information) = self._train(progress, bar)
             held_out = None
@@ -285,7 +287,9 @@ class ReadoutTrainer:
             raise InputError("the data hold no images")
         xp = array_namespace(terms[0].loss)
         # One transfer for the whole epoch.
-        table = self._framework.to_numpy(xp.stack([xp.stack(list(pair)) for pair in terms])).astype(np.float64)
+        table = self._framework.to_numpy(xp.stack([xp.stack(list(pair)) for pair in terms])).astype(
+            np.float64
+        )
         bad = np.argwhere(~np.isfinite(table))
         if len(bad):
             step, term = bad[0]

@@ -132,7 +132,7 @@ class Torch:
 class Keras:
     """The network in Keras, with the weights of the one in PyTorch."""
 
-    framework = iba_tf.KerasAdapter
+    framework = iba_tf.adapter.TensorFlowFramework
 
     def __init__(self, dtype="float32"):
         self.dtype = dtype
@@ -239,7 +239,9 @@ def test_alpha_is_the_networks_output_over_normalised_and_resized_features(frame
     weights = [generator.normal(size=shape) for shape in readout.weight_shapes]
     features = [generator.normal(size=(2, *read.shape)) * 3 + 1 for read in readout.readout_layers]
     tensor = framework.asarray
-    statistics = [make_statistics(place.shape, generator) for place in (readout.bottleneck, *readout.readout_layers)]
+    statistics = [
+        make_statistics(place.shape, generator) for place in (readout.bottleneck, *readout.readout_layers)
+    ]
     constants = readout.constants(statistics[0], statistics[1:], BottleneckSettings(), tensor)
     found = framework.to_numpy(
         readout.alpha(list(map(tensor, weights)), list(map(tensor, features)), constants)
@@ -294,7 +296,9 @@ def test_restricting_by_a_mask(framework):
     """Active features are mixed with noise, inactive ones are 0, and what passes by order stays."""
     generator = np.random.default_rng(0)
     shape = (3, 4, 6)
-    readout = Readout(make_maps("channels_first").bottleneck, make_maps("channels_first").readout_layers, relu=True)
+    readout = Readout(
+        make_maps("channels_first").bottleneck, make_maps("channels_first").readout_layers, relu=True
+    )
     statistics = make_statistics(shape, generator)
     active = generator.random(shape) < 0.7
     statistics = Statistics(statistics.mean, statistics.std, active)

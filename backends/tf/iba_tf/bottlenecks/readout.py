@@ -11,7 +11,7 @@ import numpy.typing as npt
 import tensorflow as tf
 
 from iba_core.bottleneck.estimator import WelfordEstimator
-from iba_core.bottleneck.formulas import BottleneckSettings
+from iba_core.bottleneck.settings import BottleneckSettings
 from iba_core.errors import InputError
 from iba_core.framework.adapter import Inputs
 from iba_core.framework.layout import DataFormat, Tokens
@@ -184,7 +184,7 @@ class IBAReadout(ReadoutBottleneck):
             >>> gradients = tape.gradient(objective, iba.trainable_variables)  # doctest: +SKIP
             >>> optimizer.apply(gradients, iba.trainable_variables)  # doctest: +SKIP
         """
-        known = self._knowledge()
+        known = self._what_is_known()
         with self._passes.nested_pass(self._passes.to_inputs(inputs)) as nested:
             features, readout_features = nested.features, nested.readout_features
             known.readout.check(features, readout_features, self._passes.names)

@@ -11,14 +11,14 @@ import keras
 import tensorflow as tf
 
 from iba_core.errors import InputError, LayerError
-from iba_core.framework.adapter import Inputs, require_finite
+from iba_core.framework.adapter import Inputs
+from iba_core.framework.framework import require_finite
 from iba_core.framework.layout import DataFormat, Layout
 from iba_core.framework.namespace import host_array
 from iba_core.readout.model import NestedPass, ReadoutModel
-from iba_tf.adapter import KerasAdapter
+from iba_tf.framework import TensorFlowFramework, traced
 from iba_tf.graphs.calls import CallGraph, Place, Slot
-from iba_tf.graphs.keras_split import KerasCut
-from iba_tf.tracing import traced
+from iba_tf.graphs.keras_split import KerasSplit
 
 
 class KerasReadoutModel(ReadoutModel):
@@ -38,6 +38,8 @@ class KerasReadoutModel(ReadoutModel):
         LayerError: the model has no such layer, or no graph of layers.
     """
 
+    framework = TensorFlowFramework()
+
     def __init__(
         self, model: keras.Model, attach_layer: Any, readout_layers: Sequence[Any], jit_compile: bool
     ) -> None:
@@ -50,13 +52,12 @@ class KerasReadoutModel(ReadoutModel):
                     f"layer {layer.name!r} gives {tensor.dtype} of shape {tuple(tensor.shape)}; "
                     "a readout layer must give a batch of floating-point feature maps"
                 )
-        self.framework: Any = KerasAdapter(model, jit_compile=jit_compile)
+        self.jit_compile = jit_compile
         self.names = [place.name, *(layer.name for layer, _ in found)]
         self.slot_names = [_slot_name(*each) for each in ((place, slot), *found)]
         self._device: Any = None
         self._graph = graph
-        self._split = KerasCut(graph, place, slot)
-        self._run = self._split.tail
+        self._split = KerasSplit(graph, place, slot)
         self._slots = [slot, *(number for _, number in found)]
         self._formats = [self._split.data_format, *(graph.data_format(number) for _, number in found)]
         self.precision = "float64" if graph.tensors[slot].dtype == "float64" else "float32"
@@ -112,8 +113,8 @@ class KerasReadoutModel(ReadoutModel):
     def nested_pass(self, inputs: tuple[tf.Tensor, ...]) -> Iterator[NestedPass]:
         """See `ReadoutModel.nested_pass`."""
         _, *readout_features = self._read(inputs)
-        with self._split.open(inputs) as head:
-            yield NestedPass(head.features, tuple(readout_features), self._run, head.carry)
+        with self._split.head(inputs) as tail:
+            yield NestedPass(tail.features, tuple(readout_features), tail.run, tail.carry)
 
     def _trace(self, inputs: tuple[tf.Tensor, ...]) -> tuple[tf.Tensor, ...]:
         graph = self._graph

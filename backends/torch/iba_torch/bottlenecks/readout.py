@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from iba_core.bottleneck.estimator import STATE
-from iba_core.bottleneck.formulas import BottleneckSettings
+from iba_core.bottleneck.settings import BottleneckSettings
 from iba_core.errors import InputError, LayerError, StateError
 from iba_core.framework.adapter import Inputs
 from iba_core.framework.inputs import arrays_of
@@ -28,7 +28,7 @@ from iba_torch.bottlenecks.estimator import TorchWelfordEstimator
 from iba_torch.bottlenecks.iba import IBA
 from iba_torch.bottlenecks.readout_model import ModelHooks, ReadoutLayers, TorchReadoutModel
 from iba_torch.tail.channels import channel_hint, data_format_of
-from iba_torch.tail.split import LayerCall
+from iba_torch.tail.places import LayerCall
 from iba_torch.tail.trees import tree_map
 
 
@@ -179,7 +179,7 @@ class IBAReadout(ReadoutBottleneck, IBA):
             self.estimators[index](features)
 
     def _restrict(self, x: torch.Tensor) -> torch.Tensor:
-        known, model = self._knowledge(), self._readout_model()
+        known, model = self._what_is_known(), self._readout_model()
         if self._hooks.inputs is None:
             raise LayerError(
                 f"layer {model.names[0]!r} runs outside of the model that the readout was made for; "
@@ -201,7 +201,7 @@ class IBAReadout(ReadoutBottleneck, IBA):
             raise InputError("the readout bottleneck is detached from its model; make a new one")
         model = self.model if model is None else model
         _require_module(model)
-        return TorchReadoutModel(model, self._layers, self._passing_all, device)
+        return TorchReadoutModel(model, self._layers, self._shadows, self._passing_all, device)
 
     def _settings(self) -> BottleneckSettings:
         return IBA._settings(self)
@@ -277,17 +277,16 @@ class IBAReadout(ReadoutBottleneck, IBA):
 
     def __getstate__(self) -> dict[str, Any]:
         # Tensors with a graph cannot be copied.
-        results = tree_map(torch.Tensor.detach, (self.alpha, self._capacity, self.outputs))
-        return {**vars(self), **dict(zip(("alpha", "_capacity", "outputs"), results, strict=True))}
+        return {**super().__getstate__(), "outputs": tree_map(torch.Tensor.detach, self.outputs)}
 
     def get_extra_state(self) -> torch.Tensor:
         """What the layers' names, layouts and input are, as JSON in bytes."""
         own, *others = self._formats or [None] * len(self._layers.all)
         facts = {
-            "layer_name": self._layers.bottleneck.name,
+            "layer_name": self._layers.names[0],
             "channels": own,
             "input_shape": self._input_shape,
-            "readout_layers": [layer.name for layer in self._layers.readout_layers],
+            "readout_layers": self._layers.names[1:],
             "formats": others,
             "robust": self.robust,
         }
@@ -305,7 +304,7 @@ class IBAReadout(ReadoutBottleneck, IBA):
             formats, shape = [facts["channels"], *facts["formats"]], facts["input_shape"]
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise StateError(f"the state is not that of a readout bottleneck ({error})") from error
-        names = [layer.name for layer in self._layers.all]
+        names = self._layers.names
         if theirs != names:
             raise StateError(
                 f"the state is that of a bottleneck at {theirs[0]!r} reading {theirs[1:]}, "
@@ -333,7 +332,7 @@ class IBAReadout(ReadoutBottleneck, IBA):
 
 
 def _layer_of(adapter: TorchAdapter, layer: nn.Module | str) -> LayerCall:
-    split = adapter.cut(layer)
+    split = adapter.split(layer)
     return LayerCall(split.module, split.layer_name, split.call)
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -18,9 +19,10 @@ from iba_core.framework.inputs import batch_size
 from iba_core.framework.layout import DataFormat
 from iba_core.readout.model import NestedPass, ReadoutModel
 from iba_torch.adapter import TorchAdapter
-from iba_torch.tail.frozen import frozen
+from iba_torch.tail.places import LayerCall
 from iba_torch.tail.precision import without_autocast
-from iba_torch.tail.split import LayerCall, TorchCut
+from iba_torch.tail.shadow import Handler, Shadow, Shadows, Site, site_of
+from iba_torch.tail.split import TorchSplit, call_with
 from iba_torch.tail.trees import first_tensor, replace_first, tree_map
 
 Features = tuple[torch.Tensor, ...]
@@ -45,27 +47,36 @@ class ReadoutLayers:
         """All layers, that of the bottleneck first."""
         return (self.bottleneck, *self.readout_layers)
 
+    @property
+    def names(self) -> list[str]:
+        """Their names."""
+        return [layer.name for layer in self.all]
+
 
 class TorchReadoutModel(ReadoutModel):
-    """An `nn.Module` with the layers that a readout needs.
+    """An `nn.Module` with the layers that a readout needs. What runs is a shadow of it.
 
     Args:
         model: the module.
         layers: the layers, which are part of the module.
+        shadows: where to take shadows from.
         passing: gives a context in which the bottleneck's own hook passes everything.
         device: where to bring the data; that of the model's first parameter if None.
     """
+
+    framework = TorchAdapter.framework
 
     def __init__(
         self,
         model: nn.Module,
         layers: ReadoutLayers,
+        shadows: Shadows,
         passing: Callable[[], AbstractContextManager[None]],
         device: torch.device | str | None = None,
     ) -> None:
-        self.framework: Any = TorchAdapter(model)
-        self.names = [layer.name for layer in layers.all]
-        self._adapter, self._layers, self._passing, self._device = self.framework, layers, passing, device
+        self.names = layers.names
+        self._adapter = TorchAdapter(model)
+        self._layers, self._shadows, self._passing, self._device = layers, shadows, passing, device
 
     def to_inputs(self, inputs: Inputs) -> Inputs:
         """See `ReadoutModel.to_inputs`."""
@@ -77,12 +88,16 @@ class TorchReadoutModel(ReadoutModel):
         return targets
 
     def data_formats(self, inputs: Inputs) -> list[DataFormat]:
-        """See `ReadoutModel.data_formats`. It also shows how often the layers run."""
+        """See `ReadoutModel.data_formats`. It also finds out how often the layers run."""
         found = []
-        for layer in self._layers.all:
-            where = self._layers.where if layer is self._layers.bottleneck else "output"
-            split = TorchCut(
-                self._adapter.call, layer.module, layer_name=layer.name, where=where, call=layer.call
+        for index, (module, name, call) in enumerate(self._layers.all):
+            split = TorchSplit(
+                self._adapter.model,
+                module,
+                layer_name=name,
+                where="output" if index else self._layers.where,
+                call=call,
+                shadows=self._shadows,
             )
             with self._passing():
                 split.features(inputs)
@@ -91,27 +106,27 @@ class TorchReadoutModel(ReadoutModel):
 
     def features(self, inputs: Inputs) -> Features:
         """See `ReadoutModel.features`."""
-        with self._evaluating():
-            return self._record(lambda: self._call(inputs), batch_size(inputs))
+        with self._running() as (shadow, model):
+            return self._record(shadow, lambda: _call(model, inputs), batch_size(inputs))
 
     def features_of_call(self, args: tuple[Any, ...], kwargs: dict[str, Any], images: int) -> Features:
         """Run the model once on given arguments, see `features`."""
         args, kwargs = tree_map(lambda tensor: tensor.clone(), (args, kwargs))
-        with self._evaluating():
-            return self._record(lambda: self._adapter.model(*args, **kwargs), images)
+        with self._running() as (shadow, model):
+            return self._record(shadow, lambda: model(*args, **kwargs), images)
 
     @contextmanager
     def nested_pass(self, inputs: Inputs) -> Iterator[NestedPass]:
         """See `ReadoutModel.nested_pass`."""
-        with self._evaluating():
-            features, *readout_features = self._record(lambda: self._call(inputs), batch_size(inputs))
+        with self._running() as (shadow, model):
+            features, *others = self._record(shadow, lambda: _call(model, inputs), batch_size(inputs))
             with without_autocast(features.device) as outside:
 
                 def run(z: torch.Tensor, carry: tuple[torch.Tensor, ...]) -> Any:
-                    with outside, self._replaced(z.to(features.dtype)):
-                        return self._call(inputs)
+                    with outside, shadow.switch.on(self._replacing(shadow, z.to(features.dtype))):
+                        return _call(model, inputs)
 
-                yield NestedPass(features, tuple(readout_features), run)
+                yield NestedPass(features, tuple(others), run)
 
     @contextmanager
     def seeded(self, seed: Sequence[int], like: torch.Tensor) -> Iterator[None]:
@@ -123,52 +138,58 @@ class TorchReadoutModel(ReadoutModel):
     # -- passes of the model --------------------------------------------------------------------------
 
     @contextmanager
-    def _evaluating(self) -> Iterator[None]:
-        """Context in which the model runs in evaluation mode, without a graph, and unrestricted."""
-        with frozen() as still, torch.no_grad(), self._passing():
-            still.add(self._adapter.model)
-            yield
+    def _running(self) -> Iterator[tuple[Shadow, nn.Module]]:
+        """Context with a shadow in which the model runs without a graph and unrestricted."""
+        with self._shadows.lease() as shadow, torch.no_grad(), self._passing():
+            yield shadow, shadow.of(self._adapter.model)
 
-    def _call(self, inputs: Inputs) -> Any:
-        # The pass may write into its inputs, and they are needed twice.
-        return self._adapter.call(tree_map(lambda tensor: tensor.detach().clone(), inputs))
+    def _site(self, shadow: Shadow, layer: LayerCall) -> Site:
+        site = site_of(shadow.of(layer.module))
+        if site is None:
+            raise LayerError(f"layer {layer.name!r} cannot be looked into")
+        return site
 
-    def _record(self, run: Callable[[], Any], images: int) -> Features:
+    def _record(self, shadow: Shadow, run: Callable[[], Any], images: int) -> Features:
         """The features of all layers in one pass."""
-        seen: list[list[torch.Tensor | None]] = [[] for _ in self._layers.all]
+        given: list[Any] = []
+        returned: dict[Site, list[Any]] = {self._site(shadow, layer): [] for layer in self._layers.all}
+        own = self._site(shadow, self._layers.bottleneck)
 
-        def note(index: int, tree: Any) -> None:
-            found = first_tensor(tree)
-            # A copy, since the next layers may work in place.
-            seen[index].append(None if found is None else found.detach().clone())
+        def note(site: Site, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            if site is own and self._layers.where == "input":
+                given.append(_copied(first_tensor((args, kwargs))))
+            output = site.run(args, kwargs)
+            returned[site].append(_copied(first_tensor(output)))
+            return output
 
-        with self._hooked([partial(note, index) for index in range(len(seen))]):
+        with shadow.switch.on(dict.fromkeys(returned, note)):
             run()
+        found = [returned[self._site(shadow, layer)] for layer in self._layers.all]
+        if self._layers.where == "input":
+            found[0] = given
         return tuple(
-            _of_call(layer, found, images) for layer, found in zip(self._layers.all, seen, strict=True)
+            _of_call(layer, calls, images) for layer, calls in zip(self._layers.all, found, strict=True)
         )
 
-    def _replaced(self, z: torch.Tensor) -> AbstractContextManager[None]:
-        """Context in which `z` stands for the features at the bottleneck."""
-        return self._hooked([lambda tree: replace_first(tree, z)])
+    def _replacing(self, shadow: Shadow, z: torch.Tensor) -> dict[Site, Handler]:
+        """Handlers that put `z` in the place of the features at the bottleneck."""
 
-    @contextmanager
-    def _hooked(self, hooks: Sequence[Callable[[Any], Any]]) -> Iterator[None]:
-        """Context in which hooks see what the first of the layers give, and may return something else."""
-        with ExitStack() as stack:
-            for layer, hook in zip(self._layers.all, hooks, strict=False):
-                is_input = layer is self._layers.bottleneck and self._layers.where == "input"
-                stack.enter_context(_hook(layer.module, hook, is_input))
-            yield
+        def replace(site: Site, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            if self._layers.where == "output":
+                return replace_first(site.run(args, kwargs), z)
+            return site.run(*replace_first((args, kwargs), z))
+
+        return {self._site(shadow, self._layers.bottleneck): replace}
 
 
-def _hook(module: nn.Module, hook: Callable[[Any], Any], is_input: bool) -> Any:
-    """A hook on a module's output, or its input, that gets nothing else; a context that removes it."""
-    if is_input:
-        return module.register_forward_pre_hook(
-            lambda module, args, kwargs: hook((args, kwargs)), with_kwargs=True
-        )
-    return module.register_forward_hook(lambda module, args, output: hook(output))
+def _call(model: nn.Module, inputs: Inputs) -> Any:
+    # The pass may write into its inputs, and they are needed twice.
+    return call_with(model, tree_map(lambda tensor: tensor.detach().clone(), inputs))
+
+
+def _copied(features: torch.Tensor | None) -> torch.Tensor | None:
+    # The next layers may work in place.
+    return None if features is None else features.detach().clone()
 
 
 def _of_call(layer: LayerCall, found: Sequence[torch.Tensor | None], images: int) -> torch.Tensor:
@@ -187,36 +208,54 @@ def _of_call(layer: LayerCall, found: Sequence[torch.Tensor | None], images: int
     return features
 
 
-class ModelHooks:
-    """Hooks on the user's model: they keep what it is called with, and show readout layers' features.
+class _OwnPass(threading.local):
+    """What is known of the pass that a thread is in. A copy knows of none."""
 
-    They do so in passes that the user runs. All of them are methods, so a copy of the model has hooks that
-    belong to the copy.
+    def __init__(self) -> None:
+        self.inputs: tuple[tuple[Any, ...], dict[str, Any]] | None = None
+        self.calls: dict[int, int] = {}
+
+    def __reduce__(self) -> tuple[type[_OwnPass], tuple[()]]:
+        return _OwnPass, ()
+
+
+class ModelHooks:
+    """Hooks on the user's model, for passes that the user runs.
+
+    They keep what the model is called with where the flow is restricted, and show the readout layers' features
+    where the distribution is estimated. Each hook is a method, so that the hooks of a copied model belong to
+    the copied readout.
 
     Args:
         model: the model.
         layers: the readout layers.
-        keeps_inputs: whether a pass has to be repeated unrestricted, so that its inputs are needed.
+        is_restricting: whether the flow is restricted.
         observe: gets the number of a layer and the features of the call that counts.
     """
+
+    shared_by_shadows: ClassVar[bool] = True
 
     def __init__(
         self,
         model: nn.Module,
         layers: Sequence[LayerCall],
-        keeps_inputs: Callable[[], bool],
+        is_restricting: Callable[[], bool],
         observe: Callable[[int, Any], None],
     ) -> None:
-        self.inputs: tuple[tuple[Any, ...], dict[str, Any]] | None = None
+        self._pass = _OwnPass()
         self._numbers = [layer.call or 0 for layer in layers]
-        self._keeps_inputs, self._observe = keeps_inputs, observe
-        self._calls: dict[int, int] = {}
+        self._is_restricting, self._observe = is_restricting, observe
         self._handles = [
             model.register_forward_pre_hook(self._before_model, with_kwargs=True),
             model.register_forward_hook(self._after_model, always_call=True),
         ]
         for index, layer in enumerate(layers):
             self._handles.append(layer.module.register_forward_hook(partial(self._after_layer, index)))
+
+    @property
+    def inputs(self) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        """What the model was called with in this thread's restricted pass; None outside of one."""
+        return self._pass.inputs
 
     @property
     def are_there(self) -> bool:
@@ -230,17 +269,17 @@ class ModelHooks:
         self._handles.clear()
 
     def _before_model(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self._calls = {}
-        if self._keeps_inputs():
+        self._pass.calls = {}
+        if self._is_restricting():
             # A copy, since the pass may write into its inputs before it gets to the bottleneck.
-            self.inputs = tree_map(lambda tensor: tensor.detach().clone(), (args, kwargs))
+            self._pass.inputs = tree_map(lambda tensor: tensor.detach().clone(), (args, kwargs))
 
     def _after_model(self, model: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        if self._keeps_inputs():
-            self.inputs = None
+        if self._is_restricting():
+            self._pass.inputs = None
 
     def _after_layer(self, index: int, layer: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        number = self._calls.get(index, 0)
-        self._calls[index] = number + 1
+        number = self._pass.calls.get(index, 0)
+        self._pass.calls[index] = number + 1
         if number == self._numbers[index]:
             self._observe(index, first_tensor(output))
