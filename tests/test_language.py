@@ -83,7 +83,11 @@ RULES = [
     word("habit", "'assumption'"),
     word("circumstance", "'trace key'"),
     word("ground", "'fill'", but=r"(?![ _]?(?:truth|floor))"),
-    Rule("stand-in", re.compile(r"stand[-_]ins?(?![a-z])|StandIn|standin", re.IGNORECASE), "'rewrite'"),
+    Rule(
+        "stand-in",
+        re.compile(r"(?<![a-z])stand[-_]ins?(?![a-z])|StandIn|(?<![a-z])standins?(?![a-z])"),
+        "'rewrite'",
+    ),
 ]
 
 
@@ -152,7 +156,7 @@ FINE = [
     "What is it? What does it do?",
     "A shortcut to cut out the middle of a picture, whose background and ground truth stay uncut.",
     "It reads files until the end. A reader reads: a file. (until, == reads)",
-    "a handover, the inhabitants, a spread; an executor.cutoff, cutting",
+    "a handover, the inhabitants, a spread; an executor.cutoff, cutting; understanding",
     "Say what changed.\n\nSay what stays.",
 ]
 
