@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from iba_core import ClassTarget, Explainer, InputError, NotEstimatedError
-from iba_core.framework.adapter import rows_in_cache
+from iba_core.framework.framework import rows_in_cache
 from tests.backends import Activation, Conv, Dense, Flatten
 
 SIZE, CLASSES = 6, 4
@@ -132,30 +132,31 @@ def test_caches_hold_at_least_some_maps():
 
 def test_a_processor_takes_as_many_maps_as_its_caches_hold(explainer, x):
     like = next(iter(explainer.adapter.to_inputs((x,))))
-    assert explainer.adapter.preferred_batch((80, 28, 28), like) == 16
+    assert explainer.adapter.framework.preferred_batch((80, 28, 28), like) == 16
 
 
 @pytest.mark.parametrize(("preferred", "most"), [(None, 20), (9, 8), (8, 8), (3, 4)])
 def test_a_batch_is_split_between_images_as_the_backend_likes_it(explainer, x, monkeypatch, preferred, most):
     expected = explainer.explain(x, LABELS, seed=3)
-    cut, rows = explainer._cut, []
-
-    def tail(z, carry, tail=cut.tail):
-        rows.append(int(z.shape[0]))
-        return tail(z, carry)
-
-    monkeypatch.setattr(cut, "tail", tail)
-    monkeypatch.setattr(explainer.adapter, "preferred_batch", lambda shape, like: preferred)
-    # Another loss, so that no step compiled before is used.
-    found = explainer.explain(x, _same_loss(LABELS), seed=3)
+    rows = []
+    framework = type(explainer.adapter.framework)
+    monkeypatch.setattr(framework, "preferred_batch", lambda self, shape, like: preferred)
+    found = explainer.explain(x, _noting(LABELS, rows), seed=3)
     assert max(rows) == most
     np.testing.assert_allclose(found.capacity, expected.capacity, rtol=1e-9, atol=1e-12)
 
 
-def _same_loss(labels):
-    class Renamed(ClassTarget):
-        def resolve(self, outputs):
-            loss, rows = super().resolve(outputs)
-            return partial(loss), rows
+def _noting(labels, rows):
+    """The classes as a target whose loss notes how many outputs it gets."""
 
-    return Renamed(labels)
+    class Noting(ClassTarget):
+        def resolve(self, outputs):
+            loss, data = super().resolve(outputs)
+
+            def noting(outputs, *data):
+                rows.append(int(outputs.shape[0]))
+                return loss(outputs, *data)
+
+            return noting, data
+
+    return Noting(labels)

@@ -18,7 +18,7 @@ from iba_core import (
     StateError,
     WelfordEstimator,
 )
-from iba_core.bottleneck.formulas import PRESETS
+from iba_core.bottleneck.settings import PRESETS
 from iba_core.targets import class_probabilities
 from iba_core.timing import BareTail
 from tests.backends import (
@@ -139,14 +139,12 @@ def test_a_batch_is_as_good_as_its_images(backend, max_batch):
 def test_no_more_than_max_batch_pass_at_once(backend):
     explainer, x = fitted(backend), backend.images(smooth_images(3))
     sizes = []
-    inner = explainer._cut.tail
 
-    def tail(z, carry):
-        sizes.append(int(z.shape[0]))
-        return inner(z, carry)
+    def score(outputs):
+        sizes.append(int(outputs.shape[0]))
+        return outputs[:, 1]
 
-    explainer._cut.tail = tail
-    explainer.explain(x, max_batch=7)
+    explainer.explain(x, score, max_batch=7)
     assert max(sizes) <= 7
 
 
@@ -205,7 +203,7 @@ def test_saved_statistics_are_those_that_were_fitted(backend, tmp_path):
     loaded = Explainer(backend.small(), SMALL_LAYER, beta=1.0).load(tmp_path / "stats")
     x = backend.images(smooth_images(1))
     np.testing.assert_array_equal(loaded.explain(x, seed=0).capacity, known.explain(x, seed=0).capacity)
-    with pytest.raises(StateError, match=r"describes the layer 'second', the explainer cuts at 'third'"):
+    with pytest.raises(StateError, match=r"describes the layer 'second', but the explainer's layer is 'third'"):
         Explainer(backend.small(), "third").load(tmp_path / "stats")
 
 
@@ -338,14 +336,14 @@ def test_one_sample_is_no_distribution(backend):
 
 def test_wrong_inputs_are_told_before_any_work(backend, monkeypatch):
     explainer, x = fitted(backend), smooth_images(2)
-    monkeypatch.setattr(explainer._cut, "open", None)
-    monkeypatch.setattr(explainer._cut, "tail", None)
+    monkeypatch.setattr(type(explainer.adapter.framework), "value_and_grad", None)
+    monkeypatch.setattr(type(explainer.adapter.framework), "compile", None)
     wrong_order = x if backend.name == "torch" else np.moveaxis(x, -1, 1)
     broken = backend.images(x.copy())
     broken[1, 2, 2, 1] = np.nan
     for bad, message in (
-        (backend.images(x)[0, 0], r"x has shape \(batch, \d+\), .*another number of axes"),
-        (backend.images(x)[None], r"x has shape \(batch, 2, .*another number of axes"),
+        (backend.images(x)[0, 0], r"x has shape \(batch, \d+\), .*the number of axes differs"),
+        (backend.images(x)[None], r"x has shape \(batch, 2, .*the number of axes differs"),
         (wrong_order, r"the model takes 3 channels, as in \(batch, .*; the channels must come (first|last)"),
         (backend.images(x[..., :2]), r"but the model takes 3 channels"),
         (broken, r"x holds nan at index \(1, 2, 2, 1\); every value must be finite"),
@@ -358,7 +356,7 @@ def test_wrong_inputs_are_told_before_any_work(backend, monkeypatch):
 
 def test_wrong_targets_are_told_before_the_first_step(backend, monkeypatch):
     explainer, x = fitted(backend), backend.images(smooth_images(2))
-    monkeypatch.setattr(explainer, "_optimizer", None)
+    monkeypatch.setattr(type(explainer.adapter.framework), "value_and_grad", None)
     for target, message in (
         (CLASSES, "target=5 is outside the model's 5 classes, 0 to 4"),
         (-1, "target=-1 is outside"),
@@ -417,23 +415,24 @@ def test_a_loss_that_overflows_stops_with_the_step(backend):
 
 def test_the_bare_tail_passes_as_often_as_it_is_told(backend, monkeypatch):
     explainer, x = fitted(backend), backend.images(smooth_images(2))
-    cut, shapes = explainer.adapter.cut(SMALL_LAYER), []
-    compiled = explainer.adapter.compile
+    split, shapes = explainer.adapter.split(SMALL_LAYER), []
+    framework = explainer.adapter.framework
+    compiled = framework.compile
 
-    def counting(function, jit_compile=None):
-        function = compiled(function, jit_compile)
+    def counting(self, function, **options):
+        function = compiled(function, **options)
 
-        def run(z, carry):
+        def run(tail, z, carry):
             shapes.append(tuple(z.shape))
-            value, gradient = function(z, carry)
+            value, gradient = function(tail, z, carry)
             assert tuple(gradient.shape) == tuple(z.shape)
-            assert np.abs(explainer.adapter.to_numpy(gradient)).max() > 0
+            assert np.abs(framework.to_numpy(gradient)).max() > 0
             return value, gradient
 
         return run
 
-    monkeypatch.setattr(explainer.adapter, "compile", counting)
+    monkeypatch.setattr(type(framework), "compile", counting)
     before = backend.state(explainer.adapter.model, smooth_images(2))
-    assert BareTail(explainer.adapter, cut).seconds(x, steps=4, samples=3) > 0
+    assert BareTail(explainer.adapter, split).seconds(x, steps=4, samples=3) > 0
     assert [shape[0] for shape in shapes] == [6] * 4
     assert_same_state(backend.state(explainer.adapter.model, smooth_images(2)), before)
