@@ -1,7 +1,8 @@
-"""Link the names of the public interface to their entries in the API reference.
+"""What MkDocs does beyond its plugins while it builds the site.
 
-MkDocs runs the functions here while it builds the site. A name in code font, such as ``Explainer`` or
-``Explainer.fit``, becomes a link wherever it stands in a paragraph, a list or a table.
+A name in code font, such as ``Explainer`` or ``Explainer.fit``, becomes a link to its entry in the API reference,
+wherever it stands in a paragraph, a list or a table. The script that makes the search work without a server is
+found from pages in folders, too.
 """
 
 from __future__ import annotations
@@ -68,3 +69,12 @@ def on_page_content(html: str, **_: Any) -> str:
     """Link the public names of a page."""
     parts = _PROTECTED.split(html)
     return "".join(part if index % 2 else _NAME.sub(_link, part) for index, part in enumerate(parts))
+
+
+_SHIM = "assets/iframe-worker-shim.js"
+
+
+def on_post_page(output: str, page: Any, **_: Any) -> str:
+    """Make the path of the search's script relative to the page; the theme takes it as it is."""
+    above = "../" * page.file.dest_uri.count("/")
+    return output.replace(f'src="{_SHIM}"', f'src="{above}{_SHIM}"')
