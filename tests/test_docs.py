@@ -23,7 +23,10 @@ PACKAGES = ("iba_core", "iba_core.concepts", "iba_torch", "iba_torch.concepts", 
 BLOCK = re.compile(r"^( *)```python\n(.*?)^\1```$", re.MULTILINE | re.DOTALL)
 
 # The other pages are run by tests that also look at what comes out.
-PAGES = ["pytorch.md", "keras.md", "gallery.md", *(f"how-to/{page.name}" for page in sorted((DOCS / "how-to").glob("*.md")))]
+FOLDERS = ("coming-from", "how-to")
+PAGES = ["pytorch.md", "keras.md", "gallery.md"] + [
+    f"{folder}/{page.name}" for folder in FOLDERS for page in sorted((DOCS / folder).glob("*.md"))
+]
 
 
 def programs(page: str) -> list[str]:
@@ -36,7 +39,7 @@ def given():
     """What the how-tos take for granted, as `how-to/index.md` says."""
     torch.manual_seed(0)
     layers = OrderedDict(
-        features=nn.Sequential(nn.Conv2d(3, 6, 3, padding=1), nn.ReLU()),
+        features=nn.Sequential(nn.Conv2d(3, 6, 3, stride=2, padding=1), nn.ReLU()),
         pool=nn.AdaptiveAvgPool2d(1),
         flatten=nn.Flatten(),
         logits=nn.Linear(6, 5),
@@ -45,7 +48,7 @@ def given():
     images, labels = torch.randn(24, 3, 16, 16), torch.randint(5, (24,))
     loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(images, labels), batch_size=8)
     explainer = Explainer(model, layer="features", steps=3, samples=4).fit(loader, progbar=False)
-    return {"model": model, "loader": loader, "x": images[:4].numpy(), "labels": labels[:4].numpy(), "explainer": explainer}
+    return {"model": model, "loader": loader, "x": images[:4].numpy(), "explainer": explainer}
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -69,7 +72,9 @@ def test_ten_lines_on_the_start_page(given, tmp_path, monkeypatch):
 def test_the_reference_has_every_public_name():
     text = "".join(page.read_text(encoding="utf-8") for page in (DOCS / "reference").glob("*.md"))
     entries = set(re.findall(r"^::: ([\w.]+)$", text, re.MULTILINE))
-    public = {f"{package}.{name}" for package in PACKAGES for name in importlib.import_module(package).__all__}
+    public = {
+        f"{package}.{name}" for package in PACKAGES for name in importlib.import_module(package).__all__
+    }
     assert public <= entries
 
 
@@ -88,6 +93,11 @@ def test_moved_names_are_where_the_tables_say(page):
         exec(now, {})
         assert before.split()[-1] == now.split()[-1]
     assert rows or page == "index.md"
+
+
+def test_the_table_of_iba_is_complete():
+    text = (DOCS / "coming-from" / "iba.md").read_text(encoding="utf-8")
+    assert len(re.findall(r"^\| `from IBA", text, re.MULTILINE)) == 21
 
 
 def test_pictures_are_there_and_small():

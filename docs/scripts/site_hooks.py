@@ -1,8 +1,8 @@
 """What MkDocs does beyond its plugins while it builds the site.
 
-A name in code font, such as ``Explainer`` or ``Explainer.fit``, becomes a link to its entry in the API reference,
-wherever it stands in a paragraph, a list or a table. The script that makes the search work without a server is
-found from pages in folders, too.
+A name in code font, such as ``Explainer`` or ``Explainer.fit``, becomes a link to its entry in the API
+reference, wherever it stands in a paragraph, a list or a table. The path of the script that makes the search
+work without a server becomes relative to each page.
 """
 
 from __future__ import annotations
@@ -26,7 +26,9 @@ PACKAGES = {
 """The packages whose ``__all__`` is public, and their folders. The first one that has a name wins."""
 
 # What already is a link, a heading or a listing stays as it is.
-_PROTECTED = re.compile(r"(<a\b.*?</a>|<pre\b.*?</pre>|<h[1-6]\b.*?</h[1-6]>|<autoref\b.*?</autoref>)", re.DOTALL)
+_PROTECTED = re.compile(
+    r"(<a\b.*?</a>|<pre\b.*?</pre>|<h[1-6]\b.*?</h[1-6]>|<autoref\b.*?</autoref>)", re.DOTALL
+)
 _NAME = re.compile(r"<code>([A-Za-z_][\w.]*)(\(\))?</code>")
 
 
