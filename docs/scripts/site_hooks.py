@@ -2,7 +2,7 @@
 
 A name in code font, such as ``Explainer`` or ``Explainer.fit``, becomes a link to its entry in the API
 reference, wherever it stands in a paragraph, a list or a table. The path of the script that makes the search
-work without a server becomes relative to each page.
+work without a server becomes relative to each page. CONTRIBUTING.md and CHANGELOG.md are pages, too.
 """
 
 from __future__ import annotations
@@ -65,6 +65,18 @@ def _link(match: re.Match[str]) -> str:
     else:
         return match[0]
     return f'<autoref identifier="{identifier}" optional>{match[0]}</autoref>'
+
+
+_PROJECT_FILES = {"contributing.md": "CONTRIBUTING.md", "changes.md": "CHANGELOG.md"}
+"""Pages of the site that stand in files at the root of the repository."""
+
+
+def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
+    """Put the project's files in place of the pages that stand for them."""
+    if page.file.src_uri not in _PROJECT_FILES:
+        return markdown
+    text = (ROOT / _PROJECT_FILES[page.file.src_uri]).read_text(encoding="utf-8")
+    return text.replace("](docs/", "](")
 
 
 def on_page_content(html: str, **_: Any) -> str:
