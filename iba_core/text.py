@@ -20,7 +20,7 @@ from rich.text import Text
 from iba_core.attribution import Attribution
 from iba_core.bottleneck.estimator import STATE, WelfordEstimator
 from iba_core.errors import InputError
-from iba_core.framework.adapter import Adapter, Inputs
+from iba_core.framework.adapter import Inputs, ModelAdapter
 
 _FULL = np.array([240, 110, 60])
 """Colour, in RGB, of the token with the most bits; a token of none is white."""
@@ -160,7 +160,7 @@ class TokenBits:
 
 
 def token_statistics(
-    adapter: Adapter, layer: Any, batches: Iterable[tuple[Inputs, npt.ArrayLike]], length: int
+    adapter: ModelAdapter, layer: Any, batches: Iterable[tuple[Inputs, npt.ArrayLike]], length: int
 ) -> WelfordEstimator:
     """Distribution of a layer's features over the tokens of many texts, wherever in a text they stand.
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from iba_core.cli.quiet import quiet_start
 from iba_core.errors import IBAError, InputError, MissingDependencyError, closest
-from iba_core.framework.adapter import Adapter, Inputs, backends, find_adapter, load_backend
+from iba_core.framework.adapter import Inputs, ModelAdapter, backends, find_adapter, load_backend
 from iba_core.framework.layout import Layout
 from iba_core.pictures.images import Picture, Preprocessing
 from iba_core.zoo.efficientnet_lite import NAME as PRETRAINED
@@ -40,7 +40,7 @@ class Network:
     """
 
     source: str
-    adapter: Adapter
+    adapter: ModelAdapter
     preprocessing: Preprocessing
     preprocessing_origin: str
     class_names: Sequence[str] | None
@@ -182,13 +182,13 @@ def parse_size(text: str | None) -> tuple[int, int] | None:
     return height, width
 
 
-def import_backend(name: str) -> type[Adapter]:
+def import_backend(name: str) -> type[ModelAdapter]:
     """`load_backend`, without the notes that frameworks write as they start."""
     with quiet_start():
         return load_backend(name)
 
 
-def _load(source: str, backend: str | None) -> tuple[Any, Adapter]:
+def _load(source: str, backend: str | None) -> tuple[Any, ModelAdapter]:
     if match := _CALLABLE.fullmatch(source):
         return _call(source, match["module"], match["name"], backend)
     known = backends()
@@ -215,7 +215,7 @@ def _load(source: str, backend: str | None) -> tuple[Any, Adapter]:
     )
 
 
-def _call(source: str, module_name: str, name: str, backend: str | None) -> tuple[Any, Adapter]:
+def _call(source: str, module_name: str, name: str, backend: str | None) -> tuple[Any, ModelAdapter]:
     """The model of that name, or what the callable of that name returns.
 
     It is imported as if Python ran in the current folder.
@@ -270,7 +270,7 @@ def _public(module: object) -> list[str]:
     return [name for name in vars(module) if not name.startswith("_")]
 
 
-def _input_geometry(model: Any, adapter: Adapter) -> tuple[tuple[int, int] | None, int]:
+def _input_geometry(model: Any, adapter: ModelAdapter) -> tuple[tuple[int, int] | None, int]:
     """(height, width), if the model says so by its `input_shape`, and number of channels."""
     shape = getattr(model, "input_shape", None)
     if not isinstance(shape, (tuple, list)) or len(shape) != 4:

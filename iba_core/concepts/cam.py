@@ -27,7 +27,8 @@ from iba_core.concepts.activation_maps import (
 from iba_core.concepts.targets import ClassifierOutputTarget, ScoredOutput
 from iba_core.default_layer import everything_passes
 from iba_core.errors import InputError, LayerError
-from iba_core.framework.adapter import Adapter, Cut, Inputs, Model, find_adapter, require_finite
+from iba_core.framework.adapter import Inputs, Model, ModelAdapter, Split, find_adapter
+from iba_core.framework.framework import require_finite
 from iba_core.framework.inputs import arrays_of, batch_size, take
 from iba_core.framework.layout import DataFormat, Layout, Tokens
 from iba_core.framework.namespace import Array, array_namespace, host_array
@@ -153,13 +154,13 @@ class BaseCAM:
         return np.asarray(np.mean(views, axis=0), dtype=np.float32)
 
     def _maps(
-        self, cuts: list[Cut], inputs: Inputs, wanted: list[_Wanted], principal: bool
+        self, cuts: list[Split], inputs: Inputs, wanted: list[_Wanted], principal: bool
     ) -> npt.NDArray[np.float32]:
         shape = tuple(int(size) for size in next(arrays_of(inputs)).shape[1:])
         spatial = Layout.of(shape, cuts[0].input_format).spatial_shape(shape)
         return combine_layers((self._layer_maps(cut, inputs, wanted, principal) for cut in cuts), spatial)
 
-    def _layer_maps(self, cut: Cut, inputs: Inputs, wanted: list[_Wanted], principal: bool) -> Array:
+    def _layer_maps(self, cut: Split, inputs: Inputs, wanted: list[_Wanted], principal: bool) -> Array:
         gradients = None
         if self.method.weighting is None:
             activations = cut.features(inputs)
@@ -253,7 +254,7 @@ class EigenCAM(BaseCAM):
     method = Method(None, principal=True)
 
 
-def last_spatial_layer(adapter: Adapter, inputs: Inputs) -> str:
+def last_spatial_layer(adapter: ModelAdapter, inputs: Inputs) -> str:
     """Name of the last layer with two spatial axes, more than one place, and no way around it.
 
     Args:
@@ -282,6 +283,6 @@ def _single_image(inputs: Inputs, data_format: DataFormat) -> tuple[Array, int]:
     return image, 1 + Layout.of(image.shape[1:], data_format).spatial_axes[-1]
 
 
-def _mirrored(adapter: Adapter, image: Array, axis: int) -> Array:
+def _mirrored(adapter: ModelAdapter, image: Array, axis: int) -> Array:
     backwards = adapter.asarray(np.arange(int(image.shape[axis]))[::-1].copy(), like=image)
     return array_namespace(image).take(image, backwards, axis=axis)

@@ -30,7 +30,7 @@ from iba_core.concepts.laplace import cross_entropy_hessian, posterior_factor, t
 from iba_core.concepts.losses import BalancedBCELoss
 from iba_core.concepts.masks import MaskFunction
 from iba_core.errors import InputError, OptimizationError
-from iba_core.framework.adapter import Adapter
+from iba_core.framework.adapter import ModelAdapter
 from iba_core.framework.namespace import Array, array_namespace, sigmoid
 from iba_core.utils import get_tqdm
 
@@ -277,7 +277,7 @@ class HyperplaneTrainer:
 
     def __init__(
         self,
-        adapter: Adapter,
+        adapter: ModelAdapter,
         examples: Examples,
         kernel_size: Sequence[int],
         use_bias: bool,

@@ -138,7 +138,8 @@ class ModelAdapter(ABC):
     """The framework of the model."""
 
     data_format: DataFormat
-    """Where the channels of the model's input and of its feature maps are, unless a `Split` says otherwise."""
+    """Where the channels of the model's input and of its feature maps are, unless a `Split` says
+    otherwise."""
 
     def __init__(self, model: Model) -> None:
         self.model = model

@@ -15,16 +15,11 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from iba_core.bottleneck.formulas import (
-    BottleneckSettings,
-    Mask,
-    Statistics,
-    capacity,
-    mask_from_alpha,
-    restrict,
-)
+from iba_core.bottleneck.formulas import Mask, capacity, mask_from_alpha, restrict
 from iba_core.bottleneck.resizing import resizing_matrix
+from iba_core.bottleneck.settings import BottleneckSettings
 from iba_core.bottleneck.smoothing import smoothing_matrices
+from iba_core.bottleneck.statistics import Statistics
 from iba_core.errors import InputError
 from iba_core.framework.layout import Layout
 from iba_core.framework.namespace import Array, array_namespace

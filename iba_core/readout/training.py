@@ -34,10 +34,10 @@ import numpy as np
 import numpy.typing as npt
 
 from iba_core.bottleneck.adam import AdamState, adam_step, bias_corrections
-from iba_core.bottleneck.formulas import BottleneckSettings
 from iba_core.bottleneck.noise import seeded_normal
+from iba_core.bottleneck.settings import BottleneckSettings
 from iba_core.errors import InputError, OptimizationError, StateError, is_whole_number
-from iba_core.framework.adapter import Adapter, Inputs
+from iba_core.framework.adapter import Inputs, ModelAdapter
 from iba_core.framework.inputs import batch_size
 from iba_core.framework.namespace import Array, array_namespace
 from iba_core.readout.formulas import Readout, ReadoutConstants
@@ -102,7 +102,7 @@ class ReadoutModel(ABC):
         readout: the formulas.
     """
 
-    adapter: Adapter
+    adapter: ModelAdapter
     readout: Readout
 
     @abstractmethod
@@ -111,11 +111,11 @@ class ReadoutModel(ABC):
 
     @abstractmethod
     def open(self, inputs: Inputs) -> AbstractContextManager[NestedPass]:
-        """Run the model on `inputs`, unrestricted, and make `tail` ready for them; see `Cut.open`."""
+        """Run the model on `inputs`, unrestricted, and make `tail` ready for them; see `Split.open`."""
 
     @abstractmethod
     def tail(self, z: Array, carry: tuple[Array, ...]) -> Any:
-        """Output of the model for restricted features `z`, differentiable in `z`; see `Cut.tail`."""
+        """Output of the model for restricted features `z`, differentiable in `z`; see `Split.tail`."""
 
     @abstractmethod
     def tensor(self, array: npt.ArrayLike) -> Array:

@@ -14,7 +14,8 @@ import torch
 from torch import nn
 
 from iba_core.errors import LayerError, closest
-from iba_core.framework.adapter import Adapter, F, Inputs, LayerInfo, rows_in_cache
+from iba_core.framework.adapter import Adapter, F, Inputs, LayerInfo
+from iba_core.framework.framework import rows_in_cache
 from iba_core.framework.layout import DataFormat
 from iba_core.framework.namespace import Array, host_array
 from iba_core.utils import ifnone

@@ -14,10 +14,12 @@ import numpy.typing as npt
 import tensorflow as tf
 
 from iba_core.bottleneck.estimator import WelfordEstimator
-from iba_core.bottleneck.formulas import BottleneckSettings, Statistics
+from iba_core.bottleneck.settings import BottleneckSettings
+from iba_core.bottleneck.statistics import Statistics
 from iba_core.bottleneck.saliency import saliency_maps
 from iba_core.errors import InputError, LayerError, NotEstimatedError, OptimizationError
-from iba_core.framework.adapter import Inputs, require_finite
+from iba_core.framework.adapter import Inputs
+from iba_core.framework.framework import require_finite
 from iba_core.framework.inputs import batch_size, inputs_of_batch, take
 from iba_core.framework.layout import DataFormat, Layout, Tokens
 from iba_core.framework.namespace import host_array
@@ -41,9 +43,9 @@ from iba_core.readout.training import (
     TrainingSettings,
 )
 from iba_core.utils import get_tqdm
-from iba_tf.adapter import KerasAdapter
+from iba_tf.adapter import TensorFlowAdapter
 from iba_tf.graphs.calls import CallGraph
-from iba_tf.graphs.keras_split import KerasCut
+from iba_tf.graphs.keras_split import KerasSplit
 from iba_tf.tracing import traced
 
 Mode = Literal["saliency", "capacity"]
@@ -152,7 +154,7 @@ class IBAReadout:
         self.network: keras.Sequential | None = None
         self.outputs: Any = None
         self.history: list[EpochReport] = []
-        self._adapter = KerasAdapter(model, jit_compile=jit_compile)
+        self._adapter = TensorFlowAdapter(model, jit_compile=jit_compile)
         self._passes = _Passes(graph, attach_layer, readout_layers)
         self._known: _Known | None = None
         self._explain = traced(self._trace_explanation)
@@ -637,7 +639,7 @@ class _Passes:
                 )
         self.names = [place.name, *(read.name for read, _ in found)]
         self._graph = graph
-        self._cut = KerasCut(graph, place, slot)
+        self._cut = KerasSplit(graph, place, slot)
         self._slots = [slot, *(number for _, number in found)]
         self.formats = [self._cut.data_format, *(graph.data_format(number) for _, number in found)]
         self.precision = "float64" if graph.tensors[slot].dtype == "float64" else "float32"
@@ -678,7 +680,7 @@ class _Passes:
             yield NestedPass(head.features, tuple(reads), head.carry)
 
     def tail(self, z: tf.Tensor, carry: tuple[tf.Tensor, ...]) -> Any:
-        """See `Cut.tail`."""
+        """See `Split.tail`."""
         return self._cut.tail(z, carry)
 
     def spatial_shape(self, images: tf.Tensor) -> tuple[int, ...]:

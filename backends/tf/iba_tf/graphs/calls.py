@@ -22,8 +22,8 @@ from keras import KerasTensor
 
 from iba_core.errors import InputError, LayerError, closest
 from iba_core.framework.layout import DataFormat
+from iba_tf.framework import traced
 from iba_tf.graphs.place_names import matching, split_index
-from iba_tf.tracing import traced
 
 Slot = int
 """Number of a tensor in a graph."""

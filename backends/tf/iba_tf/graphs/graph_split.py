@@ -10,9 +10,9 @@ from typing import Any, Protocol
 import tensorflow as tf
 
 from iba_core.errors import InputError, LayerError
-from iba_core.framework.adapter import Cut, Head, Inputs
+from iba_core.framework.adapter import Inputs, Split, Tail
 from iba_core.framework.layout import DataFormat
-from iba_tf.eager import eagerly, runs_eagerly
+from iba_tf.framework import eagerly, runs_eagerly, traced
 from iba_tf.graphs.operations import (
     SIZES,
     GraphInput,
@@ -22,7 +22,6 @@ from iba_tf.graphs.operations import (
     data_inputs,
     node_of,
 )
-from iba_tf.tracing import traced
 
 _UNSLICED = (tf.variant, tf.resource)
 """Dtypes that hold something as a whole, such as a list of tensors, of which no image has a part."""
@@ -44,7 +43,7 @@ class Source(Protocol):
         """Name of a layer, as far as it can be told before the model has run."""
 
 
-class GraphCut(Cut):
+class GraphSplit(Split):
     """A graph of operations, cut at a tensor.
 
     The *tail* is every operation between that tensor and the model's outputs. It may take other tensors
@@ -55,20 +54,19 @@ class GraphCut(Cut):
     Args:
         source: the model.
         layer: where to cut, see `OperationGraph.find`.
-        until: where the tail ends; None for the model's outputs.
+        end_layer: where the tail ends; None for the model's outputs.
 
     Raises:
         LayerError: there is no such place, the tensor is no batch of floating-point feature maps, or no
-            output depends on it. Where a model's graph follows from its inputs, `features` and `open`
+            output depends on it. Where a model's graph follows from its inputs, `features` and `head`
             raise it.
     """
 
-    def __init__(self, source: Source, layer: Any, until: Any = None) -> None:
+    def __init__(self, source: Source, layer: Any, end_layer: Any = None) -> None:
         self._source = source
-        self._layer, self._until = layer, until
-        self._splits: dict[int, Split] = {}
+        self._layer, self._end_layer = layer, end_layer
+        self._splits: dict[int, Division] = {}
         self._halves: dict[Any, _Halves] = {}
-        self._open: _Halves | None = None
         self.layer_name = ""
         self.data_format: DataFormat = "channels_last"
         self.input_format: DataFormat = "channels_last"
@@ -76,12 +74,12 @@ class GraphCut(Cut):
             self._split(source.graph)
         else:
             self.layer_name = source.check_layer(layer)
-            if until is not None:
-                source.check_layer(until)
+            if end_layer is not None:
+                source.check_layer(end_layer)
 
-    def _split(self, graph: OperationGraph) -> Split:
+    def _split(self, graph: OperationGraph) -> Division:
         if id(graph) not in self._splits:
-            split = Split.of(graph, self._layer, self._until)
+            split = Division.of(graph, self._layer, self._end_layer)
             self._splits[id(graph)] = split
             self.layer_name = split.layer_name
             self.data_format = graph.data_format(split.cut)
@@ -99,27 +97,17 @@ class GraphCut(Cut):
 
     @runs_eagerly
     def features(self, inputs: Inputs) -> tf.Tensor:
-        """See `Cut.features`; inputs that the features do not depend on may be left out of a dict."""
+        """See `Split.features`; inputs that the features do not depend on may be left out of a dict."""
         halves, tensors = self._prepared(inputs, features_only=True)
         return halves.head(tensors)[0]
 
     @contextmanager
-    def open(self, inputs: Inputs) -> Iterator[Head]:
-        """See `Cut.open`; within it, operations run eagerly wherever the caller stands."""
+    def head(self, inputs: Inputs) -> Iterator[Tail]:
+        """See `Split.head`; within it, operations run eagerly wherever the caller is."""
         with eagerly():
             halves, tensors = self._prepared(inputs, features_only=False)
             features, *carry = halves.head(tensors)
-            before, self._open = self._open, halves
-            try:
-                yield Head(features, tuple(carry))
-            finally:
-                self._open = before
-
-    def tail(self, z: tf.Tensor, carry: tuple[tf.Tensor, ...]) -> Any:
-        """See `Cut.tail`."""
-        if self._open is None:
-            raise RuntimeError("the tail runs only within `open`")
-        return self._open.tail(z, carry)
+            yield Tail(features, halves.tail, tuple(carry))
 
     def _prepared(self, inputs: Inputs, features_only: bool) -> tuple[_Halves, list[tf.Tensor | None]]:
         needed = (lambda graph: self._split(graph).feature_inputs) if features_only else None
@@ -132,7 +120,7 @@ class GraphCut(Cut):
 
 
 @dataclass(frozen=True, eq=False)
-class Split:
+class Division:
     """The two halves of a graph that is cut at a tensor.
 
     Attributes:
@@ -156,14 +144,14 @@ class Split:
     feature_inputs: set[str]
 
     @classmethod
-    def of(cls, graph: OperationGraph, layer: Any, until: Any) -> Split:
-        """Cut `graph` at `layer`; arguments and errors as of `GraphCut`."""
+    def of(cls, graph: OperationGraph, layer: Any, end_layer: Any) -> Division:
+        """Cut `graph` at `layer`; arguments and errors as of `GraphSplit`."""
         name, cut = graph.find(layer)
         _check_features(graph, name, cut)
         dependent = graph.dependents([cut])
         outputs = graph.outputs
-        if until is not None:
-            end_name, outputs = graph.find(until)
+        if end_layer is not None:
+            end_name, outputs = graph.find(end_layer)
             if outputs not in dependent:
                 raise LayerError(f"layer {end_name!r} does not depend on layer {name!r}")
         if dependent.isdisjoint(tf.nest.flatten(outputs)):
@@ -294,7 +282,7 @@ class _Halves:
         features_only: leave the tail out.
     """
 
-    def __init__(self, split: Split, inputs: Sequence[tf.Tensor | None], features_only: bool) -> None:
+    def __init__(self, split: Division, inputs: Sequence[tf.Tensor | None], features_only: bool) -> None:
         self._split, self._graph = split, split.graph
         self._features_only = features_only
         self._given = [entry for entry, x in zip(self._graph.inputs, inputs, strict=True) if x is not None]

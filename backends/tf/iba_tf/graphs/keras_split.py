@@ -4,19 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import keras
 import tensorflow as tf
 
 from iba_core.errors import LayerError
-from iba_core.framework.adapter import Cut, Head, Inputs
+from iba_core.framework.adapter import Inputs, Split, Tail
+from iba_tf.framework import eagerly, traced
 from iba_tf.graphs.calls import CallGraph, Place, Slot, Values
 from iba_tf.graphs.normalization import merged
-from iba_tf.tracing import traced
 
 
-class KerasCut(Cut):
+class KerasSplit(Split):
     """The graph of a Keras model, cut at one of its tensors.
 
     The *tail* is every call between that tensor and the model's outputs, over the model's own layers. It
@@ -64,7 +65,7 @@ class KerasCut(Cut):
         taken = [slot for call in tail_calls for slot in call.inputs] + graph.flat_outputs
         self._frontier = [slot for slot in dict.fromkeys(taken) if slot not in dependent]
         self._tail_calls = merged(tail_calls, kept=graph.flat_outputs)
-        self._masked = [False] * (1 + len(self._frontier))
+        self._tails: dict[tuple[bool, ...], Any] = {}
         head_calls = graph.needed_for([self._source], given=graph.inputs)
         reached = {self._source, *(slot for call in head_calls for slot in call.inputs)}
         self._feature_inputs = [slot for slot in graph.inputs if slot in reached]
@@ -82,28 +83,30 @@ class KerasCut(Cut):
         return tuple(self._graph.tensors[self._source].shape[1:])
 
     def features(self, inputs: Inputs) -> tf.Tensor:
-        """See `Cut.features`; inputs that the features do not depend on may be left out of a dict."""
+        """See `Split.features`; inputs that the features do not depend on may be left out of a dict."""
         return self._run_features(self._graph.prepare(inputs, self._feature_inputs))
 
     @contextmanager
-    def open(self, inputs: Inputs) -> Iterator[Head]:
-        """See `Cut.open`."""
-        values, masks = self._run_head(self._graph.prepare(inputs))
-        self._masked = [mask is not None for mask in masks]
-        features, *frontier = values
-        yield Head(features, (*frontier, *(mask for mask in masks if mask is not None)))
+    def head(self, inputs: Inputs) -> Iterator[Tail]:
+        """See `Split.head`."""
+        with eagerly():
+            values, masks = self._run_head(self._graph.prepare(inputs))
+            masked = tuple(mask is not None for mask in masks)
+            features, *frontier = values
+            run = self._tails.setdefault(masked, partial(self._run_tail, masked))
+            yield Tail(features, run, (*frontier, *(mask for mask in masks if mask is not None)))
 
-    def tail(self, z: tf.Tensor, carry: tuple[tf.Tensor, ...]) -> Any:
-        """See `Cut.tail`."""
+    def _run_tail(self, masked: tuple[bool, ...], z: tf.Tensor, carry: tuple[tf.Tensor, ...]) -> Any:
+        """Outputs of the model; `masked` says which of the tensors have a mask of Keras."""
         masks = iter(carry[len(self._frontier) :])
         slots = [self._cut, *self._frontier]
         tensors = [tf.cast(z, self._graph.tensors[self._source].dtype)]
         tensors += [self._repeated(slot, x, z) for slot, x in zip(self._frontier, carry, strict=False)]
         values = {}
-        for slot, tensor, masked in zip(slots, tensors, self._masked, strict=True):
+        for slot, tensor, has_mask in zip(slots, tensors, masked, strict=True):
             # The mask is an attribute of the tensor, and the tensor may be the caller's.
             values[slot] = tf.identity(tensor)
-            if masked:
+            if has_mask:
                 values[slot]._keras_mask = _repeat(next(masks), z)
         self._graph.run(self._tail_calls, values)
         return keras.tree.map_structure(values.__getitem__, self._graph.outputs)

@@ -26,10 +26,9 @@ from tensorflow.python.eager import context  # nothing public registers the func
 
 from iba_core.errors import InputError, LayerError, closest
 from iba_core.framework.layout import DataFormat
-from iba_tf.eager import runs_eagerly
+from iba_tf.framework import runs_eagerly, traced
 from iba_tf.graphs.inlining import inline_calls, output_count
 from iba_tf.graphs.place_names import matching, split_index
-from iba_tf.tracing import traced
 
 TensorName = str
 """Such as ``"conv/Relu:0"``."""

@@ -2,7 +2,7 @@
 
 `GraphModel` is what a user makes of such a model and gives to an `Explainer`, or to whatever else works on
 models. The operations themselves are an `OperationGraph`; where it comes from is the matter of an `Origin`;
-`GraphCut` cuts it.
+`GraphSplit` cuts it.
 """
 
 from __future__ import annotations
@@ -19,15 +19,14 @@ import tensorflow as tf
 from tensorflow.core.framework.graph_pb2 import GraphDef
 
 from iba_core.framework.adapter import Inputs, LayerInfo
-from iba_tf.eager import runs_eagerly
+from iba_tf.framework import runs_eagerly, traced
 from iba_tf.graphs.graph_inputs import is_several, name_of, tensors_for
-from iba_tf.graphs.graph_split import GraphCut
+from iba_tf.graphs.graph_split import GraphSplit
 from iba_tf.graphs.operations import OperationGraph
 from iba_tf.models.layer_tracing import layer_classes
 from iba_tf.models.origins import FixedOrigin, Origin, function_origin, keras_origin, value_of
 from iba_tf.models.saved_model import open_saved_model
 from iba_tf.models.v1_graphs import SessionOrigin, frozen_graph, read_graph_def
-from iba_tf.tracing import traced
 
 
 def is_graph_model(model: Any) -> bool:
@@ -341,9 +340,9 @@ class GraphModel:
             for place in graph.places
         ]
 
-    def cut(self, layer: Any, until: Any = None) -> GraphCut:
-        """Cut the model at a layer, see `GraphCut`."""
-        return GraphCut(self, layer, until)
+    def split(self, layer: Any, end_layer: Any = None) -> GraphSplit:
+        """Split the model at a layer, see `GraphSplit`."""
+        return GraphSplit(self, layer, end_layer)
 
     def check_layer(self, layer: Any) -> str:
         """Name of a layer, as far as it can be told before the model has run.

@@ -13,9 +13,9 @@ from keras import KerasTensor
 from iba_core.errors import LayerError
 from iba_core.framework.adapter import Inputs, LayerInfo
 from iba_core.framework.layout import DataFormat
+from iba_tf.framework import traced
 from iba_tf.graphs.calls import CallGraph
-from iba_tf.graphs.keras_split import KerasCut
-from iba_tf.tracing import traced
+from iba_tf.graphs.keras_split import KerasSplit
 
 
 class KerasNetwork:
@@ -59,19 +59,19 @@ class KerasNetwork:
             for place in graph.places
         ]
 
-    def cut(
+    def split(
         self,
         layer: str | keras.Operation | KerasTensor,
-        until: str | keras.Operation | KerasTensor | None = None,
-    ) -> KerasCut:
-        """Cut the model behind a layer; arguments and errors as of `KerasAdapter.cut`."""
+        end_layer: str | keras.Operation | KerasTensor | None = None,
+    ) -> KerasSplit:
+        """Split the model after a layer; arguments and errors as of `TensorFlowAdapter.split`."""
         place, slot = self.graph.find(layer)
-        if until is None:
-            return KerasCut(self.graph, place, slot)
-        end, end_slot = self.graph.find(until)
+        if end_layer is None:
+            return KerasSplit(self.graph, place, slot)
+        end, end_slot = self.graph.find(end_layer)
         if end_slot not in self.graph.dependents(slot):
             raise LayerError(f"layer {end.name!r} does not depend on layer {place.name!r}")
-        return KerasCut(replace(self.graph, outputs=end_slot), place, slot)
+        return KerasSplit(replace(self.graph, outputs=end_slot), place, slot)
 
     def predict(self, inputs: Inputs) -> Any:
         """The model's output in inference mode."""

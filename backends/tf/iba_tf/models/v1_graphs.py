@@ -13,6 +13,7 @@ from google.protobuf.message import DecodeError
 from tensorflow.core.framework.graph_pb2 import GraphDef
 
 from iba_core.errors import InputError, StateError, closest
+from iba_tf.framework import traced
 from iba_tf.graphs.operations import (
     REFERENCES,
     Binding,
@@ -24,7 +25,6 @@ from iba_tf.graphs.operations import (
     node_of,
 )
 from iba_tf.models.origins import FixedOrigin
-from iba_tf.tracing import traced
 
 _NO_OUTPUTS = ("Const", "NoOp", "Placeholder", "PlaceholderWithDefault", "Assert", "SaveV2", "RestoreV2")
 

@@ -11,13 +11,16 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from iba_core.bottleneck.formulas import BottleneckSettings, Mask, Statistics, mask_from_alpha
+from iba_core.bottleneck.settings import BottleneckSettings
+from iba_core.bottleneck.formulas import Mask, mask_from_alpha
+from iba_core.bottleneck.statistics import Statistics
 from iba_core.bottleneck.noise import require_seed
 from iba_core.bottleneck.optimization import BottleneckOptimizer, ModelLoss, masked_capacity
 from iba_core.bottleneck.saliency import saliency_maps
 from iba_core.bottleneck.saliency import to_saliency_map as _to_saliency_map
 from iba_core.errors import InputError, LayerError, NotEstimatedError
-from iba_core.framework.adapter import Head, Inputs, require_finite
+from iba_core.framework.adapter import Head, Inputs
+from iba_core.framework.framework import require_finite
 from iba_core.framework.inputs import (
     InputShape,
     arrays_of,

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from iba_core.bottleneck.estimator import STATE
-from iba_core.bottleneck.formulas import Statistics
+from iba_core.bottleneck.statistics import Statistics
 from iba_core.bottleneck.saliency import saliency_maps
 from iba_core.errors import InputError, LayerError, NotEstimatedError, OptimizationError, StateError
 from iba_core.framework.adapter import Inputs
