@@ -1,1 +1,1 @@
-"""Pretrained networks, as far as no framework is concerned: tables, weights on disk, preprocessing, names."""
+"""Pretrained networks: the parts that do not depend on a framework (tables, weights, preprocessing, names)."""

@@ -268,7 +268,7 @@ def test_the_result_is_a_table_and_a_plot(backend):
         ({"ensemble_count": 0}, "ensemble_count=0"),
         ({"kernel_size": None}, "rel_size"),
         ({"kernel_size": (0, 1)}, "kernel_size"),
-        ({"cache": "no/such/folder"}, "is no folder"),
+        ({"cache": "no/such/folder"}, "is not a folder"),
         ({"epochs": 0}, "epochs=0"),
         ({"learning_rate": 0.0}, "learning_rate"),
         ({"weight_decay": -1.0}, "weight_decay"),

@@ -374,8 +374,8 @@ def test_folders_are_searched(iba, tmp_path):
 @pytest.mark.parametrize(
     ("photo", "message"),
     [
-        ("bad.jpg", "bad.jpg is no image that Pillow can read"),
-        ("nowhere.jpg", "nowhere.jpg is not there; an image file was expected"),
+        ("bad.jpg", "bad.jpg is not an image that Pillow can read"),
+        ("nowhere.jpg", "nowhere.jpg does not exist; an image file was expected"),
     ],
 )
 def test_one_bad_photograph_is_found_before_any_work(fails, untouched, tmp_path, photo, message):
@@ -612,13 +612,13 @@ def test_estimate_takes_no_more_than_it_is_told(iba, tmp_path):
     [
         (("data", "--out", "nowhere/s"), "out='nowhere/s' cannot be written: its folder does not exist"),
         (("data", "--out", "photos"), "out='photos' is a folder; a file was expected"),
-        (("nowhere", "--out", "s"), "nowhere is not there; a folder was expected"),
+        (("nowhere", "--out", "s"), "nowhere does not exist; a folder was expected"),
         (("bad.jpg", "--out", "s"), "bad.jpg is a file; a folder was expected"),
         (("data", "--out", "s", "--n-samples", 1), "n_samples=1 is too few for a standard deviation"),
         (("data", "--out", "s", "--batch-size", 0), "batch_size=0 must be at least 1"),
         (("data", "--out", "s", "--layer", "33"), "the model has no layer '33'; the closest name is '3'"),
         (("single", "--out", "s"), "batches held 1 samples; at least 2 are needed"),
-        (("damaged", "--out", "s"), "damaged/no.png is no image that Pillow can read"),
+        (("damaged", "--out", "s"), "damaged/no.png is not an image that Pillow can read"),
     ],
 )
 def test_wrong_uses_of_estimate(fails, workplace, arguments, message):

@@ -15,9 +15,8 @@ from iba_core.concepts.detection import (
     ConceptDetection,
     DetectionSpec,
     ModelStump,
-    fan_in_bound,
-    same_padding,
 )
+from iba_core.concepts.hyperplanes import fan_in_bound, same_padding
 from iba_core.framework.layout import DataFormat
 
 __all__ = ["ConceptDetectionModel2D", "ModelStump"]
