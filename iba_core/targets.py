@@ -66,7 +66,7 @@ def cross_entropy_of_probabilities(probabilities: Array, classes: Array) -> Arra
 
 
 def distribution_cross_entropy(logits: Array, probabilities: Array) -> Array:
-    """Compute the cross-entropy with a distribution over classes, ``log(sum(exp(logits))) - sum(p * logits)``.
+    """Compute the cross-entropy with a distribution, ``log(sum(exp(logits))) - sum(p * logits)``.
 
     Its minimum is the entropy of the distribution, where the softmax of the logits is the distribution.
 
@@ -321,8 +321,8 @@ class DistributionTarget(Target):
         """See `Target.resolve`. The row of an image is its distribution."""
         if outputs.ndim != 2 or outputs.shape[1] < ClassTarget.least_outputs:
             raise InputError(
-                f"DistributionTarget needs outputs (images, classes), but the model's output has shape "
-                f"{outputs.shape}"
+                f"DistributionTarget needs classes, but the model's output has shape {outputs.shape}, "
+                "not (images, classes)"
             )
         loss = _distribution_loss_of_probabilities if are_probabilities(outputs) else _distribution_loss
         return loss, (class_probabilities(outputs),)
@@ -456,8 +456,8 @@ class SumTarget(Target):
     def __post_init__(self) -> None:
         if not self.targets or (self.weights is not None and len(self.weights) != len(self.targets)):
             raise InputError(
-                f"there are {len(self.targets)} targets and weights={self.weights}; give at least one target, "
-                "and a weight for each"
+                f"there are {len(self.targets)} targets and weights={self.weights}; give one or more "
+                "targets, and a weight for each"
             )
         object.__setattr__(self, "layer", common_layer(as_target(target).layer for target in self.targets))
 

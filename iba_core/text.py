@@ -174,8 +174,8 @@ def token_statistics(
 ) -> WelfordEstimator:
     """Estimate the distribution of a layer's features over the tokens of many texts, at all positions.
 
-    `Explainer.fit` estimates one distribution for each place of the feature map. In a text, the position means
-    little, and many positions hold padding. So here, every token is a sample of the same distribution.
+    `Explainer.fit` estimates one distribution for each place of the feature map. In a text, the position
+    means little, and many positions hold padding. So here, every token is a sample of the same distribution.
 
     Args:
         adapter: adapter of the model, such as `Explainer.adapter`.

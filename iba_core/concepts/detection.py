@@ -480,7 +480,7 @@ class ConceptDetection:
 
     def _require_laplace(self) -> None:
         if not self.use_laplace:
-            raise InputError("the model has no posterior of its weights; give it use_laplace=True")
+            raise InputError("the model has no posterior of its weights, with use_laplace=False")
 
     def _checked(self, values: npt.ArrayLike, shape: tuple[int, ...], name: str) -> FloatArray:
         array = np.asarray(values, dtype=np.float64)

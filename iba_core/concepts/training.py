@@ -96,7 +96,7 @@ class TrainingSettings:
         """
         if not isinstance(self.loss, BalancedBCELoss):
             raise InputError(
-                f"use_laplace needs a likelihood of pixels; give a BalancedBCELoss, not loss={self.loss!r}"
+                f"use_laplace needs a BalancedBCELoss, the likelihood of a pixel; loss is {self.loss!r}"
             )
         if not self.weight_decay > 0:
             raise InputError("use_laplace needs a prior of the weights; give a weight_decay above 0")
@@ -542,7 +542,7 @@ def train_detection_model(
     stump = model.main_model_stump
     if concept is None or stump is None:
         missing = "concept" if concept is None else "model and layer_id"
-        raise InputError(f"training needs {missing}; give it to the detection model")
+        raise InputError(f"{missing} is missing in the detection model; training needs it")
     if model.use_laplace:
         chosen.require_laplace()
     examples = Examples.compute(stump, concept.train_data, file=cache, progbar=progbar)

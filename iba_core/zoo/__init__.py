@@ -1,1 +1,1 @@
-"""Pretrained networks: the parts that do not depend on a framework (tables, weights, preprocessing, names)."""
+"""Pretrained networks, without a framework: tables, weights, preprocessing and class names."""

@@ -462,7 +462,7 @@ def test_locating_needs_a_layer_that_fits():
     images = squares(2, 0)[0]
     with pytest.raises(InputError, match="layer is missing"):
         locate(torch_model(), planes, images)
-    with pytest.raises(InputError, match="has 6 channels and the concept 5"):
+    with pytest.raises(InputError, match="has 6 channels, but the concept 5"):
         locate(torch_model(), planes, images, layer="2")
     with pytest.raises(InputError, match="embeddings is empty"):
         locate(torch_model(), [], images)
