@@ -16,7 +16,8 @@ from benchmarks.harness import THREADS, Case, Column, Results, Timings, interlea
 from benchmarks.methods import SAMPLES, STEPS, explanation
 from benchmarks.networks import PLACES, TARGET, Subject, subject
 from iba_core.bottleneck.adam import AdamState, adam_step, bias_corrections
-from iba_core.bottleneck.formulas import BottleneckSettings, Statistics
+from iba_core.bottleneck.settings import BottleneckSettings
+from iba_core.bottleneck.statistics import Statistics
 from iba_core.bottleneck.noise import seeded_normal
 from iba_core.bottleneck.optimization import BottleneckOptimizer
 from iba_core.framework.adapter import Head

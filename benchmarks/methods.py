@@ -14,7 +14,7 @@ from typing import Any
 
 from benchmarks.harness import Case, use_threads
 from benchmarks.networks import PLACES, SIDE, TARGET, Subject, subject
-from iba_core.bottleneck.formulas import Statistics
+from iba_core.bottleneck.statistics import Statistics
 from iba_core.framework.allocator import memory_kept
 from iba_core.targets import main_output
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from iba_core import Explainer, Tokens
-from iba_core.framework.adapter import Adapter
+from iba_core.framework.adapter import ModelAdapter
 from iba_core.pictures.images import sample_crops, sample_image
 from iba_core.zoo.efficientnet_lite import PREPROCESSING
 
@@ -85,7 +85,7 @@ class Subject:
     x: np.ndarray
 
     @property
-    def adapter(self) -> Adapter:
+    def adapter(self) -> ModelAdapter:
         """The way into the network."""
         return self.explainer.adapter
 

@@ -24,7 +24,7 @@ from benchmarks.harness import Column, Results, in_turns, interleaved, show, use
 from benchmarks.networks import TARGET, subject
 from benchmarks.perturbation import perturbation_area
 from iba_core import Attribution, Explainer
-from iba_core.bottleneck.formulas import PRESETS, BottleneckSettings
+from iba_core.bottleneck.settings import PRESETS, BottleneckSettings
 from iba_core.framework.layout import DataFormat
 from iba_core.pictures.images import SAMPLE_IMAGES, sample_image
 from iba_core.zoo.efficientnet_lite import PREPROCESSING

@@ -7,8 +7,9 @@ package imports neither torch nor tensorflow.
 
 from iba_core.attribution import Attribution
 from iba_core.bottleneck.estimator import WelfordEstimator
-from iba_core.bottleneck.formulas import BottleneckSettings, Statistics
 from iba_core.bottleneck.saliency import to_saliency_map
+from iba_core.bottleneck.settings import BottleneckSettings
+from iba_core.bottleneck.statistics import Statistics
 from iba_core.errors import (
     IBAError,
     InputError,

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from iba_core.errors import IBAError, LayerError
-from iba_core.framework.adapter import Adapter, Inputs, LayerInfo
+from iba_core.framework.adapter import Inputs, LayerInfo, ModelAdapter
 from iba_core.framework.inputs import arrays_of, map_arrays
 from iba_core.framework.layout import Layout
 from iba_core.framework.namespace import Array
@@ -17,19 +17,22 @@ from iba_core.targets import main_output
 _PARTS = 24
 
 
-def default_layer(adapter: Adapter, inputs: Inputs) -> str:
-    """Name of a sensible layer for a bottleneck in an image model.
+def default_layer(adapter: ModelAdapter, inputs: Inputs) -> str:
+    """Choose a sensible layer for a bottleneck in an image model.
 
-    Deep layers know objects, shallow ones know places. Of the layers that resolve the image in 24 parts a
-    side or a few more (the paper cuts VGG-16 and ResNet-50 where they resolve it in 28), or else in the most
-    parts there are, the one in the middle is taken, or the nearest to it that all information passes:
-    behind a layer inside a residual block, the skip connection would go unexplained. Of a block and the
-    layers within it, the block is taken. Parts are counted by how often the image has been halved, so that
-    a border of padding adds none.
+    Deep layers know objects, shallow layers know places. The choice is among the layers that resolve the
+    image in 24 parts a side or a few more (the paper's layers in VGG-16 and ResNet-50 have 28), or else in
+    the most parts there are. It takes the layer in the middle, or the nearest to it that all information
+    passes: after a layer inside a residual block, the skip connection would not be explained. Of a block and
+    the layers in it, it takes the block. Parts are counted by how often the image has been halved, so a
+    border of padding adds none.
 
     Args:
         adapter: adapter of the model.
         inputs: a batch of one input.
+
+    Returns:
+        Name of the layer.
 
     Raises:
         LayerError: no layer qualifies; name one.
@@ -53,7 +56,7 @@ def _from_the_middle(names: list[str]) -> list[str]:
     return [names[i] for i in sorted(range(len(names)), key=lambda i: abs(i - middle))]
 
 
-def _parts(adapter: Adapter, info: LayerInfo, image: tuple[int, ...]) -> float | None:
+def _parts(adapter: ModelAdapter, info: LayerInfo, image: tuple[int, ...]) -> float | None:
     """Parts a side that the layer resolves the image in, None if the layer is no candidate."""
     shape = info.output_shape
     if shape is None or len(shape) != 3 or len(image) != 3:
@@ -64,26 +67,31 @@ def _parts(adapter: Adapter, info: LayerInfo, image: tuple[int, ...]) -> float |
     return float(whole / 2.0 ** round(np.log2(whole / side))) if 1 < side < whole else None
 
 
-def everything_passes(adapter: Adapter, name: str, inputs: Inputs) -> bool:
+def everything_passes(adapter: ModelAdapter, name: str, inputs: Inputs) -> bool:
     """Whether the output depends on the input through this layer alone.
 
-    The features of the input are put in place of those of another, a noisy one: if the outputs are
-    equal, nothing has reached the tail another way.
+    The features of the input replace those of another, noisy input. If the outputs are equal, nothing has
+    reached the tail another way.
+
+    Args:
+        adapter: adapter of the model.
+        name: name of the layer.
+        inputs: a batch of one input.
     """
-    generator = np.random.default_rng(0)
+    generator, framework = np.random.default_rng(0), adapter.framework
 
     def disturbed(x: Array) -> npt.NDArray[Any]:
-        array = adapter.to_numpy(x)
+        array = framework.to_numpy(x)
         return np.asarray(array + generator.standard_normal(array.shape), dtype=array.dtype)
 
     other = adapter.to_inputs(map_arrays(disturbed, inputs))
     try:
-        cut = adapter.cut(name)
-        with cut.open(inputs) as head:
-            features = head.features
-            expected = adapter.to_numpy(main_output(cut.tail(features, head.carry)))
-        with cut.open(other) as head:
-            found = adapter.to_numpy(main_output(cut.tail(features, head.carry)))
+        split = adapter.split(name)
+        with split.head(inputs) as tail:
+            features = tail.features
+            expected = framework.to_numpy(main_output(tail(features)))
+        with split.head(other) as tail:
+            found = framework.to_numpy(main_output(tail(features)))
     except IBAError:
         return False
     # Some devices add in another order each time; a real leak changes the outputs by far more.

@@ -1,68 +1,84 @@
-"""The one class most users need, the same for every framework."""
+"""The class most users need, the same for every framework."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from functools import lru_cache, partial
 from os import PathLike
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
-import numpy as np
 import numpy.typing as npt
 
 from iba_core.attribution import Attribution
+from iba_core.bottleneck.chunks import Task, explain_in_chunks
 from iba_core.bottleneck.estimator import KIND, STATE, Moments, WelfordEstimator
-from iba_core.bottleneck.formulas import BottleneckSettings, Mask, Statistics, preset_settings
+from iba_core.bottleneck.formulas import Mask
 from iba_core.bottleneck.noise import require_seed
-from iba_core.bottleneck.optimization import BottleneckOptimizer
+from iba_core.bottleneck.optimization import BottleneckOptimizer, BottleneckResult, PassMask
 from iba_core.bottleneck.saliency import saliency_maps
-from iba_core.compilation import CompilationTrial
+from iba_core.bottleneck.settings import BottleneckSettings, preset_settings
+from iba_core.bottleneck.statistics import Statistics
 from iba_core.default_layer import default_layer
 from iba_core.errors import InputError, NotEstimatedError, StateError
-from iba_core.framework.adapter import Cut, Head, Inputs, Model, find_adapter, require_finite
-from iba_core.framework.allocator import memory_kept
+from iba_core.framework.adapter import Inputs, Model, Split, Tail, find_adapter
+from iba_core.framework.cache import Cache
+from iba_core.framework.framework import require_finite
 from iba_core.framework.inputs import (
     InputShape,
     arrays_of,
     batch_size,
     check_shape,
     common_shape,
-    images_at_once,
     inputs_of_batch,
-    of_images,
     take,
     targets_of_batch,
 )
 from iba_core.framework.layout import DataFormat, Layout, Tokens
-from iba_core.framework.namespace import Array, array_namespace, full_precision
+from iba_core.framework.namespace import Array, full_precision
 from iba_core.state import read_state, write_state
 from iba_core.targets import ClassTarget, Loss, Target, as_target, main_output
-from iba_core.utils import get_tqdm, ifnone
+from iba_core.utils import get_tqdm
+
+
+class _Options(NamedTuple):
+    """Options of one explanation, apart from what is explained."""
+
+    settings: BottleneckSettings
+    seed: int | None
+    pass_mask: PassMask | None
+    max_batch: int | None
+    progbar: bool = False
+
+
+class _Known(NamedTuple):
+    """What is known of a chunk of images once its head has run."""
+
+    outputs: npt.NDArray[Any]
+    """Of the model, without a bottleneck."""
+    rows: tuple[npt.NDArray[Any], ...]
+    """Data of the target, a row per image."""
+    layout: Layout
 
 
 class Explainer:
     """Says which parts of an input a model needs for its output, and how many bits they carry.
 
-    A bottleneck behind one layer replaces as much of the layer's features by noise as the output bears.
-    Fit the explainer on inputs like those to be explained, so that it knows what the features look like in
-    general; then explain any number of inputs.
+    A bottleneck after one layer replaces as much of the layer's features by noise as the output allows. First
+    fit the explainer on inputs like those to explain, so that it knows what the features usually look like.
+    Then explain any number of inputs. Threads may share one explainer. A copy or a pickle of it is
+    independent.
 
     Args:
-        model: a trained model of any framework that a backend serves. It is left as it was.
-        layer: the layer behind which the bottleneck goes, an object or its name. If None, one of those
-            that resolve the image in some 24 parts a side is taken on the first batch of `fit`, see
-            `iba_core.default_layer`.
-        backend: name of the backend, where it shall not follow from the model.
+        model: a trained model of any framework that a backend serves. It is not changed.
+        layer: the layer that the bottleneck comes after, an object or its name. If None, `fit` chooses one
+            on its first batch, see `iba_core.default_layer`.
+        backend: name of the backend, where it must not follow from the model.
         estimator: statistics of the layer's features, gathered before, in place of `fit`.
         tokens: how to read a layer whose features are a sequence of tokens, such as
             ``Tokens(prefix=1, grid=(14, 14))`` for a vision transformer.
         preset: name of a set of hyperparameters, ``"default"`` (the paper's) or ``"fast"``, see
-            `iba_core.bottleneck.formulas.PRESETS`. Hyperparameters that are given go before it.
-        compile: let the framework's compiler make machine code of the steps, see `Adapter.jit_compile`. It
-            takes seconds to minutes once for each shape. If None, `explain_iter` tries it where more than
-            20 minutes of a data set of known length are left, and goes on with it if it is faster (without a
-            seed, the trial draws noise, too); nothing else compiles then, unless the adapter was made so.
-            False for never.
+            `iba_core.bottleneck.settings.PRESETS`. Hyperparameters that are given override it.
+        compile: let the framework's compiler make machine code of the steps. That takes seconds to minutes
+            for each shape, and is not always faster: measure it on your device.
         **settings: hyperparameters, see `BottleneckSettings`.
 
     Raises:
@@ -70,9 +86,10 @@ class Explainer:
         LayerError: the model has no such layer; the message offers the closest names.
 
     Example:
-        >>> explainer = Explainer(model, layer="blocks.10")  # doctest: +SKIP
-        >>> explainer.fit(batches, n_samples=5000)  # doctest: +SKIP
-        >>> explainer.explain(x, target=281).total_bits  # doctest: +SKIP
+        >>> explainer = Explainer(model, layer=layer)
+        >>> explainer = explainer.fit(batches, progbar=False)
+        >>> explainer.explain(x, target=1, seed=0).saliency.shape
+        (2, 8, 8)
     """
 
     def __init__(
@@ -84,11 +101,10 @@ class Explainer:
         estimator: WelfordEstimator | None = None,
         tokens: Tokens | None = None,
         preset: str | None = None,
-        compile: bool | None = None,
+        compile: bool = False,
         **settings: Any,
     ) -> None:
         self.adapter = find_adapter(model, backend)
-        self._jit_compile = compile
         BottleneckSettings().override(**settings)  # names what is no setting
         self.settings = BottleneckSettings(**{**preset_settings(preset), **settings})
         if estimator is not None and not isinstance(estimator, WelfordEstimator):
@@ -96,33 +112,44 @@ class Explainer:
                 f"the estimator is of type {type(estimator).__name__}; a WelfordEstimator was expected"
             )
         self.estimator = estimator or WelfordEstimator()
-        self._estimated_format: DataFormat | None = None
-        self._known: tuple[Moments, float, Statistics] | None = None
         self.tokens = tokens
+        self._jit_compile = bool(compile)
+        self._estimated_format: DataFormat | None = None
+        self._known: tuple[Moments, float, DataFormat, Statistics] | None = None
         self._input_shape: InputShape | None = None
         self._layer = layer
-        self._cut: Cut | None = None if layer is None else self.adapter.cut(layer)
-        # A handful of losses at a time, since each keeps a compiled step.
-        self._optimizer = lru_cache(maxsize=4)(self._make_optimizer)
-        self._compiled_tail = lru_cache(maxsize=4)(self._make_tail)
-        self._cut_until = lru_cache(maxsize=4)(self._make_cut)
+        # Each loss keeps a compiled step, and each layer that a tail ends at a split.
+        self._optimizers: Cache[BottleneckOptimizer] = Cache(size=4)
+        self._splits: Cache[Split] = Cache(size=4)
+        self._run = self._compiled_run()
+        if layer is not None:
+            self._split_at(None)
 
     @property
     def layer(self) -> str | None:
-        """Name of the layer behind which the bottleneck is; None until it is chosen."""
-        return None if self._cut is None else self._cut.layer_name
+        """Name of the layer that the bottleneck comes after; None until it is chosen."""
+        return None if self._layer is None else self._split_at(None).layer_name
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A layer of a copied model is found by its name. Compiled functions are made again.
+        return {**vars(self), "_layer": self.layer, "_run": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._run = self._compiled_run()
 
     # -- the distribution of the features ---------------------------------------------------------
 
-    @memory_kept()
     def fit(self, batches: Iterable[Any], n_samples: int = 5000, progbar: bool = True) -> Self:
-        """Estimate mean and standard deviation of the layer's features, from anew.
+        """Estimate mean and standard deviation of the layer's features.
+
+        An earlier estimate is replaced. If this one fails, the earlier one stays.
 
         Args:
             batches: an iterable of batches, each the inputs or a tuple (inputs, ...): a data loader, a
                 generator, a list. Inputs are an array with a leading batch axis, or a tuple or dict of
                 them.
-            n_samples: stop after exactly so many; fewer are used where the batches end before.
+            n_samples: stop after exactly this number; fewer are used where the batches end before.
             progbar: show the progress.
 
         Returns:
@@ -133,27 +160,28 @@ class Explainer:
         """
         if n_samples < 2:
             raise InputError(f"n_samples={n_samples} is too few for a standard deviation; give 2 or more")
-        estimator = WelfordEstimator()
+        estimator, framework = WelfordEstimator(), self.adapter.framework
+        layer, split = self._layer, None if self._layer is None else self._split_at(None)
+        input_shape: InputShape | None = None
         with get_tqdm()(total=n_samples, desc="Estimating", unit="img", disable=not progbar) as bar:
             for batch in batches:
-                inputs = inputs_of_batch(batch)
-                inputs = self.adapter.to_inputs(take(inputs, 0, n_samples - estimator.n_samples()))
-                if self._cut is None:
-                    self._cut_at(default_layer(self.adapter, take(inputs, 0, 1)))
-                    assert self._cut is not None
-                known = self._input_shape if estimator.n_samples() else None
-                self._input_shape = common_shape(known, tuple(next(arrays_of(inputs)).shape[1:]))
-                estimator.fit(self.adapter.to_numpy(self._cut.features(inputs)))
+                inputs = take(inputs_of_batch(batch), 0, n_samples - estimator.n_samples())
+                inputs = self.adapter.to_inputs(inputs)
+                if split is None:
+                    layer = default_layer(self.adapter, take(inputs, 0, 1))
+                    split = self.adapter.split(layer)
+                input_shape = common_shape(input_shape, tuple(next(arrays_of(inputs)).shape[1:]))
+                estimator.fit(framework.to_numpy(split.features(inputs)))
                 bar.update(batch_size(inputs))
                 if estimator.n_samples() >= n_samples:
                     break
-        if estimator.n_samples() < 2:
+        if split is None or estimator.n_samples() < 2:
             raise InputError(
                 f"batches held {estimator.n_samples()} samples; at least 2 are needed to estimate the "
                 "features' distribution, and about 5000 are advised"
             )
-        self.estimator = estimator
-        self._estimated_format = None if self._cut is None else self._format(self._cut)
+        self._layer, self.estimator, self._input_shape = layer, estimator, input_shape
+        self._estimated_format = self._format(split)
         return self
 
     def save(self, path: str | PathLike[str], metadata: Mapping[str, Any] | None = None) -> None:
@@ -164,22 +192,27 @@ class Explainer:
             metadata: further facts to keep with it, such as how the inputs were prepared.
 
         Raises:
-            NotEstimatedError: there is nothing to write.
+            NotEstimatedError: nothing has been estimated.
         """
-        cut = self._ready()
-        state = self.estimator.state_dict()
+        split = self._ready()
         known = {
-            "layer": cut.layer_name,
-            "data_format": self._estimated_format or self._format(cut),
+            "layer": split.layer_name,
+            "data_format": self._estimated_format or self._format(split),
             "input_shape": self._input_shape,
-            "input_format": cut.input_format,
+            "input_format": split.input_format,
         }
-        write_state(path, state, KIND, {**(metadata or {}), **known})
+        write_state(path, self.estimator.state_dict(), KIND, {**(metadata or {}), **known})
 
     def load(self, path: str | PathLike[str]) -> Self:
-        """Take over a distribution that `save` wrote, of this framework or another.
+        """Take over a distribution that `save` wrote, in this framework or another.
 
         If the explainer has no layer yet, it takes the one in the file.
+
+        Args:
+            path: file to read.
+
+        Returns:
+            The explainer.
 
         Raises:
             StateError: the file is missing, truncated, of another kind, or for another layer.
@@ -188,20 +221,21 @@ class Explainer:
         arrays, metadata = read_state(path, KIND, required=STATE)
         estimator = WelfordEstimator()
         estimator.load_state_dict(dict(arrays))
-        saved = metadata.get("layer")
-        if self._cut is None:
+        saved, layer = metadata.get("layer"), self._layer
+        if layer is None:
             if saved is None:
                 raise StateError(f"{path} names no layer, and neither does the explainer; give layer=")
-            self._cut_at(saved)
-            assert self._cut is not None
-        elif saved not in (None, self._cut.layer_name):
+            layer = saved
+        elif saved not in (None, self.layer):
             raise StateError(
-                f"{path} describes the layer {saved!r}, the explainer cuts at {self._cut.layer_name!r}"
+                f"{path} describes the layer {saved!r}, but the explainer's layer is {self.layer!r}"
             )
+        split = self.adapter.split(layer)
+        input_shape = self._input_shape
         if (known := metadata.get("input_shape")) is not None:
-            axes = _permutation(known, metadata["input_format"], self._cut.input_format)
-            self._input_shape = tuple(known[axis] for axis in axes)
-        self.estimator = estimator
+            axes = _permutation(known, metadata["input_format"], split.input_format)
+            input_shape = tuple(known[axis] for axis in axes)
+        self._layer, self.estimator, self._input_shape = layer, estimator, input_shape
         self._estimated_format = metadata.get("data_format")
         return self
 
@@ -213,108 +247,46 @@ class Explainer:
         target: Any = None,
         *,
         seed: int | None = None,
-        pass_mask: npt.NDArray[np.bool_] | None = None,
+        pass_mask: PassMask | None = None,
         max_batch: int | None = None,
         progbar: bool = False,
         preset: str | None = None,
         **settings: Any,
     ) -> Attribution:
-        """Explain what the model answers for one input or a batch of them.
+        """Explain the model's output for one input or a batch of them.
 
         Args:
-            x: inputs with a leading batch axis, (B, ...); one input without it is taken as a batch of one.
+            x: inputs with a leading batch axis, (B, ...). One input without it is taken as a batch of one.
                 Arrays of NumPy or of the model's framework.
-            target: what is to be kept of the output: the index of a class, one for all inputs or one
+            target: what to keep of the output: the index of a class, one for all inputs or one
                 each; None for the class predicted; a callable that maps the model's output to a score
-                per row; a `ConceptEmbedding`, at the model's output or at a layer behind the bottleneck; or
+                per row; a `ConceptEmbedding`, at the model's output or at a layer after the bottleneck; or
                 a `Target`.
             seed: makes the result reproducible, across frameworks too, and independent of the other
                 inputs of the batch.
             pass_mask: True where features pass unchanged and carry no capacity, of the shape of a feature
                 map or of a batch of them.
             max_batch: the most feature maps that pass the tail of the model at once, to bound the memory.
-                If None, all of the batch, or on a CPU those of as many images as its caches hold, see
-                `Adapter.preferred_batch`; the copies of one image are never split then.
+                If None, all of the batch; on a processor, those of as many images as its caches hold, see
+                `Framework.preferred_batch`. The copies of one image are then never divided.
             progbar: show the progress.
-            preset: hyperparameters in place of the explainer's own by the name of their set: with
-                ``"fast"``, an explanation takes about two fifths of the time. What a set holds goes before
-                what the constructor was given, and it holds `steps` and the `learning_rate` that goes with
-                them; `settings` go before both.
-            **settings: hyperparameters other than the explainer's own, see `BottleneckSettings`.
+            preset: name of a set of hyperparameters, in place of the explainer's own. With ``"fast"``, an
+                explanation takes about two fifths of the time. A preset holds `steps` and the `learning_rate`
+                that fits them, and overrides what the constructor was given.
+            **settings: hyperparameters that override both, see `BottleneckSettings`.
 
         Returns:
-            Saliency in bits per pixel, capacity in nats, and what goes with them.
+            Saliency in bits per pixel, capacity in nats, and more.
 
         Raises:
             NotEstimatedError: the distribution of the features has not been estimated.
             InputError: inputs of the wrong shape or not finite, or a target that does not fit.
-            OptimizationError: the objective turned NaN or infinite.
+            OptimizationError: the objective became NaN or infinite.
         """
         self._ready()
         chosen = self._chosen(preset, settings)
         require_seed(seed)
-        return self._explain(
-            x, as_target(target), chosen, seed=seed, pass_mask=pass_mask, max_batch=max_batch, progbar=progbar
-        )
-
-    def _explain(
-        self,
-        x: Inputs,
-        whole: Target,
-        chosen: BottleneckSettings,
-        *,
-        seed: int | None,
-        pass_mask: npt.NDArray[np.bool_] | None,
-        max_batch: int | None,
-        progbar: bool = False,
-        jit_compile: bool | None = None,
-    ) -> Attribution:
-        """`explain` with all that was chosen; `jit_compile` in place of what the explainer was made with."""
-        inputs = self._checked(x)
-        images = batch_size(inputs)
-        cut = self._cut_until(whole.layer)
-        tensor = next(arrays_of(inputs))
-        self.adapter.reduced_precision(chosen.precision, tensor)  # refused at once, if at all
-        feature_shape = self.estimator.mean().shape
-        preferred = self.adapter.preferred_batch(feature_shape, tensor)
-        at_once = images_at_once(images, chosen.samples, max_batch, preferred)
-        starts = range(0, images, at_once)
-        parts = []
-        for start in get_tqdm()(starts, desc="Explaining", disable=not progbar or len(starts) == 1):
-            stop = min(start + at_once, images)
-            chunk = take(inputs, start, stop)
-            with cut.open(chunk) as head:
-                statistics = self._statistics(cut, chosen.active_neurons_threshold)
-                outputs = self._outputs(cut, head)
-                loss, rows = whole.select(start, stop, images).resolve(outputs)
-                optimizer = self._optimizer(loss, whole.layer, chosen.precision, jit_compile)
-                result = optimizer.run(
-                    head,
-                    statistics,
-                    tuple(self.adapter.asarray(row, like=full_precision(head.features)) for row in rows),
-                    settings=chosen,
-                    seed=seed,
-                    pass_mask=of_images(pass_mask, len(feature_shape), start, stop),
-                    max_batch=max_batch,
-                    progbar=progbar and len(starts) == 1,
-                )
-            capacity = self.adapter.to_numpy(result.capacity)
-            part = Attribution(
-                saliency=saliency_maps(capacity, optimizer.layout, self._map_shape(chunk, optimizer.layout)),
-                capacity=capacity,
-                mask=self.adapter.to_numpy(result.mask.passed),
-                outputs=outputs,
-                model_losses=result.model_losses,
-                informations=result.informations,
-                steps_taken=result.steps_taken,
-                layer=cut.layer_name,
-                data_format=self._format(cut),
-                settings=chosen,
-                classes=rows[0] if isinstance(whole, ClassTarget) else None,
-                seed=seed,
-            )
-            parts.append(part)
-        return parts[0] if len(parts) == 1 else Attribution.concatenate(parts)
+        return self._explain(x, as_target(target), _Options(chosen, seed, pass_mask, max_batch, progbar))
 
     def explain_iter(
         self,
@@ -322,13 +294,13 @@ class Explainer:
         target: Any = None,
         *,
         seed: int | None = None,
-        pass_mask: npt.NDArray[np.bool_] | Callable[[Inputs], npt.NDArray[np.bool_]] | None = None,
+        pass_mask: PassMask | Callable[[Inputs], PassMask] | None = None,
         max_batch: int | None = None,
         progbar: bool = True,
         preset: str | None = None,
         **settings: Any,
     ) -> Iterator[Attribution]:
-        """Explain a data set batch by batch, each when it is asked for.
+        """Explain a data set batch by batch, each when the caller asks for it.
 
         One batch and its attribution are in memory at a time, unless the caller keeps more.
 
@@ -336,31 +308,31 @@ class Explainer:
             batches: an iterable of batches as `fit` takes them, each the inputs or a tuple or list (inputs,
                 targets, ...): a data loader, a generator, a list. A model with several inputs takes them
                 as a tuple or dict within the batch: ((a, b), targets).
-            target: one for all batches, as `explain` takes it; what a batch holds beside its inputs is
-                passed over then. If None, each batch brings its own, anything that `explain` takes, such
-                as the labels of its images; where it brings none, it is the class predicted. To explain
-                the class predicted for a data set with labels, give ``ClassTarget()``.
-            seed: as of `explain`. An image gets the same noise in any batch, so that the result is that
-                of `explain`.
-            pass_mask: as of `explain`, for all batches; or a callable that gives it for a batch's inputs,
-                such as where the padding of each sentence is.
-            max_batch: as of `explain`.
+            target: one for all batches, as `explain` takes it; targets in the batches are then ignored. If
+                None, each batch brings its own, anything that `explain` takes, such as the labels of its
+                images. A batch without one is explained for the class predicted. To explain the class
+                predicted for a data set with labels, give ``ClassTarget()``.
+            seed: as in `explain`. An image gets the same noise in any batch, so the result is that of
+                `explain`.
+            pass_mask: as in `explain`, for all batches; or a callable that gives it for a batch's inputs,
+                for example where the padding of each sentence is.
+            max_batch: as in `explain`.
             progbar: show how many batches are done.
-            preset: as of `explain`.
-            **settings: hyperparameters other than the explainer's own, see `BottleneckSettings`.
+            preset: as in `explain`.
+            **settings: as in `explain`.
 
         Returns:
             An iterator of attributions, one for each batch.
 
         Raises:
             NotEstimatedError: the distribution of the features has not been estimated.
-            InputError: a setting is wrong, at once; there are no batches, or one does not fit, when it is
-                its turn.
-            OptimizationError: the objective turned NaN or infinite.
+            InputError: a setting is wrong (raised at once); there are no batches, or one does not fit (raised
+                when its turn comes).
+            OptimizationError: the objective became NaN or infinite.
 
         Example:
-            >>> for attribution in explainer.explain_iter(loader, seed=0):  # doctest: +SKIP
-            ...     print(attribution.total_bits)
+            >>> [len(attribution) for attribution in explainer.explain_iter([x, x[:1]], progbar=False)]
+            [2, 1]
         """
         self._ready()
         chosen = self._chosen(preset, settings)
@@ -368,24 +340,12 @@ class Explainer:
         whole = None if target is None else as_target(target)
 
         def attributions() -> Iterator[Attribution]:
-            tried = self._jit_compile is None and not self.adapter.jit_compile
-            trial = CompilationTrial(batches if tried else (), forget=self._optimizer.cache_clear)
             count = 0
             for batch in get_tqdm()(batches, desc="Explaining", unit="batch", disable=not progbar):
                 inputs = inputs_of_batch(batch)
                 wanted = as_target(targets_of_batch(batch)) if whole is None else whole
-                explained = partial(
-                    self._explain,
-                    inputs,
-                    wanted,
-                    seed=seed,
-                    pass_mask=pass_mask(inputs) if callable(pass_mask) else pass_mask,
-                    max_batch=max_batch,
-                )
-                # A target that a batch brings is another function for each, unless it is a class.
-                repeats = whole is not None or isinstance(wanted, ClassTarget)
-                shapes = [tuple(array.shape) for array in arrays_of(inputs)]
-                yield trial.run(explained, chosen, shapes if repeats else None)
+                passing = pass_mask(inputs) if callable(pass_mask) else pass_mask
+                yield self._explain(inputs, wanted, _Options(chosen, seed, passing, max_batch))
                 count += 1
             if not count:
                 raise InputError("batches is empty; give at least one batch of inputs")
@@ -393,8 +353,15 @@ class Explainer:
         return attributions()
 
     def predict(self, x: Inputs) -> npt.NDArray[Any]:
-        """The unaltered model's output, (B, ...)."""
-        return self.adapter.to_numpy(main_output(self.adapter.predict(self._checked(x))))
+        """Output (B, ...) of the model for `x`, as it is without a bottleneck.
+
+        Args:
+            x: as in `explain`.
+
+        Raises:
+            InputError: inputs of the wrong shape or not finite.
+        """
+        return self.adapter.framework.to_numpy(main_output(self.adapter.predict(self._checked(x))))
 
     def predict_restricted(
         self,
@@ -402,142 +369,178 @@ class Explainer:
         attribution: Attribution,
         samples: int = 10,
         seed: int | None = None,
-        pass_mask: npt.NDArray[np.bool_] | None = None,
+        pass_mask: PassMask | None = None,
     ) -> npt.NDArray[Any]:
-        """What the model answers when only the information of an attribution passes.
+        """Output of the model when only the information of an attribution passes.
 
         Args:
             x: the inputs that were explained.
             attribution: what `explain` gave for them.
             samples: noisy copies of each input.
-            seed: makes the noise reproducible. It is other noise than the optimisation saw.
+            seed: makes the noise reproducible. It differs from the noise of the optimisation.
             pass_mask: as it was given to `explain`.
 
         Returns:
             The model's outputs (B, samples, ...).
+
+        Raises:
+            NotEstimatedError: the distribution of the features has not been estimated.
+            InputError: the inputs are not those of the attribution.
         """
-        cut, inputs = self._ready(), self._checked(x)
+        split, inputs, framework = self._ready(), self._checked(x), self.adapter.framework
         if batch_size(inputs) != len(attribution):
             raise InputError(
                 f"x holds {batch_size(inputs)} inputs, but the attribution {len(attribution)}; give the same"
             )
         settings = attribution.settings
-        with cut.open(inputs) as head:
-            statistics = self._statistics(cut, settings.active_neurons_threshold)
-            optimizer = self._optimizer(main_output)
-            problem = optimizer.problem(head, statistics, settings=settings, pass_mask=pass_mask)
-            passed = self.adapter.asarray(attribution.mask, like=problem.features)
+        with split.head(inputs) as tail:
+            statistics = self._statistics(split, settings.active_neurons_threshold)
+            optimizer = self._optimizer(main_output, self._layout(split, statistics), None)
+            problem = optimizer.problem(tail, statistics, settings=settings, pass_mask=pass_mask)
+            passed = framework.asarray(attribution.mask, like=problem.features)
             (noise,) = optimizer.noise(problem, (samples,), seed, step=settings.steps)
             z = optimizer.restricted(problem, Mask(passed, 1.0 - passed), noise)
-            outputs = self.adapter.to_numpy(main_output(cut.tail(z, head.carry)))
+            outputs = framework.to_numpy(main_output(tail(z)))
         return outputs.reshape(len(attribution), samples, *outputs.shape[1:])
 
     # -- helpers ----------------------------------------------------------------------------------
 
+    def _explain(self, x: Inputs, whole: Target, options: _Options) -> Attribution:
+        inputs, settings, framework = self._checked(x), options.settings, self.adapter.framework
+        split, images = self._split_at(whole.layer), batch_size(inputs)
+        framework.reduced_precision(settings.precision, next(arrays_of(inputs)))  # refused at once, if at all
+        known: list[_Known] = []
+
+        def task(tail: Tail, start: int, stop: int) -> Task:
+            statistics = self._statistics(split, settings.active_neurons_threshold)
+            layout = self._layout(split, statistics)
+            outputs = framework.to_numpy(main_output(self._run(tail.run, tail.features, tail.carry)))
+            loss, rows = whole.select(start, stop, images).resolve(outputs)
+            known.append(_Known(outputs, rows, layout))
+            ordered = layout if tail.axes is None else layout.permuted(tail.axes)
+            optimizer = self._optimizer(loss, ordered, settings.precision)
+            like = full_precision(tail.features)
+            return Task(optimizer, statistics, tuple(framework.asarray(row, like=like) for row in rows))
+
+        shape = self.estimator.mean().shape
+        chunks = explain_in_chunks(framework, split, inputs, shape, task=task, **options._asdict())
+        is_class = isinstance(whole, ClassTarget)
+        parts = [
+            self._attribution(chunk.result, known[-1], inputs, split, is_class, options) for chunk in chunks
+        ]
+        return parts[0] if len(parts) == 1 else Attribution.concatenate(parts)
+
+    def _attribution(
+        self,
+        result: BottleneckResult,
+        known: _Known,
+        inputs: Inputs,
+        split: Split,
+        is_class: bool,
+        options: _Options,
+    ) -> Attribution:
+        framework = self.adapter.framework
+        capacity = framework.to_numpy(result.capacity)
+        map_shape = self._map_shape(inputs, split, known.layout.places(capacity.shape[1:]))
+        return Attribution(
+            saliency=saliency_maps(capacity, known.layout, map_shape),
+            capacity=capacity,
+            mask=framework.to_numpy(result.mask.passed),
+            outputs=known.outputs,
+            model_losses=result.model_losses,
+            informations=result.informations,
+            steps_taken=result.steps_taken,
+            layer=split.layer_name,
+            data_format=self._format(split),
+            settings=options.settings,
+            classes=known.rows[0] if is_class else None,
+            seed=options.seed,
+        )
+
     def _chosen(self, preset: str | None, settings: dict[str, Any]) -> BottleneckSettings:
         """Given hyperparameters, else those of the preset, else the explainer's own."""
+        if preset is None and not settings:
+            return self.settings
         return self.settings.override(**preset_settings(preset)).override(**settings)
 
-    def _statistics(self, cut: Cut, threshold: float) -> Statistics:
-        """Distribution of the features in the cut's data format, which an open cut knows for certain."""
-        data_format = self._format(cut)
-        if self._estimated_format not in (None, data_format):
-            axes = _permutation(self.estimator.mean().shape, self._estimated_format, data_format)
-            self.estimator = self.estimator.transpose(axes)
-        self._estimated_format = data_format
+    def _statistics(self, split: Split, threshold: float) -> Statistics:
+        """Distribution of the features in the split's data format, which is certain once its head has run."""
+        wanted, moments = self._format(split), self.estimator.moments
         # Gathered once for all explanations, as long as the estimator sees nothing new.
         known = self._known
-        if known is None or known[0] is not self.estimator.moments or known[1] != threshold:
-            statistics = Statistics.of(self.estimator, threshold)
-            assert self.estimator.moments is not None
-            self._known = known = (self.estimator.moments, threshold, statistics)
-        return known[2]
+        if known is not None and known[0] is moments and known[1:3] == (threshold, wanted):
+            return known[3]
+        statistics = Statistics.of(self.estimator, threshold)
+        if self._estimated_format not in (None, wanted):
+            axes = _permutation(statistics.mean.shape, self._estimated_format, wanted)
+            statistics = statistics.permuted(axes)
+        if moments is not None:
+            self._known = (moments, threshold, wanted, statistics)
+        return statistics
 
-    def _format(self, cut: Cut) -> DataFormat:
-        """Where the channels of the feature map are; of tokens, they are always last."""
-        return cut.data_format if self.tokens is None else "channels_last"
+    def _format(self, split: Split) -> DataFormat:
+        """Where the channels of the feature map are; those of tokens are always last."""
+        return split.data_format if self.tokens is None else "channels_last"
 
-    def _ready(self) -> Cut:
-        if self._cut is None or self.estimator.n_samples() < 2:
+    def _layout(self, split: Split, statistics: Statistics) -> Layout:
+        return Layout.of(statistics.mean.shape, self._format(split), self.tokens)
+
+    def _ready(self) -> Split:
+        if self._layer is None or self.estimator.n_samples() < 2:
             raise NotEstimatedError(
                 "the distribution of the features is not estimated; call fit(batches), or give estimator="
             )
-        return self._cut
+        return self._split_at(None)
 
     def _checked(self, inputs: Inputs) -> Inputs:
-        """Inputs as tensors of the model's device, a batch axis in front, checked before any work."""
+        """Inputs as tensors of the model's device, with a batch axis, checked before any work."""
         if hasattr(inputs, "shape") and self._input_shape is not None:
-            assert self._cut is not None
             if len(inputs.shape) == len(self._input_shape):
                 inputs = inputs[None]
-            check_shape(
-                tuple(inputs.shape[1:]), self._input_shape, self._cut.input_format == "channels_first"
-            )
+            channels_first = self._split_at(None).input_format == "channels_first"
+            check_shape(tuple(inputs.shape[1:]), self._input_shape, channels_first)
         inputs = self.adapter.to_inputs(inputs)
         if not batch_size(inputs):
             raise InputError("x is an empty batch")
         for array in arrays_of(inputs):
-            require_finite(self.adapter.to_numpy(array), "x")
+            require_finite(self.adapter.framework.to_numpy(array), "x")
         return inputs
 
-    def _cut_at(self, layer: Any) -> None:
-        self._cut = self.adapter.cut(layer)
-        self._layer = layer
+    def _split_at(self, end_layer: Any) -> Split:
+        """The model split at the explainer's layer, its tail up to `end_layer`."""
+        key = (self._layer, end_layer)
+        return self._splits.get(key, lambda: self.adapter.split(self._layer, end_layer))
 
-    def _make_cut(self, until: Any) -> Cut:
-        """The cut at the explainer's layer, with a tail that ends at a layer; None for the model's end."""
-        return self._ready() if until is None else self.adapter.cut(self._layer, until)
+    def _optimizer(self, loss: Loss, layout: Layout, precision: str | None) -> BottleneckOptimizer:
+        """What optimises for a loss, with the step that it has compiled."""
 
-    def _make_optimizer(
-        self,
-        loss: Loss,
-        until: Any = None,
-        precision: str | None = None,
-        jit_compile: bool | None = None,
-    ) -> BottleneckOptimizer:
-        cut = self._cut_until(until)
+        def make() -> BottleneckOptimizer:
+            framework, compiled = self.adapter.framework, self._jit_compile
+            return BottleneckOptimizer(framework, loss, layout, precision=precision, jit_compile=compiled)
 
-        def model_loss(z: Array, carry: tuple[Array, ...], rows: tuple[Array, ...]) -> Array:
-            with self.adapter.reduced_precision(precision, z):
-                outputs = cut.tail(z, carry)
-            # The S copies of an image follow one another: so must its rows.
-            repeated = (_repeat(row, int(z.shape[0]) // int(row.shape[0])) for row in rows)
-            losses: Array = loss(outputs, *repeated)
-            shape, rows_given = getattr(losses, "shape", None), int(z.shape[0])
-            if shape is None or tuple(shape) != (rows_given,):
-                given = type(losses).__name__ if shape is None else f"shape {tuple(shape)}"
-                raise InputError(
-                    f"the target's score has {given} for {rows_given} outputs; one score each is needed"
-                )
-            return losses
+        return self._optimizers.get((loss, layout, precision), make)
 
-        layout = Layout.of(self.estimator.mean().shape, self._format(cut), self.tokens)
-        compiled = ifnone(jit_compile, self._jit_compile)
-        return BottleneckOptimizer(self.adapter, model_loss, layout, self.settings, jit_compile=compiled)
+    def _compiled_run(self) -> Callable[..., Any]:
+        return self.adapter.framework.compile(_run, jit_compile=self._jit_compile)
 
-    def _make_tail(self, cut: Cut) -> Callable[..., Any]:
-        if self._jit_compile is None:
-            return self.adapter.compile(cut.tail)
-        return self.adapter.compile(cut.tail, jit_compile=self._jit_compile)
-
-    def _outputs(self, cut: Cut, head: Head) -> npt.NDArray[Any]:
-        outputs = self._compiled_tail(cut)(head.features, head.carry)
-        return self.adapter.to_numpy(main_output(outputs))
-
-    def _map_shape(self, inputs: Inputs, layout: Layout) -> tuple[int, ...] | None:
+    @staticmethod
+    def _map_shape(inputs: Inputs, split: Split, places: Sequence[int]) -> tuple[int, ...] | None:
         """Spatial shape of the input, where it has as many spatial axes as the features have places."""
-        cut, shape = self._ready(), tuple(next(arrays_of(inputs)).shape[1:])
+        shape = tuple(next(arrays_of(inputs)).shape[1:])
         if not 1 <= len(shape) <= 4:
             return None
-        spatial = Layout.of(shape, cut.input_format).spatial_shape(shape)
-        return spatial if len(spatial) == len(layout.places(self.estimator.mean().shape)) else None
+        spatial = Layout.of(shape, split.input_format).spatial_shape(shape)
+        return spatial if len(spatial) == len(places) else None
 
 
-def _repeat(row: Array, times: int) -> Array:
-    return array_namespace(row).repeat(row, times, axis=0)
+def _run(run: Callable[[Array, tuple[Array, ...]], Any], z: Array, carry: tuple[Array, ...]) -> Any:
+    return run(z, carry)
 
 
-def _permutation(shape: Sequence[int], saved: DataFormat, wanted: DataFormat) -> tuple[int, ...]:
+def _permutation(
+    shape: Sequence[int | None], saved: DataFormat | None, wanted: DataFormat
+) -> tuple[int, ...]:
     """Axes that turn an array of `shape` from one data format into the other."""
-    order = Layout.of(shape, saved).to_channels_first()
-    return tuple(order[axis] for axis in Layout.of(shape, wanted).from_channels_first())
+    sizes = [size or 0 for size in shape]
+    order = Layout.of(sizes, saved or wanted).to_channels_first()
+    return tuple(order[axis] for axis in Layout.of(sizes, wanted).from_channels_first())

@@ -20,7 +20,7 @@ from rich.text import Text
 from iba_core.attribution import Attribution
 from iba_core.bottleneck.estimator import STATE, WelfordEstimator
 from iba_core.errors import InputError
-from iba_core.framework.adapter import Adapter, Inputs
+from iba_core.framework.adapter import Inputs, ModelAdapter
 
 _FULL = np.array([240, 110, 60])
 """Colour (RGB) of the token with the most bits; a token with 0 bits is white."""
@@ -170,7 +170,7 @@ class TokenBits:
 
 
 def token_statistics(
-    adapter: Adapter, layer: Any, batches: Iterable[tuple[Inputs, npt.ArrayLike]], length: int
+    adapter: ModelAdapter, layer: Any, batches: Iterable[tuple[Inputs, npt.ArrayLike]], length: int
 ) -> WelfordEstimator:
     """Estimate the distribution of a layer's features over the tokens of many texts, at all positions.
 
@@ -200,14 +200,14 @@ def token_statistics(
         >>> statistics.mean().shape, statistics.n_samples()
         ((3, 4), 5)
     """
-    cut = adapter.cut(layer)
+    split = adapter.split(layer)
     estimator = WelfordEstimator()
     for inputs, mask in batches:
-        features = adapter.to_numpy(cut.features(adapter.to_inputs(inputs)))
+        features = adapter.framework.to_numpy(split.features(adapter.to_inputs(inputs)))
         counts = np.asarray(mask).astype(bool)
         if features.ndim != 3 or features.shape[:2] != counts.shape:
             raise InputError(
-                f"the features of layer {cut.layer_name!r} have shape {features.shape} and the mask "
+                f"the features of layer {split.layer_name!r} have shape {features.shape} and the mask "
                 f"{counts.shape}; they must be (texts, tokens, channels) and (texts, tokens)"
             )
         estimator.fit(features[counts])

@@ -1,17 +1,12 @@
-"""The loop that finds a bottleneck's mask, once for all frameworks: it drives an adapter.
+"""The loop that finds a bottleneck's mask, once for all frameworks.
 
-Per image and step, `samples` noisy copies of the restricted feature map pass the tail of the model; the
-gradient of
+For each image and step, S noisy copies of the restricted features pass the tail of the model. The gradient of
 
     model loss + beta * mean(capacity)                                                    (paper, eq. 6)
 
-moves alpha by one step of Adam. Noise and capacity are independent, so the capacity is computed once per
-image, not once per copy. The gradient is found in parts: that of the model's loss for the noisy copies, by
-the tail; from there, since the copies are linear in mask and noise, that for the mask from two sums over the
-copies, to which comes the slope of the capacity; and from the mask that for alpha. Only the tail is
-differentiated by the framework. While it runs, nothing is held besides but the features, alpha and Adam's two
-moments: the mask is computed again behind it, which takes little time and spares its memory. Nothing is read
-back from the device before the last step, unless a tolerance asks whether the map has converged.
+moves alpha by one step of Adam. The capacity depends on neither noise nor sample, so it is computed once per
+image. Only the tail is differentiated by the framework. The copies are linear in the mask: two sums over the
+copies give the gradient with respect to the mask, and the slope of the capacity is added to it.
 """
 
 from __future__ import annotations
@@ -19,97 +14,88 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import count
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from iba_core.bottleneck.adam import AdamState, adam_step, bias_corrections
-from iba_core.bottleneck.formulas import (
-    BottleneckSettings,
-    Mask,
-    Statistics,
-    alpha_slope,
-    capacity,
-    capacity_slope,
-    mask_from_alpha,
-)
+from iba_core.bottleneck.formulas import Mask, alpha_slope, capacity, capacity_slope, mask_from_alpha
 from iba_core.bottleneck.noise import seeded_normal
+from iba_core.bottleneck.settings import BottleneckSettings
 from iba_core.bottleneck.smoothing import smoothing_matrices
+from iba_core.bottleneck.statistics import Statistics
 from iba_core.errors import InputError, OptimizationError
-from iba_core.framework.adapter import Adapter, Head
-from iba_core.framework.allocator import memory_kept
+from iba_core.framework.adapter import Tail
+from iba_core.framework.framework import Framework
 from iba_core.framework.layout import Layout
 from iba_core.framework.namespace import Array, array_namespace
+from iba_core.targets import Loss
 from iba_core.utils import get_tqdm
 
-ModelLoss = Callable[[Array, tuple[Array, ...], tuple[Array, ...]], Array]
-"""``model_loss(z, carry, targets)`` for feature maps z (B * S, *feature map): losses (B * S,), in nats or
-the loss's own unit, or their mean as a scalar."""
+PassMask = npt.NDArray[np.bool_]
+"""True where features pass unchanged and carry no capacity, (*feature map) or (B, *feature map)."""
 
 
 class Problem(NamedTuple):
-    """What a bottleneck is optimised on: one batch of images, as tensors of the bottleneck's precision."""
+    """What a bottleneck is optimised on: a batch of images, as tensors of the bottleneck's precision."""
 
     features: Array
     """R, (B, *feature map)."""
     mean: Array
     """mu, (1, *feature map)."""
     std: Array
-    """sigma, floored at `min_std`, likewise."""
+    """sigma, at least `min_std`, (1, *feature map)."""
     restricted: Array
-    """Boolean, (1 or B, *feature map): the features that the bottleneck acts on."""
-    ground: Array
-    """What is there where the bottleneck does not act, (1 or B, *feature map): 0 of inactive neurons, R of
-    what passes by order. Elsewhere, of no account."""
-    spread: Array
-    """Standard deviation of the noise, (1 or B, *feature map): sigma; 0 where the bottleneck does not act."""
+    """Boolean, (1 or B, *feature map): True where the bottleneck acts."""
+    fill: Array
+    """Values where the bottleneck does not act, (1 or B, *feature map): 0 for inactive neurons, R for what
+    the pass mask lets through. Elsewhere it is not used."""
+    noise_std: Array
+    """Scale of the noise, (1 or B, *feature map): sigma, or 0 where the bottleneck does not act."""
     matrices: tuple[Array, ...]
     """Smoothing along each spatial axis."""
     beta: Array
     """Weight of a feature's capacity, scalar."""
     learning_rate: Array
     """Scalar."""
+    run: Callable[[Array, tuple[Array, ...]], Any]
+    """The tail of the model, see `Tail.run`."""
     carry: tuple[Array, ...]
-    """What reaches the tail around the cut."""
-    targets: tuple[Array, ...]
-    """What the model's loss needs to know, a row per image."""
+    """What reaches the tail by another way, see `Tail.carry`."""
+    rows: tuple[Array, ...]
+    """What the loss needs to know of each image, B rows each."""
 
     @property
     def signal(self) -> Array:
         """R - mu, (B, *feature map)."""
         return self.features - self.mean
 
-    def permuted(self, axes: Sequence[int]) -> Problem:
-        """The same problem on feature maps whose axes are permuted, `axes` being those of a batch of them."""
-        xp = array_namespace(self.features)
-        maps = ("features", "mean", "std", "restricted", "ground", "spread")
-        return self._replace(**{name: xp.permute_dims(getattr(self, name), tuple(axes)) for name in maps})
-
     def acting(self, x: Array) -> Array:
-        """x, (B, *feature map), where the bottleneck acts, and 0 elsewhere, whatever x is there."""
+        """Return x, (B, *feature map), where the bottleneck acts, and 0 elsewhere."""
         xp = array_namespace(x)
         return xp.where(self.restricted, x, xp.zeros_like(x))
 
+    def tail_outputs(self, z: Array) -> Any:
+        """Outputs of the tail for feature maps z, (B * S, *feature map)."""
+        return self.run(z, self.carry)
 
-class _Constants(NamedTuple):
-    """What the problems of all images have in common, as tensors."""
-
-    mean: Array
-    std: Array
-    restricted: Array
-    ground: Array
-    spread: Array
-    matrices: tuple[Array, ...]
+    def permuted(self, axes: Sequence[int]) -> Problem:
+        """Permute the axes of one feature map in all arrays. `run` keeps its own order."""
+        maps = ("features", "mean", "std", "restricted", "fill", "noise_std")
+        return self._replace(**{name: _permuted(getattr(self, name), axes) for name in maps})
 
 
 class StepReport(NamedTuple):
-    """The two terms of the objective of one step, each (B,)."""
+    """The two terms of the objective in one step, each (B,)."""
 
     model_loss: Array
     information: Array
     """beta times the mean (or sum) of the capacity, in nats."""
+
+
+Callback = Callable[[int, AdamState, StepReport], None]
+"""Called after each step with its number from 0, the new state and the step's report."""
 
 
 @dataclass(frozen=True)
@@ -118,14 +104,14 @@ class BottleneckResult:
 
     Attributes:
         alpha: the bottleneck's parameter after the last step, tensor (B, *feature map).
-        mask: the mask at that alpha, tensors likewise, without a graph.
-        capacity: nats that each feature carries at that alpha, tensor likewise; 0 where the bottleneck
-            does not act.
+        mask: the mask at that alpha, tensors (B, *feature map), without a graph.
+        capacity: nats that each feature carries at that alpha, tensor (B, *feature map); 0 where the
+            bottleneck does not act.
         problem: what was optimised.
-        model_losses: the model's loss, mean over the noisy copies, before each step, (steps, B). Once an
-            image has converged, its last value stands.
+        model_losses: the model's loss, mean over the noisy copies, before each step, (steps, B). An image
+            that has converged keeps its last value.
         informations: the information term of the objective before each step, (steps, B), likewise.
-        steps_taken: steps until an image's map had converged, (B,); all of them where no tolerance is set.
+        steps_taken: steps until an image's map had converged, (B,); all steps where no tolerance is set.
     """
 
     alpha: Array
@@ -137,126 +123,108 @@ class BottleneckResult:
     steps_taken: npt.NDArray[np.integer]
 
     def permuted(self, axes: Sequence[int]) -> BottleneckResult:
-        """The same of feature maps whose axes are permuted, `axes` being those of a batch of them."""
-        permute = partial(array_namespace(self.alpha).permute_dims, axes=tuple(axes))
+        """Permute the axes of one feature map in all arrays."""
         return replace(
             self,
-            alpha=permute(self.alpha),
-            mask=Mask(*map(permute, self.mask)),
-            capacity=permute(self.capacity),
+            alpha=_permuted(self.alpha, axes),
+            mask=Mask(*(_permuted(part, axes) for part in self.mask)),
+            capacity=_permuted(self.capacity, axes),
             problem=self.problem.permuted(axes),
         )
 
 
-class BottleneckOptimizer:
-    """Optimises bottlenecks at one place of one model.
+class _Constants(NamedTuple):
+    """What the problems of all images have in common, as tensors."""
 
-    Keep the object: the step it has compiled serves every image of a shape.
+    mean: Array
+    std: Array
+    restricted: Array
+    fill: Array
+    noise_std: Array
+    matrices: tuple[Array, ...]
+    beta: Array
+    learning_rate: Array
+
+
+class BottleneckOptimizer:
+    """Optimises bottlenecks on feature maps of one layout, for one loss.
+
+    Keep the object: it compiles a step once for each shape.
 
     Args:
-        adapter: the model's framework.
-        model_loss: the loss whose information is to be kept; a pure function of its arguments.
-        layout: meaning of the axes of one feature map.
-        settings: hyperparameters.
-        relu: clip the restricted features at 0, as a ReLU behind the bottleneck would.
-        jit_compile: whether the steps shall be machine code; None for what the adapter does.
+        framework: the model's framework.
+        loss: the loss whose information is to be kept, ``loss(outputs, *rows)``. It gets the tail's outputs
+            for B * S copies and rows of data for each of them, and must be a pure function.
+        layout: meaning of the axes of one feature map, as the tail has them.
+        relu: clip the restricted features at 0, as a ReLU after the bottleneck would.
+        precision: of the tail, see `BottleneckSettings`.
+        by_image: the loss must give a value for each copy; otherwise it may give their mean.
+        jit_compile: let the framework's compiler make machine code of the steps.
     """
 
     def __init__(
         self,
-        adapter: Adapter,
-        model_loss: ModelLoss,
+        framework: Framework,
+        loss: Loss,
         layout: Layout,
-        settings: BottleneckSettings | None = None,
+        *,
         relu: bool = False,
-        jit_compile: bool | None = None,
+        precision: str | None = None,
+        by_image: bool = True,
+        jit_compile: bool = False,
     ) -> None:
-        self.adapter = adapter
-        self.model_loss = model_loss
+        self.framework = framework
+        self.loss = loss
         self.layout = layout
-        self.settings = settings or BottleneckSettings()
         self.relu = relu
-        options = {} if jit_compile is None else {"jit_compile": jit_compile}
-        self._compiled_step = adapter.compile(self._step, **options)
-        self._compiled_outcome = adapter.compile(self._outcome, **options)
-        self._jit_compile = jit_compile
+        self.precision = precision
+        self.by_image = by_image
+        self._compiled_step = framework.compile(self._step, jit_compile=jit_compile, donate=2)
+        self._compiled_outcome = framework.compile(self._outcome, jit_compile=jit_compile)
         self._constants: tuple[tuple[Any, ...], Statistics, _Constants] | None = None
-        self._in_memory: dict[tuple[int, ...], _InOrder] = {}
 
-    # The memory of a step's pass is that of the next one's.
-    @memory_kept()
     def run(
         self,
-        head: Head,
+        tail: Tail,
         statistics: Statistics,
-        targets: tuple[Array, ...] = (),
-        *,
+        rows: tuple[Array, ...] = (),
         settings: BottleneckSettings | None = None,
+        *,
         seed: int | None = None,
-        pass_mask: npt.NDArray[np.bool_] | None = None,
+        pass_mask: PassMask | None = None,
         max_batch: int | None = None,
         progbar: bool = False,
-        callback: Callable[[int, AdamState, StepReport], None] | None = None,
+        callback: Callback | None = None,
     ) -> BottleneckResult:
         """Optimise the bottleneck for a batch of images.
 
+        Statistics, pass mask and result have the axes of a feature map in the model's own order, whatever
+        the order of the tail.
+
         Args:
-            head: features (B, *feature map), and what reaches the tail around them.
+            tail: the tail of the model, with the features of B images.
             statistics: distribution of the features.
-            targets: tensors with a row per image, handed to the model's loss.
-            settings: hyperparameters instead of the optimiser's own.
+            rows: tensors with a row per image, given to the loss.
+            settings: hyperparameters; the paper's if None.
             seed: makes the noise a function of the seed alone; otherwise it comes from the framework.
-            pass_mask: (*feature map) or (B, *feature map), True where the features pass unchanged and
-                carry no capacity, such as padding.
+            pass_mask: see `PassMask`.
             max_batch: the most feature maps that pass the tail at once; B * samples if None.
             progbar: show the steps.
-            callback: called after each step with its number from 0, the new state and the step's report.
+            callback: see `Callback`.
 
         Raises:
             InputError: shapes that do not fit, or features that are not finite.
-            OptimizationError: the objective turned NaN or infinite.
+            OptimizationError: the objective became NaN or infinite.
         """
-        settings = settings or self.settings
-        axes = self.adapter.axes_in_memory(head.features)
-        if axes != tuple(range(len(axes))) and self.layout.keeps_places(_of_one(axes)):
-            if axes not in self._in_memory:
-                self._in_memory[axes] = _InOrder(self, axes)
-            run = self._in_memory[axes].run
-            options = {"seed": seed, "max_batch": max_batch, "progbar": progbar}
-            return run(head, statistics, targets, pass_mask, callback, settings=settings, **options)
-        problem = self.problem(head, statistics, targets, settings, pass_mask)
-        xp = array_namespace(problem.features)
-        images = int(problem.features.shape[0])
-        # A schedule has one or two sizes, and a compiled step as many shapes.
-        sizes = {copies: _chunk_sizes(copies, max_batch, images) for copies in set(settings.schedule)}
-
-        state = AdamState(
-            xp.zeros_like(problem.features) + settings.initial_alpha,
-            xp.zeros_like(problem.features),
-            xp.zeros_like(problem.features),
+        settings = settings or BottleneckSettings()
+        problem = self.problem(tail, statistics, rows, settings, pass_mask)
+        back = None if tail.axes is None else _inverse(tail.axes)
+        if callback is not None and back is not None:
+            callback = partial(_call_in_order, callback, back)
+        state, reports, taken = self._descend(
+            problem, settings, seed=seed, max_batch=max_batch, progbar=progbar, callback=callback
         )
-        # All rows at once: to take one from the device's tensor costs a call in each step.
-        corrections = xp.unstack(self._tensor(bias_corrections(settings.steps), problem))
-        convergence = _Convergence(settings.tolerance, images) if settings.tolerance else None
-        hand_over = self.adapter.handing_over(self._jit_compile)
-        reports: list[StepReport] = []
-        for step in get_tqdm()(range(settings.steps), desc="Bottleneck", disable=not progbar):
-            size = sizes[settings.schedule[step]]
-            # Nothing here holds the noise while the step has it.
-            noise = map(hand_over, count(), self.noise(problem, size, seed, step, settings.antithetic))
-            new, report = self._compiled_step(state, corrections[step], tuple(noise), problem)
-            state = new if convergence is None else self._kept(state, new, convergence.running, problem)
-            reports.append(report)
-            if callback is not None:
-                callback(step, state, report)
-            if convergence is not None:
-                _, nats = self._compiled_outcome(state.parameter, problem)
-                convergence.see(self._maps(nats))
-                if not convergence.running.any():
-                    break
-
         mask, nats = self._compiled_outcome(state.parameter, problem)
-        taken = np.full(images, settings.steps) if convergence is None else convergence.steps
         result = BottleneckResult(
             alpha=state.parameter,
             mask=mask,
@@ -267,79 +235,121 @@ class BottleneckOptimizer:
             steps_taken=taken,
         )
         _require_finite(result)
-        return result
+        return result if back is None else result.permuted(back)
+
+    def _descend(
+        self,
+        problem: Problem,
+        settings: BottleneckSettings,
+        *,
+        seed: int | None,
+        max_batch: int | None,
+        progbar: bool,
+        callback: Callback | None,
+    ) -> tuple[AdamState, list[StepReport], npt.NDArray[np.integer]]:
+        """Run the steps: the last state, a report of each step, and the steps that each image took."""
+        xp = array_namespace(problem.features)
+        images = int(problem.features.shape[0])
+        # A schedule has one or two sizes, so a compiled step meets as many shapes.
+        schedule = settings.schedule
+        sizes = {copies: _chunk_sizes(copies, max_batch, images) for copies in set(schedule)}
+        zeros = xp.zeros_like(problem.features)
+        state = AdamState(zeros + settings.initial_alpha, zeros, zeros)
+        # All rows at once: taking one from a tensor of the device costs a call in each step.
+        corrections = xp.unstack(self._tensor(bias_corrections(settings.steps), problem))
+        convergence = Convergence(settings.tolerance, images) if settings.tolerance else None
+        reports: list[StepReport] = []
+        for step in get_tqdm()(range(settings.steps), desc="Bottleneck", disable=not progbar):
+            noise = self.noise(problem, sizes[schedule[step]], seed, step, settings.antithetic)
+            new, report = self._compiled_step(state, corrections[step], noise, problem)
+            state = new if convergence is None else self._kept(state, new, convergence.running, problem)
+            reports.append(report)
+            if callback is not None:
+                callback(step, state, report)
+            if convergence is not None:
+                _, nats = self._compiled_outcome(state.parameter, problem)
+                convergence.see(self._maps(nats))
+                if not convergence.running.any():
+                    break
+        taken = np.full(images, settings.steps) if convergence is None else convergence.steps
+        return state, reports, taken
+
+    # -- the problem ------------------------------------------------------------------------------
 
     def problem(
         self,
-        head: Head,
+        tail: Tail,
         statistics: Statistics,
-        targets: tuple[Array, ...] = (),
+        rows: tuple[Array, ...] = (),
         settings: BottleneckSettings | None = None,
-        pass_mask: npt.NDArray[np.bool_] | None = None,
+        pass_mask: PassMask | None = None,
     ) -> Problem:
-        """The tensors that an optimisation works on; arguments and errors as in `run`."""
-        settings = settings or self.settings
-        shape = _checked_shape(head, statistics)
-        xp = array_namespace(head.features)
-        precision = xp.float64 if head.features.dtype == xp.float64 else xp.float32
-        features = xp.astype(head.features, precision, copy=False)
+        """Make the tensors that an optimisation works on; arguments and errors as in `run`."""
+        settings = settings or BottleneckSettings()
+        features = tail.features
+        axes = tail.axes or tuple(range(len(features.shape) - 1))
+        _check_shape(features, statistics, axes)
+        xp = array_namespace(features)
+        precision = xp.float64 if features.dtype == xp.float64 else xp.float32
+        features = xp.astype(features, precision, copy=False)
         if not bool(xp.all(xp.isfinite(features))):
             raise InputError("the feature map at the layer holds NaN or infinite values for this input")
-
-        def tensor(array: npt.NDArray[Any]) -> Array:
-            return self.adapter.asarray(array, like=features)
-
-        constants = self._constants_of(statistics, settings, features)
-        restricted, ground, spread = constants.restricted, constants.ground, constants.spread
+        tensor = partial(self.framework.asarray, like=features)
+        constants = self._constants_of(statistics, axes, settings, features)
+        restricted, fill, noise_std = constants.restricted, constants.fill, constants.noise_std
         if pass_mask is not None:
-            passing = _checked_pass_mask(pass_mask, tuple(features.shape))
-            restricted = tensor(statistics.active[None] & ~passing)
-            ground = xp.where(tensor(passing), features, ground)
-            spread = xp.where(restricted, spread, xp.zeros_like(spread))
-        beta = settings.beta / (float(np.prod(shape)) if settings.normalize_beta else 1.0)
+            passing = _checked_pass_mask(pass_mask, (int(features.shape[0]), *statistics.mean.shape))
+            passing = _permuted(passing, axes)
+            restricted = tensor(statistics.permuted(axes).active[None] & ~passing)
+            fill = xp.where(tensor(passing), features, fill)
+            noise_std = xp.where(restricted, noise_std, xp.zeros_like(noise_std))
         return Problem(
             features=features,
             mean=constants.mean,
             std=constants.std,
             restricted=restricted,
-            ground=ground,
-            spread=spread,
+            fill=fill,
+            noise_std=noise_std,
             matrices=constants.matrices,
-            beta=tensor(np.asarray(beta)),
-            learning_rate=tensor(np.asarray(float(settings.learning_rate))),
-            carry=head.carry,
-            targets=targets,
+            beta=constants.beta,
+            learning_rate=constants.learning_rate,
+            run=tail.run,
+            carry=tail.carry,
+            rows=rows,
         )
 
     def _constants_of(
-        self, statistics: Statistics, settings: BottleneckSettings, features: Array
+        self, statistics: Statistics, axes: tuple[int, ...], settings: BottleneckSettings, features: Array
     ) -> _Constants:
-        """Tensors of the statistics, made anew only where something has changed."""
-        key = (settings.min_std, settings.smooth_std, features.dtype, str(features.device))
-        if self._constants is not None and self._constants[0] == key and self._constants[1] is statistics:
-            return self._constants[2]
-        floored = np.maximum(statistics.std, settings.min_std)
-        if not floored[statistics.active].all():
+        """Tensors of the statistics, made again only where something has changed."""
+        key = (axes, settings, features.dtype, str(features.device))
+        known = self._constants
+        if known is not None and known[0] == key and known[1] is statistics:
+            return known[2]
+        beta = settings.beta / (statistics.mean.size if settings.normalize_beta else 1)
+        permuted = statistics.permuted(axes)
+        floored, active = np.maximum(permuted.std, settings.min_std), permuted.active
+        if not floored[active].all():
             raise InputError("min_std=0, but the standard deviation of some features is 0; give more than 0")
-
-        def tensor(array: npt.NDArray[Any]) -> Array:
-            return self.adapter.asarray(array, like=features)
-
-        active, shape = statistics.active, statistics.mean.shape
+        tensor = partial(self.framework.asarray, like=features)
         constants = _Constants(
-            mean=tensor(statistics.mean[None]),
-            # Inactive neurons may have none, but a division by it must not spoil their 0.
+            mean=tensor(permuted.mean[None]),
+            # An inactive neuron may have a std of 0, and a division by it must not spoil the neuron's 0.
             std=tensor(np.where(floored > 0, floored, 1.0)[None]),
             restricted=tensor(active[None]),
-            ground=tensor(np.zeros(shape)[None]),
-            spread=tensor(np.where(active, floored, 0.0)[None]),
-            matrices=tuple(map(tensor, smoothing_matrices(shape, self.layout, settings.smooth_std))),
+            fill=tensor(np.zeros(active.shape)[None]),
+            noise_std=tensor(np.where(active, floored, 0.0)[None]),
+            matrices=tuple(map(tensor, smoothing_matrices(active.shape, self.layout, settings.smooth_std))),
+            beta=tensor(np.asarray(float(beta))),
+            learning_rate=tensor(np.asarray(float(settings.learning_rate))),
         )
         self._constants = (key, statistics, constants)
         return constants
 
+    # -- one step ---------------------------------------------------------------------------------
+
     def restricted(self, problem: Problem, mask: Mask, noise: Array) -> Array:
-        """Restricted feature maps, as they enter the tail.
+        """Restricted feature maps, as they enter the tail (paper, eq. 2).
 
         Args:
             problem: the images.
@@ -349,7 +359,7 @@ class BottleneckOptimizer:
         Returns:
             Tensor (B * S, *feature map); the S copies of an image follow one another.
         """
-        return self._clipped(_copies(_distribution(problem, mask), noise, replace=False))
+        return self._clipped(_copies(*_distribution(problem, mask), noise))
 
     def noise(
         self,
@@ -364,14 +374,14 @@ class BottleneckOptimizer:
         Args:
             problem: the images.
             sizes: of the chunks.
-            seed: as of `run`.
+            seed: as in `run`.
             step: number of the step.
-            antithetic: let every second copy have the noise of the one before it, negated.
+            antithetic: give every second copy the negated noise of the copy before it.
         """
         shape, samples = tuple(problem.features.shape[1:]), sum(sizes)
         drawn = -(-samples // 2) if antithetic else samples
         if seed is None:
-            noise = self.adapter.standard_normal((drawn, *shape), like=problem.features)
+            noise = self.framework.standard_normal((drawn, *shape), like=problem.features)
         else:
             noise = self._tensor(seeded_normal(seed, step, drawn, shape, self.layout), problem)
         if antithetic:
@@ -383,88 +393,116 @@ class BottleneckOptimizer:
         return tuple(noise[end - size : end] for size, end in zip(sizes, ends, strict=True))
 
     def gradient(self, alpha: Array, noise: tuple[Array, ...], problem: Problem) -> tuple[Array, StepReport]:
-        """Gradient of the objective, summed over the images, which stay independent.
+        """Gradient of the objective with respect to alpha, and the objective's terms.
+
+        The objective is summed over the images, which stay independent.
 
         Args:
             alpha: the bottleneck's parameter, (B, *feature map).
-            noise: standard normal, in chunks (size, *feature map) that pass the tail one after another.
-                Where the adapter reuses memory, it is gone afterwards.
+            noise: standard normal, in chunks (size, *feature map) that pass the tail one after another. Their
+                memory may be reused.
             problem: the images.
 
         Returns:
-            The gradient, (B, *feature map), and the two terms of the objective.
+            The gradient, (B, *feature map), and the two terms, (B,) each.
         """
-        xp = array_namespace(alpha)
-        images, samples = int(alpha.shape[0]), sum(int(chunk.shape[0]) for chunk in noise)
-        adapter = self.adapter
-        # Of one image there are as many copies as of the noise, whose memory they can have.
-        replace = images == 1 and adapter.reuses_memory
-        model_loss: Array = 0.0
-        of_center: Array = 0.0
-        of_noise: Array = 0.0
-        before = alpha
-        for chunk in noise:
-            share = int(chunk.shape[0]) / samples
-            objective = partial(self._model_loss, problem=problem, images=images, share=share)
-            # A graph may run chunks at once that do not depend on each other, and would then hold several.
-            with adapter.after(before):
-                # The mask has no name here, so that none is held while the tail runs.
-                z = _copies(_distribution(problem, self._mask(alpha, problem)), chunk, replace)
-                _, losses, slope = adapter.value_and_grad(objective, z)
-            with adapter.after(slope):
-                mask = self._mask(alpha, problem)
-                slope = xp.reshape(slope, (images, *chunk.shape))
-                of_copy = xp.sum(slope, axis=1)
-                if replace:
-                    of_noise = of_noise + _slope_of_noise(_distribution(problem, mask), z, slope, of_copy)
-                else:
-                    of_noise = of_noise + xp.sum(chunk * slope, axis=1)
-                del z
-                model_loss = model_loss + losses
-                of_center = of_center + of_copy
-                before = of_noise
-        with adapter.after(of_noise):
-            signal = problem.signal
-            normalized = signal / problem.std
-            information = problem.beta * _per_image(problem.acting(capacity(normalized, mask)))
-            # From the copies to the mask: how `_distribution` depends on what is blocked.
-            of_blocked = problem.beta * capacity_slope(normalized, mask)
-            of_blocked = of_blocked + of_noise * problem.spread - of_center * signal
-            # Where the bottleneck does not act, a slope is of no account, and need not even be finite.
-            gradient = alpha_slope(problem.acting(of_blocked), alpha, problem.matrices, self.layout)
-        return gradient, StepReport(model_loss, information)
+        state = AdamState(alpha, alpha, alpha)
+        return self._differentiated(state, noise, problem)[2:]
 
     def _step(
-        self, state: AdamState, correction: Array, handed: tuple[Any, ...], problem: Problem
+        self, state: AdamState, correction: Array, noise: tuple[Array, ...], problem: Problem
     ) -> tuple[AdamState, StepReport]:
-        """One optimiser step. Everything that changes comes in as an argument; the noise is handed over."""
-        noise = tuple(map(self.adapter.taken, handed))
-        gradient, report = self.gradient(state.parameter, noise, problem)
-        with self.adapter.after(gradient):
-            return adam_step(state, gradient, correction, problem.learning_rate), report
+        """One step of Adam. All that changes comes in as an argument."""
+        state, problem, gradient, report = self._differentiated(state, noise, problem)
+        return adam_step(state, gradient, correction, problem.learning_rate), report
+
+    def _differentiated(
+        self, state: AdamState, noise: tuple[Array, ...], problem: Problem
+    ) -> tuple[AdamState, Problem, Array, StepReport]:
+        """State and problem, as they are after the passes of the tail, and what `gradient` gives."""
+        samples = sum(int(chunk.shape[0]) for chunk in noise)
+        pass_tail = partial(self._pass_tail, samples)
+        (state, problem), (model_loss, slopes, products) = self.framework.sum_over(
+            pass_tail, noise, (state, problem)
+        )
+        mask = self._mask(state.parameter, problem)
+        center, _ = _distribution(problem, mask)
+        normalized = problem.signal / problem.std
+        information = problem.beta * _per_image(problem.acting(capacity(normalized, mask)))
+        # A copy is z = center + (1 - lambda) noise. Its derivative with respect to 1 - lambda is noise -
+        # signal, and the noise is (z - center) / (1 - lambda).
+        of_blocked = (products - center * slopes) / mask.blocked - slopes * problem.signal
+        of_blocked = of_blocked + problem.beta * capacity_slope(normalized, mask)
+        gradient = alpha_slope(problem.acting(of_blocked), state.parameter, problem.matrices, self.layout)
+        return state, problem, gradient, StepReport(model_loss, information)
+
+    def _pass_tail(
+        self, samples: int, given: tuple[AdamState, Problem], noise: Array
+    ) -> tuple[Array, Array, Array]:
+        """Pass noisy copies of each image through the tail, forward and backward.
+
+        Args:
+            samples: number of all copies of an image, of which these are a chunk.
+            given: alpha's state, and the images.
+            noise: of the chunk, (size, *feature map). Its memory is reused.
+
+        Returns:
+            The model's loss of each image, (B,); the sum over the copies of its slope with respect to a copy,
+            (B, *feature map); and the sum of slope times copy, likewise.
+        """
+        (alpha, *_), problem = given
+        xp, images = array_namespace(alpha), int(alpha.shape[0])
+        objective = partial(self._objective, problem, int(noise.shape[0]) / samples)
+        # The mask has no name here, so that it is not held while the tail runs.
+        z = _copies(*_distribution(problem, self._mask(alpha, problem)), noise, reuse=True)
+        _, losses, slope = self.framework.value_and_grad(objective, z)
+        z *= slope
+        slope, z = (xp.reshape(x, (images, *noise.shape)) for x in (slope, z))
+        return losses, xp.sum(slope, axis=1), xp.sum(z, axis=1)
+
+    def _objective(self, problem: Problem, share: float, z: Array) -> tuple[Array, Array]:
+        """The model's loss of noisy copies: its sum over the images, and the loss of each image, (B,).
+
+        Args:
+            problem: the images.
+            share: size of the chunk as a share of all copies.
+            z: the copies before the ReLU, (B * size of the chunk, *feature map).
+        """
+        xp = array_namespace(z)
+        with self.framework.reduced_precision(self.precision, z):
+            outputs = problem.tail_outputs(self._clipped(z))
+        copies = int(z.shape[0])
+        rows = (xp.repeat(row, copies // int(row.shape[0]), axis=0) for row in problem.rows)
+        losses = self._checked_losses(self.loss(outputs, *rows), copies)
+        images = int(problem.features.shape[0])
+        if len(losses.shape):
+            losses = xp.mean(xp.reshape(losses, (images, -1)), axis=1)
+        else:
+            # The mean over all copies counts for each image, so that no image weighs less in a batch.
+            losses = xp.repeat(xp.reshape(losses, (1,)), images, axis=0)
+        losses = xp.astype(losses, z.dtype) * share
+        return xp.sum(losses), losses
+
+    def _checked_losses(self, losses: Any, copies: int) -> Array:
+        shape = getattr(losses, "shape", None)
+        if shape is not None and tuple(shape) == (copies,):
+            return losses
+        if not self.by_image and shape is not None and tuple(shape) in ((), (1,)):
+            return losses if shape == () else losses[0]
+        given = type(losses).__name__ if shape is None else f"shape {tuple(shape)}"
+        raise InputError(
+            f"the target's score has {given} for {copies} outputs; one score each is needed"
+            + ("" if self.by_image else ", or their mean")
+        )
 
     def _mask(self, alpha: Array, problem: Problem) -> Mask:
         return mask_from_alpha(alpha, problem.matrices, self.layout)
 
-    def _model_loss(self, z: Array, *, problem: Problem, images: int, share: float) -> tuple[Array, Array]:
-        """The model's loss of noisy copies: its sum over the images, and the loss of each, (B,).
-
-        Args:
-            z: the copies before the ReLU, (B * size of the chunk, *feature map).
-            problem: the images.
-            images: how many they are.
-            share: size of the chunk as a share of all copies.
-        """
-        xp = array_namespace(z)
-        losses = self.model_loss(self._clipped(z), problem.carry, problem.targets)
-        if len(losses.shape):
-            losses = xp.mean(xp.reshape(losses, (images, -1)), axis=1)
-        losses = xp.astype(xp.reshape(losses, (-1,)), z.dtype) * share
-        return xp.sum(losses), losses
-
     def _clipped(self, z: Array) -> Array:
         xp = array_namespace(z)
         return xp.maximum(z, xp.zeros_like(z)) if self.relu else z
+
+    # -- the outcome ------------------------------------------------------------------------------
 
     def _outcome(self, alpha: Array, problem: Problem) -> tuple[Mask, Array]:
         """Mask and capacity, (B, *feature map) in nats."""
@@ -476,12 +514,13 @@ class BottleneckOptimizer:
 
     def _maps(self, nats: Array) -> npt.NDArray[np.floating]:
         """Nats of each place, (B, *spatial shape)."""
-        return self.adapter.to_numpy(array_namespace(nats).sum(nats, axis=self.layout.channel_axis + 1))
+        total = array_namespace(nats).sum(nats, axis=self.layout.channel_axis + 1)
+        return self.framework.to_numpy(total)
 
     def _kept(
         self, old: AdamState, new: AdamState, running: npt.NDArray[np.bool_], problem: Problem
     ) -> AdamState:
-        """The new state of the images that have not converged, the old one of all others."""
+        """The new state of the images that have not converged, and the old state of all others."""
         if running.all():
             return new
         chosen = self._tensor(running.reshape(-1, *(1,) * (len(problem.features.shape) - 1)), problem)
@@ -489,80 +528,20 @@ class BottleneckOptimizer:
         return AdamState(*(where(chosen, *pair) for pair in zip(new, old, strict=True)))
 
     def _tensor(self, array: npt.NDArray[Any], problem: Problem) -> Array:
-        return self.adapter.asarray(array, like=problem.features)
+        return self.framework.asarray(array, like=problem.features)
 
     def _curve(
         self, values: list[Array], taken: npt.NDArray[np.integer], steps: int
     ) -> npt.NDArray[np.floating]:
-        """The values of all steps, (steps, B), with an image's last one behind those it has taken."""
+        """The values of all steps, (steps, B); after an image's last step, its last value."""
         if not values:
             return np.empty((0, len(taken)))
-        curve = self.adapter.to_numpy(array_namespace(values[0]).stack(values))
+        curve = self.framework.to_numpy(array_namespace(values[0]).stack(values))
         rows = np.minimum(np.arange(steps)[:, None], taken - 1)
         return np.asarray(np.take_along_axis(curve, rows, axis=0))
 
 
-class _InOrder:
-    """Optimises bottlenecks on feature maps with their axes in the order in which they lie in memory.
-
-    Args:
-        optimizer: the one that it does so for.
-        axes: those of a batch of feature maps, in that order.
-    """
-
-    def __init__(self, optimizer: BottleneckOptimizer, axes: tuple[int, ...]) -> None:
-        self._axes = axes
-        self._of_one = _of_one(axes)
-        self._back = tuple(int(axis) for axis in np.argsort(axes))
-        self._statistics: tuple[Statistics, Statistics] | None = None
-        self._optimizer = BottleneckOptimizer(
-            optimizer.adapter,
-            partial(self._model_loss, optimizer.model_loss),
-            optimizer.layout.permuted(self._of_one),
-            optimizer.settings,
-            optimizer.relu,
-            optimizer._jit_compile,
-        )
-
-    def _model_loss(
-        self, model_loss: ModelLoss, z: Array, carry: tuple[Array, ...], targets: tuple[Array, ...]
-    ) -> Array:
-        return model_loss(array_namespace(z).permute_dims(z, self._back), carry, targets)
-
-    def run(
-        self,
-        head: Head,
-        statistics: Statistics,
-        targets: tuple[Array, ...],
-        pass_mask: npt.NDArray[np.bool_] | None,
-        callback: Callable[[int, AdamState, StepReport], None] | None,
-        **options: Any,
-    ) -> BottleneckResult:
-        """See `BottleneckOptimizer.run`."""
-        _checked_shape(head, statistics)
-        xp = array_namespace(head.features)
-        if self._statistics is None or self._statistics[0] is not statistics:
-            self._statistics = (statistics, statistics.permuted(self._of_one))
-        if pass_mask is not None:
-            passing = _checked_pass_mask(pass_mask, tuple(head.features.shape)).transpose(self._axes)
-            pass_mask = passing[0] if len(passing) == 1 else passing
-
-        def called(step: int, state: AdamState, report: StepReport) -> None:
-            assert callback is not None
-            callback(step, AdamState(*(xp.permute_dims(x, self._back) for x in state)), report)
-
-        result = self._optimizer.run(
-            Head(xp.permute_dims(head.features, self._axes), head.carry),
-            self._statistics[1],
-            targets,
-            pass_mask=pass_mask,
-            callback=None if callback is None else called,
-            **options,
-        )
-        return result.permuted(self._back)
-
-
-class _Convergence:
+class Convergence:
     """Which images of a batch have converged: their maps changed by no more than a tolerance.
 
     Args:
@@ -586,63 +565,40 @@ class _Convergence:
         self._last = maps
 
 
+def masked_capacity(problem: Problem, mask: Mask) -> Array:
+    """Capacity where the bottleneck acts, 0 elsewhere; nats, (B, *feature map)."""
+    return problem.acting(capacity(problem.signal / problem.std, mask))
+
+
 def _distribution(problem: Problem, mask: Mask) -> tuple[Array, Array]:
     """Mean and standard deviation of the noisy copies of each image, (B, *feature map) each.
 
-    They are what `restrict` gives (paper, eq. 2), with features and noise measured from mu: for noise
-    ``mu + sigma n`` with standard normal n it is ``mu + lambda (R - mu) + (1 - lambda) sigma n``, of which
-    all but n is the same for all copies.
+    Equation 2 of the paper for noise ``mu + sigma n`` with standard normal n, with features and noise
+    measured from mu: ``mu + lambda (R - mu) + (1 - lambda) sigma n``. All but n is the same for all copies.
     """
     center = problem.mean + mask.passed * problem.signal
-    center = array_namespace(center).where(problem.restricted, center, problem.ground)
-    return center, mask.blocked * problem.spread
+    center = array_namespace(center).where(problem.restricted, center, problem.fill)
+    return center, mask.blocked * problem.noise_std
 
 
-def _copies(distribution: tuple[Array, Array], noise: Array, replace: bool) -> Array:
+def _copies(center: Array, std: Array, noise: Array, reuse: bool = False) -> Array:
     """Noisy copies of each image, (B * S, *feature map).
 
     Args:
-        distribution: their mean and standard deviation, (B, *feature map) each.
+        center: their mean, (B, *feature map).
+        std: their standard deviation, likewise.
         noise: standard normal, (S, *feature map).
-        replace: of one image, let the copies have the memory of the noise, which is then gone.
+        reuse: let the copies of a single image take the memory of the noise.
     """
     xp = array_namespace(noise)
-    if replace:
-        center, spread = distribution
+    if reuse and int(center.shape[0]) == 1:
         z = noise
-        z *= spread
+        z *= std
         z += center
         return z
-    center, spread = (xp.expand_dims(x, axis=1) for x in distribution)
-    z = noise * spread
-    z += center
+    z = noise * xp.expand_dims(std, axis=1)
+    z += xp.expand_dims(center, axis=1)
     return xp.reshape(z, (-1, *z.shape[2:]))
-
-
-def _slope_of_noise(distribution: tuple[Array, Array], z: Array, slope: Array, of_copies: Array) -> Array:
-    """Sum over the copies of noise times slope, from copies that have replaced the noise.
-
-    The noise is (z - center) / spread, so that what is wanted is the sum of z times slope, less center times
-    the sum of the slopes, over the spread.
-
-    Args:
-        distribution: of the copies, as for `_copies`.
-        z: the copies, (S, *feature map); replaced by their products with the slope.
-        slope: (1, S, *feature map).
-        of_copies: its sum over the copies, (1, *feature map).
-
-    Returns:
-        Array (1, *feature map), not finite where the noise has no effect.
-    """
-    xp = array_namespace(z)
-    center, spread = distribution
-    z *= slope[0]
-    return (xp.sum(z, axis=0, keepdims=True) - center * of_copies) / spread
-
-
-def masked_capacity(problem: Problem, mask: Mask) -> Array:
-    """Capacity of the features that the bottleneck acts on, 0 for all others; nats, (B, *feature map)."""
-    return problem.acting(capacity(problem.signal / problem.std, mask))
 
 
 def _per_image(x: Array) -> Array:
@@ -651,8 +607,23 @@ def _per_image(x: Array) -> Array:
     return xp.sum(xp.reshape(x, (int(x.shape[0]), -1)), axis=1)
 
 
+def _permuted(x: Array, axes: Sequence[int]) -> Array:
+    """Permute the axes of one feature map in a batch of them."""
+    return array_namespace(x).permute_dims(x, (0, *(axis + 1 for axis in axes)))
+
+
+def _inverse(axes: Sequence[int]) -> tuple[int, ...]:
+    return tuple(int(axis) for axis in np.argsort(axes))
+
+
+def _call_in_order(
+    callback: Callback, axes: Sequence[int], step: int, state: AdamState, report: StepReport
+) -> None:
+    callback(step, AdamState(*(_permuted(x, axes) for x in state)), report)
+
+
 def _chunk_sizes(samples: int, max_batch: int | None, images: int) -> tuple[int, ...]:
-    """How to split the noisy copies so that no more than `max_batch` feature maps pass at once."""
+    """Divide the noisy copies so that at most `max_batch` feature maps pass at once."""
     if max_batch is None:
         return (samples,)
     if max_batch < images:
@@ -662,22 +633,17 @@ def _chunk_sizes(samples: int, max_batch: int | None, images: int) -> tuple[int,
     return tuple(int(size) for size in np.diff(np.linspace(0, samples, chunks + 1).astype(int)))
 
 
-def _of_one(axes: tuple[int, ...]) -> tuple[int, ...]:
-    """Permutation of a feature map's axes, from that of a batch of them."""
-    return tuple(axis - 1 for axis in axes[1:])
-
-
-def _checked_shape(head: Head, statistics: Statistics) -> tuple[int, ...]:
-    shape = tuple(int(size) for size in head.features.shape[1:])
+def _check_shape(features: Array, statistics: Statistics, axes: Sequence[int]) -> None:
+    """Check that a feature map, in the model's own order of axes, has the shape of the statistics."""
+    shape = tuple(int(features.shape[1 + place]) for place in _inverse(axes))
     if shape != statistics.mean.shape:
         raise InputError(
             f"the feature map has shape {shape}, but the estimated distribution has "
             f"{statistics.mean.shape}: estimate it on inputs of the same size"
         )
-    return shape
 
 
-def _checked_pass_mask(pass_mask: npt.NDArray[np.bool_], shape: tuple[int, ...]) -> npt.NDArray[np.bool_]:
+def _checked_pass_mask(pass_mask: PassMask, shape: tuple[int, ...]) -> PassMask:
     mask = np.asarray(pass_mask).astype(bool)
     if mask.shape == shape[1:]:
         return mask[None]

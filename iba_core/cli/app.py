@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 import iba_core
-from iba_core.bottleneck.formulas import BottleneckSettings, preset_settings
+from iba_core.bottleneck.settings import BottleneckSettings, preset_settings
 from iba_core.cli.concept import concept
 from iba_core.cli.options import MODEL, OUT, Backend, Layer, Model, Preprocess, Size
 from iba_core.framework.allocator import keep_freed_memory

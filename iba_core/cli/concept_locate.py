@@ -32,7 +32,7 @@ def locate_concept(
     network = Network.load(model, backend, preprocess, size)
     if plane.layer_id is None:
         raise InputError(f"layer is missing: {embedding} does not name the layer of its concept")
-    network.adapter.cut(plane.layer_id)
+    network.adapter.split(plane.layer_id)
     network.require_fit()
     make_folder(out, photographs, ("-concept.png",))
 
@@ -44,7 +44,7 @@ def locate_concept(
         for photograph in waiting:
             image = photograph.load()
             heatmap = locate(
-                network.adapter.model, plane, network.inputs(image), backend=network.adapter.name
+                network.adapter.model, plane, network.inputs(image), backend=network.adapter.framework.name
             )[0]
             seen = network.preprocessing.crop(image)
             save_heatmap(photograph.output(out, "-concept.png"), seen, heatmap, f"{name}, {plane.layer_id}")

@@ -56,7 +56,7 @@ def train_concept(
         layers or [default_layer(network.adapter, network.probe())],
         folds=folds,
         ensemble_count=ensemble,
-        backend=network.adapter.name,
+        backend=network.adapter.framework.name,
         epochs=epochs,
         seed=seed,
     )

@@ -107,7 +107,7 @@ def _run(backend: str) -> Run:
     start = perf_counter()
     explainer.explain(inputs[PHOTOGRAPHS[0]], seed=SEED)
     first_seconds = perf_counter() - start
-    tail = BareTail(explainer.adapter, explainer.adapter.cut(LAYER))
+    tail = BareTail(explainer.adapter, explainer.adapter.split(LAYER))
     tail.seconds(inputs[PHOTOGRAPHS[0]], steps=1)
 
     results: dict[str, Result] = {}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from iba_core.bottleneck.formulas import BottleneckSettings
+from iba_core.bottleneck.settings import BottleneckSettings
 from iba_core.cli.console import console, notes, paragraph, print_blocks, tracked
 from iba_core.cli.network import Network
 from iba_core.cli.photographs import find_photographs, make_folder

@@ -16,7 +16,7 @@ import numpy as np
 
 from iba_core.cli.quiet import quiet_start
 from iba_core.errors import IBAError, InputError, MissingDependencyError, closest
-from iba_core.framework.adapter import Adapter, Inputs, backends, find_adapter, load_backend
+from iba_core.framework.adapter import Inputs, ModelAdapter, backends, find_adapter, load_backend
 from iba_core.framework.layout import Layout
 from iba_core.pictures.images import Picture, Preprocessing
 from iba_core.zoo.efficientnet_lite import NAME as PRETRAINED
@@ -40,7 +40,7 @@ class Network:
     """
 
     source: str
-    adapter: Adapter
+    adapter: ModelAdapter
     preprocessing: Preprocessing
     preprocessing_origin: str
     class_names: Sequence[str] | None
@@ -75,7 +75,7 @@ class Network:
     @property
     def framework(self) -> str:
         """Name and version of the model's framework."""
-        name = self.adapter.name
+        name = self.adapter.framework.name
         version = getattr(sys.modules[name], "__version__", "").partition("+")[0]
         return f"{_FRAMEWORKS.get(name, name)} {version}".rstrip()
 
@@ -176,13 +176,13 @@ def parse_size(text: str | None) -> tuple[int, int] | None:
     return height, width
 
 
-def import_backend(name: str) -> type[Adapter]:
+def import_backend(name: str) -> type[ModelAdapter]:
     """Load a backend as `load_backend` does, without the messages that frameworks print at their start."""
     with quiet_start():
         return load_backend(name)
 
 
-def _load(source: str, backend: str | None) -> tuple[Any, Adapter]:
+def _load(source: str, backend: str | None) -> tuple[Any, ModelAdapter]:
     if match := _CALLABLE.fullmatch(source):
         return _call(source, match["module"], match["name"], backend)
     known = backends()
@@ -207,7 +207,7 @@ def _load(source: str, backend: str | None) -> tuple[Any, Adapter]:
     )
 
 
-def _call(source: str, module_name: str, name: str, backend: str | None) -> tuple[Any, Adapter]:
+def _call(source: str, module_name: str, name: str, backend: str | None) -> tuple[Any, ModelAdapter]:
     """Import a model, or call the function that returns it.
 
     The module is imported as if Python ran in the current folder.
@@ -263,7 +263,7 @@ def _public(module: object) -> list[str]:
 
 
 def _preprocessing(
-    model: Any, adapter: Adapter, preset: str | None, size: tuple[int, int] | None
+    model: Any, adapter: ModelAdapter, preset: str | None, size: tuple[int, int] | None
 ) -> tuple[Preprocessing, str]:
     """Choose the preprocessing, and describe where it comes from."""
     declared = getattr(model, "preprocessing", None)
@@ -283,7 +283,7 @@ def _preprocessing(
     return preprocessing, f"preprocessing {preset!r}, as you ask for"
 
 
-def _input_geometry(model: Any, adapter: Adapter) -> tuple[tuple[int, int] | None, int]:
+def _input_geometry(model: Any, adapter: ModelAdapter) -> tuple[tuple[int, int] | None, int]:
     """Read (height, width) or None, and the number of channels, from the model's `input_shape`."""
     shape = getattr(model, "input_shape", None)
     if not isinstance(shape, (tuple, list)) or len(shape) != 4:

@@ -321,7 +321,9 @@ class ConceptAnalysis:
         if kernel_size is None:
             assert self.concept.rel_size is not None
             kernel_size = window_size(self.concept.rel_size, map_shape)
-        trainer = HyperplaneTrainer(stump.adapter, training, kernel_size, self.use_bias, self.settings)
+        trainer = HyperplaneTrainer(
+            stump.adapter.framework, training, kernel_size, self.use_bias, self.settings
+        )
         members = [
             self._member(trainer, stump.layer_id, index * self.ensemble_count + number, fold)
             for index, fold in enumerate(self._folds(examples))

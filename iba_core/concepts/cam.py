@@ -8,7 +8,6 @@ work for models of every framework, through the model's adapter. The formulas ar
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import lru_cache
 from types import TracebackType
 from typing import Any, ClassVar, NamedTuple, Self
 
@@ -28,7 +27,9 @@ from iba_core.concepts.activation_maps import (
 from iba_core.concepts.targets import ClassifierOutputTarget, ScoredOutput
 from iba_core.default_layer import everything_passes
 from iba_core.errors import InputError, LayerError
-from iba_core.framework.adapter import Adapter, Cut, Inputs, Model, find_adapter, require_finite
+from iba_core.framework.adapter import Inputs, Model, ModelAdapter, Split, find_adapter
+from iba_core.framework.cache import Cache
+from iba_core.framework.framework import Framework, require_finite
 from iba_core.framework.inputs import arrays_of, batch_size, take
 from iba_core.framework.layout import DataFormat, Layout, Tokens
 from iba_core.framework.namespace import Array, array_namespace, host_array
@@ -96,10 +97,10 @@ class BaseCAM:
             )
         self.target_layers = None if target_layers is None else target_layers if several else [target_layers]
         self.reshape_transform = reshape_transform
-        # A cut is kept, since a framework that compiles the head does so once for each.
-        self._cut = lru_cache(maxsize=16)(self.adapter.cut)
+        # Keep the splits, since a framework may compile the head of each once.
+        self._splits: Cache[Split] = Cache(size=16)
         for layer in self.target_layers or ():
-            self._cut(layer, None)
+            self._split(layer)
 
     def __enter__(self) -> Self:
         return self
@@ -143,49 +144,54 @@ class BaseCAM:
         if not batch_size(inputs):
             raise InputError("input_tensor is an empty batch")
         for array in arrays_of(inputs):
-            require_finite(self.adapter.to_numpy(array), "input_tensor")
+            require_finite(self.adapter.framework.to_numpy(array), "input_tensor")
         wanted = self._wanted(targets, batch_size(inputs))
         if self.target_layers is None:
             self.target_layers = [last_spatial_layer(self.adapter, take(inputs, 0, 1))]
-        until = common_layer(target.layer for target in wanted)
-        cuts = [self._cut(layer, until) for layer in self.target_layers]
+        end_layer = common_layer(target.layer for target in wanted)
+        splits = [self._split(layer, end_layer) for layer in self.target_layers]
         principal = eigen_smooth or self.method.principal
         if not aug_smooth:
-            return self._maps(cuts, inputs, wanted, principal)
-        image, axis = _single_image(inputs, cuts[0].input_format)
-        mirrored = _mirrored(self.adapter, image, axis)
-        straight = [self._maps(cuts, image * factor, wanted, principal) for factor in _BRIGHTNESS]
-        crosswise = [self._maps(cuts, mirrored * factor, wanted, principal) for factor in _BRIGHTNESS]
+            return self._maps(splits, inputs, wanted, principal)
+        image, axis = _single_image(inputs, splits[0].input_format)
+        mirrored = _mirrored(self.adapter.framework, image, axis)
+        straight = [self._maps(splits, image * factor, wanted, principal) for factor in _BRIGHTNESS]
+        crosswise = [self._maps(splits, mirrored * factor, wanted, principal) for factor in _BRIGHTNESS]
         views = [*straight, *(maps[..., ::-1] for maps in crosswise)]
         return np.asarray(np.mean(views, axis=0), dtype=np.float32)
 
+    def _split(self, layer: Any, end_layer: Any = None) -> Split:
+        return self._splits.get((layer, end_layer), lambda: self.adapter.split(layer, end_layer))
+
     def _maps(
-        self, cuts: list[Cut], inputs: Inputs, wanted: list[_Wanted], principal: bool
+        self, splits: list[Split], inputs: Inputs, wanted: list[_Wanted], principal: bool
     ) -> npt.NDArray[np.float32]:
         shape = tuple(int(size) for size in next(arrays_of(inputs)).shape[1:])
-        spatial = Layout.of(shape, cuts[0].input_format).spatial_shape(shape)
-        return combine_layers((self._layer_maps(cut, inputs, wanted, principal) for cut in cuts), spatial)
+        spatial = Layout.of(shape, splits[0].input_format).spatial_shape(shape)
+        return combine_layers(
+            (self._layer_maps(split, inputs, wanted, principal) for split in splits), spatial
+        )
 
-    def _layer_maps(self, cut: Cut, inputs: Inputs, wanted: list[_Wanted], principal: bool) -> Array:
+    def _layer_maps(self, split: Split, inputs: Inputs, wanted: list[_Wanted], principal: bool) -> Array:
         gradients = None
         if self.method.weighting is None:
-            activations = cut.features(inputs)
+            activations = split.features(inputs)
         else:
-            with cut.open(inputs) as head:
-                activations = head.features
+            with split.head(inputs) as tail:
+                activations = tail.features
 
                 def score(z: Array) -> tuple[Array, tuple[()]]:
-                    outputs = main_output(cut.tail(z, head.carry))
+                    outputs = main_output(tail(z))
                     return sum(target.score(outputs[target.images]) for target in wanted), ()
 
-                *_, gradients = self.adapter.value_and_grad(score, activations)
-        transform, tokens, data_format = self.reshape_transform, None, cut.data_format
+                *_, gradients = self.adapter.framework.value_and_grad(score, activations)
+        transform, tokens, data_format = self.reshape_transform, None, split.data_format
         if isinstance(transform, Tokens):
             tokens = transform
         elif transform is not None:
             activations = transform(activations)
             gradients = None if gradients is None else transform(gradients)
-            data_format = cut.input_format
+            data_format = split.input_format
         layout = Layout.of(activations.shape[1:], data_format, tokens)
         return activation_maps(activations, gradients, self.method.weighting, layout, principal)
 
@@ -204,11 +210,13 @@ class BaseCAM:
         elif not callable(target):
             target = as_target(target)
 
+        framework = self.adapter.framework
+
         def score(outputs: Array) -> Array:
             xp = array_namespace(outputs)
             if isinstance(target, Target) and not isinstance(target, ScoredOutput):
-                loss, rows = target.resolve(self.adapter.to_numpy(outputs))
-                return -xp.sum(loss(outputs, *(self.adapter.asarray(row, like=outputs) for row in rows)))
+                loss, rows = target.resolve(framework.to_numpy(outputs))
+                return -xp.sum(loss(outputs, *(framework.asarray(row, like=outputs) for row in rows)))
             return sum(xp.sum(target(outputs[i])) for i in range(int(outputs.shape[0])))
 
         return _Wanted(images, score, getattr(target, "layer", None) if isinstance(target, Target) else None)
@@ -263,7 +271,7 @@ class EigenCAM(BaseCAM):
     method = Method(None, principal=True)
 
 
-def last_spatial_layer(adapter: Adapter, inputs: Inputs) -> str:
+def last_spatial_layer(adapter: ModelAdapter, inputs: Inputs) -> str:
     """Find the last layer that has two spatial axes, both longer than 1, and that all information passes.
 
     Args:
@@ -297,6 +305,6 @@ def _single_image(inputs: Inputs, data_format: DataFormat) -> tuple[Array, int]:
     return image, 1 + Layout.of(image.shape[1:], data_format).spatial_axes[-1]
 
 
-def _mirrored(adapter: Adapter, image: Array, axis: int) -> Array:
-    backwards = adapter.asarray(np.arange(int(image.shape[axis]))[::-1].copy(), like=image)
+def _mirrored(framework: Framework, image: Array, axis: int) -> Array:
+    backwards = framework.asarray(np.arange(int(image.shape[axis]))[::-1].copy(), like=image)
     return array_namespace(image).take(image, backwards, axis=axis)

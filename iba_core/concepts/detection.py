@@ -100,7 +100,7 @@ class ModelStump:
         model: the model.
         layer_id: name of the layer.
         adapter: the model's adapter.
-        cut: the model, split at the layer.
+        split: the model, split at the layer.
 
     Raises:
         InputError: no backend serves the model.
@@ -117,12 +117,12 @@ class ModelStump:
     def __init__(self, model: Model, layer_id: Any, backend: str | None = None) -> None:
         self.model = model
         self.adapter = find_adapter(model, backend)
-        self.cut = self.adapter.cut(layer_id)
-        self.layer_id = self.cut.layer_name
+        self.split = self.adapter.split(layer_id)
+        self.layer_id = self.split.layer_name
 
     def __call__(self, inputs: Inputs) -> Array:
         """Compute the feature maps (B, *feature map) of a batch of inputs, without a graph."""
-        return self.cut.features(self.adapter.to_inputs(inputs))
+        return self.split.features(self.adapter.to_inputs(inputs))
 
     def maps(self, inputs: Inputs) -> FloatArray:
         """Compute the feature maps of a batch with channels last, (B, H, W, C), as a NumPy array.
@@ -134,13 +134,13 @@ class ModelStump:
 
     def maps_of(self, output: Array) -> FloatArray:
         """Convert an output of the layer, (B, *feature map), as `maps` does."""
-        features = self.adapter.to_numpy(output)
+        features = self.adapter.framework.to_numpy(output)
         if features.ndim != 4:
             raise LayerError(
                 f"layer {self.layer_id!r} gives features of shape {features.shape[1:]}; a concept needs "
                 "feature maps with one channel axis and two spatial axes"
             )
-        layout = Layout.of(features.shape[1:], self.cut.data_format)
+        layout = Layout.of(features.shape[1:], self.split.data_format)
         order = (*layout.spatial_axes, layout.channel_axis)
         return np.ascontiguousarray(features.transpose(0, *(axis + 1 for axis in order)))
 

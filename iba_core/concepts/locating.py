@@ -132,7 +132,7 @@ def locate(
     images = stump.adapter.to_inputs(inputs)
     probabilities = mean_probability(stump.maps(images), embeddings)
     shape = tuple(int(size) for size in images.shape[1:])
-    height, width = Layout.of(shape, stump.cut.input_format).spatial_shape(shape)
+    height, width = Layout.of(shape, stump.split.input_format).spatial_shape(shape)
     return np.stack([resize_map(heatmap, (height, width)) for heatmap in probabilities])
 
 

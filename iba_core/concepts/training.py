@@ -25,7 +25,7 @@ from iba_core.concepts.laplace import cross_entropy_hessian, posterior_factor, t
 from iba_core.concepts.losses import BalancedBCELoss
 from iba_core.concepts.masks import MaskFunction
 from iba_core.errors import InputError, OptimizationError
-from iba_core.framework.adapter import Adapter
+from iba_core.framework.framework import Framework
 from iba_core.framework.namespace import Array, array_namespace, sigmoid
 from iba_core.utils import get_tqdm
 
@@ -265,7 +265,7 @@ class HyperplaneTrainer:
     Use one object for all hyperplanes of a layer, since it compiles the optimiser step once.
 
     Args:
-        adapter: adapter of the model; its framework computes the gradients.
+        framework: framework of the model, which computes the gradients.
         examples: feature maps and targets to learn from.
         kernel_size: (height, width) of the window.
         use_bias: whether hyperplanes have a bias.
@@ -281,7 +281,7 @@ class HyperplaneTrainer:
 
     def __init__(
         self,
-        adapter: Adapter,
+        framework: Framework,
         examples: Examples,
         kernel_size: Sequence[int],
         use_bias: bool,
@@ -296,12 +296,12 @@ class HyperplaneTrainer:
         self.settings = settings
         self.examples = examples
         self.basis = standard_coordinates(examples.maps, kernel_size, use_bias)
-        self._adapter = adapter
+        self._framework = framework
         self._basis = self._tensor(self.basis)
         self._rate = self._tensor(settings.learning_rate)
         self._decay = self._tensor(settings.weight_decay)
-        self._compiled_step = adapter.compile(self._step)
-        self._compiled_loss = adapter.compile(self._loss)
+        self._compiled_step = framework.compile(self._step)
+        self._compiled_loss = framework.compile(self._loss)
 
     def start(self, member: int) -> FloatArray:
         """Draw random parameters (P,) for a member of an ensemble, from the seed."""
@@ -360,7 +360,7 @@ class HyperplaneTrainer:
             elif epoch + 1 - best_epoch >= settings.patience:
                 break
         bar.close()
-        parameters = self.basis @ self._adapter.to_numpy(best).astype(np.float64)
+        parameters = self.basis @ self._framework.to_numpy(best).astype(np.float64)
         return Hyperplane(parameters, tuple(losses), tuple(validation_losses), best_epoch)
 
     def _start_state(self, parameters: npt.NDArray[np.floating]) -> AdamState:
@@ -378,7 +378,7 @@ class HyperplaneTrainer:
                 state, self._batch(self.examples, batch), corrections[number], self._rate, self._decay
             )
             values.append(value)
-        return state, float(np.mean([self._adapter.to_numpy(value) for value in values]))
+        return state, float(np.mean([self._framework.to_numpy(value) for value in values]))
 
     def laplace_factor(
         self,
@@ -439,7 +439,7 @@ class HyperplaneTrainer:
         self, state: AdamState, batch: _Batch, correction: Array, rate: Array, decay: Array
     ) -> tuple[AdamState, Array]:
         """Do one optimiser step. All that changes comes in as an argument, so that it can be compiled."""
-        value, _, gradient = self._adapter.value_and_grad(
+        value, _, gradient = self._framework.value_and_grad(
             partial(self._objective, batch=batch, decay=decay), state.parameter
         )
         return adam_step(state, gradient, correction, rate), value
@@ -467,7 +467,7 @@ class HyperplaneTrainer:
         size = self.settings.batch_size
         parts = [rows[first : first + size] for first in range(0, len(rows), size)]
         losses = [
-            float(self._adapter.to_numpy(self._compiled_loss(x, self._batch(examples, part))))
+            float(self._framework.to_numpy(self._compiled_loss(x, self._batch(examples, part))))
             for part in parts
         ]
         return float(np.average(losses, weights=[len(part) for part in parts]))
@@ -485,13 +485,13 @@ class HyperplaneTrainer:
 
     def _batch(self, examples: Examples, rows: npt.NDArray[np.integer]) -> _Batch:
         return {
-            "maps": self._adapter.asarray(examples.maps[rows], examples.like),
+            "maps": self._framework.asarray(examples.maps[rows], examples.like),
             "targets": self._tensor(examples.targets[rows]),
             "basis": self._basis,
         }
 
     def _tensor(self, array: npt.ArrayLike) -> Array:
-        return self._adapter.asarray(np.asarray(array, dtype=np.float64), self.examples.like)
+        return self._framework.asarray(np.asarray(array, dtype=np.float64), self.examples.like)
 
     def _generator(self, member: int, purpose: int) -> np.random.Generator:
         counter = np.array([0, 0, purpose, member], dtype=np.uint64)
@@ -555,7 +555,7 @@ def train_detection_model(
     if concept.val_data is not None:
         validation = (Examples.compute(stump, concept.val_data, progbar=progbar), None)
     trainer = HyperplaneTrainer(
-        stump.adapter, examples, model.kernel_size, model.use_bias, chosen, model.apply_padding
+        stump.adapter.framework, examples, model.kernel_size, model.use_bias, chosen, model.apply_padding
     )
     weight, bias = model.hyperplanes()
     starts = weight.reshape(len(weight), -1)

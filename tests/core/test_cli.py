@@ -14,7 +14,7 @@ from rich.console import Console
 
 import iba_core
 from iba_core import Attribution, Explainer, MissingDependencyError
-from iba_core.bottleneck.formulas import BottleneckSettings, preset_settings
+from iba_core.bottleneck.settings import BottleneckSettings, preset_settings
 from iba_core.cli import console, demo, explain, main, network, photographs, results
 from iba_core.cli.network import Network, parse_size
 from iba_core.cli.quiet import quiet_start

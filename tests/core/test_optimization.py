@@ -7,11 +7,13 @@ import pytest
 
 from iba_core import BottleneckSettings, InputError, OptimizationError, Statistics
 from iba_core.bottleneck.adam import AdamState, adam_step, bias_corrections
-from iba_core.bottleneck.formulas import Mask, capacity, mask_from_alpha, preset_settings, restrict
+from iba_core.bottleneck.formulas import Mask, capacity, mask_from_alpha, restrict
 from iba_core.bottleneck.noise import seeded_normal
-from iba_core.bottleneck.optimization import BottleneckOptimizer, _Convergence
+from iba_core.bottleneck.optimization import BottleneckOptimizer, Convergence
+from iba_core.bottleneck.settings import preset_settings
 from iba_core.bottleneck.smoothing import smoothing_matrices
-from iba_core.framework.adapter import Adapter, Cut, Head
+from iba_core.framework.adapter import Tail
+from iba_core.framework.framework import Framework
 from iba_core.framework.layout import Layout
 from iba_core.targets import cross_entropy
 
@@ -24,26 +26,10 @@ STATISTICS = Statistics(RNG.normal(size=SHAPE), RNG.uniform(0, 2, SHAPE), RNG.ra
 CLASSES = np.array([2, 0, 3])
 
 
-class NumPyAdapter(Adapter):
-    """Just enough of an adapter: the model is a linear tail."""
+class NumPyFramework(Framework):
+    """Gradients are central differences."""
 
     name = "numpy"
-    data_format = "channels_first"
-
-    owns = classmethod(lambda cls, model: True)
-    load = classmethod(lambda cls, source: None)
-
-    def layers(self, inputs):
-        return []
-
-    def cut(self, layer) -> Cut:
-        raise NotImplementedError
-
-    def predict(self, inputs):
-        raise NotImplementedError
-
-    def to_inputs(self, inputs):
-        return inputs
 
     def asarray(self, array, like):
         array = np.asarray(array)
@@ -65,18 +51,26 @@ class NumPyAdapter(Adapter):
         return value, auxiliary, gradient
 
 
-def tail_loss(z, carry, targets):
-    logits = z.reshape(len(z), -1) @ WEIGHT
-    return cross_entropy(logits, np.repeat(targets[0], len(z) // len(targets[0])))
+def linear(z, carry):
+    """Logits of the model's tail."""
+    return z.reshape(len(z), -1) @ WEIGHT
 
 
-def optimizer(**settings) -> BottleneckOptimizer:
-    chosen = BottleneckSettings(**{"steps": 4, "samples": 3, **settings})
-    return BottleneckOptimizer(NumPyAdapter(None), tail_loss, LAYOUT, chosen)
+def tail(features=FEATURES, run=linear) -> Tail:
+    return Tail(features, run)
+
+
+def optimizer(loss=cross_entropy, framework=None, **options) -> BottleneckOptimizer:
+    return BottleneckOptimizer(framework or NumPyFramework(), loss, LAYOUT, **options)
+
+
+def chosen(**settings) -> BottleneckSettings:
+    return BottleneckSettings(**{"steps": 4, "samples": 3, **settings})
 
 
 def run(features=FEATURES, classes=CLASSES, settings=None, **options):
-    return optimizer(**(settings or {})).run(Head(features), STATISTICS, (classes,), **{"seed": 1, **options})
+    settings = chosen(**(settings or {}))
+    return optimizer().run(tail(features), STATISTICS, (classes,), settings, **{"seed": 1, **options})
 
 
 def softmax_gradient(z, target):
@@ -125,9 +119,9 @@ def test_the_loop_is_the_published_algorithm(settings):
 @pytest.mark.parametrize("sizes", [(4,), (1, 3)])
 def test_the_gradient_is_that_of_the_objective(relu, sizes):
     """Against differences of the objective as the paper has it, restricted copy by copy."""
-    one = BottleneckOptimizer(NumPyAdapter(None), tail_loss, LAYOUT, relu=relu)
+    one = optimizer(relu=relu)
     pass_mask = RNG.random(SHAPE) > 0.8
-    problem = one.problem(Head(FEATURES), STATISTICS, (CLASSES,), pass_mask=pass_mask)
+    problem = one.problem(tail(), STATISTICS, (CLASSES,), pass_mask=pass_mask)
     noise = one.noise(problem, sizes, 3, 0)
     alpha = np.random.default_rng(1).normal(size=FEATURES.shape)
 
@@ -138,11 +132,11 @@ def test_the_gradient_is_that_of_the_objective(relu, sizes):
         for n in np.concatenate(noise):
             z = restrict(FEATURES, mask, problem.mean + problem.std * n)
             z = np.where(pass_mask, FEATURES, np.where(STATISTICS.active, z, 0))
-            total += tail_loss(np.maximum(z, 0) if relu else z, (), (CLASSES,)).sum() / 4
+            total += cross_entropy(linear(np.maximum(z, 0) if relu else z, ()), CLASSES).sum() / 4
         return total, ()
 
-    gradient, report = one.gradient(alpha, noise, problem)
-    value, _, expected = NumPyAdapter(None).value_and_grad(objective, alpha)
+    gradient, report = one.gradient(alpha, tuple(map(np.copy, noise)), problem)
+    value, _, expected = NumPyFramework().value_and_grad(objective, alpha)
     np.testing.assert_allclose(gradient, expected, rtol=1e-5, atol=1e-7)
     np.testing.assert_allclose((report.model_loss + report.information).sum(), value)
 
@@ -153,17 +147,15 @@ def test_slopes_where_the_bottleneck_does_not_act_need_not_be_finite():
     passing[0, 1] = True
     idle = ~STATISTICS.active | passing
 
-    class Steep(NumPyAdapter):
+    class Steep(NumPyFramework):
         def value_and_grad(self, function, x):
             value, auxiliary, gradient = super().value_and_grad(function, x)
             if len(x) > len(FEATURES):  # of the noisy copies
                 gradient[:, idle] = np.inf
             return value, auxiliary, gradient
 
-    usual, steep = (
-        BottleneckOptimizer(adapter(None), tail_loss, LAYOUT) for adapter in (NumPyAdapter, Steep)
-    )
-    problem = usual.problem(Head(FEATURES), STATISTICS, (CLASSES,), pass_mask=passing)
+    usual, steep = (optimizer(framework=framework) for framework in (NumPyFramework(), Steep()))
+    problem = usual.problem(tail(), STATISTICS, (CLASSES,), pass_mask=passing)
     alpha = np.random.default_rng(1).normal(size=FEATURES.shape)
     with np.errstate(invalid="ignore"):  # NumPy speaks of it; frameworks do not
         expected, found = (
@@ -183,7 +175,7 @@ def test_a_mask_is_not_negative():
 @pytest.mark.parametrize("sizes", [(6,), (5,), (2, 2, 1)])
 def test_antithetic_copies_cancel_in_pairs(seed, sizes):
     one = optimizer()
-    problem = one.problem(Head(FEATURES), STATISTICS)
+    problem = one.problem(tail(), STATISTICS)
     chunks = one.noise(problem, sizes, seed, 2, antithetic=True)
     assert tuple(map(len, chunks)) == sizes
     noise = np.concatenate(chunks)
@@ -197,11 +189,8 @@ def test_antithetic_copies_cancel_in_pairs(seed, sizes):
 def test_antithetic_copies_take_the_noise_out_of_what_is_linear_in_it():
     """With a loss linear in the features, a pair has the gradient of infinitely many copies."""
 
-    def linear(z, carry, targets):
-        return z.reshape(len(z), -1) @ WEIGHT[:, 0]
-
-    one = BottleneckOptimizer(NumPyAdapter(None), linear, LAYOUT)
-    problem = one.problem(Head(FEATURES), STATISTICS, (CLASSES,))
+    one = optimizer(lambda logits, classes: logits[:, 0])
+    problem = one.problem(tail(), STATISTICS, (CLASSES,))
     alpha = np.zeros_like(FEATURES)
     without, _ = one.gradient(alpha, (np.zeros((1, *SHAPE)),), problem)
     pair, _ = one.gradient(alpha, one.noise(problem, (2,), 0, 0, antithetic=True), problem)
@@ -222,26 +211,26 @@ def test_the_schedule_says_how_many_copies_pass_in_each_step(settings, sizes):
     assert BottleneckSettings(**settings).schedule == sizes
     passed = []
 
-    def watched(z, carry, targets):
+    def watched(z, carry):
         passed.append(len(z))
-        return tail_loss(z, carry, targets)
+        return linear(z, carry)
 
-    class Steps(NumPyAdapter):
+    class Steps(NumPyFramework):
         def value_and_grad(self, function, x):
             value, auxiliary = function(x)
             return value, auxiliary, np.zeros_like(x)
 
-    one = BottleneckOptimizer(Steps(None), watched, LAYOUT, BottleneckSettings(**settings))
-    one.run(Head(FEATURES), STATISTICS, (CLASSES,), seed=0)
+    one, settings = optimizer(framework=Steps()), BottleneckSettings(**settings)
+    one.run(tail(run=watched), STATISTICS, (CLASSES,), settings, seed=0)
     assert passed == [3 * size for size in sizes]
     passed.clear()
-    one.run(Head(FEATURES), STATISTICS, (CLASSES,), seed=0, max_batch=6)
+    one.run(tail(run=watched), STATISTICS, (CLASSES,), settings, seed=0, max_batch=6)
     assert max(passed) <= 6
     assert sum(passed) == 3 * sum(sizes)
 
 
 def test_an_image_has_converged_once_its_map_changes_by_no_more_than_the_tolerance():
-    convergence = _Convergence(0.1, images=3)
+    convergence = Convergence(0.1, images=3)
     # Sums of absolute changes as shares of the new sums: 0.5 and 0.08; 0.1; 0.5, 0.4 and 0.
     for maps in (
         [[4.0, 4.0], [5.0, 5.0], [8.0, 8.0]],
@@ -270,12 +259,12 @@ def test_a_tolerance_ends_the_run_and_nothing_else():
 
 def test_new_statistics_take_the_place_of_the_old_ones():
     one = optimizer()
-    first = one.problem(Head(FEATURES), STATISTICS)
+    first = one.problem(tail(), STATISTICS)
     other = Statistics(STATISTICS.mean + 1, STATISTICS.std, ~STATISTICS.active)
-    second = one.problem(Head(FEATURES), other)
+    second = one.problem(tail(), other)
     np.testing.assert_array_equal(second.mean, first.mean + 1)
     np.testing.assert_array_equal(second.restricted, ~first.restricted)
-    floored = one.problem(Head(FEATURES), other, settings=BottleneckSettings(min_std=5.0, smooth_std=None))
+    floored = one.problem(tail(), other, settings=BottleneckSettings(min_std=5.0, smooth_std=None))
     assert (floored.std == 5).all()
     assert floored.matrices == ()
     assert len(second.matrices) == 2
@@ -302,12 +291,12 @@ def test_an_image_does_not_feel_its_neighbours():
 def test_max_batch_changes_memory_and_nothing_else(max_batch):
     sizes = []
 
-    def watched(z, carry, targets):
+    def watched(z, carry):
         sizes.append(len(z))
-        return tail_loss(z, carry, targets)
+        return linear(z, carry)
 
-    one = BottleneckOptimizer(NumPyAdapter(None), watched, LAYOUT, BottleneckSettings(steps=2, samples=3))
-    found = one.run(Head(FEATURES), STATISTICS, (CLASSES,), seed=1, max_batch=max_batch)
+    options = {"seed": 1, "max_batch": max_batch}
+    found = optimizer().run(tail(run=watched), STATISTICS, (CLASSES,), chosen(steps=2), **options)
     assert max(sizes) <= max_batch
     np.testing.assert_allclose(found.capacity, run(settings={"steps": 2}).capacity, rtol=1e-6)
     np.testing.assert_allclose(found.informations, run(settings={"steps": 2}).informations)
@@ -331,8 +320,8 @@ def test_pass_mask_passes_features_unchanged_without_capacity():
 
 
 def test_relu_clips_what_enters_the_tail():
-    one = BottleneckOptimizer(NumPyAdapter(None), tail_loss, LAYOUT, relu=True)
-    problem = one.problem(Head(FEATURES), STATISTICS)
+    one = optimizer(relu=True)
+    problem = one.problem(tail(), STATISTICS)
     half = Mask(np.full_like(FEATURES, 0.5), np.full_like(FEATURES, 0.5))
     assert one.restricted(problem, half, np.full((2, *SHAPE), -3.0)).min() == 0
 
@@ -357,26 +346,27 @@ def test_settings_of_zero_are_honoured():
 
 
 def test_a_scalar_loss_serves_one_image():
-    def scalar(z, carry, targets):
-        return tail_loss(z, carry, targets).mean()
+    def scalar(logits, classes):
+        return cross_entropy(logits, classes).mean()
 
-    one = BottleneckOptimizer(NumPyAdapter(None), scalar, LAYOUT, BottleneckSettings(steps=4, samples=3))
-    found = one.run(Head(FEATURES[:1]), STATISTICS, (CLASSES[:1],), seed=1)
+    one, given = optimizer(scalar, by_image=False), (tail(FEATURES[:1]), STATISTICS, (CLASSES[:1],), chosen())
+    found = one.run(*given, seed=1)
+    with pytest.raises(InputError, match=r"score has shape \(\) for 3 outputs; one score each is needed$"):
+        optimizer(scalar).run(*given, seed=1)
     np.testing.assert_allclose(found.capacity, run(FEATURES[:1], CLASSES[:1]).capacity, rtol=1e-6)
 
 
 def test_a_loss_that_turns_nan_names_the_step():
     calls, samples = [], 3
 
-    def fails(z, carry, targets):
+    def fails(logits, classes):
         calls.append(0)
         per_step = 1 + 2 * samples * FEATURES[:1].size
-        return tail_loss(z, carry, targets) * (np.nan if len(calls) > 2 * per_step else 1.0)
+        return cross_entropy(logits, classes) * (np.nan if len(calls) > 2 * per_step else 1.0)
 
-    one = BottleneckOptimizer(NumPyAdapter(None), fails, LAYOUT, BottleneckSettings(steps=4, samples=samples))
     expected = pytest.raises(OptimizationError, match="model's loss became nan at step 3 of 4")
     with expected, np.errstate(invalid="ignore"):
-        one.run(Head(FEATURES[:1]), STATISTICS, (CLASSES[:1],), seed=1)
+        optimizer(fails).run(tail(FEATURES[:1]), STATISTICS, (CLASSES[:1],), chosen(), seed=1)
 
 
 def test_a_last_step_that_goes_too_far_is_an_error():
@@ -389,7 +379,7 @@ def test_a_last_step_that_goes_too_far_is_an_error():
 def test_features_without_spread_need_a_floor():
     flat = Statistics(np.zeros(SHAPE), np.zeros(SHAPE), np.ones(SHAPE, bool))
     with pytest.raises(InputError, match="min_std=0, but the standard deviation"):
-        optimizer(min_std=0.0).run(Head(FEATURES), flat, (CLASSES,), seed=1)
+        optimizer().run(tail(), flat, (CLASSES,), chosen(min_std=0.0), seed=1)
 
 
 def test_shapes_that_do_not_fit_are_named():
@@ -438,3 +428,35 @@ def test_statistics_that_do_not_fit_are_named():
         Statistics(ok, -ok, ok > 0)
     with pytest.raises(InputError, match="must be finite"):
         Statistics(ok * np.nan, ok, ok > 0)
+
+
+@pytest.mark.parametrize("seed", [1, None])
+def test_the_order_of_the_tail_s_axes_changes_nothing(seed):
+    """A tail may have its features in another order; statistics, masks and results keep the model's."""
+    axes = (1, 2, 0)
+    features = FEATURES.transpose(0, 2, 3, 1)
+    passing = RNG.random(FEATURES.shape) > 0.8
+    seen = []
+
+    def back(z, carry):
+        return linear(z.transpose(0, 3, 1, 2), carry)
+
+    def see(step, state, report):
+        seen.append(state.parameter)
+
+    class Fixed(NumPyFramework):
+        def standard_normal(self, shape, like):
+            return np.zeros(shape)
+
+    one = BottleneckOptimizer(Fixed(), cross_entropy, LAYOUT.permuted(axes))
+    given = (STATISTICS, (CLASSES,), chosen())
+    options = {"seed": seed, "pass_mask": passing, "callback": see}
+    found = one.run(Tail(features, back, axes=axes), *given, **options)
+    expected = optimizer(framework=Fixed()).run(tail(), *given, **options)
+    for name in ("alpha", "capacity"):
+        np.testing.assert_allclose(getattr(found, name), getattr(expected, name), rtol=1e-6, atol=1e-9)
+    np.testing.assert_allclose(found.mask.blocked, expected.mask.blocked, rtol=1e-6)
+    np.testing.assert_allclose(
+        found.problem.fill[found.problem.fill != 0], expected.problem.fill[expected.problem.fill != 0]
+    )
+    np.testing.assert_allclose(seen[3], seen[7], rtol=1e-6)

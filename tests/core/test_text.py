@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 
 from iba_core import Attribution, InputError
-from iba_core.framework.adapter import Adapter
+from iba_core.framework.adapter import ModelAdapter
 from iba_core.text import TokenBits, token_statistics
 
 LN2 = np.log(2)
@@ -126,7 +126,7 @@ class Features:
 
 
 def test_statistics_count_each_token_once():
-    assert all(hasattr(Adapter, name) for name in ("cut", "to_inputs", "to_numpy"))
+    assert all(hasattr(ModelAdapter, name) for name in ("cut", "to_inputs", "to_numpy"))
     generator = np.random.default_rng(0)
     batches = [(generator.normal(size=(3, 5, 4)), generator.uniform(size=(3, 5)) < 0.6) for _ in range(2)]
     tokens = np.concatenate([features[mask] for features, mask in batches])

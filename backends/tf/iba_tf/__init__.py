@@ -12,17 +12,15 @@ if _missing := [name for name in ("tensorflow", "keras") if find_spec(name) is N
     )
 
 from iba_tf import namespace
-from iba_tf.adapter import KerasAdapter
+from iba_tf.adapter import TensorFlowAdapter
 from iba_tf.bottlenecks.copy import IBACopy
 from iba_tf.bottlenecks.estimator import TFWelfordEstimator
 from iba_tf.bottlenecks.innvestigate import IBACopyInnvestigate
-from iba_tf.bottlenecks.layer import IBALayer
+from iba_tf.bottlenecks.layer import IBALayer, Sequential
+from iba_tf.bottlenecks.per_sample import to_saliency_map
 from iba_tf.bottlenecks.readout import IBAReadout
-from iba_tf.bottlenecks.saliency import to_saliency_map
-from iba_tf.bottlenecks.sequential import Sequential
 from iba_tf.bottlenecks.softmax import model_wo_softmax
-from iba_tf.graphs.graph_split import GraphCut
-from iba_tf.graphs.keras_split import KerasCut
+from iba_tf.graphs.split import GraphSplit
 from iba_tf.images import get_imagenet_generator
 from iba_tf.models.graph_model import GraphModel
 
@@ -30,16 +28,15 @@ register_namespace("tensorflow", namespace)
 
 __all__ = [
     "EpochReport",
-    "GraphCut",
     "GraphModel",
+    "GraphSplit",
     "IBACopy",
     "IBACopyInnvestigate",
     "IBALayer",
     "IBAReadout",
-    "KerasAdapter",
-    "KerasCut",
     "Sequential",
     "TFWelfordEstimator",
+    "TensorFlowAdapter",
     "get_imagenet_generator",
     "model_wo_softmax",
     "to_saliency_map",

@@ -86,7 +86,7 @@ class ConceptDetectionModel2D(ConceptDetection, keras.layers.Layer):
         self._configure(spec, use_laplace, use_bias)
         if data_format is None:
             data_format = (
-                keras.config.image_data_format() if spec.stump is None else spec.stump.cut.data_format
+                keras.config.image_data_format() if spec.stump is None else spec.stump.split.data_format
             )
         self.data_format: DataFormat = data_format
         bound = fan_in_bound(spec.kernel_size, spec.in_channels)

@@ -13,18 +13,18 @@ from google.protobuf.message import DecodeError
 from tensorflow.core.framework.graph_pb2 import GraphDef
 
 from iba_core.errors import InputError, StateError, closest
+from iba_tf.framework import traced
+from iba_tf.graphs.dataflow import TensorName
+from iba_tf.graphs.graph_inputs import GraphInput
 from iba_tf.graphs.operations import (
     REFERENCES,
     Binding,
-    GraphInput,
     OperationGraph,
-    TensorName,
     canonical,
     data_inputs,
     node_of,
 )
 from iba_tf.models.origins import FixedOrigin
-from iba_tf.tracing import traced
 
 _NO_OUTPUTS = ("Const", "NoOp", "Placeholder", "PlaceholderWithDefault", "Assert", "SaveV2", "RestoreV2")
 

@@ -1,0 +1,271 @@
+"""What the core asks of TensorFlow: arrays, gradients, compiled functions, noise."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial, wraps
+from typing import Any, ClassVar, NamedTuple, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+import tensorflow as tf
+from tensorflow.python.eager import context  # nothing public turns eager execution on for a while
+
+from iba_core.bottleneck.noise import keyed_normal
+from iba_core.framework.cache import Cache
+from iba_core.framework.framework import F, Framework, X, rows_in_cache
+
+C = TypeVar("C", bound=Callable[..., Any])
+
+_CONSTANTS = 32
+"""How many combinations of constants a compiled function keeps its graphs for."""
+
+
+@contextmanager
+def eagerly() -> Iterator[None]:
+    """Run operations at once, with plain integers in shapes, also in a TensorFlow 1 graph.
+
+    Inside a `tf.function` that is being traced, this context does nothing.
+    """
+    if tf.executing_eagerly() or tf.inside_function():
+        yield
+        return
+    v1_shapes = type(tf.TensorShape([1])[0]) is not int
+    if v1_shapes:
+        tf.compat.v1.enable_v2_tensorshape()
+    try:
+        with context.eager_mode():
+            yield
+    finally:
+        if v1_shapes:
+            tf.compat.v1.disable_v2_tensorshape()
+
+
+def runs_eagerly(function: C) -> C:
+    """Decorate `function` so that its body runs in the context `eagerly`."""
+
+    @wraps(function)
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        with eagerly():
+            return function(*args, **kwargs)
+
+    return wrapped  # type: ignore[return-value]  # `wraps` keeps the signature, which the checker cannot see
+
+
+def traced(function: Callable[..., Any], **options: Any) -> Any:
+    """Return `function` as a `tf.function` whose Python code AutoGraph does not rewrite.
+
+    Args:
+        function: takes and returns nested structures of tensors.
+        **options: options of `tf.function`.
+    """
+    # TensorFlow counts traces per code object, and would warn of too many if several objects trace the same
+    # method. Each partial is counted separately.
+    return tf.function(partial(function), autograph=False, **options)
+
+
+def fresh_key() -> tuple[int, int]:
+    """Two new numbers below 2**31 that can seed stateless random operations.
+
+    `tf.random.set_seed` determines them, as it does TensorFlow's own random numbers. No operation runs:
+    after `set_seed`, every eager random operation would leave a kernel in memory.
+    """
+    seed, of_operation = tf.compat.v1.get_seed(None)
+    if seed is None:
+        return secrets.randbits(31), secrets.randbits(31)
+    return seed % 2**31, of_operation % 2**31
+
+
+class TensorFlowFramework(Framework):
+    """TensorFlow's arrays, gradients, compiled functions and noise.
+
+    Example:
+        >>> framework = TensorFlowFramework()
+        >>> x = tf.constant([1.0, 2.0])
+        >>> value, _, gradient = framework.value_and_grad(lambda x: (tf.reduce_sum(x**2), ()), x)
+        >>> float(value), gradient.numpy().tolist()
+        (5.0, [2.0, 4.0])
+    """
+
+    name: ClassVar[str] = "tensorflow"
+
+    # -- arrays -----------------------------------------------------------------------------------
+
+    @runs_eagerly
+    def asarray(self, array: npt.ArrayLike, like: tf.Tensor) -> tf.Tensor:
+        """See `Framework.asarray`."""
+        with tf.device(like.device):
+            tensor = tf.convert_to_tensor(array)
+            return tf.cast(tensor, like.dtype) if tensor.dtype.is_floating else tensor
+
+    @runs_eagerly
+    def to_numpy(self, array: tf.Tensor) -> npt.NDArray[Any]:
+        """See `Framework.to_numpy`."""
+        tensor = tf.convert_to_tensor(array)
+        found: npt.NDArray[Any] = (
+            tf.cast(tensor, tf.float32) if tensor.dtype == tf.bfloat16 else tensor
+        ).numpy()
+        return found
+
+    @runs_eagerly
+    def standard_normal(self, shape: Sequence[int], like: tf.Tensor) -> tf.Tensor:
+        """See `Framework.standard_normal`; `tf.random.set_seed` determines the numbers."""
+        first, second = fresh_key()
+        if _on_processor(like):
+            # TensorFlow's own kernel takes more than twice as long on a processor.
+            return self.asarray(keyed_normal(first << 32 | second, tuple(shape)), like)
+        with tf.device(like.device):
+            return tf.random.stateless_normal(shape, seed=(first, second), dtype=like.dtype)
+
+    def preferred_batch(self, shape: Sequence[int], like: tf.Tensor) -> int | None:
+        """See `Framework.preferred_batch`."""
+        return rows_in_cache(shape) if _on_processor(like) else None
+
+    # -- functions --------------------------------------------------------------------------------
+
+    @runs_eagerly
+    def value_and_grad(
+        self, function: Callable[[tf.Tensor], tuple[tf.Tensor, Any]], x: tf.Tensor
+    ) -> tuple[tf.Tensor, Any, tf.Tensor]:
+        """See `Framework.value_and_grad`."""
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            tape.watch(x)
+            value, auxiliary = function(x)
+        gradient = tape.gradient(value, x, unconnected_gradients=tf.UnconnectedGradients.ZERO)
+        return value, auxiliary, gradient
+
+    def compile(self, function: F, *, jit_compile: bool = False, donate: int | None = None) -> F:
+        """Return `function` as a `tf.function`, traced once for each combination of shapes and constants.
+
+        The graphs of the constants that were used least recently are dropped. See `Framework.compile`.
+        """
+        graphs: Cache[Any, Any] = Cache(_CONSTANTS)
+        pool: list[list[tf.Variable]] = []
+        options = {"jit_compile": True} if jit_compile else {}
+
+        def call(*args: Any) -> Any:
+            arguments = list(args)
+            del args  # nothing but `arguments` may hold the arrays that are donated
+            donated = _lent(arguments, donate, pool) if donate is not None and not jit_compile else None
+            leaves = tf.nest.flatten(arguments)
+            constants = {index: leaf for index, leaf in enumerate(leaves) if not _is_array(leaf)}
+            graph = graphs.get(_key(constants), lambda: traced(partial(_run, function, constants), **options))
+            try:
+                return graph(*tf.nest.pack_sequence_as(arguments, _without(leaves, constants)))
+            finally:
+                if donated is not None:
+                    pool.append(donated)
+
+        return call  # type: ignore[return-value]
+
+    def barrier(self, x: X, after: Any) -> X:
+        """See `Framework.barrier`."""
+        if tf.executing_eagerly():
+            return x
+        with tf.control_dependencies([leaf for leaf in tf.nest.flatten(after) if tf.is_tensor(leaf)]):
+            held: X = tf.nest.map_structure(lambda leaf: tf.identity(leaf) if tf.is_tensor(leaf) else leaf, x)
+        return held
+
+
+class _Lent(NamedTuple):
+    """An array in a variable that nothing else refers to."""
+
+    variable: tf.Variable
+    shape: tf.TensorShape
+
+
+def _lent(arguments: list[Any], donate: int, pool: list[list[tf.Variable]]) -> list[tf.Variable] | None:
+    """Move the donated arrays from the arguments into variables, which can let go of them.
+
+    Args:
+        arguments: the arguments of a compiled function. The donated one is replaced.
+        donate: the position of the donated one, a tuple of arrays.
+        pool: variables of earlier calls that nothing uses at the moment.
+
+    Returns:
+        The variables; None where arrays cannot be donated. Variables that a distribution strategy makes have
+        one known shape.
+    """
+    if tf.distribute.has_strategy() or not tf.executing_eagerly():
+        return None
+    arrays = list(arguments[donate])
+    arguments[donate] = None
+    arrays.reverse()
+    try:
+        variables = pool.pop()
+    except IndexError:
+        variables = []
+    moved: list[_Lent] = []
+    while arrays:
+        array = arrays.pop()
+        place = len(moved)
+        if place == len(variables) or not _holds(variables[place], array):
+            with tf.device(array.device):
+                made = tf.Variable(array, trainable=False, shape=tf.TensorShape(None))
+            variables[place : place + 1] = [made]
+        else:
+            # A new variable would take more time.
+            variables[place].assign(array, read_value=False)
+        moved.append(_Lent(variables[place], array.shape))
+        del array
+    arguments[donate] = tuple(moved)
+    return variables
+
+
+def _holds(variable: tf.Variable, array: tf.Tensor) -> bool:
+    return bool(variable.dtype == array.dtype and variable.device == array.device)
+
+
+def _taken(lent: _Lent) -> tf.Tensor:
+    """The array in a variable, which lets go of it."""
+    array = tf.ensure_shape(lent.variable.read_value(), lent.shape)
+    let_go = lent.variable.assign(tf.zeros([0], array.dtype), read_value=False)
+    # Without this order the variable might let go last, and the function could not reuse the memory.
+    with tf.control_dependencies([let_go]):
+        return tf.identity(array)
+
+
+def _run(function: Callable[..., Any], constants: dict[int, Any], *arguments: Any) -> Any:
+    """Call `function` with its constants in their places, and with what was lent taken."""
+    leaves = tf.nest.flatten(arguments)
+    for index, constant in constants.items():
+        leaves[index] = constant
+    structure = tf.nest.pack_sequence_as(arguments, leaves)
+    return function(
+        *(
+            tuple(_taken(leaf) for leaf in argument)
+            if isinstance(argument, tuple) and argument and isinstance(argument[0], _Lent)
+            else argument
+            for argument in structure
+        )
+    )
+
+
+def _without(leaves: list[Any], constants: dict[int, Any]) -> list[Any]:
+    return [None if index in constants else leaf for index, leaf in enumerate(leaves)]
+
+
+def _is_array(leaf: Any) -> bool:
+    return tf.is_tensor(leaf) or isinstance(leaf, (np.ndarray, np.generic, tf.Variable))
+
+
+def _key(constants: dict[int, Any]) -> tuple[Any, ...]:
+    """What tells constants apart: their values where they have a hash, else their identity."""
+    return tuple(
+        (index, type(constant), constant if _has_hash(constant) else id(constant))
+        for index, constant in constants.items()
+    )
+
+
+def _has_hash(value: Any) -> bool:
+    try:
+        hash(value)
+    except TypeError:
+        return False
+    return True
+
+
+def _on_processor(tensor: tf.Tensor) -> bool:
+    return tf.DeviceSpec.from_string(tensor.device).device_type in (None, "CPU")

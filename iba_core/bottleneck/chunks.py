@@ -1,0 +1,118 @@
+"""The loop over the images of a batch, a chunk of them at a time, once for all that explain."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from iba_core.bottleneck.optimization import BottleneckOptimizer, BottleneckResult, Callback, PassMask
+from iba_core.bottleneck.settings import BottleneckSettings
+from iba_core.bottleneck.statistics import Statistics
+from iba_core.errors import InputError
+from iba_core.framework.adapter import Inputs, Split, Tail
+from iba_core.framework.framework import Framework
+from iba_core.framework.inputs import arrays_of, batch_size, take
+from iba_core.framework.namespace import Array
+from iba_core.utils import get_tqdm
+
+
+class Task(NamedTuple):
+    """What to optimise for a chunk of images."""
+
+    optimizer: BottleneckOptimizer
+    statistics: Statistics
+    """Distribution of the features, in the model's own order of axes."""
+    rows: tuple[Array, ...] = ()
+    """Tensors with a row per image of the chunk, for the loss."""
+    callback: Callback | None = None
+
+
+class Chunk(NamedTuple):
+    """A chunk of images that has been explained, while its head is still open."""
+
+    start: int
+    """Number of the first image."""
+    stop: int
+    """Number after the last image."""
+    tail: Tail
+    result: BottleneckResult
+
+
+def explain_in_chunks(
+    framework: Framework,
+    split: Split,
+    inputs: Inputs,
+    feature_shape: Sequence[int],
+    settings: BottleneckSettings,
+    task: Callable[[Tail, int, int], Task],
+    *,
+    together: bool = False,
+    seed: int | None = None,
+    pass_mask: PassMask | None = None,
+    max_batch: int | None = None,
+    progbar: bool = False,
+) -> Iterator[Chunk]:
+    """Optimise a bottleneck for each image of a batch, as many images at once as suits the device.
+
+    Args:
+        framework: the model's framework.
+        split: the model, split at the bottleneck's layer.
+        inputs: B images, as tensors of the model.
+        feature_shape: shape of one feature map.
+        settings: hyperparameters.
+        task: says what to optimise for the images from a start to a stop, whose tail it gets.
+        together: explain all images at once, because what is to be kept knows the batch as a whole.
+        seed: makes the noise a function of the seed alone.
+        pass_mask: for one feature map or for each image, see `PassMask`.
+        max_batch: the most feature maps that pass the tail at once. If None, all of the batch; on a processor
+            as many as its caches hold, see `Framework.preferred_batch`.
+        progbar: show the progress.
+
+    Yields:
+        Each chunk, in the order of the images.
+
+    Raises:
+        InputError: `max_batch` is less than 1, or shapes do not fit.
+        OptimizationError: the objective became NaN or infinite.
+    """
+    images = batch_size(inputs)
+    preferred = framework.preferred_batch(feature_shape, next(arrays_of(inputs)))
+    if together:
+        at_once = images
+        if max_batch is None and images > 1 and preferred is not None:
+            max_batch = max(images, preferred)
+    else:
+        at_once = _images_at_once(images, settings.samples, max_batch, preferred)
+    starts = range(0, images, at_once)
+    for start in get_tqdm()(starts, desc="Explaining", disable=not progbar or len(starts) == 1):
+        stop = min(start + at_once, images)
+        with split.head(take(inputs, start, stop)) as head:
+            tail = head.in_memory_order()
+            optimizer, statistics, rows, callback = task(tail, start, stop)
+            result = optimizer.run(
+                tail,
+                statistics,
+                rows,
+                settings,
+                seed=seed,
+                pass_mask=_of_images(pass_mask, len(feature_shape), start, stop),
+                max_batch=max_batch,
+                progbar=progbar and len(starts) == 1,
+                callback=callback,
+            )
+            yield Chunk(start, stop, tail, result)
+
+
+def _images_at_once(images: int, samples: int, max_batch: int | None, preferred: int | None) -> int:
+    """How many images of a batch to explain together; the copies of one image are never divided."""
+    if max_batch is not None and max_batch < 1:
+        raise InputError(f"max_batch={max_batch} must be 1 or more")
+    rows = max_batch or preferred
+    return images if rows is None else max(1, rows // samples)
+
+
+def _of_images(array: Any, ndim: int, start: int, stop: int) -> Any:
+    """The part of a pass mask for the images from `start` to `stop`, where it has one for each image."""
+    return array[start:stop] if array is not None and np.ndim(array) == ndim + 1 else array
