@@ -2,9 +2,9 @@
 
 Examples see the names of their own module and of the package that exports them, and a few more. `np` is
 NumPy. `model` is a small convolutional network for images of 8 x 8 pixels, with the layers "conv", "relu",
-"pool", "flat" and "logits" (three classes). `x` holds two images for it. `explainer` is an `Explainer` of
-`model`, fitted at the layer "relu". Examples of `iba_torch` also have `torch` and `nn`, those of `iba_tf` have
-`tf` and `keras`.
+"pool", "flat" and "logits" (three classes). `layer` is "relu", `x` holds two images, `batches` is a list of
+batches of images, and `explainer` is an `Explainer` of `model`, fitted at `layer`. Examples of `iba_torch`
+also have `torch` and `nn`, those of `iba_tf` have `tf` and `keras`.
 """
 
 from __future__ import annotations
@@ -96,12 +96,13 @@ def make_names(name: str, source: str) -> dict[str, Any]:
         names |= {"torch": backend.torch, "nn": backend.torch.nn}
     else:
         names |= {"tf": backend.tf, "keras": backend.keras}
-    if re.search(r"\b(model|x|explainer)\b", source):
+    if re.search(r"\b(model|x|batches|explainer)\b", source):
         images = np.random.default_rng(0).normal(size=(22, 8, 8, 3)).astype(np.float32)
         images = backend.images(images)
         model = backend.network((8, 8, 3), LAYERS)
-        x = backend.asarray(images[:2]) if package != "iba_core" else images[:2]
-        names |= {"model": model, "x": x}
+        tensor = np.asarray if package == "iba_core" else backend.asarray
+        batches = [tensor(images[i : i + 11]) for i in (0, 11)]
+        names |= {"model": model, "layer": "relu", "x": tensor(images[:2]), "batches": batches}
         if re.search(r"\bexplainer\b", source):
             names["explainer"] = Explainer(model, "relu").fit([images], progbar=False)
     return names
