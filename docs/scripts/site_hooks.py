@@ -68,6 +68,8 @@ def _link(match: re.Match[str]) -> str:
     owner, _, member = name.rpartition(".")
     if name in known:
         identifier = known[name]
+    elif name.startswith(tuple(f"{package}." for package in PACKAGES)):
+        identifier = name  # the module that defines it; without an entry there is no link
     elif owner in known and not member.startswith("_"):
         identifier = f"{known[owner]}.{member}"
     else:
