@@ -14,6 +14,7 @@ from iba_core.bottleneck.saliency import to_bits
 from iba_core.bottleneck.settings import BottleneckSettings
 from iba_core.errors import InputError, StateError
 from iba_core.framework.layout import DataFormat, Layout
+from iba_core.pictures.plotting import plot_saliency_map
 from iba_core.state import read_state, write_state
 
 if TYPE_CHECKING:
@@ -24,25 +25,30 @@ _KIND = "attribution"
 
 @dataclass(frozen=True, eq=False)
 class Attribution:
-    """How many bits of each part of B images the model needs.
+    """How many bits of each part of B images a model needs. `Explainer.explain` returns it.
 
     Attributes:
         saliency: (B, H, W), or as many spatial axes as the feature map has, in bits per pixel. The sum of
-            an image's map equals its total bits, less those of prefix tokens, which are on no map.
+            an image's map equals its total bits, without those of prefix tokens, which are not on the map.
         capacity: (B, *feature map), in nats, in the model's own data format.
         mask: lambda, (B, *feature map) in (0, 1): the share of each feature that passes. It has no meaning
-            where the bottleneck does not act: inactive neurons are 0, and a `pass_mask` passes all.
-        outputs: the model's outputs for the unrestricted images, or those of the layer that the target is
-            about.
-        classes: (B,), the explained classes; None if the target was no class.
+            where the bottleneck does not act, in inactive neurons and where a `pass_mask` is set.
+        outputs: the model's outputs for the unrestricted images, or the outputs of the layer that the target
+            is about.
+        classes: (B,), the explained classes; None if the target is not a class.
         model_losses: (steps, B), the model's loss before each step.
         informations: (steps, B), the weighted information before each step, in nats.
-        layer: name of the layer that the bottleneck was put behind.
+        layer: name of the layer that the bottleneck comes after.
         data_format: where the channels of `capacity` and `mask` are.
         settings: the hyperparameters.
-        seed: of the noise, None if it had none.
-        steps_taken: (B,), optimiser steps until the map had converged: all of them unless `settings` have a
+        seed: seed of the noise; None if it had none.
+        steps_taken: (B,), optimiser steps until the map had converged; all steps unless `settings` have a
             tolerance. None in files of older versions.
+
+    Example:
+        >>> attribution = explainer.explain(x, target=1, seed=0)
+        >>> bool(np.allclose(attribution.saliency.sum(axis=(1, 2)), attribution.total_bits))
+        True
     """
 
     saliency: npt.NDArray[np.floating]
@@ -64,7 +70,7 @@ class Attribution:
 
     @property
     def total_bits(self) -> npt.NDArray[np.floating]:
-        """(B,), the bits that pass the bottleneck in all, per image."""
+        """Bits that pass the bottleneck, in total for each image, (B,)."""
         return to_bits(self.capacity.reshape(len(self), -1).sum(axis=1))
 
     @property
@@ -73,7 +79,7 @@ class Attribution:
         return Layout.of(self.capacity.shape[1:], self.data_format)
 
     def capacity_channels_first(self) -> npt.NDArray[np.floating]:
-        """The capacity with channels first, (B, C, ...), to compare frameworks with, in nats."""
+        """Capacity with channels first, (B, C, ...), in nats. It lets you compare frameworks."""
         axes = self.layout.to_channels_first()
         return self.capacity.transpose(0, *(axis + 1 for axis in axes))
 
@@ -83,16 +89,17 @@ class Attribution:
         """Draw the saliency map of one image.
 
         Args:
-            image: picture to show in grey beneath the map, (H, W) or (H, W, 3).
-            index: which image of the batch.
-            ax: axis to draw into; a new figure if None.
-            **options: handed to `iba_core.plot_saliency_map`.
+            image: picture to show in grey under the map, (H, W) or (H, W, 3).
+            index: number of the image in the batch.
+            ax: axes to draw into; None for a new figure.
+            **options: see `iba_core.plot_saliency_map`.
 
         Returns:
-            The axis.
-        """
-        from iba_core.pictures.plotting import plot_saliency_map
+            The axes.
 
+        Raises:
+            InputError: the maps do not have two spatial axes.
+        """
         if self.saliency.ndim != 3:
             raise InputError(
                 f"only maps with two spatial axes can be drawn; these have {self.saliency.ndim - 1}"
@@ -100,7 +107,11 @@ class Attribution:
         return plot_saliency_map(self.saliency[index], image, ax, **options)
 
     def save(self, path: str | PathLike[str]) -> None:
-        """Write everything to a safetensors file."""
+        """Write everything to a safetensors file.
+
+        Args:
+            path: file to write.
+        """
         arrays = {name: getattr(self, name) for name in _ARRAYS if getattr(self, name) is not None}
         metadata = {
             "layer": self.layer,
@@ -112,7 +123,10 @@ class Attribution:
 
     @classmethod
     def load(cls, path: str | PathLike[str]) -> Self:
-        """Read what `save` wrote.
+        """Read a file that `save` wrote.
+
+        Args:
+            path: file to read.
 
         Raises:
             StateError: the file is missing, truncated or of another kind.
@@ -127,7 +141,11 @@ class Attribution:
 
     @classmethod
     def concatenate(cls, parts: Sequence[Self]) -> Self:
-        """One attribution of all images of several, which agree in everything but the images."""
+        """Join attributions that agree in everything but the images.
+
+        Args:
+            parts: at least one attribution.
+        """
         joined: dict[str, Any] = {
             name: np.concatenate([getattr(part, name) for part in parts], axis=int(name in _PER_STEP))
             for name in _ARRAYS

@@ -25,7 +25,7 @@ class AdamState(NamedTuple):
 def bias_corrections(steps: int) -> npt.NDArray[np.float64]:
     """``(1 - beta_1^t, 1 - beta_2^t)`` for t = 1 ... steps, shape (steps, 2).
 
-    They are computed here, in double precision, since ``1 - 0.999`` in float32 is wrong in the fifth digit.
+    They are computed in double precision: ``1 - 0.999`` in float32 is wrong in the fifth digit.
     """
     t = np.arange(1, steps + 1, dtype=np.float64)[:, None]
     return np.asarray(1.0 - np.array([[BETA_1, BETA_2]]) ** t, dtype=np.float64)
@@ -36,7 +36,7 @@ def adam_step(state: AdamState, gradient: Array, correction: Array, learning_rat
 
     Args:
         state: parameter and moments before the step.
-        gradient: of the shape of the parameter.
+        gradient: gradient of the objective, of the shape of the parameter.
         correction: (2,), the row of `bias_corrections` for this step.
         learning_rate: scalar.
     """

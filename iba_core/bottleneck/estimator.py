@@ -1,4 +1,4 @@
-"""Running mean and standard deviation of feature maps: batched, mergeable, in float64.
+"""Running mean and standard deviation of feature maps, in batches, in float64. Two estimates can be merged.
 
 Batches are merged by the parallel form of Welford's algorithm: T. F. Chan, G. H. Golub, R. J. LeVeque,
 "Updating formulae and a pairwise algorithm for computing sample variances", 1979, eq. 2.1.
@@ -27,7 +27,7 @@ _BLOCK = 2**18
 
 
 class Moments(NamedTuple):
-    """Sufficient statistics of a set of samples; the arrays have the shape of one feature map."""
+    """Sufficient statistics of a set of samples. The arrays have the shape of one feature map."""
 
     count: Any
     """Number of samples."""
@@ -43,8 +43,8 @@ def batch_moments(x: Array) -> Moments:
 
     Args:
         x: (B, *feature map), floating point, B at least 1. It is used in its own precision: widen it
-            before to accumulate in float64. Its memory serves for the squared distances, so that no
-            other array as large is needed, and its values are lost.
+            before to accumulate in float64. Its memory is used for the squared distances, so its values are
+            lost.
     """
     xp = array_namespace(x)
     mean = xp.mean(x, axis=0)
@@ -68,10 +68,10 @@ def merge_moments(a: Moments, b: Moments) -> Moments:
 
 
 def _wide_moments(x: npt.NDArray[Any], before: Moments | None) -> Moments:
-    """Moments of a batch on the host, and of what was seen before it, in float64.
+    """Moments of a batch on the host together with the samples before it, in float64.
 
-    They are those of blocks of the features, so small that all of it takes place in the caches: an array as
-    large as the batch in float64 would take longer to allocate than to compute with.
+    They are computed in blocks of features that fit into the caches. Allocating an array as large as the
+    batch in float64 would take longer than computing with it.
     """
     rows = x.reshape(len(x), -1)
     known = [] if before is None else [moment.reshape(-1) for moment in before[1:]]
@@ -91,11 +91,11 @@ def _wide_moments(x: npt.NDArray[Any], before: Moments | None) -> Moments:
 class WelfordEstimator:
     """Estimates mean and standard deviation of every feature, and which neurons are active.
 
-    Everything is held in float64. The result does not depend on how the samples are batched, and two
-    estimators that saw different samples merge into one that saw them all.
+    Everything is held in float64. The result does not depend on how the samples are batched. Two estimators
+    that saw different samples can be merged into one that saw all of them.
 
     Args:
-        shape: shape of one sample, as separate numbers; taken from the first batch if not given.
+        *shape: shape of one sample, as separate numbers. Without them, the first batch decides.
 
     Example:
         >>> import numpy as np
@@ -113,12 +113,12 @@ class WelfordEstimator:
 
     @property
     def shape(self) -> tuple[int, ...] | None:
-        """Shape of one sample; None as long as it is neither given nor seen."""
+        """Shape of one sample; None until it is given or seen."""
         return self._shape
 
     @property
     def moments(self) -> Moments | None:
-        """What has been gathered; another object whenever that changes. None before the first sample."""
+        """Moments of all samples, a new object whenever they change. None before the first sample."""
         return self._moments
 
     def reset(self) -> None:
@@ -126,7 +126,7 @@ class WelfordEstimator:
         self._moments, self._shape = None, self._given_shape
 
     def fit(self, x: npt.ArrayLike) -> None:
-        """Take in a batch of samples; `x` is not altered.
+        """Add a batch of samples. `x` is not changed.
 
         Args:
             x: (B, *shape), anything NumPy can read; integers are allowed. B may be 0.
@@ -148,12 +148,12 @@ class WelfordEstimator:
         self._moments = moments
 
     def __call__(self, x: npt.ArrayLike) -> npt.ArrayLike:
-        """Take in a batch of samples and return it unaltered, so that the estimator can stand in a chain."""
+        """Add a batch of samples and return it unchanged, so that the estimator can be part of a chain."""
         self.fit(x)
         return x
 
     def merge(self, other: WelfordEstimator) -> None:
-        """Take in everything that another estimator has seen, exactly as if its samples had come here.
+        """Add all samples of another estimator, exactly as if this one had seen them.
 
         Raises:
             InputError: the shapes differ.
@@ -207,31 +207,18 @@ class WelfordEstimator:
             )
         return self._moments
 
-    def transpose(self, axes: tuple[int, ...]) -> WelfordEstimator:
-        """The estimator that would have seen the samples with their axes permuted by `axes`.
-
-        It turns statistics gathered with channels first into those with channels last, and back.
-        """
-        result = WelfordEstimator()
-        if self._shape is not None:
-            result._shape = tuple(self._shape[axis] for axis in axes)
-        if self._moments is not None:
-            count, *arrays = self._moments
-            result._moments = Moments(count, *(np.transpose(array, axes) for array in arrays))
-        return result
-
     def state_dict(self) -> dict[str, npt.NDArray[Any]]:
-        """Internal state as arrays: ``n_samples`` (int64), ``mean``, ``m2`` and ``nonzero`` (float64).
+        """State as arrays: ``n_samples`` (int64), ``mean``, ``m2`` and ``nonzero`` (float64).
 
         Raises:
-            NotEstimatedError: no sample has been seen, so there is nothing to keep.
+            NotEstimatedError: no sample has been seen.
         """
         count, *arrays = self._seen(1)
         values = (np.asarray(count, dtype=np.int64), *(np.array(array) for array in arrays))
         return dict(zip(STATE, values, strict=True))
 
     def load_state_dict(self, state: dict[str, npt.ArrayLike]) -> None:
-        """Take over a state that `state_dict` gave, in place of the present one.
+        """Replace the state by one that `state_dict` gave.
 
         Raises:
             StateError: entries are missing, or their shapes do not fit together.

@@ -12,17 +12,17 @@ from iba_core.errors import InputError, is_whole_number
 from iba_core.framework.layout import Layout
 
 _AT_ONCE = 2**17
-"""Numbers drawn at once: what lies between the random bits and the noise stays in the caches."""
+"""Numbers drawn at once. With more, the intermediate results would not stay in the caches."""
 
 
 def seeded_normal(
     seed: int, step: int, samples: int, shape: Sequence[int], layout: Layout
 ) -> npt.NDArray[np.float32]:
-    """Standard normal noise of one optimiser step, a function of nothing but its arguments.
+    """Standard normal noise of one optimiser step, a function of its arguments alone.
 
-    It comes from the counter-based generator Philox, keyed by the seed and counting from the step. It is
-    drawn with channels first and then permuted, so that a feature gets the same number in either format.
-    All images of a batch get the same noise: a result does not depend on an image's neighbours.
+    It comes from the counter-based generator Philox: the seed is the key, the step is the counter. It is
+    drawn with channels first and then permuted, so a feature gets the same number in either format. All
+    images of a batch get the same noise, so a result does not depend on an image's neighbours.
 
     Args:
         seed: 0 or more.
@@ -35,14 +35,18 @@ def seeded_normal(
         Array (samples, *shape), float32.
 
     Raises:
-        InputError: the seed is negative or no whole number.
+        InputError: the seed is negative or not a whole number.
+
+    Example:
+        >>> seeded_normal(0, 0, 2, (3, 4), Layout.of((3, 4), "channels_first")).shape
+        (2, 3, 4)
     """
     require_seed(seed)
     generator = np.random.Philox(key=int(seed), counter=np.array([0, 0, 0, step], dtype=np.uint64))
     first = tuple(shape[axis] for axis in layout.to_channels_first())
     noise = np.empty((samples, *shape), np.float32)
     for sample in noise:
-        # One by one: what lies between the random bits and the noise stays in the caches.
+        # One by one, so that the intermediate results stay in the caches.
         bits = generator.random_raw((prod(first) + 1) // 2)
         normal = _normal(bits)[: prod(first)].reshape(first)
         sample[...] = normal.transpose(layout.from_channels_first())
@@ -50,13 +54,13 @@ def seeded_normal(
 
 
 def keyed_normal(key: int, shape: Sequence[int]) -> npt.NDArray[np.float32]:
-    """Standard normal noise of any shape, for which no layout and no steps matter.
+    """Standard normal noise of any shape, where layout and steps do not matter.
 
-    It comes from the generator SFC64, which needs half the time of Philox.
+    It comes from the generator SFC64, which takes half the time of Philox.
 
     Args:
-        key: 0 or more; one gives the same noise again.
-        shape: of the array.
+        key: 0 or more. The same key gives the same noise.
+        shape: shape of the array.
     """
     generator = np.random.Generator(np.random.SFC64(key))
     noise = np.empty(prod(shape), np.float32)
@@ -68,19 +72,23 @@ def keyed_normal(key: int, shape: Sequence[int]) -> npt.NDArray[np.float32]:
 
 
 def require_seed(seed: int | None) -> None:
-    """Raise an `InputError` if `seed` is neither None nor a seed of `seeded_normal`."""
+    """Check that a seed is None or a seed of `seeded_normal`.
+
+    Raises:
+        InputError: it is neither.
+    """
     if seed is not None and not is_whole_number(seed, 0, 2**64 - 1):
         raise InputError(f"seed={seed!r} must be a whole number from 0 to 2**64 - 1")
 
 
 def _normal(bits: npt.NDArray[np.uint64]) -> npt.NDArray[np.float32]:
-    """Standard normal numbers by the transform of Box and Muller (1958), two of each number of 64 bits.
+    """Standard normal numbers by the transform of Box and Muller (1958), two from each number of 64 bits.
 
-    It is arithmetic on whole arrays, which processors do several times faster than the rejection of
-    `Generator.standard_normal` goes from number to number.
+    It is arithmetic on whole arrays. Processors do that several times faster than
+    `Generator.standard_normal`, which accepts or rejects number by number.
     """
     radius, angle = bits.view(np.uint32).reshape(2, -1).astype(np.float32)
-    # From just above 0 to 1: a float32 is the finer the smaller it is, which the far tails live on.
+    # From just above 0 to 1: small float32 numbers lie close together, which the far tails need.
     radius += np.float32(0.5)
     radius *= np.float32(2.0**-32)
     np.log(radius, out=radius)

@@ -142,6 +142,8 @@ class _Constants(NamedTuple):
     fill: Array
     noise_std: Array
     matrices: tuple[Array, ...]
+    beta: Array
+    learning_rate: Array
 
 
 class BottleneckOptimizer:
@@ -249,7 +251,8 @@ class BottleneckOptimizer:
         xp = array_namespace(problem.features)
         images = int(problem.features.shape[0])
         # A schedule has one or two sizes, so a compiled step meets as many shapes.
-        sizes = {copies: _chunk_sizes(copies, max_batch, images) for copies in set(settings.schedule)}
+        schedule = settings.schedule
+        sizes = {copies: _chunk_sizes(copies, max_batch, images) for copies in set(schedule)}
         zeros = xp.zeros_like(problem.features)
         state = AdamState(zeros + settings.initial_alpha, zeros, zeros)
         # All rows at once: taking one from a tensor of the device costs a call in each step.
@@ -257,8 +260,7 @@ class BottleneckOptimizer:
         convergence = Convergence(settings.tolerance, images) if settings.tolerance else None
         reports: list[StepReport] = []
         for step in get_tqdm()(range(settings.steps), desc="Bottleneck", disable=not progbar):
-            size = sizes[settings.schedule[step]]
-            noise = self.noise(problem, size, seed, step, settings.antithetic)
+            noise = self.noise(problem, sizes[schedule[step]], seed, step, settings.antithetic)
             new, report = self._compiled_step(state, corrections[step], noise, problem)
             state = new if convergence is None else self._kept(state, new, convergence.running, problem)
             reports.append(report)
@@ -286,7 +288,7 @@ class BottleneckOptimizer:
         settings = settings or BottleneckSettings()
         features = tail.features
         axes = tail.axes or tuple(range(len(features.shape) - 1))
-        shape = _checked_shape(features, statistics, axes)
+        _check_shape(features, statistics, axes)
         xp = array_namespace(features)
         precision = xp.float64 if features.dtype == xp.float64 else xp.float32
         features = xp.astype(features, precision, copy=False)
@@ -301,7 +303,6 @@ class BottleneckOptimizer:
             restricted = tensor(statistics.permuted(axes).active[None] & ~passing)
             fill = xp.where(tensor(passing), features, fill)
             noise_std = xp.where(restricted, noise_std, xp.zeros_like(noise_std))
-        beta = settings.beta / (float(np.prod(shape)) if settings.normalize_beta else 1.0)
         return Problem(
             features=features,
             mean=constants.mean,
@@ -310,8 +311,8 @@ class BottleneckOptimizer:
             fill=fill,
             noise_std=noise_std,
             matrices=constants.matrices,
-            beta=tensor(np.asarray(beta)),
-            learning_rate=tensor(np.asarray(float(settings.learning_rate))),
+            beta=constants.beta,
+            learning_rate=constants.learning_rate,
             run=tail.run,
             carry=tail.carry,
             rows=rows,
@@ -321,10 +322,11 @@ class BottleneckOptimizer:
         self, statistics: Statistics, axes: tuple[int, ...], settings: BottleneckSettings, features: Array
     ) -> _Constants:
         """Tensors of the statistics, made again only where something has changed."""
-        key = (axes, settings.min_std, settings.smooth_std, features.dtype, str(features.device))
+        key = (axes, settings, features.dtype, str(features.device))
         known = self._constants
         if known is not None and known[0] == key and known[1] is statistics:
             return known[2]
+        beta = settings.beta / (statistics.mean.size if settings.normalize_beta else 1)
         permuted = statistics.permuted(axes)
         floored, active = np.maximum(permuted.std, settings.min_std), permuted.active
         if not floored[active].all():
@@ -338,6 +340,8 @@ class BottleneckOptimizer:
             fill=tensor(np.zeros(active.shape)[None]),
             noise_std=tensor(np.where(active, floored, 0.0)[None]),
             matrices=tuple(map(tensor, smoothing_matrices(active.shape, self.layout, settings.smooth_std))),
+            beta=tensor(np.asarray(float(beta))),
+            learning_rate=tensor(np.asarray(float(settings.learning_rate))),
         )
         self._constants = (key, statistics, constants)
         return constants
@@ -629,15 +633,14 @@ def _chunk_sizes(samples: int, max_batch: int | None, images: int) -> tuple[int,
     return tuple(int(size) for size in np.diff(np.linspace(0, samples, chunks + 1).astype(int)))
 
 
-def _checked_shape(features: Array, statistics: Statistics, axes: Sequence[int]) -> tuple[int, ...]:
-    """Shape of one feature map in the model's own order, which must be that of the statistics."""
+def _check_shape(features: Array, statistics: Statistics, axes: Sequence[int]) -> None:
+    """Check that a feature map, in the model's own order of axes, has the shape of the statistics."""
     shape = tuple(int(features.shape[1 + place]) for place in _inverse(axes))
     if shape != statistics.mean.shape:
         raise InputError(
             f"the feature map has shape {shape}, but the estimated distribution has "
             f"{statistics.mean.shape}: estimate it on inputs of the same size"
         )
-    return shape
 
 
 def _checked_pass_mask(pass_mask: PassMask, shape: tuple[int, ...]) -> PassMask:

@@ -12,14 +12,14 @@ import numpy.typing as npt
 def resizing_matrix(size: int, target: int) -> npt.NDArray[np.float64]:
     """Matrix that resizes an axis linearly between the centres of the places.
 
-    Beyond the outermost centres the value stays what it is there. An axis of length 1 is repeated.
+    Outside the outermost centres the value stays constant. An axis of length 1 is repeated.
 
     Args:
         size: length of the axis.
         target: its new length.
 
     Returns:
-        Array (target, size), float64, not to be written into; the rows sum to one.
+        Array (target, size), float64, read-only; the rows sum to one.
     """
     centres = (np.arange(target) + 0.5) * (size / target) - 0.5
     matrix = np.stack([np.interp(centres, np.arange(size), column) for column in np.eye(size)], axis=1)

@@ -17,16 +17,21 @@ NATS_PER_BIT = float(np.log(2.0))
 
 
 def to_bits(nats: npt.ArrayLike) -> npt.NDArray[np.floating]:
-    """Nats as bits: divided by the natural logarithm of 2."""
+    """Convert nats to bits: divide by the natural logarithm of 2.
+
+    Example:
+        >>> float(to_bits(np.log(2.0)))
+        1.0
+    """
     return np.asarray(nats) / NATS_PER_BIT
 
 
 def resize_maps(maps: npt.NDArray[np.floating], shape: Sequence[int]) -> npt.NDArray[np.floating]:
-    """Maps (B, *places) resized to (B, *shape), linearly between the centres of their places."""
+    """Resize maps (B, *places) to (B, *shape), linearly between the centres of the places."""
     resized = maps
     for axis, wanted in enumerate(shape, start=1):
-        # Not a product of dense matrices: NumPy hands those to OpenBLAS, whose threads go on spinning behind
-        # it for a while, on the cores that the framework needs for the next explanation.
+        # Not a product of dense matrices: NumPy gives those to OpenBLAS, whose threads spin for a while
+        # afterwards, on the cores that the framework needs for the next explanation.
         matrix = csr_array(resizing_matrix(maps.shape[axis], wanted))
         rows = np.moveaxis(resized, axis, 0)
         product = matrix @ rows.reshape(len(rows), prod(rows.shape[1:]))
@@ -39,13 +44,13 @@ def saliency_maps(
 ) -> npt.NDArray[np.floating]:
     """Saliency maps of a batch: bits summed over the channels, resized to the input.
 
-    The maps are resized linearly between the centres of the features and then scaled so that the sum of
-    a map equals the bits of its image. (The bits of prefix tokens are on no map.)
+    The maps are resized linearly between the centres of the features. Then they are scaled so that the sum of
+    a map equals the bits of its image, without those of prefix tokens, which are not on the map.
 
     Args:
         capacity: (B, *feature map), in nats, floating point.
         layout: meaning of the axes of one feature map.
-        shape: spatial shape of the maps; that of the features if None.
+        shape: spatial shape of the maps; None for that of the features.
 
     Returns:
         Array (B, *shape), in bits per pixel (per feature position if `shape` is None).
@@ -78,9 +83,9 @@ def to_saliency_map(
     """Saliency map of one image from the capacity of its features.
 
     Args:
-        capacity: (C, H, W), or (H, W, C) with ``data_format="channels_last"``, in nats. Any number of
-            spatial axes from 0 to 3 will do.
-        shape: (height, width) of the image; the map keeps the size of the feature map if None.
+        capacity: (C, H, W), or (H, W, C) with ``data_format="channels_last"``, in nats. It may have 0 to 3
+            spatial axes.
+        shape: (height, width) of the image; None for the size of the feature map.
         data_format: ``"channels_first"`` or ``"channels_last"``.
 
     Returns:
@@ -88,6 +93,10 @@ def to_saliency_map(
 
     Raises:
         InputError: the shapes do not fit, or `data_format` is unknown.
+
+    Example:
+        >>> to_saliency_map(np.full((3, 2, 2), np.log(2.0)), shape=(4, 4)).sum()
+        np.float64(12.0)
     """
     array = np.asarray(capacity)
     if not np.issubdtype(array.dtype, np.floating):

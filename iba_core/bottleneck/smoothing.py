@@ -1,7 +1,7 @@
 """Gaussian smoothing of masks, as a product with one small matrix per spatial axis.
 
-A matrix product runs on every framework and device, is differentiable, and serves any number of spatial
-axes in either data format; the maps are small, so its quadratic cost does not show.
+A matrix product runs on every framework and device and serves any number of spatial axes in either data
+format. The maps are small, so its quadratic cost does not show.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from iba_core.framework.namespace import Array, array_namespace
 
 
 def smoothing_matrix(size: int, std: float) -> npt.NDArray[np.float64]:
-    """Matrix G of a Gaussian filter along an axis, mirrored at the borders: ``G @ x`` is x, smoothed.
+    """Matrix G of a Gaussian filter along an axis, mirrored at the borders: ``G @ x`` is the smoothed x.
 
-    The kernel ends at two standard deviations, as in the reference implementation of the method. The
-    rows sum to one, so a mask in (0, 1) stays there and ``G @ (1 - x) == 1 - G @ x``.
+    The kernel ends at two standard deviations, as in the reference implementation of the method. The rows sum
+    to one, so a mask in (0, 1) stays in it, and ``G @ (1 - x) == 1 - G @ x``.
 
     Args:
         size: length of the axis.
@@ -39,9 +39,9 @@ def smoothing_matrix(size: int, std: float) -> npt.NDArray[np.float64]:
 def smoothing_matrices(
     shape: Sequence[int], layout: Layout, std: float | None
 ) -> tuple[npt.NDArray[np.floating], ...]:
-    """A matrix for each spatial axis of a feature map; none where `std` is None or 0.
+    """Make a matrix for each spatial axis of a feature map; none where `std` is None or 0.
 
-    Tokens that fold into a grid are smoothed on the grid, by one matrix over the token axis.
+    Tokens on a grid are smoothed on the grid, by one matrix over the token axis.
 
     Args:
         shape: shape of the feature map, without a batch axis.
@@ -67,8 +67,8 @@ def smooth(x: Array, matrices: Sequence[Array], layout: Layout) -> Array:
 
     Args:
         x: (B, *feature map).
-        matrices: what `smoothing_matrices` gave, as arrays of the kind of `x`; x itself is returned if
-            there are none.
+        matrices: the result of `smoothing_matrices`, as arrays of the kind of `x`. Without any, `x` is
+            returned.
         layout: meaning of the axes of one map.
 
     Returns:

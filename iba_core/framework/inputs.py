@@ -13,7 +13,7 @@ InputShape = tuple[int | None, ...]
 
 
 def arrays_of(inputs: Any) -> Iterator[Array]:
-    """Every array of `inputs`, in order; values that are no arrays, such as flags, are passed over."""
+    """Every array of `inputs`, in order. Other values, such as flags, are left out."""
     if isinstance(inputs, Mapping):
         for value in inputs.values():
             yield from arrays_of(value)
@@ -25,7 +25,7 @@ def arrays_of(inputs: Any) -> Iterator[Array]:
 
 
 def map_arrays(function: Callable[[Array], Any], inputs: Any) -> Any:
-    """`inputs` with `function` applied to every array of it."""
+    """Apply `function` to every array of `inputs`."""
     if isinstance(inputs, Mapping):
         return {key: map_arrays(function, value) for key, value in inputs.items()}
     if isinstance(inputs, (tuple, list)):
@@ -34,7 +34,7 @@ def map_arrays(function: Callable[[Array], Any], inputs: Any) -> Any:
 
 
 def batch_size(inputs: Any) -> int:
-    """Length of the leading axis of the first array.
+    """Length of the first axis of the first array.
 
     Raises:
         InputError: there is no array, or it has no axis.
@@ -46,7 +46,7 @@ def batch_size(inputs: Any) -> int:
 
 
 def take(inputs: Any, start: int, stop: int) -> Any:
-    """The samples `start` to `stop` of every array that has the batch's length."""
+    """Take the samples from `start` to `stop` of every array that has the length of the batch."""
     size = batch_size(inputs)
     return map_arrays(
         lambda array: array[start:stop] if len(array.shape) and array.shape[0] == size else array, inputs
@@ -54,7 +54,11 @@ def take(inputs: Any, start: int, stop: int) -> Any:
 
 
 def inputs_of_batch(batch: Any) -> Any:
-    """The inputs of a batch as data sets yield it: the batch itself, or the first entry of (inputs, ...)."""
+    """Inputs of a batch of a data set: the batch itself, or the first entry of (inputs, ...).
+
+    Raises:
+        InputError: the batch is an empty tuple.
+    """
     if isinstance(batch, (tuple, list)):
         if not batch:
             raise InputError("a batch is an empty tuple; give arrays, or tuples (inputs, ...)")
@@ -68,11 +72,11 @@ def targets_of_batch(batch: Any) -> Any:
 
 
 def common_shape(known: InputShape | None, shape: tuple[int, ...]) -> InputShape:
-    """Shape of all inputs so far, with None for an axis that has come in several sizes.
+    """Shape of all inputs so far, with None for an axis that had several sizes.
 
     Args:
-        known: what is known from the inputs before; None if there were none.
-        shape: of one of the next inputs, without the batch axis.
+        known: shape of the inputs so far; None if there were none.
+        shape: shape of one of the next inputs, without the batch axis.
     """
     if known is None or len(known) != len(shape):
         return shape
@@ -80,16 +84,16 @@ def common_shape(known: InputShape | None, shape: tuple[int, ...]) -> InputShape
 
 
 def check_shape(shape: tuple[int, ...], known: InputShape, channels_first: bool) -> None:
-    """Compare one input's shape with that of the inputs the features were estimated on.
+    """Check an input's shape against that of the inputs that the features were estimated on.
 
     Args:
-        shape: of one input, without the batch axis.
-        known: of the inputs that were estimated on, likewise; None for an axis that had several sizes.
-        channels_first: where the model expects the channels.
+        shape: shape of one input, without the batch axis.
+        known: shape of the inputs of the estimate, likewise; None for an axis that had several sizes.
+        channels_first: whether the model expects the channels first.
 
     Raises:
-        InputError: other rank, the channels are on the wrong end, or an axis has another size than all inputs
-            that were estimated on.
+        InputError: the number of axes differs, the channels are at the wrong end, or an axis has a size that
+            no input of the estimate had.
     """
     given, expected = (
         ", ".join(["batch", *("any" if size is None else str(size) for size in sizes)])
@@ -97,8 +101,8 @@ def check_shape(shape: tuple[int, ...], known: InputShape, channels_first: bool)
     )
     if len(shape) != len(known):
         raise InputError(
-            f"x has shape ({given}), the model was estimated on inputs of shape ({expected}): "
-            "another number of axes"
+            f"x has shape ({given}), but the features' distribution was estimated on inputs of shape "
+            f"({expected}): the number of axes differs"
         )
     if all(size in (None, own) for own, size in zip(shape, known, strict=True)):
         return

@@ -1,4 +1,4 @@
-"""Where channels and places are in a feature map. Layouts are data: no formula branches on them."""
+"""Meaning of the axes of a feature map: channels and places. No formula branches on it."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ DataFormat = Literal["channels_first", "channels_last"]
 
 @dataclass(frozen=True)
 class Tokens:
-    """How the token axis of a sequence of tokens is to be read.
+    """How to read the token axis of a sequence of tokens.
 
     Attributes:
-        prefix: tokens in front that stand for no place, such as the class token of a vision transformer.
-            They take part in the bottleneck, but are not smoothed and not on the map.
-        grid: (rows, columns) into which the other tokens fold; None for a sequence.
+        prefix: number of first tokens that stand for no place, such as the class token of a vision
+            transformer. The bottleneck acts on them, but they are not smoothed and not on the map.
+        grid: (rows, columns) of the other tokens; None for a sequence.
 
     Example:
         >>> Tokens(prefix=1, grid=(14, 14))  # ViT-B/16 at 224 pixels
@@ -38,7 +38,7 @@ class Tokens:
             raise InputError(f"grid={self.grid} must have sizes of 1 or more")
 
     def places(self, count: int) -> tuple[int, ...]:
-        """Shape into which `count` tokens fold.
+        """Shape of the places of `count` tokens.
 
         Raises:
             InputError: the tokens do not fill the grid.
@@ -46,9 +46,7 @@ class Tokens:
         rest = count - self.prefix
         grid = (rest,) if self.grid is None else self.grid
         if rest < 1 or prod(grid) != rest:
-            raise InputError(
-                f"{count} tokens, {self.prefix} of them in front, do not fold into the grid {grid}"
-            )
+            raise InputError(f"{count} tokens, {self.prefix} of them in front, do not fit the grid {grid}")
         return grid
 
 
@@ -59,10 +57,10 @@ class Layout:
     Attributes:
         ndim: number of axes of the feature map.
         channel_axis: the axis of the channels, counted from 0.
-        tokens: how to read the one spatial axis of a token sequence; None if it is no such.
+        tokens: how to read the spatial axis of a token sequence; None for other maps.
 
-    The remaining axes are spatial: none for a dense layer, one for a sequence, two for an image, three
-    for a volume.
+    The other axes are spatial: none for a dense layer, one for a sequence, two for an image, three for a
+    volume.
 
     Example:
         >>> Layout.of((64, 28, 28), "channels_first").spatial_shape((64, 28, 28))
@@ -95,7 +93,7 @@ class Layout:
 
         Raises:
             InputError: `data_format` is neither ``"channels_first"`` nor ``"channels_last"``, or the
-                shape has no or more than four axes.
+                shape does not have one to four axes.
         """
         if data_format not in ("channels_first", "channels_last"):
             raise InputError(f"data_format={data_format!r} is neither 'channels_first' nor 'channels_last'")
@@ -104,7 +102,7 @@ class Layout:
 
     @property
     def spatial_axes(self) -> tuple[int, ...]:
-        """The axes that are not the channels, in order."""
+        """All axes but that of the channels, in order."""
         return tuple(axis for axis in range(self.ndim) if axis != self.channel_axis)
 
     def spatial_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
@@ -121,17 +119,17 @@ class Layout:
         return spatial if self.tokens is None else self.tokens.places(spatial[0])
 
     def keeps_places(self, axes: Sequence[int]) -> bool:
-        """Whether the spatial axes stay in their order where the axes of a map are permuted."""
+        """Whether a permutation of a map's axes leaves the spatial axes in their order."""
         return tuple(axis for axis in axes if axis != self.channel_axis) == self.spatial_axes
 
     def permuted(self, axes: Sequence[int]) -> Layout:
-        """Layout of a map of this one whose axes are permuted, in a way that `keeps_places`."""
+        """Layout after a permutation of a map's axes. It must be one that `keeps_places`."""
         return Layout(self.ndim, tuple(axes).index(self.channel_axis), self.tokens)
 
     def to_channels_first(self) -> tuple[int, ...]:
-        """Permutation that brings a map of this layout to channels first."""
+        """Permutation of the axes from this layout to channels first."""
         return (self.channel_axis, *self.spatial_axes)
 
     def from_channels_first(self) -> tuple[int, ...]:
-        """Permutation that brings a channels-first map to this layout."""
+        """Permutation of the axes from channels first to this layout."""
         return tuple(int(axis) for axis in np.argsort(self.to_channels_first()))

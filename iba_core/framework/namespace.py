@@ -1,8 +1,8 @@
 """The array namespace that every formula of the core runs on.
 
-A formula asks `array_namespace` for the functions that fit its arguments: NumPy's, PyTorch's (both
-through `array-api-compat`), or those a backend has registered for its own framework. No framework is
-imported before one of its tensors has been seen.
+A formula asks `array_namespace` for the functions that fit its arguments: NumPy's or PyTorch's (both through
+`array-api-compat`), or those that a backend has registered for its framework. A framework is imported only
+once one of its tensors has been seen.
 """
 
 from __future__ import annotations
@@ -34,24 +34,23 @@ def register_namespace(framework: str, namespace: Namespace) -> None:
     """Let the core's formulas run on another framework's tensors.
 
     Args:
-        framework: top-level module that the framework's tensor types are defined in, such as
-            ``"tensorflow"``.
-        namespace: module with the array-API functions used by the core.
+        framework: top-level module of the framework's tensor types, such as ``"tensorflow"``.
+        namespace: module with the array-API functions that the core uses.
     """
     _registered[framework] = namespace
 
 
 def array_namespace(*arrays: Array) -> Namespace:
-    """Namespace of array functions that fits the given arrays.
+    """Find the namespace of array functions for the given arrays.
 
     Args:
-        arrays: arrays of one framework. Python scalars may stand among them and do not count.
+        *arrays: arrays of one framework. Python scalars are allowed too.
 
     Returns:
         A namespace in the sense of the array API standard; NumPy's if all arguments are scalars.
 
     Raises:
-        TypeError: the arrays come from different frameworks, or from one that nothing serves.
+        TypeError: the arrays come from different frameworks, or from one without a backend.
     """
     tensors = [a for a in arrays if not isinstance(a, (bool, int, float, complex, np.generic))]
     for tensor in tensors:
@@ -67,16 +66,16 @@ def array_namespace(*arrays: Array) -> Namespace:
 
 @cache
 def _load_backend(framework: str) -> None:
-    """Import the backend of `framework`, which registers its namespace as it is imported.
+    """Import the backend of `framework`, which then registers its namespace.
 
-    Once only: to look through all that is installed takes longer than most formulas.
+    Once only: looking through everything installed takes longer than most formulas.
     """
     for entry in metadata.entry_points(group=BACKENDS, name=framework):
         entry.load()
 
 
 def host_array(array: Any) -> np.ndarray[Any, np.dtype[Any]]:
-    """NumPy copy or view of an array of any framework, also of one on a device or in a graph.
+    """Bring an array of any framework to NumPy, also from a device or out of a graph.
 
     bfloat16, which NumPy does not have, becomes float32.
     """
@@ -88,19 +87,19 @@ def host_array(array: Any) -> np.ndarray[Any, np.dtype[Any]]:
 
 
 def full_precision(x: Array) -> Array:
-    """`x` in float32 where it is of half precision (float16 or bfloat16), and as it is otherwise.
+    """Widen half precision (float16 or bfloat16) to float32; return other arrays as they are.
 
-    Losses are differences of logarithms and sums over many outputs, for which three digits are too few.
+    Losses are differences of logarithms and sums over many outputs. Three digits are too few for them.
     """
-    # Not every namespace has every half precision as a name; their dtypes are all called so.
+    # Not every namespace has a name for every half precision, but all their dtypes are called so.
     return array_namespace(x).astype(x, array_namespace(x).float32) if "float16" in str(x.dtype) else x
 
 
 def sigmoid(x: Array) -> Array:
-    """Logistic function whose gradient stays relatively exact far out on both sides.
+    """Logistic function whose gradient stays relatively exact for large and small `x`.
 
-    ``1 / (1 + exp(-x))`` differentiates to 0 or NaN once ``exp(-x)`` has left the range of float32;
-    the exponential of the log-sigmoid does not.
+    The derivative of ``1 / (1 + exp(-x))`` is 0 or NaN once ``exp(-x)`` leaves the range of float32. That of
+    the exponential of the log-sigmoid is not.
 
     Args:
         x: array of any shape, floating point.
@@ -112,7 +111,7 @@ def sigmoid(x: Array) -> Array:
 
 
 def expit(x: Array) -> Array:
-    """Logistic function as the framework has it: faster than `sigmoid`, but for values, not for gradients."""
+    """Logistic function of the framework. It is faster than `sigmoid`, but not meant for gradients."""
     own = getattr(array_namespace(x), "sigmoid", None)
     return scipy.special.expit(x) if own is None else own(x)
 
@@ -124,9 +123,9 @@ def log_sigmoid(x: Array) -> Array:
 
 
 def floored_log(x: Array) -> Array:
-    """Logarithm of numbers from 0 on, with 0 counted as the smallest normal number of float32.
+    """Logarithm of numbers of at least 0. A 0 counts as the smallest normal number of float32.
 
-    That logarithm is finite in every precision that can hold the number.
+    The logarithm of that number is finite in every precision.
     """
     xp = array_namespace(x)
     return xp.log(xp.maximum(x, xp.zeros_like(x) + _TINY))

@@ -1,4 +1,4 @@
-"""Batch normalisation where nothing is learnt: a scale and a shift of each channel."""
+"""Batch normalisation in evaluation mode: a scale and a shift of each channel."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ def scale_and_shift(
     beta: Array | None = None,
     bias: Array | None = None,
 ) -> tuple[Array, Array]:
-    """The numbers a and b with which batch normalisation is ``a x + b``, with constant statistics.
+    """Numbers a and b for which batch normalisation with constant statistics is ``a x + b``.
 
     ``gamma (x + bias - mean) / sqrt(variance + epsilon) + beta`` (S. Ioffe, C. Szegedy,
     https://arxiv.org/abs/1502.03167, algorithm 2).
 
     Args:
-        mean: of each channel, (C,), as are all others.
-        variance: likewise.
+        mean: mean of each channel, (C,).
+        variance: variance of each channel, (C,).
         epsilon: added to the variance.
-        gamma: scale that was learnt; None for 1.
-        beta: shift that was learnt; None for 0.
-        bias: what a layer before adds to x, to be added here instead; None for 0.
+        gamma: learned scale, (C,); None for 1.
+        beta: learned shift, (C,); None for 0.
+        bias: what the layer before adds to x, (C,), to be added here instead; None for 0.
 
     Returns:
         a and b, (C,) each.

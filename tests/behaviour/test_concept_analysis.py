@@ -1,16 +1,13 @@
-"""Learning concepts: small networks with the same weights in both frameworks."""
+"""Learning concepts in a small network."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 
-import keras
 import numpy as np
 import pytest
 import torch
-from torch import nn
 
-import iba_tf.concepts
 import iba_torch.concepts
 from iba_core.concepts import (
     ConceptAnalysis,
@@ -27,106 +24,17 @@ from iba_core.concepts.data import SegmentationData
 from iba_core.concepts.locating import mean_probability, member_distances, plot_heatmap, save_heatmap
 from iba_core.concepts.training import Examples, HyperplaneTrainer, standard_coordinates
 from iba_core.errors import InputError, LayerError, OptimizationError
+from tests.backends import Torch
+from tests.squares import QUICK, images_of, make_concept, make_model, squares
 
-QUICK = {"epochs": 30, "learning_rate": 0.1, "progbar": False}
-
-
-def squares(count, seed):
-    """Noise, channels first, with a reddish square in each image, and the masks of the squares."""
-    rng = np.random.default_rng(seed)
-    images = rng.normal(0, 0.5, (count, 3, 16, 16)).astype(np.float32)
-    masks = np.zeros((count, 16, 16), np.float32)
-    for image, mask, (y, x) in zip(images, masks, rng.integers(0, 10, (count, 2)), strict=True):
-        image[:, y : y + 6, x : x + 6] += np.array([1.5, -0.5, 0.0])[:, None, None]
-        mask[y : y + 6, x : x + 6] = 1
-    return images, masks
-
-
-def weights():
-    rng = np.random.default_rng(7)
-    return [(rng.normal(size=(6, c, 3, 3)).astype(np.float32) / c, rng.normal(size=6)) for c in (3, 6)]
-
-
-def torch_model():
-    model = nn.Sequential(
-        nn.Conv2d(3, 6, 3, padding=1),
-        nn.ReLU(),
-        nn.AvgPool2d(2),
-        nn.Conv2d(6, 6, 3, padding=1),
-        nn.AdaptiveAvgPool2d(1),
-    )
-    with torch.no_grad():
-        for layer, (kernel, bias) in zip((model[0], model[3]), weights(), strict=True):
-            layer.weight.copy_(torch.from_numpy(kernel))
-            layer.bias.copy_(torch.from_numpy(bias))
-    return model
-
-
-def keras_model():
-    model = keras.Sequential(
-        [
-            keras.Input((16, 16, 3)),
-            keras.layers.Conv2D(6, 3, padding="same", name="0"),
-            keras.layers.ReLU(name="1"),
-            keras.layers.AveragePooling2D(2, name="2"),
-            keras.layers.Conv2D(6, 3, padding="same", name="3"),
-            keras.layers.GlobalAveragePooling2D(keepdims=True, name="4"),
-        ]
-    )
-    for name, (kernel, bias) in zip(("0", "3"), weights(), strict=True):
-        model.get_layer(name).set_weights([kernel.transpose(2, 3, 1, 0), bias])
-    return model
-
-
-class Backend:
-    def __init__(self, concepts, make, channels_first):
-        self.concepts, self.make, self.channels_first = concepts, make, channels_first
-
-    def images(self, images):
-        return images if self.channels_first else np.moveaxis(images, 1, -1)
-
-    def concept(self, counts=(40, 16, 16), **arguments):
-        parts = [
-            None if not count else (self.images(images), masks)
-            for seed, count in enumerate(counts)
-            for images, masks in [squares(max(count, 1), seed)]
-        ]
-        return SegmentationConcept2D("square", *parts, **arguments)
-
-
-TORCH = Backend(iba_torch.concepts, torch_model, True)
-KERAS = Backend(iba_tf.concepts, keras_model, False)
-
-
-@pytest.fixture(params=[TORCH, KERAS], ids=["torch", "tensorflow"])
-def backend(request):
-    return request.param
+TORCH = Torch()
 
 
 # -- one layer or several -----------------------------------------------------------------------------
 
 
-def test_the_frameworks_learn_the_same_concept():
-    results = [
-        ConceptAnalysis(
-            b.concept(), b.make(), ["2", "3"], kernel_size=(2, 2), ensemble_count=2, use_laplace=True, **QUICK
-        ).run()
-        for b in (TORCH, KERAS)
-    ]
-    for ours, theirs in zip(results[0].layers, results[1].layers, strict=True):
-        assert ours.iou == pytest.approx(theirs.iou, abs=1e-3)
-        assert ours.validation_iou == pytest.approx(theirs.validation_iou, abs=1e-3)
-        assert ours.random_iou == pytest.approx(theirs.random_iou, abs=1e-3)
-        for a, b in zip(ours.embeddings, theirs.embeddings, strict=True):
-            assert a.cosine(b) > 0.9999
-            assert a.unique().bias == pytest.approx(b.unique().bias, rel=1e-3)
-        covariances = [np.einsum("eki,ekj->eij", r.factors, r.factors) for r in (ours, theirs)]
-        np.testing.assert_allclose(*covariances, rtol=0.02, atol=1e-3 * np.abs(covariances[0]).max())
-    assert results[0].constant_iou == results[1].constant_iou
-
-
 def test_the_concept_is_found_and_the_baselines_are_not(backend):
-    result = ConceptAnalysis(backend.concept(), backend.make(), ["0", "2"], **QUICK).run()
+    result = ConceptAnalysis(make_concept(backend), make_model(backend), ["0", "2"], **QUICK).run()
     for layer in result.layers:
         assert layer.iou > 0.5
         assert layer.iou > result.constant_iou + 0.2
@@ -142,7 +50,7 @@ def test_the_concept_is_found_and_the_baselines_are_not(backend):
 
 
 def test_one_seed_gives_one_result(backend):
-    concept, model = backend.concept(), backend.make()
+    concept, model = make_concept(backend), make_model(backend)
 
     def learn(seed):
         return ConceptAnalysis(concept, model, ["2"], seed=seed, epochs=3, progbar=False).run().best.embedding
@@ -152,7 +60,7 @@ def test_one_seed_gives_one_result(backend):
 
 
 def test_a_file_serves_as_well_as_memory_and_is_removed(backend, tmp_path):
-    concept, model = backend.concept(), backend.make()
+    concept, model = make_concept(backend), make_model(backend)
     kept = [
         ConceptAnalysis(concept, model, ["2"], cache=cache, epochs=3, progbar=False).run().best
         for cache in (None, tmp_path)
@@ -163,7 +71,7 @@ def test_a_file_serves_as_well_as_memory_and_is_removed(backend, tmp_path):
 
 
 def test_maps_kept_in_a_file_are_on_disk(backend, tmp_path):
-    stump, data = ModelStump(backend.make(), "2"), backend.concept().val_data
+    stump, data = ModelStump(make_model(backend), "2"), make_concept(backend).val_data
     file = tmp_path / "maps.npy"
     in_file = Examples.compute(stump, data, file=file, batch_size=5, progbar=False)
     in_memory = Examples.compute(stump, data, progbar=False)
@@ -182,9 +90,9 @@ def test_every_image_is_validated_on_once(backend, monkeypatch):
         return fit(self, member, rows=rows, validation=validation, **others)
 
     monkeypatch.setattr(HyperplaneTrainer, "fit", spy)
-    concept = backend.concept((10, 0, 8))
+    concept = make_concept(backend, (10, 0, 8))
     result = ConceptAnalysis(
-        concept, backend.make(), ["2"], folds=3, ensemble_count=2, epochs=2, progbar=False
+        concept, make_model(backend), ["2"], folds=3, ensemble_count=2, epochs=2, progbar=False
     ).run()
     assert [member for member, _, _ in seen] == list(range(6))
     assert all(rows | held == set(range(10)) and not rows & held for _, rows, held in seen)
@@ -194,26 +102,28 @@ def test_every_image_is_validated_on_once(backend, monkeypatch):
     mean = np.mean([plane.scale().normal_vec for plane in best.embeddings], axis=0)
     np.testing.assert_allclose(best.embedding.normal_vec, mean)
     assert "±" in result.table()
-    maps = ModelStump(backend.make(), "2").maps(concept.test_data.images)
+    maps = ModelStump(make_model(backend), "2").maps(concept.test_data.images)
     alone = heatmap_iou(maps, concept.test_data, [best.embedding])
     assert best.embedding_iou == pytest.approx(alone)
     assert best.iou == pytest.approx(heatmap_iou(maps, concept.test_data, best.embeddings))
 
 
 def test_what_nothing_was_held_out_for_is_judged_by_the_folds(backend):
-    concept = backend.concept((12, 0, 0))
-    result = ConceptAnalysis(concept, backend.make(), ["2"], folds=2, epochs=3, progbar=False).run()
+    concept = make_concept(backend, (12, 0, 0))
+    result = ConceptAnalysis(concept, make_model(backend), ["2"], folds=2, epochs=3, progbar=False).run()
     assert result.held_out == "training"
     assert result.best.iou == pytest.approx(np.mean(result.best.validation_iou))
     assert result.best.embedding_iou is None
-    validated = ConceptAnalysis(backend.concept((12, 8, 0)), backend.make(), ["2"], epochs=3, progbar=False)
+    validated = ConceptAnalysis(
+        make_concept(backend, (12, 8, 0)), make_model(backend), ["2"], epochs=3, progbar=False
+    )
     assert validated.run().held_out == "validation"
 
 
 def test_the_window_may_follow_from_the_relative_size(backend):
-    concept = backend.concept(rel_size=(0.375, 0.25))
+    concept = make_concept(backend, rel_size=(0.375, 0.25))
     result = ConceptAnalysis(
-        concept, backend.make(), ["2"], kernel_size=None, use_bias=False, epochs=2, progbar=False
+        concept, make_model(backend), ["2"], kernel_size=None, use_bias=False, epochs=2, progbar=False
     ).run()
     (embedding,) = result.best.embeddings
     assert embedding.kernel_size == (3, 2)
@@ -221,15 +131,15 @@ def test_the_window_may_follow_from_the_relative_size(backend):
 
 
 def test_the_model_is_left_as_it_was(backend):
-    model = backend.make()
-    x = backend.images(squares(2, 5)[0])
-    if backend is TORCH:
+    model = make_model(backend)
+    x = images_of(backend, squares(2, 5)[0])
+    if backend.name == "torch":
         model.train()
         before = {name: value.clone() for name, value in model.state_dict().items()}
     else:
         before = [value.copy() for value in model.get_weights()]
-    ConceptAnalysis(backend.concept(), model, ["2"], epochs=2, progbar=False).run()
-    if backend is TORCH:
+    ConceptAnalysis(make_concept(backend), model, ["2"], epochs=2, progbar=False).run()
+    if backend.name == "torch":
         assert model.training
         assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
         assert all(p.grad is None and p.requires_grad for p in model.parameters())
@@ -242,7 +152,9 @@ def test_the_model_is_left_as_it_was(backend):
 
 def test_the_result_is_a_table_and_a_plot(backend):
     matplotlib = pytest.importorskip("matplotlib.figure")
-    result = ConceptAnalysis(backend.concept(), backend.make(), ["0", "2"], epochs=3, progbar=False).run()
+    result = ConceptAnalysis(
+        make_concept(backend), make_model(backend), ["0", "2"], epochs=3, progbar=False
+    ).run()
     lines = result.table().splitlines()
     assert lines[0].split() == ["Layer", "Features", "IoU,", "validation", "IoU,", "test", "Random"]
     assert lines[2].startswith("0")
@@ -279,31 +191,31 @@ def test_the_result_is_a_table_and_a_plot(backend):
 )
 def test_wrong_arguments_are_named(arguments, message):
     with pytest.raises(InputError, match=message):
-        ConceptAnalysis(TORCH.concept(), torch_model(), **{"layers": ["2"], **arguments})
+        ConceptAnalysis(make_concept(TORCH), make_model(TORCH), **{"layers": ["2"], **arguments})
 
 
 def test_nothing_to_validate_with_and_wrong_layers_are_named():
     with pytest.raises(InputError, match="no validation data"):
-        ConceptAnalysis(TORCH.concept((4, 0, 4)), torch_model(), ["2"])
+        ConceptAnalysis(make_concept(TORCH, (4, 0, 4)), make_model(TORCH), ["2"])
     with pytest.raises(LayerError, match="no layer 'nowhere'"):
-        ConceptAnalysis(TORCH.concept(), torch_model(), ["nowhere"])
+        ConceptAnalysis(make_concept(TORCH), make_model(TORCH), ["nowhere"])
     bad = squares(4, 0)
     bad[0][2, 0, 3, 3] = np.nan
     concept = SegmentationConcept2D("square", bad, squares(2, 1))
     with pytest.raises(InputError, match="NaN or infinite"):
-        ConceptAnalysis(concept, torch_model(), ["2"], progbar=False).run()
+        ConceptAnalysis(concept, make_model(TORCH), ["2"], progbar=False).run()
     images, masks = squares(4, 0)
     concept = SegmentationConcept2D("square", (images, 0 * masks), squares(2, 1))
     with pytest.raises(InputError, match="no training mask marks the concept"):
-        ConceptAnalysis(concept, torch_model(), ["2"], kernel_size=(1, 1), progbar=False).run()
+        ConceptAnalysis(concept, make_model(TORCH), ["2"], kernel_size=(1, 1), progbar=False).run()
 
 
 # -- training ---------------------------------------------------------------------------------------
 
 
 def examples(backend=TORCH, layer="2"):
-    stump = ModelStump(backend.make(), layer)
-    parts = backend.concept()
+    stump = ModelStump(make_model(backend), layer)
+    parts = make_concept(backend)
     return [
         Examples.compute(stump, data, progbar=False) for data in (parts.train_data, parts.val_data)
     ], stump
@@ -372,11 +284,11 @@ def test_losses_of_the_framework_teach_too(backend, loss):
         "logits": lambda c: c.TverskyLoss(0.5, target_thresh=0.5, from_logit=True),
     }
     (train, validation), stump = examples(backend)
-    settings = TrainingSettings(epochs=40, learning_rate=0.1, loss=losses[loss](backend.concepts))
+    settings = TrainingSettings(epochs=40, learning_rate=0.1, loss=losses[loss](backend.module("concepts")))
     learnt = HyperplaneTrainer(stump.adapter, train, (1, 1), True, settings).fit(progbar=False)
-    plane = backend.concepts.ConceptDetectionModel2D(in_channels=6, kernel_size=(1, 1))
+    plane = backend.module("concepts").ConceptDetectionModel2D(in_channels=6, kernel_size=(1, 1))
     plane.load_hyperplanes(learnt.parameters[:6].reshape(1, 6, 1, 1), learnt.parameters[6:])
-    data = backend.concept().val_data
+    data = make_concept(backend).val_data
     assert heatmap_iou(validation.maps, data, plane.to_embedding()) > 0.5
 
 
@@ -393,10 +305,10 @@ def test_a_loss_that_is_not_finite_stops_training():
     "arguments", [{}, {"apply_padding": False, "kernel_size": (3, 2)}, {"use_bias": False}]
 )
 def test_a_detection_model_is_trained_in_place(backend, arguments):
-    concept = backend.concept()
-    model = backend.concepts.ConceptDetectionModel2D(
+    concept = make_concept(backend)
+    model = backend.module("concepts").ConceptDetectionModel2D(
         concept,
-        backend.make(),
+        make_model(backend),
         "2",
         ensemble_count=2,
         use_laplace=True,
@@ -412,10 +324,10 @@ def test_a_detection_model_is_trained_in_place(backend, arguments):
     assert model.laplace_factors().any(axis=(1, 2)).all()
     maps = model.main_model_stump(concept.test_data.images)
     with torch.no_grad():
-        heatmaps = np.asarray(model.eval()(maps) if backend is TORCH else model(maps))
+        heatmaps = np.asarray(model.eval()(maps) if backend.name == "torch" else model(maps))
     assert np.isfinite(heatmaps).all()
     if "apply_padding" not in arguments:
-        ours = ModelStump(backend.make(), "2").maps(concept.test_data.images)
+        ours = ModelStump(make_model(backend), "2").maps(concept.test_data.images)
         expected = mean_probability(ours, model.to_embedding(), model.laplace_factors())
         np.testing.assert_allclose(heatmaps.mean(axis=0).reshape(expected.shape), expected, atol=1e-4)
         assert heatmap_iou(ours, concept.test_data, model.to_embedding()) > 0.5
@@ -423,7 +335,7 @@ def test_a_detection_model_is_trained_in_place(backend, arguments):
 
 def test_members_start_where_the_model_stands():
     model = iba_torch.concepts.ConceptDetectionModel2D(
-        TORCH.concept(), torch_model(), "2", kernel_size=(1, 1), in_channels=6
+        make_concept(TORCH), make_model(TORCH), "2", kernel_size=(1, 1), in_channels=6
     )
     start = model.to_embedding()[0]
     train_detection_model(model, epochs=1, learning_rate=1e-7, progbar=False)
@@ -431,23 +343,23 @@ def test_members_start_where_the_model_stands():
 
 
 def test_training_needs_a_concept_and_a_model(backend):
-    model = backend.concepts.ConceptDetectionModel2D(in_channels=6, kernel_size=(1, 1))
+    model = backend.module("concepts").ConceptDetectionModel2D(in_channels=6, kernel_size=(1, 1))
     with pytest.raises(InputError, match="concept is missing"):
         train_detection_model(model)
     with pytest.raises(InputError, match="model and layer_id is missing"):
-        train_detection_model(model, backend.concept())
-    wrong = backend.concepts.ConceptDetectionModel2D(
-        None, backend.make(), "2", kernel_size=(1, 1), in_channels=5
+        train_detection_model(model, make_concept(backend))
+    wrong = backend.module("concepts").ConceptDetectionModel2D(
+        None, make_model(backend), "2", kernel_size=(1, 1), in_channels=5
     )
     with pytest.raises(InputError, match="has 6 channels"):
-        train_detection_model(wrong, backend.concept(), progbar=False)
+        train_detection_model(wrong, make_concept(backend), progbar=False)
 
 
 # -- locating ---------------------------------------------------------------------------------------
 
 
 def test_heatmaps_have_the_size_of_the_image(backend):
-    concept, model = backend.concept(), backend.make()
+    concept, model = make_concept(backend), make_model(backend)
     result = ConceptAnalysis(concept, model, ["2"], **QUICK).run()
     heatmaps = locate(model, result.best.embedding, concept.test_data.images)
     assert heatmaps.shape == (16, 16, 16)
@@ -461,11 +373,11 @@ def test_locating_needs_a_layer_that_fits():
     planes = iba_torch.concepts.ConceptDetectionModel2D(in_channels=5, kernel_size=(1, 1)).to_embedding()
     images = squares(2, 0)[0]
     with pytest.raises(InputError, match="layer is missing"):
-        locate(torch_model(), planes, images)
+        locate(make_model(TORCH), planes, images)
     with pytest.raises(InputError, match="has 6 channels and the concept 5"):
-        locate(torch_model(), planes, images, layer="2")
+        locate(make_model(TORCH), planes, images, layer="2")
     with pytest.raises(InputError, match="embeddings is empty"):
-        locate(torch_model(), [], images)
+        locate(make_model(TORCH), [], images)
 
 
 def test_distances_are_those_of_the_embedding():

@@ -3,72 +3,41 @@
 import weakref
 from functools import partial
 
-import keras
 import numpy as np
 import pytest
-import tensorflow as tf
-import torch
-from torch import nn
 
 from iba_core import ClassTarget, Explainer, InputError, NotEstimatedError
 from iba_core.framework.framework import rows_in_cache
+from tests.backends import Activation, Conv, Dense, Flatten
 
 SIZE, CLASSES = 6, 4
 SETTINGS = {"samples": 4, "steps": 3}
 
 
-class Torch:
-    def __init__(self):
-        torch.manual_seed(0)
-        self.model = nn.Sequential(
-            nn.Conv2d(3, 5, 3), nn.ReLU(), nn.Conv2d(5, 4, 3), nn.Flatten(), nn.Linear(16, CLASSES)
-        ).double()
-        self.layer = "1"
-
-    def of(self, images):
-        return np.ascontiguousarray(np.moveaxis(images, -1, 1))
-
-    def loader(self, x, labels, size):
-        data = torch.utils.data.TensorDataset(torch.from_numpy(x), torch.from_numpy(labels))
-        return torch.utils.data.DataLoader(data, batch_size=size)
-
-
-class Keras:
-    def __init__(self):
-        keras.utils.set_random_seed(0)
-        inputs = keras.Input((SIZE, SIZE, 3), dtype="float64")
-        x = inputs
-        for layer in (
-            keras.layers.Conv2D(5, 3, activation="relu", name="features", dtype="float64"),
-            keras.layers.Conv2D(4, 3, dtype="float64"),
-            keras.layers.Flatten(dtype="float64"),
-            keras.layers.Dense(CLASSES, dtype="float64"),
-        ):
-            x = layer(x)
-        self.model = keras.Model(inputs, x)
-        self.layer = "features"
-
-    def of(self, images):
-        return images
-
-    def loader(self, x, labels, size):
-        return tf.data.Dataset.from_tensor_slices((x, labels)).batch(size)
-
-
-@pytest.fixture(params=[Torch, Keras], ids=["torch", "keras"])
-def side(request):
-    return request.param()
+LAYER = "features"
+LAYERS = [
+    Conv("conv", 5, padding="valid"),
+    Activation(LAYER),
+    Conv("last", 4, padding="valid"),
+    Flatten(),
+    Dense("logits", CLASSES),
+]
 
 
 @pytest.fixture
-def x(side):
-    return side.of(np.random.default_rng(1).normal(size=(5, SIZE, SIZE, 3)))
+def model(backend):
+    return backend.network((SIZE, SIZE, 3), LAYERS, dtype="float64")
 
 
 @pytest.fixture
-def explainer(side):
-    data = side.of(np.random.default_rng(0).normal(size=(20, SIZE, SIZE, 3)))
-    return Explainer(side.model, layer=side.layer, **SETTINGS).fit([data], progbar=False)
+def x(backend):
+    return backend.images(np.random.default_rng(1).normal(size=(5, SIZE, SIZE, 3)))
+
+
+@pytest.fixture
+def explainer(backend, model):
+    data = backend.images(np.random.default_rng(0).normal(size=(20, SIZE, SIZE, 3)))
+    return Explainer(model, layer=LAYER, **SETTINGS).fit([data], progbar=False)
 
 
 LABELS = np.array([0, 3, 1, 2, 2])
@@ -81,8 +50,8 @@ def assert_same(attributions, expected):
         np.testing.assert_allclose(found, getattr(expected, name), rtol=1e-9, atol=1e-12)
 
 
-def test_a_loader_brings_the_targets(side, explainer, x):
-    loader = side.loader(x, LABELS, 2)
+def test_a_loader_brings_the_targets(backend, explainer, x):
+    loader = backend.loader(x, LABELS, batch_size=2)
     found = list(explainer.explain_iter(loader, seed=3, progbar=False))
     assert_same(found, explainer.explain(x, LABELS, seed=3))
 
@@ -94,8 +63,8 @@ def test_batches_without_targets_are_explained_for_the_class_predicted(explainer
         assert_same(list(explainer.explain_iter(iter(batches), seed=3, progbar=False)), expected)
 
 
-def test_a_target_given_goes_before_those_of_the_batches(side, explainer, x):
-    loader = side.loader(x, LABELS, 2)
+def test_a_target_given_goes_before_those_of_the_batches(backend, explainer, x):
+    loader = backend.loader(x, LABELS, batch_size=2)
     for target in (ClassTarget(), 1):
         found = list(explainer.explain_iter(loader, target, seed=3, progbar=False))
         assert_same(found, explainer.explain(x, target, seed=3))
@@ -132,7 +101,7 @@ def test_a_mask_of_what_passes_can_follow_from_the_inputs(explainer, x):
         assert (attribution.capacity[:, :, 1:] > 0).any()
 
 
-def test_wrong_arguments_are_told_before_the_first_batch(side, explainer, x):
+def test_wrong_arguments_are_told_before_the_first_batch(model, explainer):
     def batches():
         raise AssertionError("a batch was taken")
         yield
@@ -140,7 +109,7 @@ def test_wrong_arguments_are_told_before_the_first_batch(side, explainer, x):
     with pytest.raises(InputError, match="betta"):
         explainer.explain_iter(batches(), betta=1)
     with pytest.raises(NotEstimatedError, match="fit"):
-        Explainer(side.model, layer=side.layer).explain_iter(batches())
+        Explainer(model, layer=LAYER).explain_iter(batches())
 
 
 def test_no_batches_are_an_error(explainer):
@@ -161,32 +130,33 @@ def test_caches_hold_at_least_some_maps():
     assert rows_in_cache(()) == 2**18
 
 
-def test_a_processor_takes_as_many_maps_as_its_caches_hold(side, explainer, x):
+def test_a_processor_takes_as_many_maps_as_its_caches_hold(explainer, x):
     like = next(iter(explainer.adapter.to_inputs((x,))))
-    assert explainer.adapter.preferred_batch((80, 28, 28), like) == 16
+    assert explainer.adapter.framework.preferred_batch((80, 28, 28), like) == 16
 
 
 @pytest.mark.parametrize(("preferred", "most"), [(None, 20), (9, 8), (8, 8), (3, 4)])
 def test_a_batch_is_split_between_images_as_the_backend_likes_it(explainer, x, monkeypatch, preferred, most):
     expected = explainer.explain(x, LABELS, seed=3)
-    cut, rows = explainer._cut, []
-
-    def tail(z, carry, tail=cut.tail):
-        rows.append(int(z.shape[0]))
-        return tail(z, carry)
-
-    monkeypatch.setattr(cut, "tail", tail)
-    monkeypatch.setattr(explainer.adapter, "preferred_batch", lambda shape, like: preferred)
-    # Another loss, so that no step compiled before is used.
-    found = explainer.explain(x, _same_loss(LABELS), seed=3)
+    rows = []
+    framework = type(explainer.adapter.framework)
+    monkeypatch.setattr(framework, "preferred_batch", lambda self, shape, like: preferred)
+    found = explainer.explain(x, _noting(LABELS, rows), seed=3)
     assert max(rows) == most
     np.testing.assert_allclose(found.capacity, expected.capacity, rtol=1e-9, atol=1e-12)
 
 
-def _same_loss(labels):
-    class Renamed(ClassTarget):
-        def resolve(self, outputs):
-            loss, rows = super().resolve(outputs)
-            return partial(loss), rows
+def _noting(labels, rows):
+    """The classes as a target whose loss notes how many outputs it gets."""
 
-    return Renamed(labels)
+    class Noting(ClassTarget):
+        def resolve(self, outputs):
+            loss, data = super().resolve(outputs)
+
+            def noting(outputs, *data):
+                rows.append(int(outputs.shape[0]))
+                return loss(outputs, *data)
+
+            return noting, data
+
+    return Noting(labels)

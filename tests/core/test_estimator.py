@@ -116,13 +116,6 @@ def test_state_round_trips_through_dict_and_file(tmp_path):
         assert_equals_numpy(one, np.concatenate([x, more]))
 
 
-def test_transposed_statistics_are_those_of_transposed_samples():
-    x = np.random.default_rng(1).normal(size=(9, 2, 3, 4))
-    estimator = WelfordEstimator()
-    estimator.fit(x)
-    assert_equals_numpy(estimator.transpose((1, 2, 0)), x.transpose(0, 2, 3, 1))
-
-
 def test_wrong_uses_are_named():
     estimator = WelfordEstimator(3, 4)
     for call in (estimator.mean, estimator.std, estimator.active_neurons, estimator.state_dict):

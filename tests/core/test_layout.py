@@ -74,7 +74,7 @@ def test_shapes_of_inputs_are_compared():
         check_shape((3, 32, 32), (32, 32, 3), channels_first=False)
     with pytest.raises(InputError, match="takes 3 channels"):
         check_shape((1, 32, 32), (3, 32, 32), channels_first=True)
-    with pytest.raises(InputError, match="another number of axes"):
+    with pytest.raises(InputError, match="the number of axes differs"):
         check_shape((32, 32), (3, 32, 32), channels_first=True)
 
 
@@ -125,7 +125,7 @@ def test_importing_the_core_imports_no_framework():
 def test_tokens_must_fill_their_grid():
     assert Layout.of((197, 8), "channels_last", Tokens(1, (14, 14))).places((197, 8)) == (14, 14)
     assert Layout.of((7, 8), "channels_last", Tokens(2)).places((7, 8)) == (5,)
-    with pytest.raises(InputError, match="196 tokens, 1 of them in front, do not fold"):
+    with pytest.raises(InputError, match="196 tokens, 1 of them in front, do not fit"):
         Layout.of((196, 8), "channels_last", Tokens(1, (14, 14))).places((196, 8))
     with pytest.raises(InputError, match="maps with 3 axes"):
         Layout.of((8, 8, 3), "channels_last", Tokens())

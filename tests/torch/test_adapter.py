@@ -56,14 +56,14 @@ def test_unknown_layers_are_errors_that_offer_the_closest_names(cases):
     model = cases["unet"].make()
     adapter = TorchAdapter(model)
     with pytest.raises(LayerError, match=r"no layer 'down3'; the closest names are 'down[12]', 'down[12]'"):
-        adapter.cut("down3")
+        adapter.split("down3")
     for layer in ("", 3, None):
         with pytest.raises(LayerError, match="layer"):
-            adapter.cut(layer)
+            adapter.split(layer)
     with pytest.raises(LayerError, match=r"torch\.nn\.modules\.linear\.Linear is not a module of the model"):
-        adapter.cut(nn.Linear(2, 2))
-    assert adapter.cut(model.down1[0]).layer_name == "down1.0"
-    assert adapter.cut(model).layer_name == "UNet"
+        adapter.split(nn.Linear(2, 2))
+    assert adapter.split(model.down1[0]).layer_name == "down1.0"
+    assert adapter.split(model).layer_name == "UNet"
 
 
 def test_a_module_of_several_names_is_found_by_each_of_them(images):
@@ -79,16 +79,16 @@ def test_a_module_of_several_names_is_found_by_each_of_them(images):
 
     model = Tied()
     adapter = TorchAdapter(model)
-    expected = adapter.cut("encoder.0").features(images(2).float())
-    cut = adapter.cut("alias.0")
-    assert cut.layer_name == "alias.0"
-    assert torch.equal(cut.features(images(2).float()), expected)
-    assert adapter.cut(model.alias[0]).layer_name == "encoder.0"
+    expected = adapter.split("encoder.0").features(images(2).float())
+    split = adapter.split("alias.0")
+    assert split.layer_name == "alias.0"
+    assert torch.equal(split.features(images(2).float()), expected)
+    assert adapter.split(model.alias[0]).layer_name == "encoder.0"
     assert [info.name for info in adapter.layers(images(1).float())] == [
         "encoder", "encoder.0", "encoder.1", "out"
     ]  # fmt: skip
     with pytest.raises(LayerError, match=r"no layer 'alias\.2'; the closest names are 'alias"):
-        adapter.cut("alias.2")
+        adapter.split("alias.2")
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
@@ -119,21 +119,21 @@ def test_a_model_without_parameters_takes_the_default_dtype():
 
 def test_arrays_there_and_back():
     adapter, like = TorchAdapter(nn.Linear(2, 2)), torch.zeros(1, dtype=torch.bfloat16)
-    assert adapter.asarray(np.array([1.5]), like).dtype == torch.bfloat16
-    assert adapter.asarray(np.array([3]), like).dtype == torch.int64
-    assert adapter.asarray(np.array([True]), like).dtype == torch.bool
-    assert adapter.to_numpy(torch.ones(2, dtype=torch.bfloat16).requires_grad_()).dtype == np.float32
+    assert adapter.framework.asarray(np.array([1.5]), like).dtype == torch.bfloat16
+    assert adapter.framework.asarray(np.array([3]), like).dtype == torch.int64
+    assert adapter.framework.asarray(np.array([True]), like).dtype == torch.bool
+    assert adapter.framework.to_numpy(torch.ones(2, dtype=torch.bfloat16).requires_grad_()).dtype == np.float32
     array = np.ones(2)
-    adapter.asarray(array, torch.zeros(1).double()).zero_()
+    adapter.framework.asarray(array, torch.zeros(1).double()).zero_()
     assert array.sum() == 2
 
 
 def test_noise_comes_from_the_generator_of_torch():
     adapter, like = TorchAdapter(nn.Linear(2, 2)), torch.zeros(1, dtype=torch.float64)
     torch.manual_seed(0)
-    first = adapter.standard_normal((1000, 3), like)
+    first = adapter.framework.standard_normal((1000, 3), like)
     torch.manual_seed(0)
-    assert torch.equal(adapter.standard_normal((1000, 3), like), first)
+    assert torch.equal(adapter.framework.standard_normal((1000, 3), like), first)
     assert first.dtype == torch.float64
     assert abs(first.mean()) < 0.1
     assert abs(first.std() - 1) < 0.1
@@ -144,8 +144,8 @@ def test_value_and_gradient_carry_no_graph(outside):
     weight = torch.tensor(3.0, requires_grad=True)
     x = torch.tensor([1.0, 2.0], requires_grad=True)
     with outside():
-        value, auxiliary, gradient = TorchAdapter.value_and_grad(
-            None, lambda x: ((weight * x**2).sum(), (x, {"n": x * weight})), x
+        value, auxiliary, gradient = TorchAdapter.framework.value_and_grad(
+            lambda x: ((weight * x**2).sum(), (x, {"n": x * weight})), x
         )
     assert value == 15
     assert gradient.tolist() == [6, 12]
@@ -211,11 +211,11 @@ def test_arrays_are_neither_copied_nor_written_into():
     inputs = adapter.to_inputs(array)
     assert inputs.data_ptr() == array.ctypes.data
     adapter.predict(inputs)
-    cut = adapter.cut("layer")
-    cut.features(inputs)
-    with cut.open(inputs) as head:
+    split = adapter.split("layer")
+    split.features(inputs)
+    with split.head(inputs) as tail:
         for _ in range(3):
-            cut.tail(head.features)
+            tail(tail.features)
     assert (array == 1).all()
     for strange in (array[:, ::-1], np.broadcast_to(np.float32(1), array.shape)):
         torch.testing.assert_close(adapter.to_inputs(strange), torch.ones(array.shape))

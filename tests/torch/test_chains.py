@@ -56,12 +56,12 @@ def merged(monkeypatch):
     return seen
 
 
-def tail_and_gradient(model, layer, x, until=None, **options):
-    cut = TorchAdapter(model).cut(layer, **({} if until is None else {"until": until}))
-    with cut.open(x) as head:
-        z = head.features.repeat_interleave(6, 0)
+def tail_and_gradient(model, layer, x, end_layer=None, **options):
+    split = TorchAdapter(model).split(layer, **({} if until is None else {"until": until}))
+    with split.head(x) as tail:
+        z = tail.features.repeat_interleave(6, 0)
         z = (z + torch.linspace(0, 1, len(z))[:, None, None, None]).requires_grad_()
-        output = cut.tail(z)
+        output = tail(z)
         return z, output, torch.autograd.grad(output.square().sum(), z)[0]
 
 
@@ -87,8 +87,8 @@ def test_a_tail_may_start_within_a_chain(merged, name):
     reference = TorchAdapter(model)
     handles = [module.register_forward_hook(lambda *_: None) for module in model.modules()]
     merged.clear()
-    with (cut := reference.cut(name)).open(X):
-        expected = cut.tail(z)
+    with (split := reference.split(name)).head(X):
+        expected = tail(z)
     assert not merged
     for handle in handles:
         handle.remove()
@@ -135,13 +135,13 @@ def test_a_module_that_both_parts_use_is_not_merged(merged):
 
 def test_a_chain_that_is_changed_runs_as_it_then_is(merged):
     model = network()
-    cut = TorchAdapter(model).cut("0")
-    with cut.open(X) as head:
-        z = head.features.repeat_interleave(6, 0).requires_grad_()
-        cut.tail(z)
+    split = TorchAdapter(model).split("0")
+    with split.head(X) as tail:
+        z = tail.features.repeat_interleave(6, 0).requires_grad_()
+        tail(z)
         model[3] = nn.Identity()
         merged.clear()
-        output = cut.tail(z)
+        output = tail(z)
     assert (model[2], model[3]) not in merged
     torch.testing.assert_close(output, model[1:](z), rtol=1e-10, atol=1e-10)
 

@@ -102,8 +102,8 @@ def test_what_is_reported_has_the_axes_of_the_features():
     adapter = TorchAdapter(model)
     statistics = Statistics.of(explainer(model).estimator)
     states = []
-    with adapter.cut("1").open(photographs(2)) as head:
-        assert adapter.axes_in_memory(head.features) == (0, 2, 3, 1)
+    with adapter.split("1").head(photographs(2)) as tail:
+        assert adapter.axes_in_memory(tail.features) == (0, 2, 3, 1)
         optimizer = BottleneckOptimizer(
             adapter,
             lambda z, carry, targets: z.square().sum(dim=(1, 2, 3)) + z[:, 0].sum(dim=(1, 2)),
@@ -118,7 +118,7 @@ def test_what_is_reported_has_the_axes_of_the_features():
             pass_mask=passing,
             callback=lambda step, state, report: states.append(state),
         )
-        torch.testing.assert_close(result.problem.features, head.features)
+        torch.testing.assert_close(result.problem.features, tail.features)
     shape = (2, 8, 14, 14)
     assert result.alpha.shape == result.mask.passed.shape == result.capacity.shape == shape
     assert all(part.shape == shape for state in states for part in state)

@@ -77,10 +77,10 @@ def test_the_tail_has_the_gradient_in_the_order_of_the_maps(in_a_chain):
 
     activation.register_forward_hook(see)
     x = torch.randn(2, 3, 12, 12)
-    cut = TorchAdapter(model).cut("0" if in_a_chain else "conv")
-    with cut.open(x) as head:
-        z = head.features.clone().requires_grad_()
-        (slope,) = torch.autograd.grad(cut.tail(z).square().sum(), z)
+    split = TorchAdapter(model).split("0" if in_a_chain else "conv")
+    with split.head(x) as tail:
+        z = tail.features.clone().requires_grad_()
+        (slope,) = torch.autograd.grad(tail(z).square().sum(), z)
     assert orders == [False]
     y = model[0](x) if in_a_chain else model.conv(x)
     y = y.detach().requires_grad_()

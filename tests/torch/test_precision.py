@@ -64,7 +64,7 @@ def test_autocast_holds_for_the_model_alone(images, expected):
     with torch.autocast("cpu", dtype=torch.bfloat16):
         found = explain(model, images(20, torch.float32, 3), images(1, torch.float32))
         assert torch.is_autocast_enabled("cpu")
-        with TorchAdapter(model).cut("2").open(images(1, torch.float32)):
+        with TorchAdapter(model).split("2").head(images(1, torch.float32)):
             assert not torch.is_autocast_enabled("cpu")
     assert_near(found, expected)
     assert set(seen) == {torch.bfloat16}

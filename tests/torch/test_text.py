@@ -83,8 +83,8 @@ def test_what_is_left_is_more_like_the_concept(page):
 def test_the_statistics_are_those_of_the_words(page):
     names, *_ = page
     inputs, is_word = names["encode"](names["SENTENCES"])
-    cut = names["explainer"].adapter.cut(names["LAYER"])
-    features = cut.features(inputs).double().numpy()[is_word]
+    split = names["explainer"].adapter.split(names["LAYER"])
+    features = split.features(inputs).double().numpy()[is_word]
     estimator = names["explainer"].estimator
     assert estimator.n_samples() == is_word.sum() > 200
     for place in (0, names["LENGTH"] - 1):
@@ -107,5 +107,5 @@ def test_the_files(page):
     html = (folder / "text.html").read_text(encoding="utf-8")
     for words in names["explained"].values():
         assert words.to_html() in html
-    with Image.open(folder / "text.png") as made, Image.open(PAGE.parent / "images" / "text.png") as shown:
+    with Image.head(folder / "text.png") as made, Image.head(PAGE.parent / "images" / "text.png") as shown:
         assert made.size == shown.size

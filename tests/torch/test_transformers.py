@@ -77,19 +77,19 @@ def test_every_layer_can_be_cut_at_or_says_why_not(model_and_inputs, images):
         expected = model(**inputs)
     done = 0
     for info in adapter.layers(inputs):
-        cut = adapter.cut(info.name)
+        split = adapter.split(info.name)
         try:
-            cut.features(inputs)
+            split.features(inputs)
         except LayerError as error:
             assert any(text in str(error) for text in ("runs 2 times", "a feature map has the shape"))  # noqa: PT017
             continue
-        with cut.open(inputs) as head:
+        with split.head(inputs) as tail:
             for copies in (1, 3):
-                z = head.features.repeat_interleave(copies, 0)
+                z = tail.features.repeat_interleave(copies, 0)
                 if "relative_position" in info.name:
                     # One image's table has the shape of a feature map, but not several images'.
                     continue
-                output = cut.tail(z)
+                output = tail(z)
                 assert type(output) is type(expected)
                 for key, wanted in expected.items():
                     if not isinstance(wanted, torch.Tensor):
@@ -105,9 +105,9 @@ def test_every_layer_can_be_cut_at_or_says_why_not(model_and_inputs, images):
 def test_a_part_of_an_output_that_the_model_does_not_use():
     """The encoder's first output is the sequence; the classifier reads the pooled one alone."""
     model, inputs = bert()
-    cut = TorchAdapter(model).cut("bert")
-    with pytest.raises(LayerError, match="does not depend on layer 'bert'"), cut.open(inputs) as head:
-        cut.tail(head.features.requires_grad_())
+    split = TorchAdapter(model).split("bert")
+    with pytest.raises(LayerError, match="does not depend on layer 'bert'"), split.head(inputs) as tail:
+        tail(tail.features.requires_grad_())
 
 
 def test_a_vision_transformer_is_explained():

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from iba_torch.tail.recording import Shapes
-from iba_torch.tail.split import LayerCall, TorchCut
+from iba_torch.tail.recording import Knowledge
+from iba_torch.tail.split import LayerCall, TorchSplit
 
 
 class Stack(nn.Module):
@@ -65,9 +65,9 @@ def x() -> torch.Tensor:
     return torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 
 
-def cut_in_the_middle(model: Stack) -> TorchCut:
+def cut_in_the_middle(model: Stack) -> TorchSplit:
     torch.manual_seed(0)
-    return TorchCut(model, model.blocks[3])
+    return TorchSplit(model, model.blocks[3])
 
 
 def expected(model: Stack, x: torch.Tensor, z: torch.Tensor, copies: int) -> torch.Tensor:
@@ -81,20 +81,20 @@ def expected(model: Stack, x: torch.Tensor, z: torch.Tensor, copies: int) -> tor
         model.seen = held
 
 
-def kept(cut: TorchCut) -> int:
+def kept(cut: TorchSplit) -> int:
     """How many outputs of the head the open cut keeps."""
-    assert cut._open is not None
-    return sum(value.tensor.numel() > 1 for value in cut._open.spared)
+    assert split._open is not None
+    return sum(value.tensor.numel() > 1 for value in split._open.spared)
 
 
-def passes(cut: TorchCut, model: Stack, x: torch.Tensor, copies: int = 3) -> list[int]:
+def passes(cut: TorchSplit, model: Stack, x: torch.Tensor, copies: int = 3) -> list[int]:
     """How much is kept after each of some passes, whose outputs are right."""
     counts = []
-    with cut.open(x) as head:
+    with split.head(x) as tail:
         for scale in (1.0, -0.5, 2.0):
-            z = (head.features * scale).repeat_interleave(copies, 0)
-            output = cut.tail(z.clone().requires_grad_())
-            counts.append(kept(cut))
+            z = (tail.features * scale).repeat_interleave(copies, 0)
+            output = tail(z.clone().requires_grad_())
+            counts.append(kept(split))
             torch.testing.assert_close(output.detach(), expected(model, x, z, copies), rtol=1e-4, atol=1e-5)
     return counts
 
@@ -102,63 +102,63 @@ def passes(cut: TorchCut, model: Stack, x: torch.Tensor, copies: int = 3) -> lis
 @pytest.mark.parametrize("join", [alone, of_the_same_shape])
 def test_what_nothing_reads_is_not_kept(join, x):
     model = Stack(join)
-    cut = cut_in_the_middle(model)
-    assert passes(cut, model, x) == [0, 0, 0]
-    with cut.open(x):
-        assert kept(cut) == 0
+    split = cut_in_the_middle(model)
+    assert passes(split, model, x) == [0, 0, 0]
+    with split.head(x):
+        assert kept(split) == 0
 
 
 @pytest.mark.parametrize("join", [skipping, listed])
 def test_what_is_read_is_kept_and_nothing_else(join, x):
     model = Stack(join)
-    cut = cut_in_the_middle(model)
+    split = cut_in_the_middle(model)
     for _ in range(2):
-        assert passes(cut, model, x) == [1, 1, 1]
+        assert passes(split, model, x) == [1, 1, 1]
 
 
 def test_what_somebody_holds_is_kept(x):
     model = Stack(holding)
-    cut = cut_in_the_middle(model)
+    split = cut_in_the_middle(model)
     for _ in range(2):
-        assert passes(cut, model, x) == [1, 1, 1]
+        assert passes(split, model, x) == [1, 1, 1]
         assert model.seen.isfinite().all()
 
 
 @pytest.mark.parametrize("join", [skipping, listed])
 def test_a_model_that_comes_to_read_it_gets_it(join, x):
     model = Stack(alone)
-    cut = cut_in_the_middle(model)
-    passes(cut, model, x)
+    split = cut_in_the_middle(model)
+    passes(split, model, x)
     model.join = join
     # All three outputs of the head are kept from now on.
     for _ in range(2):
-        assert passes(cut, model, x) == [3, 3, 3]
+        assert passes(split, model, x) == [3, 3, 3]
 
 
 def test_code_that_nothing_sees_gets_it(x):
     model = Stack(unseen)
-    cut = cut_in_the_middle(model)
-    assert passes(cut, model, x) == [0, 3, 3]
-    assert passes(cut, model, x) == [3, 3, 3]
+    split = cut_in_the_middle(model)
+    assert passes(split, model, x) == [0, 3, 3]
+    assert passes(split, model, x) == [3, 3, 3]
 
 
 def test_a_tail_that_ends_earlier_says_nothing_of_the_whole(x):
-    model, shapes = Stack(skipping), Shapes()
-    brief = TorchCut(model, model.blocks[3], until=LayerCall(model.blocks[4], "blocks.4"), shapes=shapes)
+    model, shapes = Stack(skipping), Knowledge()
+    brief = TorchSplit(model, model.blocks[3], end_layer=LayerCall(model.blocks[4], "blocks.4"), shapes=shapes)
     for _ in range(2):
-        with brief.open(x) as head:
-            brief.tail(head.features)
-    cut = TorchCut(model, model.blocks[3], shapes=shapes)
-    assert passes(cut, model, x) == [1, 1, 1]
+        with brief.head(x) as tail:
+            brief.tail(tail.features)
+    split = TorchSplit(model, model.blocks[3], shapes=shapes)
+    assert passes(split, model, x) == [1, 1, 1]
 
 
 def test_hooks_see_the_true_outputs(x):
     model = Stack(alone)
-    cut = cut_in_the_middle(model)
-    passes(cut, model, x)
+    split = cut_in_the_middle(model)
+    passes(split, model, x)
     seen = []
     model.blocks[1].register_forward_hook(lambda module, args, output: seen.append(output))
-    with cut.open(x) as head:
-        cut.tail(head.features)
+    with split.head(x) as tail:
+        tail(tail.features)
     assert len(seen) == 2
     torch.testing.assert_close(seen[1], seen[0])

@@ -170,11 +170,11 @@ def test_a_model_compiled_while_another_is_cut_open_is_cut_too(images, x, monkey
     first, second = network(), compiled_in_place(network())
     with monkeypatch.context() as patch:
         patch.setattr("iba_torch.tail.calls._compiler_is_loaded", lambda: False)
-        opened = TorchAdapter(first).cut("0").open(x)
+        opened = TorchAdapter(first).split("0").head(x)
         opened.__enter__()
     assert nn.Module._call_impl is not calls[1]
     try:
-        features = TorchAdapter(second).cut("0").features(x)
+        features = TorchAdapter(second).split("0").features(x)
         torch.testing.assert_close(first(x), network()(x))
     finally:
         opened.__exit__(None, None, None)

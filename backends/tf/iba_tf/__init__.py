@@ -16,10 +16,9 @@ from iba_tf.adapter import TensorFlowAdapter
 from iba_tf.bottlenecks.copy import IBACopy
 from iba_tf.bottlenecks.estimator import TFWelfordEstimator
 from iba_tf.bottlenecks.innvestigate import IBACopyInnvestigate
-from iba_tf.bottlenecks.layer import IBALayer
+from iba_tf.bottlenecks.layer import IBALayer, Sequential
+from iba_tf.bottlenecks.per_sample import to_saliency_map
 from iba_tf.bottlenecks.readout import IBAReadout
-from iba_tf.bottlenecks.saliency import to_saliency_map
-from iba_tf.bottlenecks.sequential import Sequential
 from iba_tf.bottlenecks.softmax import model_wo_softmax
 from iba_tf.graphs.split import GraphSplit
 from iba_tf.images import get_imagenet_generator

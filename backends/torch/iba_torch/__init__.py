@@ -18,7 +18,8 @@ from iba_torch.bottlenecks.iba import IBA, to_saliency_map
 from iba_torch.bottlenecks.readout import IBAReadout
 from iba_torch.bottlenecks.sequential import insert_into_sequential
 from iba_torch.images import ImageFolder, get_imagenet_folder, imagenet_transform, tensor_to_np_img
-from iba_torch.tail.split import TorchCut
+from iba_torch.framework import TorchFramework
+from iba_torch.tail.split import TorchSplit
 
 __all__ = [
     "IBA",
@@ -26,7 +27,8 @@ __all__ = [
     "IBAReadout",
     "ImageFolder",
     "TorchAdapter",
-    "TorchCut",
+    "TorchFramework",
+    "TorchSplit",
     "TorchWelfordEstimator",
     "get_imagenet_folder",
     "imagenet_transform",

@@ -1,4 +1,4 @@
-"""A graph of old, and a session, in which a model's outputs depend on a bottleneck."""
+"""A TensorFlow 1 graph with a session, in which a model's outputs depend on a bottleneck."""
 
 from __future__ import annotations
 
@@ -10,17 +10,11 @@ from tensorflow.core.framework.graph_pb2 import GraphDef
 from tensorflow.core.framework.node_def_pb2 import NodeDef
 
 from iba_core.errors import InputError
-from iba_tf.bottlenecks.flow import Flow
-from iba_tf.eager import eagerly
-from iba_tf.graphs.operations import (
-    REFERENCES,
-    Binding,
-    GraphInput,
-    OperationGraph,
-    TensorName,
-    canonical,
-    node_of,
-)
+from iba_tf.bottlenecks.flow import Flow, GraphFlow, Load, load_values
+from iba_tf.framework import eagerly
+from iba_tf.graphs.dataflow import TensorName
+from iba_tf.graphs.graph_inputs import GraphInput
+from iba_tf.graphs.operations import REFERENCES, Binding, OperationGraph, canonical, node_of
 
 v1 = tf.compat.v1
 
@@ -31,21 +25,21 @@ _VARIABLES = ("VarHandleOp", *REFERENCES)
 class CopiedGraph:
     """A graph of operations as a `tf.Graph`, with a bottleneck in it, and a session of its own.
 
-    All operations keep their names. What takes the features takes what leaves the bottleneck instead,
-    which is the features themselves until the bottleneck restricts them.
+    All operations keep their names. Operations that take the features get the bottleneck's output instead:
+    the features themselves, until the bottleneck restricts them.
 
     Args:
         source: the operations.
-        feature: the tensor behind which the bottleneck goes.
-        flow: whose state governs the bottleneck in the session, see `load_flow`.
-        name: scope of the bottleneck's own operations; a number is added where the source has it already.
-        config: configuration of the session; None for one that lets TensorFlow choose devices where the
-            graph's own are not there.
+        feature: the tensor that the bottleneck comes after.
+        flow: its state is that of the bottleneck in the session, see `load_flow`.
+        name: scope of the bottleneck's own operations; a number is added if the source has the name already.
+        config: configuration of the session. If None, TensorFlow chooses devices for operations whose own
+            devices do not exist.
 
     Attributes:
         feature: name of that tensor.
         graph: the graph. Users may add operations to it, such as a loss.
-        outputs: symbolic tensors, nested as the source's.
+        outputs: symbolic tensors, nested like the source's outputs.
 
     Raises:
         InputError: the graph closes over something that is neither a variable nor an array.
@@ -61,13 +55,13 @@ class CopiedGraph:
         self._session: v1.Session | None = None
         scope = _free(name, source.all_names)
         own, before, after = self._own_operations(scope)
-        # One import of all: a second one would rename operations whose names begin like one of the first.
+        # One import for all: a second one would rename operations whose names begin like one of the first.
         whole = GraphDef(versions=source.versions, library=source.definitions)
         whole.library.MergeFrom(own.as_graph_def().library)
-        whole.node.extend(source.nodes.values())
-        behind = {node_of(tensor) for tensor in source.dependents([feature])} - {node_of(feature)}
+        whole.node.extend(node.definition for node in source.nodes.values())
+        after_feature = {node_of(tensor) for tensor in source.dependents([feature])} - {node_of(feature)}
         for node in whole.node:
-            if node.name in behind:
+            if node.name in after_feature:
                 _redirect(node, feature, after)
         for node in own.as_graph_def().node:
             if node.name != node_of(before):
@@ -87,12 +81,12 @@ class CopiedGraph:
         )
 
     def _own_operations(self, scope: str) -> tuple[tf.Graph, TensorName, TensorName]:
-        """What the graph has beside the source's operations.
+        """Operations of the graph that are not the source's.
 
-        These are its inputs, what it is bound to, the bottleneck, and what gives variables their values.
+        These are its inputs, its variables and constants, the bottleneck, and the loading of values.
 
         Returns:
-            A graph, and the names of what enters the bottleneck and of what leaves it.
+            A graph, and the names of the bottleneck's input and output.
         """
         graph = tf.Graph()
         with graph.as_default():
@@ -102,9 +96,8 @@ class CopiedGraph:
                 self._bind(name, binding)
             with tf.name_scope(scope):
                 before = v1.placeholder(self._source.tensor(self.feature).dtype, name="before")
-                flow = Flow(self._flow.dtype)
-                after = tf.identity(flow(before), name="after")
-                self._flow_loads = [Load(variable.handle, variable.dtype) for variable in flow.state]
+                self._bottleneck_flow = GraphFlow(before, self._flow.dtype)
+                after = tf.identity(self._bottleneck_flow.outputs, name="after")
                 self._loads = {
                     name: Load(graph.get_tensor_by_name(name), binding.dtype)
                     for name, binding in self._source.bindings.items()
@@ -113,18 +106,18 @@ class CopiedGraph:
         return graph, before.name, after.name
 
     def _bind(self, name: TensorName, binding: Binding) -> None:
-        """A variable or constant in place of what the source is bound to."""
+        """Make a variable or constant for one of the source's bindings."""
         if not isinstance(binding, tf.Variable):
             if binding.dtype in (tf.resource, tf.variant):
                 raise InputError(
-                    f"the graph closes over {name!r}, which is no variable, such as a table, so it cannot be "
-                    "a tf.Graph; set_classification_loss and analyze need none"
+                    f"the graph closes over {name!r}, which is no variable but a table or the like, so it "
+                    "cannot be a tf.Graph; set_classification_loss and analyze need none"
                 )
             with eagerly():
                 value = binding.numpy()
             tf.constant(value, name=node_of(name))
             return
-        # Of the kind that the operations of the source take.
+        # The kind of variable that the operations of the source take.
         is_handle = self._source.tensor(name).dtype == tf.resource
         node = NodeDef(name=node_of(name), op="VarHandleOp" if is_handle else "VariableV2")
         node.attr["dtype"].type = binding.dtype.as_datatype_enum
@@ -144,35 +137,30 @@ class CopiedGraph:
         return self._session
 
     def load_variables(self) -> None:
-        """Bring the values of the source's variables into the session, if there is one yet."""
-        self._load({load: self._source.bindings[name] for name, load in self._loads.items()})
+        """Copy the values of the source's variables into the session, if there is one yet."""
+        if self._session is not None:
+            bindings = self._source.bindings
+            load_values({load: bindings[name] for name, load in self._loads.items()}, self._session)
 
     def load_flow(self) -> None:
-        """Bring the state of the flow into the session, if there is one yet."""
-        self._load(dict(zip(self._flow_loads, self._flow.state, strict=True)))
-
-    def _load(self, variables: dict[Load, tf.Variable]) -> None:
+        """Copy the state of the flow into the session, if there is one yet."""
         if self._session is not None:
-            with eagerly():
-                values = {load: variable.numpy() for load, variable in variables.items()}
-            for load, value in values.items():
-                self._session.run(load.operation, {load.value: value})
+            self._bottleneck_flow.load(self._flow, self._session)
 
     # -- losses -----------------------------------------------------------------------------------
 
     def graph_to(self, tensor: tf.Tensor) -> OperationGraph:
         """The operations from the graph's placeholders to a tensor, without the bottleneck.
 
-        They work on the source's variables. Variables that users have added are taken with their present
-        values.
+        They use the source's variables. Variables that users have added keep their present values.
 
         Raises:
             InputError: the tensor is not in the graph.
         """
         if getattr(tensor, "graph", None) is not self.graph:
             raise InputError(
-                f"{getattr(tensor, 'name', tensor)!r} is no tensor of the copied graph; make it within "
-                "copied_session_and_graph_as_default(), of what get_copied_outputs() gives"
+                f"{getattr(tensor, 'name', tensor)!r} is no tensor of the copied graph; compute it within "
+                "copied_session_and_graph_as_default(), from get_copied_outputs()"
             )
         operations = self._operations_for(tensor)
         whole = self.graph.as_graph_def()
@@ -219,22 +207,8 @@ class CopiedGraph:
             return tf.Variable(array, trainable=False, name=operation.name)
 
 
-class Load:
-    """Operations that give a variable of a graph a value."""
-
-    def __init__(self, variable: tf.Tensor, dtype: tf.DType) -> None:
-        value = v1.placeholder(dtype)
-        operation = (
-            tf.raw_ops.AssignVariableOp(resource=variable, value=value)
-            if variable.dtype == tf.resource
-            else tf.raw_ops.Assign(ref=variable, value=value, validate_shape=False).op
-        )
-        # Names, since the graph is imported into another one.
-        self.value, self.operation = value.name, operation.name
-
-
 def _redirect(node: NodeDef, old: TensorName, new: TensorName) -> None:
-    """Let a node take one tensor in place of another, and wait for its operation."""
+    """Give a node one tensor in place of another, also as a control input."""
     references = [
         f"^{node_of(new)}"
         if reference == f"^{node_of(old)}"
@@ -272,6 +246,6 @@ def _input(placeholder: tf.Operation) -> GraphInput:
 
 
 def _free(name: str, taken: Iterable[str]) -> str:
-    """`name`, or with a number what no operation's name begins with."""
+    """`name`, with a number if an operation's name begins with it."""
     used = {node.partition("/")[0] for node in taken}
     return next(x for x in (name, *(f"{name}_{i}" for i in range(1, len(used) + 2))) if x not in used)

@@ -13,18 +13,27 @@ import tensorflow as tf
 from keras import KerasTensor
 
 from iba_core.bottleneck.estimator import WelfordEstimator
-from iba_core.errors import InputError, LayerError, NotEstimatedError, StateError
+from iba_core.errors import InputError, LayerError, StateError
 from iba_core.framework.inputs import batch_size as rows_of
 from iba_core.framework.inputs import inputs_of_batch
 from iba_core.targets import cross_entropy, main_output
-from iba_tf.adapter import KerasAdapter
+from iba_tf.adapter import TensorFlowAdapter
 from iba_tf.bottlenecks.copied_graph import CopiedGraph
 from iba_tf.bottlenecks.flow import Flow
 from iba_tf.bottlenecks.original import Original
-from iba_tf.bottlenecks.per_sample import PerSampleBottleneck, classes_of, require_adam, require_rows
-from iba_tf.bottlenecks.tail_loss import TailLoss
-from iba_tf.eager import eagerly, runs_eagerly
-from iba_tf.graphs.operations import OperationGraph, canonical, data_inputs, node_of
+from iba_tf.bottlenecks.per_sample import (
+    Hyperparameters,
+    PerSampleBottleneck,
+    TailLoss,
+    alone,
+    class_rows,
+    require_adam,
+    require_loss,
+    require_rows,
+)
+from iba_tf.bottlenecks.softmax import first_output, logits_of
+from iba_tf.framework import eagerly, runs_eagerly
+from iba_tf.graphs.operations import OperationGraph, canonical, node_of
 from iba_tf.models.graph_model import GraphModel
 
 v1 = tf.compat.v1
@@ -33,38 +42,38 @@ v1 = tf.compat.v1
 class IBACopy(PerSampleBottleneck):
     """A bottleneck in a copy of a model, for models whose definition cannot be altered.
 
-    The model may be of any age: a graph of TensorFlow 1 with its session, a Keras 3 or Keras 2 model of any
-    kind, a `tf.function` or concrete function, a SavedModel, a frozen graph. It is copied, with the values of
-    its variables, and left as it is. Changes to it have no effect on explanations before `update_variables`.
-    While a bottleneck is optimised, only what is behind the feature map runs.
+    The model may be a TensorFlow 1 graph with its session, a Keras 3 or Keras 2 model of any kind, a
+    `tf.function` or concrete function, a SavedModel, or a frozen graph. It is copied with the values of its
+    variables, and is not changed. If you change it, explanations stay the same until `update_variables`.
+    While a bottleneck is optimised, only the part of the model after the feature map runs.
 
     Args:
-        feature: the feature map that the bottleneck is put behind: a tensor, an operation, a Keras layer, or
+        feature: the feature map that the bottleneck comes after: a tensor, an operation, a Keras layer, or
             its name.
-        outputs: what the model gives, a list of the same, or one; the first is that of a classification.
-            None for all outputs of the model in `graph`.
+        outputs: the outputs of the model, a list of the same, or one. A classification uses the first. None
+            for all outputs of the model in `graph`.
         estimator: fitted statistics of the features.
         feature_mean: mean of the features, shape of one feature map, in place of `estimator`.
         feature_std: standard deviation of the features, likewise.
-        feature_active: whether each feature takes part; the others are set to 0 and carry no information.
-            All do if None.
+        feature_active: whether each feature takes part; the others are set to 0 and carry no information. If
+            None, all features take part.
         graph: what `feature` and `outputs` are in: a `tf.Graph`, a Keras model, a function, a `GraphDef`, a
             `GraphModel`, a SavedModel folder or a ``.pb``, ``.keras`` or ``.h5`` file. If None, it follows
-            from the tensors, and for names it is the default graph.
+            from the tensors; for names, it is the default graph.
         session: session of a v1 graph, with the values of its variables; the default one if None.
         copy_session_config: `tf.compat.v1.ConfigProto` of the copy's session, see
             `copied_session_and_graph_as_default`.
-        batch_size: default number of noisy samples that a step's gradient is averaged over.
-        steps: default number of optimiser steps.
-        beta: default weight of the information against the model's loss.
-        learning_rate: default learning rate of Adam.
-        min_std: default floor of the features' standard deviation.
-        smooth_std: default standard deviation of the Gaussian that smooths the mask; 0 for no smoothing.
-        normalize_beta: divide beta by the number of features, by default.
-        **keras_kwargs: of a `keras.layers.Layer`. The ``name`` is that of the bottleneck in the copied graph.
+        batch_size: default hyperparameter, as are the next six; see `Hyperparameters`.
+        steps: see `Hyperparameters`.
+        beta: see `Hyperparameters`.
+        learning_rate: see `Hyperparameters`.
+        min_std: see `Hyperparameters`.
+        smooth_std: see `Hyperparameters`.
+        normalize_beta: see `Hyperparameters`.
+        **keras_kwargs: see `keras.layers.Layer`. The ``name`` is that of the bottleneck in the copied graph.
 
     Raises:
-        InputError: it cannot be told which model is meant, there is no tensor of a name, there is no
+        InputError: the arguments do not tell which model is meant, there is no tensor of a name, there is no
             session, or a hyperparameter is out of its range.
         LayerError: there is no such feature map (the message offers the closest names), or no output depends
             on it.
@@ -103,26 +112,17 @@ class IBACopy(PerSampleBottleneck):
         normalize_beta: bool = True,
         **keras_kwargs: Any,
     ) -> None:
-        self._set_up(
-            estimator,
-            feature_mean,
-            feature_std,
-            feature_active,
-            batch_size=batch_size,
-            steps=steps,
-            beta=beta,
-            learning_rate=learning_rate,
-            min_std=min_std,
-            smooth_std=smooth_std,
-            normalize_beta=normalize_beta,
+        hyperparameters = Hyperparameters(
+            batch_size, steps, beta, learning_rate, min_std, smooth_std, normalize_beta
         )
+        self._set_up(estimator, feature_mean, feature_std, feature_active, hyperparameters)
         with eagerly():
             self.name = keras.layers.Layer(**{"name": "iba", **keras_kwargs}).name
             self._original = Original.of(feature, outputs, graph, session)
-            self._cut = self._original.cut()
+            self._split = self._original.split()
             self.flow = Flow(self._precision())
-            """Where what an analysis keeps is kept."""
-        self._adapter = KerasAdapter(self._original.model)
+            """Where the mask of the last analysis is kept."""
+        self._adapter = TensorFlowAdapter(self._original.model)
         self._session_config = copy_session_config
         self._copied: CopiedGraph | None = None
         self._loss: TailLoss | None = None
@@ -144,17 +144,17 @@ class IBACopy(PerSampleBottleneck):
     # -- the copy ---------------------------------------------------------------------------------
 
     def get_copied_outputs(self) -> Any:
-        """Symbolic outputs of the copied graph, in the order in which they were given to the constructor.
+        """Return the symbolic outputs of the copied graph, in the order given to the constructor.
 
-        They are tensors of the graph that `copied_session_and_graph_as_default` makes the default, and depend
-        on the features through the bottleneck.
+        They are tensors of the graph that `copied_session_and_graph_as_default` makes the default. They
+        depend on the features by way of the bottleneck.
 
         Returns:
-            A list of tensors; for ``outputs=None`` nested as what the model gives.
+            A list of tensors; for ``outputs=None`` nested as the model's outputs.
 
         Raises:
-            LayerError: the model's graph follows from its inputs, as that of a subclassed Keras model.
-            InputError: the model cannot be a `tf.Graph`, since it closes over tables or the like.
+            LayerError: the model's graph follows from its inputs, as in a subclassed Keras model.
+            InputError: the model cannot be a `tf.Graph`, because it closes over a table or the like.
         """
         return self._copy().outputs
 
@@ -162,8 +162,8 @@ class IBACopy(PerSampleBottleneck):
     def copied_session_and_graph_as_default(self) -> Iterator[None]:
         """Context in which the copied graph, a `tf.Graph`, and its session are the default ones.
 
-        The operations have the names that they have in the original. A loss for `set_model_loss` is built
-        here, of `get_copied_outputs` and placeholders, those of the model or new ones.
+        The operations have the same names as in the original. Build a loss for `set_model_loss` here, from
+        `get_copied_outputs` and placeholders of the model, or new ones.
 
         Raises:
             LayerError: see `get_copied_outputs`.
@@ -188,7 +188,7 @@ class IBACopy(PerSampleBottleneck):
         return self._copied
 
     def assert_variables_equal(self) -> None:
-        """Check that all variables of the copy have the values that they have in the original.
+        """Check that all variables of the copy have the same values as in the original.
 
         Raises:
             AssertionError: some differ; it names them.
@@ -197,11 +197,11 @@ class IBACopy(PerSampleBottleneck):
         if changed:
             raise AssertionError(
                 f"{len(changed)} variables have other values in the original than in the copy, such as "
-                f"{changed[0]!r}; update_variables brings them over"
+                f"{changed[0]!r}; call update_variables to copy them"
             )
 
     def update_variables(self) -> None:
-        """Bring the values that the original's variables have now into the copy."""
+        """Copy the present values of the original's variables."""
         self._original.model.update_variables()
         if self._copied is not None:
             self._copied.load_variables()
@@ -210,15 +210,16 @@ class IBACopy(PerSampleBottleneck):
 
     @property
     def target(self) -> Any:
-        """What `set_classification_loss` returned last; None without a classification."""
+        """What `set_classification_loss` has returned; None without a classification."""
         return self._target
 
     def set_classification_loss(self) -> Any:
         """Keep the class of a classifier: the loss is the cross-entropy of the first output.
 
         Returns:
-            What stands for the class in the feeds of `analyze`: a placeholder of the copied graph for a v1
-            graph, else a symbolic tensor of Keras. Its value is a class for all images, or one for each.
+            A tensor that stands for the class in the feeds of `analyze`: for a v1 graph a placeholder of the
+            copied graph, else a symbolic tensor of Keras. Its value is a class for all images, or one for
+            each.
 
         Raises:
             InputError: the output comes from a softmax.
@@ -233,36 +234,35 @@ class IBACopy(PerSampleBottleneck):
         return self._target
 
     def keep_first_output(self, is_classification: bool) -> None:
-        """Keep the first output: as logits, or as a loss that is there already.
+        """Keep the first output: as logits, or as a loss that the model computes itself.
 
         Args:
             is_classification: whether it is the logits of a classifier.
 
         Raises:
-            InputError: the output shall be logits, and comes from a softmax.
+            InputError: the output is meant as logits, and comes from a softmax.
         """
         graph = self._original.graph
-        logits = softmax_of(graph) if is_classification and graph is not None else None
+        logits = logits_of(graph) if is_classification and graph is not None else None
         if logits is not None:
             raise InputError(
-                f"the first output comes from a softmax; give what it is taken of, {logits!r}, as the first "
+                f"the first output comes from a softmax; give the softmax's input, {logits!r}, as the first "
                 "of outputs, or copy model_wo_softmax(model)"
             )
-        if is_classification:
-            self._loss = TailLoss(self._adapter, self._cut, cross_entropy)
-        else:
-            scalar = graph is not None and graph.tensor(_first(graph.outputs)).shape.rank == 0
-            self._loss = TailLoss(self._adapter, self._cut, by_image=not scalar)
+        kind = cross_entropy if is_classification else None
+        scalar = graph is not None and graph.tensor(first_output(graph)).shape.rank == 0
+        by_image = is_classification or not scalar
+        self._loss = TailLoss(self._adapter, self._split, kind, by_image=by_image)
 
     def set_model_loss(self, model_loss: tf.Tensor, optimizer_cls: type = keras.optimizers.Adam) -> None:
-        """Keep whatever a loss measures; it is added to ``beta * mean(capacity)``.
+        """Keep what a loss measures. It is added to ``beta * mean(capacity)``.
 
         Args:
             model_loss: tensor of the copied graph, computed from `get_copied_outputs` within
                 `copied_session_and_graph_as_default`, of shape (None,) or (None, 1), a loss for each row, or
-                (), their mean. Placeholders that it depends on, such as labels, take their values from
-                `analyze`'s ``copy_feed_dict``.
-            optimizer_cls: Adam; the library's own is used, which is the same in every framework.
+                (), their mean. The ``copy_feed_dict`` of `analyze` gives the values of placeholders that it
+                depends on, such as labels.
+            optimizer_cls: must be Adam. The library uses its own Adam, the same in every framework.
 
         Raises:
             InputError: `model_loss` is no tensor of the copied graph or has another shape, or the optimiser
@@ -276,8 +276,8 @@ class IBACopy(PerSampleBottleneck):
         if shape.rank is not None and not (shape.rank < 2 or (shape.rank == 2 and shape[1] == 1)):
             raise InputError(f"model_loss has shape {tuple(shape)}, it must be (None,), (None, 1) or ()")
         model = GraphModel.from_operations(graph)
-        cut = model.cut(copied.feature)
-        self._loss = TailLoss(KerasAdapter(model), cut, by_image=shape.rank != 0)
+        split = model.split(copied.feature)
+        self._loss = TailLoss(TensorFlowAdapter(model), split, by_image=shape.rank != 0)
         self._target = None
 
     def _is_classification(self) -> bool:
@@ -286,16 +286,16 @@ class IBACopy(PerSampleBottleneck):
     # -- features and outputs ---------------------------------------------------------------------
 
     def feature_shape(self) -> tf.TensorShape:
-        """Shape of the feature map with the batch axis, None where it is open.
+        """Return the shape of the feature map with the batch axis, None where it is open.
 
-        Of a model whose graph follows from its inputs nothing is known before it has run.
+        If the model's graph follows from its inputs, the shape is unknown before it has run.
         """
-        shape = self._cut.feature_shape
+        shape = self._split.feature_shape
         return tf.TensorShape(None) if shape is None else tf.TensorShape([None, *shape])
 
     @runs_eagerly
     def get_feature(self, feed_dict: Any) -> npt.NDArray[Any]:
-        """The copy's feature maps, (B, *feature map).
+        """Return the copy's feature maps, (B, *feature map).
 
         Args:
             feed_dict: what the features depend on, see `fit`.
@@ -303,33 +303,39 @@ class IBACopy(PerSampleBottleneck):
         Raises:
             InputError: an input is missing, unknown, or has the wrong shape.
         """
-        return self._adapter.to_numpy(self._cut.features(self._inputs(self._original.model, feed_dict)))
+        return self._to_numpy(self._split.features(self._inputs(self._original.model, feed_dict)))
 
     @runs_eagerly
     def predict(self, feed_dict: Any) -> Any:
-        """What the copy gives for inputs: what the original did when its variables were last copied.
+        """Run the copy: it gives what the original gave when its variables were last copied.
 
-        Within `restrict_flow` it is computed of what the last analysis kept.
+        Within `restrict_flow`, it is computed from what the last analysis kept.
 
         Args:
             feed_dict: all inputs of the model, see `fit`.
 
         Returns:
-            A list of arrays in the order of ``outputs``; for ``outputs=None`` nested as what the model gives.
+            A list of arrays in the order of ``outputs``; for ``outputs=None`` nested as the model's outputs.
 
         Raises:
             InputError: an input is missing, unknown, or has the wrong shape.
         """
-        with self._cut.open(self._inputs(self._original.model, feed_dict)) as head:
-            outputs = self._cut.tail(self.flow(head.features), head.carry)
-        return tf.nest.map_structure(self._adapter.to_numpy, outputs)
+        with self._split.head(self._inputs(self._original.model, feed_dict)) as tail:
+            return tf.nest.map_structure(self._to_numpy, tail(self.flow(tail.features)))
+
+    def _to_numpy(self, tensor: tf.Tensor) -> npt.NDArray[Any]:
+        return self._adapter.framework.to_numpy(tensor)
 
     @contextmanager
     def restrict_flow(self, session: v1.Session | None = None) -> Iterator[None]:
         """Context in which the bottleneck passes only what the last analysis kept, and noise for the rest.
 
-        It acts on `predict`, and on the copied session. The inputs must be those analysed; if that was one
-        image, one or several copies of it.
+        It acts on `predict`, and on the copied session. Give the inputs analysed; if that was one image, one
+        or several copies of it.
+
+        Contexts may be nested, and may overlap in several threads and asyncio tasks. `predict` is restricted
+        only in the threads and tasks that are in a context; the copied session, which threads share, until
+        the last context has ended.
 
         Args:
             session: not used; the copy has a session of its own.
@@ -337,16 +343,9 @@ class IBACopy(PerSampleBottleneck):
         Raises:
             NotEstimatedError: nothing has been analysed.
         """
-        if self.flow.is_empty:
-            raise NotEstimatedError("restrict_flow passes what the last analysis kept: call analyze before")
-        try:
-            with self.flow.restricted():
-                if self._copied is not None:
-                    self._copied.load_flow()
-                yield
-        finally:
-            if self._copied is not None:
-                self._copied.load_flow()
+        copied = self._copied
+        with self.flow.restricted(None if copied is None else copied.load_flow):
+            yield
 
     # -- estimating and explaining ----------------------------------------------------------------
 
@@ -354,14 +353,16 @@ class IBACopy(PerSampleBottleneck):
     def fit(
         self, feed_dict: Any, session: v1.Session | None = None, run_kwargs: dict[str, Any] | None = None
     ) -> None:
-        """Estimate mean and standard deviation of the features, in addition to what has been seen.
+        """Estimate mean and standard deviation of the features, in addition to the samples seen so far.
+
+        If this fails or is interrupted, the estimate stays as it was.
 
         Args:
             feed_dict: arrays by the original's placeholders, by a Keras model's symbolic inputs, or by the
-                names of either; or one array, or a tuple of them in the model's order. What the features
-                do not depend on may be left out of a dict.
-            session: where to run the original of a v1 graph, in place of the copy.
-            run_kwargs: further arguments of `tf.compat.v1.Session.run`; with these, too, the original runs.
+                names of either; or one array, or a tuple of them in the model's order. A dict may leave out
+                inputs that the features do not depend on.
+            session: run the original of a v1 graph in this session, in place of the copy.
+            run_kwargs: further arguments of `tf.compat.v1.Session.run`; with these, the original also runs.
 
         Raises:
             InputError: an input is missing, unknown, or has the wrong shape, or the features are not finite.
@@ -377,12 +378,14 @@ class IBACopy(PerSampleBottleneck):
         session: v1.Session | None = None,
         run_kwargs: dict[str, Any] | None = None,
     ) -> None:
-        """Estimate mean and standard deviation of the features, in addition to what has been seen.
+        """Estimate mean and standard deviation of the features, in addition to the samples seen so far.
+
+        If this fails or is interrupted, the estimate stays as it was.
 
         Args:
             generator: yields what `fit` takes, or tuples (inputs, ...); the inputs of a model with several
                 are a tuple within the tuple.
-            n_samples: stop after exactly so many; fewer are used where the generator ends before.
+            n_samples: stop after exactly this many. If the generator ends before, fewer are used.
             progbar: show the progress.
             session: see `fit`.
             run_kwargs: see `fit`.
@@ -413,43 +416,40 @@ class IBACopy(PerSampleBottleneck):
         seed: int | None = None,
         max_batch: int | None = None,
     ) -> npt.NDArray[np.floating]:
-        r"""Information that each feature carries for the model's loss. The images stay independent.
+        r"""Compute the information that each feature carries for the model's loss.
+
+        The images are explained independently of each other.
 
         Args:
             feature_feed_dict: what the features depend on, as `fit` takes it.
-            copy_feed_dict: the class by the symbolic target, and what else the loss depends on, arrays by
-                placeholders of the copied graph or of the original, or by name. What `feature_feed_dict`
-                holds need not be given again.
-            batch_size: noisy samples that a step's gradient is averaged over; None for the default, here
-                and below.
-            steps: optimiser steps.
-            beta: weight of the information against the model's loss.
-            learning_rate: of Adam.
-            min_std: floor of the features' standard deviation.
-            smooth_std: standard deviation of the Gaussian that smooths the mask; 0 for no smoothing.
-            normalize_beta: divide beta by the number of features.
-            session: not used; the steps are compiled functions, whatever the age of the graph.
+            copy_feed_dict: the class by the symbolic target, and all else that the loss depends on: arrays by
+                placeholders of the copied graph or of the original, or by name. What is in
+                `feature_feed_dict` may be left out.
+            batch_size: overrides the default for this call, as do the next six; see `Hyperparameters`.
+            steps: see `Hyperparameters`.
+            beta: see `Hyperparameters`.
+            learning_rate: see `Hyperparameters`.
+            min_std: see `Hyperparameters`.
+            smooth_std: see `Hyperparameters`.
+            normalize_beta: see `Hyperparameters`.
+            session: not used; the steps are compiled functions, also for v1 graphs.
             pass_mask: True where features pass unchanged and carry no capacity, such as the padding of a
                 sequence; of the shape of one feature map or of a batch of them.
             progbar: show the progress.
-            target: the class, where it is not in `copy_feed_dict`.
-            seed: makes the result reproducible, in other frameworks, too.
+            target: the class, if it is not in `copy_feed_dict`.
+            seed: makes the result reproducible, also in other frameworks.
             max_batch: the most feature maps that pass the rest of the model at once, to bound the memory.
 
         Returns:
             Capacity in nats, of the shape of one feature map for one image, else (B, \*feature map).
-            `to_saliency_map` makes a map of it.
+            `to_saliency_map` turns it into a map of the image.
 
         Raises:
             InputError: no loss has been set, or an argument does not fit.
             NotEstimatedError: the distribution of the features has not been estimated.
-            OptimizationError: the objective turned NaN or infinite.
+            OptimizationError: the objective became NaN or infinite.
         """
-        loss = self._loss
-        if loss is None:
-            raise InputError(
-                "there is no model loss yet: call set_classification_loss or set_model_loss before"
-            )
+        loss = require_loss(self._loss)
         feeds = [feature_feed_dict, copy_feed_dict or {}]
         for feed in feeds:
             if isinstance(feed, Mapping):
@@ -457,36 +457,22 @@ class IBACopy(PerSampleBottleneck):
         inputs = self._inputs(loss.adapter.model, *feeds)
         for name, tensor in _named(inputs):
             require_rows(tensor, f"the input {name}")
-        capacity = self._explain(
-            loss,
-            inputs,
-            self._rows(loss, inputs, target),
-            self.flow,
-            hyperparameters={
-                "batch_size": batch_size,
-                "steps": steps,
-                "beta": beta,
-                "learning_rate": learning_rate,
-                "min_std": min_std,
-                "smooth_std": smooth_std,
-                "normalize_beta": normalize_beta,
-            },
-            seed=seed,
-            pass_mask=pass_mask,
-            max_batch=max_batch,
-            progbar=progbar,
+        rows = class_rows(loss, target, rows_of(inputs), lambda: self._classes(inputs))
+        hyperparameters = Hyperparameters(
+            batch_size, steps, beta, learning_rate, min_std, smooth_std, normalize_beta
         )
-        return capacity[0] if len(capacity) == 1 else capacity
+        options = {"seed": seed, "pass_mask": pass_mask, "max_batch": max_batch, "progbar": progbar}
+        return alone(self._explain(loss, inputs, rows, self.flow, hyperparameters, **options))
 
     def _features(
         self, session: v1.Session | None, run_kwargs: dict[str, Any] | None
     ) -> Callable[[Any], Any]:
-        """What gives features of a feed: the copy, or the original in a session."""
+        """A function that gives the features of a feed: of the copy, or of the original in a session."""
         if session is None and not run_kwargs:
-            return lambda feed: self._cut.features(self._inputs(self._original.model, feed))
+            return lambda feed: self._split.features(self._inputs(self._original.model, feed))
         original = self._original
         if original.v1_graph is None:
-            raise InputError("session and run_kwargs are of use for v1 graphs only, and the model is none")
+            raise InputError("session and run_kwargs are for v1 graphs, and the model is none")
         assert original.graph is not None
         tensor = original.v1_graph.get_tensor_by_name(self._feature_in(original.graph))
         running = session or original.session
@@ -495,13 +481,13 @@ class IBACopy(PerSampleBottleneck):
         )
 
     def _feed(self, feed: Any, model: GraphModel | None = None) -> Any:
-        """A feed by the names of a model's inputs, those with images first; as it is, if there are none."""
+        """A feed by the names of a model's inputs, those with images first; unchanged if there are none."""
         graph = (model or self._original.model).graph
         names = None if graph is None else [entry.name for entry in graph.inputs]
         if not isinstance(feed, Mapping):
             if graph is None:
                 return feed
-            # Those with a default, such as the phase of training, come last.
+            # Those with a default, such as the learning phase, come last.
             needed = [entry.name for entry in graph.inputs if entry.default is None]
             values = feed if isinstance(feed, (tuple, list)) and len(needed) > 1 else [feed]
             if len(values) not in (len(needed), len(names)):
@@ -510,14 +496,14 @@ class IBACopy(PerSampleBottleneck):
         named = {}
         for key, value in _tensor_keys(feed):
             name = (key if isinstance(key, str) else key.name).removesuffix(":0")
-            # In a session, too, what nothing depends on may be fed.
+            # As in a session, a feed may hold values that nothing depends on.
             idle = isinstance(key, tf.Tensor) and names is not None and name not in names
             if key is not self._target and not idle:
                 named[name] = value if hasattr(value, "shape") else np.asarray(value)
         return dict(sorted(named.items(), key=lambda item: not len(item[1].shape)))
 
     def _inputs(self, model: GraphModel, feed: Any, further: Mapping[Any, Any] | None = None) -> Any:
-        """The inputs of a model, checked, of feeds that complete each other."""
+        """The inputs of a model, checked, from feeds that complete each other."""
         inputs = self._feed(feed, model)
         if further and (named := self._feed(further, model)):
             if not isinstance(inputs, Mapping):
@@ -525,22 +511,15 @@ class IBACopy(PerSampleBottleneck):
             inputs = {**inputs, **named}
         return model.to_inputs(inputs)
 
-    def _rows(self, loss: TailLoss, inputs: Any, target: Any) -> tuple[npt.NDArray[Any], ...]:
-        if not loss.is_classification:
-            if target is not None:
-                raise InputError("target is given, but the loss is one of its own, without a class")
-            return ()
-        return (classes_of(target, rows_of(inputs), self._classes(inputs)),)
-
     def _main_output(self, inputs: Any) -> tf.Tensor:
-        """The first output, for all that the features hold."""
-        with self._cut.open(inputs) as head:
-            return main_output(self._cut.tail(head.features, head.carry))
+        """The first output, with the bottleneck open."""
+        with self._split.head(inputs) as tail:
+            return main_output(tail(tail.features))
 
     def _classes(self, inputs: Any) -> int:
         """Number of classes of the first output."""
         graph = self._original.graph
-        shape = tf.TensorShape(None) if graph is None else graph.tensor(_first(graph.outputs)).shape
+        shape = tf.TensorShape(None) if graph is None else graph.tensor(first_output(graph)).shape
         if shape.rank is None or shape[-1] is None:
             shape = self._main_output(inputs).shape
         if len(shape) != 2:
@@ -552,14 +531,14 @@ class IBACopy(PerSampleBottleneck):
     # -- state ------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """See `IBALayer.state_dict`; with ``output_names``, what the outputs are called in the model."""
+        """Return the state, see `PerSampleBottleneck.state_dict`, and the ``output_names`` in the model."""
         return {**super().state_dict(), "output_names": self._output_names()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over a state that `state_dict` gave.
+        """Replace the state by one that `state_dict` gave.
 
         Raises:
-            StateError: an entry is missing or malformed, or is about another feature map; nothing is changed
+            StateError: an entry is missing or malformed, or is about another feature map. Nothing has changed
                 then.
         """
         named = state.get("feature_name")
@@ -587,21 +566,6 @@ def _tensor_keys(feed: Mapping[Any, Any]) -> Iterator[tuple[Any, Any]]:
     """The entries of a feed; Keras 2 has its tensors in dicts by reference."""
     for key, value in feed.items():
         yield (key.deref() if hasattr(key, "deref") else key), value
-
-
-def _first(outputs: Any) -> str:
-    """Name of the output that a classification is about, see `main_output`."""
-    while not isinstance(outputs, str):
-        outputs = next(iter(outputs.values() if isinstance(outputs, Mapping) else outputs))
-    return outputs
-
-
-def softmax_of(graph: OperationGraph) -> str | None:
-    """Name of what the softmax at the end of the first output is taken of; None if there is none."""
-    name = _first(graph.outputs)
-    while (node := graph.nodes.get(node_of(name))) is not None and node.op == "Identity":
-        (name,) = data_inputs(node)
-    return data_inputs(node)[0] if node is not None and node.op == "Softmax" else None
 
 
 def _named(inputs: Any) -> Iterator[tuple[str, tf.Tensor]]:

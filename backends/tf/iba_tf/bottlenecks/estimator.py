@@ -15,7 +15,7 @@ from iba_core.bottleneck.estimator import KIND, STATE, WelfordEstimator
 from iba_core.errors import InputError
 from iba_core.state import read_state
 from iba_core.utils import get_tqdm
-from iba_tf.adapter import KerasAdapter
+from iba_tf.adapter import TensorFlowAdapter
 from iba_tf.graphs.calls import function_to
 
 
@@ -43,11 +43,11 @@ class TFWelfordEstimator(WelfordEstimator):
         self, feature_name: str | tf.Tensor | KerasTensor | None = None, graph: tf.Graph | None = None
     ) -> None:
         super().__init__()
-        self._adapter: KerasAdapter | None = None
+        self._adapter: TensorFlowAdapter | None = None
         self._tensor: tf.Tensor | None = None
         self._graph = graph
         if isinstance(feature_name, KerasTensor):
-            self._adapter = KerasAdapter(function_to(feature_name))
+            self._adapter = TensorFlowAdapter(function_to(feature_name))
         elif feature_name is not None and not isinstance(feature_name, str):
             self._tensor = feature_name
         self.feature_name: str | None = getattr(feature_name, "name", feature_name)
@@ -121,7 +121,7 @@ class TFWelfordEstimator(WelfordEstimator):
 
     def _run(self, feed_dict: Any, session: Any, run_kwargs: dict[str, Any] | None) -> npt.NDArray[Any]:
         if self._adapter is not None:
-            return self._adapter.to_numpy(self._adapter.predict(feed_dict))
+            return self._adapter.framework.to_numpy(self._adapter.predict(feed_dict))
         if self.feature_name is None:
             raise InputError("feature_name=None names no features to compute; give arrays of features to fit")
         session = session or tf.compat.v1.get_default_session()

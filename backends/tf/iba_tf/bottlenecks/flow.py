@@ -1,9 +1,12 @@
-"""Letting only that pass which a bottleneck has kept, wherever the model runs."""
+"""Layers and graphs that pass features as they are, or restricted to what a bottleneck has kept."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
+from threading import RLock
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -11,17 +14,34 @@ import tensorflow as tf
 
 from iba_core.bottleneck.formulas import Mask, restrict
 from iba_core.bottleneck.optimization import BottleneckResult
-from iba_tf.eager import eagerly
+from iba_core.errors import NotEstimatedError
+from iba_tf.framework import eagerly
+
+v1 = tf.compat.v1
+
+_ENTERED: ContextVar[frozenset[object]] = ContextVar("restrict_flow", default=frozenset())
+"""Marks of the `Flow.restricted` contexts that the running thread or task is in."""
 
 
 class Flow(tf.Module):
     """A place that features pass as they are, or restricted to what the last analysis kept.
 
-    Its state is in variables, so that it also governs functions that were compiled before. Where an old
-    graph is the default, they belong to it.
+    Contexts of `restricted` may be nested, and may overlap in several threads and asyncio tasks. Code that
+    runs eagerly is restricted in the threads and tasks that have entered one. Compiled functions read the
+    variable `restricting`, which all threads share: they are restricted as long as any context is open.
+
+    Copies, also by pickle, hold the same mask and noise in variables of their own.
 
     Args:
-        dtype: precision of the bottleneck, float32 or float64.
+        dtype: precision of the bottleneck, float32 or float64. In the graph of a v1 session, the variables
+            belong to that graph.
+
+    Attributes:
+        restricting: whether compiled functions restrict the features.
+        passed: mask lambda, (B, *feature map).
+        blocked: its complement, likewise.
+        mean: mean of the noise, (1, *feature map).
+        std: standard deviation of the noise, likewise.
     """
 
     def __init__(self, dtype: tf.DType = tf.float32) -> None:
@@ -32,13 +52,20 @@ class Flow(tf.Module):
             tf.Variable(tf.zeros((), dtype), trainable=False, shape=tf.TensorShape(None)) for _ in range(4)
         )
         self.is_empty = True
+        self._lock = RLock()
+        self._open: set[object] = set()
 
     def __call__(self, features: tf.Tensor) -> tf.Tensor:
         """`features`, restricted or not."""
-        return tf.cond(self.restricting, lambda: self._restrict(features), lambda: tf.identity(features))
+        if not tf.executing_eagerly():
+            return tf.cond(self.restricting, lambda: self._restrict(features), lambda: tf.identity(features))
+        if self._open.isdisjoint(_ENTERED.get()):
+            return tf.identity(features)
+        with self._lock:
+            return self._restrict(features)
 
     def _restrict(self, inputs: tf.Tensor) -> tf.Tensor:
-        features = tf.cast(inputs, self.passed.dtype)
+        features = tf.cast(inputs, self.dtype)
         shape = tf.shape(features)
         # Broadcasting to the inputs' shape fails where the images are not those analysed.
         passed, blocked, mean, std = (
@@ -55,17 +82,16 @@ class Flow(tf.Module):
 
     @property
     def state(self) -> tuple[tf.Variable, ...]:
-        """All variables: whether features are restricted, mask, its complement, mean and std of the noise."""
+        """All variables: `restricting`, `passed`, `blocked`, `mean` and `std`."""
         return self.restricting, self.passed, self.blocked, self.mean, self.std
 
     def keep(self, results: Sequence[BottleneckResult], pass_mask: npt.ArrayLike | None) -> None:
-        """Let pass what an analysis has kept.
+        """Pass what an analysis has kept from now on.
 
         Args:
-            results: of the images, in the parts in which they were analysed.
-            pass_mask: as it was given to the analysis, for all of them.
+            results: of the images, in the chunks in which they were analysed.
+            pass_mask: as given to the analysis, for all images.
         """
-        problem = results[0].problem
         passed, blocked, restricted = (
             tf.concat([tf.broadcast_to(part, result.alpha.shape) for result, part in parts], axis=0)
             for parts in (
@@ -80,20 +106,111 @@ class Flow(tf.Module):
             if pass_mask is None
             else tf.cast(tf.broadcast_to(np.asarray(pass_mask), zeros.shape), zeros.dtype)
         )
-        self.passed.assign(tf.where(restricted, passed, passing))
-        self.blocked.assign(tf.where(restricted, blocked, zeros))
-        self.mean.assign(problem.mean)
-        self.std.assign(problem.std)
-        self.is_empty = False
+        mask = tf.where(restricted, passed, passing), tf.where(restricted, blocked, zeros)
+        self._assign((*mask, results[0].problem.mean, results[0].problem.std))
+
+    def _assign(self, values: Sequence[Any]) -> None:
+        with self._lock:
+            for variable, value in zip(self.state[1:], values, strict=True):
+                variable.assign(value)
+            self.is_empty = False
 
     @contextmanager
-    def restricted(self) -> Iterator[None]:
-        """Context in which features are restricted; it may be nested."""
-        with eagerly():
-            before = bool(self.restricting)
-            self.restricting.assign(True)
+    def restricted(self, load: Callable[[], None] | None = None) -> Iterator[None]:
+        """Context in which features are restricted.
+
+        Args:
+            load: brings the state into a session, as often as it changes.
+
+        Raises:
+            NotEstimatedError: nothing has been analysed.
+        """
+        if self.is_empty:
+            raise nothing_kept()
+        mark = object()
         try:
+            with self._changing(load):
+                self._open.add(mark)
+            _ENTERED.set(_ENTERED.get() | {mark})
             yield
         finally:
+            _ENTERED.set(_ENTERED.get() - {mark})
+            with self._changing(load):
+                self._open.discard(mark)
+
+    @contextmanager
+    def _changing(self, load: Callable[[], None] | None) -> Iterator[None]:
+        """Context in which contexts are opened or closed; the variable follows."""
+        with self._lock:
+            yield
             with eagerly():
-                self.restricting.assign(before)
+                self.restricting.assign(bool(self._open))
+            if load is not None:
+                load()
+
+    def __getstate__(self) -> dict[str, Any]:
+        with self._lock, eagerly():
+            kept = None if self.is_empty else [variable.numpy() for variable in self.state[1:]]
+            return {"dtype": self.dtype.name, "kept": kept}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        with tf.init_scope(), eagerly():
+            Flow.__init__(self, tf.as_dtype(state["dtype"]))
+            if state["kept"] is not None:
+                self._assign(state["kept"])
+
+
+def nothing_kept() -> NotEstimatedError:
+    """The error of a restriction before any analysis."""
+    return NotEstimatedError("restrict_flow passes what the last analysis kept: call analyze before")
+
+
+class GraphFlow:
+    """A `Flow` in the v1 graph that is the default one, with the operations that load another one's state.
+
+    Args:
+        features: tensor of the graph.
+        dtype: precision of the bottleneck.
+
+    Attributes:
+        outputs: `features`, restricted or not.
+    """
+
+    def __init__(self, features: tf.Tensor, dtype: tf.DType) -> None:
+        flow = Flow(dtype)
+        self.outputs = flow(features)
+        self._loads = [Load(variable.handle, variable.dtype) for variable in flow.state]
+
+    def load(self, flow: Flow, session: v1.Session) -> None:
+        """Bring the state of an eager flow into a session of the graph."""
+        load_values(dict(zip(self._loads, flow.state, strict=True)), session)
+
+
+class Load:
+    """Operation of a v1 graph that gives a variable a value.
+
+    Attributes:
+        operation: name of the operation. Names, since the graph may be imported into another one.
+        value: name of the placeholder of the value.
+
+    Args:
+        variable: the variable's handle, or the variable itself where it is one of TensorFlow 1.
+        dtype: of the value.
+    """
+
+    def __init__(self, variable: tf.Tensor, dtype: tf.DType) -> None:
+        value = v1.placeholder(dtype)
+        operation = (
+            tf.raw_ops.AssignVariableOp(resource=variable, value=value)
+            if variable.dtype == tf.resource
+            else tf.raw_ops.Assign(ref=variable, value=value, validate_shape=False).op
+        )
+        self.value, self.operation = value.name, operation.name
+
+
+def load_values(variables: dict[Load, tf.Variable], session: v1.Session) -> None:
+    """Give variables of a session the values of eager ones."""
+    with eagerly():
+        values = {load: variable.numpy() for load, variable in variables.items()}
+    for load, value in values.items():
+        session.run(load.operation, {load.value: value})

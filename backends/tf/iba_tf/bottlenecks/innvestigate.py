@@ -1,4 +1,4 @@
-"""The bottleneck behind the interface of the package innvestigate."""
+"""The bottleneck with the interface of the package innvestigate."""
 
 from __future__ import annotations
 
@@ -20,15 +20,16 @@ from iba_core.bottleneck.saliency import saliency_maps
 from iba_core.default_layer import default_layer
 from iba_core.errors import InputError, LayerError, StateError
 from iba_core.framework.adapter import find_adapter
+from iba_core.framework.cache import Cache
 from iba_core.framework.inputs import arrays_of, inputs_of_batch, take
 from iba_core.framework.inputs import batch_size as rows_of
 from iba_core.framework.layout import Layout
 from iba_core.targets import ClassTarget, DistributionTarget, Loss, Target, cross_entropy, main_output
-from iba_tf.bottlenecks.copy import IBACopy, softmax_of
+from iba_tf.bottlenecks.copy import IBACopy
 from iba_tf.bottlenecks.original import keras_library_of
-from iba_tf.bottlenecks.per_sample import require_rows
-from iba_tf.bottlenecks.tail_loss import TailLoss
-from iba_tf.eager import runs_eagerly
+from iba_tf.bottlenecks.per_sample import GIVEN, Hyperparameters, TailLoss, require_rows
+from iba_tf.bottlenecks.softmax import logits_of
+from iba_tf.framework import runs_eagerly
 from iba_tf.models.model_files import load_keras
 
 _MODES = ("max_activation", "index", "all")
@@ -43,45 +44,42 @@ _OF_KERAS_FIT = (
     "verbose",
     "workers",
 )
-"""Arguments that callers of innvestigate's analyzers may give, and that an estimate has no use for."""
-
-_GIVEN = ("feature_mean", "feature_std", "feature_active")
+"""Arguments that callers of innvestigate's analyzers may give, and that an estimate does not need."""
 
 
 class IBACopyInnvestigate(IBACopy):
     """A bottleneck in a copy of a Keras classifier, used like an analyzer of the package innvestigate.
 
-    Where code makes an analyzer, such as ``LRPEpsilon(model)``, this one takes its place: `fit` (or
-    `fit_generator`), then `analyze` of batches. Hyperparameters are set here or by `set_default`.
+    Use it in place of another analyzer, such as ``LRPEpsilon(model)``: call `fit` (or `fit_generator`), then
+    `analyze` with batches. Set hyperparameters here or by `set_default`.
 
     Args:
-        model: a Keras 3 or Keras 2 model with one output, the logits (B, K). It is left as it is.
-        neuron_selection_mode: which output is explained: ``"max_activation"``, the class predicted;
-            ``"index"``, the one that `analyze` is told; ``"all"``, the distribution over all classes.
-        feature_name: the feature map that the bottleneck is put behind: a layer's name or path, the name of a
-            layer's symbolic output, or the layer. If None, one of those that resolve the image in some 24
-            parts a side, see `iba_core.default_layer`.
+        model: a Keras 3 or Keras 2 model with one output, the logits (B, K). It is not changed.
+        neuron_selection_mode: which output to explain: ``"max_activation"``, the predicted class;
+            ``"index"``, the one given to `analyze`; ``"all"``, the distribution over all classes.
+        feature_name: the feature map that the bottleneck comes after: a layer's name or path, the name of a
+            layer's symbolic output, or the layer. If None, a layer is chosen, see `iba_core.default_layer`.
         estimator: fitted statistics of the features.
         feature_mean: mean of the features, shape of one feature map, in place of `estimator`.
         feature_std: standard deviation of the features, likewise.
-        feature_active: whether each feature takes part; the others are set to 0 and carry no information.
-            All do if None.
-        batch_size: number of noisy samples that a step's gradient is averaged over.
-        steps: number of optimiser steps.
-        beta: weight of the information against the model's loss.
-        learning_rate: learning rate of Adam.
-        min_std: floor of the features' standard deviation.
-        smooth_std: standard deviation of the Gaussian that smooths the mask; 0 for no smoothing.
-        normalize_beta: divide beta by the number of features.
-        session: of a Keras 2 model that was built in a v1 graph; the default one if None.
+        feature_active: whether each feature takes part; the others are set to 0 and carry no information. If
+            None, all features take part.
+        batch_size: hyperparameter, as are the next six; see `Hyperparameters`.
+        steps: see `Hyperparameters`.
+        beta: see `Hyperparameters`.
+        learning_rate: see `Hyperparameters`.
+        min_std: see `Hyperparameters`.
+        smooth_std: see `Hyperparameters`.
+        normalize_beta: see `Hyperparameters`.
+        session: session of a Keras 2 model that was built in a v1 graph; the default one if None.
         copy_session_config: see `IBACopy`.
-        disable_model_checks: take a model that ends in a softmax, too. Its probabilities are recognised, but
-            where one is nearly 1 they hold less of the logits than is needed to explain it well.
+        disable_model_checks: also take a model that ends in a softmax. Its probabilities are recognised, but
+            where one is nearly 1, they hold too little of the logits to explain it well.
         **keras_kwargs: see `IBACopy`.
 
     Raises:
-        InputError: the model is none of Keras, has several outputs or ends in a softmax, or an argument is
-            out of its range.
+        InputError: the model is not a Keras model, has several outputs or ends in a softmax, or an argument
+            is out of its range.
         LayerError: there is no such layer; the message offers the closest names.
 
     Example:
@@ -122,7 +120,7 @@ class IBACopyInnvestigate(IBACopy):
         library = keras_library_of(model)
         if library is None:
             raise InputError(
-                f"model of type {type(model).__name__} is no Keras model; IBACopy takes graphs of all kinds"
+                f"model of type {type(model).__name__} is no Keras model; IBACopy takes other models"
             )
         if len(getattr(model, "outputs", None) or [None]) != 1:
             raise InputError(
@@ -148,18 +146,17 @@ class IBACopyInnvestigate(IBACopy):
             **keras_kwargs,
         )
         graph = self._original.graph
-        if not disable_model_checks and graph is not None and softmax_of(graph) is not None:
+        if not disable_model_checks and graph is not None and logits_of(graph) is not None:
             raise InputError(
                 "the model ends in a softmax; give model_wo_softmax(model), or disable_model_checks=True to "
                 "explain its probabilities"
             )
         self._model = model
-        self._library = library
         self._mode = neuron_selection_mode
         self._checks_disabled = disable_model_checks
         # One for each kind of loss, each with a step that is compiled once.
-        self._losses: dict[Loss, TailLoss] = {}
-        self._loss = TailLoss(self._adapter, self._cut, cross_entropy)
+        self._losses: Cache[TailLoss] = Cache(size=4)
+        self._loss = self._loss_of(cross_entropy)
 
     # -- estimating and explaining ----------------------------------------------------------------
 
@@ -172,14 +169,16 @@ class IBACopyInnvestigate(IBACopy):
         batch_size: int = 32,
         **unused: Any,
     ) -> None:
-        """Estimate mean and standard deviation of the features, in addition to what has been seen.
+        """Estimate mean and standard deviation of the features, in addition to the samples seen so far.
+
+        If this fails or is interrupted, the estimate stays as it was.
 
         Args:
-            X: samples (N, ...), or a list of them for a model with several inputs. Some 5000 are advised.
+            X: samples (N, ...), or a list of them for a model with several inputs. 5000 are usually enough.
             session: see `IBACopy.fit`.
             run_kwargs: see `IBACopy.fit`.
-            batch_size: samples that run at once.
-            **unused: what innvestigate's trainable analyzers also take, such as ``workers``.
+            batch_size: number of samples that run at once.
+            **unused: arguments of innvestigate's trainable analyzers, such as ``workers``, without effect.
 
         Raises:
             InputError: the samples have the wrong shape, or an argument is unknown.
@@ -203,16 +202,18 @@ class IBACopyInnvestigate(IBACopy):
         run_kwargs: dict[str, Any] | None = None,
         **unused: Any,
     ) -> None:
-        """Estimate mean and standard deviation of the features, in addition to what has been seen.
+        """Estimate mean and standard deviation of the features, in addition to the samples seen so far.
+
+        If this fails or is interrupted, the estimate stays as it was.
 
         Args:
-            generator: yields tuples (samples, targets), of which the targets are not used, or samples; a
-                generator, a Keras data set, or any iterable. Some 5000 samples are advised.
-            steps_per_epoch: batches of an epoch; all there are if None.
-            epochs: how many to run. A generator goes on where it was.
+            generator: yields samples, or tuples (samples, targets), whose targets are not used; a generator,
+                a Keras data set, or any iterable. 5000 samples are usually enough.
+            steps_per_epoch: batches of an epoch; all of them if None.
+            epochs: number of epochs. A generator continues where the last epoch ended.
             verbose: 0 for no progress bar.
             session: see `IBACopy.fit`.
-            progbar: show the progress, too.
+            progbar: False for no progress bar, too.
             steps: another name of `steps_per_epoch`.
             run_kwargs: see `IBACopy.fit`.
             **unused: see `fit`.
@@ -233,45 +234,33 @@ class IBACopyInnvestigate(IBACopy):
         *,
         seed: int | None = None,
     ) -> npt.NDArray[np.floating]:
-        """Saliency maps of a batch of samples, each explained by itself.
+        """Compute saliency maps of a batch of samples, each explained independently.
 
         Args:
             X: samples (B, ...), or a list of them for a model with several inputs.
-            neuron_selection: index of the output, one for all samples or one each; with
-                ``neuron_selection_mode="index"``, and only then.
-            seed: makes the result reproducible, in other frameworks, too.
+            neuron_selection: index of the output, one for all samples or one each. Give it with
+                ``neuron_selection_mode="index"`` only.
+            seed: makes the result reproducible, also in other frameworks.
 
         Returns:
-            Array (B, H, W), in bits per pixel; for samples of other shapes over their spatial axes.
+            Array (B, H, W), in bits per pixel; for samples with other spatial axes, (B, *spatial shape).
 
         Raises:
             InputError: the samples or `neuron_selection` do not fit.
             NotEstimatedError: the distribution of the features has not been estimated.
-            OptimizationError: the objective turned NaN or infinite.
+            OptimizationError: the objective became NaN or infinite.
         """
         target = self._selected(neuron_selection)
         inputs = self._inputs(self._original.model, X)
         for tensor in arrays_of(inputs):
             require_rows(tensor, "X")
-        rows_of_loss = self._resolved(target, inputs)
-        loss = self._loss
-        assert loss is not None
-        capacity = self._explain(
-            loss,
-            inputs,
-            rows_of_loss,
-            self.flow,
-            hyperparameters={},
-            seed=seed,
-            pass_mask=None,
-            max_batch=None,
-            progbar=False,
-        )
-        layout = Layout.of(capacity.shape[1:], self._cut.data_format)
+        loss, rows = self._resolved(target, inputs)
+        capacity = self._explain(loss, inputs, rows, self.flow, Hyperparameters(), seed=seed)
+        layout = Layout.of(capacity.shape[1:], self._split.data_format)
         return saliency_maps(capacity, layout, self._map_shape(inputs, layout))
 
     def predict(self, X: Any) -> npt.NDArray[Any]:  # noqa: N803 (innvestigate's name)
-        """What the copy gives for samples (B, ...): the logits of the model as it was last copied."""
+        """Return the logits (B, K) that the copy gives for samples (B, ...)."""
         return np.asarray(main_output(super().predict(X)))
 
     def _selected(self, neuron_selection: npt.ArrayLike | None) -> Target:
@@ -288,36 +277,32 @@ class IBACopyInnvestigate(IBACopy):
         selection = np.asarray(neuron_selection).reshape(-1)
         return ClassTarget(selection[0] if selection.size == 1 else selection)
 
-    def _resolved(self, target: Target, inputs: Any) -> tuple[npt.NDArray[Any], ...]:
-        """Let the loss of a target be the one to optimise, and return its rows for some inputs."""
+    def _resolved(self, target: Target, inputs: Any) -> tuple[TailLoss, tuple[npt.NDArray[Any], ...]]:
+        """The loss that stands for a target, and its rows for some inputs."""
         images = rows_of(inputs)
-        outputs = np.concatenate(
-            [
-                self._adapter.to_numpy(self._main_output(take(inputs, start, start + 32)))
-                for start in range(0, images, 32)
-            ]
-        )
+        parts = (take(inputs, start, start + 32) for start in range(0, images, 32))
+        outputs = np.concatenate([self._to_numpy(self._main_output(part)) for part in parts])
         kind, rows = target.select(0, images, images).resolve(outputs)
-        if kind not in self._losses:
-            self._losses[kind] = TailLoss(self._adapter, self._cut, kind)
-        self._loss = self._losses[kind]
-        return rows
+        return self._loss_of(kind), rows
+
+    def _loss_of(self, kind: Loss) -> TailLoss:
+        return self._losses.get(kind, lambda: TailLoss(self._adapter, self._split, kind))
 
     def _map_shape(self, inputs: Any, layout: Layout) -> tuple[int, ...] | None:
-        """Spatial shape of the samples, where they have as many spatial axes as the features."""
+        """Spatial shape of the samples, if they have as many spatial axes as the features."""
         shape = tuple(next(arrays_of(inputs)).shape[1:])
         if len(shape) != layout.ndim:
             return None
-        return Layout.of(shape, self._cut.input_format).spatial_shape(shape)
+        return Layout.of(shape, self._split.input_format).spatial_shape(shape)
 
     # -- saving -----------------------------------------------------------------------------------
 
     def save(self) -> tuple[str, dict[str, Any]]:
-        """Name of the class, and everything that makes an equal analyzer by `load`.
+        """Return the name of the class, and a state from which `load` makes an equal analyzer.
 
         Returns:
             ``("IBACopyInnvestigate", state)``. The state holds the model as the bytes of a ``.keras`` file,
-            and besides arrays, strings and numbers only.
+            and otherwise only arrays, strings and numbers.
 
         Raises:
             InputError: the model has changed since it was copied, or cannot be saved.
@@ -326,7 +311,7 @@ class IBACopyInnvestigate(IBACopy):
             raise InputError("the model has changed since it was copied: call update_variables before saving")
         state = {
             "model": _file_of(self._model),
-            "library": self._library.__name__,
+            "library": keras_library_of(self._model).__name__,
             "neuron_selection_mode": self._mode,
             "disable_model_checks": self._checks_disabled,
             **self.state_dict(),
@@ -336,11 +321,11 @@ class IBACopyInnvestigate(IBACopy):
 
     @staticmethod
     def load(class_name: str | type[IBACopyInnvestigate], state: dict[str, Any]) -> IBACopyInnvestigate:
-        """Analyzer from what `save` gave.
+        """Make an analyzer from what `save` gave.
 
         Args:
             class_name: the class or its name.
-            state: its state. The model in it is loaded in Keras' safe mode: it can run no code of its own.
+            state: its state. The model in it is loaded in Keras' safe mode, so it can run no code of its own.
 
         Raises:
             StateError: the state is of another class, or entries are missing or malformed.
@@ -364,9 +349,13 @@ class IBACopyInnvestigate(IBACopy):
         return analyzer
 
     def save_npz(self, fname: str | PathLike[str]) -> None:
-        """Write what `save` gives to an ``.npz`` file, which can hold no code."""
+        """Write what `save` gives to an ``.npz`` file, which holds no code.
+
+        Args:
+            fname: the file; NumPy appends ``.npz`` if it has no such ending.
+        """
         class_name, state = self.save()
-        arrays = {name: state.pop(name) for name in ("model", *_GIVEN)}
+        arrays = {name: state.pop(name) for name in ("model", *GIVEN)}
         if (estimator := state.pop("estimator")) is not None:
             arrays.update((f"estimator_{name}", estimator[name]) for name in STATE)
         arrays = {name: value for name, value in arrays.items() if value is not None}
@@ -374,7 +363,10 @@ class IBACopyInnvestigate(IBACopy):
 
     @staticmethod
     def load_npz(fname: str | PathLike[str]) -> IBACopyInnvestigate:
-        """Analyzer from a file that `save_npz` wrote. Nothing in it is run.
+        """Make an analyzer from a file that `save_npz` wrote. Nothing in it is run.
+
+        Args:
+            fname: the file, with or without the ending.
 
         Raises:
             StateError: the file is missing, truncated or of another kind.
@@ -383,7 +375,7 @@ class IBACopyInnvestigate(IBACopy):
         try:
             with np.load(path, allow_pickle=False) as file:
                 entries = {name: file[name] for name in file.files}
-            state = {**json.loads(str(entries.pop("settings"))), **dict.fromkeys(_GIVEN)}
+            state = {**json.loads(str(entries.pop("settings"))), **dict.fromkeys(GIVEN)}
             class_name = str(entries.pop("class_name"))
             estimator = {name: entries.pop(f"estimator_{name}", None) for name in STATE}
         except (OSError, ValueError, KeyError, AttributeError, zipfile.BadZipFile) as error:
@@ -394,7 +386,7 @@ class IBACopyInnvestigate(IBACopy):
 
 
 def _default_layer(model: Any) -> str:
-    """See `iba_core.default_layer`; for random inputs, of which the choice does not depend."""
+    """See `iba_core.default_layer`. The inputs are random: the choice does not depend on them."""
     generator = np.random.default_rng(0)
     inputs = {}
     for tensor in getattr(model, "inputs", None) or []:
@@ -421,10 +413,10 @@ def _batches(generator: Iterable[Any], steps: int | None, epochs: int) -> Iterat
     source = iter(generator) if not counted and iter(generator) is generator else None
     for _ in range(epochs):
         if source is not None:
-            # What can be iterated over once only goes on from epoch to epoch.
+            # An iterator continues from epoch to epoch.
             yield from source if steps is None else islice(source, steps)
         elif counted:
-            # Keras' own data sets may not stop by themselves.
+            # Keras' own data sets may not end by themselves.
             yield from (generator[index] for index in islice(range(len(generator)), steps))
         else:
             yield from islice(generator, steps)
@@ -442,7 +434,7 @@ def _file_of(model: Any) -> npt.NDArray[np.uint8]:
         path = Path(folder) / "model.keras"
         try:
             model.save(path)
-        except Exception as error:  # Keras raises whatever a layer without a configuration leads to.
+        except Exception as error:  # Keras raises many kinds of errors
             raise InputError(f"the model cannot be saved: {error}") from error
         return np.frombuffer(path.read_bytes(), np.uint8)
 
@@ -453,6 +445,6 @@ def _model_of(content: npt.NDArray[np.uint8], library: str) -> Any:
         path.write_bytes(np.asarray(content, np.uint8).tobytes())
         try:
             return load_keras(path, library)
-        except Exception as error:  # Keras raises whatever the first wrong byte leads to.
+        except Exception as error:  # Keras raises many kinds of errors
             reason = " ".join(str(error).split())
             raise StateError(f"the state holds no model that can be loaded safely: {reason}") from error

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -14,46 +14,61 @@ import tensorflow as tf
 from keras import KerasTensor
 
 from iba_core.bottleneck.estimator import STATE, WelfordEstimator
-from iba_core.errors import InputError, LayerError, NotEstimatedError
+from iba_core.errors import InputError, LayerError
 from iba_core.framework.inputs import inputs_of_batch
 from iba_core.targets import cross_entropy
-from iba_tf.adapter import KerasAdapter, require_tensorflow
-from iba_tf.bottlenecks.flow import Flow
-from iba_tf.bottlenecks.layer_in_graph import LayerInGraph, is_in_graph
-from iba_tf.bottlenecks.per_sample import PerSampleBottleneck, classes_of, require_adam, require_rows
+from iba_tf.adapter import TensorFlowAdapter, require_tensorflow
+from iba_tf.bottlenecks.copy import IBACopy
+from iba_tf.bottlenecks.flow import Flow, GraphFlow, nothing_kept
+from iba_tf.bottlenecks.per_sample import (
+    GIVEN,
+    Hyperparameters,
+    PerSampleBottleneck,
+    State,
+    TailLoss,
+    alone,
+    class_rows,
+    require_adam,
+    require_loss,
+    require_rows,
+)
 from iba_tf.bottlenecks.softmax import applies_softmax
-from iba_tf.bottlenecks.tail_loss import TailLoss
-from iba_tf.eager import eagerly, runs_eagerly
+from iba_tf.framework import eagerly, runs_eagerly
 from iba_tf.graphs.calls import CallGraph, function_to
-from iba_tf.graphs.keras_split import KerasCut
+from iba_tf.graphs.split import GraphSplit
+
+v1 = tf.compat.v1
 
 
 @keras.saving.register_keras_serializable("iba_tf")
 class IBALayer(PerSampleBottleneck, keras.layers.Layer):
-    """A layer that finds out how much of the information passing it the model needs.
+    """A layer that finds out how much of the information in its input the model needs.
 
-    Put it anywhere into a functional or sequential model, or call it on a tensor of a graph of TensorFlow 1.
-    In training and prediction it is the identity and has no weights; `analyze` optimises a bottleneck in its
-    place, running what is behind it alone. In an old graph the feeds are those of its session, and the
-    variables have the values that they have there.
+    Put it anywhere into a functional or sequential model, or call it on a tensor of a TensorFlow 1 graph. In
+    training and prediction it is the identity and has no weights. `analyze` optimises a bottleneck in its
+    place, and runs only the part of the model after it. In a TensorFlow 1 graph, the feeds are those of its
+    session, and the variables have the values that they have there.
+
+    A copied, cloned or loaded model has a layer of its own, with the hyperparameters and, except in a clone,
+    the statistics. Set a loss for it before `analyze`.
 
     Args:
         estimator: fitted statistics of the features.
         feature_mean: mean of the features, shape of one feature map, in place of `estimator`.
         feature_std: standard deviation of the features, likewise.
-        feature_active: whether each feature takes part; the others are set to 0 and carry no information.
-            All do if None.
-        batch_size: default number of noisy samples that a step's gradient is averaged over.
-        steps: default number of optimiser steps.
-        beta: default weight of the information against the model's loss.
-        learning_rate: default learning rate of Adam.
-        min_std: default floor of the features' standard deviation.
-        smooth_std: default standard deviation of the Gaussian that smooths the mask; 0 for no smoothing.
-        normalize_beta: divide beta by the number of features, by default.
+        feature_active: whether each feature takes part; the others are set to 0 and carry no information. If
+            None, all features take part.
+        batch_size: default hyperparameter, as are the next six; see `Hyperparameters`.
+        steps: see `Hyperparameters`.
+        beta: see `Hyperparameters`.
+        learning_rate: see `Hyperparameters`.
+        min_std: see `Hyperparameters`.
+        smooth_std: see `Hyperparameters`.
+        normalize_beta: see `Hyperparameters`.
         **kwargs: see `keras.layers.Layer`.
 
     Raises:
-        InputError: `estimator` is given along with the others, or a hyperparameter is out of its range.
+        InputError: both `estimator` and `feature_mean` are given, or a hyperparameter is out of its range.
 
     Example:
         >>> inputs = keras.Input((32, 32, 3))
@@ -86,69 +101,72 @@ class IBALayer(PerSampleBottleneck, keras.layers.Layer):
         require_tensorflow()
         super().__init__(**kwargs)
         self.supports_masking = True
-        self._set_up(
-            estimator,
-            feature_mean,
-            feature_std,
-            feature_active,
-            batch_size=batch_size,
-            steps=steps,
-            beta=beta,
-            learning_rate=learning_rate,
-            min_std=min_std,
-            smooth_std=smooth_std,
-            normalize_beta=normalize_beta,
+        hyperparameters = Hyperparameters(
+            batch_size, steps, beta, learning_rate, min_std, smooth_std, normalize_beta
         )
+        self._set_up(estimator, feature_mean, feature_std, feature_active, hyperparameters)
         self._bound = _Bound()
 
     # -- Keras' side ------------------------------------------------------------------------------
 
     def build(self, input_shape: tuple[int | None, ...]) -> None:
-        """Make the variables that hold the last bottleneck; none is a weight.
+        """Make the variables that hold the last bottleneck. They are no weights.
 
         Args:
             input_shape: with the batch axis.
         """
-        # Keras builds layers inside of graphs, too, and the variables outlive those. They are TensorFlow's
-        # own, which Keras neither trains nor counts nor saves. What an old graph needs it gets in `call`.
+        # Keras also builds layers inside graphs, and the variables outlive those. They are TensorFlow's own,
+        # so Keras does not train, count or save them. A v1 graph gets variables of its own in `call`.
         with tf.init_scope(), eagerly():
             self._flow = Flow(tf.float64 if self.compute_dtype == "float64" else tf.float32)
         self.built = True
 
     def call(self, inputs: tf.Tensor) -> tf.Tensor:
-        """`inputs` as they are, or restricted to what the last analysis kept, within `restrict_flow`."""
-        if is_in_graph(inputs):
-            self._bound = _Bound(in_graph=LayerInGraph(inputs, self._flow.dtype))
+        """Return `inputs` as they are; within `restrict_flow`, only what the last analysis kept.
+
+        Args:
+            inputs: features (B, ...).
+        """
+        if _is_in_graph(inputs):
+            self._bound = _Bound(in_graph=_LayerInGraph(inputs, self._flow.dtype))
             return self._bound.in_graph.outputs
         return self._flow(inputs)
 
     def compute_output_shape(self, input_shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
-        """The `input_shape`."""
+        """Return the `input_shape`."""
         return input_shape
 
     def get_config(self) -> dict[str, Any]:
-        """The hyperparameters, and Keras' own; statistics are saved with the weights."""
+        """Return the hyperparameters, and Keras' own. Statistics are saved with the weights."""
         return {**super().get_config(), **self.get_default()}
 
     def save_own_variables(self, store: Any) -> None:
-        """Keep the statistics in a file of weights, beside the weights of other layers."""
+        """Write the statistics to a file of weights.
+
+        Args:
+            store: the layer's entries in the file.
+        """
         super().save_own_variables(store)
         state = self.state_dict()
         if state["estimator"] is not None:
             for name in STATE:
                 store[f"estimator_{name}"] = state["estimator"][name]
-        for name in _GIVEN:
+        for name in GIVEN:
             if state[name] is not None:
                 store[name] = state[name]
 
     def load_own_variables(self, store: Any) -> None:
-        """Take over the statistics in a file of weights; the present ones stay if it has none."""
+        """Take the statistics from a file of weights. If it has none, the present ones stay.
+
+        Args:
+            store: the layer's entries in the file.
+        """
         super().load_own_variables({})
         names = set(store.keys())
-        state = {**self.state_dict(), **dict.fromkeys(("estimator", *_GIVEN))}
+        state = {**self.state_dict(), **dict.fromkeys(("estimator", *GIVEN))}
         if f"estimator_{STATE[0]}" in names:
             state["estimator"] = {name: np.asarray(store[f"estimator_{name}"]) for name in STATE}
-        state.update((name, np.asarray(store[name])) for name in _GIVEN if name in names)
+        state.update((name, np.asarray(store[name])) for name in GIVEN if name in names)
         if names:
             self.load_state_dict(state)
 
@@ -162,15 +180,15 @@ class IBALayer(PerSampleBottleneck, keras.layers.Layer):
         Args:
             logits: symbolic output (None, K) of the model, without a softmax; or the model, if that is
                 its only output; or a tensor of a v1 graph.
-            optimizer_cls: Adam; the library's own is used, which is the same in every framework.
+            optimizer_cls: must be Adam. The library uses its own Adam, the same in every framework.
 
         Returns:
-            A symbolic tensor that stands for the class in the feeds of `analyze`: its value is a class
-            for all images, or one for each.
+            A symbolic tensor that stands for the class in the feeds of `analyze`. Its value is a class for
+            all images, or one for each.
 
         Raises:
             InputError: `logits` has another shape or comes from a softmax, or the optimiser is not Adam.
-            LayerError: `logits` does not depend on this layer, or does so by several of its calls.
+            LayerError: `logits` does not depend on exactly one call of this layer.
         """
         if isinstance(logits, (keras.Model, keras.Function)):
             if len(logits.outputs) != 1:
@@ -179,7 +197,7 @@ class IBALayer(PerSampleBottleneck, keras.layers.Layer):
                 )
             (logits,) = logits.outputs
         require_adam(optimizer_cls)
-        if is_in_graph(logits):
+        if _is_in_graph(logits):
             return self._in_graph().keep_class(logits)
         _require_symbolic("logits", logits)
         if len(logits.shape) != 2 or logits.shape[1] is None:
@@ -189,65 +207,65 @@ class IBALayer(PerSampleBottleneck, keras.layers.Layer):
                 "logits comes from a softmax; give the layer's output before it, or the output of "
                 "model_wo_softmax(model)"
             )
-        adapter, cut = self._cut_to(logits)
+        adapter, split = self._split_to(logits)
         target = KerasTensor((None,), dtype="int64", name="target")
-        loss = TailLoss(adapter, cut, cross_entropy, classes=int(logits.shape[1]))
+        loss = TailLoss(adapter, split, cross_entropy, classes=int(logits.shape[1]))
         self._bound.loss, self._bound.target = loss, target
         return target
 
     def set_model_loss(self, model_loss: KerasTensor, optimizer_cls: type = keras.optimizers.Adam) -> None:
-        """Keep whatever a loss measures; it is added to ``beta * mean(capacity)``.
+        """Keep what a loss measures. It is added to ``beta * mean(capacity)``.
 
         Args:
             model_loss: symbolic tensor computed from the model's outputs, of shape (None,) or (None, 1), a
-                loss for each row, or (), their mean. Further `keras.Input`s (or placeholders) that it depends
-                on, such as labels, take their values from the feeds of `analyze`.
+                loss for each row, or (), their mean. It may depend on further `keras.Input`s (or
+                placeholders), such as labels, whose values the feeds of `analyze` give.
             optimizer_cls: see `set_classification_loss`.
 
         Raises:
             InputError: `model_loss` has another shape, or the optimiser is not Adam.
-            LayerError: `model_loss` does not depend on this layer, or does so by several of its calls.
+            LayerError: `model_loss` does not depend on exactly one call of this layer.
         """
         require_adam(optimizer_cls)
-        if is_in_graph(model_loss):
+        if _is_in_graph(model_loss):
             self._in_graph().keep_low(model_loss)
             return
         _require_symbolic("model_loss", model_loss)
         shape = tuple(model_loss.shape)
         if shape not in ((), (None,), (None, 1)):
             raise InputError(f"model_loss has shape {shape}, it must be (None,), (None, 1) or ()")
-        adapter, cut = self._cut_to(model_loss)
-        self._bound.loss, self._bound.target = TailLoss(adapter, cut, by_image=len(shape) > 0), None
+        adapter, split = self._split_to(model_loss)
+        self._bound.loss, self._bound.target = TailLoss(adapter, split, by_image=len(shape) > 0), None
 
     @property
     def target(self) -> KerasTensor | None:
-        """What `set_classification_loss` returned last; None without a classification."""
+        """What `set_classification_loss` has returned; None without a classification."""
         in_graph = self._bound.in_graph
         return self._bound.target if in_graph is None else in_graph.target
 
-    def _in_graph(self) -> LayerInGraph:
+    def _in_graph(self) -> _LayerInGraph:
         if self._bound.in_graph is None:
             raise LayerError(f"layer {self.name!r} is not in the graph: call it on one of its tensors")
         return self._bound.in_graph
 
-    def _cut_to(self, output: KerasTensor) -> tuple[KerasAdapter, KerasCut]:
-        adapter = KerasAdapter(function_to(output))
-        places = [place for place in adapter.graph.places if place.operation is self]
+    def _split_to(self, output: KerasTensor) -> tuple[TensorFlowAdapter, GraphSplit]:
+        adapter = TensorFlowAdapter(function_to(output))
+        places = [place for place in adapter.graph.layers if place.object is self]
         if len(places) != 1:
             advice = (
                 "it must run once, and each bottleneck of a model needs a layer of its own"
                 if places
-                else "what a subclassed model calls cannot be seen from outside, but IBACopy can explain it"
+                else "the calls of a subclassed model cannot be seen from outside, but IBACopy can explain it"
             )
             raise LayerError(
                 f"layer {self.name!r} runs {len(places)} times on the way to {output.name!r}; {advice}"
             )
-        return adapter, KerasCut(adapter.graph, places[0], places[0].outputs[0], replace=True)
+        return adapter, adapter.network.split(self, replace=True)
 
-    def _cut(self) -> KerasCut:
-        """The model around the layer: up to the loss if there is one, else up to its own last call."""
+    def _split(self) -> GraphSplit:
+        """The model around the layer: up to the loss if there is one, else up to the layer's last call."""
         if self._bound.loss is not None:
-            return self._bound.loss.cut
+            return self._bound.loss.split
         if not self._inbound_nodes:
             raise LayerError(
                 f"layer {self.name!r} is in no model yet: add it to one, or call it on a symbolic tensor"
@@ -255,7 +273,7 @@ class IBALayer(PerSampleBottleneck, keras.layers.Layer):
         # A sequential model calls its layers anew whenever another one is added.
         output = self._inbound_nodes[-1].outputs[0]
         if self._bound.alone is None or self._bound.alone[0] is not output:
-            self._bound.alone = (output, self._cut_to(output)[1])
+            self._bound.alone = (output, self._split_to(output)[1])
         return self._bound.alone[1]
 
     def _feature_name(self) -> str:
@@ -270,14 +288,16 @@ class IBALayer(PerSampleBottleneck, keras.layers.Layer):
 
     @runs_eagerly
     def fit(self, feed_dict: Any, session: Any = None, run_kwargs: dict[str, Any] | None = None) -> None:
-        """Estimate mean and standard deviation of the features, in addition to what has been seen.
+        """Estimate mean and standard deviation of the features, in addition to the samples seen so far.
+
+        If this fails or is interrupted, the estimate stays as it was.
 
         Args:
-            feed_dict: arrays (B, ...) by the model's symbolic inputs or their names; or one array, where
-                the model has one input.
-            session: where to run a v1 graph that the layer was called in; the default one if None. Keras
+            feed_dict: arrays (B, ...) by the model's symbolic inputs or their names; or one array, if the
+                model has one input.
+            session: session of the v1 graph that the layer was called in; the default one if None. Keras
                 models need none.
-            run_kwargs: further arguments of `tf.compat.v1.Session.run`, likewise.
+            run_kwargs: further arguments of `tf.compat.v1.Session.run`, for a v1 graph.
 
         Raises:
             InputError: an input is missing or has the wrong shape, or the features are not finite.
@@ -295,15 +315,16 @@ class IBALayer(PerSampleBottleneck, keras.layers.Layer):
         session: Any = None,
         run_kwargs: dict[str, Any] | None = None,
     ) -> None:
-        """Estimate mean and standard deviation of the features, in addition to what has been seen.
+        """Estimate mean and standard deviation of the features, in addition to the samples seen so far.
+
+        If this fails or is interrupted, the estimate stays as it was.
 
         Args:
             generator: yields what `fit` takes, or tuples (inputs, ...).
-            n_samples: stop after exactly so many; fewer are used where the generator ends before.
+            n_samples: stop after exactly this many. If the generator ends before, fewer are used.
             progbar: show the progress.
-            session: where to run a v1 graph that the layer was called in; the default one if None. Keras
-                models need none.
-            run_kwargs: further arguments of `tf.compat.v1.Session.run`, likewise.
+            session: see `fit`.
+            run_kwargs: see `fit`.
 
         Raises:
             InputError: the generator gives nothing, or something that `fit` does not take.
@@ -331,73 +352,61 @@ class IBALayer(PerSampleBottleneck, keras.layers.Layer):
         seed: int | None = None,
         max_batch: int | None = None,
     ) -> npt.NDArray[np.floating]:
-        r"""Information that each feature carries for the model's loss. The images stay independent.
+        r"""Compute the information that each feature carries for the model's loss.
+
+        The images are explained independently of each other.
 
         Args:
             feed_dict: arrays (B, ...) by the model's symbolic inputs or their names, and the class by the
-                symbolic target; or one array, where the model has one input.
-            batch_size: noisy samples that a step's gradient is averaged over; None for the default, here
-                and below.
-            steps: optimiser steps.
-            beta: weight of the information against the model's loss.
-            learning_rate: of Adam.
-            min_std: floor of the features' standard deviation.
-            smooth_std: standard deviation of the Gaussian that smooths the mask; 0 for no smoothing.
-            normalize_beta: divide beta by the number of features.
+                symbolic target; or one array, if the model has one input.
+            batch_size: overrides the default for this call, as do the next six; see `Hyperparameters`.
+            steps: see `Hyperparameters`.
+            beta: see `Hyperparameters`.
+            learning_rate: see `Hyperparameters`.
+            min_std: see `Hyperparameters`.
+            smooth_std: see `Hyperparameters`.
+            normalize_beta: see `Hyperparameters`.
             session: see `fit`.
             pass_mask: True where features pass unchanged and carry no capacity, such as the padding of a
                 sequence; of the shape of one feature map or of a batch of them.
             progbar: show the progress.
-            target: the class, where it is not in `feed_dict`.
-            seed: makes the result reproducible, in other frameworks, too.
+            target: the class, if it is not in `feed_dict`.
+            seed: makes the result reproducible, also in other frameworks.
             max_batch: the most feature maps that pass the rest of the model at once, to bound the memory.
 
         Returns:
             Capacity in nats, of the shape of one feature map for one image, else (B, \*feature map).
-            `to_saliency_map` makes a map of it.
+            `to_saliency_map` turns it into a map of the image.
 
         Raises:
             InputError: no loss has been set, or an argument does not fit.
             NotEstimatedError: the distribution of the features has not been estimated.
-            OptimizationError: the objective turned NaN or infinite.
+            OptimizationError: the objective became NaN or infinite.
         """
-        hyperparameters = {
-            "batch_size": batch_size,
-            "steps": steps,
-            "beta": beta,
-            "learning_rate": learning_rate,
-            "min_std": min_std,
-            "smooth_std": smooth_std,
-            "normalize_beta": normalize_beta,
-        }
-        options = {"seed": seed, "pass_mask": pass_mask, "max_batch": max_batch, "progbar": progbar}
-        if (in_graph := self._bound.in_graph) is not None:
-            copy = in_graph.copy(session, self._state)
-            feed = {key.deref(): value for key, value in in_graph.feed(feed_dict).items()}
-            target = next((value for key, value in feed_dict.items() if key is in_graph.target), target)
-            return copy.analyze(feed, target=target, **hyperparameters, **options)
-        loss = self._bound.loss
-        if loss is None:
-            raise InputError(
-                "there is no model loss yet: call set_classification_loss or set_model_loss before"
-            )
-        inputs = self._checked(loss, self._without_target(feed_dict))
-        capacity = self._explain(
-            loss,
-            inputs,
-            self._rows(loss, feed_dict, target, inputs[0].shape[0]),
-            self._flow,
-            hyperparameters=hyperparameters,
-            **options,
+        hyperparameters = Hyperparameters(
+            batch_size, steps, beta, learning_rate, min_std, smooth_std, normalize_beta
         )
-        return capacity[0] if len(capacity) == 1 else capacity
+        options = {"seed": seed, "pass_mask": pass_mask, "max_batch": max_batch, "progbar": progbar}
+        bound = self._bound
+        if bound.in_graph is not None:
+            return bound.in_graph.analyze(feed_dict, hyperparameters, session, self._state, target, **options)
+        loss = require_loss(bound.loss)
+        if isinstance(feed_dict, dict) and bound.target in feed_dict:
+            target = feed_dict[bound.target]
+        inputs = self._checked(loss, self._without_target(feed_dict))
+        rows = class_rows(loss, target, inputs[0].shape[0], lambda: loss.classes)
+        return alone(self._explain(loss, inputs, rows, self._flow, hyperparameters, **options))
 
     @contextmanager
     def restrict_flow(self, session: Any = None) -> Iterator[None]:
         """Context in which the layer passes only what the last analysis kept, and noise for the rest.
 
-        It acts on the model wherever it runs, also by `model.predict`. The model must be called on the
-        images analysed; if that was one image, on one or on several copies.
+        Call the model on the images analysed; if that was one image, on one or several copies of it.
+
+        Contexts may be nested, and may overlap in several threads and asyncio tasks: the model is restricted
+        until the last one has ended. A model that runs eagerly, as by ``model(x)``, is restricted only in the
+        threads and tasks that are in a context. Compiled functions, such as `model.predict`, are restricted
+        in all threads meanwhile, because threads share them.
 
         Args:
             session: see `fit`.
@@ -405,22 +414,19 @@ class IBALayer(PerSampleBottleneck, keras.layers.Layer):
         Raises:
             NotEstimatedError: nothing has been analysed.
         """
-        if self._bound.in_graph is not None:
-            with self._bound.in_graph.restricted(session):
-                yield
-            return
-        if not self.built or self._flow.is_empty:
-            raise NotEstimatedError("restrict_flow passes what the last analysis kept: call analyze before")
-        with self._flow.restricted():
+        in_graph = self._bound.in_graph
+        if in_graph is None and not self.built:
+            raise nothing_kept()
+        with self._flow.restricted() if in_graph is None else in_graph.restricted(session):
             yield
 
     def _estimating(
         self, feeds: Iterable[Any], session: Any, run_kwargs: dict[str, Any] | None
     ) -> tuple[Callable[[Any], Any], Iterable[Any]]:
-        """What gives the features of a feed, and the feeds as it takes them."""
+        """A function that gives the features of a feed, and the feeds as it takes them."""
         if (in_graph := self._bound.in_graph) is not None:
             return in_graph.features(session, run_kwargs), map(in_graph.feed, feeds)
-        return self._cut().features, map(self._without_target, feeds)
+        return self._split().features, map(self._without_target, feeds)
 
     def _without_target(self, feed: Any) -> Any:
         if not isinstance(feed, dict):
@@ -430,31 +436,112 @@ class IBALayer(PerSampleBottleneck, keras.layers.Layer):
     def _checked(self, loss: TailLoss, inputs: Any) -> tuple[tf.Tensor, ...]:
         graph = loss.adapter.graph
         tensors = graph.prepare(inputs)
-        for tensor, slot in zip(tensors, graph.inputs, strict=True):
-            require_rows(tensor, f"feed_dict[{graph.tensors[slot].name!r}]")
+        for tensor, entry in zip(tensors, graph.inputs, strict=True):
+            require_rows(tensor, f"feed_dict[{entry.name!r}]")
         return tuple(tensors)
-
-    def _rows(self, loss: TailLoss, feed: Any, target: Any, images: int) -> tuple[npt.NDArray[Any], ...]:
-        if isinstance(feed, dict) and self._bound.target in feed:
-            target = feed[self._bound.target]
-        if not loss.is_classification:
-            if target is not None:
-                raise InputError("target is given, but the loss is one of its own, without a class")
-            return ()
-        return (classes_of(target, images, loss.classes),)
 
 
 @dataclass
 class _Bound:
-    """What a layer knows about the model around it; one plain object, see `PerSampleBottleneck`."""
+    """What a layer knows about the model around it; one plain object, see `State`."""
 
     loss: TailLoss | None = None
     target: KerasTensor | None = None
-    alone: tuple[KerasTensor, KerasCut] | None = None
-    in_graph: LayerInGraph | None = None
+    alone: tuple[KerasTensor, GraphSplit] | None = None
+    in_graph: _LayerInGraph | None = None
 
 
-_GIVEN = ("feature_mean", "feature_std", "feature_active")
+class _LayerInGraph:
+    """What a layer knows about the v1 graph that it was called in.
+
+    There it is a few operations, whose variables are initialised along with the graph's. To explain, the
+    part of the graph from the features to the loss is copied from a session, with its present values.
+
+    Args:
+        inputs: what the layer was called on.
+        dtype: precision of the bottleneck.
+
+    Attributes:
+        outputs: what the call gives.
+        target: stands for the class in feeds; None without a classification.
+    """
+
+    def __init__(self, inputs: tf.Tensor, dtype: tf.DType) -> None:
+        self._flow = GraphFlow(inputs, dtype)
+        self.outputs = self._flow.outputs
+        self.target: tf.Tensor | None = None
+        self._kept: tf.Tensor | None = None
+        self._copy: IBACopy | None = None
+
+    @property
+    def is_classification(self) -> bool:
+        """Whether the model is asked to keep a class."""
+        return self.target is not None
+
+    def keep_class(self, logits: tf.Tensor) -> tf.Tensor:
+        """Keep the class of logits, and return the tensor that stands for it in feeds."""
+        with self.outputs.graph.as_default():
+            self.target = v1.placeholder(tf.int64, (None,), name="iba_target")
+        self._kept, self._copy = logits, None
+        return self.target
+
+    def keep_low(self, loss: tf.Tensor) -> None:
+        """Keep a loss low."""
+        self.target, self._kept, self._copy = None, loss, None
+
+    def features(self, session: v1.Session | None, run_kwargs: dict[str, Any] | None) -> Callable[[Any], Any]:
+        """A function that gives the features of a feed, in a session."""
+        running = _session(session)
+        return lambda feed: running.run(
+            self.outputs, {key.deref(): value for key, value in feed.items()}, **(run_kwargs or {})
+        )
+
+    def feed(self, feed: Any) -> dict[Any, Any]:
+        """A feed with arrays by references to tensors, those with images first and without the class.
+
+        Raises:
+            InputError: the feed is no dict of tensors.
+        """
+        if not isinstance(feed, Mapping) or any(not isinstance(key, tf.Tensor) for key in feed):
+            raise InputError("a graph of TensorFlow 1 is fed by a dict whose keys are its placeholders")
+        arrays = {key.ref(): np.asarray(value) for key, value in feed.items() if key is not self.target}
+        return dict(sorted(arrays.items(), key=lambda item: not item[1].ndim))
+
+    def analyze(
+        self,
+        feed: Any,
+        hyperparameters: Hyperparameters,
+        session: v1.Session | None,
+        state: State,
+        target: Any,
+        **options: Any,
+    ) -> npt.NDArray[np.floating]:
+        """See `IBALayer.analyze`; `state` is that of the layer."""
+        arrays = {key.deref(): value for key, value in self.feed(feed).items()}
+        target = next((value for key, value in feed.items() if key is self.target), target)
+        copy = self._updated_copy(_session(session), state)
+        return copy.analyze(arrays, None, *hyperparameters, target=target, **options)
+
+    def _updated_copy(self, session: v1.Session, state: State) -> IBACopy:
+        """A copy that explains by the layer's statistics and settings, with the variables' present values."""
+        if self._kept is None:
+            require_loss(None)
+        if self._copy is None or self._copy.session is not session:
+            self._copy = IBACopy(self.outputs, [self._kept], session=session)
+            self._copy.keep_first_output(is_classification=self.is_classification)
+        else:
+            self._copy.update_variables()
+        self._copy.share(state)
+        return self._copy
+
+    @contextmanager
+    def restricted(self, session: v1.Session | None) -> Iterator[None]:
+        """Context in which the layer passes only what the last analysis kept, in a session."""
+        if self._copy is None:
+            raise nothing_kept()
+        running, flow = _session(session), self._copy.flow
+        with flow.restricted(lambda: self._flow.load(flow, running)):
+            yield
 
 
 def _require_symbolic(argument: str, tensor: Any) -> None:
@@ -468,3 +555,38 @@ def _require_symbolic(argument: str, tensor: Any) -> None:
 def _comes_from_softmax(tensor: KerasTensor) -> bool:
     graph = CallGraph.of(function_to(tensor))
     return any(applies_softmax(call.operation) for call in graph.needed_for(graph.flat_outputs)[-1:])
+
+
+def _is_in_graph(tensor: Any) -> bool:
+    """Whether it is a tensor of a v1 graph, and not of a function."""
+    return isinstance(tensor, tf.Tensor) and hasattr(tensor, "graph") and not tensor.graph.building_function
+
+
+def _session(session: v1.Session | None) -> v1.Session:
+    found = session or v1.get_default_session()
+    if found is None:
+        raise InputError("session=None, and there is no default session to compute the features in")
+    return found
+
+
+@keras.saving.register_keras_serializable("iba_tf")
+class Sequential(keras.Sequential):
+    """`keras.Sequential` that has an `input` and an `output` as soon as it is built.
+
+    Keras 3 gives them only as lists, `inputs` and `outputs`. Nothing else differs.
+
+    Example:
+        >>> model = Sequential([keras.Input((8,)), keras.layers.Dense(4)])
+        >>> model.output.shape
+        (None, 4)
+    """
+
+    @property
+    def input(self) -> KerasTensor:
+        """The symbolic input."""
+        return self.inputs[0]
+
+    @property
+    def output(self) -> KerasTensor:
+        """The symbolic output."""
+        return self.outputs[0]

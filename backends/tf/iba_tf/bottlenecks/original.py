@@ -15,10 +15,11 @@ from tensorflow.core.framework.graph_pb2 import GraphDef
 
 from iba_core.errors import InputError
 from iba_core.framework.adapter import Inputs
-from iba_tf.adapter import KerasAdapter
+from iba_tf.adapter import TensorFlowAdapter
 from iba_tf.graphs.calls import function_to
-from iba_tf.graphs.graph_split import GraphCut
-from iba_tf.graphs.operations import OperationGraph, TensorName, canonical, data_inputs, node_of
+from iba_tf.graphs.dataflow import TensorName
+from iba_tf.graphs.operations import OperationGraph, canonical, node_of
+from iba_tf.graphs.split import GraphSplit
 from iba_tf.models.graph_model import GraphModel
 
 v1 = tf.compat.v1
@@ -27,7 +28,7 @@ v1 = tf.compat.v1
 class Original:
     """A model over variables of its own, of which some outputs are wanted.
 
-    It is made by `of`, and is what a `GraphCut` is made of.
+    It is made by `of`, and is what a `GraphSplit` is made of.
 
     Args:
         model: the model.
@@ -163,9 +164,9 @@ class Original:
         """See `GraphModel.check_layer`."""
         return self.model.check_layer(layer)
 
-    def cut(self, until: Any = None) -> GraphCut:
-        """The model, cut at the feature map."""
-        return GraphCut(self, self.feature, until)
+    def split(self) -> GraphSplit:
+        """The model, split at the feature map."""
+        return GraphSplit(self, self.feature)
 
     def _select(self, graph: OperationGraph) -> OperationGraph:
         if self.outputs is None:
@@ -180,7 +181,7 @@ class Original:
 def _loaded(path: str | PathLike[str]) -> Any:
     if Path(path).is_dir():
         return GraphModel.from_saved_model(path)
-    model = KerasAdapter.load(fspath(path))
+    model = TensorFlowAdapter.load(fspath(path))
     if model is None:
         raise InputError(
             f"graph={fspath(path)!r} is no model that can be loaded; give a SavedModel folder or a file that "
@@ -199,12 +200,12 @@ def _output(graph: OperationGraph, output: Any) -> TensorName:
 def _place_of(name: TensorName, graph: OperationGraph) -> str:
     """The layer, or else the tensor, that a traced function has made its result of."""
     of_layers = {
-        tensor: f"{layer.name}[{index}]" if index else layer.name
+        tensor: layer.named(index)
         for layer in graph.layers
         for index, tensor in enumerate(layer.tensors)
     }
     while name not in of_layers and (node := graph.nodes.get(node_of(name))) and node.op == "Identity":
-        (name,) = data_inputs(node)
+        (name,) = node.inputs
     return of_layers.get(name, name)
 
 

@@ -2,53 +2,132 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from copy import copy
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import keras
 import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
 
+from iba_core.bottleneck import saliency
+from iba_core.bottleneck.chunks import Task, explain_in_chunks
 from iba_core.bottleneck.estimator import WelfordEstimator
-from iba_core.bottleneck.optimization import BottleneckResult
+from iba_core.bottleneck.optimization import BottleneckOptimizer, BottleneckResult
 from iba_core.bottleneck.settings import BottleneckSettings
 from iba_core.bottleneck.statistics import Statistics
 from iba_core.errors import InputError, StateError
-from iba_core.framework.adapter import Head, Inputs
+from iba_core.framework.adapter import Inputs, ModelAdapter, Split, Tail
+from iba_core.framework.cache import Cache
 from iba_core.framework.framework import require_finite
-from iba_core.framework.inputs import arrays_of, images_at_once, of_images, take
 from iba_core.framework.inputs import batch_size as rows_of
+from iba_core.framework.inputs import take
+from iba_core.framework.layout import DataFormat, Layout
 from iba_core.framework.namespace import full_precision
-from iba_core.targets import ClassTarget
+from iba_core.targets import ClassTarget, Loss, main_output
 from iba_core.utils import get_tqdm
 from iba_tf.bottlenecks.flow import Flow
-from iba_tf.bottlenecks.report import FIRST_ONLY, Probe, Report, joined
-from iba_tf.bottlenecks.tail_loss import TailLoss
-from iba_tf.randomness import fresh_key
-
-_SETTINGS = {
-    "batch_size": "samples",
-    "steps": "steps",
-    "beta": "beta",
-    "learning_rate": "learning_rate",
-    "min_std": "min_std",
-    "smooth_std": "smooth_std",
-    "normalize_beta": "normalize_beta",
-}
-"""The hyperparameters by their names in this backend, and in the core."""
-
+from iba_tf.bottlenecks.report import Recording, Report, joined, variable_names
+from iba_tf.framework import fresh_key
 
 _ADAMS = (keras.optimizers.Adam, tf.compat.v1.train.AdamOptimizer)
 
+GIVEN = ("feature_mean", "feature_std", "feature_active")
+"""Names of statistics that users give in place of an estimator."""
+
+
+class Hyperparameters(NamedTuple):
+    """Hyperparameters of the per-sample bottlenecks. None stands for the default.
+
+    Attributes:
+        batch_size: noisy samples that a step's gradient is averaged over, 10.
+        steps: optimiser steps, 10.
+        beta: weight of the information against the model's loss, 10. More beta, fewer bits.
+        learning_rate: learning rate of Adam, 1.
+        min_std: smallest standard deviation of a feature, 0.01. Smaller ones are raised to it.
+        smooth_std: standard deviation of the Gaussian that smooths the mask, in features, 1; 0 for no
+            smoothing.
+        normalize_beta: divide beta by the number of features, True.
+    """
+
+    batch_size: int | None = None
+    steps: int | None = None
+    beta: float | None = None
+    learning_rate: float | None = None
+    min_std: float | None = None
+    smooth_std: float | None = None
+    normalize_beta: bool | None = None
+
+    @classmethod
+    def of(cls, settings: BottleneckSettings) -> Hyperparameters:
+        """The hyperparameters in the settings of the core."""
+        return cls(settings.samples, *(getattr(settings, name) for name in cls._fields[1:]))
+
+    def override(self, settings: BottleneckSettings) -> BottleneckSettings:
+        """Settings with these values in place; None leaves a value as it is.
+
+        Raises:
+            InputError: a value is out of its range.
+        """
+        samples, *others = self
+        return settings.override(samples=samples, **dict(zip(self._fields[1:], others, strict=True)))
+
+
+@dataclass(frozen=True, eq=False)
+class TailLoss:
+    """What a model is asked to keep: a loss of its tail's outputs.
+
+    Attributes:
+        adapter: adapter of the model that has the outputs.
+        split: that model, split where the bottleneck is.
+        loss: loss of a classifier's outputs, given rows of data for each image. None where the outputs are
+            losses themselves.
+        classes: number of classes of a classifier.
+        by_image: whether there is a loss for each image, and not one for all.
+    """
+
+    adapter: ModelAdapter
+    split: Split
+    loss: Loss | None = None
+    classes: int = 0
+    by_image: bool = True
+    _optimizers: Cache[BottleneckOptimizer] = field(default_factory=lambda: Cache(size=2), repr=False)
+
+    @property
+    def is_classification(self) -> bool:
+        """Whether the outputs are those of a classifier."""
+        return self.loss is not None
+
+    def __call__(self, outputs: tf.Tensor, *rows: tf.Tensor) -> tf.Tensor:
+        """Losses (N,) of the outputs for N feature maps, or their mean."""
+        output = main_output(outputs)
+        if self.loss is not None:
+            return self.loss(output, *rows)
+        return tf.reshape(output, (-1,)) if self.by_image else output
+
+    def optimizer(self, feature_shape: Sequence[int]) -> BottleneckOptimizer:
+        """The optimizer for feature maps of a shape; the step that it compiles is kept."""
+        layout = Layout.of(feature_shape, self.split.data_format)
+        return self._optimizers.get(
+            layout,
+            lambda: BottleneckOptimizer(self.adapter.framework, self, layout, by_image=self.by_image),
+        )
+
 
 @dataclass
-class _State:
-    """What a bottleneck knows.
+class State:
+    """What a bottleneck knows apart from its model.
 
-    It is one plain object, since Keras and TensorFlow wrap and track the attributes of a layer.
+    It is one plain object, because Keras and TensorFlow wrap and track the attributes of a layer.
+
+    Attributes:
+        settings: default hyperparameters.
+        estimator: statistics of the features.
+        given: statistics that the user has given in place of the estimator.
+        collected: names of the variables to report.
+        report: variables of the last analysis.
     """
 
     settings: BottleneckSettings
@@ -56,6 +135,15 @@ class _State:
     given: Statistics | None
     collected: tuple[str, ...] = ()
     report: Report = field(default_factory=dict)
+
+    @property
+    def statistics(self) -> Statistics:
+        """Statistics of the features.
+
+        Raises:
+            NotEstimatedError: fewer than two samples have been seen, and none are given.
+        """
+        return self.given or Statistics.of(self.estimator, self.settings.active_neurons_threshold)
 
 
 class PerSampleBottleneck:
@@ -67,21 +155,21 @@ class PerSampleBottleneck:
         feature_mean: npt.ArrayLike | None,
         feature_std: npt.ArrayLike | None,
         feature_active: npt.ArrayLike | None,
-        **hyperparameters: Any,
+        hyperparameters: Hyperparameters,
     ) -> None:
         given = _given_statistics(feature_mean, feature_std, feature_active)
         if given is not None and estimator is not None:
             raise InputError("give either estimator or feature_mean and feature_std, not both")
-        settings = BottleneckSettings().override(**_core_names(hyperparameters))
-        self._state = _State(settings, estimator or WelfordEstimator(), given)
+        settings = hyperparameters.override(BottleneckSettings())
+        self._state = State(settings, estimator or WelfordEstimator(), given)
 
-    def share(self, state: _State) -> None:
-        """Work on another bottleneck's settings, statistics and reports."""
+    def share(self, state: State) -> None:
+        """Use another bottleneck's settings, statistics and reports from now on."""
         self._state = state
 
     @property
     def estimator(self) -> WelfordEstimator:
-        """What estimates mean and standard deviation of the features."""
+        """Estimator of the features' mean and standard deviation."""
         return self._state.estimator
 
     # -- hyperparameters --------------------------------------------------------------------------
@@ -96,31 +184,29 @@ class PerSampleBottleneck:
         smooth_std: float | None = None,
         normalize_beta: bool | None = None,
     ) -> None:
-        """Change the default hyperparameters; None leaves one as it is.
-
-        Args:
-            batch_size: noisy samples that a step's gradient is averaged over.
-            steps: optimiser steps.
-            beta: weight of the information against the model's loss.
-            learning_rate: of Adam.
-            min_std: floor of the features' standard deviation.
-            smooth_std: standard deviation of the Gaussian that smooths the mask; 0 for no smoothing.
-            normalize_beta: divide beta by the number of features.
+        """Change the default hyperparameters, see `Hyperparameters`. None leaves a value as it is.
 
         Raises:
             InputError: a value is out of its range.
+
+        Example:
+            >>> from iba_tf import IBALayer
+            >>> iba = IBALayer()
+            >>> iba.set_default(beta=20, steps=5)
+            >>> iba.get_default()["beta"]
+            20
         """
-        given = {name: value for name, value in locals().items() if name in _SETTINGS}
-        self._state.settings = self._state.settings.override(**_core_names(given))
+        given = Hyperparameters(batch_size, steps, beta, learning_rate, min_std, smooth_std, normalize_beta)
+        self._state.settings = given.override(self._state.settings)
 
     def get_default(self) -> dict[str, Any]:
-        """The default hyperparameters, by the names of the arguments of `set_default`."""
-        return {name: getattr(self._state.settings, core) for name, core in _SETTINGS.items()}
+        """Return the default hyperparameters by their names, see `Hyperparameters`."""
+        return Hyperparameters.of(self._state.settings)._asdict()
 
     # -- reports ----------------------------------------------------------------------------------
 
     def collect(self, *var_names: str) -> None:
-        """Choose the variables that `analyze` reports from now on; none ends the collection.
+        """Choose the variables that `analyze` reports from now on. No names end the collection.
 
         Args:
             *var_names: some of `available_report_variables`.
@@ -141,25 +227,29 @@ class PerSampleBottleneck:
         self.collect(*self.available_report_variables())
 
     def available_report_variables(self) -> list[str]:
-        r"""Names of the variables that can be collected.
+        r"""Return the names of the variables that can be collected.
 
-        With S samples of one image and a feature map of shape f they are ``alpha``, ``lambda_pre_blur``,
-        ``lambda`` (the mask), ``capacity`` and ``capacity_no_nans`` (the same here), each (1, \\*f);
-        ``eps``, ``perturbed_feature`` and ``perturbed_feature_passing``, each (S, \\*f);
-        ``capacity_mean``, ``information_loss`` (the same), ``model_loss`` and ``loss``, each (1,);
-        ``grad_loss_wrt_alpha`` (1, \\*f); for a classification ``logits`` (S, K) and ``cross_entropy``
-        (S,); and, in the entry ``"init"`` alone, ``feature``, ``feature_mean``, ``feature_std`` and
-        ``pass_mask``, each (1, \\*f). Capacities are in nats. With B images analysed together there are B
-        times as many rows, those of an image one after the other, of all but ``eps``, ``feature_mean`` and
-        ``feature_std``, which the images share.
+        With S samples of one image and a feature map of shape f:
+
+        - ``alpha``, ``lambda_pre_blur``, ``lambda`` (the mask), ``grad_loss_wrt_alpha``, ``capacity`` in nats
+          and ``capacity_no_nans`` (the same here): (1, \*f).
+        - ``eps`` (the noise), ``perturbed_feature``, ``perturbed_feature_passing``: (S, \*f).
+        - ``capacity_mean``, ``information_loss`` (the same), ``model_loss`` and ``loss``: (1,).
+        - For a classification, ``logits`` (S, K) and ``cross_entropy`` (S,).
+        - In the entry ``"init"`` only, ``feature``, ``feature_mean``, ``feature_std`` and ``pass_mask``:
+          (1, \*f).
+
+        If B images are analysed together, there are B times as many rows, and the rows of an image follow one
+        another. The images share ``eps``, ``feature_mean`` and ``feature_std``.
         """
-        return Probe.names(self._is_classification())
+        return variable_names(self._is_classification())
 
     def get_report(self) -> Report:
-        """Collected variables of the last run, as NumPy arrays by name.
+        """Return the collected variables of the last analysis.
 
-        The entries are ``"init"``, the numbers of the steps from 0, each as the step found them before its
-        update, and ``"final"`` after the last update. Empty if nothing was collected.
+        Returns:
+            NumPy arrays by name, in the entries ``"init"``, the steps from 0 (before the step's update), and
+            ``"final"`` (after the last update). Empty if nothing was collected.
         """
         return dict(self._state.report)
 
@@ -167,11 +257,7 @@ class PerSampleBottleneck:
         """Whether the model is asked to keep a class, by its logits."""
         raise NotImplementedError
 
-    # -- statistics -------------------------------------------------------------------------------
-
-    def _statistics(self) -> Statistics:
-        state = self._state
-        return state.given or Statistics.of(state.estimator, state.settings.active_neurons_threshold)
+    # -- estimating -------------------------------------------------------------------------------
 
     def _fit_batches(
         self,
@@ -180,24 +266,28 @@ class PerSampleBottleneck:
         n_samples: int | None,
         progbar: bool,
     ) -> None:
-        """Let the estimator see the features of batches, of no more than `n_samples` samples."""
+        """Let the estimator see the features of batches, of at most `n_samples` samples.
+
+        If this fails or is interrupted, the estimator stays as it was.
+        """
         if n_samples is not None and n_samples < 1:
             raise InputError(f"n_samples={n_samples} must be 1 or more")
-        seen = 0
+        estimator = self._state.estimator
+        seen = WelfordEstimator(*(estimator.shape or ()))
         with get_tqdm()(total=n_samples, desc="Estimating", unit="sample", disable=not progbar) as bar:
             for batch in batches:
-                left = None if n_samples is None else n_samples - seen
+                left = None if n_samples is None else n_samples - seen.n_samples()
                 size = rows_of(batch) if left is None else min(rows_of(batch), left)
                 values = features(take(batch, 0, size))
-                self._state.estimator.fit(np.asarray(tf.cast(values, tf.float64)))
+                seen.fit(np.asarray(tf.cast(values, tf.float64)))
                 bar.update(size)
-                seen += size
-                if seen == n_samples:
+                if seen.n_samples() == n_samples:
                     break
-        if not seen:
+        if not seen.n_samples():
             raise InputError("the generator gave no samples; give at least two")
+        estimator.merge(seen)
 
-    # -- optimisation -----------------------------------------------------------------------------
+    # -- explaining -------------------------------------------------------------------------------
 
     def _explain(
         self,
@@ -205,21 +295,21 @@ class PerSampleBottleneck:
         inputs: Inputs,
         rows: tuple[npt.NDArray[Any], ...],
         flow: Flow,
+        hyperparameters: Hyperparameters,
         *,
-        hyperparameters: dict[str, Any],
-        seed: int | None,
-        pass_mask: npt.ArrayLike | None,
-        max_batch: int | None,
-        progbar: bool,
+        seed: int | None = None,
+        pass_mask: npt.ArrayLike | None = None,
+        max_batch: int | None = None,
+        progbar: bool = False,
     ) -> npt.NDArray[np.floating]:
         """Capacity (B, *feature map) of a batch of images in nats, which `flow` lets pass from now on.
 
         Args:
             loss: what the model is asked to keep.
             inputs: of the model, a row per image.
-            rows: data for the loss, likewise.
-            flow: where what has been kept is kept.
-            hyperparameters: by the names of this backend; None for the defaults.
+            rows: data for the loss, a row per image.
+            flow: where to keep what the analysis has kept.
+            hyperparameters: override the defaults.
             seed: of the noise.
             pass_mask: of the features or a batch of them.
             max_batch: the most feature maps that pass the tail at once.
@@ -228,97 +318,60 @@ class PerSampleBottleneck:
         Raises:
             NotEstimatedError: the distribution of the features has not been estimated.
             InputError: an argument does not fit.
-            OptimizationError: the objective turned NaN or infinite.
+            OptimizationError: the objective became NaN or infinite.
         """
-        settings = self._state.settings.override(**_core_names(hyperparameters))
-        feature_shape = self._statistics().mean.shape
-        images = rows_of(inputs)
-        if not loss.by_image and images > 1:
+        state = self._state
+        settings, statistics = hyperparameters.override(state.settings), state.statistics
+        if not loss.by_image and rows_of(inputs) > 1:
             raise InputError(
-                f"the feed holds {images} images, and a scalar model_loss cannot tell them apart: give one "
-                "image, or set a loss of shape (None,)"
+                f"the feed holds {rows_of(inputs)} images, and a scalar model_loss cannot tell them apart: "
+                "give one image, or set a loss of shape (None,)"
             )
-        if self._state.collected and seed is None:
-            # The report draws a step's noise once more, which takes a seed.
+        if state.collected and seed is None:
+            # The report draws the noise of each step once more, which takes a seed.
             _, seed = fresh_key()
-        at_once = images_at_once(
-            images,
-            settings.samples,
-            max_batch,
-            loss.adapter.preferred_batch(feature_shape, next(arrays_of(inputs))),
-        )
-        starts = range(0, images, at_once)
-        parts = []
-        for start in get_tqdm()(starts, desc="Explaining", disable=not progbar or len(starts) == 1):
-            stop = min(start + at_once, images)
-            with loss.cut.open(take(inputs, start, stop)) as head:
-                like = full_precision(head.features)
-                part = self._optimize(
-                    loss,
-                    head,
-                    tuple(loss.adapter.asarray(row[start:stop], like=like) for row in rows),
-                    settings,
-                    seed=seed,
-                    pass_mask=of_images(pass_mask, len(feature_shape), start, stop),
-                    max_batch=max_batch,
-                    progbar=progbar and len(starts) == 1,
-                )
-            parts.append(part)
-        results, reports = zip(*parts, strict=True)
-        flow.keep(results, pass_mask)
-        self._state.report = joined(reports)
-        return np.concatenate([loss.adapter.to_numpy(result.capacity) for result in results])
+        framework = loss.adapter.framework
+        recordings: list[Recording] = []
 
-    def _optimize(
-        self,
-        loss: TailLoss,
-        head: Head,
-        targets: tuple[tf.Tensor, ...],
-        settings: BottleneckSettings,
-        *,
-        seed: int | None,
-        pass_mask: npt.ArrayLike | None,
-        max_batch: int | None,
-        progbar: bool,
-    ) -> tuple[BottleneckResult, Report]:
-        optimizer = loss.optimizer(head.features.shape[1:])
-        alphas: list[tf.Tensor] = []
-        result = optimizer.run(
-            head,
-            self._statistics(),
-            targets,
-            settings=settings,
+        def task(tail: Tail, start: int, stop: int) -> Task:
+            like = full_precision(tail.features)
+            optimizer = loss.optimizer(tail.features.shape[1:])
+            if state.collected:
+                recordings.append(Recording(optimizer, state.collected, loss.is_classification))
+            return Task(
+                optimizer,
+                statistics,
+                tuple(framework.asarray(row[start:stop], like=like) for row in rows),
+                recordings[-1].record if state.collected else None,
+            )
+
+        results: list[BottleneckResult] = []
+        reports: list[Report] = []
+        for chunk in explain_in_chunks(
+            framework,
+            loss.split,
+            inputs,
+            statistics.mean.shape,
+            settings,
+            task,
             seed=seed,
             pass_mask=pass_mask,
             max_batch=max_batch,
             progbar=progbar,
-            callback=(lambda step, state, report: alphas.append(state.parameter))
-            if self._state.collected
-            else None,
-        )
-        if not self._state.collected:
-            return result, {}
-        assert seed is not None
-        alphas.insert(0, tf.zeros_like(result.alpha) + settings.initial_alpha)
-        extras = loss.extras if loss.is_classification else None
-        probe = Probe(optimizer, result.problem, pass_mask, settings.samples, extras)
-        return result, self._make_report(probe, alphas, settings.steps, seed)
-
-    def _make_report(self, probe: Probe, alphas: list[tf.Tensor], steps: int, seed: int) -> Report:
-        collected = self._state.collected
-        report: Report = {}
-        for step, alpha in enumerate(alphas):
-            values = probe.values(alpha, seed, step)
-            if step == 0:
-                report["init"] = {name: values[name] for name in collected}
-            entry = step if step < steps else "final"
-            report[entry] = {name: values[name] for name in collected if name not in FIRST_ONLY}
-        return report
+        ):
+            results.append(chunk.result)
+            if state.collected:
+                assert seed is not None
+                passing = _rows_between(pass_mask, chunk.result.alpha.ndim, chunk.start, chunk.stop)
+                reports.append(recordings[-1].report(chunk.result, settings, seed, passing))
+        flow.keep(results, pass_mask)
+        state.report = joined(reports)
+        return np.concatenate([framework.to_numpy(result.capacity) for result in results])
 
     # -- state ------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that has been estimated, given or set, as arrays, numbers and strings.
+        """Return all that has been estimated, given or set, as arrays, numbers and strings.
 
         Returns:
             ``estimator`` (the state of the estimator, None if it has seen nothing), ``feature_mean``,
@@ -337,10 +390,10 @@ class PerSampleBottleneck:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over a state that `state_dict` gave.
+        """Replace the state by one that `state_dict` gave.
 
         Raises:
-            StateError: an entry is missing or malformed; nothing is changed then.
+            StateError: an entry is missing or malformed. Nothing has changed then.
         """
         missing = set(self.state_dict()) - set(state)
         if missing:
@@ -350,8 +403,8 @@ class PerSampleBottleneck:
         if state["estimator"] is not None:
             estimator.load_state_dict(state["estimator"])
         try:
-            given = _given_statistics(state["feature_mean"], state["feature_std"], state["feature_active"])
-            settings = self._state.settings.override(**_core_names(state["default_hyperparams"]))
+            given = _given_statistics(*(state[name] for name in GIVEN))
+            settings = Hyperparameters(**state["default_hyperparams"]).override(self._state.settings)
         except (InputError, KeyError, TypeError, ValueError) as error:
             raise StateError(f"the state is malformed: {error}") from error
         self._state.estimator, self._state.given, self._state.settings = estimator, given, settings
@@ -361,17 +414,55 @@ class PerSampleBottleneck:
         raise NotImplementedError
 
 
-def require_adam(optimizer_cls: type) -> None:
-    """Check the class of an optimiser that stands for the library's own Adam.
+def to_saliency_map(
+    capacity: npt.ArrayLike,
+    shape: Sequence[int] | None = None,
+    data_format: DataFormat | None = None,
+) -> npt.NDArray[np.floating]:
+    """Make a saliency map of one image from the capacity of its features.
+
+    Args:
+        capacity: (H, W, C), or (C, H, W) with ``data_format="channels_first"``, in nats. There may be 0 to 3
+            spatial axes.
+        shape: (height, width) of the image. If None, the map has the size of the feature map.
+        data_format: ``"channels_first"`` or ``"channels_last"``. If None, that of
+            `keras.config.image_data_format`.
+
+    Returns:
+        Array of `shape`, in bits per pixel. Its sum equals the bits of the capacity.
 
     Raises:
-        InputError: it is another optimiser's.
+        InputError: the shapes do not fit, or `data_format` is unknown.
+
+    Example:
+        >>> to_saliency_map(np.ones((4, 4, 8)), shape=(16, 16)).shape
+        (16, 16)
+    """
+    return saliency.to_saliency_map(capacity, shape, data_format or keras.config.image_data_format())
+
+
+def require_adam(optimizer_cls: type) -> None:
+    """Check the class of an optimiser in whose place the library uses its own Adam.
+
+    Raises:
+        InputError: it is not Adam.
     """
     if not (isinstance(optimizer_cls, type) and issubclass(optimizer_cls, _ADAMS)):
         raise InputError(
-            f"optimizer_cls={getattr(optimizer_cls, '__name__', optimizer_cls)!r} is not Adam, by which the "
-            "bottleneck is optimised in every framework"
+            f"optimizer_cls={getattr(optimizer_cls, '__name__', optimizer_cls)!r} is not Adam, with which "
+            "the bottleneck is optimised in every framework"
         )
+
+
+def require_loss(loss: TailLoss | None) -> TailLoss:
+    """Return a loss.
+
+    Raises:
+        InputError: it is None.
+    """
+    if loss is None:
+        raise InputError("there is no model loss yet: call set_classification_loss or set_model_loss before")
+    return loss
 
 
 def require_rows(tensor: tf.Tensor, argument: str) -> None:
@@ -386,17 +477,23 @@ def require_rows(tensor: tf.Tensor, argument: str) -> None:
         require_finite(tensor.numpy(), argument)
 
 
-def classes_of(target: Any, images: int, count: int) -> npt.NDArray[np.int64]:
-    """Indices of the classes of images, (B,).
+def class_rows(loss: TailLoss, target: Any, images: int, count: Callable[[], int]) -> tuple[Any, ...]:
+    """Data for a loss, a row per image: the indices of the classes (B,), int64; none for other losses.
 
     Args:
-        target: a class for all images, or one for each, (B,) or (B, 1).
-        images: how many there are.
-        count: number of classes.
+        loss: what the model is asked to keep.
+        target: a class for all images, or one for each, (B,) or (B, 1). None where the loss is no
+            classification.
+        images: number of images.
+        count: gives the number of classes.
 
     Raises:
-        InputError: `target` has another shape, or is no index of a class.
+        InputError: `target` has another shape, is no index of a class, or is not for this loss.
     """
+    if not loss.is_classification:
+        if target is not None:
+            raise InputError("target is given, but the loss is one of its own, without a class")
+        return ()
     if target is None:
         raise InputError("the feed gives no class: add {target: class}, or give target=")
     target = np.asarray(target)
@@ -404,11 +501,17 @@ def classes_of(target: Any, images: int, count: int) -> npt.NDArray[np.int64]:
         target = target[:, 0]
     if target.shape not in ((), (1,), (images,)):
         raise InputError(f"target has shape {target.shape} for {images} images; give one class, or one each")
-    return ClassTarget(target).resolve_classes(np.empty((images, count)))
+    return (ClassTarget(target).resolve_classes(np.empty((images, count()))),)
 
 
-def _core_names(hyperparameters: dict[str, Any]) -> dict[str, Any]:
-    return {_SETTINGS[name]: value for name, value in hyperparameters.items()}
+def alone(capacity: npt.NDArray[np.floating]) -> npt.NDArray[np.floating]:
+    """Capacity as `analyze` returns it: without the batch axis for one image."""
+    return capacity[0] if len(capacity) == 1 else capacity
+
+
+def _rows_between(array: Any, ndim: int, start: int, stop: int) -> Any:
+    """The part of an array for some images, where it has one for each image."""
+    return array[start:stop] if array is not None and np.ndim(array) == ndim else array
 
 
 def _given_statistics(

@@ -1,26 +1,31 @@
-"""Variables of an optimisation step, computed once more to be looked at."""
+"""Reports: the variables of the optimisation's steps."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
 
+from iba_core.bottleneck.adam import AdamState
 from iba_core.bottleneck.formulas import Mask, mask_from_alpha, restrict
-from iba_core.bottleneck.optimization import BottleneckOptimizer, Problem, masked_capacity
+from iba_core.bottleneck.optimization import (
+    BottleneckOptimizer,
+    BottleneckResult,
+    Problem,
+    StepReport,
+    masked_capacity,
+)
+from iba_core.bottleneck.settings import BottleneckSettings
 from iba_core.framework.namespace import sigmoid
-from iba_tf.tracing import traced
-
-Extras = Callable[[tf.Tensor, Problem], dict[str, tf.Tensor]]
-"""Further variables of the model's loss for restricted features z (B * S, \\*feature map)."""
+from iba_core.targets import main_output
 
 Report = dict[str | int, dict[str, npt.NDArray[Any]]]
 """Collected variables: ``"init"``, one entry per step from 0, ``"final"``."""
 
-FIRST_ONLY = ("feature", "feature_mean", "feature_std", "pass_mask")
+_FIRST_ONLY = ("feature", "feature_mean", "feature_std", "pass_mask")
 """Variables that no step changes: they are reported once."""
 
 _EVERY_STEP = (
@@ -42,60 +47,71 @@ _OF_A_CLASSIFICATION = ("cross_entropy", "logits")
 _OF_ALL_IMAGES = ("eps", "feature_mean", "feature_std")
 
 
-class Probe:
-    """Computes the variables of a step from what went into it.
+def variable_names(is_classification: bool) -> list[str]:
+    """Names of the variables that can be reported, in alphabetical order."""
+    return sorted((*_EVERY_STEP, *_FIRST_ONLY, *(_OF_A_CLASSIFICATION if is_classification else ())))
+
+
+class Recording:
+    """Remembers alpha at each step, and computes the other variables afterwards.
 
     Args:
-        optimizer: whose step it is.
-        problem: what it optimises.
-        pass_mask: as given to the optimisation.
-        samples: noisy copies of each image.
-        extras: computes the further variables of a classification.
+        optimizer: runs the steps.
+        collected: names of the variables to report.
+        is_classification: whether the model is asked to keep a class.
     """
 
     def __init__(
-        self,
-        optimizer: BottleneckOptimizer,
-        problem: Problem,
-        pass_mask: npt.ArrayLike | None,
-        samples: int,
-        extras: Extras | None,
+        self, optimizer: BottleneckOptimizer, collected: Sequence[str], is_classification: bool
     ) -> None:
         self._optimizer = optimizer
-        self._problem = problem
-        self._samples = samples
-        self._extras = extras
-        self._constant = {
+        self._collected = collected
+        self._is_classification = is_classification
+        self._alphas: list[tf.Tensor] = []
+        self._compiled = optimizer.framework.compile(self._variables)
+
+    def record(self, step: int, state: AdamState, report: StepReport) -> None:
+        """Remember alpha after a step."""
+        self._alphas.append(state.parameter)
+
+    def report(
+        self,
+        result: BottleneckResult,
+        settings: BottleneckSettings,
+        seed: int,
+        pass_mask: npt.ArrayLike | None,
+    ) -> Report:
+        """Report of an optimisation that has ended; arguments as given to it."""
+        problem = result.problem
+        constant = {
             "feature": problem.features,
             "feature_mean": problem.mean,
             "feature_std": problem.std,
             "pass_mask": np.broadcast_to(0.0 if pass_mask is None else pass_mask, problem.features.shape),
         }
-        self._compiled = traced(self._compute)
+        alphas = [tf.zeros_like(result.alpha) + settings.initial_alpha, *self._alphas]
+        report: Report = {}
+        for step, alpha in enumerate(alphas):
+            (noise,) = self._optimizer.noise(problem, (settings.samples,), seed, step)
+            values = self._compiled(alpha, noise, problem)
+            if step == 0:
+                report["init"] = self._chosen({**values, **constant})
+            report[step if step < settings.steps else "final"] = self._chosen(values)
+        return report
 
-    @staticmethod
-    def names(is_classification: bool) -> list[str]:
-        """Names of the variables, in alphabetic order."""
-        return sorted((*_EVERY_STEP, *FIRST_ONLY, *(_OF_A_CLASSIFICATION if is_classification else ())))
+    def _chosen(self, values: dict[str, Any]) -> dict[str, npt.NDArray[Any]]:
+        return {name: np.array(values[name]) for name in self._collected if name in values}
 
-    def values(self, alpha: tf.Tensor, seed: int, step: int) -> dict[str, npt.NDArray[Any]]:
-        """All variables at `alpha`, with the noise of a step."""
-        (noise,) = self._optimizer.noise(self._problem, (self._samples,), seed, step)
-        computed = self._compiled(alpha, noise, self._problem)
-        return {name: np.array(value) for name, value in {**computed, **self._constant}.items()}
-
-    def _compute(self, alpha: tf.Tensor, noise: tf.Tensor, problem: Problem) -> dict[str, tf.Tensor]:
-        optimizer = self._optimizer
+    def _variables(self, alpha: tf.Tensor, noise: tf.Tensor, problem: Problem) -> dict[str, tf.Tensor]:
+        optimizer, images = self._optimizer, alpha.shape[0]
         mask = mask_from_alpha(alpha, problem.matrices, optimizer.layout)
-        gradient, (model_loss, information) = optimizer.gradient(alpha, (noise,), problem)
         eps = problem.mean + problem.std * noise
-        copies = [tf.repeat(x, noise.shape[0], axis=0) for x in (problem.features, *mask)]
-        perturbed = restrict(
-            copies[0], Mask(*copies[1:]), tf.tile(eps, [alpha.shape[0]] + [1] * (eps.ndim - 1))
-        )
+        features, passed, blocked = (tf.repeat(x, noise.shape[0], axis=0) for x in (problem.features, *mask))
+        perturbed = restrict(features, Mask(passed, blocked), tf.tile(eps, [images] + [1] * (eps.ndim - 1)))
         z = optimizer.restricted(problem, mask, noise)
         nats = masked_capacity(problem, mask)
         mean = tf.reduce_mean(nats, axis=range(1, nats.ndim))
+        gradient, (model_loss, information) = optimizer.gradient(alpha, (noise,), problem)
         return {
             "alpha": alpha,
             "capacity": nats,
@@ -110,18 +126,25 @@ class Probe:
             "model_loss": model_loss,
             "perturbed_feature": perturbed,
             "perturbed_feature_passing": z,
-            **(self._extras(z, problem) if self._extras else {}),
+            **(self._of_classification(z, problem) if self._is_classification else {}),
         }
+
+    def _of_classification(self, z: tf.Tensor, problem: Problem) -> dict[str, tf.Tensor]:
+        logits = main_output(problem.tail_outputs(z))
+        rows = (tf.repeat(row, z.shape[0] // row.shape[0], axis=0) for row in problem.rows)
+        return {"logits": logits, "cross_entropy": self._optimizer.loss(logits, *rows)}
 
 
 def joined(reports: Sequence[Report]) -> Report:
-    """One report of all images, from those of the parts in which they were analysed."""
-    first, *rest = reports
+    """One report of all images, from those of the chunks in which they were analysed; empty from none."""
+    if not reports:
+        return {}
+    first, *others = reports
     return {
         entry: {
             name: value
             if name in _OF_ALL_IMAGES
-            else np.concatenate([value, *(report[entry][name] for report in rest)])
+            else np.concatenate([value, *(report[entry][name] for report in others)])
             for name, value in values.items()
         }
         for entry, values in first.items()

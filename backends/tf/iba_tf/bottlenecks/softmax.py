@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Protocol
 
 import keras
@@ -10,7 +11,10 @@ import tensorflow as tf
 from iba_core.errors import LayerError
 from iba_tf.adapter import require_tensorflow
 from iba_tf.bottlenecks.original import keras_library_of
+from iba_tf.graphs import operations
 from iba_tf.graphs.calls import has_graph, node_of, output_structure, why_no_graph
+from iba_tf.graphs.dataflow import TensorName
+from iba_tf.graphs.operations import OperationGraph
 
 
 def model_wo_softmax(model: Any) -> Any:
@@ -77,6 +81,22 @@ def _ends_in_softmax(tensor: Any, dialect: _Dialect) -> bool:
     if dialect.has_graph(operation):
         return _ends_in_softmax(tf.nest.flatten(dialect.outputs(operation))[index], dialect)
     return _applies_softmax(operation, dialect)
+
+
+def first_output(graph: OperationGraph) -> TensorName:
+    """Name of the output that a classification uses, see `main_output`."""
+    outputs = graph.outputs
+    while not isinstance(outputs, str):
+        outputs = next(iter(outputs.values() if isinstance(outputs, Mapping) else outputs))
+    return outputs
+
+
+def logits_of(graph: OperationGraph) -> TensorName | None:
+    """Name of the input of the softmax at the end of the first output; None if there is no softmax."""
+    name = first_output(graph)
+    while (node := graph.nodes.get(operations.node_of(name))) is not None and node.op == "Identity":
+        (name,) = node.inputs
+    return node.inputs[0] if node is not None and node.op == "Softmax" else None
 
 
 class _Rebuilt:

@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import copy
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from typing import Any, Literal
+from contextvars import ContextVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import nn
 
-from iba_core.bottleneck.settings import BottleneckSettings
+from iba_core.bottleneck.chunks import Chunk, Task, explain_in_chunks
 from iba_core.bottleneck.formulas import Mask, mask_from_alpha
-from iba_core.bottleneck.statistics import Statistics
 from iba_core.bottleneck.noise import require_seed
-from iba_core.bottleneck.optimization import BottleneckOptimizer, ModelLoss, masked_capacity
+from iba_core.bottleneck.optimization import BottleneckOptimizer, masked_capacity
 from iba_core.bottleneck.saliency import saliency_maps
 from iba_core.bottleneck.saliency import to_saliency_map as _to_saliency_map
+from iba_core.bottleneck.settings import BottleneckSettings
+from iba_core.bottleneck.statistics import Statistics
 from iba_core.errors import InputError, LayerError, NotEstimatedError
-from iba_core.framework.adapter import Head, Inputs
+from iba_core.framework.adapter import Inputs, Tail
 from iba_core.framework.framework import require_finite
 from iba_core.framework.inputs import (
     InputShape,
@@ -35,15 +38,21 @@ from iba_core.framework.namespace import host_array
 from iba_core.utils import get_tqdm
 from iba_torch.adapter import TorchAdapter
 from iba_torch.bottlenecks.estimator import TorchWelfordEstimator
-from iba_torch.tail.calls import by_the_book
+from iba_torch.tail.calls import CallsEveryModule, not_redirected, uncompiled
+from iba_torch.tail.places import Knowledge
 from iba_torch.tail.precision import without_autocast
-from iba_torch.tail.recording import Shapes
-from iba_torch.tail.split import TorchCut
-from iba_torch.tail.trees import replace_first, tensors
+from iba_torch.tail.shadow import Shadows
+from iba_torch.tail.split import TorchSplit
+from iba_torch.tail.trees import replace_first, tensors, tree_map
 
 Mode = Literal["saliency", "capacity"]
 
 _THRESHOLD = 0.01
+
+_Switches = Mapping[str, bool]
+
+_switched: ContextVar[Mapping[object, _Switches]] = ContextVar("switched", default={})  # noqa: B039
+"""The switches that are set in this thread or task, for each bottleneck by its key. Never written into."""
 
 
 def to_saliency_map(
@@ -105,6 +114,9 @@ class IBA(nn.Module):
         ...     return torch.nn.functional.cross_entropy(model(x), target.expand(len(x)))
         >>> saliency = iba.analyze(image[None], loss)  # doctest: +SKIP
     """
+
+    shared_by_shadows: ClassVar[bool] = True
+    """Shadows of the model call the bottleneck itself, not a copy."""
 
     def __init__(
         self,
@@ -172,10 +184,10 @@ class IBA(nn.Module):
         self._last_settings: BottleneckSettings | None = None
         self._capacity: torch.Tensor | None = None
         self._channels: DataFormat = self.data_format or "channels_first"
-        self._restricting = False
-        self._estimating = False
-        self._interrupting = False
-        self._shapes = Shapes()
+        # Names the bottleneck among those that switches are set of; a copy gets one of its own.
+        self._key = object()
+        self._knowledge = Knowledge()
+        self._shadows = Shadows()
         self._handle = None
         if layer is not None and input_or_output == "output":
             self._handle = layer.register_forward_hook(self._on_output)
@@ -213,14 +225,17 @@ class IBA(nn.Module):
             NotEstimatedError: the flow is to be restricted, and the features' distribution is not known.
             InputError: the shape differs from that of the estimated distribution.
         """
-        if self._estimating:
-            self._estimate_batch(x)
-        if self._interrupting:
-            raise _Interruption(self)
-        if not self._restricting:
+        if not _switched.get():
             return x
-        with without_autocast(x.device):
-            return self._restrict(x)
+        with not_redirected():
+            if self._estimating:
+                self._estimate_batch(x)
+            if self._interrupting:
+                raise _Interruption(self)
+            if not self._restricting:
+                return x
+            with without_autocast(x.device):
+                return self._restrict(x)
 
     @contextmanager
     def interrupt_execution(self) -> Iterator[None]:
@@ -231,7 +246,7 @@ class IBA(nn.Module):
             ...     out = model(x)
             ...     print("this is not reached, and out is not defined")
         """
-        with by_the_book(), self._switched(_interrupting=True):
+        with self._switched(interrupting=True):
             try:
                 yield
             except _Interruption as interruption:
@@ -244,7 +259,7 @@ class IBA(nn.Module):
 
         `estimate` does all that is needed for a data set.
         """
-        with by_the_book(), self._switched(_estimating=True):
+        with self._switched(estimating=True):
             yield
 
     @contextmanager
@@ -257,7 +272,7 @@ class IBA(nn.Module):
             >>> with iba.restrict_flow():  # doctest: +SKIP
             ...     out = model(x)
         """
-        with by_the_book(), self._switched(_restricting=True):
+        with self._switched(restricting=True):
             yield
 
     # -- the distribution of the features -------------------------------------------------------------
@@ -298,36 +313,40 @@ class IBA(nn.Module):
         if n_samples < 1:
             raise InputError(f"n_samples={n_samples} must be 1 or more")
         adapter = TorchAdapter(model)
-        cut = self._make_cut(adapter.call, {m: name for name, m in adapter.model.named_modules()})
+        split = self._make_split(adapter.model, {m: name for name, m in adapter.model.named_modules()})
         show = self.progbar if progbar is None else progbar
+        # A copy, so that nothing has changed if the data or the model fail.
+        estimator = copy.deepcopy(self.estimator)
         if reset:
-            self.reset_estimate()
-            self._input_shape = None
-        seen = 0
+            estimator.reset()
+        seen, input_shape = 0, None if reset else self._input_shape
         with get_tqdm()(total=n_samples, desc="Estimating", unit="img", disable=not show) as bar:
             for batch in dataloader:
                 inputs = adapter.to_inputs(take(inputs_of_batch(batch), 0, n_samples - seen), device)
                 if not batch_size(inputs):
                     continue
                 with self._passing_all():
-                    features = cut.features(inputs)
-                self._estimate_batch(features)
-                shape = tuple(next(arrays_of(inputs)).shape[1:])
-                self._input_shape = common_shape(self._input_shape, shape)
+                    features = split.features(inputs)
+                _take_in(estimator, features)
+                input_shape = common_shape(input_shape, tuple(next(arrays_of(inputs)).shape[1:]))
                 seen += batch_size(inputs)
                 bar.update(batch_size(inputs))
                 if seen >= n_samples:
                     break
-        self._layer_name, self._channels = cut.layer_name, cut.data_format
-        total = int(self.estimator.n_samples())
+        total = int(estimator.n_samples())
         if total < 2:
             raise InputError(
                 f"dataloader held {total} samples; at least 2 are needed to estimate the features' "
                 "distribution, and about 10000 are advised"
             )
-        if not np.isfinite(host_array(self.estimator.std())).all():
-            self.estimator.reset()
+        if not np.isfinite(host_array(estimator.std())).all():
             raise InputError("dataloader holds images on which the layer's features are NaN or infinite")
+        if reset:
+            self.feature_mean = self.feature_std = None
+        # The estimator stays the object that it was.
+        vars(self.estimator).update(vars(estimator))
+        self._input_shape = input_shape
+        self._layer_name, self._channels = split.layer_name, split.data_format
 
     # -- explaining -----------------------------------------------------------------------------------
 
@@ -373,7 +392,7 @@ class IBA(nn.Module):
             max_batch: the most feature maps that pass the model at once, to bound the memory; the closure
                 then gets fewer copies of each image at a time. If None, all pass at once; only on a CPU,
                 which is slower with more than its caches hold, a batch of images goes in parts of as many
-                as `iba_core.framework.adapter.rows_in_cache` says.
+                as `iba_core.framework.framework.rows_in_cache` says.
 
         Returns:
             For ``"saliency"``, an array (H, W) in bits per pixel whose sum is the total of bits, (B, H, W)
@@ -401,34 +420,37 @@ class IBA(nn.Module):
         require_seed(seed)
         statistics = self._statistics(settings.active_neurons_threshold)
         images = self._check_input(input_t)
+        split = self._make_split(model_loss_fn)
+
+        def task(tail: Tail, start: int, stop: int) -> Task:
+            layout = self._layout(tail.features.shape[1:], split.data_format, tail.axes)
+            optimizer = BottleneckOptimizer(
+                TorchAdapter.framework, _checked_loss, layout, relu=self.relu, by_image=False
+            )
+            # A row for each image, so that the loss knows how many copies there are.
+            return Task(optimizer, statistics, (torch.arange(start, stop, device=tail.features.device),))
+
         passing = None if pass_mask is None else host_array(pass_mask)
-        cut = self._make_cut(model_loss_fn)
-
-        def model_loss(z: torch.Tensor, carry: tuple[Any, ...], targets: tuple[Any, ...]) -> torch.Tensor:
-            return _row_losses(cut.tail(z, carry), z.shape[0])
-
-        with self._passing_all(), cut.open(input_t) as head:
-            layout = Layout.of(head.features.shape[1:], cut.data_format, self.tokens)
-            optimizer = self._optimizer(model_loss, layout, settings)
-            if max_batch is None and images > 1:
-                preferred = optimizer.adapter.preferred_batch(head.features.shape[1:], head.features)
-                max_batch = None if preferred is None else max(images, preferred)
-            result = optimizer.run(
-                head,
-                statistics,
+        with self._passing_all():
+            (chunk,) = explain_in_chunks(
+                TorchAdapter.framework,
+                split,
+                input_t,
+                statistics.mean.shape,
+                settings,
+                task,
+                together=True,
                 seed=seed,
                 pass_mask=passing,
                 max_batch=max_batch,
                 progbar=self.progbar,
             )
-        self.alpha, self._mask, self._capacity = result.alpha, result.mask, result.capacity
-        self._pass_mask, self._channels, self._last_settings = passing, cut.data_format, settings
-        self.model_losses, self.informations = result.model_losses, result.informations
-
-        nats = host_array(result.capacity)
+        self._keep(chunk, split.data_format, settings, passing)
+        nats = host_array(chunk.result.capacity)
         if mode == "capacity":
             return nats if images > 1 else nats[0]
         spatial = tuple(next(arrays_of(input_t)).shape[2:])
+        layout = self._layout(nats.shape[1:], split.data_format)
         fits = len(spatial) == len(layout.places(nats.shape[1:]))
         maps = saliency_maps(nats, layout, spatial if fits else None)
         return maps if images > 1 else maps[0]
@@ -460,33 +482,81 @@ class IBA(nn.Module):
         found = tensors(tree)
         if not found:
             return None
-        passed = self(found[0])
+        # Not as a module, since the calls of modules are those of the model.
+        passed = self.forward(found[0])
         return None if passed is found[0] else replace_first(tree, passed)
+
+    @property
+    def _restricting(self) -> bool:
+        return self._is_on("restricting")
+
+    @property
+    def _estimating(self) -> bool:
+        return self._is_on("estimating")
+
+    @property
+    def _interrupting(self) -> bool:
+        return self._is_on("interrupting")
+
+    def _is_on(self, switch: str) -> bool:
+        return _switched.get().get(self._key, {}).get(switch, False)
+
+    @contextmanager
+    def _set(self, **switches: bool) -> Iterator[None]:
+        """Context in which some of the switches are set in this thread or task, whatever they were."""
+        known = _switched.get()
+        token = _switched.set({**known, self._key: {**known.get(self._key, {}), **switches}})
+        try:
+            yield
+        finally:
+            _switched.reset(token)
 
     @contextmanager
     def _switched(self, **switches: bool) -> Iterator[None]:
-        """Context with some of the switches set, whatever they were."""
-        before = {name: getattr(self, name) for name in switches}
-        try:
-            vars(self).update(switches)
+        """Likewise, where the user runs the model: then all of its modules are called."""
+        with uncompiled(), CallsEveryModule(), self._set(**switches):
             yield
-        finally:
-            vars(self).update(before)
 
     def _passing_all(self) -> AbstractContextManager[None]:
-        return self._switched(_restricting=False, _estimating=False, _interrupting=False)
+        return self._set(restricting=False, estimating=False, interrupting=False)
 
-    def _make_cut(self, run: Callable[[Inputs], Any], names: dict[nn.Module, str] | None = None) -> TorchCut:
+    def __getstate__(self) -> dict[str, Any]:
+        # Tensors with a graph cannot be copied.
+        return {**vars(self), "_capacity": tree_map(torch.Tensor.detach, self._capacity)}
+
+    def _make_split(
+        self, model: nn.Module | Callable[[Inputs], Any], names: dict[nn.Module, str] | None = None
+    ) -> TorchSplit:
         module = self if self.layer is None else self.layer
-        return TorchCut(
-            run,
+        return TorchSplit(
+            model,
             module,
             layer_name=(names or {}).get(module) or self._layer_name,
             where="output" if self.layer is None else self.input_or_output,
             call=self.call,
             data_format=self.data_format,
-            shapes=self._shapes,
+            knowledge=self._knowledge,
+            shadows=self._shadows,
         )
+
+    def _layout(
+        self, shape: Sequence[int], data_format: DataFormat, axes: Sequence[int] | None = None
+    ) -> Layout:
+        layout = Layout.of(shape, data_format, self.tokens)
+        return layout if axes is None else layout.permuted(axes)
+
+    def _keep(
+        self,
+        chunk: Chunk,
+        data_format: DataFormat,
+        settings: BottleneckSettings,
+        passing: npt.NDArray[np.bool_] | None,
+    ) -> None:
+        """Keep what an analysis has found."""
+        result = chunk.result
+        self.alpha, self._mask, self._capacity = result.alpha, result.mask, result.capacity
+        self._pass_mask, self._channels, self._last_settings = passing, data_format, settings
+        self.model_losses, self.informations = result.model_losses, result.informations
 
     def _settings(self) -> BottleneckSettings:
         return BottleneckSettings(
@@ -516,8 +586,7 @@ class IBA(nn.Module):
         )
 
     def _estimate_batch(self, features: torch.Tensor) -> None:
-        takes_tensors = isinstance(self.estimator, nn.Module)
-        self.estimator(features if takes_tensors else host_array(features))
+        _take_in(self.estimator, features)
 
     def _check_input(self, input_t: Inputs) -> int:
         """Number of images, after a look at everything that can be seen before the model runs."""
@@ -542,10 +611,12 @@ class IBA(nn.Module):
     def _restrict(self, x: torch.Tensor) -> torch.Tensor:
         """Restricted features, each with noise of its own, and as a side effect their capacity."""
         settings = self._last_settings or self._settings()
-        layout = Layout.of(x.shape[1:], self._channels, self.tokens)
-        optimizer = self._optimizer(_no_loss, layout, settings)
+        layout = self._layout(x.shape[1:], self._channels)
+        optimizer = BottleneckOptimizer(TorchAdapter.framework, _checked_loss, layout, relu=self.relu)
         statistics = self._statistics(settings.active_neurons_threshold)
-        problem = optimizer.problem(Head(x), statistics, pass_mask=self._pass_mask)
+        problem = optimizer.problem(
+            Tail(x, _no_tail), statistics, settings=settings, pass_mask=self._pass_mask
+        )
         mask = self._mask
         if mask is None:
             start = torch.full_like(problem.mean, settings.initial_alpha)
@@ -565,14 +636,14 @@ class IBA(nn.Module):
         z: torch.Tensor = optimizer.restricted(problem, mask, noise[:, None])
         return z.to(x.dtype)
 
-    def _optimizer(
-        self, model_loss: ModelLoss, layout: Layout, settings: BottleneckSettings
-    ) -> BottleneckOptimizer:
-        return BottleneckOptimizer(TorchAdapter(self), model_loss, layout, settings, self.relu)
+
+def _take_in(estimator: Any, features: torch.Tensor) -> None:
+    """Let an estimator of any kind see features."""
+    estimator(features if isinstance(estimator, nn.Module) else host_array(features))
 
 
-def _no_loss(z: torch.Tensor, carry: tuple[Any, ...], targets: tuple[Any, ...]) -> torch.Tensor:
-    raise AssertionError("a bottleneck that is only applied has no loss")
+def _no_tail(z: torch.Tensor, carry: tuple[Any, ...]) -> torch.Tensor:
+    raise AssertionError("a bottleneck that is only applied has no tail")
 
 
 class _Interruption(BaseException):
@@ -583,17 +654,18 @@ class _Interruption(BaseException):
         self.bottleneck = bottleneck
 
 
-def _row_losses(loss: Any, rows: int) -> torch.Tensor:
-    """Losses (rows,), or means over them, whatever of it the closure returned."""
+def _checked_loss(loss: Any, rows: torch.Tensor) -> torch.Tensor:
+    """What the closure returned: losses, one for each of the rows, or their mean."""
     if not isinstance(loss, torch.Tensor) or not loss.is_floating_point():
         raise InputError(f"model_loss_fn returned {loss!r}; a floating-point tensor was expected")
+    if loss.numel() == 1 and len(rows) != 1:
+        return loss.reshape(())
     if loss.numel() == 1:
-        # The mean over all rows is the mean of every row of it, so that no image is weighed less in a batch.
-        return loss.reshape(1).expand(rows)
-    if loss.ndim == 0 or loss.shape[0] != rows:
+        return loss.reshape(1)
+    if loss.ndim == 0 or loss.shape[0] != len(rows):
         raise InputError(
-            f"model_loss_fn returned a loss of shape {tuple(loss.shape)} for {rows} inputs; "
-            f"a scalar or shape ({rows},) was expected"
+            f"model_loss_fn returned a loss of shape {tuple(loss.shape)} for {len(rows)} inputs; "
+            f"a scalar or shape ({len(rows)},) was expected"
         )
     return loss
 

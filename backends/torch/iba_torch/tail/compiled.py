@@ -7,81 +7,89 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import nn
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils import _pytree as pytree
 
-from iba_torch.tail.split import circumstances
+from iba_core.framework.cache import Cache
+
+_SIZE = 16
+"""How many compiled forms of a function are kept, for shapes and constants."""
 
 
 class Compiled:
     """A function of tensors, gradients inside of it included, compiled once for each shape.
 
-    What the function does is recorded as one graph of operations, through all that stands in for modules
+    What the function does is recorded as one graph of operations, through all that takes the place of modules
     while the tail of a model runs, and `torch.compile` makes machine code of that. The parameters and buffers
-    of the model may change their values between calls. What the tail of an open cut depends on besides is
-    recorded anew for each value of it: autocast, and inputs of the model that are no arrays. Nothing else may
-    change: where the recording holds any other tensor, such as a skip connection around the bottleneck that
-    the next image has another one of, or where it fails, as on control flow that depends on values, the
-    function runs as it is, with a warning.
+    of the model may change their values between calls. Arguments that are no tensors are constants, for each
+    value of which the function is recorded; the tail of a model counts as the same where its ``trace_key``
+    is. Nothing else may change: where the recording holds any other tensor, such as a skip connection around
+    the bottleneck that the next image has another one of, or where it fails, as on control flow that depends on
+    values, the function runs as it is, with a warning.
 
     Args:
         function: takes and returns nested tuples and dicts of tensors; may write into those it takes.
-        model: whose parameters it may use.
     """
 
-    def __init__(self, function: Callable[..., Any], model: nn.Module) -> None:
+    def __init__(self, function: Callable[..., Any]) -> None:
         self._function = function
-        self._model = model
-        self._known: dict[Any, Callable[..., Any] | None] = {}
+        self._known: Cache[Callable[..., Any] | None] = Cache(_SIZE)
 
     def __call__(self, *arguments: Any) -> Any:
         """What the function returns."""
         leaves, structure = pytree.tree_flatten(arguments)
-        state = [*self._model.parameters(), *self._model.buffers()]
-        key = (structure, tuple(map(_signature, leaves)), tuple(map(id, state)), circumstances())
-        if key not in self._known:
-            self._known[key] = self._compile(leaves, structure, {id(tensor) for tensor in state})
-        compiled = self._known[key]
-        return self._function(*arguments) if compiled is None else compiled(*leaves)
+        state = [tensor for leaf in leaves if hasattr(leaf, "trace_key") for tensor in leaf.state()]
+        key = (structure, tuple(map(_signature, leaves)), tuple(map(id, state)))
+        compiled = self._known.get(key, lambda: self._compile(leaves, structure, state))
+        if compiled is None:
+            return self._function(*arguments)
+        return compiled(*(leaf for leaf in leaves if isinstance(leaf, torch.Tensor)))
 
     def _compile(
-        self, leaves: list[Any], structure: pytree.TreeSpec, state: set[int]
+        self, leaves: list[Any], structure: pytree.TreeSpec, state: list[torch.Tensor]
     ) -> Callable[..., Any] | None:
         outputs: list[pytree.TreeSpec] = []
+        found = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
 
-        def flat(*leaves: Any) -> list[Any]:
-            found, output = pytree.tree_flatten(self._function(*pytree.tree_unflatten(leaves, structure)))
+        def flat(*given: Any) -> list[Any]:
+            waiting = iter(given)
+            filled = [next(waiting) if isinstance(leaf, torch.Tensor) else leaf for leaf in leaves]
+            results, output = pytree.tree_flatten(
+                self._function(*pytree.tree_unflatten(filled, structure))
+            )
             outputs.append(output)
-            return found
+            return results
 
         try:
             # Fake tensors have no values, so that no decision that depends on them is recorded.
-            module = make_fx(flat, tracing_mode="fake", _allow_non_fake_inputs=True)(*leaves)
+            module = make_fx(flat, tracing_mode="fake", _allow_non_fake_inputs=True)(*found)
         except Exception as error:  # Whatever the first operation that cannot be recorded leads to.
             return _refused(f"its operations cannot be recorded: {_line(error)}")
         module.graph.eliminate_dead_code()
         module.recompile()
         held = [getattr(module, node.target) for node in module.graph.nodes if node.op == "get_attr"]
-        if any(tensor.ndim and id(tensor) not in state for tensor in held):
+        known = set(map(id, state))
+        if any(tensor.ndim and id(tensor) not in known for tensor in held):
             return _refused("features of the image reach the tail around the bottleneck")
         run = torch.compile(module, dynamic=False)
 
-        def compiled(*leaves: Any) -> Any:
+        def compiled(*given: Any) -> Any:
             with torch.no_grad():
-                return pytree.tree_unflatten(run(*leaves), outputs[0])
+                return pytree.tree_unflatten(run(*given), outputs[0])
 
         try:
-            # The function may write into what it is given, which is to serve the first true call yet.
-            compiled(*(leaf.clone() if isinstance(leaf, torch.Tensor) else leaf for leaf in leaves))
+            # The function may write into what it is given, which the first true call needs yet.
+            compiled(*(leaf.clone() for leaf in found))
         except Exception as error:  # Such as that there is no compiler for C++.
             return _refused(f"no machine code could be made of it: {_line(error)}")
+        # The ids in the key belong to these tensors while the code is known.
+        compiled.state = state  # type: ignore[attr-defined]
         return compiled
 
 
 def _signature(leaf: Any) -> Any:
     if not isinstance(leaf, torch.Tensor):
-        return leaf
+        return getattr(leaf, "trace_key", leaf)
     return (tuple(leaf.shape), leaf.stride(), leaf.dtype, leaf.device)
 
 

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
 from iba_torch.tail.calls import is_hooked
-from iba_torch.tail.recording import is_sequential
+from iba_torch.tail.rewrites.conditions import is_sequential
 from iba_torch.tail.rewrites.normalization import ScaleAndShift, can_merge, is_normalization
 from iba_torch.tail.rewrites.pooling import is_average
+from iba_torch.tail.shadow import Site, site_of
 
 
 class _Stage(NamedTuple):
@@ -19,13 +20,8 @@ class _Stage(NamedTuple):
 
     module: nn.Module
     following: nn.Module | None
-    direct: Callable[[nn.Module, Any], Any] | None
+    direct: Callable[[Any], Any] | None
     """Does for an input what a call of the module does that no hooks see; None if that is not known."""
-
-
-class _Plan(NamedTuple):
-    modules: tuple[nn.Module, ...]
-    stages: list[_Stage]
 
 
 class Chains:
@@ -36,52 +32,59 @@ class Chains:
         counted: modules whose every call must be seen.
     """
 
-    def __init__(self, merge: ScaleAndShift, counted: frozenset[nn.Module]) -> None:
+    def __init__(self, merge: ScaleAndShift, counted: Collection[nn.Module]) -> None:
         self._merge = merge
         self._counted = counted
-        self._plans: dict[nn.Module, _Plan] = {}
+        self._stages: dict[nn.Module, list[_Stage]] = {}
 
-    def takes(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-        """Whether a call is one of a chain."""
-        return is_sequential(module) and len(args) == 1 and not kwargs and not is_hooked(module)
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Output of a call; None where `module` is no chain."""
+        if not is_sequential(module) or len(args) != 1 or kwargs or is_hooked(module):
+            return None
+        return self._run(module, args[0])
 
-    def __call__(self, module: nn.Module, x: Any) -> Any:
-        """Output of a chain for its input."""
-        modules = tuple(module._modules.values())
-        plan = self._plans.get(module)
-        if plan is None or plan.modules != modules:
-            self._plans[module] = plan = _Plan(modules, self._stages(list(modules)))
-        for inner, following, direct in plan.stages:
-            if following is not None:
+    def _run(self, module: nn.Module, x: Any) -> Any:
+        stages = self._stages.get(module)
+        if stages is None:
+            self._stages[module] = stages = self._plan(module)
+        for inner, following, direct in stages:
+            if direct is not None:
+                x = direct(x)
+            elif following is None:
+                x = inner(x)
+            else:
                 merged = self._merge.convolved(inner, following, x)
                 x = following(inner(x)) if merged is None else merged
-            elif direct is not None and not is_hooked(inner):
-                x = direct(inner, x)
-            else:
-                x = inner(x)
         return x
 
-    def _stages(self, modules: list[nn.Module]) -> list[_Stage]:
+    def _plan(self, chain: nn.Module) -> list[_Stage]:
+        modules = [module for module in chain._modules.values() if module is not None]
         stages = []
         while modules:
             module, *modules = modules
-            if modules and can_merge(module, modules[0]) and self._counted.isdisjoint((module, modules[0])):
+            if modules and can_merge(module, modules[0]) and not self._is_counted(module, modules[0]):
                 stages.append(_Stage(module, modules.pop(0), None))
             else:
                 stages.append(_Stage(module, None, self._direct(module)))
         return stages
 
-    def _direct(self, module: nn.Module) -> Callable[[nn.Module, Any], Any] | None:
-        kind = type(module)
+    def _is_counted(self, *modules: nn.Module) -> bool:
+        return any(module in self._counted for module in modules)
+
+    def _direct(self, module: nn.Module) -> Callable[[Any], Any] | None:
+        kind, site = type(module), site_of(module)
         is_usual = kind.__call__ is nn.Module.__call__ and kind._call_impl is nn.Module._call_impl
-        if not is_usual or module in self._counted or isinstance(module, torch.jit.ScriptModule):
+        if not is_usual or site is None or self._is_counted(module) or is_hooked(module):
             return None
         if is_sequential(module):
-            return self
-        # Of modules inside, and of those that something may stand in for, the calls are to be seen.
+            return lambda x: self._run(module, x)
+        # The calls of modules inside, and of those that have rewrites, are to be seen.
         is_seen = module._modules or is_normalization(module) or is_average(module)
-        return None if is_seen else _forward
+        return None if is_seen or isinstance(module, torch.jit.ScriptModule) else _forward_of(site)
 
 
-def _forward(module: nn.Module, x: Any) -> Any:
-    return module.forward(x)
+def _forward_of(site: Site) -> Callable[[Any], Any]:
+    if site.own_forward is not None:
+        return site.own_forward  # type: ignore[no-any-return]  # anything that the user has set
+    forward = type(site.module).forward.__get__(site.module)
+    return forward  # type: ignore[no-any-return]  # as above

@@ -1,4 +1,4 @@
-"""When other operations may stand in for what a module does in the tail."""
+"""When a rewrite may do what a module does in the tail."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ import torch
 from torch import nn
 
 from iba_torch.tail.calls import is_hooked
+from iba_torch.tail.shadow import own_forward
 
 NORMALIZATIONS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _FORWARD = {kind: kind.forward for kind in (*NORMALIZATIONS, *CONVOLUTIONS, nn.AdaptiveAvgPool2d)}
-"""What the modules do that can be stood in for."""
+"""What the modules do that have rewrites."""
 
 
 def is_differentiated(x: Any) -> bool:
@@ -23,6 +24,15 @@ def is_differentiated(x: Any) -> bool:
 
 def is_plain(module: nn.Module) -> bool:
     """Whether a module of a kind named here does what its class does when it does not learn, unwatched."""
-    kind, own = type(module), module.__dict__
-    is_own = "forward" in own or kind.forward is not _FORWARD[kind]
-    return not (is_own or own["training"] or is_hooked(module))
+    if own_forward(module) is not None or type(module).forward is not _FORWARD[type(module)]:
+        return False
+    return not (module.__dict__["training"] or is_hooked(module))
+
+
+def is_sequential(module: nn.Module) -> bool:
+    """Whether `module` does what `nn.Sequential` does and nothing else."""
+    return (
+        isinstance(module, nn.Sequential)
+        and type(module).forward is nn.Sequential.forward
+        and own_forward(module) is None
+    )

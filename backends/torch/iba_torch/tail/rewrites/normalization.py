@@ -37,13 +37,12 @@ class _Constants(NamedTuple):
 
 
 class ScaleAndShift:
-    """Stands in for batch normalisation where a pass is differentiated.
+    """Does what batch normalisation does where a pass is differentiated.
 
     PyTorch's own backward pass also computes what constant statistics do not need, and keeps the input for
     it, which can be a third of what a convolutional network keeps.
 
-    It is asked at each call of a module, in every pass: so it looks at little, and computes nothing anew that
-    still holds.
+    Every pass asks it. So it checks little, and computes again only what has changed.
     """
 
     def __init__(self) -> None:

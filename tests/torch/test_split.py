@@ -1,11 +1,13 @@
-"""Models cut at every layer: head and tail together are the model, which stays as it was.
+"""Models split at every layer: head and tail together are the model, which stays as it was.
 
 The judge is the plain model with a hook that writes the feature map into the layer's output.
 """
 
 from __future__ import annotations
 
+import gc
 import threading
+import weakref
 from contextlib import suppress
 
 import pytest
@@ -13,7 +15,7 @@ import torch
 from torch import nn
 
 from iba_core.errors import InputError, LayerError
-from iba_torch import TorchAdapter, TorchCut
+from iba_torch import TorchAdapter, TorchSplit
 from iba_torch.tail.trees import tensors
 
 TOLERANCE = {"rtol": 1e-9, "atol": 1e-11}
@@ -27,10 +29,10 @@ def total(output):
     )
 
 
-def use(cut, inputs):
-    cut.features(inputs)
-    with cut.open(inputs) as head:
-        cut.tail(head.features)
+def use(split, inputs):
+    split.features(inputs)
+    with split.head(inputs) as tail:
+        tail(tail.features)
 
 
 def assert_close(found, wanted, message):
@@ -44,14 +46,14 @@ def test_the_tail_is_the_model_with_the_feature_map_put_in(case, images, replace
     for layer in case.layers:
         model = case.make().eval().requires_grad_(False)
         x, other = images(batch), images(batch, seed=5)
-        cut = TorchAdapter(model).cut(layer)
-        features = cut.features(other).repeat_interleave(copies, 0)
-        with cut.open(x) as head:
-            assert head.carry == ()
+        split = TorchAdapter(model).split(layer)
+        features = split.features(other).repeat_interleave(copies, 0)
+        with split.head(x) as tail:
+            assert tail.carry == ()
             for step in range(3):
                 z = (features * (1 + step)).requires_grad_()
                 before = z.detach().clone()
-                output = cut.tail(z, head.carry)
+                output = tail(z)
                 (gradient,) = torch.autograd.grad(total(output), z)
                 assert torch.equal(z, before), f"{layer}: the tail wrote into z"
 
@@ -69,15 +71,15 @@ def test_the_tail_can_begin_at_the_input_of_a_layer(case, images, replacement):
         model = case.make().eval()
         x, other = images(2), images(2, seed=5)
         name, _, call = layer.partition(":")
-        cut = TorchCut(
-            TorchAdapter(model).call,
+        split = TorchSplit(
+            model,
             model.get_submodule(name),
             where="input",
             call=int(call) if call else None,
         )
-        z = cut.features(other).repeat_interleave(3, 0)
-        with cut.open(x):
-            outputs = [cut.tail(z), cut.tail(z)]
+        z = split.features(other).repeat_interleave(3, 0)
+        with split.head(x) as tail:
+            outputs = [tail(z), tail(z)]
         with replacement[0](model, layer, z.clone(), "input"):
             wanted = model(x.repeat_interleave(3, 0))
         for output in outputs:
@@ -89,8 +91,8 @@ def test_features_are_the_output_of_the_layer(case, images):
         model = case.make().eval()
         x, seen = images(3), []
         name, _, call = layer.partition(":")
-        cut = TorchAdapter(model).cut(layer)
-        found = cut.features(x)
+        split = TorchAdapter(model).split(layer)
+        found = split.features(x)
         handle = model.get_submodule(name).register_forward_hook(
             lambda module, args, output, seen=seen: seen.append(tensors(output)[0].detach().clone())
         )
@@ -102,8 +104,8 @@ def test_features_are_the_output_of_the_layer(case, images):
         wanted = seen[int(call or 0)]
         wanted = wanted if len(wanted) == 3 else wanted.transpose(0, 1)
         assert_close(found, wanted, layer)
-        with cut.open(x) as head:
-            assert torch.equal(head.features, found)
+        with split.head(x) as tail:
+            assert torch.equal(tail.features, found)
         assert not found.requires_grad
 
 
@@ -125,10 +127,12 @@ class TestNothingIsLeftBehind:
         adapter.layers(x)
         adapter.predict(x)
         for layer in case.layers:
-            cut = adapter.cut(layer)
-            cut.features(x)
-            with cut.open(x) as head:
-                adapter.value_and_grad(lambda z, cut=cut: (total(cut.tail(z)), ()), head.features)
+            split = adapter.split(layer)
+            split.features(x)
+            with split.head(x) as tail:
+                adapter.framework.value_and_grad(
+                    lambda z, tail=tail: (total(tail(z)), ()), tail.features
+                )
         assert snapshot(model, x) == before
         assert torch.equal(x, kept)
 
@@ -140,7 +144,7 @@ class TestNothingIsLeftBehind:
             pass
 
         adapter = TorchAdapter(model)
-        with pytest.raises(ExpectedError), adapter.cut(case.layers[-1]).open(x):
+        with pytest.raises(ExpectedError), adapter.split(case.layers[-1]).head(x):
             raise ExpectedError
         assert snapshot(model, x) == before
 
@@ -149,8 +153,8 @@ class TestNothingIsLeftBehind:
 
         for module in model.modules():
             handle = module.register_forward_pre_hook(failing)
-            cut = adapter.cut(case.layers[-1])
-            for work in (lambda: adapter.predict(x), lambda: adapter.layers(x), lambda cut=cut: use(cut, x)):
+            split = adapter.split(case.layers[-1])
+            for work in (lambda: adapter.predict(x), lambda: adapter.layers(x), lambda split=split: use(split, x)):
                 with suppress(ExpectedError):
                     work()
             handle.remove()
@@ -166,31 +170,35 @@ class TestNothingIsLeftBehind:
                 raise ZeroDivisionError
             return model(inputs)
 
-        cut = TorchCut(run, model[0], call=0)
-        with cut.open(x) as head:
-            cut.tail(head.features)
+        split = TorchSplit(run, model[0], call=0)
+        with split.head(x) as tail:
+            tail(tail.features)
             with pytest.raises(ZeroDivisionError):
-                cut.tail(head.features.repeat_interleave(3, 0))
-        with pytest.raises(ZeroDivisionError), cut.open(x) as head:
-            cut.tail(head.features.repeat_interleave(3, 0))
+                tail(tail.features.repeat_interleave(3, 0))
+        with pytest.raises(ZeroDivisionError), split.head(x) as tail:
+            tail(tail.features.repeat_interleave(3, 0))
         assert snapshot(model, x) == before
-        with cut.open(x) as head:
-            assert cut.tail(head.features).shape == (2, 5)
+        with split.head(x) as tail:
+            assert tail(tail.features).shape == (2, 5)
 
     def test_no_graph_and_no_features_are_kept(self, case, images):
-        import gc
-        import weakref
-
         model, x = case.make(), images(1)
-        cut = TorchAdapter(model).cut(case.layers[0])
+        split = TorchAdapter(model).split(case.layers[0])
         kept = []
-        with cut.open(x) as head:
-            z = head.features.repeat_interleave(3, 0).requires_grad_()
-            output = cut.tail(z)
-            kept += [weakref.ref(t) for t in (z, head.features, *tensors(output))]
-            del z, output, head
+        with split.head(x) as tail:
+            z = tail.features.repeat_interleave(3, 0).requires_grad_()
+            output = tail(z)
+            kept += [weakref.ref(t) for t in (z, tail.features, *tensors(output))]
+            del z, output, tail
         gc.collect()
         assert [ref() for ref in kept] == [None] * len(kept)
+
+
+def maps_held(shape):
+    """How many tensors of a shape, each with memory of its own, Python holds."""
+    gc.collect()
+    found = [thing for thing in gc.get_objects() if type(thing) is torch.Tensor and thing.shape == shape]
+    return len({tensor.untyped_storage().data_ptr() for tensor in found})
 
 
 class TestWork:
@@ -208,30 +216,30 @@ class TestWork:
             adapter.predict(images(1))
             in_all = dict(calls)
             calls.update(dict.fromkeys(calls, 0))
-            cut = adapter.cut(layer)
-            with cut.open(images(1)) as head:
+            split = adapter.split(layer)
+            with split.head(images(1)) as tail:
                 in_head = dict(calls)
                 for _ in range(3):
-                    cut.tail(head.features.repeat_interleave(4, 0))
+                    tail(tail.features.repeat_interleave(4, 0))
             for name in with_weights - self.AGAIN:
                 assert calls[name] == in_head[name] + 3 * (in_all[name] - in_head[name]), (layer, name)
 
     def test_features_run_the_head_and_nothing_else(self, images, count_calls, cases):
         model = cases["unet"].make()
-        cut = TorchAdapter(model).cut("bottom")
-        cut.features(images(1))
+        split = TorchAdapter(model).split("bottom")
+        split.features(images(1))
         calls = count_calls(model)
-        cut.features(images(4))
+        split.features(images(4))
         assert {name for name, count in calls.items() if count} == {
             *("", "down1", "down1.0", "down1.1", "down2", "down2.0", "down2.1", "bottom")
         }
 
     def test_parameters_get_no_gradient_and_save_nothing(self, case, images):
         model = case.make()
-        cut = TorchAdapter(model).cut(case.layers[0])
-        with cut.open(images(1)) as head:
-            z = head.features.clone().requires_grad_()
-            output = total(cut.tail(z))
+        split = TorchAdapter(model).split(case.layers[0])
+        with split.head(images(1)) as tail:
+            z = tail.features.clone().requires_grad_()
+            output = total(tail(z))
             seen, todo = set(), [output.grad_fn]
             while todo:
                 node = todo.pop()
@@ -243,26 +251,28 @@ class TestWork:
 
     def test_a_plain_sequential_keeps_no_outputs_of_its_head(self, images):
         model = nn.Sequential(*(nn.Conv2d(3, 3, 3, padding=1) for _ in range(6)))
-        cut = TorchAdapter(model).cut("4")
-        with cut.open(images(2, torch.float32)):
-            assert cut._open is not None
-            assert list(cut._open.head.everything.values()) == []
+        x = images(2, torch.float32)
+        split = TorchAdapter(model).split("4")
+        before = maps_held(x.shape)
+        with split.head(x):
+            # The features, and the input of the passes.
+            assert maps_held(x.shape) - before == 1
 
 
 class TestCalls:
     def test_a_layer_that_runs_more_than_once_must_be_chosen(self, cases, images):
         adapter = TorchAdapter(cases["shared"].make())
         with pytest.raises(LayerError, match=r"'relu' runs 4 times .* call=0 to call=3"):
-            adapter.cut("relu").features(images(2))
-        cut = adapter.cut("relu")
+            adapter.split("relu").features(images(2))
+        split = adapter.split("relu")
         with (
             pytest.raises(LayerError, match=r"'relu' runs 4 times .* call=0 to call=3"),
-            cut.open(images(2)) as head,
+            split.head(images(2)) as tail,
         ):
-            cut.tail(head.features)
+            tail(tail.features)
         with pytest.raises(LayerError, match=r"runs 4 time.*no call=4"):
-            adapter.cut("relu:4").features(images(2))
-        with pytest.raises(LayerError, match="no call=4"), adapter.cut("relu:4").open(images(2)):
+            adapter.split("relu:4").features(images(2))
+        with pytest.raises(LayerError, match="no call=4"), adapter.split("relu:4").head(images(2)):
             pass
 
     def test_a_layer_that_never_runs_is_an_error(self, images):
@@ -276,8 +286,8 @@ class TestCalls:
 
         adapter = TorchAdapter(Unused().double())
         with pytest.raises(LayerError, match="'unused' does not run"):
-            adapter.cut("unused").features(images(1))
-        with pytest.raises(LayerError, match="'unused' does not run"), adapter.cut("unused").open(images(1)):
+            adapter.split("unused").features(images(1))
+        with pytest.raises(LayerError, match="'unused' does not run"), adapter.split("unused").head(images(1)):
             pass
 
     @pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
@@ -286,12 +296,12 @@ class TestCalls:
         model = nn.Sequential(nn.Conv2d(3, 3, 1), scripted, nn.Conv2d(4, 2, 1))
         adapter, x = TorchAdapter(model), images(2, torch.float32)
         with pytest.raises(LayerError, match=r"'1\.0' does not run .*scripted"):
-            adapter.cut("1.0").features(x)
+            adapter.split("1.0").features(x)
         expected = model(x)
         for layer in ("0", "1"):
-            cut = adapter.cut(layer)
-            with cut.open(x) as head:
-                torch.testing.assert_close(cut.tail(head.features), expected)
+            split = adapter.split(layer)
+            with split.head(x) as tail:
+                torch.testing.assert_close(tail(tail.features), expected)
 
     def test_an_output_that_does_not_depend_on_the_layer_is_an_error(self, images):
         class Deaf(nn.Module):
@@ -302,9 +312,9 @@ class TestCalls:
             def forward(self, x):
                 return self.out(self.conv(x).detach())
 
-        cut = TorchAdapter(Deaf().double()).cut("conv")
-        with pytest.raises(LayerError, match="does not depend on layer 'conv'"), cut.open(images(1)) as head:
-            cut.tail(head.features.clone().requires_grad_())
+        split = TorchAdapter(Deaf().double()).split("conv")
+        with pytest.raises(LayerError, match="does not depend on layer 'conv'"), split.head(images(1)) as tail:
+            tail(tail.features.clone().requires_grad_())
 
     @pytest.mark.parametrize(
         ("layer", "message"),
@@ -322,20 +332,20 @@ class TestCalls:
     def test_an_output_that_is_no_feature_map_is_an_error(self, layer, message, images):
         if message is None:
             model, x = layer, torch.arange(3)[:, None]
-            assert TorchAdapter(model).cut(model).features(x).shape == (3, 1, 4)
+            assert TorchAdapter(model).split(model).features(x).shape == (3, 1, 4)
             return
         with pytest.raises(LayerError, match=message):
-            TorchAdapter(layer).cut(layer).features(images(2))
+            TorchAdapter(layer).split(layer).features(images(2))
 
     def test_wrong_z_is_an_error(self, cases, images):
-        cut = TorchAdapter(cases["unet"].make()).cut("bottom")
-        with pytest.raises(RuntimeError, match="open"):
-            cut.tail(torch.zeros(1))
-        with cut.open(images(2)) as head:
+        split = TorchAdapter(cases["unet"].make()).split("bottom")
+        with split.head(images(2)) as tail:
             with pytest.raises(InputError, match=r"z has the shape \(3, 6, 1, 1\).*\(n \* 2, 6, 1, 1\)"):
-                cut.tail(torch.zeros(3, 6, 1, 1))
+                tail(torch.zeros(3, 6, 1, 1))
             with pytest.raises(InputError, match="z has the shape"):
-                cut.tail(head.features[:, :3])
+                tail(tail.features[:, :3])
+        with pytest.raises(RuntimeError, match="inside of the context of its head"):
+            tail(tail.features)
 
 
 class TestInputs:
@@ -362,26 +372,26 @@ class TestInputs:
         adapter = TorchAdapter(model)
         assert_close(adapter.predict(inputs), expected, kind.__name__)
         for layer in ("a", "b"):
-            cut = adapter.cut(layer)
-            with cut.open(inputs) as head:
-                output = cut.tail(head.features.repeat_interleave(3, 0))
+            split = adapter.split(layer)
+            with split.head(inputs) as tail:
+                output = tail(tail.features.repeat_interleave(3, 0))
             torch.testing.assert_close(output["logits"], expected["logits"].repeat_interleave(3, 0))
             assert output["flag"] == expected["flag"]
 
     def test_inputs_without_images_are_an_error(self, cases):
-        cut = TorchAdapter(cases["unet"].make()).cut("bottom")
+        split = TorchAdapter(cases["unet"].make()).split("bottom")
         for inputs in ("text", {}, torch.tensor(1.0), torch.zeros(0, 3, 6, 6)):
             with pytest.raises(InputError, match="inputs"):
-                cut.features(inputs)
+                split.features(inputs)
 
     def test_inference_mode_outside_does_not_matter(self, cases, images):
         model = cases["residual"].make()
         with torch.inference_mode():
             x = images(1)
-            cut = TorchAdapter(model).cut("conv1")
-            with cut.open(x) as head:
-                _, _, gradient = TorchAdapter(model).value_and_grad(
-                    lambda z: (total(cut.tail(z)), ()), head.features
+            split = TorchAdapter(model).split("conv1")
+            with split.head(x) as tail:
+                _, _, gradient = TorchAdapter.framework.value_and_grad(
+                    lambda z: (total(tail(z)), ()), tail.features
                 )
             assert torch.is_inference_mode_enabled()
         assert gradient.abs().max() > 0
@@ -402,9 +412,9 @@ class TestWrappers:
             compiled_inside,
             in_place,
         ):
-            cut = TorchAdapter(wrapped).cut(model[0])
-            with cut.open(x) as head:
-                torch.testing.assert_close(cut.tail(head.features), expected)
+            split = TorchAdapter(wrapped).split(model[0])
+            with split.head(x) as tail:
+                torch.testing.assert_close(tail(tail.features), expected)
 
     def test_a_closure_over_a_compiled_model(self, images):
         model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(inplace=True), nn.Conv2d(4, 2, 3))
@@ -416,14 +426,14 @@ class TestWrappers:
         def closure(inputs):
             return compiled(inputs).square().mean()
 
-        cut = TorchCut(closure, model[0])
-        with cut.open(x) as head:
-            torch.testing.assert_close(cut.tail(head.features), compiled(x).square().mean())
+        split = TorchSplit(closure, model[0])
+        with split.head(x) as tail:
+            torch.testing.assert_close(tail(tail.features), compiled(x).square().mean())
 
     def test_names_may_carry_the_wrappers(self, cases):
         model = cases["unet"].make()
-        assert TorchAdapter(nn.DataParallel(model)).cut("module.bottom").module is model.bottom
-        assert TorchAdapter(torch.compile(model)).cut("_orig_mod.bottom").module is model.bottom
+        assert TorchAdapter(nn.DataParallel(model)).split("module.bottom").module is model.bottom
+        assert TorchAdapter(torch.compile(model)).split("_orig_mod.bottom").module is model.bottom
 
 
 def test_the_models_own_hooks_stay_in_effect(images):
@@ -431,22 +441,23 @@ def test_the_models_own_hooks_stay_in_effect(images):
     handles = [layer.register_forward_hook(lambda module, args, output: output * 2) for layer in model]
     x = images(2)
     expected = model(x)
-    cut = TorchAdapter(model).cut("1")
-    with cut.open(x) as head:
-        assert_close(cut.tail(head.features), expected, "hooks")
+    split = TorchAdapter(model).split("1")
+    with split.head(x) as tail:
+        assert_close(tail(tail.features), expected, "hooks")
     assert len(handles) == 3
 
 
 def test_several_models_in_one_closure(images, count_calls):
-    """Every model that the closure runs is frozen, also one that first runs behind the cut."""
+    """Every model that the closure runs is replaced, also one that first runs after the split."""
     encoder = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Dropout(0.5)).double()
     decoder = nn.Sequential(nn.Dropout(0.5), nn.Conv2d(4, 2, 3)).double()
     x, calls = images(2), count_calls(encoder)
-    cut = TorchCut(lambda inputs: decoder(encoder(inputs)), encoder)
-    with cut.open(x) as head:
-        first = cut.tail(head.features)
-        assert torch.equal(cut.tail(head.features), first)
-        assert not decoder[1].weight.requires_grad
+    split = TorchSplit(lambda inputs: decoder(encoder(inputs)), encoder)
+    with split.head(x) as tail:
+        first = tail(tail.features)
+        assert torch.equal(tail(tail.features), first)
+        assert decoder[1].weight.requires_grad
+        assert decoder.training
     assert calls[""] == 1
     assert all(module.training for module in (encoder, decoder))
     assert decoder[1].weight.requires_grad
@@ -465,14 +476,14 @@ def test_code_that_catches_everything_does_not_catch_the_end_of_the_head(images)
                 return x
 
     model = Careful().double()
-    assert TorchAdapter(model).cut("conv").features(images(2)).shape == (2, 2, 4, 4)
+    assert TorchAdapter(model).split("conv").features(images(2)).shape == (2, 2, 4, 4)
 
 
 def test_other_threads_run_their_models_untouched(images, cases):
     model, x = cases["residual"].make().eval(), images(1)
     expected, found = model(x), []
-    cut = TorchAdapter(model).cut("conv1")
-    with cut.open(x):
+    split = TorchAdapter(model).split("conv1")
+    with split.head(x):
         thread = threading.Thread(target=lambda: found.append(model(x)))
         thread.start()
         thread.join()
@@ -484,10 +495,10 @@ def test_explaining_in_two_threads_restores_the_model(images, cases):
     cut_off = threading.Event()
 
     def explain():
-        cut = TorchAdapter(model).cut("conv1")
-        with cut.open(x) as head:
+        split = TorchAdapter(model).split("conv1")
+        with split.head(x) as tail:
             cut_off.wait(0.05)
-            cut.tail(head.features)
+            tail(tail.features)
 
     threads = [threading.Thread(target=explain) for _ in range(4)]
     for thread in threads:
@@ -511,9 +522,9 @@ def test_explaining_in_two_threads_restores_the_model(images, cases):
     ],
 )
 def test_the_place_of_the_channels_follows_from_the_layers(cases, images, name, layer, expected):
-    cut = TorchAdapter(cases[name].make()).cut(layer)
-    cut.features(images(2))
-    assert cut.data_format == expected
+    split = TorchAdapter(cases[name].make()).split(layer)
+    split.features(images(2))
+    assert split.data_format == expected
 
 
 class TestAxisOfTheImages:
@@ -525,27 +536,27 @@ class TestAxisOfTheImages:
     def test_as_many_steps_as_images(self, cases, images, replacement, layer, where, first):
         model = cases["recurrent_second"].make().eval()
         x, other = images(7), images(7, seed=5)
-        cut = TorchCut(TorchAdapter(model).call, model.get_submodule(layer), where=where)
-        cut.features(images(first, seed=1))
-        found = cut.features(other)
+        split = TorchSplit(model, model.get_submodule(layer), where=where)
+        split.features(images(first, seed=1))
+        found = split.features(other)
         for index in range(7):
-            assert_close(found[index], cut.features(other[index : index + 1])[0], "features")
-        with cut.open(x) as head:
-            assert_close(head.features[3], cut.features(x[3:4])[0], "head")
-            output = cut.tail(found.repeat_interleave(2, 0))
+            assert_close(found[index], split.features(other[index : index + 1])[0], "features")
+        with split.head(x) as tail:
+            assert_close(tail.features[3], split.features(x[3:4])[0], "head")
+            output = tail(found.repeat_interleave(2, 0))
         with replacement[0](model, layer, found.repeat_interleave(2, 0), where):
             wanted = model(x.repeat_interleave(2, 0))
         assert_close(output, wanted, "tail")
 
     def test_a_tail_that_ends_at_such_a_layer(self, cases, images):
         model = cases["recurrent_second"].make().eval()
-        cut = TorchAdapter(model).cut("embed", until="lstm")
-        cut.features(images(2))
-        with cut.open(images(7)) as head:
-            together = cut.tail(head.features)
+        split = TorchAdapter(model).split("embed", end_layer="lstm")
+        split.features(images(2))
+        with split.head(images(7)) as tail:
+            together = tail(tail.features)
         for index in range(7):
-            with cut.open(images(7)[index : index + 1]) as head:
-                assert_close(cut.tail(head.features)[0], together[index], "tail")
+            with split.head(images(7)[index : index + 1]) as tail:
+                assert_close(tail(tail.features)[0], together[index], "tail")
 
     def test_a_single_step(self, images):
         """One image, one step, one feature: nothing but another pass can tell."""
@@ -559,31 +570,31 @@ class TestAxisOfTheImages:
                 return self.out(self.norm(self.scan(x.flatten(1)).unsqueeze(0)).mean(0))
 
         adapter = TorchAdapter(Step().double())
-        cut = adapter.cut("norm")
-        cut.features(images(1))
-        with cut.open(images(1)) as head:
-            assert cut.tail(head.features.repeat_interleave(3, 0)).shape == (3, 5)
+        split = adapter.split("norm")
+        split.features(images(1))
+        with split.head(images(1)) as tail:
+            assert tail(tail.features.repeat_interleave(3, 0)).shape == (3, 5)
 
     def test_windows_as_many_as_images(self, cases, images):
         """Four windows of each of nine images, each of nine places: no axis is that of the images."""
         model = cases["windowed"].make().eval()
         adapter, x = TorchAdapter(model), images(9)
         with pytest.raises(LayerError, match=r"'mix' has the shape \(36, 9, 4\) for a batch of 9"):
-            adapter.cut("mix").features(x)
-        cut = adapter.cut("norm")
-        cut.features(x)
-        with torch.no_grad(), cut.open(x) as head:
+            adapter.split("mix").features(x)
+        split = adapter.split("norm")
+        split.features(x)
+        with torch.no_grad(), split.head(x) as tail:
             assert_close(
-                cut.tail(head.features.repeat_interleave(2, 0)), model(x).repeat_interleave(2, 0), ""
+                tail(tail.features.repeat_interleave(2, 0)), model(x).repeat_interleave(2, 0), ""
             )
 
 
 class Look(nn.Module):
-    """Notes how the maps that pass it lie in memory."""
+    """Notes how the maps that pass it lie in memory, for all copies of the one made last."""
 
     def __init__(self):
         super().__init__()
-        self.seen = []
+        type(self).seen = []
 
     def forward(self, x):
         self.seen.append(x.is_contiguous(memory_format=torch.channels_last))
@@ -596,13 +607,13 @@ class TestOrderInMemory:
         return nn.Sequential(nn.Conv2d(3, 4, 3), Look(), nn.Conv2d(4, 4, 3), last, nn.Linear(16, 5))
 
     def run_tail(self, model, x):
-        cut = TorchAdapter(model).cut("0")
-        with cut.open(x) as head:
+        split = TorchAdapter(model).split("0")
+        with split.head(x) as tail:
             for _ in range(3):
-                z = head.features.repeat_interleave(2, 0).requires_grad_()
-                output = cut.tail(z)
+                z = tail.features.repeat_interleave(2, 0).requires_grad_()
+                output = tail(z)
                 (gradient,) = torch.autograd.grad(total(output), z)
-        plain = head.features.repeat_interleave(2, 0).requires_grad_()
+        plain = tail.features.repeat_interleave(2, 0).requires_grad_()
         wanted = model[1:](plain)
         (wanted_gradient,) = torch.autograd.grad(total(wanted), plain)
         torch.testing.assert_close(output, wanted)
@@ -648,12 +659,12 @@ class TestOrderInMemory:
         model = nn.Sequential(nn.Conv2d(3, 4, 3), look, Middle(), nn.Conv2d(4, 4, 3), nn.Conv2d(4, 2, 1))
         wanted, kept = model[:4](x).detach(), x.clone()
         look.seen.clear()
-        cut = TorchAdapter(model).cut("3")
+        split = TorchAdapter(model).split("3")
         for _ in range(2):
-            with cut.open(x) as head:
-                torch.testing.assert_close(head.features, wanted)
+            with split.head(x) as tail:
+                torch.testing.assert_close(tail.features, wanted)
                 # What is made of them is to lie as the tail takes it best.
-                assert head.features.is_contiguous(memory_format=torch.channels_last)
+                assert tail.features.is_contiguous(memory_format=torch.channels_last)
         assert torch.equal(x, kept)
         # Tried once, and not again where it is refused.
         assert look.seen == ([True, True] if asks == "nothing" else [True, False, False])
@@ -664,19 +675,19 @@ class TestOrderInMemory:
                 raise RuntimeError("no view of mine" if torch.is_grad_enabled() else "")
 
         model = self.model(Failing())
-        cut = TorchAdapter(model).cut("0")
-        with pytest.raises(RuntimeError, match="no view of mine"), cut.open(images(2, torch.float32)) as head:
-            cut.tail(head.features)
+        split = TorchAdapter(model).split("0")
+        with pytest.raises(RuntimeError, match="no view of mine"), split.head(images(2, torch.float32)) as tail:
+            tail(tail.features)
 
     def test_double_precision_and_maps_with_channels_last_stay(self, images):
         seen = self.run_tail(self.model(nn.Flatten()).double(), images(2))
         assert seen[-4:] == [False] * 4
         look = Look()
         model = nn.Sequential(nn.Linear(6, 4), look, nn.Linear(4, 2))
-        cut = TorchAdapter(model).cut("0")
-        with cut.open(images(2, torch.float32)) as head:
-            cut.tail(head.features)
-        assert cut.data_format == "channels_last"
+        split = TorchAdapter(model).split("0")
+        with split.head(images(2, torch.float32)) as tail:
+            tail(tail.features)
+        assert split.data_format == "channels_last"
         assert look.seen[-1] is False
 
 
@@ -685,7 +696,7 @@ def test_channels_last_memory_is_kept_in_the_tail(images):
     model = nn.Sequential(nn.Conv2d(3, 4, 3), look, nn.Conv2d(4, 2, 3)).double()
     model.to(memory_format=torch.channels_last)
     x = images(2).to(memory_format=torch.channels_last)
-    cut = TorchAdapter(model).cut("0")
-    with cut.open(x) as head:
-        cut.tail(head.features.repeat_interleave(2, 0).contiguous())
+    split = TorchAdapter(model).split("0")
+    with split.head(x) as tail:
+        tail(tail.features.repeat_interleave(2, 0).contiguous())
     assert look.seen == [True]

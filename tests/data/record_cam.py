@@ -1,10 +1,9 @@
 """Writes what pytorch-grad-cam 1.5.7 answers for a small network.
 
 The package (https://github.com/jacobgil/pytorch-grad-cam) needs torchvision and OpenCV, which nothing else
-here does, so `test_cam.py` compares with this record instead. To make it again, with the
-package installed:
+here does, so the tests compare with this record instead. To make it again, with the package installed:
 
-    python record_cam.py data/pytorch_grad_cam_1_5_7.npz
+    python record_cam.py pytorch_grad_cam_1_5_7.npz
 """
 
 import sys

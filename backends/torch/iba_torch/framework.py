@@ -1,0 +1,94 @@
+"""What the core asks of PyTorch: arrays, gradients, compiled functions, noise."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, ClassVar, cast
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from iba_core.framework.framework import F, Framework, rows_in_cache
+from iba_core.framework.namespace import host_array
+from iba_torch.tail.trees import tree_map
+
+
+class TorchFramework(Framework):
+    """PyTorch's arrays, gradients, compiled functions and noise.
+
+    Example:
+        >>> import torch
+        >>> framework = TorchFramework()
+        >>> value, _, gradient = framework.value_and_grad(lambda x: ((x**2).sum(), ()), torch.tensor([1.0, 2.0]))
+        >>> value.item(), gradient.tolist()
+        (5.0, [2.0, 4.0])
+    """
+
+    name: ClassVar[str] = "torch"
+
+    # -- arrays -----------------------------------------------------------------------------------
+
+    def asarray(self, array: npt.ArrayLike, like: torch.Tensor) -> torch.Tensor:
+        """See `Framework.asarray`. The last axis of a NumPy array is the innermost in memory."""
+        # In the order of a permuted array, operations with other tensors take twice as long, and some longer.
+        tensor = array if isinstance(array, torch.Tensor) else torch.from_numpy(np.array(array, order="C"))
+        return move_to(tensor, like)
+
+    def to_numpy(self, array: torch.Tensor) -> npt.NDArray[Any]:
+        """See `Framework.to_numpy`."""
+        return host_array(array)
+
+    def standard_normal(self, shape: Sequence[int], like: torch.Tensor) -> torch.Tensor:
+        """See `Framework.standard_normal`; `torch.manual_seed` determines the numbers."""
+        return torch.randn(tuple(shape), dtype=like.dtype, device=like.device)
+
+    def preferred_batch(self, shape: Sequence[int], like: torch.Tensor) -> int | None:
+        """See `Framework.preferred_batch`."""
+        return rows_in_cache(shape) if like.device.type == "cpu" else None
+
+    def reduced_precision(self, precision: str | None, like: torch.Tensor) -> AbstractContextManager[Any]:
+        """See `Framework.reduced_precision`; autocast chooses the operations that gain by it."""
+        if precision is None:
+            return nullcontext()
+        return torch.autocast(like.device.type, dtype=getattr(torch, precision))
+
+    # -- functions --------------------------------------------------------------------------------
+
+    def value_and_grad(
+        self, function: Callable[[torch.Tensor], tuple[torch.Tensor, Any]], x: torch.Tensor
+    ) -> tuple[torch.Tensor, Any, torch.Tensor]:
+        """See `Framework.value_and_grad`."""
+        with torch.inference_mode(False), torch.enable_grad():
+            # An inference tensor cannot be differentiated; a copy made out here can.
+            variable = (x.clone() if x.is_inference() else x.detach()).requires_grad_()
+            value, auxiliary = function(variable)
+            (gradient,) = torch.autograd.grad(value, variable)
+        return value.detach(), tree_map(torch.Tensor.detach, auxiliary), gradient
+
+    def compile(self, function: F, *, jit_compile: bool = False, donate: int | None = None) -> F:
+        """Return `function` as it is; with `jit_compile`, as machine code. See `Framework.compile`."""
+        if not jit_compile:
+            return function
+        # The compiler takes seconds to import.
+        from iba_torch.tail.compiled import Compiled
+
+        return cast(F, Compiled(function))
+
+
+def move_to(
+    tensor: torch.Tensor, like: torch.Tensor, device: torch.device | str | None = None
+) -> torch.Tensor:
+    """A tensor on the device of another; floating-point values and bytes take its dtype.
+
+    Args:
+        tensor: the tensor.
+        like: gives the dtype, and the device unless it is given.
+        device: another device.
+    """
+    # Bytes are pixels; what counts, such as the numbers of tokens, comes in wider integers. The dtype comes
+    # first, since not every device has float64.
+    is_value = tensor.is_floating_point() or tensor.dtype == torch.uint8
+    tensor = tensor.to(like.dtype) if is_value else tensor
+    return tensor.to(like.device if device is None else device)

@@ -1,0 +1,192 @@
+"""Where tensors are in a pass of a model, and what passes have shown of them."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import nn
+
+from iba_torch.tail.rewrites.assumptions import Assumption
+from iba_torch.tail.trees import is_transparent, tensors
+
+
+class Arguments:
+    """The tensors a call was given, watched for what becomes of them.
+
+    Args:
+        args: positional arguments of the call.
+        kwargs: its keyword arguments.
+        compare: also compare the numbers, for writes that PyTorch does not count.
+    """
+
+    def __init__(self, args: tuple[Any, ...], kwargs: dict[str, Any], compare: bool = False) -> None:
+        self.tensors = tensors((args, kwargs))
+        self.transparent = is_transparent((args, kwargs))
+        self._versions = [_version(tensor) for tensor in self.tensors]
+        self._before = [tensor.clone() for tensor in self.tensors] if compare else []
+
+    def written(self) -> list[int]:
+        """Indices of the tensors that have been written into."""
+        found = [
+            index
+            for index, (tensor, version) in enumerate(zip(self.tensors, self._versions, strict=True))
+            if _version(tensor) != version
+        ]
+        for index, before in enumerate(self._before):
+            if index not in found and not torch.equal(before, self.tensors[index]):
+                found.append(index)
+        return found
+
+    def index(self, tensor: torch.Tensor) -> int | None:
+        """Index of this very tensor, None if it is not among them."""
+        return next((index for index, given in enumerate(self.tensors) if given is tensor), None)
+
+
+class Place(NamedTuple):
+    """Where in a pass tensors are given or returned."""
+
+    module: nn.Module
+    """The model's own module."""
+    number: int
+    """Which of its calls, from 0."""
+    side: str = "output"
+    """``"output"`` or ``"input"``."""
+
+
+class LayerCall(NamedTuple):
+    """One of the calls of a module in a pass of a model."""
+
+    module: nn.Module
+    """The model's own module."""
+    name: str
+    """The module's name, for messages."""
+    call: int | None = None
+    """Which of its calls, from 0; None if there is only one."""
+
+
+@dataclass(frozen=True)
+class Habits:
+    """What the two parts of a model that is split at a place are assumed to do."""
+
+    head_takes_order: Assumption = field(
+        default_factory=lambda: Assumption("the head takes maps in any order in memory")
+    )
+    tail_takes_order: Assumption = field(
+        default_factory=lambda: Assumption("the tail takes maps in any order in memory")
+    )
+    features_unwritten: Assumption = field(
+        default_factory=lambda: Assumption("the tail does not write into the features")
+    )
+    memory_unreached: Assumption = field(
+        default_factory=lambda: Assumption("nothing writes into tensors without PyTorch's knowledge")
+    )
+
+
+class Knowledge:
+    """What passes have shown of a model: shapes of tensors at its places, and its habits.
+
+    The shapes are those in passes on two different numbers of images: what changes with the number is the axis
+    of the images, which a single pass cannot tell from another axis of the same size. Threads may share it; a
+    copy or a pickle of it is empty.
+    """
+
+    def __init__(self) -> None:
+        # What is known must not keep the model's modules alive.
+        self._habits: WeakKeyDictionary[nn.Module, dict[tuple[int, str], Habits]] = WeakKeyDictionary()
+        self._seen: WeakKeyDictionary[nn.Module, dict[tuple[int, str], dict[int, list[tuple[int, ...]]]]] = (
+            WeakKeyDictionary()
+        )
+        self._lock = threading.Lock()
+
+    def __reduce__(self) -> tuple[type[Knowledge], tuple[()]]:
+        # A copy belongs to copies of the modules.
+        return Knowledge, ()
+
+    def habits(self, place: Place) -> Habits:
+        """What is known of the model that is split at a place."""
+        with self._lock:
+            known = self._habits.setdefault(place.module, {})
+            return known.setdefault((place.number, place.side), Habits())
+
+    def note(self, place: Place, batch: int, found: list[torch.Tensor]) -> None:
+        """Keep the shapes of the tensors that a pass on `batch` images has `found` at a place."""
+        shapes = [tuple(tensor.shape) for tensor in found]
+        with self._lock:
+            known = self._seen.setdefault(place.module, {}).setdefault((place.number, place.side), {})
+            if len(known) < 2:
+                known.setdefault(batch, shapes)
+
+    def axis(self, place: Place, index: int, shape: tuple[int, ...], batch: int) -> tuple[int | None] | None:
+        """Axis of the images in the tensor at `index`, of the given shape for `batch` images.
+
+        Returns:
+            The axis, or None for a tensor without one, in a tuple; None if it is not known.
+        """
+        known = self._seen.get(place.module, {}).get((place.number, place.side), {})
+        for other, shapes in list(known.items()):
+            if other == batch or index >= len(shapes) or len(shapes[index]) != len(shape):
+                continue
+            changed = [axis for axis, size in enumerate(shape) if size != shapes[index][axis]]
+            if not changed:
+                return (None,)
+            if len(changed) == 1:
+                (axis,) = changed
+                return (axis if (shape[axis], shapes[index][axis]) == (batch, other) else None,)
+        return None
+
+
+class BatchAxes:
+    """Finds the axis of the images in the tensors that a call returned.
+
+    Where passes on two numbers of images have been seen, it is the axis that has changed between them.
+    Otherwise it is the first axis, or, where the call's arguments are sequences of batches or the module's
+    type says so, the second.
+
+    Args:
+        place: where the tensors are.
+        arguments: what the call was given.
+        batch: number of images.
+        knowledge: what other passes have shown.
+    """
+
+    def __init__(self, place: Place, arguments: Arguments, batch: int, knowledge: Knowledge) -> None:
+        self._batch = batch
+        self._knowledge = knowledge
+        self._place = place
+        module = place.module
+        self._recurrent = isinstance(module, nn.RNNBase)
+        self.depends_on_images = not arguments.transparent or any(
+            batch in tensor.shape[:2] for tensor in arguments.tensors
+        )
+        batch_first = getattr(module, "batch_first", None)
+        if not isinstance(batch_first, bool):
+            batch_first = not any(
+                tensor.ndim > 1 and tensor.shape[0] != batch and tensor.shape[1] == batch
+                for tensor in arguments.tensors
+            )
+        self._second_first = not batch_first
+
+    def find(self, tensor: torch.Tensor, index: int = 0) -> int | None:
+        """Axis of the images in the tensor at `index` of the place, None if it has none."""
+        known = self._knowledge.axis(self._place, index, tuple(tensor.shape), self._batch)
+        return self.guess(tensor, index) if known is None else known[0]
+
+    def guess(self, tensor: torch.Tensor, index: int = 0) -> int | None:
+        """Likewise, but for any tensor that has to do with the call, from its shape alone."""
+        second_first = self._second_first or (self._recurrent and index > 0)
+        axes = (1, 0) if second_first else (0,)
+        shape = tensor.shape
+        return next((axis for axis in axes if len(shape) > axis and shape[axis] == self._batch), None)
+
+    def all_found(self, output: Any) -> bool:
+        """Whether the number of images is the size of an axis of every tensor of the output."""
+        return all(self.find(tensor, index) is not None for index, tensor in enumerate(tensors(output)))
+
+
+def _version(tensor: torch.Tensor) -> int:
+    # Inference tensors keep no count of the writes into them.
+    return 0 if tensor.is_inference() else tensor._version

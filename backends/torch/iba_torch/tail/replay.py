@@ -1,0 +1,490 @@
+"""Passes of a model in which the head is repeated from memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Hashable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
+from typing import Any
+
+import torch
+
+from iba_core.errors import InputError, LayerError
+from iba_core.framework.adapter import Inputs
+from iba_core.framework.layout import DataFormat
+from iba_torch.tail.head import HeadPass
+from iba_torch.tail.places import Arguments, BatchAxes, Habits, Knowledge, LayerCall, Place
+from iba_torch.tail.precision import autocast_dtype
+from iba_torch.tail.recording import Call, Feature, Shape, Value, leaves
+from iba_torch.tail.rewrites.assumptions import Assumption, Outcome, State, enabled, is_of_torch, run_assuming
+from iba_torch.tail.rewrites.chains import Chains
+from iba_torch.tail.rewrites.conditions import is_sequential
+from iba_torch.tail.rewrites.copy_on_write import Loan
+from iba_torch.tail.rewrites.memory_order import gains_by_order, is_channels_last
+from iba_torch.tail.rewrites.normalization import ScaleAndShift, is_normalization
+from iba_torch.tail.rewrites.observer import Observer
+from iba_torch.tail.rewrites.pooling import averaged, is_average
+from iba_torch.tail.rewrites.unread import PlaceholderRead, Unread
+from iba_torch.tail.shadow import Handler, Shadow, Site
+from iba_torch.tail.trees import constants, replace_first, tensors, tree_map
+
+Rewrite = Callable[[Any, tuple[Any, ...], dict[str, Any]], Any]
+"""Does what the call of a module does; gives None where it cannot."""
+
+
+class End(BaseException):
+    """Ends a pass of the tail before the end of the model."""
+
+    def __init__(self, replay: Replay, output: torch.Tensor) -> None:
+        super().__init__("the pass ends at a layer")
+        self.replay = replay
+        self.output = output
+
+
+class Replay:
+    """Runs the tail of a model for feature maps. All state of an open head is in here.
+
+    Args:
+        layer: the call that the model is split at.
+        end_layer: the call that the tail ends at; None for the end of the model.
+        run: runs the model on inputs.
+        run_head: runs the head again, remembering all.
+        shadow: what runs, of this object alone while the head is open.
+        inputs: what the head ran on.
+        features: what it found.
+        head: the pass.
+        reordered: whether the head ran with the channels last in memory.
+        data_format: where the channels of the features are.
+        knowledge: what is known of the model.
+        habits: likewise, of the two parts.
+        unread: likewise, of this tail.
+        outside: context in which the head ran.
+    """
+
+    def __init__(
+        self,
+        layer: LayerCall,
+        end_layer: LayerCall | None,
+        run: Callable[[Inputs], Any],
+        run_head: Callable[[Inputs], HeadPass],
+        shadow: Shadow,
+        inputs: Inputs,
+        features: torch.Tensor,
+        head: HeadPass,
+        reordered: bool,
+        data_format: DataFormat,
+        knowledge: Knowledge,
+        habits: Habits,
+        unread: Unread,
+        outside: AbstractContextManager[Any],
+    ) -> None:
+        self._layer, self._end_layer, self._run, self._run_head = layer, end_layer, run, run_head
+        self._shadow, self._knowledge, self._habits, self._unread = shadow, knowledge, habits, unread
+        self._outside = outside
+        self._uses_rewrites = enabled()
+        self._inputs = tree_map(lambda tensor: _input_value(tensor, head.batch), inputs)
+        self._batch, self._shape = head.batch, features.shape[1:]
+        self._dtype, self._device = features.dtype, features.device
+        self._keeps_last = is_channels_last(features) and not reordered
+        self._gains = (
+            self._uses_rewrites
+            and gains_by_order(features)
+            and head.feature_axis == 0
+            and data_format == "channels_first"
+        )
+        self._inputs_key = constants(inputs)
+        self._z_loan = Loan(habits.features_unwritten)
+        merge = ScaleAndShift()
+        counted = {call.site.module for call in head.everything.within() if call.site is not None}
+        if head.split_site is not None:
+            counted.add(head.split_site.module)
+        self._chains = Chains(merge, counted)
+        self._merge = merge
+        self._end_origin = None if end_layer is None else id(end_layer.module)
+        if self._end_origin is not None:
+            counted.update(module for module, site in shadow.sites.items() if site.origin == self._end_origin)
+        self._is_open = True
+        self._head_is_spoilt = False
+        self._take(head)
+        self._begin(None, 1, None, False)
+
+    @property
+    def prefers_channels_last(self) -> bool:
+        """Whether the tail is faster where its maps have the channels last in memory."""
+        return self._gains and not self._habits.tail_takes_order.is_broken
+
+    @property
+    def trace_key(self) -> Hashable:
+        """What a compiled step depends on besides the shapes of its arguments."""
+        return (autocast_dtype(self._device), self._dtype, self._shape, self._inputs_key, self._uses_rewrites)
+
+    def state(self) -> list[torch.Tensor]:
+        """The parameters and buffers that passes may use."""
+        return self._shadow.state()
+
+    def close(self) -> None:
+        """Let go of what the head has computed."""
+        self._is_open = False
+        self._inputs = None
+        self._values, self._spared, self._steps, self._handlers = [], [], {}, {}
+        self._head: HeadPass | None = None
+        self._z_loan.forget()
+        self._begin(None, 1, None, False)
+
+    def __call__(self, z: torch.Tensor, carry: tuple[Any, ...] = ()) -> Any:
+        """Output of the model for feature maps `z`, differentiable in `z`.
+
+        Args:
+            z: (B * S, *feature map); the S copies of an image follow one another.
+            carry: nothing; what else reaches the tail is kept here.
+
+        Raises:
+            LayerError: the layer runs more than once in a pass and it was not said which call is meant, or
+                the output does not depend on it.
+        """
+        if not self._is_open:
+            raise RuntimeError("a tail can only be run inside of the context of its head")
+        copies = z.shape[0] // self._batch
+        if tuple(z.shape) != (copies * self._batch, *self._shape) or not copies:
+            raise InputError(
+                f"z has the shape {tuple(z.shape)}; the tail of layer {self._layer.name!r} takes "
+                f"(n * {self._batch}, {', '.join(map(str, self._shape))})"
+            )
+        habits = self._habits
+        assumptions = (habits.tail_takes_order, habits.features_unwritten, habits.memory_unreached, self._unread)
+        output = run_assuming(assumptions, partial(self._attempt, z, copies), self._suspects)
+        try:
+            self._check(z, output)
+        finally:
+            self._begin(None, 1, None, False)
+        return output
+
+    def _check(self, z: torch.Tensor, output: Any) -> None:
+        """Refuse what cannot be the output for `z`."""
+        layer, end = self._layer, self._end_layer
+        if not self._reached:
+            raise LayerError(f"layer {layer.name!r} did not run again when the model was run again")
+        if end is not None and not self._ended:
+            raise LayerError(f"layer {end.name!r} gives no batch of tensors after layer {layer.name!r}")
+        if layer.call is None and end is None:
+            check_calls(layer, 1 + self._calls_after)
+        found = [tensor for tensor in tensors(output) if tensor.is_floating_point()]
+        differentiable = z.requires_grad and torch.is_grad_enabled()
+        if found and differentiable and not any(tensor.requires_grad for tensor in found):
+            name = "the model's output" if end is None else f"layer {end.name!r}"
+            raise LayerError(
+                f"{name} does not depend on layer {layer.name!r}, or the model runs without "
+                "gradients (torch.no_grad, detach)"
+            )
+
+    # -- what is remembered ---------------------------------------------------------------------------
+
+    def _take(self, head: HeadPass) -> None:
+        """Take over what a pass of the head remembers."""
+        self._head = head
+        head.everything.prune()
+        values: list[Value] = list(head.everything.values())
+        # A hook may give what it sees to somebody.
+        watched = not self._uses_rewrites or any(call.is_watched for call in head.everything.within())
+        self._spared = [] if watched else [value for value in values if value.tensor.is_floating_point()]
+        self._has_dropped = False
+        self._spare()
+        tree_map(values.append, self._inputs, Value)
+        self._values = values
+        self._steps = head.everything.plan()
+        # The other modules are looked at when they first run.
+        self._handlers: dict[Site, Handler | None] = dict.fromkeys(self._steps, self._repeat)
+        if head.split_site is not None:
+            self._handlers[head.split_site] = self._repeat
+
+    def _spare(self) -> None:
+        """Let go of what nothing reads, as far as that is known."""
+        for value in self._unread.among(self._spared):
+            value.drop()
+            self._has_dropped = True
+
+    def _remember_everything(self) -> None:
+        """Run the head again, for what has not been kept or was written into."""
+        inputs = tree_map(lambda value: value.tensor, self._inputs, Value)
+        with self._outside:
+            self._take(self._run_head(inputs))
+        self._head_is_spoilt = False
+
+    # -- one pass -------------------------------------------------------------------------------------
+
+    def _begin(self, z: torch.Tensor | None, copies: int, observer: Observer | None, copy: bool) -> None:
+        """Set what handlers need to know of the pass that begins."""
+        self._z, self._copies, self._observer, self._always_copy = z, copies, observer, copy
+        self._left: dict[Site, Iterator[Call]] = {site: iter(calls) for site, calls in self._steps.items()}
+        if z is None:
+            return
+        self._reached = self._ended = False
+        self._calls_after = 0
+        self._end_calls = len(self._head.end_numbers) if self._head is not None else 0
+        self._keeping = _saved_tensor_hooks()
+        self._differentiates = torch.is_grad_enabled()
+
+    def _attempt(self, z: torch.Tensor, copies: int, relied: frozenset[Assumption]) -> Outcome[Any]:
+        """One pass that relies on assumptions."""
+        habits, unread = self._habits, self._unread
+        if self._head_is_spoilt or (self._has_dropped and unread.is_broken):
+            self._remember_everything()
+        # Tensors without numbers, as within a compiler, show nothing.
+        shows = type(z) is torch.Tensor
+        finds_unread = shows and bool(self._spared) and unread.is_to_be_found
+        unknown = habits.memory_unreached.is_unknown or (self._gains and habits.tail_takes_order.is_unknown)
+        observer = Observer() if shows and (finds_unread or unknown) else None
+        reordered = self._gains and habits.tail_takes_order in relied
+        copy = not self._uses_rewrites or habits.memory_unreached not in relied
+        self._begin(self._placed(z, reordered, copy), copies, observer, copy)
+        try:
+            output = self._pass()
+        except BaseException:
+            for loan in self._loans():
+                loan.forget()
+            raise
+        broken, confirmed = self._settle_loans()
+        if observer is not None:
+            if reordered:
+                (broken if observer.depends_on_order else confirmed).append(habits.tail_takes_order)
+            (broken if observer.reaches_memory else confirmed).append(habits.memory_unreached)
+            if finds_unread:
+                self._z = None
+                unread.note(observer.unread(self._spared))
+                self._spare()
+        elif shows and self._has_dropped and unread.is_unknown:
+            # Code that PyTorch does not see, in an extension, may have read them: then it has met NaN.
+            finite = all(bool(x.isfinite().all()) for x in tensors(output) if x.is_floating_point())
+            (confirmed if finite else broken).append(unread)
+        return Outcome(output, broken, confirmed)
+
+    def _suspects(self, error: BaseException, relied: frozenset[Assumption]) -> Collection[Assumption]:
+        """The assumptions that may be the reason of an error."""
+        if isinstance(error, PlaceholderRead):
+            return [self._unread]
+        if not isinstance(error, Exception):
+            return []
+        order, unwritten = self._habits.tail_takes_order, self._habits.features_unwritten
+        asks = self._observer is not None and self._observer.asks_for_order and order.is_unknown
+        of_torch = is_of_torch(error)
+        suspects = [order] if self._gains and order in relied and (of_torch or asks) else []
+        return [*suspects, unwritten] if of_torch and unwritten.state is State.HOLDS else suspects
+
+    def _loans(self) -> Iterator[Loan]:
+        yield self._z_loan
+        for value in self._values:
+            yield value.loan
+
+    def _settle_loans(self) -> tuple[list[Assumption], list[Assumption]]:
+        """Take back what the pass got: the assumptions that it has broken, and those it has confirmed."""
+        broken, confirmed = [], []
+        for loan in self._loans():
+            written = loan.take_back()
+            if written is None:
+                continue
+            if not written:
+                confirmed.append(loan.unwritten)
+            elif loan.unwritten.is_unknown:
+                # It was a copy.
+                loan.unwritten.state = State.BROKEN
+            else:
+                broken.append(loan.unwritten)
+                self._head_is_spoilt = True
+        return broken, confirmed
+
+    def _pass(self) -> Any:
+        # Autocast that is on in here was asked for in here.
+        asked = autocast_dtype(self._device) is not None
+        handlers: Any = self._handlers
+        with (
+            nullcontext() if asked else self._outside,
+            self._shadow.switch.on(handlers, self._first_call),
+            self._observer or nullcontext(),
+        ):
+            try:
+                return self._run(tree_map(self._lend, self._inputs, Value))
+            except End as end:
+                if end.replay is not self:
+                    raise
+                self._ended = True
+                return end.output
+
+    def _lend(self, value: Value) -> torch.Tensor:
+        return value.lend(self._copies, self._always_copy)
+
+    def _placed(self, z: torch.Tensor, reordered: bool, always_copy: bool) -> torch.Tensor:
+        """`z` as the model is to see it."""
+        assert self._head is not None, "it is open"
+        placed = z.to(self._dtype)
+        if reordered or self._keeps_last:
+            placed = placed.contiguous(memory_format=torch.channels_last)
+        elif is_channels_last(placed):
+            placed = placed.contiguous()
+        if placed is z or placed._base is not None:
+            # PyTorch lets nothing write into a leaf of a graph or a view of one, should the tail do so.
+            leaf = placed._base if placed._is_view() else placed
+            is_safe = leaf.is_leaf and leaf.requires_grad and torch.is_grad_enabled()
+            if is_safe:
+                placed = self._z_loan.lend(placed, always_copy)
+            else:
+                placed = placed.clone()
+        return placed.movedim(0, self._head.feature_axis)
+
+    # -- one call -------------------------------------------------------------------------------------
+
+    def _first_call(self, site: Site, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """The first call of a module that the head has not called: look at what it is."""
+        handler: Handler | None = None
+        if site.origin == self._end_origin:
+            handler = self._repeat
+        else:
+            rewrite = self._rewrite(site)
+            if rewrite is not None:
+                handler = partial(self._rewritten, rewrite)
+            elif isinstance(site.module, torch.jit.ScriptModule):
+                handler = self._scripted
+        self._handlers[site] = handler
+        return site.run(args, kwargs) if handler is None else handler(site, args, kwargs)
+
+    def _rewrite(self, site: Site) -> Rewrite | None:
+        """What may do the calls of a module."""
+        module = site.module
+        if not self._uses_rewrites:
+            return None
+        if is_normalization(module):
+            return self._merge
+        if is_average(module):
+            return averaged
+        return self._chains if is_sequential(module) else None
+
+    def _rewritten(
+        self, rewrite: Rewrite, site: Site, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        # A checkpoint runs the modules again, which must then keep the same for the backward pass.
+        output = rewrite(site.module, args, kwargs) if _saved_tensor_hooks() is self._keeping else None
+        return site.run(args, kwargs) if output is None else output
+
+    def _scripted(self, site: Site, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if self._observer is not None:
+            # What the code in there does is not seen.
+            self._observer.read((args, kwargs))
+            self._observer.asks_for_order = True
+        return site.run(args, kwargs)
+
+    def _run_module(self, site: Site, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        rewrite = self._rewrite(site)
+        return site.run(args, kwargs) if rewrite is None else self._rewritten(rewrite, site, args, kwargs)
+
+    def _repeat(self, site: Site, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """A call of a module that ran in the head, or that the tail ends at."""
+        step = self._left.get(site)
+        call = None if step is None else next(step, None)
+        if site.origin != self._end_origin:
+            return self._output(call, site, args, kwargs)
+        assert self._head is not None, "it is open"
+        assert self._end_layer is not None, "there is its origin"
+        number = self._head.end_numbers.get(call, self._end_calls) if call else self._end_calls
+        self._end_calls += number == self._end_calls
+        place = Place(site.original() or site.module, number)
+        axes = BatchAxes(place, Arguments(args, kwargs), self._copies * self._batch, self._knowledge)
+        output = self._output(call, site, args, kwargs)
+        found = tensors(output) if number == (self._end_layer.call or 0) and self._reached else []
+        axis = axes.find(found[0]) if found else None
+        if axis is not None:
+            raise End(self, found[0].movedim(axis, 0))
+        return output
+
+    def _output(
+        self, call: Call | None, site: Site, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        head = self._head
+        assert head is not None, "it is open"
+        if call is None:
+            self._calls_after += self._reached and site is head.split_site
+            if isinstance(site.module, torch.jit.ScriptModule):
+                return self._scripted(site, args, kwargs)
+            return self._run_module(site, args, kwargs)
+        if call is head.split_call:
+            self._require_no_checkpoint()
+            self._reached = True
+        if call.result is not None:
+            output = call.result.repeat(args, kwargs, self._fill)
+            if self._observer is not None:
+                for leaf, tensor in zip(leaves(call.result.output), tensors(output), strict=True):
+                    if isinstance(leaf, Value):
+                        self._observer.lend(tensor, leaf)
+            return output
+        if call.takes_z:
+            args, kwargs = replace_first((args, kwargs), self._z)  # type: ignore[arg-type]  # in a pass
+        output = self._run_module(site, args, kwargs)
+        return replace_first(output, self._z) if call.gives_z else output  # type: ignore[arg-type]
+
+    def _fill(self, leaf: Value | Shape | Feature) -> torch.Tensor:
+        if isinstance(leaf, Value):
+            return self._lend(leaf)
+        if isinstance(leaf, Shape):
+            return leaf.make(self._copies)
+        assert self._z is not None, "in a pass"
+        return self._z
+
+    def _require_no_checkpoint(self) -> None:
+        """A checkpoint would run the layer again in the backward pass, without what was put in its place.
+
+        Raises:
+            LayerError: the layer runs inside of one.
+        """
+        if not self._differentiates:
+            return
+        if _saved_tensor_hooks() is not self._keeping or not torch.is_grad_enabled():
+            raise LayerError(
+                f"layer {self._layer.name!r} runs inside of torch.utils.checkpoint, or without gradients "
+                "(torch.no_grad); turn that off to explain at this layer"
+            )
+
+
+class InMemoryOrder:
+    """A replay for feature maps (B * S, H, W, C) whose model takes (B * S, C, H, W)."""
+
+    def __init__(self, replay: Replay) -> None:
+        self._replay = replay
+
+    @property
+    def trace_key(self) -> Hashable:
+        """As of `Replay`."""
+        return ("channels last", self._replay.trace_key)
+
+    def state(self) -> list[torch.Tensor]:
+        """As of `Replay`."""
+        return self._replay.state()
+
+    def __call__(self, z: torch.Tensor, carry: tuple[Any, ...] = ()) -> Any:
+        """Output of the model."""
+        return self._replay(z.permute(0, 3, 1, 2), carry)
+
+
+def check_calls(layer: LayerCall, n_calls: int) -> None:
+    """Refuse a layer that runs more than once, where it was not said which call is meant.
+
+    Raises:
+        LayerError: that is so.
+    """
+    if layer.call is None and n_calls > 1:
+        raise LayerError(
+            f"layer {layer.name!r} runs {n_calls} times in a pass of the model; choose one of them "
+            f"by its name, '{layer.name}:0' to '{layer.name}:{n_calls - 1}', "
+            f"or with call=0 to call={n_calls - 1}"
+        )
+
+
+def _saved_tensor_hooks() -> Any:
+    """What decides on what is kept for the backward pass, set by checkpoints; None if nothing does."""
+    hooks: Any = torch._C._autograd._top_saved_tensors_default_hooks(True)
+    return None if hooks is None else hooks[0]
+
+
+def _input_value(tensor: torch.Tensor, batch: int) -> Value:
+    if tensor.is_inference():
+        # Such a tensor cannot take part in a differentiable computation; a copy made out here can.
+        tensor = tensor.clone()
+    axis = 0 if tensor.ndim and tensor.shape[0] == batch else None
+    return Value(tensor.detach(), axis)

@@ -1,0 +1,142 @@
+"""What rewrites rely on, and the one loop that runs a pass again where it does not hold."""
+
+from __future__ import annotations
+
+import opcode
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from enum import Enum
+from typing import Generic, TypeVar
+
+T = TypeVar("T")
+
+_RAISES = {opcode.opmap[name] for name in ("RAISE_VARARGS", "RERAISE") if name in opcode.opmap}
+
+_enabled: ContextVar[bool] = ContextVar("rewrites", default=True)
+
+
+def enabled() -> bool:
+    """Whether rewrites may be used; False inside of `disabled`."""
+    return _enabled.get()
+
+
+@contextmanager
+def disabled() -> Iterator[None]:
+    """Context in which heads and tails run the modules of the model one by one, as they are.
+
+    Results are the same up to rounding; only time and memory differ.
+
+    Example:
+        >>> from iba_torch.tail import rewrites
+        >>> with rewrites.disabled():
+        ...     rewrites.enabled()
+        False
+    """
+    token = _enabled.set(False)
+    try:
+        yield
+    finally:
+        _enabled.reset(token)
+
+
+class State(Enum):
+    """What is known of an assumption."""
+
+    UNKNOWN = "unknown"
+    HOLDS = "holds"
+    BROKEN = "broken"
+
+
+class Assumption:
+    """Something that a rewrite relies on, which passes of the model show to hold or not.
+
+    Args:
+        name: for `repr`.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.state = State.UNKNOWN
+
+    def __repr__(self) -> str:
+        return f"<assumption {self.name!r} {self.state.value}>"
+
+    @property
+    def is_unknown(self) -> bool:
+        """Whether no pass has shown anything yet."""
+        return self.state is State.UNKNOWN
+
+    @property
+    def is_broken(self) -> bool:
+        """Whether a pass has shown that it does not hold."""
+        return self.state is State.BROKEN
+
+
+@dataclass(frozen=True)
+class Outcome(Generic[T]):
+    """What a pass gave, and what it has shown.
+
+    Attributes:
+        result: the result of the pass; not used where an assumption is broken.
+        broken: the assumptions that have turned out not to hold.
+        confirmed: those that have turned out to hold.
+    """
+
+    result: T
+    broken: Collection[Assumption] = ()
+    confirmed: Collection[Assumption] = ()
+
+
+def run_assuming(
+    assumptions: Sequence[Assumption],
+    run: Callable[[frozenset[Assumption]], Outcome[T]],
+    suspects: Callable[[BaseException, frozenset[Assumption]], Collection[Assumption]],
+) -> T:
+    """Result of a pass that relies on assumptions, without those that do not hold.
+
+    Args:
+        assumptions: what the pass may rely on.
+        run: runs the pass, given the assumptions that it relies on. It is called again where one of them breaks.
+        suspects: gives the assumptions that may be the reason of an error. Without them the pass is tried
+            again; where it fails as well, the error is the model's own and they are innocent.
+
+    Raises:
+        BaseException: what `run` raises where no assumption is to blame.
+    """
+    first: BaseException | None = None
+    accused: dict[Assumption, State] = {}
+    while True:
+        relied = frozenset(each for each in assumptions if not each.is_broken)
+        try:
+            outcome = run(relied)
+        except BaseException as error:
+            blamed = suspects(error, relied)
+            if blamed:
+                first = first or (error if isinstance(error, Exception) else None)
+                accused.update((each, each.state) for each in blamed)
+                for each in blamed:
+                    each.state = State.BROKEN
+                continue
+            for each, state in accused.items():
+                each.state = state
+            if first is None or not isinstance(error, Exception):
+                raise
+            raise first from None
+        for each in outcome.confirmed:
+            each.state = State.HOLDS
+        for each in outcome.broken:
+            each.state = State.BROKEN
+        if not outcome.broken:
+            return outcome.result
+
+
+def is_of_torch(error: BaseException) -> bool:
+    """Whether an error comes from PyTorch's compiled code, not from a `raise` in Python."""
+    traceback = error.__traceback__
+    if not isinstance(error, RuntimeError) or traceback is None:
+        return False
+    while traceback.tb_next is not None:
+        traceback = traceback.tb_next
+    return traceback.tb_frame.f_code.co_code[traceback.tb_lasti] not in _RAISES

@@ -1,0 +1,46 @@
+"""Tensors that are lent to passes of a model until one writes into them."""
+
+from __future__ import annotations
+
+import torch
+
+from iba_torch.tail.rewrites.assumptions import Assumption
+
+
+class Loan:
+    """Lends one tensor to pass after pass.
+
+    While it is not known whether the passes write into it, they get a copy, which shows whether they do. Those
+    after that share the memory, or go on to get copies.
+
+    Args:
+        unwritten: that no pass writes into the tensor.
+    """
+
+    def __init__(self, unwritten: Assumption | None = None) -> None:
+        self.unwritten = unwritten or Assumption("the tail does not write into what it is given")
+        self._lent: tuple[torch.Tensor, int] | None = None
+
+    def lend(self, tensor: torch.Tensor, always_copy: bool = False) -> torch.Tensor:
+        """A tensor like `tensor` for one pass.
+
+        Args:
+            tensor: the tensor.
+            always_copy: trust nothing.
+        """
+        if always_copy or self.unwritten.is_broken:
+            return tensor.clone()
+        lent = tensor.clone() if self.unwritten.is_unknown else tensor
+        self._lent = (lent, lent._version)
+        return lent
+
+    def take_back(self) -> bool | None:
+        """Whether the pass, now ended, has written into what it got; None if that does not matter."""
+        if self._lent is None:
+            return None
+        (lent, version), self._lent = self._lent, None
+        return lent._version != version
+
+    def forget(self) -> None:
+        """Take back what a pass got that broke off, which shows nothing."""
+        self._lent = None

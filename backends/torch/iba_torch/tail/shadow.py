@@ -1,0 +1,716 @@
+"""Shadows: copies of a model's modules that share its weights and leave it as it is.
+
+A shadow runs in place of the model. Its parameters are detached aliases of the model's memory, so updates of
+the weights are seen and no gradients are computed for them. Its buffers are its own, with the model's values
+at the start of each use. It is in evaluation mode. What a forward stores on its module stays in the shadow, and
+is gone after the use. So nothing of the model is touched, also while other threads train it.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict, defaultdict, deque
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, nullcontext
+from functools import partial
+from threading import get_ident
+from types import BuiltinFunctionType, CellType, FunctionType, MethodType, ModuleType
+from typing import Any
+from weakref import WeakKeyDictionary, ref
+
+import numpy as np
+import torch
+from torch import nn
+
+from iba_core.errors import LayerError
+from iba_torch.tail.calls import unwrap
+
+_ATOMIC = frozenset(
+    {
+        *(type(None), bool, int, float, complex, str, bytes, type, type(...), range, slice, np.ndarray),
+        *(torch.dtype, torch.device, torch.Size, torch.layout, torch.memory_format),
+        *(BuiltinFunctionType, ModuleType),
+    }
+)
+"""Types whose values a shadow shares with the model."""
+
+_DICTS = (dict, OrderedDict, defaultdict)
+_LISTS = (list, deque)
+_MANY = 1000
+"""A container of more plain values is data, such as a vocabulary, and is shared."""
+
+Handler = Callable[["Site", tuple[Any, ...], dict[str, Any]], Any]
+
+
+class Switch:
+    """What the modules of a shadow ask at each call.
+
+    Attributes:
+        default: handles the calls that are not in `handlers`; None to run the module.
+        handlers: handles the calls of some modules; None where no calls are handled.
+        thread: the thread whose calls are handled.
+    """
+
+    __slots__ = ("default", "handlers", "thread")
+
+    def __init__(self) -> None:
+        self.default: Handler | None = None
+        self.handlers: dict[Site, Handler] | None = None
+        self.thread = 0
+
+    @contextmanager
+    def on(self, handlers: dict[Site, Handler], default: Handler | None = None) -> Iterator[None]:
+        """Context in which the calls of this thread are handled."""
+        self.default, self.handlers, self.thread = default, handlers, get_ident()
+        try:
+            yield
+        finally:
+            self.default, self.handlers = None, None
+
+
+class Site:
+    """The `forward` of one module of a shadow: handles the call, or runs it.
+
+    Hooks on the module are outside of it and stay in effect.
+
+    Attributes:
+        module: the module of the shadow.
+        original: weak reference to the model's own module.
+        origin: its id.
+        own_forward: the `forward` that was set on the module itself; None if it has its class's.
+    """
+
+    __slots__ = ("__wrapped__", "kind", "module", "origin", "original", "own_forward", "switch")
+
+    def __init__(self, module: nn.Module, original: ref[nn.Module], switch: Switch) -> None:
+        self.module = module
+        self.kind: Any = type(module)
+        self.original = original
+        self.origin = id(original())
+        self.switch = switch
+        own = vars(module).get("forward")
+        self.own_forward = module.forward if isinstance(module, torch.jit.ScriptModule) else own
+        self.__wrapped__ = module.forward
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        switch = self.switch
+        handlers = switch.handlers
+        if handlers is not None and switch.thread == get_ident():
+            handler = handlers.get(self, switch.default)
+            if handler is not None:
+                return handler(self, args, kwargs)
+        own = self.own_forward
+        return self.kind.forward(self.module, *args, **kwargs) if own is None else own(*args, **kwargs)
+
+    def run(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run the module's own forward."""
+        own = self.own_forward
+        return self.kind.forward(self.module, *args, **kwargs) if own is None else own(*args, **kwargs)
+
+
+def site_of(module: nn.Module) -> Site | None:
+    """The site of a module of a shadow; None for any other module."""
+    forward = vars(module).get("forward")
+    return forward if type(forward) is Site else None
+
+
+def own_forward(module: nn.Module) -> Any:
+    """The `forward` that was set on a module itself, not by a shadow; None if it has its class's."""
+    forward = vars(module).get("forward")
+    return forward.own_forward if type(forward) is Site else forward
+
+
+class Shadow:
+    """Copies of the modules of one model, or of all models that a closure runs.
+
+    Only one pass uses it at a time.
+    """
+
+    def __init__(self) -> None:
+        self.switch = Switch()
+        self.sites: dict[nn.Module, Site] = {}
+        self.facts: dict[Any, Any] = {}
+        """What has been found out of the modules, by whoever did."""
+        self._copies: WeakKeyDictionary[nn.Module, nn.Module] = WeakKeyDictionary()
+        self._roots: list[_Root] = []
+
+    def of(self, module: nn.Module) -> nn.Module:
+        """The copy of a module, which is made if there is none; of a copy, itself."""
+        if module in self.sites or isinstance(module, (_Through, _Shared)):
+            return module
+        found = self._copies.get(module)
+        if found is None:
+            # Nobody who looks at what the model does is to see this.
+            with torch._C.DisableTorchFunction():
+                root = _Root(module, self._copies)
+            self._roots.append(root)
+            found = root.copy
+            for copy, original in root.copies:
+                self.sites[copy] = Site(copy, original, self.switch)
+                vars(copy)["forward"] = self.sites[copy]
+            root.settle()
+        return found
+
+    def state(self) -> list[torch.Tensor]:
+        """The parameters and buffers of all copies."""
+        return [tensor for root in self._roots for tensor in root.state()]
+
+    @property
+    def is_current(self) -> bool:
+        """Whether the models still have the modules, parameters and attributes that were copied."""
+        return all(root.is_current for root in self._roots)
+
+    def refresh(self) -> None:
+        """Give the buffers the values that the model's have now."""
+        with torch.no_grad():
+            for root in self._roots:
+                root.refresh()
+
+    def clean(self) -> None:
+        """Forget what passes have stored on the copies, and copies of models that are gone."""
+        for root in self._roots:
+            root.clean()
+        gone = {copy for root in self._roots if root.original() is None for copy, _ in root.copies}
+        if gone:
+            self._roots = [root for root in self._roots if root.original() is not None]
+            self.facts.clear()
+            for copy in gone:
+                del self.sites[copy]
+
+
+class Shadows:
+    """A pool of shadows, from which each pass takes one of its own.
+
+    A copy or a pickle of it is empty.
+    """
+
+    def __init__(self) -> None:
+        self._free: list[Shadow] = []
+        self._lock = threading.Lock()
+
+    def __reduce__(self) -> tuple[type[Shadows], tuple[()]]:
+        return Shadows, ()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Shadows:
+        return Shadows()
+
+    @contextmanager
+    def lease(self) -> Iterator[Shadow]:
+        """Context with a shadow that no other thread has.
+
+        Its body runs outside of inference mode, whose tensors take part in no gradient.
+        """
+        leave = torch.inference_mode(False) if torch.is_inference_mode_enabled() else nullcontext()
+        with leave:
+            with self._lock:
+                shadow = self._free.pop() if self._free else None
+            if shadow is None or not shadow.is_current:
+                shadow = Shadow()
+                with self._lock:
+                    # The others are most likely out of date as well, and hold what they were made from.
+                    self._free = [other for other in self._free if other.is_current]
+            shadow.refresh()
+            # A shadow that is not given back, after an interrupt, is no loss: the next one is new.
+            try:
+                yield shadow
+            finally:
+                shadow.clean()
+                with self._lock:
+                    self._free.append(shadow)
+
+
+class _Root:
+    """The copy of one module and of everything in it.
+
+    Attributes:
+        copy: the copy.
+        copies: the copies that were made for it, each with a weak reference to the model's own module.
+    """
+
+    def __init__(self, original: nn.Module, copies: WeakKeyDictionary[nn.Module, nn.Module]) -> None:
+        found = _Found(original)
+        copier = _Copier(found, copies)
+        with torch.no_grad():
+            for module in found.modules:
+                copier.fill(module)
+        self.original = ref(original)
+        self.copy: nn.Module = copier.memo[id(original)]
+        self.copies: list[tuple[nn.Module, ref[nn.Module]]] = []
+        for module in found.modules:
+            copy = copier.memo[id(module)]
+            if module not in copies:
+                copies[module] = copy
+                if not isinstance(copy, _Through):
+                    _quieten(copy)
+                    self.copies.append((copy, ref(module)))
+        self._before = _Snapshot(found.containers, found.tensors)
+        self._made = copier.made
+        self._own, self._theirs = copier.own, copier.theirs
+        self._aliases = copier.aliases
+
+    def settle(self) -> None:
+        """Take down how the copies are, once they are complete."""
+        self._after = _Snapshot(self._made, ())
+
+    @property
+    def is_current(self) -> bool:
+        return self._before.holds()
+
+    def state(self) -> list[torch.Tensor]:
+        return [*self._aliases, *self._own]
+
+    def refresh(self) -> None:
+        for own, theirs in zip(self._own, self._theirs, strict=True):
+            own.copy_(theirs)
+
+    def clean(self) -> None:
+        self._after.restore()
+
+
+class _Through(nn.Module):
+    """Stands for a wrapper that runs its module elsewhere, compiled or replicated: runs it here."""
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(next(iter(self._modules.values())), name)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        (inner,) = self._modules.values()
+        return inner(*args, **kwargs)  # type: ignore[misc]  # a wrapper has a module
+
+
+class _Shared(nn.Module):
+    """Stands for a module that all shadows share, such as a bottleneck, and which is called as it is."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        # In a tuple, so that it is no child.
+        self.shared = (module,)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return self.shared[0].forward(*args, **kwargs)
+
+
+class _Found:
+    """Everything that a module reaches and a shadow has to copy.
+
+    Attributes:
+        modules: the modules, each once.
+        tensors: parameters, buffers and other tensors.
+        containers: dicts and lists, those of the attributes of modules and objects included.
+        objects: ids of the objects whose attributes are copied.
+    """
+
+    def __init__(self, root: nn.Module) -> None:
+        self.modules: list[nn.Module] = []
+        self.tensors: list[torch.Tensor] = []
+        self.containers: list[Any] = []
+        self.objects: set[int] = set()
+        self._seen: set[int] = set()
+        self._todo: list[Any] = [root]
+        while self._todo:
+            value = self._todo.pop()
+            if type(value) not in _ATOMIC and id(value) not in self._seen:
+                self._seen.add(id(value))
+                self._visit(value)
+
+    def _visit(self, value: Any) -> None:
+        if isinstance(value, torch.Tensor):
+            self.tensors.append(value)
+        elif isinstance(value, nn.Module):
+            self.modules.append(value)
+            if is_shared(value):
+                return
+            if unwrap(value) is not value:
+                self._look_into(value._modules)
+            elif isinstance(value, torch.jit.ScriptModule):
+                self.tensors += [*value.parameters(), *value.buffers()]
+            else:
+                self._look_into(vars(value))
+        elif isinstance(value, (*_DICTS, *_LISTS)):
+            if not is_data(value):
+                self._look_into(value)
+        elif isinstance(value, (tuple, set, frozenset)):
+            self._todo.extend(value)
+        elif isinstance(value, (FunctionType, MethodType, partial)):
+            self._todo.extend(_bound(value))
+        elif _is_object(value) and (id(value) in self.objects or self._is_small(value)):
+            self._look_into(vars(value))
+
+    def _look_into(self, container: Any) -> None:
+        self.containers.append(container)
+        self._todo.extend(container.values() if isinstance(container, dict) else container)
+
+    def _is_small(self, value: Any) -> bool:
+        """Whether an object reaches few values, other than modules and tensors: then it is copied."""
+        reached: set[int] = set()
+        objects, todo = [], [value]
+        while todo:
+            item = todo.pop()
+            if type(item) in _ATOMIC or id(item) in reached or isinstance(item, (nn.Module, torch.Tensor)):
+                continue
+            reached.add(id(item))
+            if isinstance(item, _DICTS):
+                todo += [] if is_data(item) else item.values()
+            elif isinstance(item, (*_LISTS, tuple, set, frozenset)):
+                todo += [] if is_data(item) else item
+            elif _is_object(item):
+                objects.append(id(item))
+                todo += vars(item).values()
+            if len(reached) > _MANY:
+                return False
+        self.objects.update(objects)
+        return True
+
+
+class _Copier:
+    """Copies what a module reaches.
+
+    Attributes:
+        memo: the copies, by the id of the original.
+        made: dicts and lists that are the copies' own.
+        own: tensors of the copies that have memory of their own.
+        theirs: the originals of these.
+        aliases: tensors that share the memory of the model's parameters.
+    """
+
+    def __init__(self, found: _Found, copies: WeakKeyDictionary[nn.Module, nn.Module]) -> None:
+        self.memo: dict[int, Any] = {}
+        self.made: list[Any] = []
+        self.own: list[torch.Tensor] = []
+        self.theirs: list[torch.Tensor] = []
+        self.aliases: list[torch.Tensor] = []
+        self._objects = found.objects
+        self._known: set[int] = set()
+        for module in found.modules:
+            known = copies.get(module)
+            if known is not None:
+                self._known.add(id(module))
+            elif is_shared(module):
+                known = _Shared(module)
+            elif unwrap(module) is not module:
+                known = _Through()
+            elif isinstance(module, torch.jit.ScriptModule):
+                known = self._scripted(module)
+            else:
+                known = object.__new__(type(module))
+            self.memo[id(module)] = known
+
+    def fill(self, module: nn.Module) -> None:
+        """Give the copy of a module copies of all attributes."""
+        copy = self.memo[id(module)]
+        if id(module) in self._known or isinstance(copy, (torch.jit.ScriptModule, _Shared)):
+            return
+        if isinstance(copy, _Through):
+            copy._modules[next(iter(module._modules))] = self.memo[id(unwrap(module))]
+            return
+        attributes = vars(copy)
+        for name, value in vars(module).items():
+            if name != "_compiled_call_impl":
+                attributes[name] = self(value)
+        self.made.append(attributes)
+
+    def __call__(self, value: Any) -> Any:
+        """The copy of a value, or the value itself where it is shared."""
+        if type(value) in _ATOMIC:
+            return value
+        known = self.memo.get(id(value))
+        if known is not None:
+            return known
+        copy = self._copy(value)
+        if copy is not value:
+            self.memo[id(value)] = copy
+        return copy
+
+    def _copy(self, value: Any) -> Any:
+        if isinstance(value, torch.Tensor):
+            return self._tensor(value)
+        if isinstance(value, (*_DICTS, *_LISTS)):
+            return self._container(value)
+        if isinstance(value, tuple):
+            items = [self(item) for item in value]
+            if all(item is old for item, old in zip(items, value, strict=True)):
+                return value
+            return value._make(items) if hasattr(value, "_make") else type(value)(items)
+        if isinstance(value, (set, frozenset)):
+            return type(value)(map(self, value))
+        if isinstance(value, MethodType):
+            owner = value.__self__ if is_shared(value.__self__) else self(value.__self__)
+            return value if owner is value.__self__ else MethodType(value.__func__, owner)
+        if isinstance(value, partial):
+            keywords = {name: self(item) for name, item in value.keywords.items()}
+            return partial(self(value.func), *map(self, value.args), **keywords)
+        if isinstance(value, FunctionType):
+            return self._function(value)
+        if isinstance(value, torch.Generator):
+            return value.clone_state() if hasattr(value, "clone_state") else value
+        return self._object(value) if id(value) in self._objects else value
+
+    def _tensor(self, tensor: torch.Tensor) -> torch.Tensor:
+        if isinstance(tensor, nn.parameter.UninitializedTensorMixin):
+            return tensor
+        if isinstance(tensor, nn.Parameter) and not tensor.is_inference():
+            if type(tensor) is not nn.Parameter and not tensor.requires_grad:
+                return tensor  # Such as quantised weights, which carry more than numbers.
+            # Shares memory and version counter.
+            alias = nn.Parameter(tensor.detach(), requires_grad=False)
+            self.aliases.append(alias)
+            return alias
+        if tensor.requires_grad:
+            # No buffer, but computed from parameters, as by weight normalisation: nothing writes into it.
+            return tensor.detach()
+        copy = tensor.detach().clone()
+        if type(tensor) is nn.Parameter:
+            copy = nn.Parameter(copy, requires_grad=False)
+        self.own.append(copy)
+        self.theirs.append(tensor)
+        return copy
+
+    def _container(self, value: Any) -> Any:
+        if is_data(value):
+            return value
+        copy: Any
+        if isinstance(value, defaultdict):
+            copy = defaultdict(value.default_factory)
+        elif isinstance(value, deque):
+            copy = deque(maxlen=value.maxlen)
+        elif type(value) in (dict, OrderedDict, list):
+            copy = type(value)()
+        else:
+            return self._special(value)
+        self.memo[id(value)] = copy
+        if isinstance(value, dict):
+            for key, item in value.items():
+                copy[key] = self(item)
+        else:
+            copy.extend(map(self, value))
+        self.made.append(copy)
+        return copy
+
+    def _special(self, value: Any) -> Any:
+        """The copy of a subclass of dict or list."""
+        try:
+            copy = type(value)()
+            copy.update(value) if isinstance(value, dict) else copy.extend(value)
+            for name, item in vars(value).items() if hasattr(value, "__dict__") else ():
+                vars(copy)[name] = item
+        except Exception:  # Its constructor may ask for anything.
+            return value
+        self.memo[id(value)] = copy
+        items = value.items() if isinstance(value, dict) else enumerate(value)
+        for key, item in items:
+            dict.__setitem__(copy, key, self(item)) if isinstance(value, dict) else list.__setitem__(
+                copy, key, self(item)
+            )
+        self.made.append(copy)
+        return copy
+
+    def _function(self, function: FunctionType) -> Any:
+        plain = getattr(function, "_torchdynamo_orig_callable", None)
+        if plain is not None:
+            return self(plain)
+        held = _bound(function)
+        if not held:
+            return function
+        cells = [CellType() for _ in function.__closure__ or ()]
+        copy = FunctionType(
+            function.__code__, function.__globals__, function.__name__, function.__defaults__, tuple(cells)
+        )
+        self.memo[id(function)] = copy
+        copy.__kwdefaults__ = function.__kwdefaults__
+        copy.__dict__.update(function.__dict__)
+        ids = set(map(id, held))
+        for cell, old in zip(cells, function.__closure__ or (), strict=True):
+            try:
+                content = old.cell_contents
+            except ValueError:  # Not filled yet.
+                continue
+            cell.cell_contents = self(content) if id(content) in ids else content
+        return copy
+
+    def _object(self, value: Any) -> Any:
+        try:
+            copy = object.__new__(type(value))
+        except TypeError:
+            return value
+        self.memo[id(value)] = copy
+        attributes = vars(copy)
+        for name, item in vars(value).items():
+            attributes[name] = self(item)
+        self.made.append(attributes)
+        return copy
+
+    def _scripted(self, module: torch.jit.ScriptModule) -> torch.jit.ScriptModule:
+        """A copy of a scripted module, which cannot be looked into, on the memory of the model's weights."""
+        import copy as copying
+
+        try:
+            with torch.no_grad():
+                copy: torch.jit.ScriptModule = copying.deepcopy(module)
+                for own, theirs in zip(copy.parameters(), module.parameters(), strict=True):
+                    own.data = theirs.detach()
+                    own.requires_grad_(False)
+                    self.aliases.append(own)
+            copy.eval()
+        except Exception:  # Some hold what PyTorch cannot copy.
+            if any(inner.training for inner in module.modules()):
+                raise LayerError(
+                    f"the scripted module {module.original_name} cannot be copied and is in training mode; "
+                    "call its eval() first"
+                ) from None
+            return module
+        self.own += copy.buffers()
+        self.theirs += module.buffers()
+        return copy
+
+
+class _Snapshot:
+    """What containers hold and where tensors are in memory at one time."""
+
+    def __init__(self, containers: Iterable[Any], tensors: Iterable[torch.Tensor]) -> None:
+        filled = [container for container in containers if container]
+        self._empty = [container for container in containers if not container]
+        self._dicts = [_Filled(each) for each in filled if isinstance(each, dict)]
+        self._lists = [(each, [*each]) for each in filled if not isinstance(each, dict)]
+        self._tensors = [(tensor, _address(tensor)) for tensor in tensors]
+
+    def holds(self) -> bool:
+        """Whether all hold the same, but for the modules' mode."""
+        if any(self._empty):
+            return False
+        for each in self._dicts:
+            if [*map(id, each.container.values())] != each.ids and not each.differs_in_mode():
+                return False
+        for container, items in self._lists:
+            if [*map(id, container)] != [*map(id, items)]:
+                return False
+        return all(_address(tensor) == address for tensor, address in self._tensors)
+
+    def restore(self) -> None:
+        """Give the containers back what they held."""
+        for container in self._empty:
+            if container:
+                container.clear()
+        for each in self._dicts:
+            if [*map(id, each.container.values())] != each.ids or [*each.container] != each.keys:
+                each.container.clear()
+                each.container.update(zip(each.keys, each.values, strict=True))
+        for container, items in self._lists:
+            if [*map(id, container)] != [*map(id, items)]:
+                container.clear()
+                container.extend(items)
+
+
+class _Filled:
+    """A dict with what it held."""
+
+    __slots__ = ("container", "ids", "keys", "values")
+
+    def __init__(self, container: dict[Any, Any]) -> None:
+        self.container = container
+        self.keys = [*container]
+        self.values = [*container.values()]
+        self.ids = [*map(id, self.values)]
+
+    def differs_in_mode(self) -> bool:
+        """Whether nothing has changed but a module's mode, which a shadow does not take over."""
+        if [*self.container] != self.keys or "training" not in self.container:
+            return False
+        now = [*self.container.values()]
+        changed = [i for i, (value, old) in enumerate(zip(now, self.values, strict=True)) if value is not old]
+        if any(self.keys[index] != "training" for index in changed):
+            return False
+        self.values, self.ids = now, [*map(id, now)]
+        return True
+
+
+def is_shared(value: Any) -> bool:
+    """Whether a module says that shadows are to share it."""
+    return getattr(type(value), "shared_by_shadows", False)
+
+
+def is_data(container: Any) -> bool:
+    """Whether a container holds many plain values."""
+    if len(container) <= _MANY:
+        return False
+    first = next(iter(container.values() if isinstance(container, dict) else container))
+    return type(first) in _ATOMIC
+
+
+def _bound(function: Any) -> list[Any]:
+    """What a function is bound to, as far as it has to do with modules."""
+    if isinstance(function, MethodType):
+        return [] if is_shared(function.__self__) else [function.__self__]
+    if isinstance(function, partial):
+        return [function.func, *function.args, *function.keywords.values()]
+    contents = []
+    for cell in function.__closure__ or ():
+        try:
+            contents.append(cell.cell_contents)
+        except ValueError:  # Not filled yet.
+            continue
+    return [content for content in contents if _holds_module(content, {id(function)})]
+
+
+def _holds_module(value: Any, seen: set[int]) -> bool:
+    """Whether a value is a module, is bound to one, or is a container of them."""
+    if isinstance(value, nn.Module):
+        return True
+    if type(value) in _ATOMIC or id(value) in seen:
+        return False
+    seen.add(id(value))
+    if isinstance(value, MethodType):
+        return _holds_module(value.__self__, seen)
+    if isinstance(value, partial):
+        return any(_holds_module(item, seen) for item in (value.func, *value.args, *value.keywords.values()))
+    if isinstance(value, FunctionType):
+        for cell in value.__closure__ or ():
+            try:
+                if _holds_module(cell.cell_contents, seen):
+                    return True
+            except ValueError:
+                continue
+        return False
+    if isinstance(value, dict):
+        return any(isinstance(item, nn.Module) for item in value.values())
+    return isinstance(value, (list, tuple)) and any(isinstance(item, nn.Module) for item in value)
+
+
+def _is_object(value: Any) -> bool:
+    """Whether a value is an ordinary object, whose attributes are all that there is to it."""
+    kind = type(value)
+    return (
+        hasattr(value, "__dict__")
+        and not isinstance(value, (type, BaseException, dict, list, tuple, set))
+        and not kind.__module__.partition(".")[0] in ("torch", "builtins", "numpy", "threading", "_thread")
+        and kind.__reduce_ex__ is object.__reduce_ex__
+        and kind.__reduce__ is object.__reduce__
+        and not hasattr(kind, "__deepcopy__")
+        and not hasattr(kind, "__slots__")
+    )
+
+
+def _address(tensor: torch.Tensor) -> int:
+    try:
+        return tensor.data_ptr()
+    except RuntimeError:  # Fake tensors, lazy parameters and some subclasses have no memory.
+        return 0
+
+
+def _quieten(module: nn.Module) -> None:
+    """Set a copy to evaluation mode, in which it calls every module that its code calls."""
+    if isinstance(module, torch.jit.ScriptModule):
+        return
+    # Not by `nn.Module.eval`, which a model may have overridden.
+    own = vars(module)
+    own["training"] = False
+    if isinstance(module, nn.RNNBase) and any(p is not None and p.is_cuda for p in module._parameters.values()):
+        # cuDNN keeps what its backward pass needs only in training mode, where nothing but dropout differs.
+        own["training"], own["dropout"] = True, 0.0
+    elif isinstance(module, nn.TransformerEncoderLayer):
+        # A condition of its fused path alone, which calls no modules.
+        own["activation_relu_or_gelu"] = 0
+    elif isinstance(module, nn.TransformerEncoder):
+        own["use_nested_tensor"] = False
