@@ -20,7 +20,7 @@ export TF_CPP_MIN_LOG_LEVEL ?= 3
 # What `make bench` runs, each in a process of its own.
 BENCHMARKS := attribution batch estimation scale frameworks gpu quality readout_quality
 
-.PHONY: help demo test check bench bench-quick clean
+.PHONY: help demo test check docs bench bench-quick clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -37,6 +37,9 @@ check: $(READY) ## lint, check the format, the types and the direction of import
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+docs: $(READY) ## build the documentation's site in site/; every warning is an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+
 bench: $(READY) bench-quick ## time everything, two and a half hours; tables, plots and the pages' figures anew
 	for program in $(BENCHMARKS); do $(BIN)/python -m benchmarks.$$program || exit 1; done
 	$(BIN)/python -m benchmarks.report
@@ -48,7 +51,7 @@ bench-quick: $(READY) ## time what matters most, in five minutes; the pages' fig
 	$(BIN)/python -m benchmarks.readme
 
 clean: ## remove everything that make has made
-	rm -rf .venv demo-out .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf .venv demo-out site .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(READY): pyproject.toml constraints.txt requirements-alone.txt
@@ -56,7 +59,7 @@ $(READY): pyproject.toml constraints.txt requirements-alone.txt
 	@echo "making .venv: PyTorch, TensorFlow and what goes with them; this takes some minutes the first time"
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
-		--editable '.[all,dev]' --constraint constraints.txt
+		--editable '.[all,dev,docs]' --constraint constraints.txt
 	# By themselves: what they depend on would bring another PyTorch, and TensorFlow under another name.
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps \
 		--requirement requirements-alone.txt

@@ -13,7 +13,7 @@ from iba_core.bottleneck.chunks import Task, explain_in_chunks
 from iba_core.bottleneck.estimator import KIND, STATE, Moments, WelfordEstimator
 from iba_core.bottleneck.formulas import Mask
 from iba_core.bottleneck.noise import require_seed
-from iba_core.bottleneck.optimization import BottleneckOptimizer, PassMask
+from iba_core.bottleneck.optimization import BottleneckOptimizer, BottleneckResult, PassMask
 from iba_core.bottleneck.saliency import saliency_maps
 from iba_core.bottleneck.settings import BottleneckSettings, preset_settings
 from iba_core.bottleneck.statistics import Statistics
@@ -47,6 +47,16 @@ class _Options(NamedTuple):
     pass_mask: PassMask | None
     max_batch: int | None
     progbar: bool = False
+
+
+class _Known(NamedTuple):
+    """What is known of a chunk of images once its head has run."""
+
+    outputs: npt.NDArray[Any]
+    """Of the model, without a bottleneck."""
+    rows: tuple[npt.NDArray[Any], ...]
+    """Data of the target, a row per image."""
+    layout: Layout
 
 
 class Explainer:
@@ -399,46 +409,58 @@ class Explainer:
         inputs, settings, framework = self._checked(x), options.settings, self.adapter.framework
         split, images = self._split_at(whole.layer), batch_size(inputs)
         framework.reduced_precision(settings.precision, next(arrays_of(inputs)))  # refused at once, if at all
-        answers: list[tuple[npt.NDArray[Any], tuple[npt.NDArray[Any], ...]]] = []
+        known: list[_Known] = []
 
         def task(tail: Tail, start: int, stop: int) -> Task:
             statistics = self._statistics(split, settings.active_neurons_threshold)
             layout = self._layout(split, statistics)
             outputs = framework.to_numpy(main_output(self._run(tail.run, tail.features, tail.carry)))
             loss, rows = whole.select(start, stop, images).resolve(outputs)
-            answers.append((outputs, rows))
+            known.append(_Known(outputs, rows, layout))
             ordered = layout if tail.axes is None else layout.permuted(tail.axes)
             optimizer = self._optimizer(loss, ordered, settings.precision)
             like = full_precision(tail.features)
             return Task(optimizer, statistics, tuple(framework.asarray(row, like=like) for row in rows))
 
-        parts = []
-        for chunk in explain_in_chunks(
-            framework, split, inputs, self.estimator.mean().shape, task=task, **options._asdict()
-        ):
-            outputs, rows = answers[-1]
-            capacity = framework.to_numpy(chunk.result.capacity)
-            layout = self._layout(split, self._statistics(split, settings.active_neurons_threshold))
-            map_shape = self._map_shape(inputs, split, layout.places(capacity.shape[1:]))
-            part = Attribution(
-                saliency=saliency_maps(capacity, layout, map_shape),
-                capacity=capacity,
-                mask=framework.to_numpy(chunk.result.mask.passed),
-                outputs=outputs,
-                model_losses=chunk.result.model_losses,
-                informations=chunk.result.informations,
-                steps_taken=chunk.result.steps_taken,
-                layer=split.layer_name,
-                data_format=self._format(split),
-                settings=settings,
-                classes=rows[0] if isinstance(whole, ClassTarget) else None,
-                seed=options.seed,
-            )
-            parts.append(part)
+        shape = self.estimator.mean().shape
+        chunks = explain_in_chunks(framework, split, inputs, shape, task=task, **options._asdict())
+        is_class = isinstance(whole, ClassTarget)
+        parts = [
+            self._attribution(chunk.result, known[-1], inputs, split, is_class, options) for chunk in chunks
+        ]
         return parts[0] if len(parts) == 1 else Attribution.concatenate(parts)
+
+    def _attribution(
+        self,
+        result: BottleneckResult,
+        known: _Known,
+        inputs: Inputs,
+        split: Split,
+        is_class: bool,
+        options: _Options,
+    ) -> Attribution:
+        framework = self.adapter.framework
+        capacity = framework.to_numpy(result.capacity)
+        map_shape = self._map_shape(inputs, split, known.layout.places(capacity.shape[1:]))
+        return Attribution(
+            saliency=saliency_maps(capacity, known.layout, map_shape),
+            capacity=capacity,
+            mask=framework.to_numpy(result.mask.passed),
+            outputs=known.outputs,
+            model_losses=result.model_losses,
+            informations=result.informations,
+            steps_taken=result.steps_taken,
+            layer=split.layer_name,
+            data_format=self._format(split),
+            settings=options.settings,
+            classes=known.rows[0] if is_class else None,
+            seed=options.seed,
+        )
 
     def _chosen(self, preset: str | None, settings: dict[str, Any]) -> BottleneckSettings:
         """Given hyperparameters, else those of the preset, else the explainer's own."""
+        if preset is None and not settings:
+            return self.settings
         return self.settings.override(**preset_settings(preset)).override(**settings)
 
     def _statistics(self, split: Split, threshold: float) -> Statistics:

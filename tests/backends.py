@@ -79,7 +79,14 @@ class Flatten:
     name: str = "flatten"
 
 
-Layer = Conv | Dense | Norm | Activation | Dropout | AveragePool | Flatten
+@dataclass(frozen=True)
+class Counter:
+    """Passes its input on, and counts how often it runs: `backend.calls(model, name)`."""
+
+    name: str = "counter"
+
+
+Layer = Conv | Dense | Norm | Activation | Dropout | AveragePool | Flatten | Counter
 
 
 def same_padding(size: int, window: int, strides: int) -> tuple[int, int]:
@@ -260,12 +267,18 @@ class Backend(Arrays):
         dtype: str = "float32",
         seed: int = 0,
         weights: Mapping[str, Sequence[np.ndarray]] | None = None,
+        any_size: bool = False,
     ) -> Any:
         """A chain of layers, in evaluation mode.
 
         `shape` is that of one image, (H, W, C), or of one row, (N,). `weights` are as `draw_weights`
-        gives them; by default they are drawn from the seed.
+        gives them; by default they are drawn from the seed. With `any_size`, a Keras model declares no height
+        and width of its images.
         """
+
+    @abstractmethod
+    def calls(self, model: Any, name: str = "counter") -> int:
+        """How often the `Counter` of this name has run, also in a compiled function."""
 
 
 class Torch(Backend):
@@ -315,7 +328,7 @@ class Torch(Backend):
             "arrays": [*values, outputs],
         }
 
-    def network(self, shape, layers, *, dtype="float32", seed=0, weights=None):
+    def network(self, shape, layers, *, dtype="float32", seed=0, weights=None, any_size=False):
         nn = self.torch.nn
         weights = draw_weights(layers, shape, seed) if weights is None else weights
         model = nn.Sequential()
@@ -346,6 +359,8 @@ class Torch(Backend):
                     module = nn.AvgPool2d(window)
                 case Flatten(name):
                     module = nn.Flatten()
+                case Counter(name):
+                    module = self.counter()
             model.add_module(layer.name, module.to(getattr(self.torch, dtype)))
             if layer.name in weights:
                 self.set_weights(module, weights[layer.name], flattened)
@@ -354,6 +369,20 @@ class Torch(Backend):
                 flattened = shape
             shape = output_shape(layer, shape)
         return model.eval()
+
+    def counter(self) -> Any:
+        class CountingModule(self.torch.nn.Module):
+            # Kept by the class, so that a copy of the module counts with it.
+            calls = 0
+
+            def forward(self, x):
+                type(self).calls += 1
+                return x
+
+        return CountingModule()
+
+    def calls(self, model, name="counter"):
+        return model.get_submodule(name).calls
 
     def set_weights(self, module, weights: Sequence[np.ndarray], flattened: Shape) -> None:
         """Give a module Keras' arrays.
@@ -412,10 +441,10 @@ class TensorFlow(Backend):
             "arrays": [*values, outputs],
         }
 
-    def network(self, shape, layers, *, dtype="float32", seed=0, weights=None):
+    def network(self, shape, layers, *, dtype="float32", seed=0, weights=None, any_size=False):
         weights = draw_weights(layers, shape, seed) if weights is None else weights
         keras = self.keras.layers
-        x = inputs = self.keras.Input(shape, dtype=dtype)
+        x = inputs = self.keras.Input((None, None, *shape[2:]) if any_size else shape, dtype=dtype)
         for layer in layers:
             options = {"name": layer.name, "dtype": dtype}
             match layer:
@@ -435,10 +464,33 @@ class TensorFlow(Backend):
                     make = keras.AveragePooling2D(window, **options)
                 case Flatten():
                     make = keras.Flatten(**options)
+                case Counter():
+                    make = self.counter(options)
             x = make(x)
             if layer.name in weights:
                 make.set_weights(list(weights[layer.name]))
         return self.keras.Model(inputs, x)
+
+    def counter(self, options: dict[str, Any]) -> Any:
+        tf = self.tf
+
+        class CountingLayer(self.keras.layers.Layer):
+            calls = 0
+
+            def count(self, x):
+                type(self).calls += 1
+                return x
+
+            def call(self, x):
+                counted = tf.numpy_function(self.count, [x], x.dtype)
+                counted.set_shape(x.shape)
+                # The count must be a part of the graph, but gradients do not pass it.
+                return x + tf.stop_gradient(counted - x)
+
+        return CountingLayer(**options)
+
+    def calls(self, model, name="counter"):
+        return model.get_layer(name).calls
 
 
 def fitted(backend: Backend, dtype: str = "float64", model: Any = None, **settings: Any) -> Explainer:

@@ -1,8 +1,9 @@
 """The Readout Bottleneck's formulas: from the feature maps of several layers to a mask and its capacity.
 
 K. Schulz, L. Sixt, F. Tombari, T. Landgraf, "Restricting the Flow: Information Bottlenecks for
-Attribution", ICLR 2020, section 3.3: a network of three 1x1 convolutions reads, at every place of the
-bottleneck, the normalised features of several layers, resized to that place, and gives alpha.
+Attribution", ICLR 2020, https://arxiv.org/abs/2001.00396, section 3.3. At every place of the bottleneck, a
+network of three 1x1 convolutions takes the normalised features of several layers, resized to that place, and
+gives alpha.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from iba_core.bottleneck.formulas import Mask, capacity, mask_from_alpha, restrict
+from iba_core.bottleneck.formulas import capacity, mask_from_alpha, restrict
 from iba_core.bottleneck.resizing import resizing_matrix
 from iba_core.bottleneck.settings import BottleneckSettings
 from iba_core.bottleneck.smoothing import smoothing_matrices
@@ -35,8 +36,12 @@ def readout_sizes(inputs: int, outputs: int) -> tuple[tuple[int, int], ...]:
     """Channels (in, out) of the three 1x1 convolutions; a ReLU follows the first two.
 
     Args:
-        inputs: channels of all layers read, together.
+        inputs: channels of all readout layers together.
         outputs: channels of the bottleneck.
+
+    Example:
+        >>> readout_sizes(24, 6)
+        ((24, 12), (12, 12), (12, 6))
     """
     first, second = max(inputs // 2, 1), 2 * outputs
     return (inputs, first), (first, second), (second, outputs)
@@ -45,10 +50,10 @@ def readout_sizes(inputs: int, outputs: int) -> tuple[tuple[int, int], ...]:
 def resizing_matrices(
     shape: Sequence[int], layout: Layout, target: Sequence[int]
 ) -> tuple[npt.NDArray[np.float64], ...]:
-    """Matrices that bring a feature map to the places of the bottleneck, one for each axis.
+    """Matrices that resize a feature map to the places of the bottleneck, one for each spatial axis.
 
-    The features of a dense layer are repeated at every place; where the bottleneck is dense itself, feature
-    maps are averaged over their places. All rows sum to one.
+    The features of a dense layer are repeated at every place. If the bottleneck itself is dense, feature maps
+    are averaged over their places. All rows sum to one.
 
     Args:
         shape: shape of the feature map, without a batch axis.
@@ -56,7 +61,7 @@ def resizing_matrices(
         target: spatial shape of the bottleneck.
 
     Raises:
-        InputError: the two have different numbers of spatial axes, and neither has none.
+        InputError: the two have different numbers of spatial axes, and both have some.
     """
     places = layout.spatial_shape(shape)
     if not target:
@@ -72,14 +77,14 @@ def resizing_matrices(
 
 
 def resize_places(x: Array, matrices: Sequence[Array]) -> Array:
-    """Rows of features at the places of one map as rows at those of another.
+    """Resize a feature map whose places are flattened.
 
     Args:
         x: (B, places, channels), the places flattened.
-        matrices: what `resizing_matrices` gave, as arrays of the kind of `x`.
+        matrices: from `resizing_matrices`, as arrays of the kind of `x`.
 
     Returns:
-        Array (B, places of the other, channels).
+        Array (B, places after resizing, channels).
     """
     xp = array_namespace(x)
     images, channels = int(x.shape[0]), int(x.shape[2])
@@ -94,38 +99,40 @@ def resize_places(x: Array, matrices: Sequence[Array]) -> Array:
 
 
 BOUND = 3.0
-"""Standard deviations that a feature which is read cannot exceed, where reading is robust."""
+"""With robust reading, the most standard deviations by which a feature can differ from its mean."""
 
 
-class ReadConstants(NamedTuple):
-    """What is known of a layer that is read before any image is."""
+class LayerConstants(NamedTuple):
+    """What is known about a readout layer before any image is seen."""
 
     mean: Array
     """Mean of its features, (*feature map)."""
     std: Array
-    """Their standard deviation, floored at `min_std`, likewise."""
+    """Their standard deviation, at least `min_std`, likewise."""
     resizing: tuple[Array, ...]
-    """What `resizing_matrices` gave."""
+    """From `resizing_matrices`."""
 
 
 class ReadoutConstants(NamedTuple):
-    """What is known of a bottleneck before any image is, as tensors of its precision."""
+    """What is known about a readout before any image is seen, as tensors of the bottleneck's precision."""
 
     mean: Array
-    """mu of its features, (1, *feature map)."""
+    """mu of the bottleneck's features, (1, *feature map)."""
     std: Array
-    """sigma, floored at `min_std`, likewise."""
+    """sigma, at least `min_std`, likewise."""
     active: Array
-    """Boolean, likewise: the features that the bottleneck acts on; all others are set to 0."""
+    """Boolean, likewise: the features that the bottleneck acts on. All others are set to 0."""
     smoothing: tuple[Array, ...]
     """Smoothing along each spatial axis."""
-    reads: tuple[ReadConstants, ...]
-    """Of each of the layers read, in their order."""
+    readout_layers: tuple[LayerConstants, ...]
+    """One entry for each readout layer, in their order."""
 
 
 class Restricted(NamedTuple):
-    """What a bottleneck makes of a batch of feature maps; each (B, *feature map)."""
+    """What a bottleneck gives for a batch of feature maps; each (B, *feature map)."""
 
+    alpha: Array
+    """The parameter of the mask."""
     z: Array
     """The features with their share of noise, as the next layer gets them."""
     capacity: Array
@@ -133,11 +140,11 @@ class Restricted(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Place:
-    """A layer's feature map.
+class FeatureMap:
+    """Shape and layout of a layer's features.
 
     Attributes:
-        shape: its shape, without a batch axis.
+        shape: shape of one feature map, without a batch axis.
         layout: meaning of its axes.
     """
 
@@ -154,12 +161,15 @@ class Place:
         """Sizes of the spatial axes."""
         return self.layout.spatial_shape(self.shape)
 
-    def passing(self, pass_mask: npt.ArrayLike, images: int) -> npt.NDArray[np.bool_]:
-        """A mask of features that are to pass unchanged, checked.
+    def checked_mask(self, pass_mask: npt.ArrayLike, images: int) -> npt.NDArray[np.bool_]:
+        """Check a mask of features that pass unchanged.
 
         Args:
             pass_mask: of the shape of a feature map, or of a batch of them.
             images: number of feature maps.
+
+        Returns:
+            The mask as a boolean array.
 
         Raises:
             InputError: it has another shape.
@@ -173,32 +183,32 @@ class Place:
         return mask
 
     def to_channels_last(self) -> tuple[int, ...]:
-        """Permutation of the axes of a batch of such maps that brings the channels to the end."""
+        """Permutation of a batch's axes that moves the channels to the end."""
         return (0, *(axis + 1 for axis in self.layout.spatial_axes), self.layout.channel_axis + 1)
 
     def from_channels_last(self) -> tuple[int, ...]:
-        """Permutation that brings them back."""
+        """Permutation that moves them back."""
         return tuple(int(axis) for axis in np.argsort(self.to_channels_last()))
 
 
 @dataclass(frozen=True)
 class Readout:
-    """A bottleneck whose mask is read out of the feature maps of several layers.
+    """The formulas of a bottleneck whose mask is computed from the features of several layers.
 
     Attributes:
-        place: where the bottleneck is.
-        reads: the layers read.
+        bottleneck: features at the bottleneck.
+        readout_layers: features of the readout layers.
         relu: clip the restricted features at 0.
-        robust: normalise the features that are read by mean and standard deviation of their channel over all
-            places, not of each feature, and bend those that are far from the mean towards `BOUND`.
+        robust: normalise the readout layers' features by mean and standard deviation of their channel over
+            all places, instead of each feature's own, and limit them smoothly to `BOUND`.
 
     Raises:
-        InputError: a layer that is read has another number of spatial axes than the bottleneck, and neither
-            has none.
+        InputError: a readout layer has another number of spatial axes than the bottleneck, and both have
+            some.
     """
 
-    place: Place
-    reads: tuple[Place, ...]
+    bottleneck: FeatureMap
+    readout_layers: tuple[FeatureMap, ...]
     relu: bool = False
     robust: bool = False
 
@@ -208,7 +218,7 @@ class Readout:
     @property
     def sizes(self) -> tuple[tuple[int, int], ...]:
         """Channels (in, out) of the layers of the network, see `readout_sizes`."""
-        return readout_sizes(sum(read.channels for read in self.reads), self.place.channels)
+        return readout_sizes(sum(layer.channels for layer in self.readout_layers), self.bottleneck.channels)
 
     @property
     def weight_shapes(self) -> tuple[tuple[int, ...], ...]:
@@ -216,10 +226,10 @@ class Readout:
         return tuple(shape for inputs, outputs in self.sizes for shape in ((outputs, inputs), (outputs,)))
 
     def initial_weights(self, initial_alpha: float, seed: int) -> list[npt.NDArray[np.float64]]:
-        """Weights under which alpha is `initial_alpha`, whatever is read.
+        """Weights under which alpha is `initial_alpha` for every input.
 
-        Those of the last layer are 0, and its bias is `initial_alpha`; those of the others are uniform
-        within one over the root of the number of the layer's inputs.
+        Those of the last layer are 0, and its bias is `initial_alpha`. Those of the other layers are uniform
+        within plus and minus one over the root of the number of the layer's inputs.
 
         Args:
             initial_alpha: start value of alpha.
@@ -232,95 +242,104 @@ class Readout:
         return [*weights, np.zeros(last[1]), np.full(level[1], float(initial_alpha))]
 
     def _resizing(self) -> list[tuple[npt.NDArray[np.float64], ...]]:
-        return [resizing_matrices(read.shape, read.layout, self.place.spatial) for read in self.reads]
+        target = self.bottleneck.spatial
+        return [resizing_matrices(layer.shape, layer.layout, target) for layer in self.readout_layers]
 
-    def check(self, features: Array, reads: Sequence[Array], names: Sequence[str]) -> None:
-        """Compare feature maps with those that the distributions were estimated of.
+    def check(self, features: Array, readout_features: Sequence[Array], names: Sequence[str]) -> None:
+        """Compare feature maps with those on which the distributions were estimated.
 
         Args:
             features: (B, *feature map) at the bottleneck.
-            reads: those of the layers read.
+            readout_features: those of the readout layers.
             names: of all layers, that of the bottleneck first.
 
         Raises:
             InputError: a shape differs.
         """
-        places = (self.place, *self.reads)
-        for name, found, place in zip(names, (features, *reads), places, strict=True):
+        expected = (self.bottleneck, *self.readout_layers)
+        for name, found, known in zip(names, (features, *readout_features), expected, strict=True):
             shape = tuple(int(size) for size in found.shape[1:])
-            if shape != place.shape:
+            if shape != known.shape:
                 raise InputError(
                     f"the features of {name!r} have shape {shape}, but the estimated distribution has "
-                    f"{place.shape}: estimate it on inputs of the same size"
+                    f"{known.shape}: estimate it on inputs of the same size"
                 )
 
     def constants(
         self,
         statistics: Statistics,
-        read_statistics: Sequence[Statistics],
+        readout_statistics: Sequence[Statistics],
         settings: BottleneckSettings,
         tensor: Callable[[npt.NDArray[np.generic]], Array],
     ) -> ReadoutConstants:
-        """What the formulas need to know before any image.
+        """Compute what the formulas need to know before any image is seen.
 
         Args:
             statistics: distribution of the bottleneck's features.
-            read_statistics: those of the layers read.
-            settings: `min_std` and `smooth_std` count.
+            readout_statistics: those of the readout layers.
+            settings: only `min_std` and `smooth_std` are used.
             tensor: makes a tensor of the bottleneck's precision, or a boolean one, of an array.
 
         Raises:
             InputError: `min_std` is 0, and so is the standard deviation of some features.
         """
         if self.robust:
-            pairs = zip(read_statistics, self.reads, strict=True)
-            read_statistics = [_pooled(each, read.layout) for each, read in pairs]
-        floored = [np.maximum(each.std, settings.min_std) for each in (statistics, *read_statistics)]
-        if not (floored[0][statistics.active].all() and all(std.all() for std in floored[1:])):
+            pairs = zip(readout_statistics, self.readout_layers, strict=True)
+            readout_statistics = [_pooled(each, layer.layout) for each, layer in pairs]
+        std, *floored = (np.maximum(each.std, settings.min_std) for each in (statistics, *readout_statistics))
+        if not (std[statistics.active].all() and all(each.all() for each in floored)):
             raise InputError("min_std=0, but the standard deviation of some features is 0; give more than 0")
-        reads = zip(read_statistics, floored[1:], self._resizing(), strict=True)
-        smoothing = smoothing_matrices(self.place.shape, self.place.layout, settings.smooth_std)
+        layers = zip(readout_statistics, floored, self._resizing(), strict=True)
+        bottleneck = self.bottleneck
+        smoothing = smoothing_matrices(bottleneck.shape, bottleneck.layout, settings.smooth_std)
         return ReadoutConstants(
             mean=tensor(statistics.mean[None]),
-            # Features that are set to 0 need none, but a division by it must not spoil the gradients.
-            std=tensor(np.where(statistics.active, floored[0], 1.0)[None]),
+            # Inactive features need no standard deviation, but a division by 0 would spoil the gradients.
+            std=tensor(np.where(statistics.active, std, 1.0)[None]),
             active=tensor(statistics.active[None]),
             smoothing=tuple(map(tensor, smoothing)),
-            reads=tuple(
-                ReadConstants(tensor(each.mean), tensor(std), tuple(map(tensor, matrices)))
-                for each, std, matrices in reads
+            readout_layers=tuple(
+                LayerConstants(tensor(each.mean), tensor(own), tuple(map(tensor, matrices)))
+                for each, own, matrices in layers
             ),
         )
 
-    def alpha(self, weights: Weights, features: Sequence[Array], constants: ReadoutConstants) -> Array:
-        """The network's output: the parameter of the mask, (B, *feature map of the bottleneck).
+    def alpha(
+        self, weights: Weights, readout_features: Sequence[Array], constants: ReadoutConstants
+    ) -> Array:
+        """Compute the network's output: the parameter of the mask.
 
-        The first layer and the resizing are both linear and act on different axes, so the layer comes
-        first, where the maps are small.
+        The network's first layer and the resizing are both linear and act on different axes. So the layer
+        comes first, where the maps are small.
 
         Args:
             weights: of the network.
-            features: of the layers read, each (B, *feature map), of the dtype of the weights.
-            constants: what `constants` gave.
+            readout_features: of the readout layers, each (B, *feature map), of the dtype of the weights.
+            constants: from `constants`.
+
+        Returns:
+            Array (B, *feature map of the bottleneck).
         """
-        xp = array_namespace(features[0])
+        xp = array_namespace(readout_features[0])
         first, bias, *rest = weights
-        images, hidden = int(features[0].shape[0]), self.sizes[0][1]
+        images, hidden = int(readout_features[0].shape[0]), self.sizes[0][1]
         start, x = 0, bias
-        for place, feature, known in zip(self.reads, features, constants.reads, strict=True):
-            normalized = (feature - known.mean) / known.std
+        for layer, features, known in zip(
+            self.readout_layers, readout_features, constants.readout_layers, strict=True
+        ):
+            normalized = (features - known.mean) / known.std
             if self.robust:
                 normalized = BOUND * xp.tanh(normalized / BOUND)
-            normalized = xp.permute_dims(normalized, place.to_channels_last())
-            part = xp.matrix_transpose(first[:, start : start + place.channels])
-            rows = xp.matmul(xp.reshape(normalized, (-1, place.channels)), part)
+            normalized = xp.permute_dims(normalized, layer.to_channels_last())
+            part = xp.matrix_transpose(first[:, start : start + layer.channels])
+            rows = xp.matmul(xp.reshape(normalized, (-1, layer.channels)), part)
             x = x + resize_places(xp.reshape(rows, (images, -1, hidden)), known.resizing)
-            start += place.channels
+            start += layer.channels
         x = xp.reshape(x, (-1, hidden))
         for weight, bias in zip(rest[::2], rest[1::2], strict=True):
             x = xp.matmul(xp.maximum(x, xp.zeros_like(x)), xp.matrix_transpose(weight)) + bias
-        x = xp.reshape(x, (images, *self.place.spatial, self.place.channels))
-        return xp.permute_dims(x, self.place.from_channels_last())
+        x = xp.reshape(x, (images, *self.bottleneck.spatial, self.bottleneck.channels))
+        return xp.permute_dims(x, self.bottleneck.from_channels_last())
 
     def restrict(
         self,
@@ -328,39 +347,58 @@ class Readout:
         features: Array,
         noise: Array,
         constants: ReadoutConstants,
-        passing: Array | None = None,
+        pass_mask: Array | None = None,
     ) -> Restricted:
         """Restrict the flow through the bottleneck by the mask of `alpha`.
 
         Args:
             alpha: (B, *feature map).
             features: R, likewise.
-            noise: standard normal, likewise: each image has noise of its own.
-            constants: what `constants` gave.
-            passing: boolean, (*feature map) or (B, *feature map): features that pass unchanged and carry no
+            noise: standard normal, likewise: each image has its own noise.
+            constants: from `constants`.
+            pass_mask: boolean, (*feature map) or (B, *feature map): features that pass unchanged and carry no
                 capacity. None for none.
         """
         xp = array_namespace(alpha)
-        mask = mask_from_alpha(alpha, constants.smoothing, self.place.layout)
-        z, acts = self._mixed(features, mask, noise, constants), constants.active
+        mask = mask_from_alpha(alpha, constants.smoothing, self.bottleneck.layout)
+        z, acts = restrict(features, mask, constants.mean + constants.std * noise), constants.active
         z = xp.where(acts, z, xp.zeros_like(z))
-        if passing is not None:
-            z, acts = xp.where(passing, features, z), xp.logical_and(acts, xp.logical_not(passing))
+        if pass_mask is not None:
+            z, acts = xp.where(pass_mask, features, z), xp.logical_and(acts, xp.logical_not(pass_mask))
         if self.relu:
             z = xp.maximum(z, xp.zeros_like(z))
         nats = capacity((features - constants.mean) / constants.std, mask)
-        return Restricted(z, xp.where(acts, nats, xp.zeros_like(nats)))
+        return Restricted(alpha, z, xp.where(acts, nats, xp.zeros_like(nats)))
 
-    @staticmethod
-    def _mixed(features: Array, mask: Mask, noise: Array, constants: ReadoutConstants) -> Array:
-        return restrict(features, mask, constants.mean + constants.std * noise)
+    def restricted(
+        self,
+        weights: Weights,
+        features: Array,
+        readout_features: Sequence[Array],
+        noise: Array,
+        constants: ReadoutConstants,
+        pass_mask: Array | None = None,
+    ) -> Restricted:
+        """Restrict the flow by the mask that the network computes: `alpha` and `restrict` in one.
+
+        Args:
+            weights: of the network.
+            features: at the bottleneck, (B, *feature map), of any floating-point dtype.
+            readout_features: those of the readout layers, likewise.
+            noise: as for `restrict`; all is computed in its dtype.
+            constants: from `constants`.
+            pass_mask: as for `restrict`.
+        """
+        xp = array_namespace(noise)
+        own, *others = (xp.astype(each, noise.dtype) for each in (features, *readout_features))
+        return self.restrict(self.alpha(weights, others, constants), own, noise, constants, pass_mask)
 
 
 def _pooled(statistics: Statistics, layout: Layout) -> Statistics:
-    """The distribution of each channel over all places, at every one of them."""
+    """The distribution of each channel over all places, given at every place."""
     axes, shape = tuple(layout.spatial_axes), statistics.mean.shape
     mean = statistics.mean.mean(axis=axes, keepdims=True)
-    # The variance within the places, and that between them.
+    # The variance within the places, plus the variance between them.
     variance = (statistics.std**2 + (statistics.mean - mean) ** 2).mean(axis=axes, keepdims=True)
     mean, std = (np.array(np.broadcast_to(each, shape)) for each in (mean, np.sqrt(variance)))
     return Statistics(mean, std, statistics.active)

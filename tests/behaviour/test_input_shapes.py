@@ -1,6 +1,5 @@
 """Inputs of the wrong shape are refused in one sentence, before the model has done any work."""
 
-import keras
 import numpy as np
 import pytest
 import torch
@@ -8,84 +7,68 @@ from torch import nn
 
 from iba_core import Explainer, InputError, WelfordEstimator
 from iba_torch import IBA
+from tests.backends import Activation, AveragePool, Conv, Counter, Dense, Flatten, Torch
 
 SIZE = 8
+LAYERS = [Counter(), Conv("conv", 4), Activation("relu"), AveragePool("pool", keepdims=True)]
 
 
-class Torch:
-    def __init__(self):
-        torch.manual_seed(0)
-        self.model = nn.Sequential(
-            nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(64, 5)
-        )
-        self.conv, self.pool = "0", "2"
-
-    def of(self, images):
-        return np.ascontiguousarray(np.moveaxis(images, -1, 1))
+@pytest.fixture
+def model(backend):
+    return make_model(backend)
 
 
-class Keras:
-    def __init__(self):
-        keras.utils.set_random_seed(0)
-        inputs = keras.Input((None, None, 3))
-        x = keras.layers.Conv2D(4, 3, padding="same", activation="relu", name="conv")(inputs)
-        pooled = keras.layers.GlobalAveragePooling2D(name="pool", keepdims=True)(x)
-        x = keras.layers.Dense(5)(keras.layers.Flatten()(pooled))
-        self.model = keras.Model(inputs, x)
-        self.conv, self.pool = "conv", "pool"
-
-    def of(self, images):
-        return images
-
-
-@pytest.fixture(params=[Torch, Keras], ids=["torch", "keras"])
-def side(request):
-    return request.param()
+def make_model(backend):
+    """A network for images of any size, with a layer whose features have one size."""
+    return backend.network((SIZE, SIZE, 3), [*LAYERS, Flatten(), Dense("logits", 5)], any_size=True)
 
 
 def images(n, height=SIZE, width=SIZE):
     return np.random.default_rng(0).normal(size=(n, height, width, 3)).astype(np.float32)
 
 
-def shape_of(side, *sizes):
-    return side.of(np.empty((1, *sizes, 3))).shape[1:]
+def shape_of(backend, *sizes):
+    return backend.images(np.empty((1, *sizes, 3))).shape[1:]
 
 
-def test_another_height_or_width(side, monkeypatch):
-    explainer = Explainer(side.model, side.conv).fit([side.of(images(4))], progbar=False)
-    monkeypatch.setattr(explainer._cut, "open", None)
+def test_another_height_or_width(backend, model):
+    explainer = Explainer(model, "conv").fit([backend.images(images(4))], progbar=False)
+    calls = backend.calls(model)
+    assert calls > 0
     for height, width in ((9, 8), (8, 7), (16, 16)):
-        given, known = (", ".join(map(str, shape_of(side, *sizes))) for sizes in ((height, width), (8, 8)))
+        given, known = (", ".join(map(str, shape_of(backend, *sizes))) for sizes in ((height, width), (8, 8)))
         with pytest.raises(InputError, match=rf"\(batch, {given}\).* inputs of shape \(batch, {known}\)"):
-            explainer.explain(side.of(images(1, height, width)))
+            explainer.explain(backend.images(images(1, height, width)))
+    assert backend.calls(model) == calls
 
 
-def test_a_layer_that_takes_several_sizes_is_fitted_and_explained_on_them(side, tmp_path):
+def test_a_layer_that_takes_several_sizes_is_fitted_and_explained_on_them(backend, model, tmp_path):
     """What varied between the batches of `fit` may vary later, also after a file."""
-    explainer = Explainer(side.model, side.pool, steps=1, samples=1)
-    explainer.fit([side.of(images(3)), side.of(images(3, 8, 12))], progbar=False)
+    explainer = Explainer(model, "pool", steps=1, samples=1)
+    explainer.fit([backend.images(images(3)), backend.images(images(3, 8, 12))], progbar=False)
     explainer.save(tmp_path / "stats.safetensors")
-    loaded = Explainer(side.model, side.pool, steps=1, samples=1).load(tmp_path / "stats.safetensors")
+    loaded = Explainer(model, "pool", steps=1, samples=1).load(tmp_path / "stats.safetensors")
     for either in (explainer, loaded):
-        assert either.explain(side.of(images(1, 8, 10)), seed=0).saliency.shape == (1, 8, 10)
+        assert either.explain(backend.images(images(1, 8, 10)), seed=0).saliency.shape == (1, 8, 10)
         with pytest.raises(InputError, match="any"):
-            either.explain(side.of(images(1, 9, 10)))
+            either.explain(backend.images(images(1, 9, 10)))
 
 
 def test_the_bottleneck_of_torch_too():
-    side = Torch()
-    x = torch.from_numpy(side.of(images(4)))
-    iba = IBA(side.model[2], optimization_steps=1, batch_size=1)
-    iba.estimate(side.model, [x])
+    backend = Torch()
+    model = make_model(backend)
+    x = torch.from_numpy(backend.images(images(4)))
+    iba = IBA(model.pool, optimization_steps=1, batch_size=1)
+    iba.estimate(model, [x])
 
     def loss(inputs):
-        return side.model(inputs).mean()
+        return model(inputs).mean()
 
     with pytest.raises(InputError, match=r"\(batch, 3, 8, 9\).* inputs of shape \(batch, 3, 8, 8\)"):
         iba.analyze(torch.zeros(1, 3, 8, 9), loss)
-    iba.estimate(side.model, [x[..., :6]], reset=False)
+    iba.estimate(model, [x[..., :6]], reset=False)
     assert iba.analyze(torch.zeros(1, 3, 8, 9), loss).shape == (8, 9)
-    iba.estimate(side.model, [x])
+    iba.estimate(model, [x])
     with pytest.raises(InputError, match=r"\(batch, 3, 8, 8\)"):
         iba.analyze(torch.zeros(1, 3, 8, 9), loss)
 

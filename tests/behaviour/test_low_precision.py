@@ -1,10 +1,7 @@
 """Outputs of half precision: every loss of the core is computed in float32."""
 
-import keras
 import numpy as np
 import pytest
-import torch
-from torch import nn
 
 from iba_core import (
     ClassTarget,
@@ -16,6 +13,7 @@ from iba_core import (
     Target,
 )
 from iba_core.concepts.targets import SimilarityToConceptTarget
+from tests.backends import Activation, Dense
 
 GENERATOR = np.random.default_rng(0)
 LOGITS = GENERATOR.normal(size=(3, 1000)) * 3
@@ -54,22 +52,7 @@ def test_float64_stays(framework):
         assert framework.to_numpy(found).dtype == np.float64
 
 
-def torch_model():
-    return nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3)).to(torch.bfloat16), "1"
-
-
-def keras_model():
-    layers = [keras.layers.Dense(6, activation="relu", name="hidden"), keras.layers.Dense(3)]
-    policy = keras.DTypePolicy("float16")
-    inputs = keras.Input((4,), dtype="float16")
-    x = inputs
-    for layer in layers:
-        layer.dtype_policy = policy
-        x = layer(x)
-    return keras.Model(inputs, x), "hidden"
-
-
-class Watched(Target):
+class NotingTarget(Target):
     """A regression that notes what its loss is given."""
 
     def __init__(self):
@@ -79,19 +62,20 @@ class Watched(Target):
         loss, rows = RegressionTarget(np.full(3, 1.0001)).resolve(outputs)
         self.values = rows[0]
 
-        def watched(outputs, values):
+        def noting(outputs, values):
             self.dtypes.add(str(values.dtype).rpartition(".")[2].strip("<>' "))
             return loss(outputs, values)
 
-        return watched, rows
+        return noting, rows
 
 
-@pytest.mark.parametrize("make", [torch_model, keras_model])
-def test_targets_are_not_rounded_to_the_precision_of_the_model(make):
-    model, layer = make()
+def test_targets_are_not_rounded_to_the_precision_of_the_model(backend):
+    dtype = {"torch": "bfloat16", "tensorflow": "float16"}[backend.name]
+    layers = [Dense("hidden", 6), Activation("relu"), Dense("logits", 3)]
+    model = backend.network((4,), layers, dtype=dtype)
     data = np.random.default_rng(0).normal(size=(20, 4)).astype(np.float32)
-    target = Watched()
-    explainer = Explainer(model, layer=layer, steps=2, samples=2).fit([data], progbar=False)
+    target = NotingTarget()
+    explainer = Explainer(model, layer="relu", steps=2, samples=2).fit([data], progbar=False)
     attribution = explainer.explain(data[:2], target, seed=0)
     assert attribution.outputs.dtype == np.float32
     assert (target.values == np.float32(1.0001)).all()

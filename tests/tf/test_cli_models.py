@@ -16,7 +16,7 @@ from tensorflow.python.framework.convert_to_constants import convert_variables_t
 from iba_core import Attribution
 from iba_core.cli import explain, main
 from iba_core.errors import StateError
-from iba_tf import GraphModel, KerasAdapter
+from iba_tf import GraphModel, TensorFlowAdapter
 
 FAST = ("--steps", 2, "--samples", 2)
 
@@ -87,7 +87,7 @@ LAYERS = {
 @pytest.mark.parametrize("source", LAYERS)
 def test_the_model_in_a_file_is_the_one_that_was_saved(source, folder, model):
     x = np.random.default_rng(0).normal(size=(2, 32, 32, 3)).astype(np.float32)
-    adapter = KerasAdapter(KerasAdapter.load(str(folder / source)))
+    adapter = TensorFlowAdapter(TensorFlowAdapter.load(str(folder / source)))
     np.testing.assert_allclose(adapter.predict(x), model(x), rtol=1e-5, atol=1e-6)
 
 
@@ -153,7 +153,7 @@ class TestOldFiles:
         x = tf.reduce_mean(tf.nn.relu(x), axis=(1, 2))  # layers that Keras 3 does not know
         model = tf_keras.Model(inputs, tf_keras.layers.Dense(2, name="logits")(x))
         model.save(tmp_path / "old.h5")
-        loaded = KerasAdapter.load(str(tmp_path / "old.h5"))
+        loaded = TensorFlowAdapter.load(str(tmp_path / "old.h5"))
         assert isinstance(loaded, tf_keras.Model)
         x = np.random.default_rng(0).normal(size=(2, 8, 8, 3)).astype(np.float32)
         np.testing.assert_allclose(GraphModel.of(loaded).predict(x), model(x), rtol=1e-5)
@@ -172,5 +172,5 @@ class TestOldFiles:
             file.attrs["model_config"] = file.attrs["model_config"].replace("math.negative", "io.read_file")
         (tmp_path / "written.npy").unlink(missing_ok=True)
         with pytest.raises(StateError, match=r"old\.h5' is no Keras model that can be loaded safely"):
-            KerasAdapter.load(str(tmp_path / "old.h5"))
+            TensorFlowAdapter.load(str(tmp_path / "old.h5"))
         assert not (tmp_path / "written.npy").exists()

@@ -10,7 +10,7 @@ from tensorflow.python.framework.convert_to_constants import convert_variables_t
 
 from iba_core import Explainer
 from iba_core.errors import InputError, LayerError, StateError
-from iba_tf import GraphModel, KerasAdapter
+from iba_tf import GraphModel, TensorFlowAdapter
 
 v1 = tf.compat.v1
 tf_keras = pytest.importorskip("tf_keras")
@@ -206,7 +206,7 @@ def explain(model, layer, images):
 def test_every_form_of_a_network_has_the_same_maps(form, model, images, explained, tmp_path, v1_session):
     built, layer = form(model, tmp_path, v1_session)
     np.testing.assert_allclose(
-        KerasAdapter(built).predict(images), model(images, training=False), rtol=1e-5, atol=1e-5
+        TensorFlowAdapter(built).predict(images), model(images, training=False), rtol=1e-5, atol=1e-5
     )
     found = explain(built, layer, images)
     np.testing.assert_allclose(found.capacity, explained.capacity, rtol=1e-5, atol=1e-5)
@@ -250,15 +250,15 @@ class TestVariables:
         model.set_weights(weights)
         live, layer = form(model, tmp_path, None)
         made = GraphModel.of(live)
-        cut = made.cut(layer)
+        split = made.split(layer)
         before = made.predict(images).numpy()
         copy = made.copy()
         original = live if form is legacy_keras else model
         original.set_weights([2 * weight for weight in original.get_weights()])
         expected = original(images, training=False)
         np.testing.assert_allclose(made.predict(images), expected, rtol=1e-4)
-        with cut.open(images) as head:
-            np.testing.assert_allclose(cut.tail(head.features, head.carry), expected, rtol=1e-4)
+        with split.head(images) as tail:
+            np.testing.assert_allclose(tail(tail.features), expected, rtol=1e-4)
         assert made.changed_variables() == []
         np.testing.assert_allclose(copy.predict(images), before, rtol=1e-5)
         assert len(copy.changed_variables()) == 10
@@ -321,21 +321,24 @@ class TestInputs:
         np.testing.assert_allclose(made.predict(named)["sum"], np.tanh(0.5) + self.second, rtol=1e-6)
 
     def test_a_scalar_input_reaches_the_tail(self, made):
-        cut = made.cut("scaled")
+        split = made.split("scaled")
         inputs = {"second": self.second, "first": self.first, "offset": 5.0}
-        assert list(KerasAdapter(made).to_inputs({"offset": 5.0, "first": self.first})) == ["first", "offset"]
-        with cut.open(inputs) as head:
-            assert all(x.shape[0] == 2 for x in head.carry)
-            found = cut.tail(tf.repeat(head.features, 2, axis=0), head.carry)
+        assert list(TensorFlowAdapter(made).to_inputs({"offset": 5.0, "first": self.first})) == [
+            "first",
+            "offset",
+        ]
+        with split.head(inputs) as tail:
+            assert all(x.shape[0] == 2 for x in tail.carry)
+            found = tail(tf.repeat(tail.features, 2, axis=0))
         expected = np.repeat(np.tanh(0.5) * 3 + self.second + 5, 2, axis=0)
         np.testing.assert_allclose(found["sum"], expected, rtol=1e-6)
 
     def test_features_do_without_the_inputs_that_they_do_not_depend_on(self, made):
         np.testing.assert_allclose(
-            made.cut("scaled").features({"first": self.first}), 3 * np.tanh(self.first), rtol=1e-6
+            made.split("scaled").features({"first": self.first}), 3 * np.tanh(self.first), rtol=1e-6
         )
         with pytest.raises(InputError, match=r"given for \['second'\]"):
-            made.cut("scaled").features({"second": self.second})
+            made.split("scaled").features({"second": self.second})
 
     @pytest.mark.parametrize(
         ("inputs", "message"),
@@ -349,7 +352,7 @@ class TestInputs:
     )
     def test_wrong_inputs_are_named(self, made, inputs, message):
         with pytest.raises(InputError, match=message):
-            KerasAdapter(made).predict(inputs)
+            TensorFlowAdapter(made).predict(inputs)
 
     def test_inputs_of_a_graph_are_chosen_and_named(self, graph):
         session = v1.Session(graph=graph)
@@ -384,8 +387,8 @@ class TestNames:
             graph.get_operation_by_name("conv/Relu"),
             graph.get_tensor_by_name("conv/Relu:0"),
         ):
-            cut = made.cut(layer)
-            assert cut.feature_shape == (8, 8, 4)
+            split = made.split(layer)
+            assert split.feature_shape == (8, 8, 4)
         names = [info.name for info in made.layers(np.zeros((1, 8, 8, 3)))]
         assert names.index("stem/Conv2D") < names.index("stem/Relu") < names.index("conv/Relu")
         assert not any("read" in name.lower() or "/kernel" in name for name in names)
@@ -403,7 +406,7 @@ class TestNames:
     )
     def test_what_cannot_be_cut_says_why(self, made, layer, message):
         with pytest.raises(LayerError, match=message):
-            KerasAdapter(made).cut(layer)
+            TensorFlowAdapter(made).split(layer)
 
     def test_layers_of_keras_have_names_paths_and_objects(self, model, images):
         inner = keras.Input((8, 8, 3))
@@ -420,7 +423,7 @@ class TestNames:
 
         twice = Twice()
         twice(images)
-        adapter = KerasAdapter(twice)
+        adapter = TensorFlowAdapter(twice)
         assert [info.name for info in adapter.layers(images)] == [
             "backbone:0/deep",
             "backbone:0",
@@ -429,16 +432,16 @@ class TestNames:
             "join",
         ]
         for layer in ("backbone:1/deep", "backbone:1"):
-            cut = adapter.cut(layer)
-            np.testing.assert_allclose(cut.features(images), backbone(-images), rtol=1e-5)
-            assert cut.layer_name == layer
-        cut = adapter.cut(backbone.get_layer("deep"))
+            split = adapter.split(layer)
+            np.testing.assert_allclose(split.features(images), backbone(-images), rtol=1e-5)
+            assert split.layer_name == layer
+        split = adapter.split(backbone.get_layer("deep"))
         with pytest.raises(LayerError, match=r"'deep' runs 2 times.*'backbone:0/deep' or 'backbone:1/deep'"):
-            cut.features(images)
+            split.features(images)
         with pytest.raises(LayerError, match=r"no layer 'deeep'; the closest name is 'deep'"):
-            adapter.cut("deeep")
+            adapter.split("deeep")
         with pytest.raises(LayerError, match="no layer 'stranger'"):
-            adapter.cut(keras.layers.Add(name="stranger"))
+            adapter.split(keras.layers.Add(name="stranger"))
 
 
 class TestFiles:
@@ -507,6 +510,6 @@ class TestFiles:
 
 def test_what_belongs_to_the_backend():
     for owned in (tf.function(lambda x: x), Module(None), tf_keras.Sequential(), v1.GraphDef()):
-        assert KerasAdapter.owns(owned)
+        assert TensorFlowAdapter.owns(owned)
     for other in (lambda x: x, tf.Module(), np.ones(3), "saved_model"):
-        assert not KerasAdapter.owns(other)
+        assert not TensorFlowAdapter.owns(other)

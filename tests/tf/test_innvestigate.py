@@ -15,9 +15,11 @@ import tensorflow as tf
 import tf_keras
 
 from iba_core import Explainer
+from iba_core.bottleneck.optimization import BottleneckOptimizer
 from iba_core.errors import InputError, LayerError, NotEstimatedError, StateError
 from iba_core.targets import DistributionTarget
 from iba_tf import IBACopy, IBACopyInnvestigate, IBALayer, TFWelfordEstimator, model_wo_softmax
+from iba_tf.framework import TensorFlowFramework
 
 RNG = np.random.default_rng(0)
 IMAGES = RNG.normal(size=(12, 16, 12, 3)).astype(np.float32)
@@ -128,15 +130,19 @@ class TestAnalyzing:
     def test_many_images_are_explained_in_parts(self, monkeypatch):
         analyzer = fitted(build())
         expected = analyzer.analyze(IMAGES, seed=5)
-        monkeypatch.setattr(type(analyzer._adapter), "preferred_batch", lambda *_: 8)
-        sizes, tail = [], analyzer._cut.tail
+        monkeypatch.setattr(TensorFlowFramework, "preferred_batch", lambda *_: 8)
+        images, run = [], BottleneckOptimizer.run
         monkeypatch.setattr(
-            analyzer._cut, "tail", lambda z, carry: (sizes.append(z.shape[0]), tail(z, carry))[1]
+            BottleneckOptimizer,
+            "run",
+            lambda self, tail, *args, **kwargs: (
+                images.append(tail.features.shape[0]),
+                run(self, tail, *args, **kwargs),
+            )[1],
         )
-        analyzer._losses.clear()
         np.testing.assert_allclose(analyzer.analyze(IMAGES, seed=5), expected, rtol=1e-3, atol=1e-5)
-        prediction, *steps = sizes
-        assert (prediction, set(steps)) == (12, {8})
+        # Two images with four copies each.
+        assert images == [2] * 6
 
     def test_hyperparameters_are_set_once(self):
         analyzer = fitted(build())

@@ -16,7 +16,7 @@ from keras.layers import BatchNormalization as BatchNorm
 from iba_core import Explainer, WelfordEstimator
 from iba_core.errors import InputError, LayerError, NotEstimatedError, StateError
 from iba_tf import IBALayer, Sequential, to_saliency_map
-from iba_tf.eager import eagerly
+from iba_tf.framework import TensorFlowFramework, eagerly
 
 IMAGES = np.random.default_rng(0).normal(size=(12, 8, 8, 3)).astype(np.float32)
 
@@ -46,6 +46,20 @@ def bound():
     target = iba.set_classification_loss(model.output)
     iba.fit({model.input: IMAGES})
     return SimpleNamespace(model=model, iba=iba, target=target)
+
+
+@pytest.fixture
+def traced(bound, monkeypatch):
+    """Batch sizes of the feature maps that enter the layer after the bottleneck, one for each trace."""
+    layer, sizes = bound.model.get_layer("conv2"), []
+    call = layer.call
+    monkeypatch.setattr(layer, "call", lambda x: (sizes.append(x.shape[0]), call(x))[1])
+    return sizes
+
+
+def features_of(model, images):
+    """The features at the bottleneck."""
+    return keras.Model(model.input, model.get_layer("relu").output)(images).numpy()
 
 
 def without_bottleneck(model):
@@ -186,15 +200,13 @@ class TestAnalysis:
         for feed in (IMAGES[:1], {"image": IMAGES[:1]}, tf.constant(IMAGES[:1])):
             np.testing.assert_array_equal(bound.iba.analyze(feed, target=2, seed=0), expected)
 
-    def test_one_trace_serves_all_images_of_a_shape(self, bound):
+    def test_one_trace_serves_all_images_of_a_shape(self, bound, traced):
         for index in range(4):
             bound.iba.analyze(IMAGES[index : index + 1], target=index)
-        step = bound.iba._bound.loss.optimizer((8, 8, 6))._compiled_step
-        assert step.experimental_get_tracing_count() == 1
+        assert traced == [5]
 
-    def test_a_hundred_images_leave_nothing(self, bound):
+    def test_a_hundred_images_leave_nothing(self, bound, traced):
         bound.iba.analyze(IMAGES[:1], target=0)
-        step = bound.iba._bound.loss.optimizer((8, 8, 6))._compiled_step
         process, default = psutil.Process(), tf.compat.v1.get_default_graph()
         for index in range(100):
             bound.iba.analyze(IMAGES[index % 12][None], target=index % 5, steps=2)
@@ -202,11 +214,11 @@ class TestAnalysis:
                 gc.collect()
                 memory = process.memory_info().rss
         gc.collect()
-        assert step.experimental_get_tracing_count() == 1
+        assert traced == [5]
         assert process.memory_info().rss - memory < 20 * 2**20
         assert default.get_operations() == []
 
-    def test_a_batch_passes_in_parts_that_suit_the_device(self, bound, monkeypatch):
+    def test_a_batch_passes_in_parts_that_suit_the_device(self, bound, traced, monkeypatch):
         mask = np.random.default_rng(0).random((12, 8, 8, 6)) < 0.1
         classes = np.arange(12) % 5
         bound.iba.collect("capacity", "eps", "loss", "perturbed_feature")
@@ -215,13 +227,10 @@ class TestAnalysis:
         with bound.iba.restrict_flow():
             tf.random.set_seed(0)
             restricted = bound.model(IMAGES)
-        loss = bound.iba._bound.loss
-        monkeypatch.setattr(type(loss.adapter), "preferred_batch", lambda self, shape, like: 22)
-        monkeypatch.setattr(loss, "_optimizer", None)
-        sizes, tail = [], loss.cut.tail
-        monkeypatch.setattr(loss.cut, "tail", lambda z, carry: (sizes.append(z.shape[0]), tail(z, carry))[1])
+        monkeypatch.setattr(TensorFlowFramework, "preferred_batch", lambda self, shape, like: 22)
+        traced.clear()
         found = bound.iba.analyze(IMAGES, target=classes, seed=0, pass_mask=mask)
-        assert set(sizes) == {20}
+        assert set(traced) == {20}
         np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-5)
         for entry, values in bound.iba.get_report().items():
             for name, value in values.items():
@@ -260,7 +269,7 @@ class TestAnalysis:
         """At alpha = 5 the mask is 0.9933 everywhere; the formula for it is short."""
         capacity = bound.iba.analyze(IMAGES[:1], target=0, steps=0)
         mask = 1 / (1 + np.exp(-5.0))
-        x = bound.iba._cut().features(IMAGES)
+        x = features_of(bound.model, IMAGES)
         r = (x[0] - np.mean(x, axis=0)) / np.maximum(np.std(x, axis=0, ddof=1), 0.01)
         expected = -0.5 * (1 + 2 * np.log(1 - mask) - (r * mask) ** 2 - (1 - mask) ** 2)
         active = np.mean(np.asarray(x) != 0, axis=0) > 0.01
@@ -279,15 +288,12 @@ class TestAnalysis:
         assert np.all(capacity[:4] == 0)
         assert capacity[4:].sum() > 0
         with bound.iba.restrict_flow():
-            found = bound.iba(bound.iba._cut().features(IMAGES[:1]))
-        np.testing.assert_array_equal(found[0, :4], bound.iba._cut().features(IMAGES[:1])[0, :4])
+            found = bound.iba(features_of(bound.model, IMAGES[:1]))
+        np.testing.assert_array_equal(found[0, :4], features_of(bound.model, IMAGES[:1])[0, :4])
 
-    def test_max_batch_bounds_what_runs_at_once(self, bound):
-        sizes = []
-        tail = bound.iba._bound.loss.cut.tail
-        bound.iba._bound.loss.cut.tail = lambda z, carry: (sizes.append(z.shape[0]), tail(z, carry))[1]
+    def test_max_batch_bounds_what_runs_at_once(self, bound, traced):
         limited = bound.iba.analyze(IMAGES[:1], target=0, seed=0, max_batch=2)
-        assert max(sizes) == 2
+        assert max(traced) == 2
         np.testing.assert_allclose(
             limited, bound.iba.analyze(IMAGES[:1], target=0, seed=0), rtol=1e-3, atol=1e-5
         )
@@ -492,15 +498,14 @@ class TestRestrictedFlow:
         np.testing.assert_array_equal(bound.model.predict(IMAGES[:1], verbose=0), before)
 
     def test_what_passes_has_the_distribution_of_the_bottleneck(self, bound):
+        bound.iba.collect("lambda")
         bound.iba.analyze(IMAGES[:1], target=0, seed=0, steps=8)
         iba, copies = bound.iba, 4000
-        x = np.asarray(iba._cut().features(IMAGES[:1]))[:, :2, :2]
-        for variable in (iba._flow.passed, iba._flow.blocked, iba._flow.mean, iba._flow.std):
-            variable.assign(variable[:, :2, :2])
+        x = features_of(bound.model, IMAGES[:1])
         with iba.restrict_flow():
             drawn = iba(np.repeat(x, copies, axis=0)).numpy()
-        mask, active = iba._flow.passed.numpy()[0], iba.estimator.active_neurons()[:2, :2]
-        mean, std = iba.estimator.mean()[:2, :2], np.maximum(iba.estimator.std(), 0.01)[:2, :2]
+        mask, active = iba.get_report()["final"]["lambda"][0], iba.estimator.active_neurons()
+        mean, std = iba.estimator.mean(), np.maximum(iba.estimator.std(), 0.01)
         expected = np.where(active, mask * x[0] + (1 - mask) * mean, 0)
         spread = np.where(active, (1 - mask) * std, 0)
         assert 0.05 < mask[active].mean() < 0.95
@@ -904,7 +909,7 @@ class TestReport:
         bound.iba.analyze(IMAGES[:1], target=2, pass_mask=mask)
         report = bound.iba.get_report()
         np.testing.assert_array_equal(report["init"]["pass_mask"][0], mask)
-        expected = np.asarray(bound.iba._cut().features(IMAGES[:1]))[0, 0]
+        expected = features_of(bound.model, IMAGES[:1])[0, 0]
         np.testing.assert_array_equal(report["final"]["perturbed_feature_passing"][4, 0], expected)
 
     def test_a_loss_of_ones_own_has_no_logits(self, bound):

@@ -7,8 +7,9 @@ import tensorflow as tf
 from keras import layers
 
 from iba_core import Explainer
-from iba_tf import KerasAdapter
-from iba_tf.graphs.normalization import MergedCall
+from iba_tf.graphs.calls import CallGraph
+from iba_tf.graphs.normalization import MergedCall, merged
+from iba_tf.models.network import KerasNetwork
 
 SIDE = 16
 
@@ -40,8 +41,20 @@ def network(convolution, normalization=None, between=(), after=()):
     return fill(keras.Model(inputs, layers.Dense(3)(x)))
 
 
-def merged_in(cut):
-    return sum(isinstance(call, MergedCall) for call in cut._tail_calls)
+def merged_in(model):
+    """How many pairs of layers after the features run as one."""
+    graph = CallGraph.of(model)
+    _, start = graph.find("features")
+    nodes = graph.needed_for(graph.flat_outputs, [start])
+    return sum(isinstance(node, MergedCall) for node in merged(nodes, graph.flat_outputs))
+
+
+def tail_of(model, rewrites=True):
+    """The tail after the features, as a function of them alone."""
+    split = KerasNetwork(model, rewrites=rewrites).split("features")
+    with split.head(np.zeros((1, *model.input_shape[1:]), np.float32)) as tail:
+        assert tail.carry == ()
+        return lambda z: tail.run(z, ())
 
 
 def features(rows=16):
@@ -57,13 +70,12 @@ def gradient(tail, z):
 
 
 def assert_same(model):
-    cut = KerasAdapter(model).cut("features")
+    tail = tail_of(model)
     rest = keras.Model(model.get_layer("features").output, model.output)
     z = features()
-    found, wanted = gradient(lambda z: cut.tail(z, ()), z), gradient(lambda z: rest(z, training=False), z)
+    found, wanted = gradient(tail, z), gradient(lambda z: rest(z, training=False), z)
     for got, expected in zip(found, wanted, strict=True):
         np.testing.assert_allclose(got, expected, rtol=2e-5, atol=2e-5 * np.abs(expected).max())
-    return cut
 
 
 @pytest.mark.parametrize("options", [{}, {"scale": False}, {"center": False}], ids=str)
@@ -74,11 +86,11 @@ def test_output_and_gradient_are_those_of_the_two_layers(kind, options, monkeypa
     def refuse(*args, **kwargs):
         raise AssertionError("the normalisation has run by itself")
 
-    cut = KerasAdapter(model).cut("features")
-    assert merged_in(cut) == 1
+    assert merged_in(model) == 1
     assert_same(model)
+    tail = tail_of(model)
     monkeypatch.setattr(layers.BatchNormalization, "call", refuse)
-    cut.tail(features(), ())
+    tail(features())
 
 
 @pytest.mark.parametrize("kind", [layers.Conv1D, layers.DepthwiseConv1D])
@@ -88,11 +100,10 @@ def test_sequences_are_merged_too(kind):
     x = kind(**{"filters": 5} if kind is layers.Conv1D else {}, kernel_size=3, padding="same")(x)
     x = layers.BatchNormalization()(x)
     model = fill(keras.Model(inputs, layers.Dense(2)(layers.GlobalAveragePooling1D()(x))))
-    cut = KerasAdapter(model).cut("features")
-    assert merged_in(cut) == 1
+    assert merged_in(model) == 1
     z = np.random.default_rng(0).normal(size=(8, 64, 4)).astype(np.float32)
     rest = keras.Model(model.get_layer("features").output, model.output)
-    np.testing.assert_allclose(cut.tail(tf.constant(z), ()), rest(z), rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(tail_of(model)(tf.constant(z)), rest(z), rtol=1e-4, atol=1e-4)
 
 
 class Doubled(layers.Conv2D):
@@ -135,7 +146,9 @@ def patched():
     ],
 )
 def test_everything_else_is_left_to_the_layers(model):
-    assert merged_in(assert_same(model())) == 0
+    made = model()
+    assert_same(made)
+    assert merged_in(made) == 0
 
 
 def test_a_result_that_others_take_stays():
@@ -144,7 +157,8 @@ def test_a_result_that_others_take_stays():
     x = layers.Conv2D(4, 3, padding="same")(x)
     x = layers.Add()([x, layers.BatchNormalization()(x)])
     model = fill(keras.Model(inputs, layers.GlobalAveragePooling2D()(x)))
-    assert merged_in(assert_same(model)) == 0
+    assert_same(model)
+    assert merged_in(model) == 0
 
 
 def test_a_result_that_the_model_returns_stays():
@@ -152,21 +166,20 @@ def test_a_result_that_the_model_returns_stays():
     x = layers.Conv2D(4, 1, name="features")(inputs)
     x = layers.Conv2D(4, 3)(x)
     model = fill(keras.Model(inputs, [x, layers.BatchNormalization()(x)]))
-    cut = KerasAdapter(model).cut("features")
-    assert merged_in(cut) == 0
-    assert len(cut.tail(features(), ())) == 2
+    assert merged_in(model) == 0
+    assert len(tail_of(model)(features())) == 2
 
 
 def test_large_weights_for_small_maps_are_not_copied():
     model = network(layers.Conv2D(8, SIDE), layers.BatchNormalization(name="norm"))
-    cut = assert_same(model)
-    assert merged_in(cut) == 1
+    assert_same(model)
+    assert merged_in(model) == 1
     ran = []
     call = type(model.get_layer("norm")).call
     model.get_layer("norm").call = lambda *args, **kwargs: (
         ran.append(1) or call(model.get_layer("norm"), *args, **kwargs)
     )
-    cut.tail(features(), ())
+    tail_of(model)(features())
     assert ran
 
 
@@ -176,7 +189,7 @@ def test_layers_of_half_precision_are_left_alone():
         model = network(layers.Conv2D(6, 3))
     finally:
         keras.config.set_dtype_policy("float32")
-    assert merged_in(KerasAdapter(model).cut("features")) == 0
+    assert merged_in(model) == 0
 
 
 def test_the_model_stays_as_it_is_and_its_changes_are_seen():

@@ -517,7 +517,6 @@ def test_the_model_is_left_as_it_was(snapshot, what, training):
     assert snapshot(model, x) == before
     assert torch.equal(x, image)
     assert all(p.grad is None and p.requires_grad for p in readout.parameters())
-    assert readout._reader.inputs is None
 
 
 @pytest.mark.parametrize("what", ["analyze", "estimate", "fit"])
@@ -538,7 +537,6 @@ def test_the_model_is_left_as_it_was_when_a_pass_fails(snapshot, what):
         act(what, model, readout, x, y)
     handle.remove()
     assert snapshot(model, x) == before
-    assert readout._reader.inputs is None
     readout.estimate(model, [x])
     assert readout.analyze(x, model).shape == (8, 8, 8)
 
@@ -554,13 +552,27 @@ def test_detaching_removes_every_hook():
             call()
 
 
+def live():
+    gc.collect()
+    return sum(issubclass(type(thing), torch.Tensor) for thing in gc.get_objects())
+
+
+def test_a_pass_that_fails_holds_no_inputs():
+    model, readout = make_readout()
+    x, _ = make_data(4)
+    readout.analyze(x, model)
+    handle = model.out.register_forward_pre_hook(lambda module, args: 1 / 0)
+    before = live()
+    with pytest.raises(ZeroDivisionError), readout.restrict_flow():
+        model(x)
+    handle.remove()
+    # No results of a pass are kept, and no inputs.
+    assert live() == before
+
+
 def test_explaining_and_training_hold_no_memory():
     model, readout = make_readout()
     x, y = make_data(4)
-
-    def live():
-        gc.collect()
-        return sum(issubclass(type(thing), torch.Tensor) for thing in gc.get_objects())
 
     for _ in range(2):
         act("fit", model, readout, x, y)
@@ -603,7 +615,15 @@ def test_the_state_makes_the_round_trip_through_a_file(tmp_path, given):
     fresh.load_state_dict(load_file(tmp_path / "readout.safetensors"))
     x = make_data(2)[0]
     np.testing.assert_array_equal(fresh.analyze(x, model), readout.analyze(x, model))
-    assert fresh._input_shape == readout._input_shape
+    np.testing.assert_array_equal(fresh.analyze(x, model), readout.analyze(x, model))
+    # The sizes of the inputs come along.
+    other = torch.randn(1, 3, 12, 12, dtype=torch.float64)
+    messages = []
+    for each in (readout, fresh):
+        with pytest.raises(InputError) as error:
+            each.analyze(other, model)
+        messages.append(str(error.value))
+    assert messages[0] == messages[1]
     assert [e.n_samples() for e in fresh.estimators] == [24] * len(READS)
     for name, value in readout.state_dict().items():
         assert torch.equal(fresh.state_dict()[name], value), name

@@ -20,8 +20,7 @@ from iba_tf.bottlenecks.layer import IBALayer, Sequential
 from iba_tf.bottlenecks.per_sample import to_saliency_map
 from iba_tf.bottlenecks.readout import IBAReadout
 from iba_tf.bottlenecks.softmax import model_wo_softmax
-from iba_tf.graphs.graph_split import GraphSplit
-from iba_tf.graphs.keras_split import KerasSplit
+from iba_tf.graphs.split import GraphSplit
 from iba_tf.images import get_imagenet_generator
 from iba_tf.models.graph_model import GraphModel
 
@@ -35,7 +34,6 @@ __all__ = [
     "IBACopyInnvestigate",
     "IBALayer",
     "IBAReadout",
-    "KerasSplit",
     "Sequential",
     "TFWelfordEstimator",
     "TensorFlowAdapter",

@@ -16,11 +16,11 @@ from iba_core.framework.framework import Framework
 from iba_core.framework.layout import DataFormat
 from iba_tf.efficientnet_lite import efficientnet_lite0
 from iba_tf.framework import TensorFlowFramework, eagerly, runs_eagerly
-from iba_tf.graphs.calls import CallGraph, has_graph
-from iba_tf.graphs.operations import OperationGraph
+from iba_tf.graphs.calls import has_graph
+from iba_tf.graphs.dataflow import DataflowGraph
 from iba_tf.models.graph_model import GraphModel, is_graph_model
-from iba_tf.models.keras_network import KerasNetwork
 from iba_tf.models.model_files import load_file
+from iba_tf.models.network import KerasNetwork, Network
 
 _PRETRAINED = {"efficientnet-lite0": efficientnet_lite0}
 
@@ -72,7 +72,7 @@ class TensorFlowAdapter(ModelAdapter):
         return load_file(Path(source))
 
     @property
-    def graph(self) -> CallGraph | OperationGraph | None:
+    def graph(self) -> DataflowGraph | None:
         """The model's calls of layers, or its operations; None where these follow from the inputs.
 
         Raises:
@@ -133,7 +133,7 @@ def _outside(function: Callable[[Inputs], Any], inputs: Inputs) -> Any:
         return found if eager else tf.nest.map_structure(np.asarray, found)
 
 
-def network_of(model: Any) -> KerasNetwork | GraphModel:
+def network_of(model: Any) -> Network:
     """The way into a model: by the calls of its layers where Keras 3 lists them, else by its operations.
 
     Raises:

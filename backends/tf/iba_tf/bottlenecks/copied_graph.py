@@ -12,15 +12,9 @@ from tensorflow.core.framework.node_def_pb2 import NodeDef
 from iba_core.errors import InputError
 from iba_tf.bottlenecks.flow import Flow, GraphFlow, Load, load_values
 from iba_tf.framework import eagerly
-from iba_tf.graphs.operations import (
-    REFERENCES,
-    Binding,
-    GraphInput,
-    OperationGraph,
-    TensorName,
-    canonical,
-    node_of,
-)
+from iba_tf.graphs.dataflow import TensorName
+from iba_tf.graphs.graph_inputs import GraphInput
+from iba_tf.graphs.operations import REFERENCES, Binding, OperationGraph, canonical, node_of
 
 v1 = tf.compat.v1
 
@@ -64,7 +58,7 @@ class CopiedGraph:
         # One import for all: a second one would rename operations whose names begin like one of the first.
         whole = GraphDef(versions=source.versions, library=source.definitions)
         whole.library.MergeFrom(own.as_graph_def().library)
-        whole.node.extend(source.nodes.values())
+        whole.node.extend(node.definition for node in source.nodes.values())
         after_feature = {node_of(tensor) for tensor in source.dependents([feature])} - {node_of(feature)}
         for node in whole.node:
             if node.name in after_feature:

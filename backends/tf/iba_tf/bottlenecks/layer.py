@@ -35,7 +35,7 @@ from iba_tf.bottlenecks.per_sample import (
 from iba_tf.bottlenecks.softmax import applies_softmax
 from iba_tf.framework import eagerly, runs_eagerly
 from iba_tf.graphs.calls import CallGraph, function_to
-from iba_tf.graphs.keras_split import KerasSplit
+from iba_tf.graphs.split import GraphSplit
 
 v1 = tf.compat.v1
 
@@ -248,21 +248,21 @@ class IBALayer(PerSampleBottleneck, keras.layers.Layer):
             raise LayerError(f"layer {self.name!r} is not in the graph: call it on one of its tensors")
         return self._bound.in_graph
 
-    def _split_to(self, output: KerasTensor) -> tuple[TensorFlowAdapter, KerasSplit]:
+    def _split_to(self, output: KerasTensor) -> tuple[TensorFlowAdapter, GraphSplit]:
         adapter = TensorFlowAdapter(function_to(output))
-        places = [place for place in adapter.graph.places if place.operation is self]
+        places = [place for place in adapter.graph.layers if place.object is self]
         if len(places) != 1:
             advice = (
                 "it must run once, and each bottleneck of a model needs a layer of its own"
                 if places
-                else "what a subclassed model calls cannot be seen from outside, but IBACopy can explain it"
+                else "the calls of a subclassed model cannot be seen from outside, but IBACopy can explain it"
             )
             raise LayerError(
                 f"layer {self.name!r} runs {len(places)} times on the way to {output.name!r}; {advice}"
             )
-        return adapter, KerasSplit(adapter.graph, places[0], places[0].outputs[0], replace=True)
+        return adapter, adapter.network.split(self, replace=True)
 
-    def _split(self) -> KerasSplit:
+    def _split(self) -> GraphSplit:
         """The model around the layer: up to the loss if there is one, else up to the layer's last call."""
         if self._bound.loss is not None:
             return self._bound.loss.split
@@ -436,8 +436,8 @@ class IBALayer(PerSampleBottleneck, keras.layers.Layer):
     def _checked(self, loss: TailLoss, inputs: Any) -> tuple[tf.Tensor, ...]:
         graph = loss.adapter.graph
         tensors = graph.prepare(inputs)
-        for tensor, slot in zip(tensors, graph.inputs, strict=True):
-            require_rows(tensor, f"feed_dict[{graph.tensors[slot].name!r}]")
+        for tensor, entry in zip(tensors, graph.inputs, strict=True):
+            require_rows(tensor, f"feed_dict[{entry.name!r}]")
         return tuple(tensors)
 
 
@@ -447,7 +447,7 @@ class _Bound:
 
     loss: TailLoss | None = None
     target: KerasTensor | None = None
-    alone: tuple[KerasTensor, KerasSplit] | None = None
+    alone: tuple[KerasTensor, GraphSplit] | None = None
     in_graph: _LayerInGraph | None = None
 
 

@@ -17,8 +17,9 @@ from iba_core.errors import InputError
 from iba_core.framework.adapter import Inputs
 from iba_tf.adapter import TensorFlowAdapter
 from iba_tf.graphs.calls import function_to
-from iba_tf.graphs.graph_split import GraphSplit
-from iba_tf.graphs.operations import OperationGraph, TensorName, canonical, data_inputs, node_of
+from iba_tf.graphs.dataflow import TensorName
+from iba_tf.graphs.operations import OperationGraph, canonical, node_of
+from iba_tf.graphs.split import GraphSplit
 from iba_tf.models.graph_model import GraphModel
 
 v1 = tf.compat.v1
@@ -199,12 +200,12 @@ def _output(graph: OperationGraph, output: Any) -> TensorName:
 def _place_of(name: TensorName, graph: OperationGraph) -> str:
     """The layer, or else the tensor, that a traced function has made its result of."""
     of_layers = {
-        tensor: f"{layer.name}[{index}]" if index else layer.name
+        tensor: layer.named(index)
         for layer in graph.layers
         for index, tensor in enumerate(layer.tensors)
     }
     while name not in of_layers and (node := graph.nodes.get(node_of(name))) and node.op == "Identity":
-        (name,) = data_inputs(node)
+        (name,) = node.inputs
     return of_layers.get(name, name)
 
 

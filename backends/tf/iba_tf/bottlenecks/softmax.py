@@ -13,7 +13,8 @@ from iba_tf.adapter import require_tensorflow
 from iba_tf.bottlenecks.original import keras_library_of
 from iba_tf.graphs import operations
 from iba_tf.graphs.calls import has_graph, node_of, output_structure, why_no_graph
-from iba_tf.graphs.operations import OperationGraph, TensorName, data_inputs
+from iba_tf.graphs.dataflow import TensorName
+from iba_tf.graphs.operations import OperationGraph
 
 
 def model_wo_softmax(model: Any) -> Any:
@@ -94,8 +95,8 @@ def logits_of(graph: OperationGraph) -> TensorName | None:
     """Name of the input of the softmax at the end of the first output; None if there is no softmax."""
     name = first_output(graph)
     while (node := graph.nodes.get(operations.node_of(name))) is not None and node.op == "Identity":
-        (name,) = data_inputs(node)
-    return data_inputs(node)[0] if node is not None and node.op == "Softmax" else None
+        (name,) = node.inputs
+    return node.inputs[0] if node is not None and node.op == "Softmax" else None
 
 
 class _Rebuilt:

@@ -1,260 +1,172 @@
-"""The graph of symbolic tensors behind a Keras model, as a list of calls that can be cut anywhere.
+"""A Keras model as a graph of its layers' calls.
 
-Keras keeps, with every symbolic tensor, the call that made it. From there the calls of a functional or
-sequential model are listed in the order in which they run, those of nested models in place of the call of
-the nested model. Each tensor gets a number, its *slot*, so that a nested model that is called twice is
-listed twice over the same layers. The layers themselves are neither copied nor called symbolically: the
-model's own graph stays as it is.
+Keras keeps, with every symbolic tensor, the call that made it. From these records the calls of a functional
+or sequential model are listed in the order in which they run. The calls of a nested model stand in place of
+the call of that model. Each call has a name of its own, so a nested model that is called twice is listed
+twice, over the same layers. The layers are neither copied nor called symbolically: the model's own graph
+stays as it is.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections import deque
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, get_args
+from typing import Any, ClassVar, get_args
 
 import keras
-import numpy as np
 import tensorflow as tf
 from keras import KerasTensor
 
-from iba_core.errors import InputError, LayerError, closest
+from iba_core.errors import LayerError
 from iba_core.framework.layout import DataFormat
-from iba_tf.framework import traced
-from iba_tf.graphs.place_names import matching, split_index
+from iba_tf.graphs.dataflow import DataflowGraph, Node, Place, Shape, TensorName, Values
+from iba_tf.graphs.graph_inputs import GraphInput
 
-Slot = int
-"""Number of a tensor in a graph."""
-
-Values = dict[Slot, Any]
-"""What the tensors of a graph are for one batch."""
+_MASK = "#mask"
+"""What follows the name of a tensor in the name of its mask."""
 
 
 @dataclass(frozen=True, eq=False)
-class Call:
-    """One call of an operation.
+class Call(Node):
+    """One call of an operation of Keras.
 
     Attributes:
+        name: path of names through the nested models, and the number of the call.
         operation: a Keras layer, or any other operation on symbolic tensors.
-        node: Keras' record of the call, which holds the arguments.
-        inputs: slots of the symbolic tensors among the arguments.
-        outputs: slots of the results.
-        takes_training: whether the operation tells training from inference.
-    """
-
-    operation: keras.Operation
-    node: Any
-    inputs: tuple[Slot, ...]
-    outputs: tuple[Slot, ...]
-    takes_training: bool
-
-    def run(self, values: Values) -> None:
-        """Put the results for the arguments in `values` there, too."""
-        tensors = zip(self.node.arguments.keras_tensors, self.inputs, strict=True)
-        args, kwargs = self.node.arguments.fill_in({id(t): values[slot] for t, slot in tensors})
-        if self.takes_training:
-            kwargs = {**kwargs, "training": False}
-        results = keras.tree.flatten(self.operation(*args, **kwargs))
-        values.update(zip(self.outputs, results, strict=True))
-
-
-@dataclass(frozen=True, eq=False)
-class Place:
-    """Where a graph can be cut: behind the call of an operation or of a nested model.
-
-    Attributes:
-        name: path of names through the nested models, such as ``"backbone/conv5"``; calls of a layer
-            that runs several times are told apart by ``":0"``, ``":1"``, ...
-        operation: what is called.
-        inputs: slots of the arguments.
-        outputs: slots of the results.
-        tensors: the symbolic results of the call.
+        record: Keras' record of the call, which holds the arguments.
+        inputs: names of the symbolic tensors among the arguments.
+        results: names of the results.
+        takes_training: whether the operation distinguishes training from inference.
     """
 
     name: str
-    operation: keras.Operation
-    inputs: tuple[Slot, ...]
-    outputs: tuple[Slot, ...]
-    tensors: tuple[KerasTensor, ...]
+    operation: Any
+    record: Any
+    inputs: tuple[TensorName, ...]
+    results: tuple[TensorName, ...]
+    takes_training: bool
+
+    @property
+    def kind(self) -> str:  # type: ignore[override]
+        """See `Node.kind`."""
+        return type(self.operation).__name__
+
+    @property
+    def outputs(self) -> tuple[TensorName, ...]:
+        """See `Node.outputs`."""
+        return self.results
+
+    @property
+    def data_format(self) -> DataFormat | None:
+        """See `Node.data_format`."""
+        stated = getattr(self.operation, "data_format", None)
+        return stated if stated in get_args(DataFormat) else None
+
+    def run(self, values: dict[TensorName, Any]) -> None:
+        """Add the results to `values`, which has the arguments."""
+        tensors = zip(self.record.arguments.keras_tensors, self.inputs, strict=True)
+        args, kwargs = self.record.arguments.fill_in({id(t): values[name] for t, name in tensors})
+        if self.takes_training:
+            kwargs = {**kwargs, "training": False}
+        results = keras.tree.flatten(self.operation(*args, **kwargs))
+        values.update(zip(self.results, results, strict=True))
 
 
-@dataclass(frozen=True, eq=False)
-class CallGraph:
-    """Everything that a model calls between its inputs and its outputs.
+class CallGraph(DataflowGraph):
+    """Everything that a Keras model calls between its inputs and its outputs.
+
+    A mask that Keras attaches to a tensor is the companion of that tensor.
+
+    Args:
+        model: a functional or sequential model, or a function of symbolic tensors.
 
     Attributes:
-        inputs: slots of the model's inputs.
-        outputs: slots of the model's outputs, nested as the outputs are.
-        calls: all calls, each after those whose results it takes.
-        places: where the graph can be cut, in the order in which they run.
-        tensors: the symbolic tensor of each slot.
+        symbols: Keras' symbolic tensors, by name.
+
+    Raises:
+        LayerError: the model has no graph: it is subclassed, or not yet built.
+
+    Example:
+        >>> model = keras.Sequential([keras.Input((8,), name="x"), keras.layers.Dense(4, name="dense")])
+        >>> graph = CallGraph.of(model)
+        >>> graph.find("dense")
+        ('dense', 'dense:0')
+        >>> [features] = graph.evaluate(["dense:0"], {"x:0": tf.ones((2, 8))})
+        >>> tuple(features.shape)
+        (2, 4)
     """
 
-    inputs: tuple[Slot, ...]
-    outputs: Any
-    calls: tuple[Call, ...]
-    places: tuple[Place, ...]
-    tensors: dict[Slot, KerasTensor]
+    runs_in_python: ClassVar[bool] = True
 
-    @classmethod
-    def of(cls, model: keras.Model | keras.Function) -> CallGraph:
-        """Graph of a functional or sequential model, or of a function of symbolic tensors.
-
-        Raises:
-            LayerError: the model has no graph: it is subclassed, or not yet built.
-        """
+    def __init__(self, model: keras.Model | keras.Function) -> None:
         if not has_graph(model):
             raise LayerError(why_no_graph(model))
         builder = _Builder()
-        inputs = tuple(builder.add(tensor) for tensor in model.inputs)
-        flat = builder.inline(model, inputs, path="")
-        outputs = keras.tree.pack_sequence_as(output_structure(model), flat)
-        return cls(inputs, outputs, tuple(builder.calls), tuple(builder.places), builder.tensors)
-
-    @property
-    def flat_outputs(self) -> list[Slot]:
-        """Slots of the model's outputs, in order."""
-        return keras.tree.flatten(self.outputs)
-
-    def run(self, calls: Iterable[Call], values: Values) -> Values:
-        """Run calls in inference mode, and let none of them change a variable of the model.
-
-        Args:
-            calls: in the order of the graph.
-            values: of the slots that the calls take; those that they give are added.
-        """
-        with keras.StatelessScope():
-            for call in calls:
-                call.run(values)
-        return values
-
-    def needed_for(self, slots: Iterable[Slot], given: Iterable[Slot] = ()) -> list[Call]:
-        """The calls that lead to some slots, from the inputs and from slots that are given."""
-        given = set(given)
-        wanted = set(slots) - given
-        calls = []
-        for call in reversed(self.calls):
-            if not wanted.isdisjoint(call.outputs):
-                calls.append(call)
-                wanted.update(slot for slot in call.inputs if slot not in given)
-        return calls[::-1]
-
-    def dependents(self, slot: Slot) -> set[Slot]:
-        """The slots whose values depend on that of `slot`, itself among them."""
-        found = {slot}
-        for call in self.calls:
-            if not found.isdisjoint(call.inputs):
-                found.update(call.outputs)
-        return found
-
-    def find(self, layer: Any) -> tuple[Place, Slot]:
-        """The place that a name, a layer or a symbolic tensor stands for, and the slot of its features.
-
-        A layer within a nested model is named by its path, or by its name alone where that is the only one.
-        Of several results the first one counts, unless `layer` is the symbolic tensor of another, or a
-        number follows the name: ``"lstm[1]"`` is the second.
-
-        Raises:
-            LayerError: there is no such place, or there are several.
-        """
-        if isinstance(layer, KerasTensor):
-            found = [
-                (place, slot)
-                for place in self.places
-                for tensor, slot in zip(place.tensors, place.outputs, strict=True)
-                if tensor is layer
-            ]
-        elif isinstance(layer, str):
-            found = self._named(layer)
-        else:
-            found = [(place, place.outputs[0]) for place in self.places if place.operation is layer]
-        if len(found) == 1:
-            return found[0]
-        shown = layer if isinstance(layer, str) else getattr(layer, "name", type(layer).__name__)
-        if found:
-            names = " or ".join(f"'{place.name}'" for place, _ in found)
-            raise LayerError(
-                f"layer {shown!r} runs {len(found)} times in the model; name one of its calls: {names}"
-            )
-        raise LayerError(
-            f"the model runs no layer {shown!r}; {closest(str(shown), [place.name for place in self.places])}"
+        names = [builder.add(tensor, tensor.name, 0) for tensor in model.inputs]
+        self.inputs = tuple(
+            GraphInput(tensor.name, name, tf.as_dtype(tensor.dtype), tuple(tensor.shape))
+            for tensor, name in zip(model.inputs, names, strict=True)
         )
+        flat = builder.inline(model, names, path="")
+        self.outputs = keras.tree.pack_sequence_as(output_structure(model), flat)
+        self.nodes: dict[str, Call] = builder.calls  # type: ignore[assignment]
+        self.layers = tuple(builder.places)
+        self.symbols = builder.symbols
+        self._producers = {name: call for call in self.nodes.values() for name in call.results}
 
-    def _named(self, layer: str) -> list[tuple[Place, Slot]]:
-        name, index = split_index(layer)
-        found = matching(name, self.places)
-        if any(index >= len(place.outputs) for place in found):
-            raise LayerError(f"layer {layer!r}: {found[0].name!r} has {len(found[0].outputs)} result(s)")
-        return [(place, place.outputs[index]) for place in found]
+    @classmethod
+    def of(cls, model: keras.Model | keras.Function) -> CallGraph:
+        """Graph of a model; arguments and errors as of the class."""
+        return cls(model)
 
-    def prepare(self, inputs: Any, slots: Sequence[Slot] | None = None) -> list[tf.Tensor]:
-        """A user's inputs as tensors of the dtypes that the model takes.
+    def run(self, nodes: Iterable[Node], values: Values, fetched: Sequence[TensorName]) -> list[Any]:
+        """See `DataflowGraph.run`."""
+        known: dict[TensorName, Any] = {}
+        for name, value in values.items():
+            if name.endswith(_MASK):
+                continue
+            # The mask is an attribute of the tensor, and the tensor may be the caller's.
+            known[name] = tf.identity(value)
+            if (mask := values.get(name + _MASK)) is not None:
+                known[name]._keras_mask = mask
+        with keras.StatelessScope():
+            for node in nodes:
+                node.run(known)  # type: ignore[attr-defined]  # a `Call`, or a rewrite of some
+        return [
+            getattr(known[name.removesuffix(_MASK)], "_keras_mask", None)
+            if name.endswith(_MASK)
+            else known[name]
+            for name in fetched
+        ]
 
-        Args:
-            inputs: one array, a list or tuple, or a dict by the inputs' names or symbolic tensors.
-            slots: the inputs that are needed; all if None. Others may be left out of a dict.
+    def measure(self, names: Sequence[TensorName], batches: Sequence[Values]) -> list[list[Shape | None]]:
+        """See `DataflowGraph.measure`."""
+        return [
+            [None if value is None else tuple(value.shape) for value in self.evaluate(names, batch)]
+            for batch in batches
+        ]
 
-        Returns:
-            A tensor for each of `slots`.
+    def tensor(self, name: TensorName) -> tf.TensorSpec:
+        """See `DataflowGraph.tensor`."""
+        symbol = self.symbols[name]
+        return tf.TensorSpec(symbol.shape, tf.as_dtype(symbol.dtype), symbol.name)
 
-        Raises:
-            InputError: an input is missing, unknown, no array, or of the wrong shape.
-        """
-        slots = self.inputs if slots is None else slots
-        given = self._by_name(inputs)
-        names = [self.tensors[slot].name for slot in self.inputs]
-        unknown = [name for name in given if name not in names]
-        if unknown or any(self.tensors[slot].name not in given for slot in slots):
-            raise InputError(f"inputs are given for {sorted(map(str, given))}; the model takes {names}")
-        return [_as_tensor(given[self.tensors[slot].name], self.tensors[slot]) for slot in slots]
+    def producer(self, tensor: TensorName) -> Node | None:
+        """See `DataflowGraph.producer`."""
+        return self._producers.get(tensor.removesuffix(_MASK))
 
-    def _by_name(self, inputs: Any) -> dict[Any, Any]:
-        if isinstance(inputs, dict):
-            return {getattr(key, "name", key): value for key, value in inputs.items()}
-        names = [self.tensors[slot].name for slot in self.inputs]
-        if isinstance(inputs, (list, tuple)) and (len(names) > 1 or any(map(_is_array, inputs))):
-            if len(inputs) != len(names):
-                raise InputError(f"{len(inputs)} inputs are given; the model takes {len(names)}: {names}")
-            return dict(zip(names, inputs, strict=True))
-        if len(names) > 1:
-            raise InputError(f"one input is given; the model takes {len(names)}: {names}")
-        return {names[0]: inputs}
+    def companions(self, tensor: TensorName) -> tuple[TensorName, ...]:
+        """See `DataflowGraph.companions`: the mask."""
+        return (tensor + _MASK,)
 
-    def shapes(self, inputs: Sequence[tf.Tensor]) -> dict[Slot, tuple[int, ...]]:
-        """Shapes of all tensors for given inputs, with the batch axis; nothing is computed."""
-        shapes: dict[Slot, tuple[int, ...]] = {}
-
-        def trace(*flat: tf.Tensor) -> None:
-            values = self.run(self.calls, dict(zip(self.inputs, flat, strict=True)))
-            shapes.update({slot: tuple(value.shape) for slot, value in values.items()})
-
-        traced(trace).get_concrete_function(*(tf.TensorSpec(x.shape, x.dtype) for x in inputs))
-        return shapes
-
-    def data_format(self, slot: Slot) -> DataFormat:
-        """Where the channels are in a tensor, by the nearest layers that say so, those before it first.
-
-        Layers that change the number of axes break the connection. Where no layer says so, the channels
-        are last, but for images, where Keras' own setting decides.
-        """
-        rank = len(self.tensors[slot].shape)
-        for backwards in (True, False):
-            seen, queue = {slot}, deque([slot])
-            while queue:
-                current = queue.popleft()
-                for call in self.calls:
-                    here, beyond = (call.outputs, call.inputs) if backwards else (call.inputs, call.outputs)
-                    if current not in here:
-                        continue
-                    data_format = getattr(call.operation, "data_format", None)
-                    if data_format in get_args(DataFormat):
-                        return data_format
-                    near = [s for s in beyond if len(self.tensors[s].shape) == rank and s not in seen]
-                    seen.update(near)
-                    queue.extend(near)
-        return keras.config.image_data_format() if rank == 4 else "channels_last"
+    def _default_data_format(self, tensor: TensorName) -> DataFormat:
+        """For images, Keras' own setting decides."""
+        if len(self.symbols[tensor].shape) == 4:
+            found: DataFormat = keras.config.image_data_format()
+            return found
+        return "channels_last"
 
 
 def function_to(output: KerasTensor) -> keras.Function:
@@ -281,27 +193,28 @@ def has_graph(operation: Any) -> bool:
 
 def _graph_of_sequential(model: keras.Sequential) -> Sequence[KerasTensor]:
     try:
-        return model.outputs
+        found: Sequence[KerasTensor] = model.outputs
     except AttributeError:
         return ()
+    return found
 
 
-def _calls_as_keras_does(operation: keras.Operation) -> bool:
+def _calls_as_keras_does(operation: Any) -> bool:
     """Whether no subclass outside Keras has a `call` of its own."""
     caller = next(cls for cls in type(operation).__mro__ if "call" in vars(cls))
     return caller.__module__.partition(".")[0] == "keras"
 
 
 def why_no_graph(model: Any) -> str:
-    """The sentence that tells why a model cannot be cut."""
+    """The sentence that says why a model cannot be split."""
     if isinstance(model, keras.Sequential):
         return (
-            f"the sequential model {model.name!r} is not built, so it has no graph to cut: start it with "
+            f"the sequential model {model.name!r} is not built, so it has no graph to split: start it with "
             "keras.Input, or call it on a batch once"
         )
     return (
         f"{type(model).__name__} is neither a functional nor a sequential Keras model, so it has no graph of "
-        "layers to cut"
+        "layers to split"
     )
 
 
@@ -316,68 +229,52 @@ def output_structure(model: keras.Model | keras.Function) -> Any:
     return structure
 
 
-def _as_tensor(x: Any, symbol: KerasTensor) -> tf.Tensor:
-    try:
-        tensor = tf.convert_to_tensor(x if tf.is_tensor(x) else np.asarray(x))
-    except (TypeError, ValueError) as error:
-        raise InputError(
-            f"input {symbol.name!r} of type {type(x).__name__} cannot be made an array: {error}"
-        ) from error
-    wanted = tuple(symbol.shape)
-    fits = len(tensor.shape) == len(wanted) and all(
-        size in (None, given) for size, given in zip(wanted[1:], tensor.shape[1:], strict=True)
-    )
-    if not fits:
-        raise InputError(
-            f"input {symbol.name!r} has shape {tuple(tensor.shape)}; the model takes "
-            f"({', '.join(['batch', *('any' if size is None else str(size) for size in wanted[1:])])})"
-        )
-    return tf.cast(tensor, symbol.dtype)
-
-
-def _is_array(value: Any) -> bool:
-    return hasattr(value, "shape") and hasattr(value, "dtype")
-
-
 @dataclass
 class _Builder:
-    calls: list[Call] = field(default_factory=list)
+    calls: dict[str, Call] = field(default_factory=dict)
     places: list[Place] = field(default_factory=list)
-    tensors: dict[Slot, KerasTensor] = field(default_factory=dict)
+    symbols: dict[TensorName, KerasTensor] = field(default_factory=dict)
 
-    def add(self, tensor: KerasTensor) -> Slot:
-        slot = len(self.tensors)
-        self.tensors[slot] = tensor
-        return slot
+    def add(self, tensor: KerasTensor, node: str, index: int) -> TensorName:
+        """Name a symbolic tensor, the result of a node with a number."""
+        name = _unique(f"{node}:{index}", self.symbols)
+        self.symbols[name] = tensor
+        return name
 
-    def inline(self, model: keras.Model | keras.Function, inputs: Sequence[Slot], path: str) -> list[Slot]:
-        """List what `model` calls, given the slots of its inputs, and return those of its outputs."""
-        slots = {id(tensor): slot for tensor, slot in zip(model.inputs, inputs, strict=True)}
-        nodes = list(_nodes_between(model.inputs, model.outputs))
-        for node, name in zip(nodes, _names(nodes), strict=True):
-            taken = tuple(slots[id(tensor)] for tensor in node.arguments.keras_tensors)
-            given = self._call(node, taken, path + name)
-            slots.update((id(tensor), slot) for tensor, slot in zip(node.outputs, given, strict=True))
-            self.places.append(Place(path + name, node.operation, taken, given, tuple(node.outputs)))
-        return [slots[id(tensor)] for tensor in model.outputs]
+    def inline(
+        self, model: keras.Model | keras.Function, inputs: Sequence[TensorName], path: str
+    ) -> list[TensorName]:
+        """List what `model` calls, given the names of its inputs, and return those of its outputs."""
+        known = {id(tensor): name for tensor, name in zip(model.inputs, inputs, strict=True)}
+        records = list(_records_between(model.inputs, model.outputs))
+        for record, name in zip(records, _names(records), strict=True):
+            taken = tuple(known[id(tensor)] for tensor in record.arguments.keras_tensors)
+            given = self._call(record, taken, path + name)
+            known.update((id(tensor), name) for tensor, name in zip(record.outputs, given, strict=True))
+            kind = type(record.operation).__name__
+            self.places.append(
+                Place(path + name, kind, given, record.operation, taken, tuple(record.outputs))
+            )
+        return [known[id(tensor)] for tensor in model.outputs]
 
-    def _call(self, node: Any, taken: tuple[Slot, ...], name: str) -> tuple[Slot, ...]:
-        operation = node.operation
-        if has_graph(operation) and self._passes_plainly(node):
+    def _call(self, record: Any, taken: tuple[TensorName, ...], name: str) -> tuple[TensorName, ...]:
+        operation = record.operation
+        if has_graph(operation) and self._passes_plainly(record):
             return tuple(self.inline(operation, taken, f"{name}/"))
-        given = tuple(self.add(tensor) for tensor in node.outputs)
+        name = _unique(name, self.calls)
+        given = tuple(self.add(tensor, name, index) for index, tensor in enumerate(record.outputs))
         takes_training = "training" in inspect.signature(operation.call).parameters
-        self.calls.append(Call(operation, node, taken, given, takes_training))
+        self.calls[name] = Call(name, operation, record, taken, given, takes_training)
         return given
 
-    def _passes_plainly(self, node: Any) -> bool:
+    def _passes_plainly(self, record: Any) -> bool:
         """Whether the nested model's inputs are the call's arguments, one by one and unaltered."""
-        outer, inner = node.arguments.keras_tensors, node.operation.inputs
-        structure = getattr(node.operation, "_inputs_struct", node.operation.inputs)
+        outer, inner = record.arguments.keras_tensors, record.operation.inputs
+        structure = getattr(record.operation, "_inputs_struct", record.operation.inputs)
         return (
-            len(node.arguments.args) == 1
-            and not any(isinstance(x, KerasTensor) for x in keras.tree.flatten(node.arguments.kwargs))
-            and isinstance(structure, dict) == isinstance(node.arguments.args[0], dict)
+            len(record.arguments.args) == 1
+            and not any(isinstance(x, KerasTensor) for x in keras.tree.flatten(record.arguments.kwargs))
+            and isinstance(structure, dict) == isinstance(record.arguments.args[0], dict)
             and len(outer) == len(inner)
             and all(
                 a.dtype == b.dtype and len(a.shape) == len(b.shape) for a, b in zip(outer, inner, strict=True)
@@ -385,7 +282,15 @@ class _Builder:
         )
 
 
-def _nodes_between(inputs: Sequence[KerasTensor], outputs: Sequence[KerasTensor]) -> Iterator[Any]:
+def _unique(name: str, taken: Iterable[str]) -> str:
+    found, number = name, 0
+    while found in taken:
+        number += 1
+        found = f"{name}~{number}"
+    return found
+
+
+def _records_between(inputs: Sequence[KerasTensor], outputs: Sequence[KerasTensor]) -> Iterator[Any]:
     """Keras' records of the calls that lead from inputs to outputs, each after those it depends on."""
     known = {id(tensor) for tensor in inputs}
     yielded: set[int] = set()
@@ -395,15 +300,15 @@ def _nodes_between(inputs: Sequence[KerasTensor], outputs: Sequence[KerasTensor]
         tensor, ready = stack.pop()
         if id(tensor) in known:
             continue
-        node = node_of(tensor)
+        record = node_of(tensor)
         if ready:
-            if id(node) not in yielded:
-                yielded.add(id(node))
-                known.update(id(output) for output in node.outputs)
-                yield node
+            if id(record) not in yielded:
+                yielded.add(id(record))
+                known.update(id(output) for output in record.outputs)
+                yield record
             continue
         stack.append((tensor, True))
-        stack.extend((argument, False) for argument in reversed(node.arguments.keras_tensors))
+        stack.extend((argument, False) for argument in reversed(record.arguments.keras_tensors))
 
 
 def node_of(tensor: KerasTensor) -> Any:
@@ -412,18 +317,11 @@ def node_of(tensor: KerasTensor) -> Any:
     return operation._inbound_nodes[index]
 
 
-def _names(nodes: Sequence[Any]) -> Iterator[str]:
-    counts = _tally(node.operation for node in nodes)
-    seen: dict[int, int] = {}
-    for node in nodes:
-        operation = node.operation
-        call = seen.get(id(operation), 0)
-        seen[id(operation)] = call + 1
+def _names(records: Sequence[Any]) -> Iterator[str]:
+    counts = Counter(id(record.operation) for record in records)
+    seen: Counter[int] = Counter()
+    for record in records:
+        operation = record.operation
+        call = seen[id(operation)]
+        seen[id(operation)] += 1
         yield f"{operation.name}:{call}" if counts[id(operation)] > 1 else operation.name
-
-
-def _tally(operations: Iterable[keras.Operation]) -> dict[int, int]:
-    counts: dict[int, int] = {}
-    for operation in operations:
-        counts[id(operation)] = counts.get(id(operation), 0) + 1
-    return counts

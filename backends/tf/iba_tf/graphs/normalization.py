@@ -1,7 +1,7 @@
-"""Batch normalisation merged into the convolution before it, as a model in inference mode allows.
+"""A rewrite: batch normalisation merged into the convolution before it.
 
-There it is a scale and a shift of each channel, which the weights and the bias of the convolution can do as
-well. That spares two operations on the maps forward, and one backward.
+In inference mode, batch normalisation is a scale and a shift of each channel. The weights and the bias of the
+convolution can do the same. That saves two operations on the feature maps forward, and one backward.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ import keras
 import tensorflow as tf
 
 from iba_core.framework.normalization import scale_and_shift
-from iba_tf.graphs.calls import Call, Slot, Values
+from iba_tf.graphs.calls import Call
+from iba_tf.graphs.dataflow import Node, TensorName
 
 _DENSE = (keras.layers.Conv1D, keras.layers.Conv2D, keras.layers.Conv3D)
 _DEPTHWISE = (keras.layers.DepthwiseConv1D, keras.layers.DepthwiseConv2D)
@@ -26,31 +27,41 @@ _LEAST_GAIN = 16
 
 
 @dataclass(frozen=True, eq=False)
-class MergedCall:
-    """The call of a convolution, and that of the batch normalisation which alone takes its result.
+class MergedCall(Node):
+    """The call of a convolution, and that of the only layer that takes its result, a batch normalisation.
 
     Attributes:
-        convolution: the first.
-        normalization: the second.
+        convolution: the first call.
+        normalization: the second call.
     """
 
     convolution: Call
     normalization: Call
 
     @property
-    def inputs(self) -> tuple[Slot, ...]:
-        """Slots of the symbolic tensors that the convolution takes."""
+    def name(self) -> str:  # type: ignore[override]
+        """See `Node.name`: that of the normalisation."""
+        return self.normalization.name
+
+    @property
+    def kind(self) -> str:  # type: ignore[override]
+        """See `Node.kind`."""
+        return f"{self.convolution.kind} + {self.normalization.kind}"
+
+    @property
+    def inputs(self) -> tuple[TensorName, ...]:  # type: ignore[override]
+        """See `Node.inputs`: those of the convolution."""
         return self.convolution.inputs
 
     @property
-    def outputs(self) -> tuple[Slot, ...]:
-        """Slots of the results of the normalisation."""
+    def outputs(self) -> tuple[TensorName, ...]:
+        """See `Node.outputs`: those of the normalisation."""
         return self.normalization.outputs
 
-    def run(self, values: Values) -> None:
-        """As `Call.run`, but for what is between the two."""
+    def run(self, values: dict[TensorName, Any]) -> None:
+        """As `Call.run`, without the tensor between the two calls."""
         x = values[self.inputs[0]]
-        # A mask, which Keras hands on with a tensor, is left to the layers.
+        # A mask, which Keras passes on with a tensor, is left to the layers.
         is_masked = getattr(x, "_keras_mask", None) is not None
         operations = self.convolution.operation, self.normalization.operation
         y = None if is_masked else _convolved(*operations, x)
@@ -61,17 +72,21 @@ class MergedCall:
         self.normalization.run(values)
 
 
-def merged(calls: Iterable[Call], kept: Iterable[Slot]) -> list[Call | MergedCall]:
-    """The calls with every convolution and batch normalisation in one that can be.
+def merged(nodes: Iterable[Node], kept: Iterable[TensorName]) -> list[Node]:
+    """Merge every pair of convolution and batch normalisation that can be merged.
 
     Args:
-        calls: in the order in which they run.
-        kept: slots whose values are wanted, besides those that the calls take.
+        nodes: in the order in which they run.
+        kept: names of tensors that are wanted, besides those that the nodes take.
+
+    Returns:
+        The nodes, with a `MergedCall` in place of each pair.
     """
-    calls = list(calls)
-    taken = Counter([*(slot for call in calls for slot in call.inputs), *kept])
+    nodes = list(nodes)
+    taken = Counter([*(name for node in nodes for name in node.inputs), *kept])
+    calls = [node for node in nodes if isinstance(node, Call)]
     makers = {call.outputs[0]: call for call in calls if _is_plain_convolution(call)}
-    pairs = {
+    pairs: dict[Node, Call] = {
         makers[call.inputs[0]]: call
         for call in calls
         if len(call.inputs) == 1
@@ -80,7 +95,11 @@ def merged(calls: Iterable[Call], kept: Iterable[Slot]) -> list[Call | MergedCal
         and _normalizes(call.operation, makers[call.inputs[0]].operation)
     }
     later = set(pairs.values())
-    return [MergedCall(call, pairs[call]) if call in pairs else call for call in calls if call not in later]
+    return [
+        MergedCall(node, pairs[node]) if isinstance(node, Call) and node in pairs else node
+        for node in nodes
+        if node not in later
+    ]
 
 
 def _is_plain_convolution(call: Call) -> bool:

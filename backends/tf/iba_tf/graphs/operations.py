@@ -1,9 +1,9 @@
-"""A graph of TensorFlow's operations that can be cut anywhere.
+"""A model as a graph of TensorFlow's operations.
 
 It stands for any model that is no graph of Keras layers: what a call of the model leaves in a traced
-function, a SavedModel, a frozen GraphDef, a v1 graph with its session. Function calls are inlined; a part
-of the graph runs by being imported into a `tf.function`, so that nothing is ever added to the graph that a
-user holds, nor to a default one.
+function, a SavedModel, a frozen GraphDef, a TensorFlow 1 graph with its session. Function calls are inlined.
+A part of the graph runs by being imported into a `tf.function`, so that nothing is ever added to a graph that
+a user holds, nor to a default one.
 
 Tensors are called by name, ``"conv/Relu:0"``, operations likewise without the number.
 """
@@ -11,9 +11,9 @@ Tensors are called by name, ``"conv/Relu:0"``, operations likewise without the n
 from __future__ import annotations
 
 import weakref
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property
 from threading import RLock
 from typing import Any, ClassVar
@@ -27,22 +27,18 @@ from tensorflow.python.eager import context  # nothing public registers the func
 from iba_core.errors import InputError, LayerError, closest
 from iba_core.framework.layout import DataFormat
 from iba_tf.framework import runs_eagerly, traced
+from iba_tf.graphs.dataflow import DataflowGraph, Node, Place, Shape, TensorName, Values
+from iba_tf.graphs.graph_inputs import GraphInput
 from iba_tf.graphs.inlining import inline_calls, output_count
-from iba_tf.graphs.place_names import matching, split_index
-
-TensorName = str
-"""Such as ``"conv/Relu:0"``."""
 
 Binding = tf.Variable | tf.Tensor
 """What a tensor of a graph stands for, where no operation of the graph computes it."""
 
-SIZES = ("Shape", "ShapeN", "Size", "Rank")
-"""Operations that look at the shape of a tensor only."""
-
 REFERENCES = ("Variable", "VariableV2", "TemporaryVariable")
 """Variables of TensorFlow 1, whose output is the variable itself."""
 
-_HANDS_ON = ("Identity", "IdentityN", "StopGradient", "Snapshot", "EnsureShape", "PlaceholderWithDefault")
+_SIZES = ("Shape", "ShapeN", "Size", "Rank")
+_PASS_ON = ("Identity", "IdentityN", "StopGradient", "Snapshot", "EnsureShape", "PlaceholderWithDefault")
 _FORMATS: dict[str, DataFormat] = {
     "NHWC": "channels_last",
     "NDHWC": "channels_last",
@@ -53,58 +49,69 @@ _SWAPS = {(0, 2, 1), (0, 3, 1, 2), (0, 2, 3, 1), (0, 4, 1, 2, 3), (0, 2, 3, 4, 1
 _KEEPS_CHANNELS = ("ExpandDims", "Squeeze", "Transpose")
 
 
-@dataclass(frozen=True)
-class GraphInput:
-    """An input of a graph.
+class Operation(Node):
+    """An operation of TensorFlow.
+
+    Args:
+        definition: what a GraphDef holds.
 
     Attributes:
-        name: by which users give it.
-        tensor: the placeholder's tensor.
-        dtype: of the placeholder.
-        shape: with the batch axis; None where the rank is open.
-        default: value where none is given; None where one must be.
+        definition: the same.
+        op: its type, such as ``"Conv2D"``.
     """
 
-    name: str
-    tensor: TensorName
-    dtype: tf.DType
-    shape: tuple[int | None, ...] | None
-    default: Any = None
+    def __init__(self, definition: NodeDef) -> None:
+        self.definition = definition
+        self.name = definition.name
+        self.kind = self.op = definition.op
+        self.inputs = tuple(data_inputs(definition))
+        self.controls = tuple(control_inputs(definition))
+
+    @cached_property
+    def outputs(self) -> tuple[TensorName, ...]:  # type: ignore[override]
+        """See `Node.outputs`."""
+        return tuple(f"{self.name}:{index}" for index in range(output_count(self.definition)))
+
+    @property
+    def data_format(self) -> DataFormat | None:
+        """See `Node.data_format`."""
+        if "data_format" not in self.definition.attr:
+            return None
+        return _FORMATS.get(self.definition.attr["data_format"].s.decode())
+
+    @property
+    def reads_sizes(self) -> bool:
+        """See `Node.reads_sizes`."""
+        return self.op in _SIZES
+
+    @property
+    def keeps_channels(self) -> bool:
+        """See `Node.keeps_channels`."""
+        return self.op in _KEEPS_CHANNELS
+
+    @property
+    def passes_on(self) -> bool:
+        """Whether its results are its inputs."""
+        return self.op in _PASS_ON
 
 
-@dataclass(frozen=True, eq=False)
-class Layer:
-    """A place in a graph that has a name for users.
-
-    Attributes:
-        name: path of layers' names, such as ``"block/conv"``; calls of a layer that runs several times are
-            told apart by ``":0"``, ``":1"``, ... For an operation its name.
-        kind: name of the layer's class, or the type of the operation.
-        tensors: its results.
-        object: the layer; None for an operation.
-    """
-
-    name: str
-    kind: str
-    tensors: tuple[TensorName, ...]
-    object: Any = None
-
-
-class OperationGraph:
+class OperationGraph(DataflowGraph):
     """Operations between some inputs and outputs, and what they need to run.
 
     Args:
         graph_def: the operations, and perhaps many others.
         inputs: what the graph takes.
-        outputs: names of the tensors that it gives, nested as the results shall be.
+        outputs: names of the tensors that it gives, nested as the results are to be.
         bindings: what stands for tensors that the graph does not compute itself: variables (for their
-            handles, or for the v1 variables themselves) and tensors that it closes over.
-        layers: gives the places that have names beside those of the operations, of the names of all
+            handles, or for TensorFlow 1 variables themselves) and tensors that it closes over.
+        layers: gives the places that have names besides those of the operations, from the names of all
             operations.
 
     Raises:
         InputError: there is no operation of a name, or the operations cannot be imported.
     """
+
+    runs_in_python: ClassVar[bool] = False
 
     @runs_eagerly
     def __init__(
@@ -113,44 +120,45 @@ class OperationGraph:
         inputs: Sequence[GraphInput],
         outputs: Any,
         bindings: Mapping[TensorName, Binding],
-        layers: Callable[[Iterable[str]], Sequence[Layer]] | None = None,
+        layers: Callable[[Iterable[str]], Sequence[Place]] | None = None,
     ) -> None:
         inlined, followed = inline_calls(graph_def)
         self.inputs = tuple(replace(entry, tensor=canonical(entry.tensor)) for entry in inputs)
         self.outputs = tf.nest.map_structure(lambda name: canonical(followed(canonical(name))), outputs)
         self.bindings = {canonical(name): value for name, value in bindings.items()}
-        self._definitions = inlined.library
+        self.definitions = inlined.library
+        self.versions = inlined.versions
         self._functions = _Functions(inlined.library)
-        self._versions = inlined.versions
-        self._nodes = {node.name: node for node in inlined.node}
-        self.all_names = tuple(self._nodes)
-        given = {*self.bindings, *(entry.tensor for entry in self.inputs)}
-        for name in (*given, *self.flat_outputs):
-            if node_of(name) not in self._nodes:
-                raise InputError(
-                    f"the graph has no operation {node_of(name)!r}; {closest(node_of(name), self._nodes)}"
-                )
-        self._read = frozenset(name for name in self.bindings if self._nodes[node_of(name)].op in REFERENCES)
-        needed = self.needed_for(self.flat_outputs, given)
-        self._nodes = {name: node for name, node in self._nodes.items() if name in needed}
-        self._require_no_v1_loop()
-        used = {source for node in self._nodes.values() for source in data_inputs(node)} | set(
-            self.flat_outputs
+        self.nodes: dict[str, Operation] = {  # type: ignore[assignment]
+            node.name: Operation(node) for node in inlined.node
+        }
+        self.all_names = tuple(self.nodes)
+        self._require_operations(self.bindings, (entry.tensor for entry in self.inputs), self.flat_outputs)
+        self._read = frozenset(name for name in self.bindings if self.nodes[node_of(name)].op in REFERENCES)
+        self.nodes = _in_order(
+            node for node in self.needed_for(self.flat_outputs) if isinstance(node, Operation)
         )
+        self._require_no_v1_loop()
+        used = {source for node in self.nodes.values() for source in node.inputs} | set(self.flat_outputs)
         self.bindings = {name: value for name, value in self.bindings.items() if name in used}
-        self.unused_inputs = frozenset(entry.name for entry in self.inputs if entry.tensor not in used)
         self._tensors = self._assemble()
-        self.order = self._topological_order()
         self.layers = tuple(
             layer
             for layer in (layers(self.all_names) if layers is not None else ())
             if any(tensor in self._tensors for tensor in layer.tensors)
         )
 
+    def _require_operations(self, *tensors: Iterable[TensorName]) -> None:
+        for name in (name for names in tensors for name in names):
+            if node_of(name) not in self.nodes:
+                raise InputError(
+                    f"the graph has no operation {node_of(name)!r}; {closest(node_of(name), self.nodes)}"
+                )
+
     def _require_no_v1_loop(self) -> None:
-        loop = next((node for node in self._nodes.values() if node.op in ("Enter", "RefEnter")), None)
+        loop = next((node for node in self.nodes.values() if node.op in ("Enter", "RefEnter")), None)
         if loop is not None:
-            frame = loop.attr["frame_name"].s.decode()
+            frame = loop.definition.attr["frame_name"].s.decode()
             raise InputError(
                 f"the graph has a loop of TensorFlow 1, {frame!r}, which TensorFlow 2 can neither run in a "
                 "function nor differentiate: build the graph anew after "
@@ -166,171 +174,52 @@ class OperationGraph:
 
     # -- structure --------------------------------------------------------------------------------
 
-    @property
-    def flat_outputs(self) -> list[TensorName]:
-        """Names of the outputs, in order."""
-        return tf.nest.flatten(self.outputs)
-
-    @property
-    def versions(self) -> Any:
-        """Versions of the graph definition, as a GraphDef holds them."""
-        return self._versions
-
-    @property
-    def definitions(self) -> Any:
-        """The functions that loops and branches of the graph call, as a GraphDef holds them."""
-        return self._definitions
-
-    @property
-    def nodes(self) -> Mapping[str, NodeDef]:
-        """The operations that the outputs depend on, by name."""
-        return self._nodes
-
     def tensor(self, name: TensorName) -> tf.Tensor:
-        """Symbolic tensor of a name: its dtype, and its shape as far as it is known for any batch."""
+        """See `DataflowGraph.tensor`: a symbolic tensor."""
         return self._tensors[name]
 
-    @property
-    def known(self) -> Mapping[TensorName, tf.Tensor]:
-        """Symbolic tensors by name."""
-        return self._tensors
-
-    def results(self, node: str) -> list[TensorName]:
-        """Names of all results of an operation."""
-        return self._results.get(node, [])
-
-    def needed_for(self, tensors: Iterable[TensorName], given: Iterable[TensorName] = ()) -> set[str]:
-        """Names of the operations that lead to some tensors, from tensors that are given.
-
-        What an operation merely waits for is left out, and so is all that changes a variable. Within v1
-        branches an operation is told by what it waits for whether it runs, so that stays.
-        """
-        given = {*given, *self.bindings}
-        found: set[str] = set()
-        queue = [node_of(tensor) for tensor in tensors if tensor not in given]
-        while queue:
-            name = queue.pop()
-            if name in found:
-                continue
-            found.add(name)
-            node = self._nodes.get(name)
-            if node is None:
-                raise InputError(f"the graph refers to an operation {name!r} that it does not hold")
-            queue.extend(node_of(source) for source in data_inputs(node) if source not in given)
-            queue.extend(source for source in control_inputs(node) if self.decides(source))
-        return found
+    def producer(self, tensor: TensorName) -> Node | None:
+        """See `DataflowGraph.producer`."""
+        node = self.nodes.get(node_of(tensor))
+        if node is None:
+            raise InputError(f"the graph refers to an operation {node_of(tensor)!r} that it does not hold")
+        return node
 
     def decides(self, name: str) -> bool:
-        """Whether an operation is a v1 branch's own mark of being taken."""
-        node = self._nodes.get(name)
+        """See `DataflowGraph.decides`: whether an operation is a v1 branch's own mark of being taken."""
+        node = self.nodes.get(name)
         while node is not None and node.op == "Identity":
-            node = self._nodes.get(node_of(data_inputs(node)[0]))
+            node = self.nodes.get(node_of(node.inputs[0]))
         return node is not None and node.op in ("Switch", "RefSwitch", "Merge", "RefMerge")
 
     @cached_property
-    def _results(self) -> dict[str, list[TensorName]]:
-        results: dict[str, list[TensorName]] = {}
-        for name in self._tensors:
-            results.setdefault(node_of(name), []).append(name)
-        return results
-
-    @cached_property
-    def _consumers(self) -> dict[TensorName, list[str]]:
-        consumers: dict[TensorName, list[str]] = {}
-        for name, node in self._nodes.items():
-            for source in dict.fromkeys(data_inputs(node)):
-                consumers.setdefault(source, []).append(name)
-        return consumers
-
-    def consumers(self, tensor: TensorName) -> list[str]:
-        """Names of the operations that take a tensor."""
-        return self._consumers.get(tensor, [])
-
-    def dependents(self, tensors: Iterable[TensorName]) -> set[TensorName]:
-        """The tensors whose values depend on those of some tensors, these among them."""
-        found = set(tensors)
-        queue = list(found)
-        while queue:
-            for node in self.consumers(queue.pop()):
-                new = [result for result in self.results(node) if result not in found]
-                found.update(new)
-                queue.extend(new)
-        return found
-
-    @cached_property
-    def moving(self) -> set[TensorName]:
-        """The tensors that depend on the inputs."""
-        return self.dependents(entry.tensor for entry in self.inputs)
-
-    @cached_property
-    def of_sizes(self) -> set[TensorName]:
-        """The tensors that depend on the inputs by the inputs' shapes alone."""
-        found: set[TensorName] = set()
-        for name in self.order:
-            node = self._nodes[name]
-            moving = [source for source in data_inputs(node) if source in self.moving]
-            if moving and (node.op in SIZES or all(source in found for source in moving)):
-                found.update(self.results(name))
-        return found
-
-    @cached_property
-    def within_control_flow(self) -> set[str]:
-        """Names of the operations inside v1 branches, which run only if theirs is taken."""
+    def within_control_flow(self) -> frozenset[str]:  # type: ignore[override]
+        """See `DataflowGraph.within_control_flow`: the operations inside v1 branches."""
         depth: dict[str, int] = {}
-        for name in self.order:
-            node = self._nodes[name]
-            before = [*map(node_of, data_inputs(node)), *control_inputs(node)]
+        for node in self.nodes.values():
+            before = [*map(node_of, node.inputs), *node.controls]
             entered = max((depth.get(source, 0) for source in before), default=0)
             entered += (node.op in ("Switch", "RefSwitch")) - (node.op in ("Merge", "RefMerge"))
-            depth[name] = max(entered, 0)
-        return {name for name, entered in depth.items() if entered}
-
-    def _topological_order(self) -> list[str]:
-        order: list[str] = []
-        state: dict[str, bool] = {}
-        for start in self._nodes:
-            stack = [(start, False)]
-            while stack:
-                name, done = stack.pop()
-                if done:
-                    order.append(name)
-                    continue
-                if name in state or name not in self._nodes:
-                    continue
-                state[name] = True
-                stack.append((name, True))
-                node = self._nodes[name]
-                stack.extend((node_of(source), False) for source in data_inputs(node))
-                stack.extend((source, False) for source in control_inputs(node))
-        return order
+            depth[node.name] = max(entered, 0)
+        return frozenset(name for name, entered in depth.items() if entered)
 
     # -- running ----------------------------------------------------------------------------------
 
-    def run(
-        self, nodes: Iterable[str], values: Mapping[TensorName, Any], fetched: Sequence[TensorName]
-    ) -> list[tf.Tensor]:
-        """Import operations into the function that is being traced.
-
-        Args:
-            nodes: names of the operations.
-            values: of the tensors that they take from elsewhere.
-            fetched: the tensors to return.
-        """
-        nodes = set(nodes)
-        part = GraphDef(versions=self._versions, library=self._definitions)
-        for name in self._nodes:
-            if name not in nodes:
-                continue
-            node = part.node.add()
-            node.CopyFrom(self._nodes[name])
-            kept = [
+    def run(self, nodes: Iterable[Node], values: Values, fetched: Sequence[TensorName]) -> list[Any]:
+        """See `DataflowGraph.run`: the operations are imported into the function that is being traced."""
+        kept = {node.name: node for node in nodes if isinstance(node, Operation)}
+        part = GraphDef(versions=self.versions, library=self.definitions)
+        for node in kept.values():
+            copied = part.node.add()
+            copied.CopyFrom(node.definition)
+            references = [
                 reference
-                for reference in node.input
-                if not reference.startswith("^") or reference[1:] in nodes
+                for reference in copied.input
+                if not reference.startswith("^") or reference[1:] in kept
             ]
-            del node.input[:]
-            node.input.extend(kept)
-        taken = {source for node in part.node for source in data_inputs(node)}
+            del copied.input[:]
+            copied.input.extend(references)
+        taken = {source for node in kept.values() for source in node.inputs}
         replaced = {name: value for name, value in values.items() if name in taken}
         for name in taken:
             if name not in replaced and name in self.bindings:
@@ -341,8 +230,21 @@ class OperationGraph:
         found.update({name: values[name] for name in fetched if name in values})
         return [found[name] if name in found else self._bound(name) for name in fetched]
 
+    def measure(self, names: Sequence[TensorName], batches: Sequence[Values]) -> list[list[Shape | None]]:
+        """See `DataflowGraph.measure`."""
+        given = list(batches[0])
+
+        def shapes(*tensors: tf.Tensor) -> list[tf.Tensor]:
+            return [tf.shape(x) for x in self.evaluate(names, dict(zip(given, tensors, strict=True)))]
+
+        function = traced(shapes, reduce_retracing=True)
+        return [
+            [tuple(map(int, shape)) for shape in function(*(batch[name] for name in given))]
+            for batch in batches
+        ]
+
     def _bound(self, name: TensorName) -> tf.Tensor:
-        """What a binding is within the function that is being traced."""
+        """What a binding is inside the function that is being traced."""
         binding = self.bindings[name]
         if isinstance(binding, tf.Variable):
             if name in self._read:
@@ -352,13 +254,9 @@ class OperationGraph:
 
     def _assemble(self) -> dict[TensorName, tf.Tensor]:
         """Every tensor, symbolic, for inputs of any batch size."""
-        fetched = {
-            name: [f"{name}:{index}" for index in range(output_count(node))]
-            for name, node in self._nodes.items()
-        }
         given = {*self.bindings, *(entry.tensor for entry in self.inputs)}
-        computed = [tensor for tensors in fetched.values() for tensor in tensors if tensor not in given]
-        nodes = {node_of(tensor) for tensor in computed}
+        computed = [name for node in self.nodes.values() for name in node.outputs if name not in given]
+        nodes = [self.nodes[name] for name in dict.fromkeys(map(node_of, computed))]
         tensors: dict[TensorName, tf.Tensor] = {}
 
         def trace(*inputs: tf.Tensor) -> None:
@@ -375,19 +273,19 @@ class OperationGraph:
             self._trace(trace, shapes)
         return tensors
 
-    def _trace(self, trace: Any, shapes: Sequence[tuple[int | None, ...] | None]) -> None:
+    def _trace(self, trace: Callable[..., None], shapes: Sequence[tuple[int | None, ...] | None]) -> None:
         specs = (tf.TensorSpec(shape, entry.dtype) for shape, entry in zip(shapes, self.inputs, strict=True))
         self._assembled = traced(trace).get_concrete_function(*specs)
 
     # -- places -----------------------------------------------------------------------------------
 
     @cached_property
-    def operations(self) -> tuple[Layer, ...]:
-        """The operations at which the graph can be cut, in order."""
+    def operations(self) -> tuple[Place, ...]:
+        """The operations at which the graph can be split, in order."""
         return tuple(
-            Layer(name, self._nodes[name].op, tuple(filter(self._is_place, self.results(name))))
-            for name in self.order
-            if self._nodes[name].op not in _HANDS_ON and self._is_place(f"{name}:0")
+            Place(node.name, node.op, tuple(filter(self._is_place, node.outputs)))
+            for node in self.nodes.values()
+            if not node.passes_on and self._is_place(f"{node.name}:0")
         )
 
     def _is_place(self, tensor: TensorName) -> bool:
@@ -403,48 +301,30 @@ class OperationGraph:
         )
 
     @property
-    def places(self) -> tuple[Layer, ...]:
-        """What a user sees as layers: those that have names of their own, else the operations."""
+    def places(self) -> tuple[Place, ...]:
+        """See `DataflowGraph.places`: the layers that have names of their own, else the operations."""
         return self.layers or self.operations
 
-    def find(self, layer: Any) -> tuple[str, TensorName]:
-        """The name and the tensor of the place that a layer, a name, an operation or a tensor stands for.
+    def find_place(self, layer: Any) -> tuple[Place, int]:
+        """See `DataflowGraph.find_place`."""
+        return super().find_place(layer.name if isinstance(layer, (tf.Tensor, tf.Operation)) else layer)
 
-        Args:
-            layer: a layer's name or object, or a symbolic tensor that Keras made; a tensor or operation of
-                the graph, or its name; or a scope, if one tensor leaves it. Of a layer with several
-                results the first is meant; ``"name[1]"`` is the second one.
-
-        Raises:
-            LayerError: there is no such place, or there are several.
-        """
-        if isinstance(layer, (tf.Tensor, tf.Operation)):
-            layer = layer.name
-        if not isinstance(layer, str):
-            # A symbolic tensor of Keras knows the layer that gives it, and the number of the result.
-            owner, _, index = getattr(layer, "_keras_history", (layer, 0, 0))
-            found = [place for place in self.layers if place.object is owner]
-            return self._only(found, getattr(owner, "name", type(owner).__name__), index)
-        name, index = split_index(layer)
-        return self._only(self._by_name(name), layer, index)
-
-    def _by_name(self, name: str) -> list[Layer]:
-        if found := matching(name, self.layers):
-            return found
-        if name in self._nodes and self.results(name):
-            return [Layer(name, self._nodes[name].op, tuple(self.results(name)))]
+    def _otherwise_named(self, name: str) -> list[Place]:
+        """The operation, the tensor or the scope of a name."""
+        if name in self.nodes and self.nodes[name].outputs:
+            return [Place(name, self.nodes[name].op, self.nodes[name].outputs)]
         if canonical(name) in self._tensors:
-            return [Layer(name, "tensor", (canonical(name),))]
+            return [Place(name, "tensor", (canonical(name),))]
         leaving = self._leaving(name)
         if len(leaving) > 1:
             raise LayerError(
                 f"layer {name!r} is a scope that {len(leaving)} tensors leave; name one of them: "
                 + " or ".join(repr(node_of(tensor)) for tensor in leaving)
             )
-        return [Layer(name, "scope", tuple(leaving))] if leaving else []
+        return [Place(name, "scope", tuple(leaving))] if leaving else []
 
     def _leaving(self, scope: str) -> list[TensorName]:
-        """The features that are computed within a scope and taken elsewhere."""
+        """The features that are computed in a scope and taken elsewhere."""
         scope = f"{scope.rstrip('/')}/"
         inside = [place.tensors[0] for place in self.operations if place.name.startswith(scope)]
         outputs = set(self.flat_outputs)
@@ -455,82 +335,50 @@ class OperationGraph:
         ]
 
     def _users(self, tensor: TensorName) -> Iterable[str]:
-        """The operations that take a tensor, behind those that only hand it on or look at its shape."""
+        """The operations that take a tensor, after those that only pass it on or read its shape."""
         for user in self.consumers(tensor):
-            if self._nodes[user].op in _HANDS_ON:
-                handed = f"{user}:{data_inputs(self._nodes[user]).index(tensor)}"
-                if handed in self.flat_outputs:
-                    yield user
-                yield from self._users(handed)
-            elif self._nodes[user].op not in SIZES:
-                yield user
+            if isinstance(user, Operation) and user.passes_on:
+                passed = f"{user.name}:{user.inputs.index(tensor)}"
+                if passed in self.flat_outputs:
+                    yield user.name
+                yield from self._users(passed)
+            elif not user.reads_sizes:
+                yield user.name
 
-    def _only(self, found: Sequence[Layer], shown: str, index: int) -> tuple[str, TensorName]:
-        if len(found) == 1:
-            place = found[0]
-            if index >= len(place.tensors):
-                raise LayerError(f"layer {shown!r}: {place.name!r} has {len(place.tensors)} result(s)")
-            return f"{place.name}[{index}]" if index else place.name, place.tensors[index]
-        if found:
-            names = " or ".join(f"'{place.name}'" for place in found)
-            raise LayerError(
-                f"layer {shown!r} runs {len(found)} times in the model; name one of its calls: {names}"
-            )
-        if node_of(shown) in self.all_names:
-            raise LayerError(
-                f"no output of the model depends on layer {shown!r}, so there is nothing to explain"
-            )
-        names = [place.name for place in self.layers] or [place.name for place in self.operations]
-        raise LayerError(f"the model runs no layer {shown!r}; {closest(str(shown), names)}")
-
-    def data_format(self, tensor: TensorName) -> DataFormat:
-        """Where the channels are, by the nearest operations that say so, those before the tensor first.
-
-        Operations that change the number of axes break the connection, but for those that only add or
-        drop an axis; a transposition turns the format around. Where none says so, the channels are last.
-        """
-        for backwards in (True, False):
-            queue = deque([(tensor, False)])
-            seen = {tensor}
-            while queue:
-                current, swapped = queue.popleft()
-                users = [node_of(current)] if backwards else self.consumers(current)
-                for user in users:
-                    node = self._nodes.get(user)
-                    if node is None:
-                        continue
-                    stated = (
-                        _FORMATS.get(node.attr["data_format"].s.decode())
-                        if "data_format" in node.attr
-                        else None
-                    )
-                    if stated is not None:
-                        return _swapped(stated) if swapped else stated
-                    turned = swapped ^ (node.op == "Transpose" and self._swaps(node))
-                    beyond = data_inputs(node) if backwards else self.results(user)
-                    for near in beyond:
-                        if near not in seen and self._same_axes(node, current, near):
-                            seen.add(near)
-                            queue.append((near, turned))
-        return "channels_last"
-
-    def _same_axes(self, node: NodeDef, one: TensorName, other: TensorName) -> bool:
-        if other not in self.moving:
+    def _swaps(self, node: Node) -> bool:
+        """Whether an operation is a transposition that moves the channels to the other end."""
+        if node.kind != "Transpose":
             return False
-        ranks = [self._tensors[name].shape.rank if name in self._tensors else None for name in (one, other)]
-        return ranks[0] == ranks[1] or node.op in _KEEPS_CHANNELS
-
-    def _swaps(self, node: NodeDef) -> bool:
-        """Whether a transposition moves the channels to the other end."""
-        permutation = tf.get_static_value(self._tensors[data_inputs(node)[1]])
+        permutation = tf.get_static_value(self._tensors[node.inputs[1]])
         return permutation is not None and tuple(int(axis) for axis in permutation) in _SWAPS
 
 
-class _Functions:
-    """The bodies of loops and branches, known to the runtime as long as this object lives.
+def _in_order(nodes: Iterable[Operation]) -> dict[str, Operation]:
+    """Operations by name, each after those that it depends on or waits for."""
+    known = {node.name: node for node in nodes}
+    order: dict[str, Operation] = {}
+    seen: set[str] = set()
+    for start in known:
+        stack = [(start, False)]
+        while stack:
+            name, done = stack.pop()
+            if done:
+                order[name] = known[name]
+                continue
+            if name in seen or name not in known:
+                continue
+            seen.add(name)
+            stack.append((name, True))
+            stack.extend((node_of(source), False) for source in known[name].inputs)
+            stack.extend((source, False) for source in known[name].controls)
+    return order
 
-    TensorFlow adds what definitions hold to the graph that they are imported into, but does not make it known
-    to the runtime that runs the graph as a function.
+
+class _Functions:
+    """The bodies of loops and branches, which the runtime knows as long as this object lives.
+
+    TensorFlow adds the definitions to the graph that they are imported into, but does not register them with
+    the runtime that runs the graph as a function.
     """
 
     _users: ClassVar[Counter[str]] = Counter()
@@ -577,7 +425,3 @@ def control_inputs(node: NodeDef) -> list[str]:
 def opened(shape: tuple[int | None, ...] | None) -> tuple[int | None, ...] | None:
     """A shape with its batch axis open."""
     return (None, *shape[1:]) if shape else shape
-
-
-def _swapped(data_format: DataFormat) -> DataFormat:
-    return "channels_first" if data_format == "channels_last" else "channels_last"

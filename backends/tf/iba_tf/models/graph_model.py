@@ -1,8 +1,7 @@
 """Models of TensorFlow as graphs of operations: v1 sessions, frozen graphs, SavedModels, functions, Keras.
 
-`GraphModel` is what a user makes of such a model and gives to an `Explainer`, or to whatever else works on
-models. The operations themselves are an `OperationGraph`; where it comes from is the matter of an `Origin`;
-`GraphSplit` cuts it.
+A user makes a `GraphModel` of such a model and gives it to an `Explainer`, or to anything else that works on
+models. The operations themselves are an `OperationGraph`, and an `Origin` knows where they come from.
 """
 
 from __future__ import annotations
@@ -18,15 +17,19 @@ import numpy.typing as npt
 import tensorflow as tf
 from tensorflow.core.framework.graph_pb2 import GraphDef
 
-from iba_core.framework.adapter import Inputs, LayerInfo
-from iba_tf.framework import runs_eagerly, traced
-from iba_tf.graphs.graph_inputs import is_several, name_of, tensors_for
-from iba_tf.graphs.graph_split import GraphSplit
+from iba_core.framework.adapter import Inputs
+from iba_core.framework.cache import Cache
+from iba_core.framework.layout import DataFormat
+from iba_tf.framework import eagerly, runs_eagerly
 from iba_tf.graphs.operations import OperationGraph
 from iba_tf.models.layer_tracing import layer_classes
+from iba_tf.models.network import Network
 from iba_tf.models.origins import FixedOrigin, Origin, function_origin, keras_origin, value_of
 from iba_tf.models.saved_model import open_saved_model
 from iba_tf.models.v1_graphs import SessionOrigin, frozen_graph, read_graph_def
+
+_KEPT = 16
+"""How many graphs, one for each shape of inputs, a copy keeps."""
 
 
 def is_graph_model(model: Any) -> bool:
@@ -41,7 +44,7 @@ def is_graph_model(model: Any) -> bool:
     return isinstance(model, kinds) or (isinstance(model, tf.Module) and callable(model))
 
 
-class GraphModel:
+class GraphModel(Network):
     """Any model of TensorFlow, as a graph of operations.
 
     It is made by one of the ``from_`` methods, and explained like any other model, by
@@ -56,12 +59,11 @@ class GraphModel:
     """
 
     def __init__(self, origin: Origin, replaced: Mapping[Any, tf.Variable] | None = None) -> None:
+        super().__init__()
         self._origin = origin
         self._replaced = dict(replaced or {})
         self._is_copy = replaced is not None
-        self._graphs: dict[int, OperationGraph] = {}
-        self._kept: list[OperationGraph] = []
-        self._predict: dict[int, Callable[..., Any]] = {}
+        self._graphs: Cache[OperationGraph] = Cache(_KEPT)
 
     # -- where models come from -------------------------------------------------------------------
 
@@ -238,116 +240,45 @@ class GraphModel:
 
     def _own(self, graph: OperationGraph) -> OperationGraph:
         """A graph of the origin, over the model's own variables."""
-        if not self._is_copy:
-            return graph
-        if id(graph) not in self._graphs:
-            bindings = {}
-            for name, binding in graph.bindings.items():
-                if isinstance(binding, tf.Variable):
-                    if binding.ref() not in self._replaced:  # met only now, when the model was traced
-                        self._replaced[binding.ref()] = tf.Variable(binding, trainable=False)
-                    bindings[name] = self._replaced[binding.ref()]
-            self._graphs[id(graph)] = graph.with_bindings(bindings)
-            self._kept.append(graph)
-        return self._graphs[id(graph)]
+        return self._graphs.get(graph, lambda: self._rebound(graph)) if self._is_copy else graph
+
+    def _rebound(self, graph: OperationGraph) -> OperationGraph:
+        bindings = {}
+        for name, binding in graph.bindings.items():
+            if isinstance(binding, tf.Variable):
+                if binding.ref() not in self._replaced:  # met only now, when the model was traced
+                    self._replaced[binding.ref()] = tf.Variable(binding, trainable=False)
+                bindings[name] = self._replaced[binding.ref()]
+        return graph.with_bindings(bindings)
 
     # -- running ----------------------------------------------------------------------------------
 
     @property
-    def data_format(self) -> Any:
-        """Where the channels of the first input are; before a model without declared inputs has run, last."""
+    def data_format(self) -> DataFormat:
+        """See `Network.data_format`; before a model without declared inputs has run, Keras' own setting."""
         graph = self.graph or (self._own(self._origin.last) if self._origin.last else None)
         if graph is None:
-            return keras.config.image_data_format()
+            found: DataFormat = keras.config.image_data_format()
+            return found
         return graph.data_format(graph.inputs[0].tensor)
 
     @runs_eagerly
     def prepare(
-        self, inputs: Inputs, needed: Callable[[OperationGraph], set[str]] | None = None
+        self, inputs: Inputs, needed: Callable[[Any], set[str]] | None = None
     ) -> tuple[OperationGraph, list[tf.Tensor | None]]:
-        """A user's inputs as tensors of the dtypes that the model takes, and the model's graph for them.
-
-        Args:
-            inputs: one array, a list or tuple, or a dict by the inputs' names or placeholders.
-            needed: gives the names of the inputs that must be there; all if None.
-
-        Returns:
-            The graph, and a tensor for each of its inputs; None for those that are missing.
-
-        Raises:
-            InputError: an input is missing, unknown, no array, or of the wrong shape.
-        """
+        """See `Network.prepare`."""
         if self.graph is None:
             graph, tensors = self._origin.traced_for(inputs)
             return self._own(graph), list(tensors)
-        graph = self.graph
-        return graph, tensors_for(graph, inputs, None if needed is None else needed(graph))
+        return self.graph, self.graph.prepare(inputs, None if needed is None else needed(self.graph))
 
-    @runs_eagerly
     def to_inputs(self, inputs: Inputs) -> Inputs:
-        """`inputs` with every array as the model takes it, in the structure that they have.
-
-        Within a v1 graph, or where eager execution is disabled, they are NumPy's.
-        """
+        """See `Network.to_inputs`."""
         if self.graph is None:
-            return self._origin.to_inputs(inputs)
-        if isinstance(inputs, Mapping):
-            graph, tensors = self.prepare(inputs, lambda graph: set())
-            given = {name_of(graph, key) for key in inputs}
-            named = {
-                entry.name: x for entry, x in zip(graph.inputs, tensors, strict=True) if entry.name in given
-            }
-            # What has images comes first: there a batch is counted.
-            return dict(sorted(named.items(), key=lambda item: not item[1].shape.rank))
-        _, tensors = self.prepare(inputs)
-        given = list(tensors)[: len(inputs) if is_several(inputs) else 1]
-        return given[0] if len(given) == 1 else tuple(given)
-
-    @runs_eagerly
-    def predict(self, inputs: Inputs) -> Any:
-        """The model's output for `inputs`."""
-        graph, tensors = self.prepare(inputs)
-        if id(graph) not in self._predict:
-
-            def run(*given: tf.Tensor) -> Any:
-                values = {entry.tensor: x for entry, x in zip(graph.inputs, given, strict=True)}
-                flat = graph.run(graph.needed_for(graph.flat_outputs, values), values, graph.flat_outputs)
-                return tf.nest.pack_sequence_as(graph.outputs, [tf.identity(x) for x in flat])
-
-            self._predict[id(graph)] = traced(run, reduce_retracing=True)
-        return self._predict[id(graph)](*tensors)
-
-    @runs_eagerly
-    def layers(self, inputs: Inputs) -> list[LayerInfo]:
-        """The places where the model can be cut, in order, with the shapes that they have for `inputs`."""
-        graph, tensors = self.prepare(inputs)
-        names = list(dict.fromkeys(tensor for place in graph.places for tensor in place.tensors[:1]))
-        names = [name for name in names if name in graph.known]
-
-        def shapes(*given: tf.Tensor) -> list[tf.Tensor]:
-            values = {entry.tensor: x for entry, x in zip(graph.inputs, given, strict=True)}
-            return [tf.shape(x) for x in graph.run(graph.needed_for(names, values), values, names)]
-
-        found = dict(zip(names, traced(shapes)(*tensors), strict=True))
-        return [
-            LayerInfo(
-                place.name,
-                place.kind,
-                tuple(map(int, found[place.tensors[0]][1:]))
-                if len(place.tensors) == 1 and place.tensors[0] in found
-                else None,
-            )
-            for place in graph.places
-        ]
-
-    def split(self, layer: Any, end_layer: Any = None) -> GraphSplit:
-        """Split the model at a layer, see `GraphSplit`."""
-        return GraphSplit(self, layer, end_layer)
+            with eagerly():
+                return self._origin.to_inputs(inputs)
+        return super().to_inputs(inputs)
 
     def check_layer(self, layer: Any) -> str:
-        """Name of a layer, as far as it can be told before the model has run.
-
-        Raises:
-            LayerError: no layer of the model has such a name.
-        """
+        """See `Network.check_layer`."""
         return self._origin.check_layer(layer)

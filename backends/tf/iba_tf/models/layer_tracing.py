@@ -21,7 +21,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from iba_tf.graphs.operations import Layer, TensorName
+from iba_tf.graphs.dataflow import Place, TensorName
 
 _MARK = re.compile(r"(?:^|/)iba_layer_(\d+)_(\d+)(?:_\d+)?$")
 _FUNCTION = type(tf.function(lambda: None))
@@ -68,7 +68,7 @@ class LayerRecord:
             marked._keras_mask = mask
         return marked
 
-    def layers(self, operations: Iterable[str]) -> list[Layer]:
+    def layers(self, operations: Iterable[str]) -> list[Place]:
         """The layers that ran, each after those within it.
 
         Args:
@@ -82,7 +82,7 @@ class LayerRecord:
         return [layer for model in self._root.children for layer in _inside(model, "", marks)]
 
 
-def _inside(call: _Call, path: str, marks: dict[tuple[int, int], list[TensorName]]) -> Iterator[Layer]:
+def _inside(call: _Call, path: str, marks: dict[tuple[int, int], list[TensorName]]) -> Iterator[Place]:
     times = Counter(child.layer.name for child in call.children)
     seen: Counter[str] = Counter()
     for child in call.children:
@@ -96,7 +96,7 @@ def _inside(call: _Call, path: str, marks: dict[tuple[int, int], list[TensorName
         copies = list(zip(*results, strict=False))
         for copy, tensors in enumerate(copies):
             again = f":{copy}" if len(copies) > 1 else ""
-            yield Layer(f"{path_of_child}{again}", type(child.layer).__name__, tensors, child.layer)
+            yield Place(f"{path_of_child}{again}", type(child.layer).__name__, tuple(tensors), child.layer)
 
 
 @contextmanager

@@ -15,8 +15,9 @@ import tensorflow as tf
 from iba_core.errors import InputError, LayerError, closest
 from iba_core.framework.adapter import Inputs
 from iba_tf.framework import eagerly, traced
-from iba_tf.graphs.graph_inputs import as_tensor
-from iba_tf.graphs.operations import Binding, GraphInput, OperationGraph, TensorName
+from iba_tf.graphs.dataflow import TensorName
+from iba_tf.graphs.graph_inputs import GraphInput, as_tensor
+from iba_tf.graphs.operations import Binding, OperationGraph
 from iba_tf.models.layer_tracing import recorded_layers
 
 

@@ -14,12 +14,12 @@ from tensorflow.core.framework.graph_pb2 import GraphDef
 
 from iba_core.errors import InputError, StateError, closest
 from iba_tf.framework import traced
+from iba_tf.graphs.dataflow import TensorName
+from iba_tf.graphs.graph_inputs import GraphInput
 from iba_tf.graphs.operations import (
     REFERENCES,
     Binding,
-    GraphInput,
     OperationGraph,
-    TensorName,
     canonical,
     data_inputs,
     node_of,

@@ -1,4 +1,4 @@
-"""Keras models cut at every layer: head and tail together are the model, which stays as it was."""
+"""Models split at every layer: head and tail together are the model, which stays as it was."""
 
 from types import SimpleNamespace
 
@@ -10,7 +10,7 @@ from keras import layers
 
 from iba_core.errors import LayerError
 from iba_core.framework.inputs import take
-from iba_tf import GraphModel, KerasAdapter
+from iba_tf import GraphModel, TensorFlowAdapter
 
 
 def flat_numpy(outputs):
@@ -46,39 +46,39 @@ def case(request, models):
     kind, name = request.param
     model = models.randomize(getattr(models, name)())
     made = model if kind == "layers" else GraphModel.from_keras(model)
-    return SimpleNamespace(model=model, inputs=models.sample_inputs(model), adapter=KerasAdapter(made))
+    return SimpleNamespace(model=model, inputs=models.sample_inputs(model), adapter=TensorFlowAdapter(made))
 
 
 def names_of_layers(adapter, inputs):
     return [info.name for info in adapter.layers(inputs)]
 
 
-def cut_or_none(adapter, name):
-    """A cut, or None where no output depends on the layer or its features are one for all images."""
+def split_or_none(adapter, name):
+    """A split, or None where no output depends on the layer or its features are one for all images."""
     try:
-        return adapter.cut(name)
+        return adapter.split(name)
     except LayerError:
         return None
 
 
-def run_and_raise(cut, inputs):
-    with cut.open(inputs) as head:
-        cut.tail(head.features, head.carry)
+def run_and_raise(split, inputs):
+    with split.head(inputs) as tail:
+        tail(tail.features)
         raise ZeroDivisionError
 
 
 def test_head_and_tail_are_the_model_at_every_layer(case):
     adapter, model, inputs, copies = case.adapter, case.model, case.inputs, 3
     expected = [np.repeat(x, copies, axis=0) for x in flat_numpy(model(inputs, training=False))]
-    cuts = [cut for name in names_of_layers(adapter, inputs) if (cut := cut_or_none(adapter, name))]
-    assert len(cuts) >= 4
-    for cut in cuts:
-        with cut.open(inputs) as head:
-            outputs = cut.tail(tf.repeat(head.features, copies, axis=0), head.carry)
+    splits = [split for name in names_of_layers(adapter, inputs) if (split := split_or_none(adapter, name))]
+    assert len(splits) >= 4
+    for split in splits:
+        with split.head(inputs) as tail:
+            outputs = tail(tf.repeat(tail.features, copies, axis=0))
             keras.tree.assert_same_structure(outputs, model(inputs, training=False))
-            np.testing.assert_array_equal(head.features, cut.features(inputs))
+            np.testing.assert_array_equal(tail.features, split.features(inputs))
         for found, wanted in zip(flat_numpy(outputs), expected, strict=True):
-            np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-5, err_msg=cut.layer_name)
+            np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-5, err_msg=split.layer_name)
 
 
 def test_the_tail_depends_on_the_features_alone_and_on_what_is_carried(case):
@@ -87,48 +87,51 @@ def test_the_tail_depends_on_the_features_alone_and_on_what_is_carried(case):
     first, second = take(inputs, 0, 1), take(inputs, 1, 2)
     expected = flat_numpy(model(second, training=False))
     for name in names_of_layers(adapter, inputs)[::2]:
-        if (cut := cut_or_none(adapter, name)) is None:
+        if (split := split_or_none(adapter, name)) is None:
             continue
-        with cut.open(second) as head, cut.open(first):
-            outputs = cut.tail(head.features, head.carry)
+        with split.head(second) as tail, split.head(first):
+            outputs = tail(tail.features)
         for found, wanted in zip(flat_numpy(outputs), expected, strict=True):
             np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-5, err_msg=name)
 
 
 def test_the_tail_is_differentiable_in_the_features_and_runs_in_a_function(case):
     adapter, inputs = case.adapter, case.inputs
-    cut = next(cut for name in names_of_layers(adapter, inputs) if (cut := cut_or_none(adapter, name)))
+    split = next(
+        split for name in names_of_layers(adapter, inputs) if (split := split_or_none(adapter, name))
+    )
 
-    @tf.function
-    def value_and_grad(z, carry):
-        def function(z):
-            value = sum(tf.reduce_sum(tf.square(x)) for x in keras.tree.flatten(cut.tail(z, carry)))
-            return value, ()
+    with split.head(inputs) as tail:
 
-        return adapter.value_and_grad(function, z)
+        @tf.function
+        def value_and_grad(z, carry):
+            def function(z):
+                value = sum(tf.reduce_sum(tf.square(x)) for x in keras.tree.flatten(tail.run(z, carry)))
+                return value, ()
 
-    with cut.open(inputs) as head:
-        value, _, gradient = value_and_grad(head.features, head.carry)
-        shift = 1e-2 * np.random.default_rng(0).normal(size=head.features.shape).astype(np.float32)
-        higher, *_ = value_and_grad(head.features + shift, head.carry)
-        lower, *_ = value_and_grad(head.features - shift, head.carry)
-    assert gradient.shape == head.features.shape
+            return adapter.framework.value_and_grad(function, z)
+
+        value, _, gradient = value_and_grad(tail.features, tail.carry)
+        shift = 1e-2 * np.random.default_rng(0).normal(size=tail.features.shape).astype(np.float32)
+        higher, *_ = value_and_grad(tail.features + shift, tail.carry)
+        lower, *_ = value_and_grad(tail.features - shift, tail.carry)
+    assert gradient.shape == tail.features.shape
     np.testing.assert_allclose(
         (higher - lower) / 2, np.sum(gradient * shift), rtol=0.05, atol=0.02 * abs(value)
     )
 
 
-def test_cutting_and_running_leaves_nothing_behind(case):
+def test_splitting_and_running_leaves_nothing_behind(case):
     adapter, model, inputs = case.adapter, case.model, case.inputs
     before = snapshot(model, inputs)
     adapter.layers(inputs)
     adapter.predict(inputs)
     for name in names_of_layers(adapter, inputs)[::3]:
-        if (cut := cut_or_none(adapter, name)) is None:
+        if (split := split_or_none(adapter, name)) is None:
             continue
-        cut.features(inputs)
+        split.features(inputs)
         with pytest.raises(ZeroDivisionError):
-            run_and_raise(cut, inputs)
+            run_and_raise(split, inputs)
     assert snapshot(model, inputs) == before
 
 
@@ -146,9 +149,9 @@ def test_a_failing_tail_leaves_nothing_behind():
     model = keras.Model(inputs, layers.Dense(2)(layers.BatchNormalization()(Picky()(x))))
     x = np.ones((2, 4), np.float32)
     before = snapshot(model, x)
-    cut = KerasAdapter(model).cut("features")
-    with pytest.raises(ZeroDivisionError), cut.open(x) as head:
-        cut.tail(tf.repeat(head.features, 3, axis=0), head.carry)
+    split = TensorFlowAdapter(model).split("features")
+    with pytest.raises(ZeroDivisionError), split.head(x) as tail:
+        tail(tf.repeat(tail.features, 3, axis=0))
     assert snapshot(model, x) == before
     model.variables[0].assign(np.ones((4, 4)))  # and variables can be assigned as before
     np.testing.assert_array_equal(model.variables[0], np.ones((4, 4)))
@@ -166,10 +169,10 @@ def test_a_stateful_layer_does_not_move_on():
     x = np.random.default_rng(0).normal(size=(2, 5, 3)).astype(np.float32)
     model.predict(x, verbose=0)
     states = [v.numpy() for v in model.get_layer("lstm").states]
-    adapter = KerasAdapter(model)
-    cut = adapter.cut("dense")
-    with cut.open(x) as head:
-        outputs = cut.tail(head.features, head.carry)
+    adapter = TensorFlowAdapter(model)
+    split = adapter.split("dense")
+    with split.head(x) as tail:
+        outputs = tail(tail.features)
     np.testing.assert_allclose(outputs, adapter.predict(x), rtol=1e-5)
     np.testing.assert_array_equal([v.numpy() for v in model.get_layer("lstm").states], states)
     assert model.losses == []
@@ -180,19 +183,19 @@ def test_dropout_asked_for_in_the_graph_is_off():
     x = layers.Dropout(0.5, name="always")(layers.Dense(50, name="dense")(inputs), training=True)
     model = keras.Model(inputs, x)
     x = np.ones((3, 50), np.float32)
-    cut = KerasAdapter(model).cut("dense")
-    with cut.open(x) as head:
-        np.testing.assert_array_equal(cut.tail(head.features, head.carry), head.features)
+    split = TensorFlowAdapter(model).split("dense")
+    with split.head(x) as tail:
+        np.testing.assert_array_equal(tail(tail.features), tail.features)
 
 
-def test_weights_changed_after_the_cut_count():
+def test_weights_changed_after_the_split_count():
     model = keras.Sequential([keras.Input((3,)), layers.Dense(4, name="a"), layers.Dense(2, name="b")])
-    cut = KerasAdapter(model).cut("a")
+    split = TensorFlowAdapter(model).split("a")
     x = np.ones((2, 3), np.float32)
-    cut.features(x)
+    split.features(x)
     model.set_weights([2 * weight + 1 for weight in model.get_weights()])
-    with cut.open(x) as head:
-        np.testing.assert_allclose(cut.tail(head.features, head.carry), model(x), rtol=1e-6)
+    with split.head(x) as tail:
+        np.testing.assert_allclose(tail(tail.features), model(x), rtol=1e-6)
 
 
 def test_only_the_tail_runs_in_the_tail():
@@ -209,19 +212,19 @@ def test_only_the_tail_runs_in_the_tail():
     side = Counting(name="side")(inputs)
     x = Counting(name="after")(x)
     model = keras.Model(inputs, layers.Add()([x, side]))
-    cut = KerasAdapter(model).cut("at")
+    split = TensorFlowAdapter(model).split("at")
     calls.clear()
-    cut.features(np.ones((2, 3)))
-    assert sorted(calls) == ["at", "before"]
-    with cut.open(np.ones((2, 3))) as head:
+    split.features(np.ones((2, 3)))
+    assert set(calls) == {"at", "before"}
+    with split.head(np.ones((2, 3))) as tail:
         calls.clear()
-        cut.tail(head.features, head.carry)
+        tail(tail.features)
     assert calls == ["after"]
-    assert len(head.carry) == 1
+    assert len(tail.carry) == 1
 
 
 def test_layers_are_listed_in_order_with_shapes(models):
-    listed = KerasAdapter(models.nested()).layers(np.zeros((2, 8, 8, 3)))
+    listed = TensorFlowAdapter(models.nested()).layers(np.zeros((2, 8, 8, 3)))
     assert [(info.name, info.kind, info.output_shape) for info in listed] == [
         ("rescale", "Rescaling", (8, 8, 3)),
         ("backbone/conv1", "Conv2D", (8, 8, 4)),
@@ -239,19 +242,19 @@ def test_layers_are_listed_in_order_with_shapes(models):
 
 def test_listed_shapes_are_those_of_the_inputs():
     model = keras.Sequential([keras.Input((None, None, 3)), layers.Conv2D(4, 3, name="conv")])
-    (info,) = KerasAdapter(model).layers(np.zeros((1, 9, 7, 3)))
+    (info,) = TensorFlowAdapter(model).layers(np.zeros((1, 9, 7, 3)))
     assert info.output_shape == (7, 5, 4)
 
 
 def test_a_layer_with_several_outputs_has_no_single_shape(models):
-    listed = KerasAdapter(models.tuples()).layers(np.zeros((1, 6, 6, 2)))
+    listed = TensorFlowAdapter(models.tuples()).layers(np.zeros((1, 6, 6, 2)))
     assert {info.name: info.output_shape for info in listed}["halves"] is None
 
 
 def test_layers_are_found_by_name_object_and_symbolic_tensor(models):
     model = models.nested()
     backbone = model.get_layer("backbone")
-    adapter = KerasAdapter(model)
+    adapter = TensorFlowAdapter(model)
     cases = {
         "rescale": ["rescale", model.get_layer("rescale"), model.get_layer("rescale").output],
         "backbone/conv2": ["conv2", backbone.get_layer("conv2"), backbone.get_layer("conv2").output],
@@ -260,65 +263,65 @@ def test_layers_are_found_by_name_object_and_symbolic_tensor(models):
     }
     for name, layers_ in cases.items():
         for layer in layers_:
-            assert adapter.cut(layer).layer_name == name
+            assert adapter.split(layer).layer_name == name
 
 
 def test_a_symbolic_tensor_chooses_among_the_outputs_of_a_layer(models):
     model = models.tuples()
     x = models.sample_inputs(model)
     first, second = model.get_layer("halves").output
-    adapter = KerasAdapter(model)
+    adapter = TensorFlowAdapter(model)
     both = model.get_layer("halves")(model.get_layer("conv")(x))
     for symbol, expected in zip((first, second), both, strict=True):
-        np.testing.assert_allclose(adapter.cut(symbol).features(x), expected, rtol=1e-6)
-    np.testing.assert_allclose(adapter.cut("halves").features(x), both[0], rtol=1e-6)
+        np.testing.assert_allclose(adapter.split(symbol).features(x), expected, rtol=1e-6)
+    np.testing.assert_allclose(adapter.split("halves").features(x), both[0], rtol=1e-6)
 
 
-def test_a_shared_layer_is_cut_at_one_of_its_calls(models):
+def test_a_shared_layer_is_split_at_one_of_its_calls(models):
     model = models.randomize(models.siamese())
-    adapter = KerasAdapter(model)
+    adapter = TensorFlowAdapter(model)
     with pytest.raises(LayerError, match=r"'tower' runs 2 times.*'tower:0' or 'tower:1'"):
-        adapter.cut("tower")
+        adapter.split("tower")
     with pytest.raises(LayerError, match="'tower:0/conv' or 'tower:1/conv'"):
-        adapter.cut(model.get_layer("tower").get_layer("conv"))
+        adapter.split(model.get_layer("tower").get_layer("conv"))
     x = models.sample_inputs(model)
     tower = model.get_layer("tower")
     for name, side in (("tower:0", "left"), ("tower:1", "right")):
-        np.testing.assert_allclose(adapter.cut(name).features(x), tower(x[side]), rtol=1e-5)
+        np.testing.assert_allclose(adapter.split(name).features(x), tower(x[side]), rtol=1e-5)
     left, right = model.get_layer("difference").input
-    assert adapter.cut(left).layer_name == "tower:0"
-    assert adapter.cut(right).layer_name == "tower:1"
+    assert adapter.split(left).layer_name == "tower:0"
+    assert adapter.split(right).layer_name == "tower:1"
 
 
 def test_an_unknown_layer_is_answered_with_the_closest_names(models):
-    adapter = KerasAdapter(models.nested())
+    adapter = TensorFlowAdapter(models.nested())
     with pytest.raises(LayerError, match=r"runs no layer 'conv3'; the closest names are .*'backbone/conv2'"):
-        adapter.cut("conv3")
+        adapter.split("conv3")
     with pytest.raises(LayerError, match="runs no layer 'stranger'"):
-        adapter.cut(layers.Dense(3, name="stranger"))
+        adapter.split(layers.Dense(3, name="stranger"))
     with pytest.raises(LayerError, match="runs no layer 'int'"):
-        adapter.cut(3)
+        adapter.split(3)
 
 
-def test_what_cannot_be_cut_says_why(models):
+def test_what_cannot_be_split_says_why(models):
     inputs = keras.Input((3,))
     used, unused = Pair(name="unused")(inputs)
-    adapter = KerasAdapter(keras.Model(inputs, used))
-    with pytest.raises(LayerError, match="no output of the model depends on layer 'unused'"):
-        adapter.cut(unused)
+    adapter = TensorFlowAdapter(keras.Model(inputs, used))
+    with pytest.raises(LayerError, match=r"no output of the model depends on layer 'unused\[1\]'"):
+        adapter.split(unused)
     whole = keras.ops.cast(inputs, "int32")
-    adapter = KerasAdapter(keras.Model(inputs, keras.ops.cast(whole, "float32")))
+    adapter = TensorFlowAdapter(keras.Model(inputs, keras.ops.cast(whole, "float32")))
     with pytest.raises(LayerError, match=r"layer 'cast\w*' gives int32 of shape \(None, 3\)"):
-        adapter.cut(whole)
+        adapter.split(whole)
     with pytest.raises(LayerError, match=r"'later' is not built.*keras\.Input"):
-        KerasAdapter(keras.Sequential([layers.Dense(3, name="a")], name="later")).cut("a")
+        TensorFlowAdapter(keras.Sequential([layers.Dense(3, name="a")], name="later")).split("a")
 
     class Subclassed(keras.Model):
         def call(self, x):
             return x
 
     with pytest.raises(LayerError, match="'subclassed' is not built: call it on a batch once"):
-        KerasAdapter(Subclassed(name="subclassed"))
+        TensorFlowAdapter(Subclassed(name="subclassed"))
 
 
 class Pair(layers.Layer):
@@ -335,11 +338,11 @@ def test_a_nested_model_with_a_call_of_its_own_is_one_layer(models):
     doubling = Doubling(inner, layers.Dense(4, name="dense")(inner), name="doubling")
     inputs = keras.Input((3,))
     model = keras.Model(inputs, layers.Dense(2, name="logits")(doubling(inputs)))
-    adapter = KerasAdapter(model)
+    adapter = TensorFlowAdapter(model)
     assert [info.name for info in adapter.layers(np.zeros((1, 3)))] == ["doubling", "logits"]
     x = np.ones((2, 3), np.float32)
-    with adapter.cut("doubling").open(x) as head:
-        np.testing.assert_allclose(head.features, doubling(x), rtol=1e-6)
+    with adapter.split("doubling").head(x) as tail:
+        np.testing.assert_allclose(tail.features, doubling(x), rtol=1e-6)
 
 
 @pytest.mark.parametrize("data_format", ["channels_first", "channels_last"])
@@ -349,11 +352,11 @@ def test_the_data_format_is_that_of_the_nearest_layers(data_format):
     x = layers.AveragePooling2D(1, data_format=data_format, name="pool")(x)
     x = layers.Activation("relu", name="after")(x)
     x = layers.Flatten(name="flatten")(x)
-    adapter = KerasAdapter(keras.Model(inputs, layers.Dense(2, name="logits")(x)))
+    adapter = TensorFlowAdapter(keras.Model(inputs, layers.Dense(2, name="logits")(x)))
     for name in ("before", "pool", "after"):
-        cut = adapter.cut(name)
-        assert (cut.data_format, cut.input_format) == (data_format, data_format)
-    assert adapter.cut("flatten").data_format == "channels_last"
+        split = adapter.split(name)
+        assert (split.data_format, split.input_format) == (data_format, data_format)
+    assert adapter.split("flatten").data_format == "channels_last"
     assert adapter.data_format == data_format
 
 
@@ -364,7 +367,7 @@ def test_the_data_format_is_kerass_own_where_no_layer_has_one():
     try:
         for data_format in ("channels_first", "channels_last"):
             keras.config.set_image_data_format(data_format)
-            assert KerasAdapter(model).cut("relu").data_format == data_format
+            assert TensorFlowAdapter(model).split("relu").data_format == data_format
     finally:
         keras.config.set_image_data_format(before)
 
@@ -375,9 +378,9 @@ def test_low_precision_features_keep_their_dtype():
     x = layers.Flatten(dtype="mixed_float16")(x)
     model = keras.Model(inputs, layers.Dense(3, name="logits", dtype="mixed_float16")(x))
     x = np.random.default_rng(0).normal(size=(2, 6, 6, 3)).astype(np.float32)
-    cut = KerasAdapter(model).cut("conv")
-    with cut.open(x) as head:
-        assert head.features.dtype == tf.float16
-        outputs = cut.tail(tf.cast(head.features, tf.float32), head.carry)
+    split = TensorFlowAdapter(model).split("conv")
+    with split.head(x) as tail:
+        assert tail.features.dtype == tf.float16
+        outputs = tail(tf.cast(tail.features, tf.float32))
     assert outputs.dtype == tf.float16
     np.testing.assert_allclose(outputs, model(x), rtol=1e-2, atol=1e-2)

@@ -1,4 +1,4 @@
-"""Graphs of operations cut where it is hard: sizes, loops, branches, nested functions, odd batch axes."""
+"""Graphs of operations split where it is hard: sizes, loops, branches, nested functions, odd batch axes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tensorflow.python.framework.func_graph import FuncGraph
 
 from iba_core import Explainer
 from iba_core.errors import InputError, LayerError
-from iba_tf import GraphModel, KerasAdapter
+from iba_tf import GraphModel, TensorFlowAdapter
 
 v1 = tf.compat.v1
 
@@ -31,32 +31,33 @@ def drawn(*shape, seed=0):
     return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
 
 
-def check_cut(made, layer, inputs, copies=3):
+def check_split(made, layer, inputs, copies=3):
     """Head and tail are the model, for copies too, and the gradient is that of finite differences."""
-    adapter = KerasAdapter(made)
+    adapter = TensorFlowAdapter(made)
     expected = [np.repeat(x, copies, axis=0) for x in flat_numpy(adapter.predict(inputs))]
-    cut = adapter.cut(layer)
+    split = adapter.split(layer)
 
-    @tf.function(autograph=False)
-    def value_and_grad(z, carry):
-        def function(z):
-            return sum(tf.reduce_sum(tf.square(x)) for x in tf.nest.flatten(cut.tail(z, carry))), ()
+    with split.head(inputs) as tail:
 
-        return adapter.value_and_grad(function, z)
+        @tf.function(autograph=False)
+        def value_and_grad(z, carry):
+            def function(z):
+                return sum(tf.reduce_sum(tf.square(x)) for x in tf.nest.flatten(tail.run(z, carry))), ()
 
-    with cut.open(inputs) as head:
-        z = tf.repeat(head.features, copies, axis=0)
-        for found, wanted in zip(flat_numpy(cut.tail(z, head.carry)), expected, strict=True):
+            return adapter.framework.value_and_grad(function, z)
+
+        z = tf.repeat(tail.features, copies, axis=0)
+        for found, wanted in zip(flat_numpy(tail(z)), expected, strict=True):
             np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-5)
-        np.testing.assert_array_equal(head.features, cut.features(inputs))
+        np.testing.assert_array_equal(tail.features, split.features(inputs))
         shift = 1e-3 * drawn(*z.shape, seed=1)
-        _, _, gradient = value_and_grad(z, head.carry)
-        higher, *_ = value_and_grad(z + shift, head.carry)
-        lower, *_ = value_and_grad(z - shift, head.carry)
+        _, _, gradient = value_and_grad(z, tail.carry)
+        higher, *_ = value_and_grad(z + shift, tail.carry)
+        lower, *_ = value_and_grad(z - shift, tail.carry)
     assert np.abs(gradient).max() > 0
     scale = np.linalg.norm(gradient) * np.linalg.norm(shift)
     np.testing.assert_allclose((higher - lower) / 2, np.sum(gradient * shift), atol=0.05 * scale)
-    return cut
+    return split
 
 
 @keras.saving.register_keras_serializable("iba_tests")
@@ -89,11 +90,11 @@ def test_sizes_of_the_head_fit_the_batch_of_the_tail():
     made = GraphModel.from_keras(model)
     assert [info.name for info in made.layers(x)] == ["down", "mixer0", "mixer1", "classes"]
     for layer in ("down", "mixer1", "classes"):
-        cut = check_cut(made, layer, x)
+        split = check_split(made, layer, x)
     other = drawn(3, 10, 8, 3)  # features of the same shape, but the output is larger
-    with cut.open(x) as head, cut.open(other) as other_head:
-        assert head.features.shape[1:] == other_head.features.shape[1:]
-        found = cut.tail(other_head.features, other_head.carry)
+    with split.head(x) as tail, split.head(other) as other_tail:
+        assert tail.features.shape[1:] == other_tail.features.shape[1:]
+        found = other_tail(other_tail.features)
         np.testing.assert_allclose(found["map"], model(other)["map"], rtol=1e-4, atol=1e-5)
     assert flat_numpy(made.predict(other))[0].shape == (3, 160)
 
@@ -122,14 +123,16 @@ def test_recurrent_layers_and_tuples():
     assert (infos["before"], infos["lstm"], infos["join"]) == ((5, 4), None, (10,))
     values = model.get_layer("lstm")(model.get_layer("before")(inputs["first"]))
     for index, layer in enumerate(("lstm", "lstm[1]", "lstm[2]")):
-        cut = check_cut(made, layer, inputs)
-        assert cut.layer_name == layer
-        np.testing.assert_allclose(cut.features(inputs), values[index], rtol=1e-5, atol=1e-6)
-        np.testing.assert_allclose(KerasAdapter(model).cut(layer).features(inputs), values[index], rtol=1e-5)
-    check_cut(made, "before", inputs)
-    for adapter in (KerasAdapter(made), KerasAdapter(model)):
+        split = check_split(made, layer, inputs)
+        assert split.layer_name == layer
+        np.testing.assert_allclose(split.features(inputs), values[index], rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(
+            TensorFlowAdapter(model).split(layer).features(inputs), values[index], rtol=1e-5
+        )
+    check_split(made, "before", inputs)
+    for adapter in (TensorFlowAdapter(made), TensorFlowAdapter(model)):
         with pytest.raises(LayerError, match=r"'lstm' has 3 result"):
-            adapter.cut("lstm[3]")
+            adapter.split("lstm[3]")
 
 
 def test_images_may_follow_one_another_along_any_axis():
@@ -143,9 +146,9 @@ def test_images_may_follow_one_another_along_any_axis():
 
     x = drawn(2, 3, 4)
     made = GraphModel.of(Folded())
-    assert check_cut(made, "frames", x).features(x).shape == (2, 3, 4)
-    assert check_cut(made, "time", x).features(x).shape == (2, 3, 4)
-    np.testing.assert_allclose(made.cut("time").features(x), np.tanh(x), rtol=1e-6)
+    assert check_split(made, "frames", x).features(x).shape == (2, 3, 4)
+    assert check_split(made, "time", x).features(x).shape == (2, 3, 4)
+    np.testing.assert_allclose(made.split("time").features(x), np.tanh(x), rtol=1e-6)
 
 
 def test_what_mixes_the_images_is_refused():
@@ -158,7 +161,7 @@ def test_what_mixes_the_images_is_refused():
     with pytest.raises(
         LayerError, match=r"'similar:0' has shape \(1, 1\) for one image and \(2, 2\) for two"
     ):
-        made.cut("similar").features(drawn(3, 4))
+        made.split("similar").features(drawn(3, 4))
 
 
 def test_images_that_their_values_drop_are_refused():
@@ -167,12 +170,12 @@ def test_images_that_their_values_drop_are_refused():
             x = tf.tanh(tf.boolean_mask(x, x[:, 0] > 0), name="feature")
             return tf.square(x)
 
-    cut = GraphModel.of(Positive()).cut("feature")
+    split = GraphModel.of(Positive()).split("feature")
     x = np.array([[1, 2], [3, 4], [-5, 6]], np.float32)
-    assert cut.features(x[:2]).shape == (2, 2)
+    assert split.features(x[:2]).shape == (2, 2)
     with pytest.raises(LayerError, match="'feature:0' has 2 rows for 3 images"):
-        cut.features(x)
-    with pytest.raises(LayerError, match="'feature:0' has 2 rows for 3 images"), cut.open(x):
+        split.features(x)
+    with pytest.raises(LayerError, match="'feature:0' has 2 rows for 3 images"), split.head(x):
         pass
 
 
@@ -181,16 +184,16 @@ def test_a_batch_of_fixed_size_is_named():
     with graph.as_default():
         x = tf.nn.relu(v1.placeholder(tf.float32, (1, 4, 3), name="x"), name="feature")
         tf.reduce_sum(tf.reshape(x, (1, 12)), axis=-1, name="out")
-    cut = GraphModel.from_graph_def(graph.as_graph_def()).cut("feature")
+    split = GraphModel.from_graph_def(graph.as_graph_def()).split("feature")
     with (
-        cut.open(drawn(1, 4, 3)) as head,
-        pytest.raises(InputError, match="takes no batch of 3 behind layer"),
+        split.head(drawn(1, 4, 3)) as tail,
+        pytest.raises(InputError, match="takes no batch of 3 after layer"),
     ):
-        cut.tail(tf.repeat(head.features, 3, axis=0), head.carry)
+        tail(tf.repeat(tail.features, 3, axis=0))
 
 
 @pytest.mark.parametrize("new_control_flow", [True, False])
-def test_branches_of_both_versions_are_cut_around(new_control_flow):
+def test_branches_of_both_versions_are_split_around(new_control_flow):
     graph = tf.Graph()
     before = v1.control_flow_v2_enabled()
     (v1.enable_control_flow_v2 if new_control_flow else v1.disable_control_flow_v2)()
@@ -211,7 +214,7 @@ def test_branches_of_both_versions_are_cut_around(new_control_flow):
     np.testing.assert_allclose(made.predict(x), expected, rtol=1e-5)
     np.testing.assert_array_equal(made.predict({"x": x, "training": True}), np.zeros((2, 4)))
     for layer in ("feature", "behind"):
-        check_cut(made, layer, x)
+        check_split(made, layer, x)
 
 
 def test_a_loop_of_tensorflow_1_is_refused():
@@ -243,7 +246,7 @@ def test_code_may_branch_on_tensors():
             return x
 
     made = GraphModel.of(Branching())
-    check_cut(made, "feature", drawn(2, 4))
+    check_split(made, "feature", drawn(2, 4))
     np.testing.assert_allclose(made.predict(drawn(2, 4)), 8 * np.tanh(drawn(2, 4)), rtol=1e-6)
 
 
@@ -261,9 +264,9 @@ def test_the_data_format_is_that_of_the_nearest_operations(data_format, shape):
     here = "channels_first" if data_format == "NCHW" else "channels_last"
     other = "channels_last" if data_format == "NCHW" else "channels_first"
     for layer, expected in (("before", here), ("after", here), ("turned", other)):
-        cut = made.cut(layer)
-        assert (cut.data_format, cut.input_format) == (expected, here)
-    assert made.cut("out").data_format == "channels_last"
+        split = made.split(layer)
+        assert (split.data_format, split.input_format) == (expected, here)
+    assert made.split("out").data_format == "channels_last"
 
 
 @pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
@@ -273,7 +276,7 @@ def test_features_of_low_precision_have_a_bottleneck_in_float32(policy):
     model = keras.Model(inputs, layers.Dense(3, name="logits", dtype=policy)(layers.Flatten(dtype=policy)(x)))
     made = GraphModel.from_keras(model)
     explainer = Explainer(made, layer="conv").fit([drawn(8, 6, 6, 3)], progbar=False)
-    assert made.cut("conv").features(drawn(1, 6, 6, 3)).dtype == policy.removeprefix("mixed_")
+    assert made.split("conv").features(drawn(1, 6, 6, 3)).dtype == policy.removeprefix("mixed_")
     attribution = explainer.explain(drawn(2, 6, 6, 3), 1, seed=0, steps=2, samples=2)
     assert attribution.capacity.dtype == np.float32
     wanted = Explainer(model, layer="conv", estimator=explainer.estimator)
@@ -298,15 +301,15 @@ def small():
 def test_the_tail_may_end_at_a_layer():
     model = small()
     made, x = GraphModel.from_keras(model), drawn(2, 8, 8, 3)
-    cut = made.cut("first", until="second")
-    with cut.open(x) as head:
-        found = cut.tail(tf.repeat(head.features, 2, axis=0), head.carry)
+    split = made.split("first", end_layer="second")
+    with split.head(x) as tail:
+        found = tail(tf.repeat(tail.features, 2, axis=0))
     wanted = model.get_layer("second")(model.get_layer("first")(x))
     np.testing.assert_allclose(found, np.repeat(wanted, 2, axis=0), rtol=1e-5, atol=1e-6)
     with pytest.raises(LayerError, match="layer 'first' does not depend on layer 'second'"):
-        made.cut("second", until="first")
+        made.split("second", end_layer="first")
     with pytest.raises(LayerError, match=r"runs no layer 'secnd'; the closest name is 'second'"):
-        made.cut("first", until="secnd")
+        made.split("first", end_layer="secnd")
 
 
 def operations_that_run(function):
@@ -330,7 +333,7 @@ class TestExplaining:
     def explained(self, kind):
         """An adapter and an explainer that has explained one image."""
         model = small()
-        adapter = KerasAdapter(model if kind == "layers" else GraphModel.from_keras(model))
+        adapter = TensorFlowAdapter(model if kind == "layers" else GraphModel.from_keras(model))
         explainer = Explainer(adapter, layer="first").fit([drawn(8, 8, 8, 3)], progbar=False)
         explainer.explain(drawn(1, 8, 8, 3), 1, seed=0, steps=2, samples=2)
         return adapter, explainer
@@ -345,13 +348,12 @@ class TestExplaining:
     def test_a_hundred_images_of_a_shape_take_one_trace_and_leave_nothing(self, explained, monkeypatch):
         _, explainer = explained
         traces = []
-        tail = type(explainer._cut).tail
+        made = FuncGraph.__init__
 
-        def counting(cut, z, carry):
-            traces.append(z.shape)
-            return tail(cut, z, carry)
+        def counting(graph, name, *args, **kwargs):
+            traces.append(name)
+            made(graph, name, *args, **kwargs)
 
-        monkeypatch.setattr(type(explainer._cut), "tail", counting)
         images = drawn(100, 8, 8, 3)
 
         def explain(x):
@@ -364,6 +366,7 @@ class TestExplaining:
 
         explain(images[0])
         graphs, before = objects()
+        monkeypatch.setattr(FuncGraph, "__init__", counting)
         for image in images:
             explain(image)
         after = objects()
@@ -374,9 +377,7 @@ class TestExplaining:
 
     def test_steps_compile_with_xla(self, explained):
         adapter, explainer = explained
-        compiled = KerasAdapter(adapter.model, jit_compile=True)
-        with_xla = Explainer(compiled, layer="first", estimator=explainer.estimator)
-        assert with_xla.adapter is compiled
+        with_xla = Explainer(adapter, layer="first", estimator=explainer.estimator, compile=True)
         found, expected = (e.explain(drawn(1, 8, 8, 3), 1, seed=0, steps=2) for e in (with_xla, explainer))
         np.testing.assert_allclose(found.capacity, expected.capacity, rtol=1e-4, atol=1e-5)
 

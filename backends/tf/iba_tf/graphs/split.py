@@ -1,0 +1,484 @@
+"""A dataflow graph divided at a layer into head and tail."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import tensorflow as tf
+
+from iba_core.errors import InputError, LayerError
+from iba_core.framework.adapter import Inputs, Split, Tail
+from iba_core.framework.cache import Cache
+from iba_core.framework.layout import DataFormat
+from iba_tf.framework import eagerly, runs_eagerly, traced
+from iba_tf.graphs.dataflow import DataflowGraph, Node, Shape, TensorName
+from iba_tf.graphs.graph_inputs import batched_inputs
+
+_UNSLICED = (tf.variant, tf.resource)
+"""Dtypes that hold something as a whole, such as a list of tensors, of which no image has a part."""
+
+_KEPT = 32
+"""How many shapes of inputs a split keeps its functions for."""
+
+Rewrite = Callable[[list[Node], Iterable[TensorName]], list[Node]]
+"""``rewrite(nodes, kept)`` gives nodes that compute the same faster; the tensors `kept` are still given."""
+
+
+class Source(Protocol):
+    """What a split needs of a model."""
+
+    @property
+    def graph(self) -> DataflowGraph | None:
+        """The graph, if it is the same for all inputs."""
+
+    def prepare(
+        self, inputs: Inputs, needed: Callable[[Any], set[str]] | None = None
+    ) -> tuple[DataflowGraph, list[tf.Tensor | None]]:
+        """The graph for some inputs, and their tensors; None for those that are missing and not needed."""
+
+    def check_layer(self, layer: Any) -> str:
+        """Name of a layer, as far as it can be told before the model has run."""
+
+
+class GraphSplit(Split):
+    """A model's dataflow graph, divided at a tensor.
+
+    The *tail* is every node between that tensor and the model's outputs. It may take other tensors, as a skip
+    connection does. The head computes this *frontier* once for each image, and the tail's `carry` holds it.
+    What depends on no input, such as a variable, belongs to the tail. So does all that is computed from the
+    sizes of tensors, since the tail's batch is larger.
+
+    How the images lie in a tensor is learnt from its shapes for one image and for two.
+
+    Args:
+        source: the model.
+        layer: where to split, see `DataflowGraph.find_place`.
+        end_layer: where the tail ends; None for the model's outputs.
+        replace: split inside the layer: its argument is the feature map, and the tail takes restricted
+            features in place of the layer's result. This is for a bottleneck that is a layer of the model.
+        rewrite: makes the tail faster; None for no rewrite.
+
+    Raises:
+        LayerError: there is no such place, the tensor is no batch of floating-point feature maps, or no
+            output depends on it. Where a model's graph follows from its inputs, `features` and `head` raise
+            this error.
+
+    Example:
+        >>> from iba_tf import TensorFlowAdapter
+        >>> x, dense = keras.Input((8,)), keras.layers.Dense(4, name="dense")
+        >>> model = keras.Model(x, keras.layers.Dense(2)(dense(x)))
+        >>> split = TensorFlowAdapter(model).split("dense")
+        >>> with split.head(tf.ones((1, 8))) as tail:
+        ...     tuple(tail.features.shape), tuple(tail(tf.ones((5, 4))).shape)
+        ((1, 4), (5, 2))
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        layer: Any,
+        end_layer: Any = None,
+        *,
+        replace: bool = False,
+        rewrite: Rewrite | None = None,
+    ) -> None:
+        self._source = source
+        self._layer, self._end_layer = layer, end_layer
+        self._replace, self._rewrite = replace, rewrite
+        self._divisions: Cache[Division] = Cache(_KEPT)
+        self._passes: Cache[_Passes] = Cache(_KEPT)
+        self._latest: Division | None = None
+        self.layer_name = ""
+        self.data_format: DataFormat = "channels_last"
+        self.input_format: DataFormat = "channels_last"
+        if source.graph is not None:
+            self._division(source.graph)
+        else:
+            self.layer_name = source.check_layer(layer)
+            if end_layer is not None:
+                source.check_layer(end_layer)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        options = {"replace": self._replace, "rewrite": self._rewrite}
+        return _made_again, (self._source, self._layer, self._end_layer, options)
+
+    @property
+    def feature_shape(self) -> tuple[int | None, ...] | None:
+        """Shape of one feature map as far as it is known before the model runs; None where it is not."""
+        if self._latest is None:
+            return None
+        shape = self._latest.graph.tensor(self._latest.features).shape
+        return None if shape.rank is None else tuple(shape[1:])
+
+    @runs_eagerly
+    def features(self, inputs: Inputs) -> tf.Tensor:
+        """See `Split.features`; inputs that the features do not depend on may be left out of a dict."""
+        passes, tensors = self._prepared(inputs, features_only=True)
+        return passes.head(tensors)[0]
+
+    @contextmanager
+    def head(self, inputs: Inputs) -> Iterator[Tail]:
+        """See `Split.head`; within it, operations run eagerly wherever the caller is."""
+        with eagerly():
+            passes, tensors = self._prepared(inputs, features_only=False)
+            features, *carry = passes.head(tensors)
+            yield Tail(features, passes.tail, tuple(carry))
+
+    def _division(self, graph: DataflowGraph) -> Division:
+        return self._divisions.get(graph, lambda: self._divided(graph))
+
+    def _divided(self, graph: DataflowGraph) -> Division:
+        division = Division.of(graph, self._layer, self._end_layer, self._replace, self._rewrite)
+        self.layer_name = division.layer_name
+        self.data_format = graph.data_format(division.features)
+        self.input_format = graph.data_format(graph.inputs[0].tensor)
+        self._latest = division
+        return division
+
+    def _prepared(self, inputs: Inputs, features_only: bool) -> tuple[_Passes, list[tf.Tensor | None]]:
+        needed = (lambda graph: self._division(graph).feature_inputs) if features_only else None
+        graph, tensors = self._source.prepare(inputs, needed)
+        division = self._division(graph)
+        shapes = (None if x is None else (tuple(x.shape[1:]), x.dtype) for x in tensors)
+        key = (graph, features_only, *shapes)
+        return self._passes.get(key, lambda: _Passes(division, tensors, features_only)), tensors
+
+
+def _made_again(source: Source, layer: Any, end_layer: Any, options: dict[str, Any]) -> GraphSplit:
+    return GraphSplit(source, layer, end_layer, **options)
+
+
+@dataclass(frozen=True, eq=False)
+class Division:
+    """How a graph is divided at a tensor.
+
+    Attributes:
+        graph: what is divided.
+        layer_name: name of the place.
+        features: the tensor that is the feature map.
+        start: the tensor in whose place the tail takes restricted features; that of the features, unless the
+            place itself is the bottleneck.
+        outputs: names of the tensors that the tail gives, nested as the results are.
+        tail: its nodes, in order.
+        frontier: tensors of the head that the tail takes, too.
+        measured: nodes that read the sizes of tensors of the head.
+        feature_inputs: names of the inputs that the features depend on.
+    """
+
+    graph: DataflowGraph
+    layer_name: str
+    features: TensorName
+    start: TensorName
+    outputs: Any
+    tail: tuple[Node, ...]
+    frontier: tuple[TensorName, ...]
+    measured: tuple[Node, ...]
+    feature_inputs: set[str]
+
+    @classmethod
+    def of(
+        cls, graph: DataflowGraph, layer: Any, end_layer: Any, replace: bool, rewrite: Rewrite | None
+    ) -> Division:
+        """Divide `graph` at `layer`; arguments and errors as of `GraphSplit`."""
+        place, index = graph.find_place(layer)
+        name, start = place.named(index), place.tensors[index]
+        features = place.inputs[0] if replace else start
+        _check_features(graph, name, features)
+        dependent = graph.dependents([start])
+        outputs = graph.outputs
+        if end_layer is not None:
+            end_name, outputs = graph.find(end_layer)
+            if outputs not in dependent:
+                raise LayerError(f"layer {end_name!r} does not depend on layer {name!r}")
+        flat = tf.nest.flatten(outputs)
+        if dependent.isdisjoint(flat):
+            raise LayerError(
+                f"no output of the model depends on layer {name!r}, so there is nothing to explain"
+            )
+        tail, frontier, measured = _tail(graph, start, flat, dependent)
+        nodes = [node for node in graph.nodes.values() if node.name in tail]
+        if rewrite is not None:
+            nodes = rewrite(nodes, flat)
+        reached = {features, *(source for node in graph.needed_for([features]) for source in node.inputs)}
+        inputs = {entry.name for entry in graph.inputs if entry.tensor in reached}
+        return cls(
+            graph, name, features, start, outputs, tuple(nodes), tuple(frontier), tuple(measured), inputs
+        )
+
+    @property
+    def flat_outputs(self) -> list[TensorName]:
+        """Names of the outputs, in order."""
+        flat: list[TensorName] = tf.nest.flatten(self.outputs)
+        return flat
+
+    @property
+    def sources(self) -> list[TensorName]:
+        """The tensors of the head whose sizes are read in the tail."""
+        return list(dict.fromkeys(source for node in self.measured for source in node.inputs))
+
+
+def _check_features(graph: DataflowGraph, name: str, features: TensorName) -> None:
+    symbol = graph.tensor(features)
+    batch = graph.inputs[0].shape
+    is_open = bool(batch) and batch[0] is None
+    if (
+        not symbol.dtype.is_floating
+        or features not in graph.moving
+        or symbol.shape.rank in (0, 1)
+        # The same for any number of images.
+        or (is_open and symbol.shape.is_fully_defined())
+    ):
+        shape = "unknown" if symbol.shape.rank is None else tuple(symbol.shape)
+        raise LayerError(
+            f"layer {name!r} gives {symbol.dtype.name} of shape {shape}, and a bottleneck needs a batch of "
+            "floating-point feature maps that depend on the input"
+        )
+    node = None if features in {entry.tensor for entry in graph.inputs} else graph.producer(features)
+    if node is not None and node.name in graph.within_control_flow:
+        raise LayerError(f"layer {name!r} runs within a branch, where the model cannot be split")
+
+
+def _tail(
+    graph: DataflowGraph, start: TensorName, outputs: Sequence[TensorName], dependent: set[TensorName]
+) -> tuple[set[str], list[TensorName], list[Node]]:
+    """Names of the tail's nodes, the tensors that it takes of the head, and the nodes that read sizes."""
+    tail: set[str] = set()
+    frontier: dict[TensorName, None] = {}
+    measured: dict[Node, None] = {}
+    inputs = {entry.tensor for entry in graph.inputs}
+    queue = list(outputs)
+    while queue:
+        tensor = queue.pop()
+        if tensor == start or tensor in graph.bindings:
+            continue
+        if tensor in inputs:
+            frontier[tensor] = None
+            continue
+        node = graph.producer(tensor)
+        if node is None or node.name in tail:
+            continue
+        apart = tensor not in dependent and tensor in graph.moving
+        if apart and node.name not in graph.within_control_flow and _is_sliced(graph, tensor):
+            if tensor not in graph.of_sizes:
+                frontier[tensor] = None
+                continue
+            if node.reads_sizes:
+                measured[node] = None
+                continue
+        tail.add(node.name)
+        queue.extend(node.inputs)
+        queue.extend(f"{source}:0" for source in node.controls if graph.decides(source))
+    return tail, list(frontier), list(measured)
+
+
+def _is_sliced(graph: DataflowGraph, tensor: TensorName) -> bool:
+    return graph.tensor(tensor).dtype not in _UNSLICED
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """How the images of a batch lie in a tensor.
+
+    Attributes:
+        one: the tensor's shape for one image.
+        axis: the axis along which the images follow one another; None if they share one tensor.
+    """
+
+    one: Shape
+    axis: int | None
+
+    @classmethod
+    def of(cls, name: TensorName, one: Shape, two: Shape) -> _Rows:
+        """Learn it from the tensor's shapes for one image and for two.
+
+        Raises:
+            LayerError: the images do not follow one another along one axis.
+        """
+        grown = [axis for axis, (a, b) in enumerate(zip(one, two, strict=False)) if a != b]
+        if not grown and len(one) == len(two):
+            return cls(one, None)
+        if len(grown) != 1 or len(one) != len(two) or two[grown[0]] != 2 * one[grown[0]]:
+            raise LayerError(
+                f"tensor {name!r} has shape {one} for one image and {two} for two, so it does not keep the "
+                "images apart; split the model after it"
+            )
+        return cls(one, grown[0])
+
+    @property
+    def plain(self) -> bool:
+        """Whether there is one row for each image already."""
+        return self.axis == 0 and self.one[0] == 1
+
+    def shape(self, images: int | tf.Tensor) -> list[int | tf.Tensor]:
+        """The tensor's shape for a number of images."""
+        return [images * size if axis == self.axis else size for axis, size in enumerate(self.one)]
+
+    def split(self, x: tf.Tensor, images: tf.Tensor) -> tf.Tensor:
+        """The tensor with a row for each image, (B, ...)."""
+        if self.plain:
+            return x
+        if self.axis is None:
+            return tf.repeat(x[None], images, axis=0)
+        # One image may take several places along the axis, which stay where they are.
+        size = self.one[self.axis]
+        own = (size,) if size > 1 else ()
+        x = tf.reshape(x, [*self.one[: self.axis], images, *own, *self.one[self.axis + 1 :]])
+        return tf.transpose(x, [self.axis, *(axis for axis in range(len(x.shape)) if axis != self.axis)])
+
+    def join(self, x: tf.Tensor) -> tf.Tensor:
+        """Undo `split`, for as many images as there are rows."""
+        if self.plain:
+            return x
+        if self.axis is None:
+            return x[0]
+        order = [*range(1, self.axis + 1), 0, *range(self.axis + 1, len(x.shape))]
+        return tf.reshape(tf.transpose(x, order), self.shape(rows_of(x)))
+
+
+class _Passes:
+    """Head and tail as functions, for inputs of one shape and any number of them.
+
+    Args:
+        division: what is run.
+        inputs: some inputs of that shape; None for those that are missing.
+        features_only: leave the tail out.
+    """
+
+    def __init__(self, division: Division, inputs: Sequence[tf.Tensor | None], features_only: bool) -> None:
+        self._division, self._graph = division, division.graph
+        present = [x is not None for x in inputs]
+        given = [x for x in inputs if x is not None]
+        self._given = [
+            entry.tensor for entry, is_there in zip(self._graph.inputs, present, strict=True) if is_there
+        ]
+        batched = batched_inputs(self._graph.inputs, inputs)
+        self._batched = [flag for flag, is_there in zip(batched, present, strict=True) if is_there]
+        main = [division.features, *(() if features_only else division.frontier)]
+        taken = [*main, *(name for tensor in main for name in self._graph.companions(tensor))]
+        self._sources = [] if features_only else division.sources
+        outputs = [] if features_only or self._graph.runs_in_python else division.flat_outputs
+        sizes = self._measured(list(dict.fromkeys([*taken, *self._sources, *outputs])), given)
+        self._taken = [name for name in taken if name in sizes]
+        self._rows = {name: _Rows.of(name, *sizes[name]) for name in [*self._taken, *self._sources]}
+        self._output_sizes = [sizes[name] for name in outputs]
+        self._check_features()
+        specs = [
+            tf.TensorSpec([None, *x.shape[1:]] if flag else x.shape, x.dtype)
+            for flag, x in zip(self._batched, given, strict=True)
+        ]
+        self._run_head = traced(self._trace_head, input_signature=specs)
+        self.tail = _TailFunction(self._trace_tail, self._graph.runs_in_python)
+
+    def head(self, inputs: Sequence[tf.Tensor | None]) -> list[tf.Tensor]:
+        """Features (B, *feature map), and what is carried around them, (B, ...) each."""
+        given = [x for x in inputs if x is not None]
+        found: list[tf.Tensor] = self._run_head(*given)
+        images = rows_of(next(x for x, flag in zip(given, self._batched, strict=True) if flag))
+        for name, x in zip(self._taken, found, strict=True):
+            if None not in (x.shape[0], images) and x.shape[0] != images:
+                raise LayerError(
+                    f"tensor {name!r} has {x.shape[0]} rows for {images} images, by their values, so it does "
+                    "not keep the images apart; split the model elsewhere"
+                )
+        return found
+
+    def _check_features(self) -> None:
+        features = self._rows[self._division.features]
+        if features.axis is None or (features.plain and len(features.one) < 2):
+            raise LayerError(
+                f"layer {self._division.layer_name!r} has shape {features.one} for one image, and a "
+                "bottleneck needs a feature map for each image"
+            )
+
+    def _measured(
+        self, names: Sequence[TensorName], inputs: Sequence[tf.Tensor]
+    ) -> dict[TensorName, tuple[Shape, Shape]]:
+        """Shapes of tensors for one image and for two; companions that are not there are left out."""
+        batches = [
+            {
+                name: tf.repeat(x[:1], images, axis=0) if flag else x
+                for name, flag, x in zip(self._given, self._batched, inputs, strict=True)
+            }
+            for images in (1, 2)
+        ]
+        try:
+            found = self._graph.measure(names, batches)
+        except (tf.errors.OpError, ValueError) as error:
+            raise InputError(f"the model fails on a batch of 1 or 2: {_reason(error)}") from error
+        pairs = zip(names, *found, strict=True)
+        return {name: (one, two) for name, one, two in pairs if one is not None and two is not None}
+
+    def _trace_head(self, *inputs: tf.Tensor) -> list[tf.Tensor]:
+        tensors = self._graph.evaluate(self._taken, dict(zip(self._given, inputs, strict=True)))
+        images = tf.shape(next(x for x, flag in zip(inputs, self._batched, strict=True) if flag))[0]
+        return [self._rows[name].split(x, images) for name, x in zip(self._taken, tensors, strict=True)]
+
+    def _trace_tail(self, z: tf.Tensor, carry: tuple[tf.Tensor, ...]) -> Any:
+        division, graph = self._division, self._graph
+        images = rows_of(z)
+        features = tf.cast(z, graph.tensor(division.features).dtype)
+        values = {division.start: self._rows[division.features].join(features)}
+        moved = dict(zip(graph.companions(division.features), graph.companions(division.start), strict=True))
+        for name, x in zip(self._taken[1:], carry, strict=True):
+            values[moved.get(name, name)] = self._rows[name].join(_repeat(x, z))
+        for node in division.measured:
+            values.update(self._sizes(node, images))
+        try:
+            outputs = graph.run(division.tail, values, division.flat_outputs)
+        except ValueError as error:
+            raise InputError(
+                f"the model takes no batch of {images} after layer {division.layer_name!r}, one for each "
+                f"noisy sample; its batch may have a fixed size: {_reason(error)}"
+            ) from error
+        if isinstance(images, int):
+            for output, (one, two) in zip(outputs, self._output_sizes, strict=False):
+                output.set_shape([a + (b - a) * (images - 1) for a, b in zip(one, two, strict=True)])
+        return tf.nest.pack_sequence_as(division.outputs, [tf.identity(x) for x in outputs])
+
+    def _sizes(self, node: Node, images: int | tf.Tensor) -> dict[TensorName, tf.Tensor]:
+        """What a node that reads sizes gives for a number of images."""
+        sizes = []
+        for source in node.inputs:
+            shape = tf.stack(self._rows[source].shape(images)) if self._rows[source].one else []
+            sizes.append(tf.convert_to_tensor(shape, tf.int32))
+        if node.kind == "Size":
+            sizes = [tf.reduce_prod(sizes[0])]
+        elif node.kind == "Rank":
+            sizes = [tf.size(sizes[0])]
+        return {
+            result: tf.cast(size, self._graph.tensor(result).dtype)
+            for result, size in zip(node.outputs, sizes, strict=True)
+        }
+
+
+class _TailFunction:
+    """A tail, as a function of its own or as part of a function that is being traced.
+
+    Args:
+        trace: runs the tail.
+        inlines: whether it may become part of another function.
+    """
+
+    def __init__(self, trace: Callable[[tf.Tensor, tuple[tf.Tensor, ...]], Any], inlines: bool) -> None:
+        self._trace, self._inlines = trace, inlines
+        self._function = traced(trace)
+
+    def __call__(self, z: tf.Tensor, carry: tuple[tf.Tensor, ...]) -> Any:
+        return self._trace(z, carry) if self._inlines and tf.inside_function() else self._function(z, carry)
+
+
+def _reason(error: Exception) -> str:
+    return " ".join(str(error).split())
+
+
+def _repeat(x: tf.Tensor, z: tf.Tensor) -> tf.Tensor:
+    """Each row of `x` as often as `z` has copies of it."""
+    return tf.repeat(x, rows_of(z) // rows_of(x), axis=0)
+
+
+def rows_of(x: tf.Tensor) -> int | tf.Tensor:
+    """Length of the first axis, as a number wherever it is known."""
+    return tf.shape(x)[0] if x.shape[0] is None else x.shape[0]

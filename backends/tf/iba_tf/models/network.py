@@ -1,0 +1,172 @@
+"""A model as a dataflow graph: its layers, its outputs and its splits."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from functools import cached_property
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from iba_core.framework.adapter import Inputs, LayerInfo
+from iba_core.framework.cache import Cache
+from iba_core.framework.layout import DataFormat
+from iba_tf.framework import runs_eagerly, traced
+from iba_tf.graphs.calls import CallGraph
+from iba_tf.graphs.dataflow import DataflowGraph
+from iba_tf.graphs.graph_inputs import batched_inputs, is_several, name_of
+from iba_tf.graphs.normalization import merged
+from iba_tf.graphs.split import GraphSplit, Rewrite
+
+_KEPT = 8
+"""How many graphs of a model have a compiled prediction."""
+
+
+class Network(ABC):
+    """A model that has a dataflow graph, or has one for each shape of its inputs."""
+
+    rewrite: Rewrite | None = None
+    """What makes a tail faster."""
+
+    def __init__(self) -> None:
+        self._predictions: Cache[Callable[..., Any]] = Cache(_KEPT)
+
+    @property
+    @abstractmethod
+    def graph(self) -> DataflowGraph | None:
+        """The graph, if it is the same for all inputs."""
+
+    @property
+    @abstractmethod
+    def data_format(self) -> DataFormat:
+        """Where the channels of the first input are."""
+
+    @abstractmethod
+    def prepare(
+        self, inputs: Inputs, needed: Callable[[Any], set[str]] | None = None
+    ) -> tuple[DataflowGraph, list[tf.Tensor | None]]:
+        """Make tensors of a user's inputs, of the dtypes that the model takes, and find the graph for them.
+
+        Args:
+            inputs: one array, a list or tuple, or a dict by the inputs' names or symbolic tensors.
+            needed: gives the names of the inputs that must be there; all if None.
+
+        Returns:
+            The graph, and a tensor for each of its inputs; None for those that are missing.
+
+        Raises:
+            InputError: an input is missing, unknown, no array, or of the wrong shape.
+        """
+
+    def check_layer(self, layer: Any) -> str:
+        """Name of a layer, as far as it can be told before the model has run.
+
+        Raises:
+            LayerError: no layer of the model has such a name.
+        """
+        return layer if isinstance(layer, str) else getattr(layer, "name", type(layer).__name__)
+
+    @runs_eagerly
+    def to_inputs(self, inputs: Inputs) -> Inputs:
+        """`inputs` with every array as the model takes it, in the structure that they have."""
+        if isinstance(inputs, Mapping):
+            graph, tensors = self.prepare(inputs, lambda graph: set())
+            given = {name_of(graph.inputs, key) for key in inputs}
+            named = {
+                entry.name: x for entry, x in zip(graph.inputs, tensors, strict=True) if entry.name in given
+            }
+            # Inputs with a row for each image come first: there a batch is counted.
+            return dict(sorted(named.items(), key=lambda item: not item[1].shape.rank))
+        _, tensors = self.prepare(inputs)
+        flat = tensors[: len(inputs) if is_several(inputs) else 1]
+        return flat[0] if len(flat) == 1 else tuple(flat)
+
+    @runs_eagerly
+    def predict(self, inputs: Inputs) -> Any:
+        """The model's output in inference mode."""
+        graph, tensors = self.prepare(inputs)
+        return self._predictions.get(graph, lambda: _prediction(graph))(*tensors)
+
+    @runs_eagerly
+    def layers(self, inputs: Inputs) -> list[LayerInfo]:
+        """The places where the model can be split, in order, with the shapes that they have for `inputs`."""
+        graph, tensors = self.prepare(inputs)
+        batched = batched_inputs(graph.inputs, tensors)
+        one = {
+            entry.tensor: x[:1] if flag else x
+            for entry, x, flag in zip(graph.inputs, tensors, batched, strict=True)
+        }
+        names = list(dict.fromkeys(place.tensors[0] for place in graph.places if len(place.tensors) == 1))
+        [shapes] = graph.measure(names, [one])
+        found = dict(zip(names, shapes, strict=True))
+        return [
+            LayerInfo(
+                place.name,
+                place.kind,
+                None
+                if (shape := found.get(place.tensors[0])) is None or len(place.tensors) > 1
+                else shape[1:],
+            )
+            for place in graph.places
+        ]
+
+    def split(self, layer: Any, end_layer: Any = None, *, replace: bool = False) -> GraphSplit:
+        """Split the model at a layer; arguments and errors as of `GraphSplit`."""
+        return GraphSplit(self, layer, end_layer, replace=replace, rewrite=self.rewrite)
+
+
+def _prediction(graph: DataflowGraph) -> Callable[..., Any]:
+    def run(*given: tf.Tensor) -> Any:
+        values = {entry.tensor: x for entry, x in zip(graph.inputs, given, strict=True)}
+        flat = graph.evaluate(graph.flat_outputs, values)
+        return tf.nest.pack_sequence_as(graph.outputs, [tf.identity(x) for x in flat])
+
+    # A smaller last batch of a data set must not cost one more trace for each of its sizes.
+    function: Callable[..., Any] = traced(run, reduce_retracing=True)
+    return function
+
+
+class KerasNetwork(Network):
+    """A functional or sequential Keras 3 model, including nested ones, or a `keras.Function`.
+
+    Its layers are called one by one. So every part of the model can run alone, with the weights that it has
+    at the time.
+
+    Args:
+        model: the model. It need not be built yet.
+        rewrites: whether tails may be rewritten to be faster.
+    """
+
+    def __init__(self, model: keras.Model | keras.Function, *, rewrites: bool = True) -> None:
+        super().__init__()
+        self.model = model
+        self.rewrite = merged if rewrites else None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _network_of, (self.model, self.rewrite is not None)
+
+    @cached_property
+    def graph(self) -> CallGraph:  # type: ignore[override]
+        """The model's calls.
+
+        Raises:
+            LayerError: the model is not built, so it has no graph yet.
+        """
+        return CallGraph.of(self.model)
+
+    @property
+    def data_format(self) -> DataFormat:
+        """See `Network.data_format`."""
+        return self.graph.data_format(self.graph.inputs[0].tensor)
+
+    def prepare(
+        self, inputs: Inputs, needed: Callable[[Any], set[str]] | None = None
+    ) -> tuple[DataflowGraph, list[tf.Tensor | None]]:
+        """See `Network.prepare`."""
+        return self.graph, self.graph.prepare(inputs, None if needed is None else needed(self.graph))
+
+
+def _network_of(model: Any, rewrites: bool) -> KerasNetwork:
+    return KerasNetwork(model, rewrites=rewrites)

@@ -1,0 +1,255 @@
+"""A PyTorch model with the layers that a readout needs."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from functools import partial
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import torch
+from torch import nn
+
+from iba_core.errors import LayerError
+from iba_core.framework.adapter import Inputs
+from iba_core.framework.inputs import batch_size
+from iba_core.framework.layout import DataFormat
+from iba_core.readout.model import NestedPass, ReadoutModel
+from iba_torch.adapter import TorchAdapter
+from iba_torch.tail.places import LayerCall
+from iba_torch.tail.precision import without_autocast
+from iba_torch.tail.shadow import Handler, Shadow, Shadows, Site
+from iba_torch.tail.split import TorchSplit, call_with
+from iba_torch.tail.trees import first_tensor, replace_first, tree_map
+
+Features = tuple[torch.Tensor, ...]
+
+
+class TorchReadoutModel(ReadoutModel):
+    """An `nn.Module` with the layers that a readout needs. What runs is a shadow of it.
+
+    Args:
+        model: the module.
+        layers: the layers, which are part of the module; that of the bottleneck first.
+        where: whether the bottleneck acts on its layer's output or on its input.
+        shadows: where to take shadows from.
+        passing: gives a context in which the bottleneck's own hook passes everything.
+        device: where to bring the data; that of the model's first parameter if None.
+    """
+
+    framework = TorchAdapter.framework
+
+    def __init__(
+        self,
+        model: nn.Module,
+        layers: Sequence[LayerCall],
+        where: Literal["output", "input"],
+        shadows: Shadows,
+        passing: Callable[[], AbstractContextManager[None]],
+        device: torch.device | str | None = None,
+    ) -> None:
+        self.names = [layer.name for layer in layers]
+        self._adapter = TorchAdapter(model)
+        self._layers, self._where, self._shadows = tuple(layers), where, shadows
+        self._passing, self._device = passing, device
+
+    def to_inputs(self, inputs: Inputs) -> Inputs:
+        """See `ReadoutModel.to_inputs`."""
+        return self._adapter.to_inputs(inputs, self._device)
+
+    def to_targets(self, values: tuple[Any, ...]) -> tuple[Any, ...]:
+        """See `ReadoutModel.to_targets`."""
+        targets: tuple[Any, ...] = self._adapter.to_inputs(values, self._device)
+        return targets
+
+    def data_formats(self, inputs: Inputs) -> list[DataFormat]:
+        """See `ReadoutModel.data_formats`. It also finds out how often the layers run."""
+        found = []
+        for index, (module, name, call) in enumerate(self._layers):
+            split = TorchSplit(
+                self._adapter.model,
+                module,
+                layer_name=name,
+                where="output" if index else self._where,
+                call=call,
+                shadows=self._shadows,
+            )
+            with self._passing():
+                split.features(inputs)
+            found.append(split.data_format)
+        return found
+
+    def features(self, inputs: Inputs) -> Features:
+        """See `ReadoutModel.features`."""
+        with self._running() as (shadow, model):
+            return self._record(shadow, lambda: _call(model, inputs), batch_size(inputs))
+
+    def features_of_call(self, args: tuple[Any, ...], kwargs: dict[str, Any], images: int) -> Features:
+        """Run the model once on given arguments, see `features`."""
+        args, kwargs = tree_map(lambda tensor: tensor.clone(), (args, kwargs))
+        with self._running() as (shadow, model):
+            return self._record(shadow, lambda: model(*args, **kwargs), images)
+
+    @contextmanager
+    def nested_pass(self, inputs: Inputs) -> Iterator[NestedPass]:
+        """See `ReadoutModel.nested_pass`."""
+        with self._running() as (shadow, model):
+            features, *others = self._record(shadow, lambda: _call(model, inputs), batch_size(inputs))
+            with without_autocast(features.device) as outside:
+
+                def run(z: torch.Tensor, carry: tuple[torch.Tensor, ...]) -> Any:
+                    with outside, shadow.switch.on(self._replacing(shadow, z.to(features.dtype))):
+                        return _call(model, inputs)
+
+                yield NestedPass(features, tuple(others), run)
+
+    @contextmanager
+    def seeded(self, seed: Sequence[int], like: torch.Tensor) -> Iterator[None]:
+        """Context with PyTorch's generators seeded; afterwards they are as before."""
+        with torch.random.fork_rng(devices=[like.device] if like.is_cuda else []):
+            torch.manual_seed(int(np.random.SeedSequence(seed).generate_state(1, np.uint64)[0] >> 1))
+            yield
+
+    # -- passes of the model --------------------------------------------------------------------------
+
+    @contextmanager
+    def _running(self) -> Iterator[tuple[Shadow, nn.Module]]:
+        """Context with a shadow in which the model runs without a graph and unrestricted."""
+        with self._shadows.lease() as shadow, torch.no_grad(), self._passing():
+            yield shadow, shadow.of(self._adapter.model)
+
+    def _sites(self, shadow: Shadow) -> list[Site]:
+        return [shadow.sites[shadow.of(layer.module)] for layer in self._layers]
+
+    def _record(self, shadow: Shadow, run: Callable[[], Any], images: int) -> Features:
+        """The features of all layers in one pass."""
+        sites, is_input = self._sites(shadow), self._where == "input"
+        given: list[Any] = []
+        returned: dict[Site, list[Any]] = {site: [] for site in sites}
+
+        def note(site: Site, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            if is_input and site is sites[0]:
+                given.append(_copied(first_tensor((args, kwargs))))
+            output = site.run(args, kwargs)
+            returned[site].append(_copied(first_tensor(output)))
+            return output
+
+        with shadow.switch.on(dict.fromkeys(sites, note)):
+            run()
+        found = [given if is_input and not index else returned[site] for index, site in enumerate(sites)]
+        return tuple(_of_call(layer, each, images) for layer, each in zip(self._layers, found, strict=True))
+
+    def _replacing(self, shadow: Shadow, z: torch.Tensor) -> dict[Site, Handler]:
+        """Handlers that put `z` in the place of the features at the bottleneck."""
+
+        def replace(site: Site, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            if self._where == "output":
+                return replace_first(site.run(args, kwargs), z)
+            return site.run(*replace_first((args, kwargs), z))
+
+        return {self._sites(shadow)[0]: replace}
+
+
+def _call(model: nn.Module, inputs: Inputs) -> Any:
+    # The pass may write into its inputs, and they are needed twice.
+    return call_with(model, tree_map(lambda tensor: tensor.detach().clone(), inputs))
+
+
+def _copied(features: torch.Tensor | None) -> torch.Tensor | None:
+    # The next layers may work in place.
+    return None if features is None else features.detach().clone()
+
+
+def _of_call(layer: LayerCall, found: Sequence[torch.Tensor | None], images: int) -> torch.Tensor:
+    """The feature maps of the call that counts."""
+    if len(found) <= (layer.call or 0):
+        raise LayerError(f"layer {layer.name!r} runs {len(found)} time(s) when the model is called")
+    if layer.call is None and len(found) > 1:
+        raise LayerError(f"layer {layer.name!r} runs {len(found)} times in a pass of the model")
+    features = found[layer.call or 0]
+    if features is None or features.ndim < 2 or len(features) != images:
+        given = "no tensor" if features is None else f"the shape {tuple(features.shape)}"
+        raise LayerError(
+            f"layer {layer.name!r} gives {given} for a batch of {images}; "
+            f"a feature map has the shape ({images}, ...)"
+        )
+    return features
+
+
+class _OwnPass(threading.local):
+    """What is known of the pass that a thread is in. A copy knows of none."""
+
+    def __init__(self) -> None:
+        self.inputs: tuple[tuple[Any, ...], dict[str, Any]] | None = None
+        self.calls: dict[int, int] = {}
+
+    def __reduce__(self) -> tuple[type[_OwnPass], tuple[()]]:
+        return _OwnPass, ()
+
+
+class ModelHooks:
+    """Hooks on the user's model, for passes that the user runs.
+
+    They keep what the model is called with where the flow is restricted, and show the readout layers' features
+    where the distribution is estimated. Each hook is a method, so that the hooks of a copied model belong to
+    the copied readout.
+
+    Args:
+        model: the model.
+        layers: the readout layers.
+        is_restricting: whether the flow is restricted.
+        observe: gets the number of a layer and the features of the call that counts.
+    """
+
+    shared_by_shadows: ClassVar[bool] = True
+
+    def __init__(
+        self,
+        model: nn.Module,
+        layers: Sequence[LayerCall],
+        is_restricting: Callable[[], bool],
+        observe: Callable[[int, Any], None],
+    ) -> None:
+        self._pass = _OwnPass()
+        self._numbers = [layer.call or 0 for layer in layers]
+        self._is_restricting, self._observe = is_restricting, observe
+        self._handles = [
+            model.register_forward_pre_hook(self._before_model, with_kwargs=True),
+            model.register_forward_hook(self._after_model, always_call=True),
+        ]
+        for index, layer in enumerate(layers):
+            self._handles.append(layer.module.register_forward_hook(partial(self._after_layer, index)))
+
+    @property
+    def inputs(self) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        """What the model was called with in this thread's restricted pass; None outside of one."""
+        return self._pass.inputs
+
+    @property
+    def are_there(self) -> bool:
+        """Whether the hooks have not been removed."""
+        return bool(self._handles)
+
+    def remove(self) -> None:
+        """Remove the hooks."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+
+    def _before_model(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self._pass.calls = {}
+        if self._is_restricting():
+            # A copy, since the pass may write into its inputs before it gets to the bottleneck.
+            self._pass.inputs = tree_map(lambda tensor: tensor.detach().clone(), (args, kwargs))
+
+    def _after_model(self, model: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        if self._is_restricting():
+            self._pass.inputs = None
+
+    def _after_layer(self, index: int, layer: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        number = self._pass.calls.get(index, 0)
+        self._pass.calls[index] = number + 1
+        if number == self._numbers[index]:
+            self._observe(index, first_tensor(output))
