@@ -118,7 +118,6 @@ class TestCopies:
         parametrize.register_parametrization(model[7], "weight", Doubled())
         model(photographs(2))
         self.check(model)
-        parametrizations.spectral_norm(model[7], "bias") if False else None
         assert model[3][0].weight.grad_fn is not None, "the graph of the last pass is the model's own"
 
     def test_tied_and_shared_modules_and_plain_lists(self):

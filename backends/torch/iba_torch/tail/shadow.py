@@ -454,8 +454,9 @@ class _Copier:
         if isinstance(tensor, nn.Parameter) and not tensor.is_inference():
             if type(tensor) is not nn.Parameter and not tensor.requires_grad:
                 return tensor  # Such as quantised weights, which carry more than numbers.
-            # Shares memory and version counter.
-            alias = nn.Parameter(tensor.detach(), requires_grad=False)
+            # Not `detach`, whose count of writes is the model's: then no gradient could be computed where the
+            # model is trained between the two passes, forward and backward.
+            alias = nn.Parameter(tensor.data, requires_grad=False)
             self.aliases.append(alias)
             return alias
         if tensor.requires_grad:
