@@ -61,8 +61,8 @@ class Switch:
     @contextmanager
     def on(self, handlers: dict[Site, Handler], default: Handler | None = None) -> Iterator[None]:
         """Context in which the calls of this thread are handled."""
-        self.default, self.handlers, self.thread = default, handlers, get_ident()
         try:
+            self.default, self.handlers, self.thread = default, handlers, get_ident()
             yield
         finally:
             self.default, self.handlers = None, None
@@ -210,13 +210,11 @@ class Shadows:
                     # The others are most likely out of date as well, and hold what they were made from.
                     self._free = [other for other in self._free if other.is_current]
             shadow.refresh()
-            # A shadow that is not given back, after an interrupt, is no loss: the next one is new.
-            try:
-                yield shadow
-            finally:
-                shadow.clean()
-                with self._lock:
-                    self._free.append(shadow)
+            # After an error it is not given back: the next one is new, whatever was interrupted.
+            yield shadow
+            shadow.clean()
+            with self._lock:
+                self._free.append(shadow)
 
 
 class _Root:
