@@ -224,8 +224,11 @@ class Original:
                 vars(self).update(vars(Original(model, feature, outputs)))
                 return
             vars(self).update(vars(Original.of(feature, outputs, state["keras_model"], None)))
-            for name, variable in self.model.variables.items():
-                variable.assign(state["values"][name])
+            values, own = state["values"], self.model.variables
+            # A subclassed model gets another name when it is copied, and its name is part of the variables'.
+            names = own if own.keys() <= values.keys() else values
+            for name, variable in zip(names, own.values(), strict=False):
+                variable.assign(values[name])
 
 
 def _parts_of(graph: OperationGraph) -> dict[str, Any]:
