@@ -5,13 +5,11 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from copy import copy
-from dataclasses import dataclass, replace
 from os import PathLike, fspath
 from pathlib import Path
 from typing import Any
 
 import keras
-import numpy.typing as npt
 import tensorflow as tf
 from tensorflow.core.framework.graph_pb2 import GraphDef
 
@@ -21,8 +19,8 @@ from iba_core.framework.cache import Cache
 from iba_tf.adapter import TensorFlowAdapter
 from iba_tf.framework import eagerly
 from iba_tf.graphs.calls import function_to
-from iba_tf.graphs.dataflow import Place, TensorName
-from iba_tf.graphs.operations import Binding, OperationGraph, canonical, node_of
+from iba_tf.graphs.dataflow import TensorName
+from iba_tf.graphs.operations import OperationGraph, canonical, node_of
 from iba_tf.graphs.split import GraphSplit
 from iba_tf.models.graph_model import GraphModel
 from iba_tf.models.origins import value_of
@@ -214,13 +212,13 @@ class Original:
                 "the bottleneck cannot be copied, because its model has no graph before it is called; give a "
                 "concrete function"
             )
-        return {**state, "graph": _parts_of(graph)}
+        return {**state, "graph": graph}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         feature, outputs = state["feature"], state["outputs"]
         with tf.init_scope(), eagerly():
             if "graph" in state:
-                model = GraphModel.from_operations(_graph_of(state["graph"]))
+                model = GraphModel.from_operations(state["graph"])
                 vars(self).update(vars(Original(model, feature, outputs)))
                 return
             vars(self).update(vars(Original.of(feature, outputs, state["keras_model"], None)))
@@ -229,56 +227,6 @@ class Original:
             names = own if own.keys() <= values.keys() else values
             for name, variable in zip(names, own.values(), strict=False):
                 variable.assign(values[name])
-
-
-def _parts_of(graph: OperationGraph) -> dict[str, Any]:
-    """Arguments of an `OperationGraph` that is the same, as objects that can be copied."""
-    whole = GraphDef(versions=graph.versions, library=graph.definitions)
-    for name in dict.fromkeys([*graph.bindings, *(entry.tensor for entry in graph.inputs)]):
-        is_handle = graph.tensor(name).dtype == tf.resource
-        is_variable = isinstance(graph.bindings.get(name), tf.Variable)
-        kind = "VariableV2" if is_variable and not is_handle else "Placeholder"
-        whole.node.add(name=node_of(name), op=kind)
-    whole.node.extend(node.definition for node in graph.nodes.values())
-    bindings = {name: _copyable(name, binding) for name, binding in graph.bindings.items()}
-    layers = [replace(layer, object=None, symbols=()) for layer in graph.layers]
-    return {
-        "graph_def": whole,
-        "inputs": graph.inputs,
-        "outputs": graph.outputs,
-        "bindings": bindings,
-        "layers": _Given(layers),
-    }
-
-
-def _copyable(name: TensorName, binding: Binding) -> tf.Variable | npt.NDArray[Any]:
-    if isinstance(binding, tf.Variable):
-        return binding
-    if binding.dtype in (tf.resource, tf.variant):
-        raise InputError(
-            f"the bottleneck cannot be copied, because its graph closes over {name!r}, which is no variable "
-            "but a table or the like"
-        )
-    return value_of(binding)
-
-
-def _graph_of(parts: dict[str, Any]) -> OperationGraph:
-    """The graph that `_parts_of` has taken apart."""
-    bindings = {
-        name: binding if isinstance(binding, tf.Variable) else tf.convert_to_tensor(binding)
-        for name, binding in parts["bindings"].items()
-    }
-    return OperationGraph(**{**parts, "bindings": bindings})
-
-
-@dataclass(frozen=True)
-class _Given:
-    """Places of a graph that are known."""
-
-    layers: list[Place]
-
-    def __call__(self, names: Iterable[str]) -> list[Place]:
-        return self.layers
 
 
 def _loaded(path: str | PathLike[str]) -> Any:
