@@ -1,9 +1,10 @@
 """Every public name has a docstring with an example, and the examples run.
 
-In the examples, `np` is NumPy, `model` a small convolutional network for images of 8 x 8 pixels, with the layers
-"conv", "relu", "pool", "flat" and "logits" (three classes). `x` holds two images for it. `explainer` is an
-`Explainer` of `model`, fitted at the layer "relu". Examples of `iba_torch` also have `torch` and `nn`, those of
-`iba_tf` have `tf` and `keras`.
+Examples see the names of their own module and of the package that exports them, and a few more. `np` is
+NumPy. `model` is a small convolutional network for images of 8 x 8 pixels, with the layers "conv", "relu",
+"pool", "flat" and "logits" (three classes). `layer` is "relu", `x` holds two images, `batches` is a list of
+batches of images, and `explainer` is an `Explainer` of `model`, fitted at `layer`. Examples of `iba_torch`
+also have `torch` and `nn`, those of `iba_tf` have `tf` and `keras`.
 """
 
 from __future__ import annotations
@@ -87,19 +88,21 @@ def members(value: Any) -> Iterator[tuple[str, Any]]:
 def make_names(name: str, source: str) -> dict[str, Any]:
     """The names that the examples of this name may use; what takes time only where it is used."""
     package = name.partition(".")[0]
-    names: dict[str, Any] = {"np": np}
+    exports = importlib.import_module(name.rpartition(".")[0])
+    names: dict[str, Any] = {**vars(inspect.getmodule(load(name))), **vars(exports), "np": np}
     installed = [kind for kind in BACKENDS.values() if is_installed(kind.package)]
     backend: Backend = next(kind for kind in installed if kind.package == package or package == "iba_core")()
     if backend.name == "torch":
         names |= {"torch": backend.torch, "nn": backend.torch.nn}
     else:
         names |= {"tf": backend.tf, "keras": backend.keras}
-    if re.search(r"\b(model|x|explainer)\b", source):
+    if re.search(r"\b(model|x|batches|explainer)\b", source):
         images = np.random.default_rng(0).normal(size=(22, 8, 8, 3)).astype(np.float32)
         images = backend.images(images)
         model = backend.network((8, 8, 3), LAYERS)
-        x = backend.asarray(images[:2]) if package != "iba_core" else images[:2]
-        names |= {"model": model, "x": x}
+        tensor = np.asarray if package == "iba_core" else backend.asarray
+        batches = [tensor(images[i : i + 11]) for i in (0, 11)]
+        names |= {"model": model, "layer": "relu", "x": tensor(images[:2]), "batches": batches}
         if re.search(r"\bexplainer\b", source):
             names["explainer"] = Explainer(model, "relu").fit([images], progbar=False)
     return names
@@ -153,4 +156,4 @@ def test_examples_have_a_model(package):
     >>> explainer.layer
     'relu'
     """
-    assert run(f"{package}.Explainer", text) == ""
+    assert run(f"{package}.to_saliency_map", text) == ""

@@ -21,16 +21,10 @@ from iba_tf.bottlenecks.readout_model import KerasReadoutModel
 
 
 class IBAReadout(ReadoutBottleneck):
-    """A bottleneck whose mask is computed from the feature maps of several layers.
+    """A bottleneck for Keras models whose mask is computed from the features of several layers.
 
-    The per-sample bottleneck optimises its mask anew for every image. Here a network of three 1x1
-    convolutions learns to give the mask's parameter alpha. Its input is the features of the readout layers, from
-    an unrestricted pass of the model. Layers after the bottleneck may be among them, and dense ones. So an
-    explanation costs that pass and one restricted pass.
-
-    The network is made once the features' distribution is known: first call `estimate`, then `fit`, or write a
-    loop of your own over `trainable_variables`, which are those of the network alone. At the start alpha is
-    `initial_alpha` everywhere. The model is never altered.
+    `iba_core.readout.bottleneck.ReadoutBottleneck` describes it. For a training loop of your own there are
+    `restricted` and `trainable_variables`, those of the network alone.
 
     Args:
         attach_layer: the layer after which the bottleneck goes; a layer of the model, its name
@@ -62,9 +56,6 @@ class IBAReadout(ReadoutBottleneck):
     Attributes:
         model: the model.
         network: the readout network, a `keras.Sequential` over (B, places, channels); None before it is made.
-        estimators: one for each readout layer, in their order.
-        outputs: the model's outputs for what passed the bottleneck, for the last input analysed.
-        history: an `EpochReport` for each epoch of the last training.
 
     Raises:
         InputError: an argument is out of its range.
@@ -133,7 +124,7 @@ class IBAReadout(ReadoutBottleneck):
         variables: list[keras.Variable] = self.network.trainable_variables
         return variables
 
-    def estimate(
+    def estimate(  # type: ignore[override]  # TensorFlow's users know of no device
         self,
         model: keras.Model,
         dataloader: Iterable[Any],
@@ -141,24 +132,8 @@ class IBAReadout(ReadoutBottleneck):
         progbar: bool | None = None,
         reset: bool = True,
     ) -> None:
-        """Estimate mean and standard deviation of the features, at the bottleneck and all readout layers.
-
-        One pass of the model serves all of them. The network is made if there is none; one that is there
-        stays as it is. If the estimation fails or is interrupted, everything stays as it was.
-
-        Args:
-            model: the model with the bottleneck.
-            dataloader: an iterable of batches, each the inputs or a tuple (inputs, ...), such as a
-                `tf.data.Dataset`.
-            n_samples: stop after exactly so many; fewer are used if the data end before.
-            progbar: show the progress; the constructor's choice if None.
-            reset: forget what has been estimated before; otherwise go on from there.
-
-        Raises:
-            InputError: the data hold fewer than two samples, or features that are not finite; or there is a
-                network already, made for other numbers of channels.
-        """
-        self._estimate(self._readout_model(model), dataloader, n_samples, progbar, reset)
+        """Estimate the features' distribution at all layers, see `ReadoutBottleneck.estimate`."""
+        super().estimate(model, dataloader, None, n_samples, progbar, reset)
 
     @tf.autograph.experimental.do_not_convert
     def restricted(self, inputs: Inputs) -> tuple[Any, tf.Tensor]:

@@ -98,7 +98,7 @@ class CallGraph(DataflowGraph):
         (2, 4)
     """
 
-    knows_shapes: ClassVar[bool] = True
+    runs_in_python: ClassVar[bool] = True
 
     def __init__(self, model: keras.Model | keras.Function) -> None:
         if not has_graph(model):

@@ -109,10 +109,13 @@ class DataflowGraph(ABC):
         bindings: what stands for tensors that no node computes, such as variables.
         all_names: names of all nodes, also of those that no output depends on.
         within_control_flow: names of the nodes that run only if a branch is taken.
-        knows_shapes: whether a running node knows the shape of its results as exactly as that of its inputs.
+        runs_in_python: whether a node runs by a call of Python functions. Then a gradient tape records it,
+        and
+            the shapes of its results are as well known as those of its inputs. Other nodes are imported into
+            the function that is being traced.
     """
 
-    knows_shapes: ClassVar[bool]
+    runs_in_python: ClassVar[bool]
 
     inputs: tuple[GraphInput, ...]
     outputs: Any

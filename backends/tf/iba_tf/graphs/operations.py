@@ -111,7 +111,7 @@ class OperationGraph(DataflowGraph):
         InputError: there is no operation of a name, or the operations cannot be imported.
     """
 
-    knows_shapes: ClassVar[bool] = False
+    runs_in_python: ClassVar[bool] = False
 
     @runs_eagerly
     def __init__(

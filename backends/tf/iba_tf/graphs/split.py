@@ -359,7 +359,7 @@ class _Passes:
         main = [division.features, *(() if features_only else division.frontier)]
         taken = [*main, *(name for tensor in main for name in self._graph.companions(tensor))]
         self._sources = [] if features_only else division.sources
-        outputs = [] if features_only or self._graph.knows_shapes else division.flat_outputs
+        outputs = [] if features_only or self._graph.runs_in_python else division.flat_outputs
         sizes = self._measured(list(dict.fromkeys([*taken, *self._sources, *outputs])), given)
         self._taken = [name for name in taken if name in sizes]
         self._rows = {name: _Rows.of(name, *sizes[name]) for name in [*self._taken, *self._sources]}
@@ -370,7 +370,7 @@ class _Passes:
             for flag, x in zip(self._batched, given, strict=True)
         ]
         self._run_head = traced(self._trace_head, input_signature=specs)
-        self.tail = _TailFunction(self._trace_tail)
+        self.tail = _TailFunction(self._trace_tail, self._graph.runs_in_python)
 
     def head(self, inputs: Sequence[tf.Tensor | None]) -> list[tf.Tensor]:
         """Features (B, *feature map), and what is carried around them, (B, ...) each."""
@@ -455,14 +455,19 @@ class _Passes:
 
 
 class _TailFunction:
-    """A tail: part of a function that is being traced, else a function of its own."""
+    """A tail, as a function of its own or as part of a function that is being traced.
 
-    def __init__(self, trace: Callable[[tf.Tensor, tuple[tf.Tensor, ...]], Any]) -> None:
-        self._trace = trace
+    Args:
+        trace: runs the tail.
+        inlines: whether it may become part of another function.
+    """
+
+    def __init__(self, trace: Callable[[tf.Tensor, tuple[tf.Tensor, ...]], Any], inlines: bool) -> None:
+        self._trace, self._inlines = trace, inlines
         self._function = traced(trace)
 
     def __call__(self, z: tf.Tensor, carry: tuple[tf.Tensor, ...]) -> Any:
-        return self._trace(z, carry) if tf.inside_function() else self._function(z, carry)
+        return self._trace(z, carry) if self._inlines and tf.inside_function() else self._function(z, carry)
 
 
 def _reason(error: Exception) -> str:
