@@ -1,8 +1,8 @@
 """Information-bottleneck attribution and concept analysis, independent of any framework.
 
 Which parts of an input does a trained network need for an output, and how many bits do they carry?
-`Explainer` answers it for a model of any framework that an installed backend serves; everything else here
-is what it is made of. Importing this package imports neither torch nor tensorflow.
+`Explainer` answers this question for a model of any framework with an installed backend. Importing this
+package imports neither torch nor tensorflow.
 """
 
 from iba_core.attribution import Attribution
@@ -21,7 +21,7 @@ from iba_core.errors import (
 )
 from iba_core.explainer import Explainer
 from iba_core.framework.layout import Tokens
-from iba_core.pictures.images import load_image, load_monkeys, sample_image, to_unit_interval
+from iba_core.pictures.images import load_image, load_monkeys, sample_crops, sample_image, to_unit_interval
 from iba_core.pictures.plotting import plot_saliency_map
 from iba_core.targets import (
     ClassTarget,
@@ -64,6 +64,7 @@ __all__ = [
     "load_image",
     "load_monkeys",
     "plot_saliency_map",
+    "sample_crops",
     "sample_image",
     "to_saliency_map",
     "to_unit_interval",

@@ -1,4 +1,4 @@
-"""The errors this library raises on purpose, each with one sentence that says what would be right."""
+"""The errors that this library raises. Each message is one sentence that says how to correct the error."""
 
 from __future__ import annotations
 
@@ -9,19 +9,31 @@ import numpy as np
 
 
 class IBAError(Exception):
-    """Base of every error raised on purpose; the command line prints its message alone."""
+    """Base class of the library's errors. The command line prints the message without a traceback.
+
+    Example:
+        >>> issubclass(InputError, IBAError) and issubclass(InputError, ValueError)
+        True
+    """
 
 
 class InputError(IBAError, ValueError):
-    """An argument has the wrong type, shape, range or content."""
+    """An argument has the wrong type, shape, range or content.
+
+    Example:
+        >>> from iba_core import LogitTarget
+        >>> LogitTarget(5).resolve(np.zeros((1, 3)))
+        Traceback (most recent call last):
+        iba_core.errors.InputError: target=5 is outside the model's 3 classes, 0 to 2
+    """
 
 
 class LayerError(IBAError, ValueError):
-    """A layer does not exist, never runs, or cannot be cut."""
+    """A layer does not exist, does not run, or the model cannot be split there."""
 
 
 class NotEstimatedError(IBAError, RuntimeError):
-    """Mean and standard deviation of the features are needed and not there."""
+    """The mean and standard deviation of the features are needed, but not yet estimated."""
 
 
 class StateError(IBAError, ValueError):
@@ -29,15 +41,20 @@ class StateError(IBAError, ValueError):
 
 
 class OptimizationError(IBAError, ArithmeticError):
-    """The bottleneck's objective turned non-finite."""
+    """The objective became non-finite."""
 
 
 class MissingDependencyError(IBAError, ImportError):
-    """An optional package is needed; the message names the extra that brings it."""
+    """An optional package is not installed. The message names the extra that installs it."""
 
 
 def is_whole_number(value: object, least: int = 0, most: int | None = None) -> bool:
-    """Whether `value` is an integer, of Python or NumPy and no boolean, from `least` to `most`."""
+    """Whether `value` is an integer of Python or NumPy, not a boolean, from `least` to `most`.
+
+    Example:
+        >>> is_whole_number(3, least=1), is_whole_number(True), is_whole_number(2.0)
+        (True, False, False)
+    """
     return (
         isinstance(value, (int, np.integer))
         and not isinstance(value, bool)
@@ -47,16 +64,19 @@ def is_whole_number(value: object, least: int = 0, most: int | None = None) -> b
 
 
 def closest(name: str, known: Iterable[str], n: int = 3) -> str:
-    """Phrase offering the known names closest to `name`, for the end of an error message.
+    """Describe the known names closest to `name`, for the end of an error message.
 
     Args:
-        name: what the caller asked for.
+        name: unknown name that the caller gave.
         known: the names that exist.
-        n: how many to offer at most.
+        n: maximum number of names to list.
 
     Returns:
-        Such as ``"the closest names are 'features.16', 'features.17'"``, or, where nothing is close,
-        the first names there are.
+        A phrase with the closest names, or with the first names if none is close.
+
+    Example:
+        >>> closest("feature.1", ["features.1", "classifier"])
+        "the closest name is 'features.1'"
     """
     names = list(known)
     if not names:

@@ -1,4 +1,4 @@
-"""State files: named arrays and metadata in one safetensors file, which can hold no code."""
+"""State files: named arrays and metadata in one safetensors file, which cannot contain code."""
 
 from __future__ import annotations
 
@@ -26,19 +26,25 @@ def write_state(
     kind: str,
     metadata: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write arrays and metadata to a safetensors file, whole or not at all.
+    """Write arrays and metadata to a safetensors file, completely or not at all.
 
-    A file that exists at `path` is replaced in one step, so that a reader, or a crash while writing,
-    never meets half a file.
+    An existing file is replaced in one step, so that there is never half a file, even after a crash.
 
     Args:
-        path: the file; its folder must exist.
+        path: path of the file; its folder must exist.
         arrays: numeric or boolean arrays of any shape, by name.
-        kind: what the file holds, such as ``"estimator"``; `read_state` asks for the same word.
-        metadata: anything that JSON can hold. Tuples come back as lists.
+        kind: kind of content, such as ``"estimator"``; `read_state` needs the same word.
+        metadata: anything that JSON can store. Tuples are read back as lists.
 
     Raises:
-        InputError: an array's dtype or the metadata cannot be stored, or the folder does not exist.
+        InputError: the dtype of an array or the metadata cannot be stored, or the folder does not exist.
+
+    Example:
+        >>> import tempfile
+        >>> path = tempfile.mkdtemp() + "/state.safetensors"
+        >>> write_state(path, {"mean": np.zeros(2)}, kind="example", metadata={"layer": "fc"})
+        >>> read_state(path, kind="example")
+        ({'mean': array([0., 0.])}, {'layer': 'fc'})
     """
     target = Path(path)
     tensors = {name: _storable(name, value) for name, value in arrays.items()}
@@ -49,7 +55,7 @@ def write_state(
     if not target.parent.is_dir():
         raise InputError(f"path={str(target)!r} cannot be written: its folder does not exist")
     content = save(tensors, metadata={_KIND: kind, _METADATA: text})
-    # A sibling, since a rename is atomic only within one file system.
+    # Write to the same folder, since a rename is atomic only within one file system.
     unfinished = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
     try:
         with unfinished.open("xb") as file:
@@ -64,12 +70,12 @@ def write_state(
 def read_state(
     path: str | os.PathLike[str], kind: str, required: Iterable[str] = ()
 ) -> tuple[dict[str, npt.NDArray[Any]], dict[str, Any]]:
-    """Read what `write_state` wrote.
+    """Read a file that `write_state` has written.
 
     Args:
-        path: the file.
-        kind: what the file must hold.
-        required: names of arrays that must be in it.
+        path: path of the file.
+        kind: kind of content that the file must have.
+        required: names of arrays that the file must contain.
 
     Returns:
         The arrays by name, and the metadata.
@@ -77,6 +83,9 @@ def read_state(
     Raises:
         StateError: the file is missing, truncated, not a safetensors file, of another kind, or lacks a
             required array.
+
+    Example:
+        See `write_state`.
     """
     target = Path(path)
     if not target.is_file():

@@ -1,11 +1,11 @@
-"""What the network is asked to keep: the losses that a bottleneck preserves, once for all frameworks."""
+"""Targets: what the network is asked to keep, as the losses that a bottleneck keeps low."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -23,19 +23,23 @@ from iba_core.framework.namespace import (
 )
 
 Loss = Callable[..., Array]
-"""``loss(outputs, *rows)``: losses (N,) of a model's outputs for N feature maps. Hashable and pure; `rows`
-are tensors with a row for each of the N."""
+"""``loss(outputs, *rows)``: losses (N,) of a model's outputs for N feature maps, in nats. `rows` are tensors
+with a row for each of the N. The function is hashable and depends on its arguments alone."""
 
 
 def cross_entropy(logits: Array, classes: Array) -> Array:
-    """Cross-entropy of integer classes, ``log(sum(exp(logits))) - logits[class]``.
+    """Compute the cross-entropy of integer classes, ``log(sum(exp(logits))) - logits[class]``.
 
     Args:
-        logits: (..., K), unnormalised log-probabilities; half precision is widened to float32.
+        logits: (..., K), unnormalised log-probabilities; half precision becomes float32.
         classes: (...), integers from 0 to K - 1.
 
     Returns:
         Array (...), in nats.
+
+    Example:
+        >>> cross_entropy(np.array([[0.0, np.log(3.0)]]), np.array([0])).round(4)  # log(4)
+        array([1.3863])
     """
     xp, logits = array_namespace(logits), full_precision(logits)
     index = xp.expand_dims(xp.astype(classes, xp.int64), axis=-1)
@@ -44,39 +48,51 @@ def cross_entropy(logits: Array, classes: Array) -> Array:
 
 
 def cross_entropy_of_probabilities(probabilities: Array, classes: Array) -> Array:
-    """Cross-entropy where the model ends in a softmax: the logarithms of its outputs are logits.
+    """Compute the cross-entropy of a model that ends in a softmax, with the logarithms of its outputs.
 
     Args:
-        probabilities: (N, K), each row sums to 1. A probability of 0 counts as the smallest normal
-            number of float32.
+        probabilities: (N, K), each row sums to 1. A probability of 0 counts as the smallest normal number of
+            float32.
         classes: (N,), integers from 0 to K - 1.
 
     Returns:
         Array (N,), in nats.
+
+    Example:
+        >>> cross_entropy_of_probabilities(np.array([[0.25, 0.75]]), np.array([0])).round(4)  # log(4)
+        array([1.3863])
     """
     return cross_entropy(floored_log(full_precision(probabilities)), classes)
 
 
 def distribution_cross_entropy(logits: Array, probabilities: Array) -> Array:
-    """Cross-entropy with a distribution over the classes, ``log(sum(exp(logits))) - sum(p * logits)``.
+    """Compute the cross-entropy with a distribution, ``log(sum(exp(logits))) - sum(p * logits)``.
 
-    It is least where the softmax of the logits is the distribution, and its entropy there.
+    Its minimum is the entropy of the distribution, where the softmax of the logits is the distribution.
 
     Args:
-        logits: (..., K), unnormalised log-probabilities; half precision is widened to float32.
+        logits: (..., K), unnormalised log-probabilities; half precision becomes float32.
         probabilities: (..., K), summing to 1 along the last axis.
 
     Returns:
         Array (...), in nats.
+
+    Example:
+        >>> distribution_cross_entropy(np.zeros((1, 2)), np.array([[0.5, 0.5]])).round(4)  # log(2)
+        array([0.6931])
     """
     xp, logits = array_namespace(logits), full_precision(logits)
     return log_sum_exp(logits) - xp.sum(xp.astype(probabilities, logits.dtype) * logits, axis=-1)
 
 
 def main_output(outputs: Any) -> Any:
-    """The array that a model's output is about: ``.logits`` if there is one, or the first entry.
+    """Find the main array of a model's output: ``.logits`` if there is one, else the first entry.
 
-    Outputs of half precision come in float32, so that no loss is computed in less.
+    Outputs in half precision become float32, so that losses are computed in at least that.
+
+    Example:
+        >>> main_output({"scores": [np.array([1.0, 2.0]), None]})
+        array([1., 2.])
     """
     if hasattr(outputs, "logits"):
         return main_output(outputs.logits)
@@ -130,12 +146,22 @@ def _class_loss_of_probabilities(outputs: Any, classes: Array) -> Array:
 
 
 def are_probabilities(outputs: npt.NDArray[Any]) -> bool:
-    """Whether every row of `outputs` is a distribution: not negative, and summing to 1 within 1e-3."""
+    """Whether every row of `outputs` is a distribution: not negative, and with a sum of 1 within 1e-3.
+
+    Example:
+        >>> are_probabilities(np.array([[0.2, 0.8]])), are_probabilities(np.array([[0.2, 3.0]]))
+        (True, False)
+    """
     return bool(np.all(outputs >= 0) and np.allclose(outputs.sum(axis=-1), 1.0, atol=1e-3))
 
 
 def class_probabilities(outputs: npt.NDArray[Any]) -> npt.NDArray[np.floating]:
-    """Probabilities (B, K) of a classifier's outputs, be they logits or probabilities already."""
+    """Convert the outputs (B, K) of a classifier, logits or probabilities, to probabilities.
+
+    Example:
+        >>> class_probabilities(np.array([[0.0, np.log(3.0)]]))
+        array([[0.25, 0.75]])
+    """
     if are_probabilities(outputs):
         return outputs
     probabilities: npt.NDArray[np.floating] = softmax(outputs)
@@ -143,16 +169,26 @@ def class_probabilities(outputs: npt.NDArray[Any]) -> npt.NDArray[np.floating]:
 
 
 class Target(ABC):
-    """What is to be kept of the model's output, or of a layer's, for a batch of images.
+    """What to keep of the output of a model, or of a layer, for a batch of images.
 
     Attributes:
-        layer: the layer whose output stands in for the model's, an object or its name; None for the model.
+        layer: layer whose output to use, an object or its name; None for the model's output.
+
+    Example:
+        A target that keeps the sum of the outputs low:
+
+        >>> class SmallSum(Target):
+        ...     def resolve(self, outputs):
+        ...         return (lambda outputs: outputs.sum(axis=1)), ()
+        >>> loss, rows = SmallSum().resolve(np.ones((2, 3)))
+        >>> loss(np.ones((2, 3)), *rows)
+        array([3., 3.])
     """
 
     layer: Any = None
 
     def select(self, start: int, stop: int, images: int) -> Target:
-        """The target of the images `start` to `stop` of a batch of `images`.
+        """Return the target for the images `start` to `stop` of a batch of `images`.
 
         Raises:
             InputError: the target is for another number of images.
@@ -161,34 +197,47 @@ class Target(ABC):
 
     @abstractmethod
     def resolve(self, outputs: npt.NDArray[Any]) -> tuple[Loss, tuple[npt.NDArray[Any], ...]]:
-        """Loss, and its data per image, for images on which the model answers `outputs`.
+        """Give the loss, and its data for each image.
 
         Args:
-            outputs: the model's main output, or the layer's, for the B unrestricted images.
+            outputs: main output of the model, or of the layer, for the B unrestricted images.
 
         Returns:
             A loss, and arrays with B rows that it takes after the outputs. Equal losses share a compiled
-            step, so what differs between images belongs into the arrays.
+            step, so put into the arrays all that differs between images.
 
         Raises:
             InputError: the target does not fit the outputs.
         """
 
 
+@runtime_checkable
+class HasTarget(Protocol):
+    """An object that can be used as a target, such as a `ConceptEmbedding`."""
+
+    def as_target(self) -> Target:
+        """Return the target."""
+
+
 @dataclass(frozen=True)
 class ClassTarget(Target):
-    """The class of a classifier, through its cross-entropy. The default of `Explainer.explain`.
+    """A class of a classifier, with the cross-entropy as loss. The default of `Explainer.explain`.
+
+    Outputs that are probabilities are recognised; no second softmax is applied to them.
 
     Attributes:
-        classes: index of the class, one for all images or one each; None for the class predicted.
+        classes: index of the class, one for all images or one for each; None for the predicted class.
 
-    Outputs that are probabilities already are recognised and not put through a softmax again.
+    Example:
+        >>> loss, rows = ClassTarget(1).resolve(np.array([[0.25, 0.75]]))
+        >>> loss(np.array([[0.25, 0.75]]), *rows).round(4)  # -log(0.75)
+        array([0.2877])
     """
 
     classes: npt.ArrayLike | None = None
 
     least_outputs: ClassVar[int] = 2
-    """Of fewer there is nothing to choose from."""
+    """Smallest number of outputs that the target can be used for."""
 
     def select(self, start: int, stop: int, images: int) -> Target:
         """See `Target.select`."""
@@ -202,12 +251,16 @@ class ClassTarget(Target):
         return replace(self, classes=classes[start:stop])
 
     def resolve(self, outputs: npt.NDArray[Any]) -> tuple[Loss, tuple[npt.NDArray[Any], ...]]:
-        """See `Target.resolve`; the row of an image is the index of its class."""
+        """See `Target.resolve`. The row of an image is the index of its class."""
         loss = _class_loss_of_probabilities if are_probabilities(outputs) else _class_loss
         return loss, (self.resolve_classes(outputs),)
 
     def resolve_classes(self, outputs: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
-        """Indices of the classes, (B,), checked against the model's outputs."""
+        """Return the indices (B,) of the classes, checked against the outputs.
+
+        Raises:
+            InputError: the indices do not fit the outputs.
+        """
         if outputs.ndim != 2:
             raise InputError(
                 f"target={self.classes!r} is a class, but the model's output has shape {outputs.shape}, "
@@ -221,7 +274,7 @@ class ClassTarget(Target):
             )
         classes = np.argmax(outputs, axis=1) if self.classes is None else np.asarray(self.classes)
         if not np.issubdtype(classes.dtype, np.integer):
-            raise InputError(f"target={classes.tolist()!r} must be a whole number, or one for each image")
+            raise InputError(f"target={classes.tolist()!r} must be a whole number, or one per image")
         outside = np.atleast_1d(classes)[(np.atleast_1d(classes) < 0) | (np.atleast_1d(classes) >= count)]
         if outside.size:
             raise InputError(f"target={outside[0]} is outside the model's {count} classes, 0 to {count - 1}")
@@ -230,18 +283,23 @@ class ClassTarget(Target):
 
 @dataclass(frozen=True)
 class LogitTarget(ClassTarget):
-    """One output as it is, such as the raw logit of a class or one of several regression outputs.
+    """One output, such as the logit of a class or one of several regression outputs.
+
+    The loss is minus the output. Unlike in `ClassTarget`, the other outputs do not matter.
 
     Attributes:
-        classes: index of the output, one for all images or one each; None for the largest.
+        classes: index of the output, one for all images or one for each; None for the largest.
 
-    The loss is minus the output: unlike with `ClassTarget`, what the other outputs do is left open.
+    Example:
+        >>> loss, rows = LogitTarget(0).resolve(np.array([[2.0, 5.0]]))
+        >>> loss(np.array([[2.0, 5.0]]), *rows)
+        array([-2.])
     """
 
     least_outputs: ClassVar[int] = 1
 
     def resolve(self, outputs: npt.NDArray[Any]) -> tuple[Loss, tuple[npt.NDArray[Any], ...]]:
-        """See `Target.resolve`; the row of an image is the index of its output."""
+        """See `Target.resolve`. The row of an image is the index of its output."""
         return _negative_output, (self.resolve_classes(outputs),)
 
 
@@ -249,16 +307,22 @@ class LogitTarget(ClassTarget):
 class DistributionTarget(Target):
     """All classes of a classifier at once: the distribution that it predicts for the unrestricted image.
 
-    The loss is the cross-entropy with that distribution. Outputs that are probabilities already are
-    recognised and not put through a softmax again.
+    The loss is the cross-entropy with that distribution. Outputs that are probabilities are recognised; no
+    second softmax is applied to them.
+
+    Example:
+        >>> outputs = np.array([[0.0, 0.0]])
+        >>> loss, rows = DistributionTarget().resolve(outputs)
+        >>> loss(outputs, *rows).round(4)  # the entropy, log(2)
+        array([0.6931])
     """
 
     def resolve(self, outputs: npt.NDArray[Any]) -> tuple[Loss, tuple[npt.NDArray[Any], ...]]:
-        """See `Target.resolve`; the row of an image is its distribution."""
+        """See `Target.resolve`. The row of an image is its distribution."""
         if outputs.ndim != 2 or outputs.shape[1] < ClassTarget.least_outputs:
             raise InputError(
-                f"a distribution over classes is to be kept, but the model's output has shape "
-                f"{outputs.shape}, not (images, classes)"
+                f"DistributionTarget needs classes, but the model's output has shape {outputs.shape}, "
+                "not (images, classes)"
             )
         loss = _distribution_loss_of_probabilities if are_probabilities(outputs) else _distribution_loss
         return loss, (class_probabilities(outputs),)
@@ -266,23 +330,28 @@ class DistributionTarget(Target):
 
 @dataclass(frozen=True, eq=False)
 class RegressionTarget(Target):
-    """Values that the outputs are to keep, by the mean of the squared differences.
+    """Values that the outputs should keep. The loss is the mean of the squared differences.
 
     Attributes:
-        values: of the shape of one image's output, or of a batch of them; None for what the model
-            answers for the unrestricted image.
+        values: array with the shape of the output for one image, or for a batch; None for the model's output
+            for the unrestricted image.
+        images: images of the batch that the target is for.
+
+    Example:
+        >>> loss, rows = RegressionTarget([1.0, 2.0]).resolve(np.array([[1.0, 5.0]]))
+        >>> loss(np.array([[1.0, 5.0]]), *rows)
+        array([4.5])
     """
 
     values: npt.ArrayLike | None = None
     images: slice = field(default_factory=lambda: slice(None))
-    """Which images of the batch it is for."""
 
     def select(self, start: int, stop: int, images: int) -> Target:
         """See `Target.select`."""
         return replace(self, images=slice(start, stop))
 
     def resolve(self, outputs: npt.NDArray[Any]) -> tuple[Loss, tuple[npt.NDArray[Any], ...]]:
-        """See `Target.resolve`; the row of an image are the values for it."""
+        """See `Target.resolve`. The row of an image holds its values."""
         if self.values is None:
             return _squared_difference, (outputs,)
         values = host_array(self.values)
@@ -290,19 +359,26 @@ class RegressionTarget(Target):
             values = values[self.images]
         if values.shape not in (outputs.shape, outputs.shape[1:]):
             raise InputError(
-                f"values have shape {values.shape}; the model's output for these images has {outputs.shape}"
+                f"values have shape {values.shape}; they must have the shape of the model's output for these "
+                f"images, {outputs.shape}, or for one image"
             )
         return _squared_difference, (np.broadcast_to(values, outputs.shape).astype(outputs.dtype),)
 
 
 @dataclass(frozen=True, eq=False)
 class SegmentationTarget(Target):
-    """A class within a region of a segmentation, by the mean cross-entropy over the region's pixels.
+    """A class within a region of a segmentation. The loss is the mean cross-entropy over the region's pixels.
 
     Attributes:
-        index: the class.
-        mask: region, (H, W) of the model's output, true inside.
-        data_format: where the classes are in the model's output, (B, K, H, W) or (B, H, W, K).
+        index: index of the class.
+        mask: the region, (H, W) of the model's output, true inside.
+        data_format: ``"channels_first"`` for outputs (B, K, H, W), ``"channels_last"`` for (B, H, W, K).
+
+    Example:
+        >>> outputs = np.zeros((1, 2, 1, 3))
+        >>> loss, rows = SegmentationTarget(1, [[True, True, False]]).resolve(outputs)
+        >>> loss(outputs, *rows).round(4)  # log(2)
+        array([0.6931])
     """
 
     index: int
@@ -310,7 +386,7 @@ class SegmentationTarget(Target):
     data_format: DataFormat = "channels_first"
 
     def resolve(self, outputs: npt.NDArray[Any]) -> tuple[Loss, tuple[npt.NDArray[Any], ...]]:
-        """See `Target.resolve`; the rows are class and weights of each pixel."""
+        """See `Target.resolve`. The rows are the class and the weight of each pixel."""
         mask = host_array(self.mask).astype(bool)
         if outputs.ndim != 4:
             raise InputError(f"a segmentation was expected, but the model's output has shape {outputs.shape}")
@@ -319,7 +395,7 @@ class SegmentationTarget(Target):
         if mask.shape != size or not mask.any():
             raise InputError(
                 f"mask has shape {mask.shape} and {mask.sum()} pixels set; it must have the shape {size} of "
-                "the model's output, and at least one"
+                "the model's output and at least one pixel set"
             )
         if not 0 <= self.index < count:
             raise InputError(f"index={self.index} is outside the model's {count} classes, 0 to {count - 1}")
@@ -333,31 +409,45 @@ class SegmentationTarget(Target):
 
 @dataclass(frozen=True)
 class ScoreTarget(Target):
-    """A score of the output that is to stay high.
+    """A score of the output that should stay high. The loss is minus the score.
 
     Attributes:
-        score: maps what the model returns for N feature maps to N scores, differentiably, with the
-            functions of the model's framework.
+        score: function that maps the model's output for N feature maps to N scores. It must be
+            differentiable, and use the functions of the model's framework.
+
+    Example:
+        >>> target = ScoreTarget(lambda outputs: outputs[:, 0])
+        >>> target(np.array([[2.0, 5.0]]))
+        array([-2.])
     """
 
     score: Callable[[Any], Array]
 
     def __call__(self, outputs: Any) -> Array:
-        """The loss: minus the score."""
+        """Compute the loss, minus the score."""
         return -self.score(outputs)
 
     def resolve(self, outputs: npt.NDArray[Any]) -> tuple[Loss, tuple[npt.NDArray[Any], ...]]:
-        """See `Target.resolve`; there is no data per image."""
+        """See `Target.resolve`. There are no rows."""
         return self, ()
 
 
 @dataclass(frozen=True)
 class SumTarget(Target):
-    """Several targets at once: the weighted sum of their losses.
+    """Several targets at once. The loss is the weighted sum of their losses.
 
     Attributes:
-        targets: anything that `as_target` takes, each.
-        weights: a factor for each; 1 if None.
+        targets: targets, or what `as_target` converts to one.
+        weights: a factor for each target; None for 1.
+
+    Raises:
+        InputError: there is no target, the numbers of targets and weights differ, or the targets are for
+            different layers.
+
+    Example:
+        >>> loss, rows = SumTarget((LogitTarget(0), LogitTarget(1)), (1.0, 10.0)).resolve(np.ones((1, 2)))
+        >>> loss(np.ones((1, 2)), *rows)
+        array([-11.])
     """
 
     targets: tuple[Any, ...]
@@ -366,7 +456,8 @@ class SumTarget(Target):
     def __post_init__(self) -> None:
         if not self.targets or (self.weights is not None and len(self.weights) != len(self.targets)):
             raise InputError(
-                f"{len(self.targets)} targets and weights={self.weights}; give targets, and a weight for each"
+                f"there are {len(self.targets)} targets and weights={self.weights}; give one or more "
+                "targets, and a weight for each"
             )
         object.__setattr__(self, "layer", common_layer(as_target(target).layer for target in self.targets))
 
@@ -376,7 +467,7 @@ class SumTarget(Target):
         return SumTarget(parts, self.weights)
 
     def resolve(self, outputs: npt.NDArray[Any]) -> tuple[Loss, tuple[npt.NDArray[Any], ...]]:
-        """See `Target.resolve`; the rows are those of the targets, one after the other."""
+        """See `Target.resolve`. The rows of the targets follow one another."""
         losses, rows = zip(*(as_target(target).resolve(outputs) for target in self.targets), strict=True)
         weights = self.weights or (1.0,) * len(losses)
         loss = _WeightedSum(losses, tuple(map(len, rows)), weights)
@@ -398,37 +489,45 @@ class _WeightedSum:
 
 
 def common_layer(layers: Iterable[Any]) -> Any:
-    """The one layer that several targets are about, None for the model's output.
+    """Return the layer that several targets are for, or None for the model's output.
 
     Raises:
-        InputError: they are about different layers.
+        InputError: they are for different layers.
+
+    Example:
+        >>> common_layer(["fc", "fc"])
+        'fc'
     """
     different: list[Any] = []
     for layer in layers:
         if layer not in different:
             different.append(layer)
     if len(different) > 1:
-        raise InputError(f"the targets are about different layers, {different} (None is the model's output)")
+        raise InputError(
+            f"the targets are for different layers, {different} (None is the model's output); give targets "
+            "for one layer"
+        )
     return different[0]
 
 
 def as_target(target: Any) -> Target:
-    """`Target` for what a user may give.
+    """Convert an argument of a user to a `Target`.
 
     Args:
-        target: a target, None, an index, one index per image, a callable score, or a `ConceptEmbedding`.
+        target: a target; an object with a method ``as_target``, such as a `ConceptEmbedding`; a callable
+            score; the index of a class, or one for each image; or None for the predicted class.
 
     Raises:
         InputError: it is none of these.
-    """
-    # These import this module in their turn.
-    from iba_core.concepts.embedding import ConceptEmbedding
-    from iba_core.concepts.targets import ConceptEmbeddingTarget
 
+    Example:
+        >>> as_target(3)
+        ClassTarget(classes=array(3))
+    """
     if isinstance(target, Target):
         return target
-    if isinstance(target, ConceptEmbedding):
-        return ConceptEmbeddingTarget(target)
+    if isinstance(target, HasTarget):
+        return target.as_target()
     if callable(target):
         return ScoreTarget(target)
     if target is None:
@@ -437,5 +536,6 @@ def as_target(target: Any) -> Target:
         return ClassTarget(host_array(target))
     except (TypeError, ValueError, RuntimeError) as error:
         raise InputError(
-            f"target of type {type(target).__name__} is neither a class, nor one per image, nor a callable"
+            f"target is a {type(target).__name__}; a class, one class per image, a callable or a Target was "
+            "expected"
         ) from error

@@ -1,7 +1,7 @@
-"""Texts: how many bits each token carries, coloured, for a notebook, a web page or the terminal.
+"""Texts: show how many bits each token carries, in colour, in a notebook, a web page or the terminal.
 
-A layer of a language model gives a vector for each token. What follows from its capacity is the same for
-every framework and every tokeniser: it takes strings and numbers.
+A layer of a language model gives a vector for each token. This module takes tokens as strings and bits as
+numbers, so it works with every framework and every tokeniser.
 """
 
 from __future__ import annotations
@@ -23,21 +23,21 @@ from iba_core.errors import InputError
 from iba_core.framework.adapter import Inputs, ModelAdapter
 
 _FULL = np.array([240, 110, 60])
-"""Colour, in RGB, of the token with the most bits; a token of none is white."""
+"""Colour (RGB) of the token with the most bits; a token with 0 bits is white."""
 
 
 @dataclass(frozen=True, eq=False)
 class TokenBits:
     """The bits that each token of a text carries.
 
-    It shows itself in a notebook, and with ``rich.print`` in the terminal.
+    A notebook displays the object in colour, and so does ``rich.print`` in the terminal.
 
     Attributes:
-        tokens: the tokens, or words, in order.
-        bits: (N,), one number for each, not negative.
+        tokens: the N tokens, or words, in order.
+        bits: float64 (N,), bits of each token, not negative.
 
     Raises:
-        InputError: there is not one finite number for each token.
+        InputError: the numbers of tokens and bits differ, or a number is not finite.
 
     Example:
         >>> TokenBits.of_pieces(["a", "kit", "##ten"], [0.5, 2.0, 1.0])
@@ -52,7 +52,8 @@ class TokenBits:
         object.__setattr__(self, "bits", np.asarray(self.bits, dtype=np.float64))
         if self.bits.shape != (len(self.tokens),) or not np.isfinite(self.bits).all():
             raise InputError(
-                f"bits of shape {self.bits.shape} for {len(self.tokens)} tokens; give one finite number each"
+                f"bits has shape {self.bits.shape} for {len(self.tokens)} tokens; give one finite number per "
+                "token"
             )
 
     @classmethod
@@ -64,42 +65,46 @@ class TokenBits:
         index: int = 0,
         continuation: str = "##",
     ) -> TokenBits:
-        """Bits of the words of one text that was explained.
+        """Collect the bits of the words of one explained text.
 
         Args:
-            attribution: what `Explainer.explain` gave, at a layer with a vector for each token.
-            tokens: the text's tokens, as many as the layer has vectors.
-            shown: (N,), false for tokens that are to be left out, such as special ones and padding; all
-                are shown if None.
-            index: which text of the batch.
-            continuation: mark of a token that goes on with the word before, as of `of_pieces`.
+            attribution: result of `Explainer.explain` at a layer with a vector for each token.
+            tokens: tokens of the text, one for each vector of the layer.
+            shown: (N,), false for tokens to leave out, such as special tokens and padding; None to show all.
+            index: index of the text in the batch.
+            continuation: mark of a token that continues the word before it, see `of_pieces`.
 
         Raises:
-            InputError: the attribution is not of tokens, or the lengths differ.
+            InputError: the attribution is not for tokens, or the lengths differ.
         """
         if attribution.saliency.ndim != 2:
             raise InputError(
-                f"the attribution has {attribution.saliency.ndim - 1} spatial axes for an input; of tokens "
-                "there is one"
+                f"the attribution has {attribution.saliency.ndim - 1} spatial axes per input; it must have "
+                "one, that of the tokens"
             )
         bits = attribution.saliency[index]
         kept = np.ones(len(bits), bool) if shown is None else np.asarray(shown).astype(bool)
         if not len(tokens) == len(bits) == kept.size:
             raise InputError(
-                f"{len(tokens)} tokens and {kept.size} values of shown for the {len(bits)} tokens explained"
+                f"there are {len(tokens)} tokens and {kept.size} values of shown; give one each for the "
+                f"{len(bits)} explained tokens"
             )
         pieces = [token for token, keep in zip(tokens, kept, strict=True) if keep]
         return cls.of_pieces(pieces, bits[kept], continuation)
 
     @classmethod
     def of_pieces(cls, pieces: Iterable[str], bits: npt.ArrayLike, continuation: str = "##") -> TokenBits:
-        """Bits of words, from those of the pieces into which a tokeniser broke them.
+        """Join the pieces of a tokeniser into words, and sum the bits of each word.
 
         Args:
-            pieces: tokens.
-            bits: (N,), one number for each.
-            continuation: what a piece begins with that goes on with the word before, such as BERT's
-                ``"##"``. If empty, every piece stays by itself.
+            pieces: N tokens.
+            bits: (N,), bits of each token.
+            continuation: prefix of a token that continues the word before it, such as BERT's ``"##"``. If
+                empty, no tokens are joined.
+
+        Example:
+            >>> TokenBits.of_pieces(["kit", "##ten"], [2.0, 1.0]).bits
+            array([3.])
         """
         words: list[str] = []
         sums: list[float] = []
@@ -113,21 +118,26 @@ class TokenBits:
         return cls(tuple(words), np.array(sums))
 
     def top(self, count: int = 3) -> list[tuple[str, float]]:
-        """The `count` tokens with the most bits, most first."""
+        """Return the `count` tokens with the most bits, and their bits, in descending order.
+
+        Example:
+            >>> TokenBits(("a", "kitten"), np.array([0.5, 3.0])).top(1)
+            [('kitten', 3.0)]
+        """
         order = np.argsort(-self.bits, kind="stable")[:count]
         return [(self.tokens[i], float(self.bits[i])) for i in order]
 
     def colours(self) -> npt.NDArray[np.uint8]:
-        """(N, 3), RGB: from white for no bits to orange for the most that a token of this text has."""
+        """Return RGB colours, uint8 (N, 3), from white for 0 bits to orange for the most bits in the text."""
         peak = self.bits.max(initial=0.0)
         shares = np.clip(self.bits / peak if peak else self.bits, 0, 1)
         colours: npt.NDArray[np.uint8] = np.round(255 + shares[:, None] * (_FULL - 255)).astype(np.uint8)
         return colours
 
     def to_html(self) -> str:
-        """A paragraph of HTML, the tokens coloured, with their bits beneath and as tooltips.
+        """Return a paragraph of HTML with coloured tokens, and their bits below them and as tooltips.
 
-        It needs no style sheet and no script, and what tokens hold is escaped.
+        It needs no style sheet and no script. The text of the tokens is escaped.
         """
         spans = "\n".join(
             f'<span title="{bits:.2f} bits" style="display: inline-block; text-align: center; margin: 1px; '
@@ -141,7 +151,7 @@ class TokenBits:
         )
 
     def to_text(self) -> Text:
-        """Text for a `rich` console, the tokens coloured and the bits of all behind them."""
+        """Return text for a `rich` console: the coloured tokens, followed by the sum of their bits."""
         text = Text()
         for token, _, colour in self._coloured():
             background = Color.from_rgb(*colour)
@@ -162,43 +172,52 @@ class TokenBits:
 def token_statistics(
     adapter: ModelAdapter, layer: Any, batches: Iterable[tuple[Inputs, npt.ArrayLike]], length: int
 ) -> WelfordEstimator:
-    """Distribution of a layer's features over the tokens of many texts, wherever in a text they stand.
+    """Estimate the distribution of a layer's features over the tokens of many texts, at all positions.
 
-    `Explainer.fit` keeps a distribution for each place of the feature map. In a text, a place means
-    little, and at many there is padding: so every token counts here as one sample of one distribution.
+    `Explainer.fit` estimates one distribution for each place of the feature map. In a text, the position
+    means little, and many positions hold padding. So here, every token is a sample of the same distribution.
 
     Args:
-        adapter: the model's framework, such as `Explainer.adapter`.
-        layer: a layer, or its name, with a vector for each token, (B, N, C).
-        batches: pairs of the model's inputs and a mask (B, N), true at the tokens that count.
-        length: the number of tokens of the texts to be explained, padding included.
+        adapter: adapter of the model, such as `Explainer.adapter`.
+        layer: layer, or its name, that gives a vector for each token, (B, N, C).
+        batches: pairs of the model's inputs and a mask (B, N), true at the tokens to use.
+        length: number of tokens of the texts to explain, including padding.
 
     Returns:
-        An estimator for ``Explainer(..., estimator=...)``, with the same distribution at each of the
-        `length` places, (length, C).
+        An estimator for ``Explainer(..., estimator=...)``, with the same distribution at each of the `length`
+        positions, (length, C).
 
     Raises:
-        InputError: the features are not of the shape (B, N, C), the mask does not fit, or fewer than two
-            tokens count.
+        InputError: the features do not have the shape (B, N, C), the mask does not fit, or the masks are true
+            at fewer than two tokens.
+
+    Example:
+        >>> import torch
+        >>> from iba_core.framework.adapter import find_adapter
+        >>> model = torch.nn.Sequential(torch.nn.Embedding(9, 4), torch.nn.Flatten(), torch.nn.LazyLinear(2))
+        >>> tokens = torch.tensor([[1, 2, 0], [3, 4, 5]])  # 0 is padding
+        >>> statistics = token_statistics(find_adapter(model), "0", [(tokens, tokens != 0)], length=3)
+        >>> statistics.mean().shape, statistics.n_samples()
+        ((3, 4), 5)
     """
-    cut = adapter.cut(layer)
+    split = adapter.split(layer)
     estimator = WelfordEstimator()
     for inputs, mask in batches:
-        features = adapter.to_numpy(cut.features(adapter.to_inputs(inputs)))
+        features = adapter.framework.to_numpy(split.features(adapter.to_inputs(inputs)))
         counts = np.asarray(mask).astype(bool)
         if features.ndim != 3 or features.shape[:2] != counts.shape:
             raise InputError(
-                f"the features of layer {cut.layer_name!r} have shape {features.shape} and the mask "
-                f"{counts.shape}; (texts, tokens, channels) and (texts, tokens) were expected"
+                f"the features of layer {split.layer_name!r} have shape {features.shape} and the mask "
+                f"{counts.shape}; they must be (texts, tokens, channels) and (texts, tokens)"
             )
         estimator.fit(features[counts])
     if estimator.n_samples() < 2:
         raise InputError(
-            f"batches held {estimator.n_samples()} tokens that count; at least 2 are needed, and some "
-            "hundred are advised"
+            f"the masks of batches are true at {estimator.n_samples()} tokens; give at least 2, better some "
+            "hundred"
         )
     count, *arrays = estimator.state_dict().values()
-    spread = WelfordEstimator()
+    everywhere = WelfordEstimator()
     repeated = (np.tile(array, (length, 1)) for array in arrays)
-    spread.load_state_dict(dict(zip(STATE, (count, *repeated), strict=True)))
-    return spread
+    everywhere.load_state_dict(dict(zip(STATE, (count, *repeated), strict=True)))
+    return everywhere

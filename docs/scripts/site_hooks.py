@@ -25,6 +25,14 @@ PACKAGES = {
 }
 """The packages whose ``__all__`` is public, and their folders. The first one that has a name wins."""
 
+BACKENDS = {
+    "Framework": "iba_core.framework.framework.Framework",
+    "ModelAdapter": "iba_core.framework.adapter.ModelAdapter",
+    "Split": "iba_core.framework.adapter.Split",
+    "Tail": "iba_core.framework.adapter.Tail",
+}
+"""The names for authors of backends, and their anchors."""
+
 # What already is a link, a heading or a listing stays as it is.
 _PROTECTED = re.compile(
     r"(<a\b.*?</a>|<pre\b.*?</pre>|<h[1-6]\b.*?</h[1-6]>|<autoref\b.*?</autoref>)", re.DOTALL
@@ -44,7 +52,7 @@ def public_names(package: str) -> list[str]:
 @cache
 def identifiers() -> dict[str, str]:
     """Anchor of each public name, by the name alone and by the name with its package."""
-    found: dict[str, str] = {}
+    found = dict(BACKENDS)
     ambiguous = set(public_names("iba_torch")) & set(public_names("iba_tf"))
     for package in PACKAGES:
         for name in public_names(package):
@@ -60,6 +68,8 @@ def _link(match: re.Match[str]) -> str:
     owner, _, member = name.rpartition(".")
     if name in known:
         identifier = known[name]
+    elif name.startswith(tuple(f"{package}." for package in PACKAGES)):
+        identifier = name  # the module that defines it; without an entry there is no link
     elif owner in known and not member.startswith("_"):
         identifier = f"{known[owner]}.{member}"
     else:

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from iba_core.framework.namespace import Array, array_namespace
+from iba_core.framework.namespace import NAMESPACES, Array
 
 BETA_1 = 0.9
 BETA_2 = 0.999
@@ -40,7 +40,7 @@ def adam_step(state: AdamState, gradient: Array, correction: Array, learning_rat
         correction: (2,), the row of `bias_corrections` for this step.
         learning_rate: scalar.
     """
-    xp = array_namespace(gradient)
+    xp = NAMESPACES[type(gradient)]
     first = BETA_1 * state.first + (1.0 - BETA_1) * gradient
     second = BETA_2 * state.second + (1.0 - BETA_2) * xp.square(gradient)
     update = (first / correction[0]) / (xp.sqrt(second / correction[1]) + EPSILON)

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from iba_core.bottleneck.smoothing import smooth
 from iba_core.framework.layout import Layout
-from iba_core.framework.namespace import Array, array_namespace, expit
+from iba_core.framework.namespace import NAMESPACES, Array, expit
 
 
 class Mask(NamedTuple):
@@ -55,7 +55,7 @@ def alpha_slope(of_blocked: Array, alpha: Array, matrices: Sequence[Array], layo
         matrices: as in `mask_from_alpha`.
         layout: as in `mask_from_alpha`.
     """
-    xp = array_namespace(alpha)
+    xp = NAMESPACES[type(alpha)]
     transposed = [xp.permute_dims(matrix, (1, 0)) for matrix in matrices]
     # Relatively exact on both sides, also where one of the two factors rounds to 1.
     return -expit(alpha) * expit(-alpha) * smooth(of_blocked, transposed, layout)
@@ -84,7 +84,7 @@ def capacity(normalized: Array, mask: Mask) -> Array:
     Returns:
         Array of the shape of the mask, in nats, not negative up to rounding.
     """
-    xp = array_namespace(normalized)
+    xp = NAMESPACES[type(normalized)]
     return (xp.square(normalized * mask.passed) + xp.square(mask.blocked) - 1.0) / 2.0 - xp.log(mask.blocked)
 
 

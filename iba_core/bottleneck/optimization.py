@@ -29,7 +29,7 @@ from iba_core.errors import InputError, OptimizationError
 from iba_core.framework.adapter import Tail
 from iba_core.framework.framework import Framework
 from iba_core.framework.layout import Layout
-from iba_core.framework.namespace import Array, array_namespace
+from iba_core.framework.namespace import NAMESPACES, Array
 from iba_core.targets import Loss
 from iba_core.utils import get_tqdm
 
@@ -73,7 +73,7 @@ class Problem(NamedTuple):
 
     def acting(self, x: Array) -> Array:
         """Return x, (B, *feature map), where the bottleneck acts, and 0 elsewhere."""
-        xp = array_namespace(x)
+        xp = NAMESPACES[type(x)]
         return xp.where(self.restricted, x, xp.zeros_like(x))
 
     def tail_outputs(self, z: Array) -> Any:
@@ -248,7 +248,7 @@ class BottleneckOptimizer:
         callback: Callback | None,
     ) -> tuple[AdamState, list[StepReport], npt.NDArray[np.integer]]:
         """Run the steps: the last state, a report of each step, and the steps that each image took."""
-        xp = array_namespace(problem.features)
+        xp = NAMESPACES[type(problem.features)]
         images = int(problem.features.shape[0])
         # A schedule has one or two sizes, so a compiled step meets as many shapes.
         schedule = settings.schedule
@@ -289,7 +289,7 @@ class BottleneckOptimizer:
         features = tail.features
         axes = tail.axes or tuple(range(len(features.shape) - 1))
         _check_shape(features, statistics, axes)
-        xp = array_namespace(features)
+        xp = NAMESPACES[type(features)]
         precision = xp.float64 if features.dtype == xp.float64 else xp.float32
         features = xp.astype(features, precision, copy=False)
         if not bool(xp.all(xp.isfinite(features))):
@@ -385,7 +385,7 @@ class BottleneckOptimizer:
         else:
             noise = self._tensor(seeded_normal(seed, step, drawn, shape, self.layout), problem)
         if antithetic:
-            xp = array_namespace(noise)
+            xp = NAMESPACES[type(noise)]
             noise = xp.reshape(xp.stack([noise, -noise], axis=1), (2 * drawn, *shape))
         if sizes == (int(noise.shape[0]),):
             return (noise,)
@@ -451,7 +451,7 @@ class BottleneckOptimizer:
             (B, *feature map); and the sum of slope times copy, likewise.
         """
         (alpha, *_), problem = given
-        xp, images = array_namespace(alpha), int(alpha.shape[0])
+        xp, images = NAMESPACES[type(alpha)], int(alpha.shape[0])
         objective = partial(self._objective, problem, int(noise.shape[0]) / samples)
         # The mask has no name here, so that it is not held while the tail runs.
         z = _copies(*_distribution(problem, self._mask(alpha, problem)), noise, reuse=True)
@@ -468,7 +468,7 @@ class BottleneckOptimizer:
             share: size of the chunk as a share of all copies.
             z: the copies before the ReLU, (B * size of the chunk, *feature map).
         """
-        xp = array_namespace(z)
+        xp = NAMESPACES[type(z)]
         with self.framework.reduced_precision(self.precision, z):
             outputs = problem.tail_outputs(self._clipped(z))
         copies = int(z.shape[0])
@@ -499,7 +499,7 @@ class BottleneckOptimizer:
         return mask_from_alpha(alpha, problem.matrices, self.layout)
 
     def _clipped(self, z: Array) -> Array:
-        xp = array_namespace(z)
+        xp = NAMESPACES[type(z)]
         return xp.maximum(z, xp.zeros_like(z)) if self.relu else z
 
     # -- the outcome ------------------------------------------------------------------------------
@@ -508,13 +508,13 @@ class BottleneckOptimizer:
         """Mask and capacity, (B, *feature map) in nats."""
         mask = self._mask(alpha, problem)
         nats = masked_capacity(problem, mask)
-        xp = array_namespace(alpha)
+        xp = NAMESPACES[type(alpha)]
         # Smoothing sums to one only up to rounding.
         return mask._replace(passed=xp.maximum(mask.passed, xp.zeros_like(alpha))), nats
 
     def _maps(self, nats: Array) -> npt.NDArray[np.floating]:
         """Nats of each place, (B, *spatial shape)."""
-        total = array_namespace(nats).sum(nats, axis=self.layout.channel_axis + 1)
+        total = NAMESPACES[type(nats)].sum(nats, axis=self.layout.channel_axis + 1)
         return self.framework.to_numpy(total)
 
     def _kept(
@@ -524,7 +524,7 @@ class BottleneckOptimizer:
         if running.all():
             return new
         chosen = self._tensor(running.reshape(-1, *(1,) * (len(problem.features.shape) - 1)), problem)
-        where = array_namespace(problem.features).where
+        where = NAMESPACES[type(problem.features)].where
         return AdamState(*(where(chosen, *pair) for pair in zip(new, old, strict=True)))
 
     def _tensor(self, array: npt.NDArray[Any], problem: Problem) -> Array:
@@ -536,7 +536,7 @@ class BottleneckOptimizer:
         """The values of all steps, (steps, B); after an image's last step, its last value."""
         if not values:
             return np.empty((0, len(taken)))
-        curve = self.framework.to_numpy(array_namespace(values[0]).stack(values))
+        curve = self.framework.to_numpy(NAMESPACES[type(values[0])].stack(values))
         rows = np.minimum(np.arange(steps)[:, None], taken - 1)
         return np.asarray(np.take_along_axis(curve, rows, axis=0))
 
@@ -577,7 +577,7 @@ def _distribution(problem: Problem, mask: Mask) -> tuple[Array, Array]:
     measured from mu: ``mu + lambda (R - mu) + (1 - lambda) sigma n``. All but n is the same for all copies.
     """
     center = problem.mean + mask.passed * problem.signal
-    center = array_namespace(center).where(problem.restricted, center, problem.fill)
+    center = NAMESPACES[type(center)].where(problem.restricted, center, problem.fill)
     return center, mask.blocked * problem.noise_std
 
 
@@ -590,7 +590,7 @@ def _copies(center: Array, std: Array, noise: Array, reuse: bool = False) -> Arr
         noise: standard normal, (S, *feature map).
         reuse: let the copies of a single image take the memory of the noise.
     """
-    xp = array_namespace(noise)
+    xp = NAMESPACES[type(noise)]
     if reuse and int(center.shape[0]) == 1:
         z = noise
         z *= std
@@ -603,13 +603,13 @@ def _copies(center: Array, std: Array, noise: Array, reuse: bool = False) -> Arr
 
 def _per_image(x: Array) -> Array:
     """Sums over everything but the first axis, (B,)."""
-    xp = array_namespace(x)
+    xp = NAMESPACES[type(x)]
     return xp.sum(xp.reshape(x, (int(x.shape[0]), -1)), axis=1)
 
 
 def _permuted(x: Array, axes: Sequence[int]) -> Array:
     """Permute the axes of one feature map in a batch of them."""
-    return array_namespace(x).permute_dims(x, (0, *(axis + 1 for axis in axes)))
+    return NAMESPACES[type(x)].permute_dims(x, (0, *(axis + 1 for axis in axes)))
 
 
 def _inverse(axes: Sequence[int]) -> tuple[int, ...]:
@@ -656,7 +656,7 @@ def _checked_pass_mask(pass_mask: PassMask, shape: tuple[int, ...]) -> PassMask:
 
 
 def _require_finite(result: BottleneckResult) -> None:
-    xp = array_namespace(result.capacity)
+    xp = NAMESPACES[type(result.capacity)]
     for name, curve, cause in (
         ("model's loss", result.model_losses, "the model's outputs overflow on noisy features"),
         ("information term", result.informations, "learning_rate or beta is too high"),

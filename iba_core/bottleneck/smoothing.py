@@ -14,7 +14,7 @@ import numpy.typing as npt
 from scipy.ndimage import gaussian_filter1d
 
 from iba_core.framework.layout import Layout
-from iba_core.framework.namespace import Array, array_namespace
+from iba_core.framework.namespace import NAMESPACES, Array
 
 
 def smoothing_matrix(size: int, std: float) -> npt.NDArray[np.float64]:
@@ -74,7 +74,7 @@ def smooth(x: Array, matrices: Sequence[Array], layout: Layout) -> Array:
     Returns:
         Array of the shape of `x`.
     """
-    xp = array_namespace(x)
+    xp = NAMESPACES[type(x)]
     shape = tuple(int(size) for size in x.shape)
     for axis, matrix in zip(layout.spatial_axes, matrices, strict=False):
         before, size = prod(shape[: axis + 1]), shape[axis + 1]

@@ -10,24 +10,27 @@ from iba_core.cli.quiet import ask_for_quiet
 from iba_core.errors import IBAError
 
 INTERRUPTED = 130
-"""Exit code after Ctrl-C, as shells give it: 128 and the number of the signal."""
+"""Exit code after Ctrl-C, as in a shell: 128 plus the number of the signal."""
 
 
 def main() -> int:
     """Run the command line on `sys.argv` and return the exit code.
 
-    An error that the library raises on purpose, or a wrong option, is one line on stderr and exit code 2.
-    Anything else is a bug and keeps its traceback.
+    One of the library's errors, or a wrong option, gives one line on stderr and exit code 2. Any other
+    exception is a bug and keeps its traceback.
+
+    Returns:
+        0 for success, 2 for an error, 130 for an interruption.
     """
     ask_for_quiet()
     from typer import Abort, BadParameter
 
     from iba_core.cli.app import app
 
-    # Of its parser's exceptions Typer exports this one alone; its base is that of all wrong options.
+    # Typer exports only this one of its parser's exceptions. Its base class is that of all wrong options.
     usage_error: type[BaseException] = BadParameter.__mro__[1]
     for stream in (sys.stdout, sys.stderr):
-        # A terminal that cannot show a letter shall get a question mark, not a traceback.
+        # Print a question mark for a letter that the terminal cannot show, instead of a traceback.
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")
     try:
@@ -42,13 +45,13 @@ def main() -> int:
         print("iba: interrupted", file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:
-        # The reader, such as `head`, has seen enough. Python would complain once more as it closes stdout.
+        # The reader, such as `head`, has stopped reading. Keep Python from failing again at closing stdout.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     return code or 0
 
 
 def _fail(message: str) -> int:
-    # One line, whatever a framework's own message in it looks like.
+    # A framework's message inside may have several lines; print one.
     print("iba: error:", " ".join(message.split()), file=sys.stderr)
     return 2

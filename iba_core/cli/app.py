@@ -1,4 +1,4 @@
-"""Commands and options of ``iba``. What they do is imported only when one is called."""
+"""Commands and options of ``iba``. The code of a command is imported when the command is called."""
 
 from __future__ import annotations
 
@@ -48,19 +48,19 @@ def explain(
     target: Annotated[
         str | None,
         typer.Option(
-            metavar="CLASS", help="Class to explain, index or name.", show_default="the one predicted"
+            metavar="CLASS", help="Class to explain, index or name.", show_default="the predicted class"
         ),
     ] = None,
     stats: Annotated[
         Path | None,
         typer.Option(
             metavar="FILE",
-            help="Statistics that iba estimate wrote.",
+            help="Statistics from iba estimate.",
             show_default="of packaged photographs",
         ),
     ] = None,
     beta: Annotated[
-        float, typer.Option(help="Price of a bit. More beta, fewer bits.")
+        float, typer.Option(help="Weight of the information. A higher beta gives fewer bits.")
     ] = BottleneckSettings.beta,
     preset: Annotated[
         str, typer.Option(metavar="NAME", help="default, or fast: rougher maps in two fifths of the time.")
@@ -72,14 +72,16 @@ def explain(
         int | None,
         typer.Option(help="Noisy copies of the picture in each step.", show_default="the preset's"),
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of the noise; one seed, one map.")] = 0,
-    out: Annotated[Path, typer.Option(metavar="FOLDER", help="Where to write.")] = OUT,
+    seed: Annotated[
+        int, typer.Option(min=0, help="Seed of the noise. The same seed gives the same map.")
+    ] = 0,
+    out: Annotated[Path, typer.Option(metavar="FOLDER", help="Folder to write to.")] = OUT,
     preprocess: Preprocess = None,
     size: Size = None,
 ) -> None:
-    """Explain photographs: a picture, a file with the numbers and a row of a table for each.
+    """Explain photographs: write a picture and a file with the numbers, and print a row of a table, for each.
 
-    Files that an earlier run has written for the same photographs are replaced.
+    Files of an earlier run for the same photographs are replaced.
     """
     from iba_core.cli.explain import explain_photographs
     from iba_core.cli.network import parse_size
@@ -118,16 +120,18 @@ def layers(
 @app.command()
 def estimate(
     model: Model,
-    data: Annotated[Path, typer.Argument(metavar="DATA", help="Folder of images, searched to the bottom.")],
+    data: Annotated[
+        Path, typer.Argument(metavar="DATA", help="Folder of images. Subfolders are searched as well.")
+    ],
     out: Annotated[Path, typer.Option(metavar="STATS", help="File to write, for iba explain --stats.")],
     backend: Backend = None,
     layer: Layer = None,
-    n_samples: Annotated[int, typer.Option(help="Images to use at most, chosen at random.")] = 5000,
-    batch_size: Annotated[int, typer.Option(help="Images that pass the network at once.")] = 32,
+    n_samples: Annotated[int, typer.Option(help="Maximum number of images, chosen at random.")] = 5000,
+    batch_size: Annotated[int, typer.Option(help="Images to run through the network at once.")] = 32,
     preprocess: Preprocess = None,
     size: Size = None,
 ) -> None:
-    """Estimate what a layer's features look like in general, on a folder of your images."""
+    """Estimate the distribution of a layer's features, on a folder of your images."""
     from iba_core.cli.estimate import estimate_statistics
     from iba_core.cli.network import parse_size
 
@@ -146,7 +150,7 @@ def estimate(
 
 @app.command()
 def demo(
-    out: Annotated[Path, typer.Option(metavar="FOLDER", help="Where to write.")] = Path("demo-out"),
+    out: Annotated[Path, typer.Option(metavar="FOLDER", help="Folder to write to.")] = Path("demo-out"),
 ) -> None:
     """Explain a cat, a coffee and a rocket in PyTorch and in TensorFlow, and compare."""
     from iba_core.cli.demo import run_demo

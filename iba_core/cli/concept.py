@@ -1,4 +1,4 @@
-"""Commands and options of ``iba concept``. What they do is imported only when one is called."""
+"""Commands and options of ``iba concept``. The code of a command is imported when the command is called."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from iba_core.cli.options import MODEL, OUT, Backend, Preprocess, Size
 
 concept = typer.Typer(
     no_args_is_help=True,
-    help="Learn where a concept is, from pictures with masks, and find it in others.",
+    help="Learn a concept from pictures with masks, and find it in other pictures.",
 )
 
 ModelOption = Annotated[str, typer.Option("--model", metavar="MODEL", help=MODEL)]
@@ -24,38 +24,41 @@ def train(
         Path,
         typer.Argument(
             metavar="MASKS",
-            help="Folder with a mask for each, of the same name and size: white, opaque or 1 where it is.",
+            help="Folder with a mask for each picture, of the same name and size: white, opaque or 1 where "
+            "the concept is.",
         ),
     ],
     out: Annotated[
-        Path, typer.Option(metavar="FILE", help="Concept to write, a .safetensors for iba concept locate.")
+        Path, typer.Option(metavar="FILE", help="File to write, a .safetensors for iba concept locate.")
     ],
     name: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Name of the concept.", show_default="that of FILE")
+        str | None, typer.Option(metavar="NAME", help="Name of the concept.", show_default="name of FILE")
     ] = None,
     model: ModelOption = "efficientnet-lite0",
     layer: Annotated[
         list[str] | None,
         typer.Option(
             metavar="NAME",
-            help="Layer to look in; give several to compare them. iba layers lists them.",
-            show_default="chosen",
+            help="Layer to use. Give several to compare them. iba layers lists them.",
+            show_default="automatic",
         ),
     ] = None,
     backend: Backend = None,
     folds: Annotated[
-        int, typer.Option(help="Parts for cross-validation; 1 sets a sixth of the pictures aside instead.")
+        int, typer.Option(help="Folds of the cross-validation; 1 sets a sixth of the pictures aside instead.")
     ] = 1,
     ensemble: Annotated[int, typer.Option(help="Hyperplanes to learn and average in each fold.")] = 1,
-    epochs: Annotated[int, typer.Option(help="Passes over the pictures at most.")] = 100,
-    seed: Annotated[int, typer.Option(help="Of the split and of the start; one seed, one concept.")] = 0,
+    epochs: Annotated[int, typer.Option(help="Maximum number of passes over the pictures.")] = 100,
+    seed: Annotated[
+        int, typer.Option(help="Seed of the split and the start. The same seed gives the same concept.")
+    ] = 0,
     plot: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Picture of the comparison to write, a .png.")
+        Path | None, typer.Option(metavar="FILE", help="Plot of the comparison to write, a .png.")
     ] = None,
     preprocess: Preprocess = None,
     size: Size = None,
 ) -> None:
-    """Learn a concept from a folder of pictures and one of masks; say which layer knows it best."""
+    """Learn a concept from a folder of pictures and one of masks, and find the layer that knows it best."""
     from iba_core.cli.concept_train import train_concept
     from iba_core.cli.network import parse_size
 
@@ -79,17 +82,17 @@ def train(
 
 @concept.command()
 def locate(
-    embedding: Annotated[Path, typer.Argument(metavar="CONCEPT", help="File that iba concept train wrote.")],
+    embedding: Annotated[Path, typer.Argument(metavar="CONCEPT", help="File from iba concept train.")],
     photographs: Annotated[
         list[Path], typer.Argument(metavar="PHOTO", help="Image files, or folders of them.")
     ],
     model: ModelOption = "efficientnet-lite0",
     backend: Backend = None,
-    out: Annotated[Path, typer.Option(metavar="FOLDER", help="Where to write.")] = OUT,
+    out: Annotated[Path, typer.Option(metavar="FOLDER", help="Folder to write to.")] = OUT,
     preprocess: Preprocess = None,
     size: Size = None,
 ) -> None:
-    """Find a concept in photographs: a picture and a row of a table for each."""
+    """Find a concept in photographs: write a picture, and print a row of a table, for each."""
     from iba_core.cli.concept_locate import locate_concept
     from iba_core.cli.network import parse_size
 

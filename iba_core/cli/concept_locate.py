@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from iba_core.cli.console import console, folded, notes, plain_table, tracked
+from iba_core.cli.console import console, folded, notes, plain_table, print_blocks, tracked
 from iba_core.cli.explain import pictures_note
 from iba_core.cli.network import Network
 from iba_core.cli.photographs import find_photographs, make_folder
@@ -25,14 +25,14 @@ def locate_concept(
     preprocess: str | None,
     size: tuple[int, int] | None,
 ) -> None:
-    """Write a heatmap for each photograph and print how much of it the concept takes."""
+    """Write a heatmap for each photograph, and print the share of its area that shows the concept."""
     plane = ConceptEmbedding.load(embedding)
     name = plane.concept_name or embedding.stem
     photographs = find_photographs(paths)
     network = Network.load(model, backend, preprocess, size)
     if plane.layer_id is None:
-        raise InputError(f"layer is missing: {embedding} does not say which layer its concept lies in")
-    network.adapter.cut(plane.layer_id)
+        raise InputError(f"layer is missing: {embedding} does not name the layer of its concept")
+    network.adapter.split(plane.layer_id)
     network.require_fit()
     make_folder(out, photographs, ("-concept.png",))
 
@@ -40,11 +40,11 @@ def locate_concept(
     table.add_column("Photograph")
     table.add_column("Highest probability", justify="right")
     table.add_column("Area above 50 %", justify="right")
-    with tracked(photographs, "Looking", len(photographs)) as waiting:
+    with tracked(photographs, "Searching", len(photographs)) as waiting:
         for photograph in waiting:
             image = photograph.load()
             heatmap = locate(
-                network.adapter.model, plane, network.inputs(image), backend=network.adapter.name
+                network.adapter.model, plane, network.inputs(image), backend=network.adapter.framework.name
             )[0]
             seen = network.preprocessing.crop(image)
             save_heatmap(photograph.output(out, "-concept.png"), seen, heatmap, f"{name}, {plane.layer_id}")
@@ -52,14 +52,10 @@ def locate_concept(
                 folded(photograph.path.name, 36), percent(heatmap.max()), percent((heatmap > 0.5).mean(), 1)
             )
 
-    terminal = console()
-    terminal.print()
-    terminal.print(table)
-    terminal.print()
     entries = [
         ("Network", f"{network.source}, in {network.framework}"),
         ("Layer", f"{plane.layer_id}"),
         ("Input", pictures_note(network)),
         ("Written", "\n".join(str(p.output(out, "-concept.png")) for p in photographs)),
     ]
-    terminal.print(notes(entries, terminal.width))
+    print_blocks(table, notes(entries, console().width))

@@ -1,20 +1,20 @@
-"""``iba concept train``: a concept of a folder of pictures and one of masks."""
+"""``iba concept train``: learn a concept from a folder of pictures and one of masks."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
 
-from iba_core.cli.console import console, folded, notes, plain_table
+from iba_core.cli.console import console, folded, notes, plain_table, print_blocks
 from iba_core.cli.explain import pictures_note
 from iba_core.cli.network import Network
+from iba_core.cli.photographs import require_writable
 from iba_core.concepts.analysis import ConceptAnalysis, ConceptAnalysisResult
 from iba_core.concepts.data import SegmentationConcept2D
 from iba_core.default_layer import default_layer
-from iba_core.errors import InputError
 
 _HELD_OUT = 1 / 6
-"""Share of the pictures that is set aside for each purpose."""
+"""Share of the pictures for validation, and for the test."""
 
 
 def train_concept(
@@ -34,12 +34,10 @@ def train_concept(
     preprocess: str | None,
     size: tuple[int, int] | None,
 ) -> None:
-    """Learn a concept in some layers and write the best; the options are those of the command line."""
-    for option, file in (("out", out), ("plot", plot)):
-        if file is not None and not file.parent.is_dir():
-            raise InputError(f"{option}={str(file)!r} cannot be written: its folder does not exist")
-        if file is not None and file.is_dir():
-            raise InputError(f"{option}={str(file)!r} is a folder; a file was expected")
+    """Learn a concept in several layers and write the best. The options are in `iba_core.cli.concept`."""
+    require_writable("out", out)
+    if plot is not None:
+        require_writable("plot", plot)
     network = Network.load(model, backend, preprocess, size)
     network.require_fit()
     concept = SegmentationConcept2D.from_folders(
@@ -58,7 +56,7 @@ def train_concept(
         layers or [default_layer(network.adapter, network.probe())],
         folds=folds,
         ensemble_count=ensemble,
-        backend=network.adapter.name,
+        backend=network.adapter.framework.name,
         epochs=epochs,
         seed=seed,
     )
@@ -83,28 +81,24 @@ def _report(
         table.add_row(folded(row[0], 24), *row[1:])
     parts = (concept.train_data, concept.val_data, concept.test_data)
     counts = [0 if data is None else len(data) for data in parts]
-    terminal = console()
-    terminal.print()
-    terminal.print(table)
-    terminal.print()
     entries = [
-        ("IoU", "area that heatmap and masks share, relative to the area of both, over all pictures"),
+        ("IoU", "common area of heatmaps and masks, relative to the area of their union, over all pictures"),
         ("Best layer", f"{result.best.layer}, by validation"),
         ("Hyperplane", _hyperplane_note(result)),
         ("Network", f"{network.source}, in {network.framework}"),
-        ("Pictures", f"{counts[0]} to learn from, {counts[1]} to validate with, {counts[2]} to judge by"),
+        ("Pictures", f"{counts[0]} for training, {counts[1]} for validation, {counts[2]} for the test"),
         ("Input", pictures_note(network)),
         ("Written", "\n".join(map(str, written))),
     ]
-    terminal.print(notes(entries, terminal.width))
+    print_blocks(table, notes(entries, console().width))
 
 
 def _hyperplane_note(result: ConceptAnalysisResult) -> str:
-    """What is written, and how it does, which the table says of all hyperplanes together."""
+    """Describe the hyperplane in the file, since the table is about all hyperplanes together."""
     members = len(result.best.embeddings)
     if members == 1:
-        return "the one that was learnt"
-    note = f"the mean of the {members} that were learnt"
+        return "one was learnt"
+    note = f"the mean of {members} learnt ones"
     if result.best.embedding_iou is None:
         return note
-    return f"{note}; IoU, {result.held_out}, of it alone: {result.best.embedding_iou:.3f}"
+    return f"{note}; IoU of the mean, {result.held_out}: {result.best.embedding_iou:.3f}"

@@ -1,4 +1,4 @@
-"""What the command line prints: consoles, progress, text that breaks between words."""
+"""Output of the command line: consoles, progress bars, tables, wrapped text."""
 
 from __future__ import annotations
 
@@ -9,24 +9,24 @@ from typing import TypeVar
 
 import numpy as np
 from rich import box
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
 _T = TypeVar("_T")
 
-# Where a name may go on in the next line: behind what joins its parts.
+# A name may be broken after the characters that join its parts.
 _PART = re.compile(r"[^\s/\\._\-]*[\s/\\._\-]*")
 
 
 def console(*, stderr: bool = False) -> Console:
-    """Console for results, or with `stderr` for what accompanies the work on them."""
+    """Make a console for results on stdout, or with `stderr` for progress on stderr."""
     return Console(stderr=stderr, highlight=False)
 
 
 def plain_table(title: str | None = None) -> Table:
-    """A table with a rule under its head and no other lines."""
+    """Make a table with a line under its header and no other lines."""
     return Table(
         title=title,
         title_justify="left",
@@ -40,9 +40,13 @@ def plain_table(title: str | None = None) -> Table:
 
 
 def folded(text: str, width: int) -> str:
-    """`text` in lines of at most `width` characters, broken between words or behind ``/ . _ -``.
+    r"""Break `text` into lines of at most `width` characters, between words or after ``/ . _ -``.
 
-    Only a part that is wider than a line by itself is broken elsewhere.
+    Only a part that is longer than a line is broken elsewhere.
+
+    Example:
+        >>> folded("blocks.10.expand", 10)
+        'blocks.10.\nexpand'
     """
     lines = [""]
     for part in _PART.findall(text):
@@ -55,11 +59,11 @@ def folded(text: str, width: int) -> str:
 
 
 def notes(entries: Iterable[tuple[str, str]], width: int) -> Table:
-    """Names and what there is to say about them, side by side.
+    """Make a table of names and notes, side by side.
 
     Args:
-        entries: pairs (name, text); a line break in a text starts a line.
-        width: characters that a line may have in all.
+        entries: pairs (name, note). A line break in a note starts a new line.
+        width: maximum number of characters in a line.
     """
     entries = list(entries)
     names = max(len(name) for name, _ in entries)
@@ -73,12 +77,20 @@ def notes(entries: Iterable[tuple[str, str]], width: int) -> Table:
 
 
 def paragraph(text: str, width: int) -> Text:
-    """`text` in lines of at most `width` characters, broken between words where that is possible."""
+    """Break `text` into lines of at most `width` characters, between words where possible."""
     return Text(_wrapped(text, width))
 
 
+def print_blocks(*blocks: RenderableType) -> None:
+    """Print blocks to stdout, with an empty line before each."""
+    terminal = console()
+    for block in blocks:
+        terminal.print()
+        terminal.print(block)
+
+
 def _wrapped(text: str, width: int) -> str:
-    """Break between words, and inside of words, such as paths, only where they fit no line."""
+    """Break between words, and inside a word, such as a path, only if it is longer than a line."""
     lines = [""]
     for word in text.split(" "):
         if lines[-1] and len(lines[-1]) + 1 + len(word) > width:
@@ -91,12 +103,12 @@ def _wrapped(text: str, width: int) -> str:
 
 @contextmanager
 def tracked(items: Iterable[_T], description: str, total: int) -> Iterator[Iterator[_T]]:
-    """Context that hands `items` on while a bar on stderr shows how many are done; the bar does not stay.
+    """Give `items` while a progress bar on stderr counts them. The bar disappears at the end.
 
     Args:
-        items: arrays count as many as they have rows, everything else counts as one.
-        description: what is being done.
-        total: number there will be in all.
+        items: items to count: an array counts as its number of rows, any other object as one.
+        description: text beside the bar.
+        total: number of all items.
     """
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     terminal = console(stderr=True)

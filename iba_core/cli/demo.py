@@ -1,4 +1,4 @@
-"""``iba demo``: three photographs, explained in two frameworks, compared."""
+"""``iba demo``: explain three photographs in two frameworks, and compare."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 from rich.table import Table
 
-from iba_core.cli.console import console, notes, paragraph, plain_table, tracked
+from iba_core.cli.console import console, notes, paragraph, plain_table, print_blocks, tracked
 from iba_core.cli.explain import CROPS, fit_on_samples, pictures_note
 from iba_core.cli.network import Network, import_backend
 from iba_core.cli.photographs import make_folder
@@ -28,7 +28,7 @@ from iba_core.zoo.efficientnet_lite import NAME
 PHOTOGRAPHS = ("cat", "coffee", "rocket")
 BACKENDS = ("torch", "tensorflow")
 LAYER = "blocks.4"
-"""Fine enough, at 28 parts a side, to tell an eye from a nose."""
+"""Its 28 x 28 feature maps are fine enough to tell an eye from a nose."""
 
 SEED = 0
 _ROUNDS = 2
@@ -36,14 +36,14 @@ _ROUNDS = 2
 
 @dataclass(frozen=True)
 class Run:
-    """What one framework has made of the photographs.
+    """The results of one framework.
 
     Attributes:
         network: the network.
         results: one for each photograph.
-        first_seconds: time of the very first explanation, compilation included.
-        seconds: time of an explanation, median.
-        tail_seconds: time of the forward and backward passes that it cannot do without, median.
+        first_seconds: time of the first explanation, including compilation.
+        seconds: median time of an explanation.
+        tail_seconds: median time of the forward and backward passes of the tail alone.
     """
 
     network: Network
@@ -65,27 +65,23 @@ def run_demo(out: Path) -> None:
     ]
     overview = _save_overview(out / "overview.png", pictures)
 
-    terminal = console()
-    for run in runs:
-        terminal.print()
-        terminal.print(results_table(run.results, run.network.framework))
-    terminal.print()
-    terminal.print(paragraph(LEGEND, terminal.width))
-    terminal.print()
-    terminal.print(_agreement_table(*runs))
-    terminal.print()
-    terminal.print(_time_table(runs))
-    terminal.print()
     network = runs[0].network
     entries = [
         ("Network", f"{NAME}, ImageNet weights, explained at {LAYER}"),
         ("Pictures", pictures_note(network)),
-        ("Statistics", f"of the same {CROPS} crops of packaged sample photographs in each framework"),
+        ("Statistics", f"of {CROPS} crops of packaged sample photographs, the same in each framework"),
         ("Noise", f"from seed {SEED}, the same numbers in each framework"),
         ("Machine", f"{os.cpu_count()} processors"),
         ("Written", "\n".join(map(str, [*pictures, overview]))),
     ]
-    terminal.print(notes(entries, terminal.width))
+    width = console().width
+    print_blocks(
+        *(results_table(run.results, run.network.framework) for run in runs),
+        paragraph(LEGEND, width),
+        _agreement_table(*runs),
+        _time_table(runs),
+        notes(entries, width),
+    )
 
 
 def _require_backends() -> None:
@@ -111,7 +107,7 @@ def _run(backend: str) -> Run:
     start = perf_counter()
     explainer.explain(inputs[PHOTOGRAPHS[0]], seed=SEED)
     first_seconds = perf_counter() - start
-    tail = BareTail(explainer.adapter, explainer.adapter.cut(LAYER))
+    tail = BareTail(explainer.adapter, explainer.adapter.split(LAYER))
     tail.seconds(inputs[PHOTOGRAPHS[0]], steps=1)
 
     results: dict[str, Result] = {}
@@ -168,7 +164,7 @@ def _time_table(runs: Sequence[Run]) -> Table:
 
 
 def _save_comparison(path: Path, results: Sequence[Result]) -> Path:
-    """Write one photograph and its maps by all frameworks side by side."""
+    """Write one photograph and its maps from all frameworks, side by side."""
     first = results[0]
     maps = {f"{r.network.framework}: {r.bits:,.0f} bits": r.saliency for r in results}
     probability = f"probability {percent(first.probability)}"
@@ -179,7 +175,7 @@ def _save_comparison(path: Path, results: Sequence[Result]) -> Path:
 def _save_overview(path: Path, pictures: Sequence[Path]) -> Path:
     """Write pictures one above the other."""
     opened = [Image.open(picture).convert("RGB") for picture in pictures]
-    # The numbers beside the colours take more room in one picture than in another.
+    # The pictures differ in width, with the numbers at their colour bars.
     size = max(picture.width for picture in opened), sum(picture.height for picture in opened)
     overview = Image.new("RGB", size, "white")
     top = 0

@@ -1,4 +1,4 @@
-"""``iba estimate``: the distribution of a layer's features over a folder of images."""
+"""``iba estimate``: estimate the distribution of a layer's features over a folder of images."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ import numpy as np
 from iba_core.cli.console import console, notes, tracked
 from iba_core.cli.explain import ESTIMATING, layer_note, pictures_note
 from iba_core.cli.network import Network
+from iba_core.cli.photographs import require_writable
 from iba_core.cli.statistics import save_statistics
-from iba_core.errors import InputError
 from iba_core.explainer import Explainer
 from iba_core.pictures.images import image_batches, image_files
 
 _ADVISED = 1000
-"""Images below which the statistics are worth a warning."""
+"""Number of images below which the output warns."""
 
 
 def estimate_statistics(
@@ -31,12 +31,9 @@ def estimate_statistics(
     size: tuple[int, int] | None,
 ) -> None:
     """Estimate mean and standard deviation of a layer's features and write them to a file."""
-    if not out.parent.is_dir():
-        raise InputError(f"out={str(out)!r} cannot be written: its folder does not exist")
-    if out.is_dir():
-        raise InputError(f"out={str(out)!r} is a folder; a file was expected")
+    require_writable("out", out)
     files = image_files(data)
-    # A folder is often sorted by class: its first files are no sample of all.
+    # A folder is often sorted by class, so its first files are not representative.
     order = np.random.default_rng(0).permutation(len(files))[:n_samples]
     chosen = [files[index] for index in order]
     network = Network.load(model, backend, preprocess, size)
@@ -51,7 +48,7 @@ def estimate_statistics(
     if len(chosen) == len(files):
         images = f"all {len(files):,} in {data}"
     if len(chosen) < _ADVISED:
-        images += "; few for a distribution, about 5000 are advised"
+        images += "; these are few, about 5000 are recommended"
     entries = [
         ("Network", f"{network.source}, in {network.framework}"),
         ("Pictures", pictures_note(network)),

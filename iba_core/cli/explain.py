@@ -1,4 +1,4 @@
-"""``iba explain``: maps of photographs."""
+"""``iba explain``: write and print maps of photographs."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from iba_core.bottleneck.settings import BottleneckSettings
-from iba_core.cli.console import console, notes, paragraph, tracked
+from iba_core.cli.console import console, notes, paragraph, print_blocks, tracked
 from iba_core.cli.network import Network
 from iba_core.cli.photographs import find_photographs, make_folder
 from iba_core.cli.results import LEGEND, Result, require_plotting, results_table
@@ -18,7 +18,7 @@ from iba_core.targets import ClassTarget
 ESTIMATING = "Estimating the features"
 
 CROPS = 256
-"""Crops of the sample photographs that stand in for a data set."""
+"""Number of crops of the sample photographs to estimate statistics on, without a data set."""
 
 
 def explain_photographs(
@@ -35,7 +35,7 @@ def explain_photographs(
     size: tuple[int, int] | None,
     settings: BottleneckSettings,
 ) -> None:
-    """Explain photographs and print what came out; the options are those of the command line."""
+    """Explain photographs and print the results. The options are in `iba_core.cli.app`."""
     require_plotting()
     photographs = find_photographs(paths)
     network = Network.load(model, backend, preprocess, size)
@@ -59,12 +59,6 @@ def explain_photographs(
             result.attribution.save(photograph.output(out, ".safetensors"))
             results.append(result)
 
-    terminal = console()
-    terminal.print()
-    terminal.print(results_table(results))
-    terminal.print()
-    terminal.print(paragraph(LEGEND, terminal.width))
-    terminal.print()
     names = [f"{photograph.stem}.png, {photograph.stem}.safetensors" for photograph in photographs]
     entries = [
         ("Network", f"{network.source}, in {network.framework}"),
@@ -73,7 +67,8 @@ def explain_photographs(
         ("Statistics", _statistics_note(explainer, network, stats)),
         ("Written", "\n".join([f"to {out}:", *names])),
     ]
-    terminal.print(notes(entries, terminal.width))
+    width = console().width
+    print_blocks(results_table(results), paragraph(LEGEND, width), notes(entries, width))
 
 
 def fit_on_samples(explainer: Explainer, network: Network, description: str = ESTIMATING) -> None:
@@ -84,23 +79,23 @@ def fit_on_samples(explainer: Explainer, network: Network, description: str = ES
 
 
 def pictures_note(network: Network) -> str:
-    """What becomes of a picture, and who says so."""
+    """Describe the preprocessing, and where it comes from."""
     return f"{network.preprocessing_summary}; {network.preprocessing_origin}"
 
 
 def layer_note(explainer: Explainer, layer: str | None, stats: Path | None = None) -> str:
-    """The layer, and who has chosen it."""
+    """Name the layer, and how it was chosen."""
     if layer is not None:
         return f"{explainer.layer}"
     if stats is not None:
-        return f"{explainer.layer}, the one that the statistics were estimated at"
-    return f"{explainer.layer}, chosen for you; --layer takes another, iba layers lists them"
+        return f"{explainer.layer}, the layer of the statistics"
+    return f"{explainer.layer}, chosen automatically; iba layers lists all, --layer chooses another"
 
 
 def _statistics_note(explainer: Explainer, network: Network, stats: Path | None) -> str:
     if stats is not None:
         return f"{stats}, of {explainer.estimator.n_samples():,} images"
     return (
-        f"of {CROPS} crops of the packaged sample photographs. That does for a look; for figures to rely on, "
-        f"estimate them on pictures of your own: iba estimate {network.source} FOLDER --out STATS"
+        f"of {CROPS} crops of the packaged sample photographs, enough for a first look. For reliable "
+        f"numbers, estimate them on your own pictures: iba estimate {network.source} FOLDER --out STATS"
     )

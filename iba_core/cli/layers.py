@@ -1,4 +1,4 @@
-"""``iba layers``: the layers of a network."""
+"""``iba layers``: list the layers of a network."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from iba_core.default_layer import default_layer
 from iba_core.errors import LayerError
 
 _WIDTH = 36
-"""Characters of a layer's name that stand in one line."""
+"""Maximum number of characters of a layer's name in one line."""
 
 
 def list_layers(
@@ -21,10 +21,10 @@ def list_layers(
     layers = network.adapter.layers(inputs)
     try:
         chosen = default_layer(network.adapter, inputs)
-        note = f"{chosen}, marked by *, is taken where none is named"
+        note = f"{chosen}, marked by *, is the default"
     except LayerError:
         chosen = None
-        note = "none is fit to be taken unless you name it with --layer"
+        note = "there is no default; name one with --layer"
 
     table = plain_table()
     table.add_column("")

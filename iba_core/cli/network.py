@@ -1,4 +1,4 @@
-"""The network that a command works on, and what is known about the pictures it wants."""
+"""The network that a command works on, and the preprocessing that it expects."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ from iba_core.zoo.efficientnet_lite import NAME as PRETRAINED
 _SIZE = (224, 224)
 _CALLABLE = re.compile(r"(?P<module>[A-Za-z_][\w.]*):(?P<name>[A-Za-z_][\w.]*)")
 _FRAMEWORKS = {"torch": "PyTorch", "tensorflow": "TensorFlow"}
-"""What people call the frameworks, the preferred one first."""
+"""Common names of the frameworks, the preferred framework first."""
 
 
 @dataclass(frozen=True)
 class Network:
-    """A model with what it takes to show it pictures.
+    """A model with its preprocessing and the names of its classes.
 
     Attributes:
-        source: how the user named it.
+        source: name of the model on the command line.
         adapter: adapter of the model.
-        preprocessing: makes the model's input of a picture.
+        preprocessing: converts a picture to the model's input.
         preprocessing_origin: where `preprocessing` comes from, as part of a sentence.
-        class_names: names of the model's outputs; None where it tells none.
+        class_names: names of the model's outputs; None if the model does not name them.
     """
 
     source: str
@@ -58,60 +58,48 @@ class Network:
         Args:
             source: name of a pretrained network, a model file or folder, or ``package.module:callable``.
             backend: name of the backend; None for the first that can load it.
-            preset: name of a preprocessing to use in place of the model's own.
-            size: (height, width) of the pictures in place of the model's own.
+            preset: name of a preprocessing to use instead of the model's own.
+            size: (height, width) of the pictures to use instead of the model's own.
 
         Raises:
             InputError: there is no such model, backend or preprocessing.
-            MissingDependencyError: what it takes to load the model is not installed.
+            MissingDependencyError: a package that the model needs is not installed.
         """
         if preset is not None:
             Preprocessing.preset(preset)
         model, adapter = _load(source, backend)
-        declared = getattr(model, "preprocessing", None)
+        preprocessing, origin = _preprocessing(model, adapter, preset, size)
         names = getattr(model, "class_names", None)
-        if isinstance(declared, Preprocessing) and preset is None:
-            preprocessing, origin = declared, "as the network asks for"
-            if size is not None:
-                preprocessing, origin = replace(declared, size=size), "as the network asks for, but the size"
-        else:
-            shape, channels = _input_geometry(model, adapter)
-            if isinstance(declared, Preprocessing):
-                shape, channels = declared.size, declared.channels
-            preprocessing = Preprocessing.preset(preset or "unit", size or shape or _SIZE, channels)
-            origin = f"preprocessing {preset!r}, as you ask for"
-            if preset is None:
-                origin = "assumed, since the network does not say; change it with --preprocess and --size"
         return cls(source, adapter, preprocessing, origin, names if _are_names(names) else None)
 
     @property
     def framework(self) -> str:
         """Name and version of the model's framework."""
-        name = self.adapter.name
+        name = self.adapter.framework.name
         version = getattr(sys.modules[name], "__version__", "").partition("+")[0]
         return f"{_FRAMEWORKS.get(name, name)} {version}".rstrip()
 
     def inputs(self, picture: Picture) -> Inputs:
-        """The model's input for one picture, a batch of one."""
+        """Convert one picture to the model's input, a batch of one."""
         return self.preprocessing(picture, self.adapter.data_format)[None]
 
     def probe(self) -> Inputs:
-        """The model's input for a picture of noise, a batch of one."""
+        """Make the model's input for a picture of noise, a batch of one."""
         height, width = self.preprocessing.size
         noise = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
         return self.adapter.to_inputs(self.inputs(noise))
 
     def require_fit(self) -> None:
-        """Let the model run once on a picture of noise.
+        """Run the model once on a picture of noise, to check that the size is right.
 
         Raises:
-            InputError: it cannot take pictures of this size.
+            InputError: the model fails on pictures of this size.
         """
         try:
             self.adapter.predict(self.probe())
         except IBAError:
             raise
-        except Exception as error:  # a model may raise whatever its layers do
+        except Exception as error:  # the layers of a model may raise any exception
             height, width = self.preprocessing.size
             raise InputError(
                 f"the network fails on a picture of {height} x {width} pixels and "
@@ -120,33 +108,35 @@ class Network:
             ) from error
 
     def class_name(self, index: int) -> str:
-        """Name of a class, or ``"class 3"`` where it has none."""
+        """Return the name of a class, or ``"class 3"`` if it has no name."""
         if self.class_names is None or not 0 <= index < len(self.class_names):
             return f"class {index}"
         return self.class_names[index]
 
     def class_label(self, index: int) -> str:
-        """Index and name of a class."""
+        """Return the index and the name of a class."""
         name = self.class_name(index)
         return name if name == f"class {index}" else f"{index} {name}"
 
     def class_index(self, target: str | None) -> int | None:
-        """Index of the class that a user names by index or name; None for None.
+        """Find the index of the class that a user gives by index or name; None for None.
 
         Raises:
-            InputError: there is no class of that name, or several.
+            InputError: no class has that name, or several have.
         """
         if target is None:
             return None
         if re.fullmatch(r"[+-]?\d+", target.strip()):
             return int(target)
         if self.class_names is None:
-            raise InputError(f"target={target!r} is a name, but the network names no classes; give an index")
+            raise InputError(
+                f"target={target!r} is a name, but the network's classes have no names; give an index"
+            )
         wanted = target.strip().casefold()
         found = [index for index, name in enumerate(self.class_names) if name.casefold() == wanted]
         if not found:
             near = closest(wanted, dict.fromkeys(name.casefold() for name in self.class_names))
-            raise InputError(f"target={target!r} is no class of the network; {near}")
+            raise InputError(f"target={target!r} is not a class of the network; {near}")
         if len(found) > 1:
             indices = " and ".join(map(str, found))
             raise InputError(f"target={target!r} is the name of the classes {indices}; give the index")
@@ -154,7 +144,7 @@ class Network:
 
     @property
     def preprocessing_summary(self) -> str:
-        """What becomes of a picture, in a few words."""
+        """The preprocessing in a few words."""
         p = self.preprocessing
         low, high = ((value * p.scale - np.array(p.mean)) / p.std for value in (0, 255))
         height, width = p.size
@@ -162,16 +152,20 @@ class Network:
         if p.channels == 1:
             parts.append("grey")
         if p.crop_fraction < 1:
-            parts.append(f"the middle {100 * p.crop_fraction:.3g} %")
+            parts.append(f"central {100 * p.crop_fraction:.3g} %")
         parts.append(f"values {low.min():.3g} to {high.max():.3g}")
         return ", ".join(parts)
 
 
 def parse_size(text: str | None) -> tuple[int, int] | None:
-    """(height, width) of ``"224"`` or ``"240x320"``, width first as people write it.
+    """Read (height, width) from ``"224"`` or from ``"320x240"``, which has the width first.
 
     Raises:
-        InputError: it is neither.
+        InputError: the text has another form.
+
+    Example:
+        >>> parse_size("320x240")
+        (240, 320)
     """
     if text is None:
         return None
@@ -183,7 +177,7 @@ def parse_size(text: str | None) -> tuple[int, int] | None:
 
 
 def import_backend(name: str) -> type[ModelAdapter]:
-    """`load_backend`, without the notes that frameworks write as they start."""
+    """Load a backend as `load_backend` does, without the messages that frameworks print at their start."""
     with quiet_start():
         return load_backend(name)
 
@@ -205,9 +199,7 @@ def _load(source: str, backend: str | None) -> tuple[Any, ModelAdapter]:
         if (model := adapter.load(source)) is not None:
             return model, adapter(model)
     if missing:
-        raise MissingDependencyError(
-            f"no backend that works here can load model={source!r}; {'; '.join(missing)}"
-        )
+        raise MissingDependencyError(f"no installed backend can load model={source!r}; {'; '.join(missing)}")
     by = f" by the backend {backend!r}" if backend else ""
     raise InputError(
         f"model={source!r} cannot be loaded{by}; "
@@ -216,9 +208,9 @@ def _load(source: str, backend: str | None) -> tuple[Any, ModelAdapter]:
 
 
 def _call(source: str, module_name: str, name: str, backend: str | None) -> tuple[Any, ModelAdapter]:
-    """The model of that name, or what the callable of that name returns.
+    """Import a model, or call the function that returns it.
 
-    It is imported as if Python ran in the current folder.
+    The module is imported as if Python ran in the current folder.
     """
     if backend is not None:
         import_backend(backend)
@@ -228,11 +220,11 @@ def _call(source: str, module_name: str, name: str, backend: str | None) -> tupl
         with quiet_start():
             module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
-        # A module that the user's own module lacks is a fault in there, and keeps its traceback.
+        # If the user's module fails to import another module, that is an error there: keep the traceback.
         if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
             raise
         raise InputError(
-            f"model={source!r}: there is no module {error.name!r}, neither here nor installed"
+            f"model={source!r}: there is no module {error.name!r}, neither in this folder nor installed"
         ) from error
     try:
         found = attrgetter(name)(module)
@@ -250,7 +242,7 @@ def _call(source: str, module_name: str, name: str, backend: str | None) -> tupl
 def _require_no_arguments(function: Callable[..., Any], source: str) -> None:
     try:
         signature = inspect.signature(function)
-    except ValueError:  # what is built in may have none that Python knows of
+    except ValueError:  # built-in functions may have no signature
         return
     try:
         signature.bind()
@@ -270,8 +262,29 @@ def _public(module: object) -> list[str]:
     return [name for name in vars(module) if not name.startswith("_")]
 
 
+def _preprocessing(
+    model: Any, adapter: ModelAdapter, preset: str | None, size: tuple[int, int] | None
+) -> tuple[Preprocessing, str]:
+    """Choose the preprocessing, and describe where it comes from."""
+    declared = getattr(model, "preprocessing", None)
+    if isinstance(declared, Preprocessing) and preset is None:
+        if size is None:
+            return declared, "as the network asks for"
+        return replace(declared, size=size), "as the network asks for, except for the size"
+    shape, channels = _input_geometry(model, adapter)
+    if isinstance(declared, Preprocessing):
+        shape, channels = declared.size, declared.channels
+    preprocessing = Preprocessing.preset(preset or "unit", size or shape or _SIZE, channels)
+    if preset is None:
+        return (
+            preprocessing,
+            "assumed, since the network does not say; change it with --preprocess and --size",
+        )
+    return preprocessing, f"preprocessing {preset!r}, as you ask for"
+
+
 def _input_geometry(model: Any, adapter: ModelAdapter) -> tuple[tuple[int, int] | None, int]:
-    """(height, width), if the model says so by its `input_shape`, and number of channels."""
+    """Read (height, width) or None, and the number of channels, from the model's `input_shape`."""
     shape = getattr(model, "input_shape", None)
     if not isinstance(shape, (tuple, list)) or len(shape) != 4:
         return None, 3

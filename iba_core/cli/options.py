@@ -9,7 +9,7 @@ import typer
 
 MODEL = (
     "efficientnet-lite0; a SavedModel folder; a .keras, .h5 or .pb file; or package.module:callable "
-    "returning a model (looked for in the current folder, too)."
+    "returning a model (also searched for in the current folder)."
 )
 OUT = Path("iba-out")
 
@@ -17,19 +17,21 @@ Model = Annotated[str, typer.Argument(metavar="MODEL", help=MODEL)]
 Backend = Annotated[
     str | None,
     typer.Option(
-        metavar="NAME", help="torch or tensorflow.", show_default="the first that can load the network"
+        metavar="NAME", help="torch or tensorflow.", show_default="the first that can load the model"
     ),
 ]
 Layer = Annotated[
     str | None,
-    typer.Option(metavar="NAME", help="Layer to explain at; iba layers lists them.", show_default="chosen"),
+    typer.Option(
+        metavar="NAME", help="Layer to explain at. iba layers lists them.", show_default="automatic"
+    ),
 ]
 Preprocess = Annotated[
     str | None,
     typer.Option(
         metavar="PRESET",
         help="unit, imagenet, symmetric or raw.",
-        show_default="what the network asks for, else unit",
+        show_default="the network's own, else unit",
     ),
 ]
 Size = Annotated[
@@ -37,6 +39,6 @@ Size = Annotated[
     typer.Option(
         metavar="PIXELS",
         help="224 or WIDTHxHEIGHT.",
-        show_default="what the network asks for, else 224",
+        show_default="the network's own, else 224",
     ),
 ]

@@ -1,4 +1,4 @@
-"""The photographs that a command is given, and the files that it writes for them."""
+"""The photographs that a command reads, and the files that it writes for them."""
 
 from __future__ import annotations
 
@@ -18,32 +18,32 @@ class Photograph:
 
     Attributes:
         path: the file.
-        stem: what the names of the files written for it begin with, unlike that of any other.
+        stem: unique start of the names of the files that are written for it.
     """
 
     path: Path
     stem: str
 
     def load(self) -> Image.Image:
-        """Read it; see `load_image`."""
+        """Read the photograph; see `load_image`."""
         return load_image(self.path)
 
     def output(self, folder: Path, suffix: str) -> Path:
-        """The file with the ending `suffix` that is written for it."""
+        """Return the path of the file with the ending `suffix` that is written for the photograph."""
         return folder / f"{self.stem}{suffix}"
 
 
 def find_photographs(paths: Iterable[Path]) -> list[Photograph]:
-    """The photographs that are meant, folders being searched, each read once to see that it can be.
+    """Find photographs in files and folders, and read each once to check it.
 
     Raises:
-        InputError: one is missing or no image, or a folder holds none.
+        InputError: a file is missing or not an image, or a folder contains no image.
     """
     files: dict[Path, Path] = {}
     for path in paths:
         for file in image_files(path) if path.is_dir() else [path]:
             load_image(file)
-            # The same file given twice is one photograph.
+            # Count a file once, even if it is given twice.
             files.setdefault(file.resolve(), file)
     taken: set[str] = set()
     photographs = []
@@ -58,15 +58,15 @@ def find_photographs(paths: Iterable[Path]) -> list[Photograph]:
 
 
 def make_folder(folder: Path, photographs: Sequence[Photograph] = (), suffixes: Iterable[str] = ()) -> None:
-    """Make the folder for the output, unless it is there.
+    """Make the folder for the output, unless it exists.
 
     Args:
-        folder: where the files are to be written.
-        photographs: must not be among the files that are to be written.
-        suffixes: endings of those files.
+        folder: folder to write to.
+        photographs: photographs that must not be overwritten.
+        suffixes: endings of the files to write.
 
     Raises:
-        InputError: it cannot be made, or a photograph would be overwritten.
+        InputError: the folder cannot be made, or a photograph would be overwritten.
     """
     outputs = {
         photograph.output(folder, suffix).resolve() for photograph in photographs for suffix in suffixes
@@ -78,3 +78,19 @@ def make_folder(folder: Path, photographs: Sequence[Photograph] = (), suffixes: 
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"out={str(folder)!r} cannot be made a folder: {error.strerror}") from error
+
+
+def require_writable(option: str, file: Path) -> None:
+    """Check that a file can be written.
+
+    Args:
+        option: name of the option, for the message.
+        file: path of the file.
+
+    Raises:
+        InputError: its folder does not exist, or it is a folder.
+    """
+    if not file.parent.is_dir():
+        raise InputError(f"{option}={str(file)!r} cannot be written: its folder does not exist")
+    if file.is_dir():
+        raise InputError(f"{option}={str(file)!r} is a folder; a file was expected")

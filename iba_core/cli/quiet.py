@@ -1,4 +1,4 @@
-"""Keeping the notes that frameworks write as they start out of the output."""
+"""Suppress the messages that frameworks print at their start."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from contextlib import contextmanager
 
 _STDERR = 2
 
-# Google's logging library heeds no setting before it has started: its notes and warnings, and its excuse.
+# Messages of Google's logging library, which ignores all settings before its own initialisation.
 _CHATTER = re.compile(
     rb"WARNING: All log messages before absl::InitializeLog|[IW]\d{4} \d\d:\d\d:|[IW]\d{4,} ?\d"
 )
 
 
 def ask_for_quiet() -> None:
-    """Set what tells the frameworks to be quiet, where the user has set nothing; before they are imported."""
+    """Tell the frameworks to be quiet, unless the user has set otherwise, before they are imported."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ.setdefault("KERAS_BACKEND", "tensorflow")
     logging.getLogger("tensorflow").setLevel(logging.ERROR)
@@ -26,7 +26,7 @@ def ask_for_quiet() -> None:
 
 @contextmanager
 def quiet_start() -> Iterator[None]:
-    """Context to import a framework in. What it writes to stderr comes out at the end, without its notes."""
+    """Hold back stderr while a framework is imported, then print it without the framework's messages."""
     try:
         original = os.dup(_STDERR)
     except OSError:  # there is no stderr

@@ -1,4 +1,4 @@
-"""One explained picture, as the command line tells of it."""
+"""The result of one explained picture, as the command line prints it."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ _MARK = "▸ "
 _NAME_WIDTH, _CLASS_WIDTH = 13, 21
 
 LEGEND = (
-    f"Bits: what passes of the picture so that the class marked {_MARK.strip()} is kept. "
-    "Survives: share of that class' probability that is left when nothing else passes."
+    f"Bits: information of the picture that keeps the class marked {_MARK.strip()}. "
+    "Survives: share of that class's probability that remains when only these bits pass."
 )
 
 
@@ -38,14 +38,14 @@ class Result:
     """One explained picture.
 
     Attributes:
-        name: of the picture.
-        picture: what the network saw of it, uint8, (H, W, 3).
-        network: that explained it.
-        attribution: of this picture alone.
-        probabilities: (K,), of the classes.
-        survives: probability of the explained class when only the kept information passes, mean over
-            the noisy copies, relative to the one before.
-        seconds: that explaining took.
+        name: name of the picture.
+        picture: the part of the picture that the network sees, uint8, (H, W, 3).
+        network: the network.
+        attribution: attribution of this picture alone.
+        probabilities: (K,), probabilities of the classes.
+        survives: probability of the explained class when only the kept information passes, relative to its
+            probability for the whole picture; mean over the noisy copies.
+        seconds: time of the explanation.
     """
 
     name: str
@@ -70,12 +70,12 @@ class Result:
         """Explain a picture.
 
         Args:
-            name: of the picture.
+            name: name of the picture.
             image: the picture.
             network: the network.
-            explainer: that explains the network.
-            target: index of the class; None for the one predicted.
-            seed: of the noise.
+            explainer: explainer of the network.
+            target: index of the class; None for the predicted class.
+            seed: seed of the noise.
             **settings: see `BottleneckSettings`.
         """
         x = network.inputs(image)
@@ -98,18 +98,18 @@ class Result:
 
     @property
     def bits(self) -> float:
-        """All bits that pass."""
+        """Sum of the bits that pass."""
         return float(self.attribution.total_bits[0])
 
     @property
     def saliency(self) -> npt.NDArray[np.floating]:
-        """(H, W), bits per pixel."""
+        """Saliency (H, W) in bits per pixel."""
         saliency: npt.NDArray[np.floating] = self.attribution.saliency[0]
         return saliency
 
     @property
     def bits_per_pixel(self) -> float:
-        """Mean over the pixels that the network sees."""
+        """Mean of the saliency, in bits per pixel."""
         return self.bits / self.saliency.size
 
     @property
@@ -135,17 +135,17 @@ class Result:
 
 
 def require_plotting() -> None:
-    """See that pictures can be drawn, before there is anything to draw.
+    """Check that matplotlib is installed, without importing it.
 
     Raises:
-        MissingDependencyError: matplotlib is not installed.
+        MissingDependencyError: it is not.
     """
     if find_spec("matplotlib") is None:
         raise MissingDependencyError("drawing the maps needs matplotlib: pip install 'iba-core[plot]'")
 
 
 def results_table(results: Iterable[Result], title: str | None = None) -> Table:
-    """A table of explained pictures that fits into 80 columns."""
+    """Make a table of explained pictures that fits into 80 columns."""
     table = plain_table(title)
     table.add_column("Photograph", max_width=_NAME_WIDTH)
     table.add_column("Class", max_width=len(_MARK) + _CLASS_WIDTH)
@@ -177,11 +177,11 @@ def results_table(results: Iterable[Result], title: str | None = None) -> Table:
 
 
 def percent(share: float, digits: int = 0) -> str:
-    """A share of 1 in percent."""
+    """Format a share of 1 in percent."""
     return f"{100 * share:.{digits}f} %"
 
 
 def _shown_classes(result: Result) -> list[int]:
-    """The likeliest classes, and the explained one if it is none of them."""
+    """List the most probable classes, and the explained class if it is not among them."""
     top = [int(index) for index in np.argsort(-result.probabilities, kind="stable")[:_TOP]]
     return top if result.target in top else [*top, result.target]

@@ -1,4 +1,4 @@
-"""Files of statistics, which say how the pictures were prepared that they are of."""
+"""Files of statistics, with the preprocessing of the pictures."""
 
 from __future__ import annotations
 
@@ -18,29 +18,29 @@ _SUMMARY = "pictures"
 
 
 def save_statistics(explainer: Explainer, network: Network, path: Path) -> None:
-    """Write what has been estimated, and what became of a picture before."""
+    """Write the estimated statistics, and the preprocessing of the pictures."""
     explainer.save(path, {_PREPARED: _facts(network), _SUMMARY: network.preprocessing_summary})
 
 
 def load_statistics(explainer: Explainer, network: Network, path: Path) -> None:
-    """Take over what `save_statistics`, or a program of one's own, has written.
+    """Read statistics that `save_statistics` or `Explainer.save` has written.
 
     Raises:
-        InputError: the pictures were prepared in another way than `network` is to prepare them.
+        InputError: the preprocessing of the statistics differs from that of `network`.
         StateError: the file is missing, of another kind, or for another layer.
     """
     explainer.load(path)
     _, known = read_state(path, KIND)
-    # A program of one's own may have left it out.
+    # `Explainer.save` writes no preprocessing.
     if known.get(_PREPARED) not in (None, _facts(network)):
         raise InputError(
-            f"stats={str(path)!r} are of pictures that were prepared otherwise ({known.get(_SUMMARY)}) than "
-            f"these are to be ({network.preprocessing_summary}); give the same --preprocess and --size, or "
-            "estimate them anew"
+            f"stats={str(path)!r} are for another preprocessing ({known.get(_SUMMARY)}) than that of the "
+            f"network ({network.preprocessing_summary}); give the same --preprocess and --size, or estimate "
+            "them again"
         )
 
 
 def _facts(network: Network) -> dict[str, Any]:
-    """The preprocessing, as it comes back from a file."""
+    """Return the preprocessing in the form in which a file stores it."""
     facts: dict[str, Any] = json.loads(json.dumps(asdict(network.preprocessing)))
     return facts

@@ -1,8 +1,8 @@
-"""From the activations and gradients of a layer to a map of the input: the formulas of class activation maps.
+"""Formulas of class activation maps: from the activations and gradients of a layer to a map of the input.
 
-All of these methods weight the feature maps A of a layer by what the gradients G of a score say about them,
-sum over the channels and keep what is positive; they differ in the weights alone. Every formula runs on the
-arrays of any framework.
+Every method multiplies the feature maps A of a layer by weights that come from the gradients G of a score,
+sums over the channels and keeps the positive part. The methods differ only in the weights. Every formula
+runs on the arrays of any framework.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ FloatArray = npt.NDArray[np.floating]
 
 
 def grad_cam_weights(activations: Array, gradients: Array) -> Array:
-    """Each channel by the mean of its gradient.
+    """Weight each channel by the mean of its gradient.
 
     R. Selvaraju et al., *Grad-CAM*, ICCV 2017, eq. 1, https://arxiv.org/abs/1610.02391.
     """
@@ -36,20 +36,20 @@ def grad_cam_weights(activations: Array, gradients: Array) -> Array:
 
 
 def grad_cam_plus_plus_weights(activations: Array, gradients: Array) -> Array:
-    """Each channel by its positive gradients, those of large activations less.
+    """Weight each channel by its positive gradients, less where the activations are large.
 
-    A. Chattopadhay et al., *Grad-CAM++*, WACV 2018, eqs. 14 and 19, https://arxiv.org/abs/1710.11063. With
-    the score behind an exponential, the second and third derivatives are the powers of the gradient, of which
-    ``g^2`` cancels: each gradient weighs ``1 / (2 + g sum(A))``.
+    A. Chattopadhay et al., *Grad-CAM++*, WACV 2018, eqs. 14 and 19, https://arxiv.org/abs/1710.11063. If the
+    score passes through an exponential, its second and third derivatives are powers of the gradient. ``g^2``
+    cancels, and each gradient gets the weight ``1 / (2 + g sum(A))``.
     """
     xp = array_namespace(activations, gradients)
     totals = xp.sum(activations, axis=_places(activations), keepdims=True)
-    positive = xp.maximum(gradients, xp.zeros_like(gradients))
+    positive = _positive_part(gradients)
     return xp.sum(_ratio(positive, 2.0 + totals * positive), axis=_places(gradients), keepdims=True)
 
 
 def hires_cam_weights(activations: Array, gradients: Array) -> Array:
-    """Each feature by its own gradient.
+    """Weight each feature by its own gradient.
 
     R. Draelos and L. Carin, *Use HiResCAM instead of Grad-CAM*, 2020, https://arxiv.org/abs/2011.08891.
     """
@@ -57,18 +57,18 @@ def hires_cam_weights(activations: Array, gradients: Array) -> Array:
 
 
 def layer_cam_weights(activations: Array, gradients: Array) -> Array:
-    """Each feature by its own gradient where that is positive.
+    """Weight each feature by its own gradient where that is positive, and by 0 elsewhere.
 
     P. Jiang et al., *LayerCAM*, IEEE Transactions on Image Processing 30, 2021, eq. 6.
     """
-    return array_namespace(gradients).maximum(gradients, array_namespace(gradients).zeros_like(gradients))
+    return _positive_part(gradients)
 
 
 def xgrad_cam_weights(activations: Array, gradients: Array) -> Array:
-    """Each channel by the mean of its gradient, weighted with its activations.
+    """Weight each channel by the mean of its gradient, weighted with its activations.
 
     R. Fu et al., *Axiom-based Grad-CAM*, BMVC 2020, eq. 8, https://arxiv.org/abs/2008.02312. A channel whose
-    activations sum to 0 counts for nothing.
+    activations sum to 0 gets the weight 0.
     """
     xp = array_namespace(activations, gradients)
     totals = xp.sum(activations, axis=_places(activations), keepdims=True)
@@ -79,8 +79,13 @@ def _places(x: Array) -> tuple[int, ...]:
     return tuple(range(2, len(x.shape)))
 
 
+def _positive_part(x: Array) -> Array:
+    xp = array_namespace(x)
+    return xp.maximum(x, xp.zeros_like(x))
+
+
 def _ratio(numerator: Array, denominator: Array) -> Array:
-    """The quotient, 0 where the denominator is."""
+    """Divide, with 0 as the result where the denominator is 0."""
     xp = array_namespace(denominator)
     zero = denominator == 0
     quotient = numerator / xp.where(zero, xp.ones_like(denominator), denominator)
@@ -97,17 +102,25 @@ def activation_maps(
     layout: Layout,
     principal: bool = False,
 ) -> Array:
-    """Maps of a batch at the resolution of the layer, before anything is cut off or scaled.
+    """Compute the maps of a batch at the resolution of the layer, before clipping and scaling.
 
     Args:
         activations: (B, *feature map), floating point.
-        gradients: of each image's score with respect to them, likewise; None if `weighting` is.
+        gradients: gradients of each image's score with respect to the activations, of the same shape; None
+            if `weighting` is None.
         weighting: factors of the activations; None for the activations themselves.
         layout: meaning of the axes of one feature map.
-        principal: take the channels' first principal component instead of their sum.
+        principal: take the first principal component of the channels instead of their sum.
 
     Returns:
-        Array (B, *places), in float32 at least. The principal component is a NumPy array.
+        Array (B, *places), float32 or float64. The principal component is a NumPy array.
+
+    Example:
+        >>> activations = np.array([[[[1.0, 2.0]], [[3.0, 4.0]]]])
+        >>> gradients = np.array([[[[1.0, 1.0]], [[0.0, 1.0]]]])
+        >>> layout = Layout.of((2, 1, 2), "channels_first")
+        >>> activation_maps(activations, gradients, grad_cam_weights, layout)
+        array([[[2.5, 4. ]]])
     """
     maps = _channels_first(activations, layout)
     if weighting is not None:
@@ -116,17 +129,21 @@ def activation_maps(
 
 
 def principal_component(maps: Array) -> FloatArray:
-    """First principal component of the channels over the places, for each image.
+    """Project the channels onto their first principal component over the places, for each image.
 
-    M. B. Muhammad and M. Yeasin, *Eigen-CAM*, IJCNN 2020, https://arxiv.org/abs/2008.00299, with the mean
-    over the places taken off first. A component has no sign of its own: it is given the one with which it
-    grows along with the sum of the channels.
+    M. B. Muhammad and M. Yeasin, *Eigen-CAM*, IJCNN 2020, https://arxiv.org/abs/2008.00299, after the mean
+    over the places is subtracted. The sign of a component is arbitrary. The sign chosen here makes it grow
+    with the sum of the channels.
 
     Args:
         maps: (B, C, *places).
 
     Returns:
         Array (B, *places), computed in float64 on the host.
+
+    Example:
+        >>> principal_component(np.array([[[[1.0, 2.0, 3.0]], [[5.0, 5.0, 5.0]]]]))
+        array([[[-1.,  0.,  1.]]])
     """
     features = host_array(maps).astype(np.float64)
     batch, channels, *places = features.shape
@@ -140,10 +157,15 @@ def principal_component(maps: Array) -> FloatArray:
 
 
 def to_unit_range(maps: Array) -> Array:
-    """Each map shifted and scaled to reach from 0 to 1; one that is the same everywhere becomes 0.
+    """Shift and scale each map to the range from 0 to 1. A constant map becomes 0.
 
     Args:
         maps: (B, *places).
+
+    Example:
+        >>> to_unit_range(np.array([[-1.0, 1.0, 3.0], [7.0, 7.0, 7.0]]))
+        array([[0. , 0.5, 1. ],
+               [0. , 0. , 0. ]])
     """
     xp = array_namespace(maps)
     axes = tuple(range(1, len(maps.shape)))
@@ -152,27 +174,31 @@ def to_unit_range(maps: Array) -> Array:
 
 
 def resize_maps(maps: FloatArray, shape: Sequence[int]) -> FloatArray:
-    """Maps resized linearly between the centres of their places.
+    """Resize maps, linearly between the centres of their places.
 
     Args:
         maps: (B, *places).
-        shape: sizes of the spatial axes of the result, as many as there are places' axes.
+        shape: sizes of the spatial axes of the result, one for each spatial axis of the maps.
+
+    Returns:
+        Array (B, *shape).
 
     Raises:
-        InputError: another number of axes.
+        InputError: `shape` has another number of axes than a map.
     """
     if len(shape) != maps.ndim - 1:
         raise InputError(
-            f"a map with {maps.ndim - 1} axes, {maps.shape[1:]}, does not fit an input with {len(shape)}, "
-            f"{tuple(shape)}; reshape_transform says how the layer's output is to be read"
+            f"a map of shape {maps.shape[1:]} does not fit an input of shape {tuple(shape)}, which has "
+            f"another number of axes; give a reshape_transform that makes feature maps of the layer's output"
         )
     return saliency.resize_maps(maps, shape)
 
 
 def combine_layers(layers: Iterable[Array], shape: Sequence[int]) -> npt.NDArray[np.float32]:
-    """One map of the input from the maps of several layers.
+    """Combine the maps of several layers into one map of the input.
 
-    What is positive of each is scaled to [0, 1] and resized; their mean is scaled to [0, 1] again.
+    The positive part of each map is scaled to [0, 1] and resized. The mean over the layers is scaled to
+    [0, 1] again.
 
     Args:
         layers: maps (B, *places), each at the resolution of its layer.
@@ -180,16 +206,17 @@ def combine_layers(layers: Iterable[Array], shape: Sequence[int]) -> npt.NDArray
 
     Returns:
         Array (B, *shape), in [0, 1].
+
+    Example:
+        >>> combine_layers([np.array([[[-1.0, 1.0, 2.0]]]), np.array([[[0.0, 4.0, 4.0]]])], (1, 3))
+        array([[[0.  , 0.75, 1.  ]]], dtype=float32)
     """
-    resized = []
-    for maps in layers:
-        positive = array_namespace(maps).maximum(maps, array_namespace(maps).zeros_like(maps))
-        resized.append(resize_maps(host_array(to_unit_range(positive)), shape))
+    resized = [resize_maps(host_array(to_unit_range(_positive_part(maps))), shape) for maps in layers]
     return np.asarray(to_unit_range(np.mean(resized, axis=0)), dtype=np.float32)
 
 
 def _channels_first(features: Array, layout: Layout) -> Array:
-    """(B, C, *places), tokens folded into their grid, in float32 at least."""
+    """Arrange features as (B, C, *places), tokens folded into their grid, in float32 or float64."""
     xp = array_namespace(features)
     features = features if features.dtype == xp.float64 else xp.astype(features, xp.float32)
     maps = xp.permute_dims(features, (0, *(axis + 1 for axis in layout.to_channels_first())))

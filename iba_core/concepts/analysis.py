@@ -1,20 +1,21 @@
-"""Which layer of a model knows a concept, and how well."""
+"""Find the layer of a model that knows a concept best."""
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from iba_core.concepts.data import SegmentationConcept2D, SegmentationData, resize_map
-from iba_core.concepts.detection import ModelStump, embeddings_of, window_size
+from iba_core.concepts.detection import ModelStump, embeddings_of
 from iba_core.concepts.embedding import ConceptEmbedding
+from iba_core.concepts.hyperplanes import window_size
 from iba_core.concepts.locating import mean_probability, member_distances
 from iba_core.concepts.metrics import SetIoU
 from iba_core.concepts.training import (
@@ -23,8 +24,9 @@ from iba_core.concepts.training import (
     TrainingSettings,
     split_parameters,
 )
-from iba_core.errors import InputError, MissingDependencyError
+from iba_core.errors import InputError
 from iba_core.framework.adapter import Model
+from iba_core.pictures.plotting import axes_to_draw_into
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -32,10 +34,10 @@ if TYPE_CHECKING:
 FloatArray = npt.NDArray[np.floating]
 
 _DRAWS = 5
-"""Random hyperplanes whose mean figure is the baseline."""
+"""Number of random hyperplanes; the baseline is the mean of their set IoU."""
 
 _THRESHOLDS = np.linspace(0.0, 1.0, 41)[:-1]
-"""Thresholds that are tried for the constant mask, relative to the greatest mean."""
+"""Thresholds to try for the constant mask, relative to the greatest mean."""
 
 _CONSTANT_SHAPE = (64, 64)
 """Resolution of the constant mask."""
@@ -49,12 +51,14 @@ class LayerResult:
         layer: name of the layer.
         map_shape: (height, width) of its feature map.
         channels: channels of its feature map.
-        embeddings: the hyperplanes that were learnt, fold by fold, the members of a fold's ensemble in a row.
+        embeddings: the learnt hyperplanes, ordered by fold and then by member of the fold's ensemble.
         factors: (members, P, P), posteriors of their weights with `use_laplace`; else None.
-        validation_iou: set IoU of each on the data that it was validated with.
-        iou: set IoU of the mean of their probabilities on the held-out data.
-        random_iou: the same of a random hyperplane that marks as large an area as the concept has.
-        embedding_iou: the same of the one hyperplane `embedding`; None if nothing was held out for good.
+        validation_iou: set IoU of each hyperplane on its validation data, from 0 to 1.
+        iou: set IoU of their mean probability on the held-out data, from 0 to 1.
+        random_iou: set IoU, on the held-out data, of random hyperplanes that mark as large an area as the
+            concept has.
+        embedding_iou: set IoU, on the held-out data, of the single hyperplane `embedding`; None if no data
+            was held out.
     """
 
     layer: str
@@ -69,12 +73,12 @@ class LayerResult:
 
     @property
     def embedding(self) -> ConceptEmbedding:
-        """One hyperplane for all: its distance is the mean of theirs."""
+        """One hyperplane for the whole ensemble: its distance is the mean of the members' distances."""
         return _one_for_all(self.embeddings)
 
     @property
     def mean_validation_iou(self) -> float:
-        """By which layers are compared."""
+        """Mean of `validation_iou`, by which layers are compared."""
         return float(np.mean(self.validation_iou))
 
 
@@ -84,9 +88,10 @@ class ConceptAnalysisResult:
 
     Attributes:
         concept_name: name of the concept.
-        layers: a result for each layer, in the order in which they were asked for.
+        layers: a result for each layer, in the order of the arguments.
         constant_iou: set IoU, on the held-out data, of the best mask that is the same for all images.
-        held_out: the data that `iou` is of: ``"test"``, ``"validation"`` or ``"training"``.
+        held_out: data that the layers' `iou` is computed on: ``"test"``, ``"validation"`` or
+            ``"training"``.
     """
 
     concept_name: str
@@ -96,7 +101,7 @@ class ConceptAnalysisResult:
 
     @property
     def best(self) -> LayerResult:
-        """The layer with the highest set IoU in validation; the figure on the test data has no say."""
+        """The layer with the highest set IoU in validation. The test data does not influence the choice."""
         return max(self.layers, key=lambda result: result.mean_validation_iou)
 
     @property
@@ -105,14 +110,22 @@ class ConceptAnalysisResult:
         return {result.layer: result.embedding for result in self.layers}
 
     def __getitem__(self, layer: str) -> LayerResult:
-        """The result of a layer."""
+        """Return the result of the layer with this name.
+
+        Raises:
+            KeyError: there is no such layer.
+        """
         for result in self.layers:
             if result.layer == layer:
                 return result
         raise KeyError(layer)
 
     def rows(self) -> list[tuple[str, str, str, str, str]]:
-        """The table: layer, feature map, set IoU in validation, on held-out data, of a random hyperplane."""
+        """Return the cells of the table, a row for each layer and one for the constant mask.
+
+        The columns are the layer, its feature map, and the set IoU in validation, on held-out data, and of
+        random hyperplanes.
+        """
         rows = []
         for result in self.layers:
             spread = f" ± {np.std(result.validation_iou):.3f}" if len(result.validation_iou) > 1 else ""
@@ -129,11 +142,11 @@ class ConceptAnalysisResult:
         return [*rows, ("the same mask everywhere", "", "", f"{self.constant_iou:.3f}", "")]
 
     def header(self) -> tuple[str, str, str, str, str]:
-        """What the columns of `rows` are."""
+        """Return the titles of the columns of `rows`."""
         return ("Layer", "Features", "IoU, validation", f"IoU, {self.held_out}", "Random")
 
     def table(self) -> str:
-        """The rows as text; a star marks the best layer."""
+        """Return the rows as text. A star marks the best layer."""
         lines = [self.header(), *self.rows()]
         widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
         texts = [
@@ -146,22 +159,15 @@ class ConceptAnalysisResult:
         """Draw the set IoU of the layers and of the baselines.
 
         Args:
-            ax: axis to draw into; a new figure of pyplot if None.
+            ax: axes to draw into; a new figure of pyplot if None.
 
         Returns:
-            The axis.
+            The axes.
 
         Raises:
             MissingDependencyError: matplotlib is not installed.
         """
-        if ax is None:
-            try:
-                from matplotlib import pyplot
-            except ImportError as error:
-                raise MissingDependencyError(
-                    "plotting needs matplotlib: pip install 'iba-core[plot]'"
-                ) from error
-            ax = pyplot.subplots(layout="constrained")[1]
+        ax = axes_to_draw_into(ax)
         places = np.arange(len(self.layers))
         colours = ["#0b6e75" if result is self.best else "#7fb3b6" for result in self.layers]
         ax.bar(places - 0.2, [result.iou for result in self.layers], 0.4, color=colours, label="learnt")
@@ -178,29 +184,29 @@ class ConceptAnalysisResult:
 
 
 class ConceptAnalysis:
-    """Learns a concept in the feature maps of one or several layers and compares them.
+    """Learn a concept in the feature maps of one or several layers, and compare the layers.
 
-    The feature maps of a layer are computed once. For each layer, hyperplanes are learnt on the training
-    data and stopped by the validation data; the best layer is chosen on the latter, and all are judged on
-    the test data.
+    The feature maps of a layer are computed once. Hyperplanes are learnt on the training data. The
+    validation data stops the training and chooses the best layer. All layers are judged on the test data.
 
     After R. Fong, A. Vedaldi, *Net2Vec*, CVPR 2018 (https://arxiv.org/abs/1801.03454).
 
     Args:
         concept: what to learn.
-        model: a trained model of any framework that a backend serves. It is left as it was.
-        layers: names of layers, or layers, with feature maps.
-        kernel_size: (height, width) of the window in pixels of the feature map; None to find it out from
-            the concept's `rel_size`.
-        folds: 1 to learn on the training data and validate on the validation data. From 2 on, the training
-            data is cut into that many parts, and each is validated on once, by hyperplanes learnt on
-            the others.
-        ensemble_count: hyperplanes that are learnt in each fold, from starts and in orders of their own.
+        model: a trained model of any framework that a backend serves. It is not changed.
+        layers: layers with feature maps, as objects or names.
+        kernel_size: (height, width) of the window in pixels of the feature map; None to derive it from the
+            concept's `rel_size`.
+        folds: number of folds. 1 learns on the training data and validates on the validation data. From 2
+            on, the training data is divided into that many parts, and each part validates hyperplanes that
+            were learnt on the other parts.
+        ensemble_count: number of hyperplanes to learn in each fold. Each has its own start and its own
+            order of the images.
         use_laplace: approximate the posterior of the weights, and judge the mean probability.
-        use_bias: whether the hyperplanes need not pass through the origin.
-        cache: folder to keep the feature maps of a layer in while it is being looked at, in place of
-            memory.
-        backend: name of the backend, where it shall not follow from the model.
+        use_bias: learn a bias. Without one, the hyperplanes pass through the origin.
+        cache: folder that keeps the feature maps of a layer while the layer is analysed; None to keep them
+            in memory.
+        backend: name of the backend; None to derive it from the model.
         progbar: show the progress.
         **settings: see `TrainingSettings`.
 
@@ -209,9 +215,15 @@ class ConceptAnalysis:
         LayerError: the model has no such layer; the message offers the closest names.
 
     Example:
-        >>> analysis = ConceptAnalysis(concept, model, ["blocks.7", "blocks.10"])  # doctest: +SKIP
-        >>> result = analysis.run()  # doctest: +SKIP
-        >>> result.best.embedding.save("face.safetensors")  # doctest: +SKIP
+        >>> import torch
+        >>> from iba_core.concepts import SegmentationConcept2D
+        >>> masks = (np.random.default_rng(0).random((12, 8, 8)) > 0.7).astype(np.float32)
+        >>> images = np.repeat(masks[:, None], 3, axis=1)  # the concept is white
+        >>> concept = SegmentationConcept2D("white", (images[:8], masks[:8]), (images[8:], masks[8:]))
+        >>> model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 1), torch.nn.Flatten(), torch.nn.Linear(256, 2))
+        >>> result = ConceptAnalysis(concept, model, ["0"], epochs=30, progbar=False).run()
+        >>> result.best.layer, result.best.iou > 0.99
+        ('0', True)
     """
 
     def __init__(
@@ -240,11 +252,11 @@ class ConceptAnalysis:
         if folds == 1 and concept.val_data is None:
             raise InputError("the concept has no validation data; give it some, or folds of at least 2")
         if kernel_size is None and concept.rel_size is None:
-            raise InputError("kernel_size=None needs a concept with rel_size to find it out from")
+            raise InputError("kernel_size=None needs a concept with rel_size; give either of them")
         if kernel_size is not None and (len(kernel_size) != 2 or min(kernel_size) < 1):
             raise InputError(f"kernel_size={kernel_size!r} must be (height, width), both at least 1")
         if cache is not None and not Path(cache).is_dir():
-            raise InputError(f"cache={str(cache)!r} is no folder")
+            raise InputError(f"cache={str(cache)!r} is not a folder")
         if use_laplace:
             self.settings.require_laplace()
         self.concept = concept
@@ -271,7 +283,7 @@ class ConceptAnalysis:
         return ConceptAnalysisResult(self.concept.name, results, constant, held_out)
 
     def _held_out(self) -> tuple[str, SegmentationData]:
-        """The data that all are judged on at last, and its name."""
+        """Return the name and the data that all layers are judged on."""
         if self.concept.test_data is not None:
             return "test", self.concept.test_data
         if self.concept.val_data is not None:
@@ -298,7 +310,7 @@ class ConceptAnalysis:
             "validation": self.concept.val_data,
             "test": self.concept.test_data,
         }
-        # Cross-validation has no use for validation data unless there is nothing else to judge by.
+        # Cross-validation needs the validation data only if there is no test data.
         unused = {"validation"} if self.folds > 1 and self.concept.test_data is not None else set()
         return {name: data for name, data in parts.items() if data is not None and name not in unused}
 
@@ -309,55 +321,76 @@ class ConceptAnalysis:
         if kernel_size is None:
             assert self.concept.rel_size is not None
             kernel_size = window_size(self.concept.rel_size, map_shape)
-        trainer = HyperplaneTrainer(stump.adapter, training, kernel_size, self.use_bias, self.settings)
-        order = np.random.Generator(np.random.Philox(self.settings.seed)).permutation(len(training))
-        shape = (training.channels, *kernel_size)
-        embeddings: list[ConceptEmbedding] = []
-        factors: list[FloatArray] = []
-        scores: list[float] = []
-        for fold, left_out in enumerate(np.array_split(order, self.folds)):
-            if self.folds == 1:
-                rows, checks = order, None
-                validation, data = examples["validation"], self.concept.val_data
-                assert data is not None
-            else:
-                rows, checks = np.setdiff1d(order, left_out), left_out
-                validation, data = training, self.concept.train_data
-            for number in range(self.ensemble_count):
-                learnt = trainer.fit(
-                    fold * self.ensemble_count + number,
-                    rows=rows,
-                    validation=(validation, checks),
-                    progbar=self.progbar,
-                )
-                embedding = embeddings_of(
-                    *split_parameters([learnt.parameters], shape),
-                    concept_name=self.concept.name,
-                    layer_id=stump.layer_id,
-                    use_bias=self.use_bias,
-                    epochs=learnt.epochs,
-                )
-                factor = None
-                if self.use_laplace:
-                    factor = trainer.laplace_factor(learnt.parameters, rows, (validation, checks))[None]
-                    factors.append(factor)
-                embeddings += embedding
-                scores.append(heatmap_iou(validation.maps, data, embedding, factor, checks))
-        posterior = np.concatenate(factors) if factors else None
+        trainer = HyperplaneTrainer(
+            stump.adapter.framework, training, kernel_size, self.use_bias, self.settings
+        )
+        members = [
+            self._member(trainer, stump.layer_id, index * self.ensemble_count + number, fold)
+            for index, fold in enumerate(self._folds(examples))
+            for number in range(self.ensemble_count)
+        ]
+        embeddings, factors, scores = zip(*members, strict=True)
+        posterior = np.stack(factors) if self.use_laplace else None
         name, data = self._held_out()
         maps = examples[name].maps
+        # Without held-out data, only the part that each fold left out remains to judge by.
+        judged = name != "training"
         return LayerResult(
-            stump.layer_id,
-            map_shape,
-            training.channels,
-            tuple(embeddings),
-            posterior,
-            tuple(scores),
-            # With nothing held out for good, what each fold held out is all there is.
-            float(np.mean(scores)) if name == "training" else heatmap_iou(maps, data, embeddings, posterior),
-            random_iou(trainer, maps, data),
-            None if name == "training" else heatmap_iou(maps, data, [_one_for_all(embeddings)]),
+            layer=stump.layer_id,
+            map_shape=map_shape,
+            channels=training.channels,
+            embeddings=embeddings,
+            factors=posterior,
+            validation_iou=scores,
+            iou=heatmap_iou(maps, data, embeddings, posterior) if judged else float(np.mean(scores)),
+            random_iou=random_iou(trainer, maps, data),
+            embedding_iou=heatmap_iou(maps, data, [_one_for_all(embeddings)]) if judged else None,
         )
+
+    def _folds(self, examples: dict[str, Examples]) -> Iterator[_Fold]:
+        """Give the examples to learn from, and those to validate with, fold by fold."""
+        training = examples["training"]
+        order = np.random.Generator(np.random.Philox(self.settings.seed)).permutation(len(training))
+        if self.folds == 1:
+            assert self.concept.val_data is not None
+            yield _Fold(order, examples["validation"], self.concept.val_data, None)
+        else:
+            for left_out in np.array_split(order, self.folds):
+                rows = np.setdiff1d(order, left_out)
+                yield _Fold(rows, training, self.concept.train_data, left_out)
+
+    def _member(
+        self, trainer: HyperplaneTrainer, layer: str, member: int, fold: _Fold
+    ) -> tuple[ConceptEmbedding, FloatArray | None, float]:
+        """Learn one hyperplane; give it, the factor of its posterior, and its set IoU in validation."""
+        validation = (fold.examples, fold.checks)
+        learnt = trainer.fit(member, rows=fold.rows, validation=validation, progbar=self.progbar)
+        embeddings = embeddings_of(
+            *split_parameters([learnt.parameters], (trainer.examples.channels, *trainer.kernel_size)),
+            concept_name=self.concept.name,
+            layer_id=layer,
+            use_bias=self.use_bias,
+            epochs=learnt.epochs,
+        )
+        factor = None
+        if self.use_laplace:
+            factor = trainer.laplace_factor(learnt.parameters, fold.rows, validation)
+        factors = None if factor is None else factor[None]
+        score = heatmap_iou(fold.examples.maps, fold.data, embeddings, factors, fold.checks)
+        return embeddings[0], factor, score
+
+
+class _Fold(NamedTuple):
+    """The examples of one fold."""
+
+    rows: npt.NDArray[np.integer]
+    """Indices of the training images to learn from."""
+    examples: Examples
+    """Examples to validate with."""
+    data: SegmentationData
+    """Their images and masks."""
+    checks: npt.NDArray[np.integer] | None
+    """Indices of the images to validate with; None for all."""
 
 
 def _one_for_all(embeddings: Sequence[ConceptEmbedding]) -> ConceptEmbedding:
@@ -374,14 +407,17 @@ def heatmap_iou(
     factors: FloatArray | None = None,
     rows: npt.NDArray[np.integer] | None = None,
 ) -> float:
-    """Set IoU of the heatmaps of an ensemble, enlarged to the size of the masks.
+    """Compute the set IoU of the heatmaps of an ensemble, enlarged to the size of the masks.
 
     Args:
         maps: (N, H, W, C), feature maps of the data.
-        data: with the masks.
+        data: the images with their masks.
         embeddings: E hyperplanes, whose probabilities are averaged.
-        factors: (E, P, P), posteriors of their weights; None if these are taken to be certain.
-        rows: indices of the images to count; all if None.
+        factors: (E, P, P), posteriors of their weights; None for certain weights.
+        rows: indices of the images to count; None for all.
+
+    Returns:
+        A number from 0 to 1.
     """
     metric = SetIoU(output_thresh=0.5, label_thresh=0.5)
     for index in range(len(data)) if rows is None else rows:
@@ -392,10 +428,17 @@ def heatmap_iou(
 
 
 def constant_mask_iou(training: SegmentationData, data: SegmentationData) -> float:
-    """Set IoU of the one mask that fits the training data best, whatever the image shows.
+    """Compute the set IoU of the best mask that is the same for all images.
 
-    Among the masks that mark where the mean training mask is above a threshold, the one with the highest
-    set IoU on the training data.
+    A candidate marks where the mean training mask is above a threshold. The best one has the highest set IoU
+    on the training data.
+
+    Args:
+        training: data to choose the mask by.
+        data: data to judge it on.
+
+    Returns:
+        A number from 0 to 1.
     """
     known, unknown = (part.masks_of_shape(_CONSTANT_SHAPE) for part in (training, data))
     mean = known.mean(axis=0)
@@ -410,10 +453,18 @@ def _set_iou(mask: npt.NDArray[np.bool_], masks: npt.NDArray[np.float32]) -> flo
 
 
 def random_iou(trainer: HyperplaneTrainer, maps: FloatArray, data: SegmentationData) -> float:
-    """Mean set IoU of random hyperplanes.
+    """Compute the mean set IoU of random hyperplanes.
 
-    Their directions are uniform where all channels vary alike, and their biases are such that they mark as
-    large a share of the training data as the concept has.
+    Their directions are uniform in the coordinates in which all channels have the same variance. Their biases
+    make them mark as large a share of the training data as the concept covers.
+
+    Args:
+        trainer: trainer with the training data.
+        maps: (N, H, W, C), feature maps of `data`.
+        data: data to judge them on.
+
+    Returns:
+        A number from 0 to 1.
     """
     examples, kernel_size = trainer.examples, trainer.kernel_size
     size = examples.channels * kernel_size[0] * kernel_size[1]

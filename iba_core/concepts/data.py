@@ -1,4 +1,4 @@
-"""Segmentation data: pictures in which it is marked where a concept is."""
+"""Segmentation data: images with masks that mark a concept."""
 
 from __future__ import annotations
 
@@ -24,16 +24,17 @@ Entries = Sequence[Any] | npt.NDArray[Any]
 
 
 class SegmentationData:
-    """Images with a mask each.
+    """Images and their masks.
 
     Args:
         images: sequence, or array with a leading axis, of images as the model takes them, (C, H, W) or
             (H, W, C).
-        masks: sequence, or array, of as many masks (H, W) with values from 0 to 1; 1 is where the
-            concept is. A mask may have another resolution than its image.
+        masks: sequence or array of masks (H, W), one for each image, with values from 0 to 1. The concept
+            is where the mask is 1. A mask may have another resolution than its image.
 
     Raises:
-        InputError: there is no image, or not one mask for each, or the first mask is not 2-D.
+        InputError: there is no image, there are more or fewer masks than images, or the first mask is not
+            2-D.
 
     Example:
         >>> data = SegmentationData(np.zeros((5, 3, 8, 8), np.float32), np.zeros((5, 8, 8)))
@@ -55,17 +56,17 @@ class SegmentationData:
         return len(self.images)
 
     def __getitem__(self, index: int) -> tuple[npt.NDArray[Any], FloatArray]:
-        """One image and its mask."""
+        """Return one image and its mask."""
         return np.asarray(self.images[index]), self.mask(index)
 
     def __iter__(self) -> Iterator[tuple[npt.NDArray[Any], FloatArray]]:
         return (self[index] for index in range(len(self)))
 
     def mask(self, index: int) -> FloatArray:
-        """One mask, float32, (H, W).
+        """Return one mask, float32, (H, W).
 
         Raises:
-            InputError: it is not 2-D, or holds values that are not between 0 and 1.
+            InputError: the mask is not 2-D, or has values outside 0 to 1.
         """
         mask = np.asarray(self.masks[index], dtype=np.float32)
         if mask.ndim != 2 or 0 in mask.shape:
@@ -77,14 +78,14 @@ class SegmentationData:
         return mask
 
     def batches(self, batch_size: int = 32) -> Iterator[npt.NDArray[Any]]:
-        """The images in order, a batch (B, ...) at a time."""
+        """Give the images in order, one batch (B, ...) after the other."""
         for start in range(0, len(self), batch_size):
             yield np.stack(
                 [np.asarray(self.images[i]) for i in range(start, min(start + batch_size, len(self)))]
             )
 
     def masks_of_shape(self, shape: tuple[int, int]) -> npt.NDArray[np.float32]:
-        """All masks at one resolution.
+        """Resize all masks to one resolution.
 
         Args:
             shape: (height, width).
@@ -103,15 +104,15 @@ Data = SegmentationData | tuple[Entries, Entries]
 
 
 class SegmentationConcept2D:
-    """A concept that is shown by pictures with masks of where it is.
+    """A concept, given by images with masks that mark it.
 
     Args:
         name: name of the concept.
         train_data: `SegmentationData`, or a pair (images, masks), to learn from.
-        val_data: likewise, to stop training early and to choose a layer by; None if there is none.
-        test_data: likewise, for the final figures only; None if there is none.
+        val_data: the same kind of data, to stop training early and to choose a layer; None if there is none.
+        test_data: the same kind of data, for the final results only; None if there is none.
         rel_size: (height, width) of the concept relative to an image, each above 0 and at most 1. It
-            decides about the size of the window that a detection model looks at.
+            determines the size of the window of a detection model.
 
     Attributes:
         name: name of the concept.
@@ -121,7 +122,7 @@ class SegmentationConcept2D:
         rel_size: (height, width) or None.
 
     Raises:
-        InputError: the data or `rel_size` is not as it should be.
+        InputError: the data or `rel_size` is wrong.
 
     Example:
         >>> images, masks = np.zeros((5, 3, 8, 8), np.float32), np.zeros((5, 8, 8))
@@ -159,44 +160,41 @@ class SegmentationConcept2D:
         seed: int = 0,
         rel_size: tuple[float, float] | None = None,
     ) -> SegmentationConcept2D:
-        """A concept of pictures that have not been prepared for a model, split at random.
+        """Make a concept from pictures that are not yet prepared for a model, split at random.
 
         Args:
             name: name of the concept.
             pictures: Pillow images or uint8 arrays (H, W, 3), or their files.
-            masks: for each picture one of its shape that marks the concept: black and white, cut out, or
-                labels 0 and 1, see `iba_core.pictures.masks.mask_picture`. Masks are cropped and
-                resized as their pictures are.
-            preprocessing: what the model expects, such as its attribute ``preprocessing``.
+            masks: one mask for each picture, of the picture's shape: black and white, cut out, or labels 0
+                and 1; see `iba_core.pictures.masks.mask_picture`. Masks are cropped and resized with
+                their pictures.
+            preprocessing: the preprocessing that the model expects, such as its attribute
+                ``preprocessing``.
             data_format: where the model expects the channels.
             validation: share of the pictures that goes into `val_data`.
             test: share of the pictures that goes into `test_data`.
-            seed: of the split; one seed, one split.
+            seed: seed of the split. The same seed gives the same split.
             rel_size: see the class.
 
         Returns:
-            A concept that prepares a picture whenever it is asked for it.
+            A concept that prepares each picture when it is needed.
 
         Raises:
-            InputError: the shares leave nothing to learn from, or there is not one mask for each picture.
+            InputError: the shares leave nothing to learn from, or there are more or fewer masks than
+                pictures.
+
+        Example:
+            >>> pictures = np.zeros((4, 9, 9, 3), np.uint8)
+            >>> concept = SegmentationConcept2D.from_pictures(
+            ...     "dot", pictures, pictures[..., 0], Preprocessing(size=(6, 6)), "channels_first"
+            ... )
+            >>> image, mask = concept.train_data[0]
+            >>> image.shape, mask.shape, len(concept.train_data)
+            ((3, 6, 6), (6, 6), 2)
         """
         if len(pictures) != len(masks):
             raise InputError(f"masks has {len(masks)} entries for {len(pictures)} pictures; each needs one")
-        if validation < 0 or test < 0 or validation + test >= 1:
-            raise InputError(f"validation={validation} and test={test} must leave a share to learn from")
-        order = np.random.Generator(np.random.Philox(seed)).permutation(len(pictures))
-        held_out = [round(share * len(pictures)) for share in (validation, test)]
-        # A share that was asked for is not rounded away.
-        held_out = [
-            max(count, 1) if share else 0 for count, share in zip(held_out, (validation, test), strict=True)
-        ]
-        if sum(held_out) >= len(pictures):
-            raise InputError(
-                f"{len(pictures)} pictures are too few to hold {sum(held_out)} of them out; give "
-                "more, or shares of 0"
-            )
-        bounds = np.cumsum(held_out)
-        parts = np.split(order, bounds)
+        parts = _random_parts(len(pictures), validation, test, seed)
 
         def image(picture: Any) -> npt.NDArray[Any]:
             return preprocessing(_picture(picture), data_format)
@@ -227,28 +225,28 @@ class SegmentationConcept2D:
         data_format: DataFormat,
         **options: Any,
     ) -> SegmentationConcept2D:
-        """A concept of a folder of pictures and one of masks.
+        """Make a concept from a folder of pictures and a folder of masks.
 
         Args:
             name: name of the concept.
-            images: folder with image files, searched to the bottom.
-            masks: folder with a mask for each, at the same place under the same name; the ending may be
-                another one. For what a mask may look like see `from_pictures`.
-            preprocessing: what the model expects.
+            images: folder with image files; subfolders are searched as well.
+            masks: folder with a mask for each picture, at the same relative path. The file suffix may
+                differ. Masks without a picture are ignored. For the forms that a mask may have, see
+                `from_pictures`.
+            preprocessing: the preprocessing that the model expects.
             data_format: where the model expects the channels.
             **options: `validation`, `test`, `seed` and `rel_size`, see `from_pictures`.
 
         Raises:
-            InputError: a folder is missing or empty, or a picture has no mask (masks without a picture
-                are passed over).
+            InputError: a folder is missing or empty, or a picture has no mask.
         """
         found = {_place(path, masks): path for path in image_files(masks)}
         files = image_files(images)
         missing = [path for path in files if _place(path, images) not in found]
         if missing:
             raise InputError(
-                f"{missing[0]} has no mask in {masks} ({len(missing)} of {len(files)} have none); a mask has "
-                "the place and the name of its picture"
+                f"{missing[0]} has no mask in {masks} ({len(missing)} of {len(files)} pictures have none); a "
+                "mask must have the relative path and the name of its picture"
             )
         paths = [found[_place(path, images)] for path in files]
         return cls.from_pictures(name, files, paths, preprocessing, data_format, **options)
@@ -263,7 +261,7 @@ class SegmentationConcept2D:
 
 @dataclass(frozen=True)
 class _Prepared(Sequence[Any]):
-    """Entries that are made from their sources whenever they are asked for."""
+    """Entries that are made from their sources when they are needed."""
 
     sources: Sequence[Any]
     prepare: Callable[[Any], npt.NDArray[Any]]
@@ -275,11 +273,26 @@ class _Prepared(Sequence[Any]):
         return self.prepare(self.sources[index])
 
 
-def resize_map(values: npt.ArrayLike, shape: tuple[int, int]) -> npt.NDArray[np.float32]:
-    """A mask or heatmap (H, W) at another resolution.
+def _random_parts(count: int, validation: float, test: float, seed: int) -> list[npt.NDArray[np.int64]]:
+    """Divide `count` indices at random into those for validation, test and training."""
+    if validation < 0 or test < 0 or validation + test >= 1:
+        raise InputError(f"validation={validation} and test={test} must leave a share to learn from")
+    # A share above 0 gets at least one picture.
+    held_out = [max(round(share * count), 1) if share else 0 for share in (validation, test)]
+    if sum(held_out) >= count:
+        raise InputError(
+            f"{count} pictures are too few to hold out {sum(held_out)} of them; give more pictures, or "
+            "shares of 0"
+        )
+    order = np.random.Generator(np.random.Philox(seed)).permutation(count)
+    return np.split(order, np.cumsum(held_out))
 
-    Where it shrinks, a pixel becomes the mean of the area that it covers; where it grows, values are
-    linear between the centres of the pixels.
+
+def resize_map(values: npt.ArrayLike, shape: tuple[int, int]) -> npt.NDArray[np.float32]:
+    """Resize a mask or heatmap.
+
+    Along an axis that shrinks, a pixel becomes the mean of the area that it covers. Along an axis that
+    grows, values are interpolated linearly between the centres of the pixels.
 
     Args:
         values: (H, W).
@@ -287,6 +300,10 @@ def resize_map(values: npt.ArrayLike, shape: tuple[int, int]) -> npt.NDArray[np.
 
     Returns:
         float32, of `shape`.
+
+    Example:
+        >>> resize_map([[0.0, 1.0, 1.0, 1.0]], (1, 2))
+        array([[0.5, 1. ]], dtype=float32)
     """
     image = np.ascontiguousarray(values, dtype=np.float32)
     height, width = shape
@@ -304,7 +321,7 @@ def _as_data(data: Data) -> SegmentationData:
         return data
     if not isinstance(data, (tuple, list)) or len(data) != 2:
         raise InputError(
-            f"data of type {type(data).__name__} is neither SegmentationData nor (images, masks)"
+            f"the data is a {type(data).__name__}; SegmentationData or a pair (images, masks) was expected"
         )
     return SegmentationData(*data)
 

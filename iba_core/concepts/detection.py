@@ -1,7 +1,7 @@
-"""What the concept detection models of all frameworks share: a hyperplane slid over a feature map.
+"""The part that the concept detection models of all frameworks share.
 
-The model is a convolution. Its weights are the normal vectors of the concept's hyperplanes, one for each
-member of the ensemble, so that its output is the signed distance of every window of the feature map.
+A detection model is a convolution. Its weights are the normal vectors of the concept's hyperplanes, one for
+each member of the ensemble. Its output is the signed distance of every window of the feature map.
 """
 
 from __future__ import annotations
@@ -17,16 +17,14 @@ import numpy.typing as npt
 
 from iba_core.concepts.data import SegmentationConcept2D
 from iba_core.concepts.embedding import ConceptEmbedding
+from iba_core.concepts.hyperplanes import window_size
 from iba_core.concepts.laplace import factor_filters, logit_variance, moderated
 from iba_core.errors import InputError, LayerError
 from iba_core.framework.adapter import Inputs, Model, find_adapter
 from iba_core.framework.layout import Layout
-from iba_core.framework.namespace import Array, array_namespace, sigmoid
+from iba_core.framework.namespace import Array, sigmoid
 
 FloatArray = npt.NDArray[np.floating]
-
-Padding = tuple[tuple[int, int], tuple[int, int]]
-"""Zeros ((above, below), (left, right))."""
 
 _ARCHITECTURE = ("apply_sigmoid", "apply_padding", "use_laplace", "use_bias")
 """Arguments of a detection model that an embedding keeps in its meta information."""
@@ -35,80 +33,39 @@ _ARCHITECTURE = ("apply_sigmoid", "apply_padding", "use_laplace", "use_bias")
 # -- formulas ---------------------------------------------------------------------------------------
 
 
-def same_padding(kernel_size: Sequence[int]) -> Padding:
-    """Zeros around a map that keep its size through a convolution of stride 1.
-
-    A kernel with an even side needs an odd number of zeros; the greater half goes below and to the right.
-    """
-    (above, below), (left, right) = (((side - 1) // 2, side // 2) for side in kernel_size)
-    return (above, below), (left, right)
-
-
-def window_size(rel_size: Sequence[float], map_shape: Sequence[int]) -> tuple[int, int]:
-    """Size in pixels of a feature map of a concept with a size relative to the image, at least (1, 1)."""
-    height, width = (max(1, round(share * size)) for share, size in zip(rel_size, map_shape, strict=True))
-    return height, width
-
-
-def windows(features: Array, kernel_size: Sequence[int], padding: Padding) -> Array:
-    """The window around every position of a batch of feature maps, in a row.
-
-    With them, a convolution is a product of matrices: ``windows @ weight + bias``.
-
-    Args:
-        features: (B, H, W, C).
-        kernel_size: (kh, kw).
-        padding: zeros to put around the maps first.
-
-    Returns:
-        (B, H', W', C * kh * kw) in the order of a normal vector (C, kh, kw).
-    """
-    if tuple(kernel_size) == (1, 1):
-        return features
-    xp = array_namespace(features)
-    for axis, (before, after) in zip((1, 2), padding, strict=True):
-        line = xp.zeros_like(features[:, :1] if axis == 1 else features[:, :, :1])
-        features = xp.concat([line] * before + [features] + [line] * after, axis=axis)
-    batch, height, width, channels = (int(size) for size in features.shape)
-    rows, columns = height - kernel_size[0] + 1, width - kernel_size[1] + 1
-    shifted = [
-        features[:, i : i + rows, j : j + columns]
-        for i in range(kernel_size[0])
-        for j in range(kernel_size[1])
-    ]
-    return xp.reshape(xp.stack(shifted, axis=-1), (batch, rows, columns, channels * len(shifted)))
-
-
-def fan_in_bound(kernel_size: Sequence[int], in_channels: int) -> float:
-    """Bound of the uniform distribution that weights and biases start from, ``1 / sqrt(fan in)``."""
-    return float(1.0 / np.sqrt(in_channels * kernel_size[0] * kernel_size[1]))
-
-
 def embeddings_of(weight: npt.ArrayLike, bias: npt.ArrayLike, **meta: Any) -> list[ConceptEmbedding]:
-    r"""Hyperplanes of the filters of a convolution, ``n = weight``, ``b = -bias / |weight|^2``.
+    r"""Convert the filters of a convolution to hyperplanes, ``n = weight``, ``b = -bias / |weight|^2``.
 
     Args:
         weight: (E, C, kh, kw).
         bias: (E,).
         **meta: further arguments of every `ConceptEmbedding`.
+
+    Returns:
+        One embedding for each filter.
     """
     pairs = zip(np.asarray(weight), np.asarray(bias), strict=True)
     return [ConceptEmbedding(n, bias=b, **meta) for n, b in pairs]
 
 
 def filters_of(embeddings: Sequence[ConceptEmbedding]) -> tuple[FloatArray, FloatArray]:
-    r"""Filters whose output is the signed distance: ``weight = s n``, ``bias = -b |weight|^2 / s``.
+    r"""Make filters whose output is the signed distance: ``weight = s n``, ``bias = -b |weight|^2 / s``.
 
     With the scaling factor s = 1 this is ``weight = n``, ``bias = -b |weight|^2``.
 
     Args:
-        embeddings: with normal vectors of one shape, (C, kh, kw) or (C,).
+        embeddings: embeddings with normal vectors of one shape, (C, kh, kw) or (C,).
 
     Returns:
         Weight (E, C, kh, kw) and bias (E,), float64.
 
     Raises:
-        InputError: there is no embedding, or the shapes differ, or are none of a convolution.
+        InputError: there is no embedding, the shapes differ, or the shape does not suit a convolution.
+
+    Example:
+        >>> weight, bias = filters_of([ConceptEmbedding([3.0, 4.0], bias=-10.0)])
+        >>> weight.shape, bias
+        ((1, 2, 1, 1), array([-10.]))
     """
     if not embeddings:
         raise InputError("embeddings_list is empty; a detection model needs at least one embedding")
@@ -128,55 +85,62 @@ def filters_of(embeddings: Sequence[ConceptEmbedding]) -> tuple[FloatArray, Floa
     return weight, np.array([plane.bias for plane in planes])
 
 
-# -- the layer that is looked at ----------------------------------------------------------------------
+# -- the layer ----------------------------------------------------------------------------------------
 
 
 class ModelStump:
-    """A model cut at a layer: called with inputs, it returns the layer's output.
+    """The part of a model up to a layer: called with inputs, it returns the layer's output.
 
     Args:
-        model: a model of any framework that a backend serves. It is left as it was.
+        model: a model of any framework that a backend serves. It is not changed.
         layer_id: the layer, an object or its name.
-        backend: name of the backend, where it shall not follow from the model.
+        backend: name of the backend; None to derive it from the model.
 
     Attributes:
         model: the model.
         layer_id: name of the layer.
         adapter: the model's adapter.
-        cut: the model's cut at the layer.
+        split: the model, split at the layer.
 
     Raises:
         InputError: no backend serves the model.
         LayerError: the model has no such layer; the message offers the closest names.
+
+    Example:
+        >>> import torch
+        >>> model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 1), torch.nn.Flatten())
+        >>> stump = ModelStump(model, "0")
+        >>> stump.maps(np.zeros((2, 3, 8, 8), np.float32)).shape
+        (2, 8, 8, 4)
     """
 
     def __init__(self, model: Model, layer_id: Any, backend: str | None = None) -> None:
         self.model = model
         self.adapter = find_adapter(model, backend)
-        self.cut = self.adapter.cut(layer_id)
-        self.layer_id = self.cut.layer_name
+        self.split = self.adapter.split(layer_id)
+        self.layer_id = self.split.layer_name
 
     def __call__(self, inputs: Inputs) -> Array:
-        """Feature maps (B, *feature map) of a batch of inputs, without a graph."""
-        return self.cut.features(self.adapter.to_inputs(inputs))
+        """Compute the feature maps (B, *feature map) of a batch of inputs, without a graph."""
+        return self.split.features(self.adapter.to_inputs(inputs))
 
     def maps(self, inputs: Inputs) -> FloatArray:
-        """Feature maps of a batch with channels last, (B, H, W, C), on the host.
+        """Compute the feature maps of a batch with channels last, (B, H, W, C), as a NumPy array.
 
         Raises:
-            LayerError: the layer's output is no image.
+            LayerError: the layer's output does not have two spatial axes and one channel axis.
         """
         return self.maps_of(self(inputs))
 
     def maps_of(self, output: Array) -> FloatArray:
-        """The same of what the layer has returned."""
-        features = self.adapter.to_numpy(output)
+        """Convert an output of the layer, (B, *feature map), as `maps` does."""
+        features = self.adapter.framework.to_numpy(output)
         if features.ndim != 4:
             raise LayerError(
-                f"layer {self.layer_id!r} gives features of shape {features.shape[1:]}; a concept is "
-                "located in maps with one channel and two spatial axes"
+                f"layer {self.layer_id!r} gives features of shape {features.shape[1:]}; a concept needs "
+                "feature maps with one channel axis and two spatial axes"
             )
-        layout = Layout.of(features.shape[1:], self.cut.data_format)
+        layout = Layout.of(features.shape[1:], self.split.data_format)
         order = (*layout.spatial_axes, layout.channel_axis)
         return np.ascontiguousarray(features.transpose(0, *(axis + 1 for axis in order)))
 
@@ -189,11 +153,11 @@ class ModelStump:
 
 @dataclass(frozen=True)
 class DetectionSpec:
-    """The arguments of a detection model that do not depend on the framework, complete.
+    """The complete arguments of a detection model, as far as they do not depend on the framework.
 
     Attributes:
         concept: the concept, if there is one.
-        stump: the model cut at the layer, if there is one.
+        stump: the model up to the layer, if there is one.
         layer_id: name of the layer, if known.
         kernel_size: (height, width) of the window in pixels of the feature map.
         in_channels: channels of the feature map.
@@ -220,24 +184,19 @@ class DetectionSpec:
         concept_name: str | None,
         ensemble_count: int,
     ) -> DetectionSpec:
-        """Find out what has not been given, from the model, the layer and the concept.
+        """Complete the arguments from the model, the layer and the concept.
 
-        The output of the layer for the first training image of the concept tells the channels and, with
-        the concept's `rel_size`, the window.
+        The output of the layer for the concept's first training image gives the number of channels. Together
+        with the concept's `rel_size`, it gives the size of the window.
 
         Raises:
-            InputError: an argument is wrong, or too few of them are given to find out the others.
+            InputError: an argument is wrong, or a missing one cannot be derived from the others.
             LayerError: the model has no such layer.
         """
-        if ensemble_count < 1:
-            raise InputError(f"ensemble_count={ensemble_count} must be at least 1")
-        if in_channels is not None and in_channels < 1:
-            raise InputError(f"in_channels={in_channels} must be at least 1")
-        if kernel_size is not None and (len(kernel_size) != 2 or min(kernel_size) < 1):
-            raise InputError(f"kernel_size={kernel_size!r} must be (height, width), both at least 1")
+        _check_sizes(ensemble_count, in_channels, kernel_size)
         if model is not None and layer_id is None:
             raise InputError(
-                "model is given without layer_id; name the layer that the concept is looked for in"
+                "model is given without layer_id; name the layer in which to look for the concept"
             )
         stump = None if model is None else ModelStump(model, layer_id)
         map_shape = None
@@ -245,27 +204,16 @@ class DetectionSpec:
             map_shape = stump.maps(concept.train_data[0][0][None]).shape[1:]
             if in_channels not in (None, map_shape[2]):
                 warnings.warn(
-                    f"in_channels={in_channels} is replaced by {map_shape[2]}, the number of channels that "
-                    f"layer {stump.layer_id!r} has",
+                    f"in_channels={in_channels} is replaced by {map_shape[2]}, the number of channels of "
+                    f"layer {stump.layer_id!r}",
                     stacklevel=3,
                 )
             in_channels = map_shape[2]
         if in_channels is None:
-            raise InputError("in_channels is missing; give it, or model, layer_id and concept to find it out")
+            raise InputError("in_channels is missing; give it, or model, layer_id and concept to derive it")
         if kernel_size is None:
             rel_size = None if concept is None else concept.rel_size
-            if rel_size is None:
-                warnings.warn(
-                    "kernel_size is set to (1, 1), since neither it nor the concept's rel_size is given",
-                    stacklevel=3,
-                )
-                kernel_size = (1, 1)
-            elif map_shape is None:
-                raise InputError(
-                    "kernel_size is missing; give it, or model and layer_id to find it out from rel_size"
-                )
-            else:
-                kernel_size = window_size(rel_size, map_shape[:2])
+            kernel_size = _window_or_pixel(rel_size, map_shape)
         if concept_name is None and concept is not None:
             concept_name = concept.name
         layer_name = layer_id if stump is None else stump.layer_id
@@ -275,17 +223,39 @@ class DetectionSpec:
         )
 
 
+def _check_sizes(ensemble_count: int, in_channels: int | None, kernel_size: Sequence[int] | None) -> None:
+    if ensemble_count < 1:
+        raise InputError(f"ensemble_count={ensemble_count} must be at least 1")
+    if in_channels is not None and in_channels < 1:
+        raise InputError(f"in_channels={in_channels} must be at least 1")
+    if kernel_size is not None and (len(kernel_size) != 2 or min(kernel_size) < 1):
+        raise InputError(f"kernel_size={kernel_size!r} must be (height, width), both at least 1")
+
+
+def _window_or_pixel(rel_size: Sequence[float] | None, map_shape: Sequence[int] | None) -> tuple[int, int]:
+    """Derive the window from the size of the concept; it is one pixel if that is not known."""
+    if rel_size is None:
+        warnings.warn(
+            "kernel_size is set to (1, 1), since neither it nor the concept's rel_size is given",
+            stacklevel=4,
+        )
+        return 1, 1
+    if map_shape is None:
+        raise InputError("kernel_size is missing; give it, or model and layer_id to derive it from rel_size")
+    return window_size(rel_size, map_shape[:2])
+
+
 class ConceptDetection:
     """The part of a detection model that is the same in every framework.
 
-    A framework's model inherits from it and from the framework's base class, in this order.
+    A framework's model inherits from this class and from the framework's base class, in this order.
 
     Attributes:
-        ensemble_count: number of hyperplanes, the first axis of the output.
-        use_laplace: whether predictions in evaluation take the uncertainty of the weights into account.
-        use_bias: whether there is a bias that is learnt; else it is 0.
-        padding: puts zeros around the input, so that the output has its size; None if nothing does.
-        activation: makes values in [0, 1] of the distances; None if nothing does.
+        ensemble_count: number of hyperplanes, the size of the output's first axis.
+        use_laplace: whether predictions in evaluation mode include the uncertainty of the weights.
+        use_bias: whether a bias is learnt; else it is 0.
+        padding: layer that puts zeros around the input, so that the output has the input's size; or None.
+        activation: layer that maps the distances to [0, 1]; or None.
     """
 
     _spec: DetectionSpec
@@ -295,19 +265,19 @@ class ConceptDetection:
     padding: Any
     activation: Any
 
-    # What a framework must add.
+    # -- added by each framework ------------------------------------------------------------------
 
     @abstractmethod
     def _filters(self) -> tuple[Array, Array | None]:
-        """The variables weight (E, C, kh, kw) and bias (E,), or None in its place."""
+        """Return the variables weight (E, C, kh, kw) and bias (E,), or None for the bias."""
 
     @abstractmethod
     def _factors(self) -> Array:
-        """The variable with the factors (E, P, P) of the posteriors."""
+        """Return the variable with the factors (E, P, P) of the posteriors."""
 
     @abstractmethod
     def _convolve(self, inp: Array, weight: Array, bias: Array | None) -> Array:
-        """One convolution of the padded input.
+        """Convolve the padded input.
 
         Args:
             inp: a batch of feature maps, in the layout of the framework.
@@ -320,15 +290,15 @@ class ConceptDetection:
 
     @abstractmethod
     def hyperplanes(self) -> tuple[FloatArray, FloatArray]:
-        """Copies of the weight (E, C, kh, kw) and the bias (E,), which is 0 where none is used."""
+        """Return copies of the weight (E, C, kh, kw) and the bias (E,). Without `use_bias`, the bias is 0."""
 
     @abstractmethod
     def load_hyperplanes(self, weight: npt.ArrayLike, bias: npt.ArrayLike) -> None:
-        """Set the weight (E, C, kh, kw) and the bias (E,), which is passed over where none is used."""
+        """Set the weight (E, C, kh, kw) and the bias (E,). Without `use_bias`, the bias is ignored."""
 
     @abstractmethod
     def laplace_factors(self) -> FloatArray:
-        """Copy of the factors (E, P, P) of the posteriors; see `iba_core.concepts.laplace`.
+        """Return a copy of the factors (E, P, P) of the posteriors; see `iba_core.concepts.laplace`.
 
         Raises:
             InputError: the model does not `use_laplace`.
@@ -342,11 +312,11 @@ class ConceptDetection:
             InputError: the model does not `use_laplace`.
         """
 
-    # What follows from it.
+    # -- the same in every framework --------------------------------------------------------------
 
     @property
     def concept(self) -> SegmentationConcept2D | None:
-        """The concept for which this model was configured."""
+        """The concept for which this model was configured, or None."""
         return self._spec.concept
 
     @property
@@ -356,12 +326,12 @@ class ConceptDetection:
 
     @property
     def main_model_stump(self) -> ModelStump | None:
-        """The main model, cut at the layer whose output is this model's input; None if none was given."""
+        """The main model up to the layer whose output is this model's input; None without a main model."""
         return self._spec.stump
 
     @property
     def main_model(self) -> Any:
-        """The main model; None if none was given."""
+        """The main model, or None."""
         return None if self._spec.stump is None else self._spec.stump.model
 
     @property
@@ -381,7 +351,7 @@ class ConceptDetection:
 
     @property
     def apply_sigmoid(self) -> bool:
-        """Whether the output is a probability, not a distance."""
+        """Whether the output is a probability instead of a distance."""
         return self.activation is not None
 
     @property
@@ -391,7 +361,7 @@ class ConceptDetection:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """The constructor's arguments that reproduce this model, but for its weights."""
+        """The constructor's arguments that reproduce this model, without its weights."""
         return {
             "concept": self.concept,
             "model": self.main_model,
@@ -407,15 +377,15 @@ class ConceptDetection:
         }
 
     def to_embedding(self) -> list[ConceptEmbedding]:
-        r"""The hyperplane of every member of the ensemble, a copy.
+        r"""Copy the hyperplane of every member of the ensemble.
 
         Normal vector and support factor are ``n = weight`` and ``b = -bias / |weight|^2``, so that
         :math:`(v - b n) \cdot n = d(v) = v \cdot weight + bias`, the model's output before the sigmoid.
-        Names of concept, layer and model and the model's architecture go into the meta information;
-        the uncertainty of the weights does not.
+        The meta information holds the names of concept, layer and model, and the model's architecture. It
+        does not hold the uncertainty of the weights.
 
         Returns:
-            One embedding for each member. They can be saved and serve every framework.
+            One embedding for each member. Embeddings can be saved, and work in every framework.
         """
         meta = {name: getattr(self, name) for name in _ARCHITECTURE}
         if self.main_model is not None:
@@ -434,18 +404,19 @@ class ConceptDetection:
         legacy_warnings: bool = True,
         **kwargs: Any,
     ) -> Self:
-        """A detection model with the hyperplanes of embeddings.
+        """Make a detection model with the hyperplanes of embeddings.
 
-        The weight is the normal vector n, the bias ``-b |n|^2`` with the support factor b; a scaling
+        The weight is the normal vector n, and the bias is ``-b |n|^2`` with the support factor b. A scaling
         factor is multiplied into both.
 
         Args:
             embeddings_list: one embedding, or one for each member of the ensemble.
-            legacy_warnings: warn of what the embeddings hold and the model cannot, or the other way round.
-            **kwargs: arguments of the model, in place of those that the embeddings tell.
+            legacy_warnings: warn if the model cannot hold all that the embeddings do, or the embeddings lack
+                what the model needs.
+            **kwargs: arguments of the model, which replace those in the embeddings.
 
         Raises:
-            InputError: the embeddings do not make an ensemble, or contradict `kwargs`.
+            InputError: the embeddings do not form an ensemble, or contradict `kwargs`.
         """
         if isinstance(embeddings_list, ConceptEmbedding):
             embeddings_list = [embeddings_list]
@@ -467,7 +438,7 @@ class ConceptDetection:
         found, expected = weight.shape, (model.ensemble_count, model.in_channels, *model.kernel_size)
         if found != expected:
             raise InputError(
-                f"embeddings_list makes weights of shape {found}, the other arguments {expected}"
+                f"embeddings_list gives weights of shape {found}, but the other arguments ask for {expected}"
             )
         if not model.use_bias and bias.any():
             raise InputError(f"use_bias=False, but the embeddings have the biases {bias.tolist()}")
@@ -475,10 +446,10 @@ class ConceptDetection:
         return model
 
     def predictive(self, inp: Array) -> tuple[Array, Array]:
-        """What the posterior of the weights says of a batch of feature maps.
+        """Predict with the posterior of the weights.
 
         Args:
-            inp: as in a call of the model.
+            inp: a batch of feature maps, in the layout of the framework.
 
         Returns:
             The mean probability of the concept and the variance of the logit at every place, both
@@ -491,7 +462,7 @@ class ConceptDetection:
         return sigmoid(moderated(logits, variance)), variance
 
     def _distances(self, inp: Array, evaluates: bool) -> Array:
-        """The output before the activation, (E, B, H', W')."""
+        """Compute the output before the activation, (E, B, H', W')."""
         logits = self._logits(inp)
         return moderated(logits, self._variance(inp)) if evaluates and self.use_laplace else logits
 
@@ -503,25 +474,25 @@ class ConceptDetection:
         return logit_variance(self._convolve(inp, *filters), self.ensemble_count)
 
     def _factor_shape(self) -> tuple[int, int, int]:
-        """(E, P, P)."""
+        """Return (E, P, P), the shape of the factors."""
         size = self.in_channels * self.kernel_size[0] * self.kernel_size[1] + self.use_bias
         return self.ensemble_count, size, size
 
     def _require_laplace(self) -> None:
         if not self.use_laplace:
-            raise InputError("the model has no posterior of its weights, since use_laplace=False")
+            raise InputError("the model has no posterior of its weights, with use_laplace=False")
 
     def _checked(self, values: npt.ArrayLike, shape: tuple[int, ...], name: str) -> FloatArray:
         array = np.asarray(values, dtype=np.float64)
         if array.shape != shape:
-            raise InputError(f"{name} has shape {array.shape}; {shape} was expected")
+            raise InputError(f"{name} has shape {array.shape}; it must be {shape}")
         return array
 
     def _require_channels(self, channels: int | None, ndim: int) -> None:
         if ndim != 4 or channels != self.in_channels:
             raise InputError(
-                f"inp has {ndim} axes and {channels} channels; a batch of feature maps with "
-                f"{self.in_channels} channels was expected"
+                f"inp has {ndim} axes and {channels} channels; it must be feature maps with 4 axes "
+                f"and {self.in_channels} channels"
             )
 
     def _configure(self, spec: DetectionSpec, use_laplace: bool, use_bias: bool) -> None:
@@ -535,12 +506,12 @@ def _warn_of_loss(embeddings: Sequence[ConceptEmbedding], use_laplace: bool) -> 
     factors = [embedding.scaling_factor for embedding in embeddings]
     if any(factor != 1 for factor in factors):
         warnings.warn(
-            f"the scaling factors {factors} are multiplied into weight and bias, and will be 1 from here on",
+            f"the scaling factors {factors} are multiplied into weight and bias; from now on they are 1",
             stacklevel=3,
         )
     if use_laplace:
         warnings.warn(
-            "embeddings do not hold the uncertainty of the weights; until the model is trained, or its "
-            "laplace_factors are loaded, it counts as none",
+            "embeddings do not hold the uncertainty of the weights; it counts as 0 until the model is "
+            "trained or its laplace_factors are loaded",
             stacklevel=3,
         )

@@ -10,72 +10,54 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from iba_core.concepts.hyperplanes import signed_distance
+from iba_core.concepts.targets import ConceptEmbeddingTarget
 from iba_core.errors import InputError, StateError
-from iba_core.framework.namespace import Array, array_namespace
 from iba_core.state import read_state, write_state
 
 _KIND = "concept embedding"
 
-# Two embeddings are the same if they agree to the precision of the float32 weights they come from.
 _TOLERANCE = 1e-6
+"""Two embeddings are equal if they agree to the precision of float32, in which weights are trained."""
 
 FloatArray = npt.NDArray[np.float64]
 
 
-def signed_distance(points: Array, normal_vec: Array, bias: Array, scaling_factor: Array = 1.0) -> Array:
-    """``scaling_factor * (points · normal_vec + bias)``: positive on the side of the concept.
-
-    It is the Euclidean distance from the hyperplane times the length of the normal vector and the factor.
-
-    Args:
-        points: (..., D).
-        normal_vec: (D,).
-        bias: scalar.
-        scaling_factor: scalar.
-
-    Returns:
-        Array of the leading shape of `points`.
-    """
-    xp = array_namespace(points, normal_vec)
-    return scaling_factor * (xp.sum(points * normal_vec, axis=-1) + bias)
-
-
 class ConceptEmbedding:
-    """A hyperplane that separates the activations of a concept from all others.
+    """A hyperplane that separates the activations of a concept from all other activations.
 
     With normal vector n, bias B and scaling factor s, the *signed distance* of a vector v is
-    ``d(v) = s (v · n + B) = s (v - b n) · n`` where ``b = -B / |n|^2`` is the support factor and b n the
-    point of the hyperplane that is closest to the origin. It is positive where the concept is. The same
-    hyperplane and distance have many representations (n, B, s); the methods that convert between them
-    return new embeddings.
+    ``d(v) = s (v · n + B) = s (v - b n) · n``. The support factor is ``b = -B / |n|^2``, and b n is the point
+    of the hyperplane that is closest to the origin. The distance is positive on the side of the concept. One
+    hyperplane and distance have many representations (n, B, s). The methods that convert between them return
+    new embeddings.
 
     After R. Fong, A. Vedaldi, *Net2Vec*, CVPR 2018 (https://arxiv.org/abs/1801.03454), and G. Schwalbe,
     *Verification of size invariance in DNN activations using concept embeddings*, 2021.
 
     Args:
-        normal_vec: n, not zero; for a convolution (C, kernel height, kernel width), whatever the
-            framework's own layout.
-        support_factor: b. Either this or `bias` is given.
+        normal_vec: n, not zero; for a convolution (C, kernel height, kernel width), in every framework.
+        support_factor: b. Give either this or `bias`.
         scaling_factor: s, not zero.
         bias: B, a number or an array with one entry. A layer without bias has the bias 0.
-        kernel_size: (height, width) of the window that is judged; by default the last two axes of
-            `normal_vec`, or (1, 1) where it has fewer than three.
+        kernel_size: (height, width) of the window; by default the last two axes of `normal_vec`, or (1, 1)
+            if it has fewer than three axes.
         concept_name: name of the concept.
         layer_id: name of the layer in whose output the hyperplane lies.
-        meta_info: whatever else is worth keeping, in a form that JSON can hold.
+        meta_info: further information to keep, in a form that JSON can hold.
 
     Attributes:
         normal_vec: float64, read-only.
-        bias: number.
-        scaling_factor: number.
+        bias: float.
+        scaling_factor: float.
         kernel_size: pair of integers.
         concept_name: name of the concept, or None.
         layer_id: name of the layer, or None.
-        meta_info: all else, by name.
+        meta_info: the further information, by name.
 
     Raises:
-        InputError: the normal vector or the scaling factor is zero or not finite, or not exactly one of
-            `bias` and `support_factor` is given.
+        InputError: the normal vector or the scaling factor is zero or not finite, or `bias` and
+            `support_factor` are both given or both missing.
 
     Example:
         >>> plane = ConceptEmbedding([3.0, 4.0], bias=-10.0, concept_name="face")
@@ -108,7 +90,7 @@ class ConceptEmbedding:
                 "neither bias nor support_factor is given; a hyperplane through the origin has bias=0"
             )
         if bias is not None and support_factor is not None:
-            raise InputError("bias and support_factor are both given; either follows from the other")
+            raise InputError("bias and support_factor are both given; give one, the other follows from it")
         if bias is not None:
             self.bias = _number(bias, "bias")
         else:
@@ -124,13 +106,13 @@ class ConceptEmbedding:
     @property
     def length(self) -> float:
         """Euclidean length of the normal vector."""
-        # Scaled, since squares of float64 leave its range long before the length itself does.
+        # Scale first: the squares overflow long before the length does.
         peak = float(np.abs(self.normal_vec).max())
         return peak * float(np.linalg.norm(self.normal_vec / peak))
 
     @property
     def support_factor(self) -> float:
-        """Factor ``b = -B / |n|^2``; b n is the point of the hyperplane closest to the origin."""
+        """Factor ``b = -B / |n|^2``; b n is the point of the hyperplane that is closest to the origin."""
         length = self.length
         return -self.bias / length / length
 
@@ -140,17 +122,20 @@ class ConceptEmbedding:
         return self.support_factor * self.normal_vec
 
     def distance(self, point: npt.ArrayLike) -> FloatArray:
-        """Signed distance d(v) of points from the hyperplane, positive where the concept is.
+        """Compute the signed distance d(v) of points from the hyperplane, positive where the concept is.
 
         Args:
-            point: array (..., *S) with S the shape of the normal vector, or (..., D) with its D entries in
-                a row.
+            point: (..., *S) with the shape S of the normal vector, or (..., D) with its D entries in a row.
 
         Returns:
-            Array of the leading shape.
+            float64 array (...).
 
         Raises:
-            InputError: the shape fits neither.
+            InputError: the last axes fit neither shape.
+
+        Example:
+            >>> ConceptEmbedding([3.0, 4.0], bias=-10.0).distance([[2.0, 1.0], [2.0, 3.5]])
+            array([ 0., 10.])
         """
         points = np.asarray(point, dtype=np.float64)
         shape = self.normal_vec.shape
@@ -166,34 +151,39 @@ class ConceptEmbedding:
     # -- representations --------------------------------------------------------------------------
 
     def scale(self) -> ConceptEmbedding:
-        """The same distance with scaling factor 1: (s n, s B, 1)."""
+        """Return the same distance with scaling factor 1: (s n, s B, 1)."""
         return self._with(self.scaling_factor * self.normal_vec, self.scaling_factor * self.bias, 1.0)
 
     def normalize(self) -> ConceptEmbedding:
-        """The same distance with a normal vector of length 1; the sign of the scaling factor stays."""
+        """Return the same distance with a normal vector of length 1 and the same sign of the scaling factor.
+
+        Example:
+            >>> ConceptEmbedding([3.0, 4.0], bias=-10.0).normalize().scaling_factor
+            5.0
+        """
         length = self.length
         return self._with(self.normal_vec / length, self.bias / length, self.scaling_factor * length)
 
     def to_pos_scaling(self) -> ConceptEmbedding:
-        """The same distance with a positive scaling factor: n then points to the concept."""
+        """Return the same distance with a positive scaling factor: n then points to the concept."""
         sign = 1.0 if self.scaling_factor > 0 else -1.0
         return self._with(sign * self.normal_vec, sign * self.bias, sign * self.scaling_factor)
 
     def unique(self) -> ConceptEmbedding:
-        """The one representation of this distance with ``|n| = 1`` and a positive scaling factor."""
+        """Return the only representation of this distance with ``|n| = 1`` and a positive scaling factor."""
         return self.normalize().to_pos_scaling()
 
     def unique_upper_sphere(self) -> ConceptEmbedding:
-        """The one representation of this distance with n on the upper half of the unit sphere.
+        """Return the only representation of this distance with n on the upper half of the unit sphere.
 
-        The first entry of n that is not zero is positive; the scaling factor may be negative.
+        The first entry of n that is not zero is positive. The scaling factor may be negative.
         """
         sign = float(np.sign(self.normal_vec.flat[np.flatnonzero(self.normal_vec)[0]]))
         plane = self.normalize()
         return plane._with(sign * plane.normal_vec, sign * plane.bias, sign * plane.scaling_factor)
 
     def forget_scaling(self) -> ConceptEmbedding:
-        """The same normal vector and bias with scaling factor 1: another distance."""
+        """Return the same normal vector and bias with scaling factor 1, which is another distance."""
         return self._with(self.normal_vec, self.bias, 1.0)
 
     def _with(self, normal_vec: FloatArray, bias: float, scaling_factor: float) -> ConceptEmbedding:
@@ -209,30 +199,34 @@ class ConceptEmbedding:
     # -- two concepts -----------------------------------------------------------------------------
 
     def cosine(self, other: ConceptEmbedding) -> float:
-        """Cosine of the angle between the directions in which two concepts grow, from -1 to 1.
+        """Compute the cosine of the angle between the directions in which two concepts grow, from -1 to 1.
 
         Raises:
             InputError: the normal vectors differ in shape.
+
+        Example:
+            >>> ConceptEmbedding([3.0, 4.0], bias=0).cosine(ConceptEmbedding([1.0, 0.0], bias=7))
+            0.6
         """
         a, b = self._directions(other)
         return float(np.clip(np.vdot(a, b), -1.0, 1.0))
 
     def angle(self, other: ConceptEmbedding) -> float:
-        """Angle between the directions in which two concepts grow, from 0 to pi.
+        """Compute the angle between the directions in which two concepts grow, from 0 to pi.
 
         Raises:
             InputError: the normal vectors differ in shape.
         """
         a, b = self._directions(other)
-        # The arc cosine would lose half the digits of a small angle.
+        # The arc cosine loses half the digits of a small angle.
         return float(2.0 * np.arctan2(np.linalg.norm(a - b), np.linalg.norm(a + b)))
 
     def same_hyperplane(self, other: ConceptEmbedding, tolerance: float = _TOLERANCE) -> bool:
-        """Whether both have the same points at distance 0, whatever their scale and direction.
+        """Whether both have the same points at distance 0, independent of scale and direction.
 
         Args:
             other: an embedding.
-            tolerance: for the normal vectors of length 1, and for the distances from the origin
+            tolerance: tolerance for the normal vectors of length 1, and for the distances from the origin
                 (relative where they are above 1).
         """
         if self.normal_vec.shape != other.normal_vec.shape:
@@ -248,7 +242,7 @@ class ConceptEmbedding:
     def __eq__(self, other: object) -> bool:
         """Whether both measure the same distance everywhere, in any representation.
 
-        The meta information does not count. Values agree within 1e-6, the precision of float32.
+        The meta information is ignored. Values agree within 1e-6, the precision of float32.
         """
         if not isinstance(other, ConceptEmbedding):
             return NotImplemented
@@ -260,7 +254,17 @@ class ConceptEmbedding:
             and np.isclose(a.scaling_factor, b.scaling_factor, rtol=_TOLERANCE, atol=0)
         )
 
-    __hash__ = None  # type: ignore[assignment]  # what is equal within a tolerance can have no hash
+    # Equality within a tolerance allows no hash.
+    __hash__ = None  # type: ignore[assignment]
+
+    def as_target(self) -> ConceptEmbeddingTarget:
+        """Return the target of keeping this concept, as `Explainer.explain` takes it.
+
+        Example:
+            >>> ConceptEmbedding([3.0, 4.0], bias=-10.0, layer_id="fc").as_target().layer
+            'fc'
+        """
+        return ConceptEmbeddingTarget(self)
 
     def _directions(self, other: ConceptEmbedding) -> tuple[FloatArray, FloatArray]:
         _require_one_shape([self, other])
@@ -270,9 +274,9 @@ class ConceptEmbedding:
 
     @classmethod
     def mean_by_distance(cls, embeddings: Iterable[Any]) -> ConceptEmbedding:
-        """The embedding whose distance is everywhere the mean of the given ones' distances.
+        """Average embeddings so that the distance is everywhere the mean of their distances.
 
-        Embeddings with a longer normal vector or a larger scaling factor count for more.
+        Embeddings with a longer normal vector or a larger scaling factor have more weight.
 
         Args:
             embeddings: embeddings, or sequences of them.
@@ -282,6 +286,12 @@ class ConceptEmbedding:
 
         Raises:
             InputError: there are none, their shapes differ, or their scaled normal vectors cancel out.
+
+        Example:
+            >>> planes = ConceptEmbedding([2.0, 0.0], bias=1.0), ConceptEmbedding([0.0, 4.0], bias=3.0)
+            >>> mean = ConceptEmbedding.mean_by_distance(planes)
+            >>> mean.normal_vec, mean.bias
+            (array([1., 2.]), 2.0)
         """
         planes = [plane.scale() for plane in _flat(embeddings)]
         normal = _mean_normal(planes)
@@ -289,15 +299,15 @@ class ConceptEmbedding:
 
     @classmethod
     def mean(cls, embeddings: Iterable[Any]) -> ConceptEmbedding:
-        """The hyperplane on which the Euclidean distances to the given ones have the mean 0.
+        """Average hyperplanes so that the mean Euclidean distance to them is 0 everywhere on the result.
 
-        All count the same, whatever their scale.
+        All embeddings have the same weight, independent of their scale.
 
         Args:
             embeddings: embeddings, or sequences of them.
 
         Returns:
-            Embedding with a normal vector of length 1 and the mean of the unique scaling factors.
+            Embedding with a normal vector of length 1 and the mean of the scaling factors of `unique`.
 
         Raises:
             InputError: there are none, their shapes differ, or their directions cancel out.
@@ -309,20 +319,20 @@ class ConceptEmbedding:
 
     @classmethod
     def mean_by_angle(cls, embeddings: Iterable[Any]) -> ConceptEmbedding:
-        """The hyperplane in the middle of the given ones' directions.
+        """Average hyperplanes by their directions.
 
-        Its direction is the mean direction. Along that direction, the signed distances to the given
-        hyperplanes sum to zero from the point closest to the origin.
+        The result has the mean direction. From its point closest to the origin, the signed distances to the
+        given hyperplanes, measured along that direction, sum to 0.
 
         Args:
             embeddings: embeddings, or sequences of them.
 
         Returns:
-            Embedding with a normal vector of length 1 and the mean of the unique scaling factors.
+            Embedding with a normal vector of length 1 and the mean of the scaling factors of `unique`.
 
         Raises:
-            InputError: there are none, their shapes differ, their directions cancel out, or one of them
-                is at a right angle to the mean or beyond.
+            InputError: there are none, their shapes differ, their directions cancel out, or one direction is
+                at an angle of 90 degrees or more to the mean.
         """
         planes = [plane.unique() for plane in _flat(embeddings)]
         normal = _mean_normal(planes)
@@ -331,7 +341,7 @@ class ConceptEmbedding:
         if not (cosines > 1e-9).all():
             worst = int(cosines.argmin())
             raise InputError(
-                f"embeddings[{worst}] is at a right angle to the mean direction or beyond "
+                f"embeddings[{worst}] is at a right angle or more to the mean direction "
                 f"(cosine {cosines[worst]:.3g}); a mean by angle needs directions within one hemisphere"
             )
         bias = float(np.mean([plane.bias for plane in planes] / cosines))
@@ -339,17 +349,23 @@ class ConceptEmbedding:
 
     @classmethod
     def variance(cls, embeddings: Iterable[Any], ddof: int = 1) -> tuple[FloatArray, float, float]:
-        """Variances of the entries of the unique representations of an ensemble.
+        """Compute the variances within an ensemble, of the representations that `unique` returns.
 
         Args:
             embeddings: embeddings, or sequences of them.
-            ddof: the divisor is their number less `ddof`; 1 gives the unbiased variance.
+            ddof: number to subtract from the number of embeddings to get the divisor; 1 gives the unbiased
+                variance.
 
         Returns:
-            Variance of each entry of the normal vector, of the support factor, of the scaling factor.
+            Variances of the entries of the normal vector, of the support factor, and of the scaling factor.
 
         Raises:
-            InputError: there are `ddof` embeddings or fewer, or their shapes differ.
+            InputError: there are at most `ddof` embeddings, or their shapes differ.
+
+        Example:
+            >>> planes = [ConceptEmbedding([1.0, 0.0], bias=0, scaling_factor=s) for s in (1.0, 3.0)]
+            >>> ConceptEmbedding.variance(planes)
+            (array([0., 0.]), 0.0, 2.0)
         """
         planes = [plane.unique() for plane in _flat(embeddings)]
         if len(planes) <= ddof:
@@ -362,7 +378,7 @@ class ConceptEmbedding:
 
     @classmethod
     def std_deviation(cls, embeddings: Iterable[Any], ddof: int = 1) -> tuple[FloatArray, float, float]:
-        """Square roots of `variance`."""
+        """Compute the square roots of `variance`."""
         normal_vec, support_factor, scaling_factor = cls.variance(embeddings, ddof)
         return np.sqrt(normal_vec), support_factor**0.5, scaling_factor**0.5
 
@@ -386,35 +402,43 @@ class ConceptEmbedding:
         }
 
     def save(self, filepath: str | os.PathLike[str], overwrite: bool = True) -> None:
-        """Write the embedding to a safetensors file, which can hold no code.
+        """Write the embedding to a safetensors file, which cannot contain code.
 
         Args:
-            filepath: the file.
-            overwrite: replace a file that is there.
+            filepath: path of the file.
+            overwrite: replace an existing file.
 
         Raises:
-            InputError: the file is there and `overwrite` is false, or the meta information does not fit
-                into JSON.
+            InputError: the file exists and `overwrite` is false, or the meta information cannot be stored
+                as JSON.
+
+        Example:
+            >>> import tempfile
+            >>> plane = ConceptEmbedding([3.0, 4.0], bias=-10.0)
+            >>> path = Path(tempfile.mkdtemp()) / "face.safetensors"
+            >>> plane.save(path)
+            >>> ConceptEmbedding.load(path) == plane
+            True
         """
         if not overwrite and Path(filepath).exists():
-            raise InputError(f"filepath={str(filepath)!r} exists; overwrite=True would replace it")
+            raise InputError(f"filepath={str(filepath)!r} exists; give overwrite=True to replace it")
         metadata = self.settings
         arrays = {name: metadata.pop(name) for name in ("normal_vec", "bias", "scaling_factor")}
         write_state(filepath, arrays, _KIND, metadata)
 
     @classmethod
     def load(cls, filepath: str | os.PathLike[str]) -> ConceptEmbedding:
-        """The embedding that `save` has written, bit for bit.
+        """Read an embedding that `save` has written, without any rounding.
 
         Raises:
-            StateError: the file is missing, truncated, or holds something else.
+            StateError: the file is missing, truncated, or contains something else.
         """
         arrays, metadata = read_state(filepath, _KIND, ("normal_vec", "bias", "scaling_factor"))
         settings: dict[str, Any] = {**metadata, **arrays}
         try:
             return cls(**settings)
         except (InputError, TypeError) as error:
-            raise StateError(f"path={str(filepath)!r} holds a broken concept embedding: {error}") from error
+            raise StateError(f"path={str(filepath)!r} holds an invalid concept embedding: {error}") from error
 
     def __repr__(self) -> str:
         return (
@@ -454,7 +478,7 @@ def _kernel_size(value: Sequence[int] | None, shape: tuple[int, ...]) -> tuple[i
     window = shape[-2:] if len(shape) > 2 else (1, 1)
     if value is not None and tuple(value) != window:
         raise InputError(
-            f"kernel_size={tuple(value)} does not fit normal_vec, whose shape {shape} is that of {window}"
+            f"kernel_size={tuple(value)} does not fit normal_vec of shape {shape}, which is for {window}"
         )
     return window
 
@@ -478,7 +502,7 @@ def _require_one_shape(planes: Sequence[ConceptEmbedding]) -> None:
 
 
 def _mean_normal(planes: Sequence[ConceptEmbedding]) -> FloatArray:
-    """Mean of the normal vectors, if they do not cancel out but for rounding."""
+    """Compute the mean of the normal vectors, which must not be zero up to rounding."""
     vectors = np.array([plane.normal_vec for plane in planes])
     mean: FloatArray = vectors.mean(axis=0)
     if np.abs(mean).max() <= 1e-12 * np.abs(vectors).max():

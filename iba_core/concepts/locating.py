@@ -1,4 +1,4 @@
-"""Heatmaps of concepts that have been learnt, from their embeddings alone."""
+"""Heatmaps of learnt concepts, from their embeddings."""
 
 from __future__ import annotations
 
@@ -10,14 +10,16 @@ import numpy as np
 import numpy.typing as npt
 
 from iba_core.concepts.data import resize_map
-from iba_core.concepts.detection import ModelStump, filters_of, same_padding, windows
+from iba_core.concepts.detection import ModelStump, filters_of
 from iba_core.concepts.embedding import ConceptEmbedding
+from iba_core.concepts.hyperplanes import same_padding, windows
 from iba_core.concepts.laplace import logit_variance, moderated, with_bias
-from iba_core.errors import InputError, MissingDependencyError
+from iba_core.errors import InputError
 from iba_core.framework.adapter import Inputs, Model
 from iba_core.framework.layout import Layout
 from iba_core.framework.namespace import sigmoid
 from iba_core.pictures.images import Picture
+from iba_core.pictures.plotting import COLORMAP, axes_to_draw_into, require_matplotlib
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -25,29 +27,34 @@ if TYPE_CHECKING:
 FloatArray = npt.NDArray[np.floating]
 
 _CHUNK = 32
-"""Feature maps that are looked at at once."""
+"""Number of feature maps to process at once."""
 
 
 def member_distances(
     maps: FloatArray, embeddings: Sequence[ConceptEmbedding], factors: FloatArray | None = None
 ) -> FloatArray:
-    """Signed distance of the window around every place from each hyperplane of an ensemble.
+    """Compute the signed distance of the window around every place from each hyperplane of an ensemble.
 
     Args:
         maps: (N, H, W, C), feature maps.
         embeddings: E hyperplanes with normal vectors (C, kh, kw).
-        factors: (E, P, P), posteriors of their weights, by which the distances are moderated; see
-            `iba_core.concepts.laplace`. None if the weights are taken to be certain.
+        factors: (E, P, P), posteriors of their weights, which moderate the distances; see
+            `iba_core.concepts.laplace`. None for certain weights.
 
     Returns:
         (E, N, H, W), float64.
 
     Raises:
-        InputError: the maps have other channels than the embeddings.
+        InputError: maps and embeddings have different numbers of channels.
+
+    Example:
+        >>> plane = ConceptEmbedding([3.0, 4.0], bias=-10.0)
+        >>> member_distances(np.array([[[[2.0, 1.0], [2.0, 3.5]]]]), [plane])
+        array([[[[ 0., 10.]]]])
     """
     weight, bias = filters_of(embeddings)
     if maps.shape[-1] != weight.shape[1]:
-        raise InputError(f"the layer has {maps.shape[-1]} channels and the concept {weight.shape[1]}")
+        raise InputError(f"the layer has {maps.shape[-1]} channels, but the concept {weight.shape[1]}")
     kernel_size = weight.shape[2:]
     padding = same_padding(kernel_size)
     columns = weight.reshape(len(weight), -1).T
@@ -67,12 +74,12 @@ def member_distances(
 def mean_probability(
     maps: FloatArray, embeddings: Sequence[ConceptEmbedding], factors: FloatArray | None = None
 ) -> FloatArray:
-    """How likely an ensemble holds it that a place shows the concept: the mean over its members.
+    """Compute the probability of the concept at every place, the mean over the members of an ensemble.
 
     Args:
         maps: (N, H, W, C), feature maps.
-        embeddings: E hyperplanes.
-        factors: (E, P, P), posteriors of their weights, or None.
+        embeddings: E hyperplanes with normal vectors (C, kh, kw).
+        factors: (E, P, P), posteriors of their weights; None for certain weights.
 
     Returns:
         (N, H, W), float64.
@@ -88,21 +95,31 @@ def locate(
     layer: str | None = None,
     backend: str | None = None,
 ) -> npt.NDArray[np.float32]:
-    """Where in images a concept is.
+    """Find a concept in images.
 
     Args:
         model: the model that the concept was learnt for, of any framework.
         embeddings: the concept, or the members of an ensemble, whose probabilities are averaged.
         inputs: a batch of images as the model takes them.
-        layer: layer of the embeddings; by default the one that they name.
-        backend: name of the backend, where it shall not follow from the model.
+        layer: layer of the embeddings; by default their `layer_id`.
+        backend: name of the backend; None to derive it from the model.
 
     Returns:
-        (B, height, width) of the images, probabilities, linear between the places of the feature map.
+        float32 (B, height, width), with height and width of the images: the probability of the concept,
+        linear between the places of the feature map.
 
     Raises:
         InputError: no layer is known, or it does not fit the concept.
         LayerError: the model has no such layer.
+
+    Example:
+        >>> import torch
+        >>> model = torch.nn.Sequential(torch.nn.AvgPool2d(2), torch.nn.Flatten())
+        >>> red = ConceptEmbedding([9.0, -9.0, -9.0], bias=-4.0, layer_id="0")
+        >>> image = torch.zeros(1, 3, 2, 4)
+        >>> image[:, 0, :, 2:] = 1.0
+        >>> locate(model, red, image).round(1)[0, 0]
+        array([0. , 0.3, 0.7, 1. ], dtype=float32)
     """
     if isinstance(embeddings, ConceptEmbedding):
         embeddings = [embeddings]
@@ -110,12 +127,12 @@ def locate(
         raise InputError("embeddings is empty; at least one embedding is needed")
     layer = embeddings[0].layer_id if layer is None else layer
     if layer is None:
-        raise InputError("layer is missing, and the embeddings do not name theirs")
+        raise InputError("layer is missing; give it, or embeddings with a layer_id")
     stump = ModelStump(model, layer, backend)
     images = stump.adapter.to_inputs(inputs)
     probabilities = mean_probability(stump.maps(images), embeddings)
     shape = tuple(int(size) for size in images.shape[1:])
-    height, width = Layout.of(shape, stump.cut.input_format).spatial_shape(shape)
+    height, width = Layout.of(shape, stump.split.input_format).spatial_shape(shape)
     return np.stack([resize_map(heatmap, (height, width)) for heatmap in probabilities])
 
 
@@ -125,15 +142,20 @@ def plot_heatmap(picture: Picture, heatmap: npt.ArrayLike, title: str = "", ax: 
     Args:
         picture: Pillow image or uint8 array (H, W, 3).
         heatmap: (H, W), probabilities.
-        title: line above.
-        ax: axis to draw into; a new figure of pyplot if None.
+        title: line above the picture.
+        ax: axes to draw into; a new figure of pyplot if None.
 
     Returns:
-        The axis.
+        The axes.
 
     Raises:
         InputError: picture and heatmap differ in size.
         MissingDependencyError: matplotlib is not installed.
+
+    Example:
+        >>> ax = plot_heatmap(np.zeros((2, 2, 3), np.uint8), [[0.1, 0.9], [0.2, 0.4]], "cat")
+        >>> ax.get_title()
+        'cat'
     """
     values = np.asarray(heatmap, dtype=np.float64)
     pixels = np.asarray(picture)
@@ -141,17 +163,10 @@ def plot_heatmap(picture: Picture, heatmap: npt.ArrayLike, title: str = "", ax: 
         raise InputError(
             f"heatmap has shape {values.shape} and the picture {pixels.shape}; resize one of them"
         )
-    try:
-        import matplotlib as mpl
-    except ImportError as error:
-        raise MissingDependencyError("plotting needs matplotlib: pip install 'iba-core[plot]'") from error
-    if ax is None:
-        from matplotlib import pyplot
-
-        ax = pyplot.subplots(layout="constrained")[1]
+    ax = axes_to_draw_into(ax)
     grey = pixels if pixels.ndim == 2 else pixels.mean(axis=-1)
     ax.imshow(grey, cmap="gray", vmin=0, vmax=255)
-    shown = ax.imshow(values, cmap=mpl.colormaps["inferno"], vmin=0, vmax=1, alpha=0.2 + 0.5 * values)
+    shown = ax.imshow(values, cmap=COLORMAP, vmin=0, vmax=1, alpha=0.2 + 0.5 * values)
     if values.min() < 0.5 < values.max():
         ax.contour(values, levels=[0.5], colors="white", linewidths=1)
     bar = ax.figure.colorbar(shown, ax=ax, shrink=0.8)
@@ -166,10 +181,10 @@ def plot_heatmap(picture: Picture, heatmap: npt.ArrayLike, title: str = "", ax: 
 def save_heatmap(
     path: str | PathLike[str], picture: Picture, heatmap: npt.ArrayLike, title: str = ""
 ) -> None:
-    """Write a PNG: the picture, and beside it the heatmap over it. Neither pyplot nor a display is needed.
+    """Write a PNG with the picture and, beside it, the heatmap over it. This needs no pyplot and no display.
 
     Args:
-        path: of the file, ending in ``.png``.
+        path: path of the file, ending in ``.png``.
         picture: Pillow image or uint8 array (H, W, 3).
         heatmap: (H, W), probabilities.
         title: line above the heatmap.
@@ -178,10 +193,9 @@ def save_heatmap(
         InputError: picture and heatmap differ in size.
         MissingDependencyError: matplotlib is not installed.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise MissingDependencyError("plotting needs matplotlib: pip install 'iba-core[plot]'") from error
+    require_matplotlib()
+    from matplotlib.figure import Figure
+
     height, width = np.shape(heatmap)
     panel = 3.2 / max(height, width)
     figure = Figure(figsize=(2 * width * panel + 1.0, height * panel + 0.4), layout="constrained")

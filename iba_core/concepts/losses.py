@@ -1,11 +1,11 @@
-"""Losses that teach a concept: predicted masks against true ones, once for all frameworks.
+"""Losses to learn a concept with: functions of predicted masks and true masks.
 
-Every class computes on the arrays of any framework. The same names in `iba_torch.concepts` are
-`torch.nn.Module`, those in `iba_tf.concepts` `keras.losses.Loss`.
+Every class computes on the arrays of any framework. The classes of the same names in `iba_torch.concepts` are
+`torch.nn.Module`, those in `iba_tf.concepts` are `keras.losses.Loss`.
 
-The entries of a predicted mask are probabilities (or, where a loss takes them, logits), those of a true
-mask are between 0 and 1. A 1-D array is one 1-D mask, a 2-D array one 2-D mask; all others are 2-D masks
-behind a batch axis 0.
+The entries of a predicted mask are probabilities, or logits for some losses. The entries of a true mask are
+between 0 and 1. A 1-D array is one 1-D mask, and a 2-D array is one 2-D mask. An array with more axes holds
+2-D masks, and its axis 0 is the batch.
 """
 
 from __future__ import annotations
@@ -30,29 +30,32 @@ from iba_core.framework.namespace import Array, array_namespace, floored_log, lo
 
 
 def _log_probabilities(outputs: Array, from_logit: bool) -> tuple[Array, Array]:
-    """Logarithms of the probabilities of the foreground and of the background."""
+    """Compute the logarithms of the probabilities of foreground and background."""
     if from_logit:
         return log_sigmoid(outputs), log_sigmoid(-outputs)
     return floored_log(outputs), floored_log(1.0 - outputs)
 
 
 class Net2VecLoss(AreaFunction):
-    r"""Weighted area in which prediction and truth agree, with a minus sign.
+    r"""The weighted area in which prediction and truth agree, with a minus sign.
 
-    For a mask with predicted probabilities :math:`p` and binarised truth :math:`t`
+    For a mask with predicted probabilities :math:`p` and binarised truth :math:`t`, it is
 
     .. math:: -\bigl(b \sum p\,t + (1 - b) \sum (1 - p)(1 - t)\bigr),
 
     the true positives and true negatives of R. Fong, A. Vedaldi, *Net2Vec*, CVPR 2018
-    (https://arxiv.org/abs/1801.03454), eq. 3; minimising it learns the concept. It is a sum over
-    pixels: larger masks have larger losses.
+    (https://arxiv.org/abs/1801.03454), eq. 3, with a minus sign, so that minimising it learns the concept. It
+    is a sum over pixels: larger masks have larger losses.
 
     Args:
-        factor_pos_class: weight b of the foreground, between 0 and 1; that of the background is 1 - b.
-        reduction: reduces the losses of the masks of a batch.
+        factor_pos_class: weight b of the foreground, between 0 and 1. The background has the weight 1 - b.
+        reduction: function, or its name, that reduces the losses of the masks of a batch.
         target_thresh: entries of the true masks above it are foreground.
-        data_format: where the channel axis is in arrays with four or more axes.
+        data_format: position of the channel axis in arrays with four or more axes.
         kwargs: arguments of the framework's base class.
+
+    Raises:
+        InputError: an argument is wrong.
 
     Example:
         >>> import numpy as np
@@ -74,11 +77,14 @@ class Net2VecLoss(AreaFunction):
         self.target_thresh = target_thresh
 
     def values(self, outputs: Array, targets: Array) -> Array:
-        """Loss of each mask.
+        """Compute the loss of each mask.
 
         Args:
             outputs: predicted masks, probabilities, shape (W,), (H, W) or (B, ..., H, W).
             targets: true masks of the same shape.
+
+        Returns:
+            Array (B, ...), or a scalar array for a single mask.
         """
         _, p, t = as_masks(outputs, targets)
         t = binarize(t, self.target_thresh)
@@ -90,21 +96,30 @@ class TverskyLoss(AreaFunction):
     r"""One minus the Tversky index; for :math:`b = 0.5` the Dice loss.
 
     With the soft true positives :math:`TP = \sum p\,t`, false positives :math:`FP = \sum p\,(1 - t)` and
-    false negatives :math:`FN = \sum (1 - p)\,t` of a mask
+    false negatives :math:`FN = \sum (1 - p)\,t` of a mask, it is
 
     .. math:: 1 - \frac{TP + s}{TP + b\,FP + (1 - b)\,FN + s},
 
-    S. S. M. Salehi et al., https://arxiv.org/abs/1706.05721, eq. 3. It is 0 where there is
-    nothing to find and nothing was found, instead of 0 / 0.
+    S. S. M. Salehi et al., https://arxiv.org/abs/1706.05721, eq. 3. If the true and the predicted mask are
+    both empty, it is 0 instead of 0 / 0.
 
     Args:
         factor_false_positives: weight b of the false positives, between 0 and 1.
-        reduction: reduces the losses of the masks of a batch.
+        reduction: function, or its name, that reduces the losses of the masks of a batch.
         target_thresh: entries of the true masks above it are foreground.
-        from_logit: the outputs are logits, not probabilities.
+        from_logit: whether the outputs are logits instead of probabilities.
         smooth: summand s, at least 0. With 0, a mask without foreground has no gradient.
-        data_format: where the channel axis is in arrays with four or more axes.
+        data_format: position of the channel axis in arrays with four or more axes.
         kwargs: arguments of the framework's base class.
+
+    Raises:
+        InputError: an argument is wrong.
+
+    Example:
+        >>> import numpy as np
+        >>> loss = TverskyLoss(factor_false_positives=0.5)
+        >>> float(loss(np.array([[1.0, 1.0, 0.0]]), np.array([[1, 0, 1]])))
+        0.5
     """
 
     def __init__(
@@ -126,11 +141,14 @@ class TverskyLoss(AreaFunction):
         self.smooth = smooth
 
     def values(self, outputs: Array, targets: Array) -> Array:
-        """Loss of each mask, between 0 and 1.
+        """Compute the loss of each mask, between 0 and 1.
 
         Args:
             outputs: predicted masks, shape (W,), (H, W) or (B, ..., H, W).
             targets: true masks of the same shape.
+
+        Returns:
+            Array (B, ...), or a scalar array for a single mask.
         """
         xp, p, t = as_masks(outputs, targets)
         if self.from_logit:
@@ -141,22 +159,32 @@ class TverskyLoss(AreaFunction):
         whole = found + b * self.area(p * (1.0 - t)) + (1.0 - b) * self.area((1.0 - p) * t)
         one = xp.zeros_like(whole) + 1.0
         nothing = whole == 0
-        # Both choices are needed: the gradient runs through the one that is not taken, too.
+        # The inner choice keeps the gradient finite, since it also flows through the branch not chosen.
         return xp.where(nothing, 0.0 * one, 1.0 - found / xp.where(nothing, one, whole))
 
 
 class BalancedBCELoss(BatchFunction):
-    r"""Binary cross-entropy of each pixel, in nats, with a weight for either class.
+    r"""Binary cross-entropy of each pixel, in nats, with a weight for each class.
 
     .. math:: -\bigl(b\,t \log p + (1 - b)(1 - t) \log (1 - p)\bigr)
 
     Args:
-        factor_pos_class: weight b of the foreground, between 0 and 1. If None, the share of the
-            background in the batch, ``1 - targets.mean()``, so that both classes weigh the same.
-        reduction: reduces the losses of all pixels of a batch; ``"none"`` leaves one for each pixel.
-        from_logit: the outputs are logits, not probabilities. This is the exact way: a probability
-            that has been rounded to 0 or 1 has lost its gradient.
+        factor_pos_class: weight b of the foreground, between 0 and 1. None for the share of the background
+            in the batch, ``1 - targets.mean()``, which gives both classes the same total weight.
+        reduction: function, or its name, that reduces the losses of all pixels of a batch; ``"none"`` keeps
+            one loss for each pixel.
+        from_logit: whether the outputs are logits instead of probabilities. Prefer logits: a probability
+            that is rounded to 0 or 1 has no gradient.
         kwargs: arguments of the framework's base class.
+
+    Raises:
+        InputError: an argument is wrong.
+
+    Example:
+        >>> import numpy as np
+        >>> loss = BalancedBCELoss(factor_pos_class=0.5, from_logit=True)
+        >>> round(float(loss(np.zeros((2, 2)), np.eye(2))), 4)  # log(2) / 2
+        0.3466
     """
 
     def __init__(
@@ -174,11 +202,14 @@ class BalancedBCELoss(BatchFunction):
         self.from_logit = from_logit
 
     def values(self, outputs: Array, targets: Array) -> Array:
-        """Loss of each pixel.
+        """Compute the loss of each pixel.
 
         Args:
             outputs: predicted masks or logits of any shape.
-            targets: true masks of the same shape; soft masks are taken as they are.
+            targets: true masks of the same shape. Values between 0 and 1 are not binarised.
+
+        Returns:
+            Array of the same shape, in nats.
         """
         xp, p, t = as_masks(outputs, targets)
         b = 1.0 - xp.mean(t) if self.factor_pos_class is None else self.factor_pos_class
@@ -187,10 +218,10 @@ class BalancedBCELoss(BatchFunction):
 
 
 class BalancedPenaltyReducedFocalLoss(BatchFunction):
-    r"""Focal loss of key-point heatmaps, with a weight for either class.
+    r"""Focal loss of key-point heatmaps, with a weight for each class.
 
-    A pixel is foreground where the true mask is exactly 1; the others weigh the less the closer to 1 they
-    are. With N foreground pixels in the batch (N = 1 if there are none)
+    A pixel is foreground where the true mask is exactly 1. The other pixels have less weight the closer their
+    true mask is to 1. With N foreground pixels in the batch (N = 1 if there are none), it is
 
     .. math:: -\frac{1}{N} \Bigl(b \sum_{t = 1} (1 - p)^\alpha \log p
               + (1 - b) \sum_{t < 1} (1 - t)^\beta p^\alpha \log (1 - p)\Bigr),
@@ -201,11 +232,20 @@ class BalancedPenaltyReducedFocalLoss(BatchFunction):
         factor_pos_class: weight b of the foreground, between 0 and 1.
         alpha: exponent of the predicted mask, 0 or at least 1.
         beta: exponent of the true mask, at least 0.
-        from_logit: the outputs are logits, not probabilities.
+        from_logit: whether the outputs are logits instead of probabilities.
         kwargs: arguments of the framework's base class.
 
     Attributes:
-        reduction: always the sum; the division by N is part of each pixel's value.
+        reduction: always the sum. The division by N is part of each pixel's value.
+
+    Raises:
+        InputError: an argument is wrong.
+
+    Example:
+        >>> import numpy as np
+        >>> loss = BalancedPenaltyReducedFocalLoss(alpha=0, beta=0)
+        >>> round(float(loss(np.full((1, 2), 0.5), np.array([[1.0, 0.0]]))), 4)  # log(2)
+        0.6931
     """
 
     def __init__(
@@ -218,7 +258,7 @@ class BalancedPenaltyReducedFocalLoss(BatchFunction):
     ) -> None:
         super().__init__(**kwargs)
         if not (alpha == 0 or alpha >= 1):
-            raise InputError(f"alpha={alpha!r} must be 0 or at least 1; between them gradients are infinite")
+            raise InputError(f"alpha={alpha!r} must be 0 or at least 1; in between, gradients are infinite")
         if not beta >= 0:
             raise InputError(f"beta={beta!r} must be at least 0")
         self.factor_pos_class = require_fraction(factor_pos_class, "factor_pos_class")
@@ -228,11 +268,14 @@ class BalancedPenaltyReducedFocalLoss(BatchFunction):
         self.reduction = BatchReduction.sum
 
     def values(self, outputs: Array, targets: Array) -> Array:
-        """Share of each pixel in the loss.
+        """Compute the share of each pixel in the loss.
 
         Args:
             outputs: predicted masks or logits of any shape.
             targets: true masks of the same shape, between 0 and 1.
+
+        Returns:
+            Array of the same shape.
         """
         xp, p, t = as_masks(outputs, targets)
         log_p, log_q = _log_probabilities(p, self.from_logit)
@@ -248,7 +291,7 @@ class BalancedPenaltyReducedFocalLoss(BatchFunction):
 
 
 def _power(base: Array, exponent: float) -> Array:
-    # The derivative of 0^0 is 0 * 0^-1, not a number, in one framework and 0 in the other.
+    # The derivative of 0^0 is 0 * 0^-1, which is NaN in one framework and 0 in the other.
     return base**exponent if exponent else array_namespace(base).zeros_like(base) + 1.0
 
 
@@ -257,11 +300,17 @@ class WeightedLossSum(MaskFunction):
 
     Args:
         losses: functions of the same arguments that return arrays of the same shape.
-        weights: a weight for each; by default all the same, summing to 1.
+        weights: a weight for each loss; by default equal weights that sum to 1.
         kwargs: arguments of the framework's base class.
 
     Raises:
-        InputError: there is no loss, or not one weight for each.
+        InputError: there is no loss, or the numbers of losses and weights differ.
+
+    Example:
+        >>> import numpy as np
+        >>> loss = WeightedLossSum([Net2VecLoss(), TverskyLoss()], weights=[0.0, 2.0])
+        >>> float(loss(np.zeros((2, 2)), np.eye(2)))
+        2.0
     """
 
     losses: Sequence[Callable[..., Array]]
@@ -281,6 +330,6 @@ class WeightedLossSum(MaskFunction):
         self.weights = [1.0 / len(losses)] * len(losses) if weights is None else list(weights)
 
     def forward(self, *inp: Array) -> Array:
-        """Weighted sum of the losses, each called with the same arguments."""
+        """Compute the weighted sum of the losses, each called with the same arguments."""
         first, *others = (weight * loss(*inp) for weight, loss in zip(self.weights, self.losses, strict=True))
         return sum(others, start=first)

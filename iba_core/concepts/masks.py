@@ -1,4 +1,4 @@
-"""Functions of predicted and true masks: what every loss and every metric shares."""
+"""The parts that all losses and metrics of predicted and true masks share."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from iba_core.framework.namespace import Array, Namespace, array_namespace
 
 
 class BatchReduction(Enum):
-    """How the values of the masks of a batch become one value. Every member is a function of them.
+    """Functions that reduce the values of the masks of a batch.
 
     Attributes:
-        mean: their mean.
-        sum: their sum.
-        none: the values as they are.
+        mean: the mean of the values.
+        sum: the sum of the values.
+        none: the values themselves.
 
     Example:
         >>> import numpy as np
@@ -32,7 +32,7 @@ class BatchReduction(Enum):
     none = "none"
 
     def __call__(self, batch_tensor: Array) -> Array:
-        """Reduce an array of any shape to a scalar array, or return it as it is (`none`)."""
+        """Reduce an array of any shape to a scalar array; `none` returns it unchanged."""
         if self is BatchReduction.none:
             return batch_tensor
         xp = array_namespace(batch_tensor)
@@ -47,10 +47,14 @@ Reduction = BatchReduction | Callable[[Array], Array]
 
 
 def as_reduction(reduction: Reduction | str) -> Reduction:
-    """The reduction of that name (``"mean"``, ``"sum"`` or ``"none"``), or the function itself.
+    """Return the reduction with this name (``"mean"``, ``"sum"`` or ``"none"``), or the function itself.
 
     Raises:
         InputError: it is neither the name of a `BatchReduction` nor callable.
+
+    Example:
+        >>> as_reduction("sum")
+        BatchReduction.sum
     """
     if callable(reduction):
         return reduction
@@ -62,10 +66,10 @@ def as_reduction(reduction: Reduction | str) -> Reduction:
 
 
 def require_fraction(value: float, argument: str) -> float:
-    """`value` as a float, if it is between 0 and 1.
+    """Return `value` as a float.
 
     Raises:
-        InputError: it is not.
+        InputError: it is not between 0 and 1.
     """
     if not 0 <= value <= 1:
         raise InputError(f"{argument}={value!r} must be between 0 and 1")
@@ -73,27 +77,27 @@ def require_fraction(value: float, argument: str) -> float:
 
 
 def as_masks(outputs: Array, targets: Array) -> tuple[Namespace, Array, Array]:
-    """Predicted and true masks in one floating-point dtype, and the namespace to compute with.
+    """Convert predicted and true masks to one floating-point dtype, and find the namespace to compute with.
 
-    Half precision is widened, since the sum over an image overflows it.
+    Half precision becomes float32, since the sum over an image overflows it.
 
     Args:
         outputs: predicted masks or logits, at least 1-D.
         targets: true masks of the same shape and any dtype.
 
     Returns:
-        The namespace, the outputs in float32 or float64, the targets in the same dtype.
+        The namespace, the outputs in float32 or float64, and the targets in the same dtype.
 
     Raises:
         InputError: the shapes differ, or the arrays have no axis or no entry.
     """
     shape, target_shape = tuple(outputs.shape), tuple(targets.shape)
-    # An axis of a traced TensorFlow function may have no size yet: None.
+    # In a traced TensorFlow function, the size of an axis may be None.
     differs = any(
         None not in sizes and sizes[0] != sizes[1] for sizes in zip(shape, target_shape, strict=False)
     )
     if len(shape) != len(target_shape) or differs:
-        raise InputError(f"targets has shape {target_shape}; it must have that of outputs, {shape}")
+        raise InputError(f"targets has shape {target_shape}; it must have the shape of outputs, {shape}")
     if not shape or 0 in shape:
         raise InputError(f"outputs has shape {shape}; a mask needs at least one axis and one entry")
     xp = array_namespace(outputs, targets)
@@ -103,16 +107,24 @@ def as_masks(outputs: Array, targets: Array) -> tuple[Namespace, Array, Array]:
 
 
 def binarize(masks: Array, threshold: float) -> Array:
-    """Masks of 0 and 1, of the dtype of `masks`: 1 where an entry is above `threshold`."""
+    """Convert masks to 0 and 1 in the same dtype: 1 where an entry is above `threshold`."""
     return array_namespace(masks).astype(masks > threshold, masks.dtype)
 
 
 def mask_axes(ndim: int, data_format: DataFormat) -> tuple[int, ...]:
-    """The axes that make up one mask.
+    """Find the axes of one mask.
 
-    A 1-D array is one 1-D mask and a 2-D array one 2-D mask, without a batch axis. Arrays with more
-    axes hold a 2-D mask for every index of the axes before it and, with four or more axes in
-    ``"channels_last"``, of the channel axis behind it.
+    A 1-D array is one 1-D mask, and a 2-D array is one 2-D mask, both without a batch axis. In an array with
+    more axes, the last two axes are those of a 2-D mask, or the two before the channel axis if there are four
+    or more axes in ``"channels_last"``.
+
+    Args:
+        ndim: number of axes of the array.
+        data_format: position of the channel axis.
+
+    Example:
+        >>> mask_axes(4, "channels_last"), mask_axes(3, "channels_last")
+        ((-3, -2), (-2, -1))
     """
     if ndim == 1:
         return (-1,)
@@ -122,8 +134,8 @@ def mask_axes(ndim: int, data_format: DataFormat) -> tuple[int, ...]:
 class MaskFunction(ABC):
     """A loss or metric of predicted and true masks, with its settings.
 
-    A framework makes it its own by inheriting from the function and from the framework's base class, in
-    this order; unknown keyword arguments of the constructor go to the latter.
+    A framework's class inherits from this class and from the framework's base class, in this order. Unknown
+    keyword arguments of the constructor go to the framework's base class.
     """
 
     def __init__(self, **kwargs: Any) -> None:
@@ -135,10 +147,10 @@ class MaskFunction(ABC):
 
     @abstractmethod
     def forward(self, outputs: Array, targets: Array) -> Array:
-        """Value for a batch of predicted masks and true masks of the same shape."""
+        """Compute the value for a batch of predicted masks and true masks of the same shape."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """The same as `forward`."""
+        """Call `forward`."""
         return self.forward(*args, **kwargs)
 
     @property
@@ -156,27 +168,27 @@ class MaskFunction(ABC):
 
 
 class BatchFunction(MaskFunction):
-    """A function that has a value for each mask (or pixel) of a batch, and reduces them.
+    """A function that computes a value for each mask (or pixel) of a batch and reduces the values.
 
     Attributes:
-        reduction: reduces the values.
+        reduction: function that reduces the values.
     """
 
     reduction: Reduction
 
     @abstractmethod
     def values(self, outputs: Array, targets: Array) -> Array:
-        """Values before the reduction."""
+        """Compute the values before the reduction."""
 
     def forward(self, outputs: Array, targets: Array) -> Array:
-        """The reduced values.
+        """Compute the values and reduce them.
 
         Args:
             outputs: predicted masks, shape (W,), (H, W) or (B, ..., H, W).
             targets: true masks of the same shape.
 
         Returns:
-            Scalar array; the values themselves if the reduction is ``"none"``.
+            Scalar array; or the values themselves if the reduction is ``"none"``.
 
         Raises:
             InputError: the shapes differ.
@@ -185,16 +197,19 @@ class BatchFunction(MaskFunction):
 
 
 class AreaFunction(BatchFunction):
-    """A function of the areas of masks: one value for each mask.
+    """A function of the areas of masks, with one value for each mask.
 
     Args:
-        reduction: reduces the values of the masks.
-        data_format: where the channel axis is in arrays with four or more axes; by default where the
-            framework has it.
+        reduction: function, or its name, that reduces the values of the masks.
+        data_format: position of the channel axis in arrays with four or more axes; by default that of the
+            framework.
         kwargs: arguments of the framework's base class.
 
     Attributes:
-        data_format: where the channel axis is.
+        data_format: position of the channel axis.
+
+    Raises:
+        InputError: the reduction or the data format is unknown.
     """
 
     data_format: DataFormat
@@ -208,10 +223,10 @@ class AreaFunction(BatchFunction):
 
     @staticmethod
     def default_data_format() -> DataFormat:
-        """The framework's own data format."""
+        """Return the framework's own data format."""
         return "channels_first"
 
     def area(self, masks: Array) -> Array:
-        """Sum over the entries of each mask: shape (B, ...), or a scalar array for a single mask."""
+        """Sum the entries of each mask: shape (B, ...), or a scalar array for a single mask."""
         xp = array_namespace(masks)
         return xp.sum(masks, axis=mask_axes(len(masks.shape), self.data_format))

@@ -1,7 +1,7 @@
-"""How well predicted masks cover true ones, once for all frameworks.
+"""Metrics of how well predicted masks cover true masks.
 
-Both masks are binarised, so metrics have no gradient. The same names in `iba_torch.concepts` are
-`torch.nn.Module`, those in `iba_tf.concepts` `keras.metrics.Metric`.
+Both masks are binarised, so metrics have no gradient. The classes of the same names in `iba_torch.concepts`
+are `torch.nn.Module`, those in `iba_tf.concepts` are `keras.metrics.Metric`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from iba_core.framework.namespace import Array, array_namespace
 
 
 def _overlap(outputs: Array, labels: Array, output_thresh: float, label_thresh: float) -> tuple[Array, Array]:
-    """Masks of 0 and 1: the intersection of prediction and truth, and their union."""
+    """Compute the intersection and the union of prediction and truth, as masks of 0 and 1."""
     _, p, t = as_masks(outputs, labels)
     p, t = binarize(p, output_thresh), binarize(t, label_thresh)
     return p * t, p + t - p * t
@@ -35,22 +35,25 @@ def _ratio(intersection: Array, union: Array, smooth: float) -> Array:
 
 def _require_smooth(smooth: float) -> float:
     if not smooth > 0:
-        raise InputError(f"smooth={smooth!r} must be above 0, else two empty masks have no IoU")
+        raise InputError(f"smooth={smooth!r} must be above 0; with 0, two empty masks have no IoU")
     return smooth
 
 
 class IoU(AreaFunction):
     r"""Intersection over union of each mask, reduced over the batch.
 
-    With :math:`s` = `smooth`, :math:`(TP + s) / (TP + FP + FN + s)`, so that two empty masks agree: 1.
+    It is :math:`(TP + s) / (TP + FP + FN + s)` with :math:`s` = `smooth`. Two empty masks have the value 1.
 
     Args:
-        reduction: reduces the values of the masks of a batch.
+        reduction: function, or its name, that reduces the values of the masks of a batch.
         output_thresh: entries of the predicted masks above it are foreground.
         label_thresh: entries of the true masks above it are foreground.
         smooth: summand s, above 0.
-        data_format: where the channel axis is in arrays with four or more axes.
+        data_format: position of the channel axis in arrays with four or more axes.
         kwargs: arguments of the framework's base class.
+
+    Raises:
+        InputError: an argument is wrong.
 
     Example:
         >>> import numpy as np
@@ -74,27 +77,33 @@ class IoU(AreaFunction):
         self.smooth = _require_smooth(smooth)
 
     def values(self, outputs: Array, targets: Array) -> Array:
-        """IoU of each mask, between 0 and 1.
+        """Compute the IoU of each mask, between 0 and 1.
 
         Args:
             outputs: predicted masks, shape (W,), (H, W) or (B, ..., H, W).
             targets: true masks of the same shape.
+
+        Returns:
+            Array (B, ...), or a scalar array for a single mask.
         """
         intersection, union = _overlap(outputs, targets, self.output_thresh, self.label_thresh)
         return _ratio(self.area(intersection), self.area(union), self.smooth)
 
 
 class SetIoU(MaskFunction):
-    r"""Intersection over union of a set of masks: all intersections by all unions.
+    r"""Intersection over union of a set of masks: the sum of all intersections over the sum of all unions.
 
-    :math:`(\sum TP + s) / (\sum (TP + FP + FN) + s)` over the pixels of all masks. Calling it gives the
-    value of one batch; `update`, `value` and `reset` that of a data set, batch by batch.
+    It is :math:`(\sum TP + s) / (\sum (TP + FP + FN) + s)` over the pixels of all masks. A call gives the
+    value of one batch. `update`, `value` and `reset` give the value of a data set, batch by batch.
 
     Args:
         output_thresh: entries of the predicted masks above it are foreground.
         label_thresh: entries of the true masks above it are foreground.
         smooth: summand s, above 0.
         kwargs: arguments of the framework's base class.
+
+    Raises:
+        InputError: `smooth` is not above 0.
 
     Example:
         >>> import numpy as np
@@ -117,7 +126,7 @@ class SetIoU(MaskFunction):
         self.reset()
 
     def counts(self, outputs: Array, targets: Array) -> tuple[Array, Array]:
-        """Pixels in the intersection and in the union of each mask.
+        """Count the pixels in the intersection and in the union of each mask.
 
         Args:
             outputs: predicted masks, shape (W,), (H, W) or (B, ..., H, W).
@@ -129,19 +138,19 @@ class SetIoU(MaskFunction):
         intersection, union = _overlap(outputs, targets, self.output_thresh, self.label_thresh)
         xp = array_namespace(intersection)
         axes = mask_axes(len(intersection.shape), "channels_first")
-        # Integers, since float32 stops counting at 2^24 pixels.
+        # Use integers, since float32 cannot count beyond 2^24 pixels.
         return (
             xp.sum(xp.astype(intersection, xp.int64), axis=axes),
             xp.sum(xp.astype(union, xp.int64), axis=axes),
         )
 
     def ratio(self, intersection: Array, union: Array) -> Array:
-        """Smoothed ratio of two numbers of pixels, scalar arrays, in float32."""
+        """Compute the smoothed ratio of two numbers of pixels, scalar arrays, in float32."""
         xp = array_namespace(intersection)
         return _ratio(xp.astype(intersection, xp.float32), xp.astype(union, xp.float32), self.smooth)
 
     def forward(self, outputs: Array, targets: Array) -> Array:
-        """Set IoU of one batch.
+        """Compute the set IoU of one batch.
 
         Args:
             outputs: predicted masks, shape (W,), (H, W) or (B, ..., H, W).
@@ -162,13 +171,13 @@ class SetIoU(MaskFunction):
         self._totals = (before[0] + xp.sum(intersection), before[1] + xp.sum(union))
 
     def value(self) -> Array:
-        """Set IoU of all batches since the last `reset`, a scalar array in float32.
+        """Compute the set IoU of all batches since the last `reset`, a scalar array in float32.
 
         Raises:
-            InputError: there were none.
+            InputError: there were no batches.
         """
         if self._totals is None:
-            raise InputError("no masks have been added; call update(outputs, targets) before value()")
+            raise InputError("there are no masks yet; call update(outputs, targets) before value()")
         return self.ratio(*self._totals)
 
     def reset(self) -> None:

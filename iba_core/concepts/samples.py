@@ -1,4 +1,4 @@
-"""A concept to try things on: faces, set into photographs that come with packages."""
+"""A sample concept: faces, set into photographs that come with packages."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _SHARES = (0.6, 0.2, 0.2)
 """Shares of the faces and of the other patches that each part gets."""
 
 _SIDES = (0.25, 0.5)
-"""Least and greatest side of a patch, relative to the picture."""
+"""Smallest and largest side of a patch, relative to the picture."""
 
 Pictures = npt.NDArray[np.uint8]
 
@@ -36,25 +36,30 @@ def face_concept(
     sizes: Sequence[int] = (120, 40, 40),
     seed: int = 0,
 ) -> SegmentationConcept2D:
-    """Faces set into photographs and textures, as segmentation data.
+    """Make segmentation data of faces, set into photographs and textures.
 
-    Each picture shows a face, and a patch that was cut out and set in the same way but is none, so that
-    edges do not give it away. The 100 faces and 100 other patches are those of
-    `skimage.data.lfw_subset` (25 pixels a side, grey); they are enlarged, tinted and mirrored at random.
-    Faces, patches and photographs are different ones in training, validation and test data.
+    Each picture shows a face, and another patch that is set in with the same edges, so that edges do not
+    reveal the face. The 100 faces and 100 other patches are those of `skimage.data.lfw_subset` (grey, 25 x 25
+    pixels). They are enlarged, tinted and mirrored at random. Training, validation and test data share no
+    faces, patches or photographs.
 
     Args:
-        preprocessing: what the model expects; its crop is not applied.
+        preprocessing: preprocessing that the model expects; its crop is not applied.
         data_format: where the model expects the channels.
-        sizes: number of pictures for training, validation and test.
-        seed: one seed, one set of pictures.
+        sizes: numbers of pictures for training, validation and test.
+        seed: seed of the pictures. The same seed gives the same pictures.
 
     Returns:
-        The concept ``"face"``; masks are ellipses at the resolution of the images.
+        The concept ``"face"``. Its masks are ellipses at the resolution of the images.
 
     Raises:
         InputError: a size is below 1.
         MissingDependencyError: scikit-image or scikit-learn is not installed.
+
+    Example:
+        >>> from iba_core.pictures.images import Preprocessing
+        >>> face_concept(Preprocessing(size=(64, 64)), "channels_last", sizes=(4, 1, 1))
+        SegmentationConcept2D(name='face', train_data=4, val_data=1, test_data=1, rel_size=(0.375, 0.375))
     """
     if len(sizes) != 3 or min(sizes) < 1:
         raise InputError(f"sizes={tuple(sizes)} must be three numbers of pictures, each at least 1")
@@ -97,7 +102,7 @@ def _picture(
     other: Pictures,
     size: tuple[int, int],
 ) -> tuple[Pictures, npt.NDArray[np.float32]]:
-    """A picture with a face and something else, uint8, (H, W, 3), and the mask of the face."""
+    """Make a picture with a face and another patch, uint8, (H, W, 3), and the mask of the face."""
     height, width = size
     window = min(photograph.width, photograph.height) * generator.uniform(0.5, 1)
     left = generator.uniform(0, photograph.width - window)
@@ -109,7 +114,7 @@ def _picture(
     mask = np.zeros(size, dtype=np.float32)
     for patch, half, shown in zip((face, other), generator.permutation(2), (1.0, 0.0), strict=True):
         side = int(generator.uniform(*_SIDES) * min(height, width))
-        # One in the left half, one in the right, so that neither hides the other.
+        # Put one patch into each half, so that neither hides the other.
         x = int(half * width / 2 + generator.uniform(0, max(width / 2 - side, 0)))
         y = int(generator.uniform(0, height - side))
         x = min(x, width - side)
@@ -126,7 +131,7 @@ def _picture(
 
 
 def _radius(side: int) -> npt.NDArray[np.float64]:
-    """Distance from the middle of a square, 1 on the border of the ellipse that a face fills."""
+    """Compute the distance from the middle of a square, 1 on the border of the ellipse around a face."""
     across = (np.arange(side) + 0.5) / side * 2 - 1
     radius: npt.NDArray[np.float64] = np.hypot(across[None, :] / 0.85, across[:, None])
     return radius

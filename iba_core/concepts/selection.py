@@ -1,8 +1,8 @@
-"""Selecting concepts' embeddings from a learnt memory, once for all frameworks.
+"""Select the embeddings of concepts from a learnt memory.
 
-Every concept has a memory of M slots, vectors of E entries. An attention network scores the slots for an
-input, and the concept's embedding is the mean of its slots, weighted by the softmax of the scores; or, when
-sampling, one slot drawn with these probabilities. After D. Debot et al., *Interpretable Concept-Based
+Every concept has a memory of M slots, vectors with E entries. An attention network gives each slot a score
+for an input. The concept's embedding is the mean of its slots, weighted by the softmax of the scores. In
+sampling, it is one slot, drawn with these probabilities. After D. Debot et al., *Interpretable Concept-Based
 Memory Reasoning*, NeurIPS 2024 (https://arxiv.org/abs/2407.15527).
 """
 
@@ -21,16 +21,23 @@ LEAKY_SLOPE = 0.01
 """Slope of the attention network's leaky rectifier for negative values."""
 
 AttentionAxis = Literal["slots", "concepts"]
-"""What an input's attention weights sum to one over: the slots of each concept, or (as in the package that
-the class comes from) the concepts of each slot."""
+"""The axis along which the attention weights sum to 1: the slots of each concept, or the concepts of each
+slot, as in the package torch_concepts."""
 
 
 def gumbel(uniform: Array) -> Array:
-    """Standard Gumbel numbers, ``-log(-log(u))``, from numbers uniform in [0, 1).
+    """Convert numbers that are uniform in [0, 1) to standard Gumbel numbers, ``-log(-log(u))``.
 
-    The largest of ``logits + gumbel(u)`` is at an index drawn from ``softmax(logits)``.
+    The index of the maximum of ``logits + gumbel(u)`` has the distribution ``softmax(logits)``.
+
+    Args:
+        uniform: array of any shape and framework.
+
+    Example:
+        >>> gumbel(np.array([np.exp(-1.0)])).round(6) + 0.0
+        array([0.])
     """
-    # 0 can be drawn, and its logarithm cannot be taken.
+    # The floor is needed since u can be 0.
     return -array_namespace(uniform).log(-floored_log(uniform))
 
 
@@ -41,39 +48,43 @@ def attention(
     noise: Array | None = None,
     stop_gradient: Callable[[Array], Array] | None = None,
 ) -> Array:
-    """Weights of the memory slots.
+    """Compute the weights of the memory slots.
 
     Args:
         scores: (..., T, M) for T concepts with M slots.
-        temperature: positive; the smaller, the closer the weights are to a choice of one.
-        over: axis along which the weights sum to one.
-        noise: standard Gumbel numbers of the shape of the scores: draw one instead of weighing all.
+        temperature: positive number. The smaller it is, the closer the weights are to the choice of one slot.
+        over: axis along which the weights sum to 1.
+        noise: standard Gumbel numbers of the shape of the scores, to draw one slot; None to weight all slots.
         stop_gradient: the framework's identity without gradient; needed with `noise`.
 
     Returns:
-        (..., T, M): ``softmax(scores / temperature)``; with noise, 1 at the largest entry of
-        ``scores + noise``, else 0, with the gradient of ``softmax((scores + noise) / temperature)``
-        (straight-through; E. Jang et al., https://arxiv.org/abs/1611.01144). Entries that tie share the 1.
+        (..., T, M). Without noise, ``softmax(scores / temperature)``. With noise, 1 at the largest entry of
+        ``scores + noise`` and 0 elsewhere, with the gradient of ``softmax((scores + noise) / temperature)``
+        (straight-through; E. Jang et al., https://arxiv.org/abs/1611.01144). Equal maxima share the 1.
 
     Raises:
         InputError: there is noise and no `stop_gradient`.
+
+    Example:
+        >>> attention(np.array([[0.0, np.log(3.0)]]), temperature=1.0)
+        array([[0.25, 0.75]])
     """
     axis = -1 if over == "slots" else -2
     if noise is None:
         return softmax(scores / temperature, axis)
     if stop_gradient is None:
-        raise InputError("stop_gradient is missing; noise needs the framework's identity without gradient")
+        raise InputError("stop_gradient is missing; give the framework's identity without gradient")
     perturbed = scores + noise
     soft = softmax(perturbed / temperature, axis)
     xp = array_namespace(soft)
     best = xp.astype(perturbed == xp.max(perturbed, axis=axis, keepdims=True), soft.dtype)
     hard = best / xp.sum(best, axis=axis, keepdims=True)
-    # In this order the values are exactly those of `hard`.
+    # This order of the operations gives exactly the values of `hard`.
     return hard + (soft - stop_gradient(soft))
 
 
 def select(weights: Array, memory: Array) -> Array:
-    """Mean of the slots of each concept.
+    """Compute the weighted mean of the slots of each concept.
 
     Args:
         weights: (..., T, M).
@@ -81,6 +92,10 @@ def select(weights: Array, memory: Array) -> Array:
 
     Returns:
         (..., T, E).
+
+    Example:
+        >>> select(np.array([[0.25, 0.75]]), np.array([[[0.0, 4.0], [4.0, 0.0]]]))
+        array([[3., 1.]])
     """
     xp = array_namespace(weights, memory)
     return xp.squeeze(xp.matmul(xp.expand_dims(weights, axis=-2), memory), axis=-2)
@@ -89,14 +104,14 @@ def select(weights: Array, memory: Array) -> Array:
 def require_weights(
     arrays: Mapping[str, npt.ArrayLike], shapes: Mapping[str, tuple[int, ...]]
 ) -> dict[str, npt.NDArray[Any]]:
-    """`arrays` as NumPy arrays, if their names and shapes are those of `shapes`.
+    """Convert `arrays` to NumPy arrays, and check their names and shapes.
 
     The names and layouts are those of a PyTorch state dictionary in every framework: ``memory.weight``
     (T, M * E), ``selector.0.weight`` (E, features), ``selector.0.bias`` (E,), ``selector.2.weight``
     (T * M, E) and, if there is one, ``selector.2.bias`` (T * M,).
 
     Raises:
-        InputError: they are not.
+        InputError: a name or a shape differs from `shapes`.
     """
     if set(arrays) != set(shapes):
         raise InputError(f"arrays holds {sorted(arrays)}; it must hold {sorted(shapes)}")
@@ -115,7 +130,7 @@ def require_arguments(
     temperature: float,
     attention_over: str,
 ) -> None:
-    """Check a selector's arguments.
+    """Check the arguments of a selector.
 
     Raises:
         InputError: a size or the temperature is not positive, or the axis is unknown.

@@ -1,57 +1,58 @@
-"""What a concept asks of a model's output: targets for class activation maps and for bottlenecks alike.
+"""Targets for concepts, for class activation maps and for bottlenecks.
 
-Each is called on the output for one image and gives a score, as the maps of `iba_core.concepts.cam` want
-it, and each is a `Target`, as `Explainer.explain` wants it.
+A target can be called on the output for one image and gives a score, as the maps of `iba_core.concepts.cam`
+need it. It is also a `Target`, as `Explainer.explain` needs it.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import array_api_compat
 import numpy as np
 import numpy.typing as npt
 
-from iba_core.concepts.detection import windows
-from iba_core.concepts.embedding import ConceptEmbedding, signed_distance
+from iba_core.concepts.hyperplanes import NO_PADDING, signed_distance, windows
 from iba_core.errors import InputError
 from iba_core.framework.layout import DataFormat, Layout
 from iba_core.framework.namespace import Array, array_namespace, full_precision, host_array, log_sigmoid
 from iba_core.targets import LogitTarget, Loss, Target, main_output
 
 Rows = tuple[npt.NDArray[Any], ...]
-"""Data of a loss, a row per image."""
-
-_NO_PADDING = ((0, 0), (0, 0))
+"""Data of a loss, one row for each image."""
 
 
 def cosine_similarity(a: Array, b: Array) -> Array:
-    """Cosine of the angle between vectors, along the last axis.
+    """Compute the cosine of the angle between vectors, along the last axis.
 
     Args:
         a: (..., D), floating point.
         b: (..., D), of the same framework.
 
     Returns:
-        Array (...), from -1 to 1, in float32 at least; 0 where a vector is zero.
+        Array (...), from -1 to 1, float32 or float64; 0 where a vector is zero.
+
+    Example:
+        >>> cosine_similarity(np.array([3.0, 4.0]), np.array([[1.0, 0.0], [0.0, 0.0]]))
+        array([0.6, 0. ])
     """
     xp = array_namespace(a, b)
 
     def unit(x: Array) -> Array:
         x = full_precision(x)
         squares = xp.sum(xp.square(x), axis=-1, keepdims=True)
-        # The root of zero would have no gradient.
+        # The square root has no gradient at zero.
         return x / xp.sqrt(xp.where(squares > 0, squares, xp.ones_like(squares)))
 
     return xp.sum(unit(a) * unit(b), axis=-1)
 
 
 class ScoredOutput(Target):
-    """A target that scores the output of each image; its loss is minus the score unless it says otherwise."""
+    """A target that gives the output for each image a score. By default, its loss is minus the score."""
 
     def __call__(self, model_output: Array) -> Array:
-        """Score of one image.
+        """Compute the score of one image.
 
         Args:
             model_output: the model's output for one image, without a batch axis.
@@ -60,36 +61,40 @@ class ScoredOutput(Target):
             Scalar, differentiable in the output.
 
         Raises:
-            InputError: the output does not have the shape that the target is for.
+            InputError: the output has a shape that does not suit the target.
         """
         return -_apply(self.resolve(host_array(model_output)[None]), model_output)
 
 
 @dataclass(frozen=True)
 class ClassifierOutputTarget(ScoredOutput):
-    """One output of a classifier as it is, such as the logit of a class.
+    """One output of a classifier, such as the logit of a class. The score is the output itself.
 
     Attributes:
-        category: index of the output; None for the largest.
-        layer: the layer whose output stands in for the model's, an object or its name; None for the model.
+        category: index of the output; None for the largest output.
+        layer: layer whose output to use, an object or its name; None for the model's output.
+
+    Example:
+        >>> float(ClassifierOutputTarget(1)(np.array([0.5, 2.0, -1.0])))
+        2.0
     """
 
     category: int | None = None
     layer: Any = None
 
     def resolve(self, outputs: npt.NDArray[Any]) -> tuple[Loss, Rows]:
-        """See `Target.resolve`; the row of an image is the index."""
+        """See `Target.resolve`. The row of an image is the index of the output."""
         return LogitTarget(self.category).resolve(outputs)
 
 
 @dataclass(frozen=True, eq=False)
 class SimilarityToConceptTarget(ScoredOutput):
-    """How similar the output is to a reference: the cosine of the angle between them.
+    """The similarity of the output to a reference: the cosine of the angle between them, from -1 to 1.
 
     Attributes:
-        features: the concept: the model's output for a picture of it, of any framework. It is read as
-            numbers; a graph behind it is not followed.
-        layer: the layer whose output the features are; None for the model.
+        features: the reference: the model's output for a picture of the concept, without a batch axis, of
+            any framework. Gradients do not flow through it.
+        layer: layer whose output the features are; None for the model's output.
 
     Raises:
         InputError: the features are empty, zero or not finite.
@@ -111,54 +116,79 @@ class SimilarityToConceptTarget(ScoredOutput):
             )
 
     def resolve(self, outputs: npt.NDArray[Any]) -> tuple[Loss, Rows]:
-        """See `Target.resolve`; the row of an image are the features."""
+        """See `Target.resolve`. The row of an image holds the features."""
         return _negative_similarity, (self._references(outputs),)
 
     def _references(self, outputs: npt.NDArray[Any]) -> npt.NDArray[Any]:
         features = host_array(self.features)
         if features.shape != outputs.shape[1:]:
             raise InputError(
-                f"features have shape {features.shape}, but {_place(self.layer)} for an image has "
+                f"features have shape {features.shape}, but {_source(self.layer)} for an image has shape "
                 f"{outputs.shape[1:]}"
             )
         return np.broadcast_to(features, outputs.shape).astype(outputs.dtype)
 
 
 class DifferenceFromConceptTarget(SimilarityToConceptTarget):
-    """How different the output is from a reference: 1 minus the cosine of the angle between them.
+    """The difference of the output from a reference: 1 minus the cosine of the angle between them.
 
     Attributes:
-        features: as of `SimilarityToConceptTarget`.
-        layer: as there.
+        features: see `SimilarityToConceptTarget`.
+        layer: see `SimilarityToConceptTarget`.
+
+    Example:
+        >>> target = DifferenceFromConceptTarget(np.array([3.0, 4.0]))
+        >>> float(target(np.array([1.0, 0.0])))
+        0.4
     """
 
     def resolve(self, outputs: npt.NDArray[Any]) -> tuple[Loss, Rows]:
-        """See `Target.resolve`; the row of an image are the features."""
+        """See `Target.resolve`. The row of an image holds the features."""
         return _negative_difference, (self._references(outputs),)
+
+
+class Embedding(Protocol):
+    """The properties of a `ConceptEmbedding` that its target needs."""
+
+    normal_vec: npt.NDArray[np.float64]
+    bias: float
+    kernel_size: tuple[int, ...]
+    layer_id: str | None
+
+    def scale(self) -> Embedding:
+        """Return the same distance with scaling factor 1."""
 
 
 @dataclass(frozen=True, eq=False)
 class ConceptEmbeddingTarget(ScoredOutput):
-    """The side of a hyperplane that the output, or a feature map on the way to it, lies on.
+    """The side of a hyperplane on which the model's output, or the output of a layer, lies.
 
-    With the signed distance d of a `ConceptEmbedding`, ``sigmoid(d)`` is the probability that the concept is
-    there, as a detection model with these weights says it. The score is d. The loss, for a bottleneck, is
-    the cross-entropy of the concept being there, ``-log sigmoid(d)``, in nats; so the scale of the
-    hyperplane matters: one of a trained detection model says how sure that model is, one of length 1 is
-    never very sure.
+    With the signed distance d of a `ConceptEmbedding`, ``sigmoid(d)`` is the probability of the concept, as a
+    detection model with these weights predicts it. The score is d. The loss, for a bottleneck, is the
+    cross-entropy ``-log sigmoid(d)``, in nats. The scale of the hyperplane matters: a hyperplane of a trained
+    detection model is as confident as that model, and a hyperplane of length 1 is never very confident.
 
-    Of a feature map, each place (each window of the embedding's kernel size) has its own distance. The score
-    is their mean, weighted with the probability of the concept at the place in the unaltered image; and
-    so is the loss.
+    In a feature map, each place (each window of the embedding's kernel size) has its own distance. The score
+    is their mean, weighted with the probability of the concept at the place in the original image. The loss
+    is weighted in the same way.
 
     Attributes:
-        embedding: the hyperplane.
-        layer: the layer whose output it lies in; by default the one that the embedding names, and if that
-            names none, the model's output.
-        data_format: where the channels of that output are; needed only where the shape leaves it open.
+        embedding: the hyperplane, a `ConceptEmbedding`.
+        layer: layer in whose output it lies; by default the embedding's `layer_id`, or the model's output if
+            that is None.
+        data_format: where the channels of that output are; needed only if the shape does not tell.
+
+    Raises:
+        InputError: as it is used, the embedding does not fit the output.
+
+    Example:
+        >>> from iba_core.concepts import ConceptEmbedding
+        >>> target = ConceptEmbeddingTarget(ConceptEmbedding([3.0, 4.0], bias=-10.0))
+        >>> float(target(np.array([2.0, 3.5])))
+        10.0
     """
 
-    embedding: ConceptEmbedding
+    embedding: Embedding
     layer: Any = None
     data_format: DataFormat | None = None
 
@@ -167,12 +197,12 @@ class ConceptEmbeddingTarget(ScoredOutput):
             object.__setattr__(self, "layer", self.embedding.layer_id)
 
     def __call__(self, model_output: Array) -> Array:
-        """See `ScoredOutput.__call__`; the score is the signed distance."""
+        """See `ScoredOutput.__call__`. The score is the signed distance."""
         loss, rows = self.resolve(host_array(model_output)[None])
         return _apply((_ConceptScore(loss.layout, loss.window), rows), model_output)
 
     def resolve(self, outputs: npt.NDArray[Any]) -> tuple[_ConceptLoss, Rows]:
-        """See `Target.resolve`; the rows are normal vector, bias, and the weights of the places."""
+        """See `Target.resolve`. The rows are the normal vector, the bias, and the weights of the places."""
         plane, shape = self.embedding.scale(), outputs.shape[1:]
         window = (plane.kernel_size[0], plane.kernel_size[1])
         layout = self._layout(shape)
@@ -184,7 +214,7 @@ class ConceptEmbeddingTarget(ScoredOutput):
         biases = np.full(images, plane.bias)
         presence = log_sigmoid(_distances(outputs.astype(np.float64), normals, biases, layout, window))
         axes = tuple(range(1, presence.ndim))
-        # Relative to the likeliest place: where the concept is clearly absent, all probabilities round to 0.
+        # Relative to the most probable place, since all probabilities round to 0 if the concept is absent.
         present = np.exp(presence - presence.max(axis=axes, keepdims=True))
         weights = present / present.sum(axis=axes, keepdims=True)
         rows = tuple(array.astype(outputs.dtype) for array in (normals, biases, weights))
@@ -205,18 +235,18 @@ class ConceptEmbeddingTarget(ScoredOutput):
         if len(fitting) > 1:
             raise InputError(
                 f"the {channels} channels of the embedding may be the first or the last axis of an output of "
-                f"shape {shape}; say which by ConceptEmbeddingTarget(embedding, data_format=...)"
+                f"shape {shape}; give ConceptEmbeddingTarget(embedding, data_format=...)"
             )
         return fitting[0]
 
     def _misfit(self, shape: tuple[int, ...]) -> InputError:
         return InputError(
             f"the embedding has a normal vector of shape {self.embedding.normal_vec.shape}, which does not "
-            f"fit {_place(self.layer)} for an image, of shape {shape}"
+            f"fit {_source(self.layer)} for an image, of shape {shape}"
         )
 
 
-def _place(layer: Any) -> str:
+def _source(layer: Any) -> str:
     return "the model's output" if layer is None else f"the output of layer {layer!r}"
 
 
@@ -248,7 +278,7 @@ def _weighted_sum(values: Array, weights: Array) -> Array:
 def _distances(
     outputs: Array, normals: Array, biases: Array, layout: Layout, window: tuple[int, int]
 ) -> Array:
-    """Signed distance of every window of a batch of feature maps.
+    """Compute the signed distance of every window of a batch of feature maps.
 
     Args:
         outputs: (N, *feature map).
@@ -265,14 +295,14 @@ def _distances(
     channels_last = xp.permute_dims(outputs, (0, *(axis + 1 for axis in order)))
     shape = (int(normals.shape[0]), *(1 for _ in layout.spatial_axes))
     return signed_distance(
-        windows(channels_last, window, _NO_PADDING),
+        windows(channels_last, window, NO_PADDING),
         xp.reshape(xp.astype(normals, outputs.dtype), (*shape, -1)),
         xp.reshape(xp.astype(biases, outputs.dtype), shape),
     )
 
 
 def _apply(resolved: tuple[Loss, Rows], model_output: Array) -> Array:
-    """A loss of one image's output."""
+    """Compute a loss for the output of one image."""
     loss, rows = resolved
     xp = array_namespace(model_output)
     device = array_api_compat.device(model_output)

@@ -1,7 +1,7 @@
-"""Learning the hyperplanes of a concept, once for all frameworks.
+"""Learn the hyperplanes of a concept.
 
-What is learnt is linear in the feature maps, and these do not change: they are computed once, and training
-is a few hundred steps of Adam on a matrix product. The framework differentiates the loss.
+A hyperplane is linear in the feature maps, and these do not change. So they are computed once, and training
+is a few hundred steps of Adam on a matrix product. The model's framework differentiates the loss.
 """
 
 from __future__ import annotations
@@ -19,55 +19,54 @@ import numpy.typing as npt
 from iba_core.bottleneck.adam import AdamState, adam_step, bias_corrections
 from iba_core.bottleneck.estimator import WelfordEstimator
 from iba_core.concepts.data import SegmentationConcept2D, SegmentationData
-from iba_core.concepts.detection import (
-    ConceptDetection,
-    ModelStump,
-    Padding,
-    same_padding,
-    windows,
-)
+from iba_core.concepts.detection import ConceptDetection, ModelStump
+from iba_core.concepts.hyperplanes import NO_PADDING, same_padding, windows
 from iba_core.concepts.laplace import cross_entropy_hessian, posterior_factor, tuned_factor, with_bias
 from iba_core.concepts.losses import BalancedBCELoss
 from iba_core.concepts.masks import MaskFunction
 from iba_core.errors import InputError, OptimizationError
-from iba_core.framework.adapter import ModelAdapter
+from iba_core.framework.framework import Framework
 from iba_core.framework.namespace import Array, array_namespace, sigmoid
 from iba_core.utils import get_tqdm
 
 FloatArray = npt.NDArray[np.float64]
 
-_NO_PADDING: Padding = ((0, 0), (0, 0))
-
 _FLOOR = 1e-3
-"""Least standard deviation of a channel, relative to the greatest: what hardly varies tells nothing."""
+"""Smallest standard deviation of a channel, relative to the greatest. It limits the scale of channels that
+hardly vary."""
 
 _CHUNK = 32
-"""Feature maps that are widened to double precision at once."""
+"""Number of feature maps to convert to float64 at once."""
 
 
 def default_loss() -> BalancedBCELoss:
-    """Half the binary cross-entropy of every pixel: both classes weigh the same, as often as they are."""
+    """Return the default loss: half the binary cross-entropy of every pixel, with equal weights."""
     return BalancedBCELoss(factor_pos_class=0.5, from_logit=True)
 
 
 @dataclass(frozen=True)
 class TrainingSettings:
-    """How hyperplanes are learnt.
+    """Settings for learning hyperplanes.
 
     Attributes:
-        epochs: passes over the training data at most.
-        batch_size: images in a step.
-        learning_rate: of Adam, for weights of channels with a standard deviation of 1.
-        weight_decay: half of it times the squared length of these weights is added to the loss.
-        patience: epochs without a lower validation loss after which training stops; the weights of the
-            lowest one are kept. Without validation data all epochs are run.
-        loss: ``loss(outputs, targets)`` with outputs (B, H, W), logits if its attribute ``from_logit`` is
-            true, else probabilities, and targets (B, H, W), the share of a pixel that the concept
-            covers. Any loss of `iba_core.concepts`, `iba_torch.concepts` or `iba_tf.concepts` will do.
-        seed: of the start and of the order of the images.
+        epochs: maximum number of passes over the training data.
+        batch_size: number of images in a step.
+        learning_rate: learning rate of Adam, for weights of channels with a standard deviation of 1.
+        weight_decay: factor d of the penalty ``d / 2 * |w|^2`` on these weights, added to the loss.
+        patience: number of epochs without a lower validation loss after which training stops. The weights
+            with the lowest validation loss are kept. Without validation data, all epochs are run.
+        loss: function ``loss(outputs, targets)``. The outputs (B, H, W) are logits if its attribute
+            ``from_logit`` is true, else probabilities. The targets (B, H, W) are the share of each pixel that
+            the concept covers. Any loss of `iba_core.concepts`, `iba_torch.concepts` or `iba_tf.concepts`
+            can be used.
+        seed: seed of the start and of the order of the images.
 
     Raises:
-        InputError: a number is out of its range.
+        InputError: a number is outside its range.
+
+    Example:
+        >>> TrainingSettings(epochs=20).learning_rate
+        0.05
     """
 
     epochs: int = 100
@@ -93,14 +92,14 @@ class TrainingSettings:
         """Check that the posterior of the weights can be approximated after training.
 
         Raises:
-            InputError: the loss is no cross-entropy, or there is no prior.
+            InputError: the loss is not a cross-entropy, or there is no prior.
         """
         if not isinstance(self.loss, BalancedBCELoss):
             raise InputError(
-                f"use_laplace needs a BalancedBCELoss, the likelihood of a pixel, not loss={self.loss!r}"
+                f"use_laplace needs a BalancedBCELoss, the likelihood of a pixel; loss is {self.loss!r}"
             )
         if not self.weight_decay > 0:
-            raise InputError("use_laplace needs a prior of the weights: weight_decay above 0")
+            raise InputError("use_laplace needs a prior of the weights; give a weight_decay above 0")
 
 
 # -- data -------------------------------------------------------------------------------------------
@@ -108,12 +107,12 @@ class TrainingSettings:
 
 @dataclass(frozen=True)
 class Examples:
-    """Feature maps of a layer with what is to be found in them.
+    """Feature maps of a layer, with the true masks at their resolution.
 
     Attributes:
         maps: (N, H, W, C), in memory or in a file.
-        targets: (N, H, W), share of each pixel that the concept covers.
-        like: a tensor of the model's framework, on the device and in the dtype to train in.
+        targets: float32 (N, H, W), share of each pixel that the concept covers.
+        like: a tensor of the model's framework, with the device and dtype to train in.
     """
 
     maps: npt.NDArray[np.floating]
@@ -133,14 +132,14 @@ class Examples:
         """Run all images through the model once.
 
         Args:
-            stump: the model, cut at the layer.
+            stump: the model up to the layer.
             data: images and masks.
-            batch_size: images that pass the model at once.
-            file: ``.npy`` file to keep the feature maps in instead of in memory; it is replaced.
+            batch_size: number of images to run through the model at once.
+            file: ``.npy`` file that keeps the feature maps instead of memory. An existing file is replaced.
             progbar: show the progress.
 
         Raises:
-            LayerError: the layer gives no feature maps with two spatial axes.
+            LayerError: the layer does not give feature maps with two spatial axes.
             InputError: a feature map is not finite, or the images differ in shape.
         """
         maps: Any = None
@@ -158,12 +157,12 @@ class Examples:
                 if features.shape[1:] != maps.shape[1:]:
                     raise InputError(
                         f"the feature maps of layer {stump.layer_id!r} have the shapes {maps.shape[1:]} and "
-                        f"{features.shape[1:]}; images of one size are needed"
+                        f"{features.shape[1:]}; all images must have one size"
                     )
                 if not np.isfinite(features).all():
                     raise InputError(
-                        f"layer {stump.layer_id!r} gives NaN or infinite features for an image from number "
-                        f"{done} on"
+                        f"layer {stump.layer_id!r} gives NaN or infinite features for an image of the batch "
+                        f"that starts at index {done}"
                     )
                 maps[done : done + len(features)] = features
                 done += len(features)
@@ -180,7 +179,7 @@ class Examples:
 
 
 def _trainable(tensor: Array) -> Array:
-    """A number of a tensor in at least single precision, whatever the model computes in."""
+    """Return a scalar on the device of a tensor, in float64 for a float64 model, else in float32."""
     xp = array_namespace(tensor)
     number = xp.sum(tensor[:1])
     return number if number.dtype == xp.float64 else xp.astype(number, xp.float32)
@@ -198,12 +197,12 @@ def _empty(shape: tuple[int, ...], dtype: Any, file: str | PathLike[str] | None)
 def standard_coordinates(
     maps: npt.NDArray[np.floating], kernel_size: Sequence[int], use_bias: bool
 ) -> FloatArray:
-    r"""Coordinates of the parameters in which all channels vary alike.
+    r"""Find coordinates of the parameters in which all channels have the same variance.
 
-    Training :math:`x` with :math:`\theta = B x` is training on channels of mean 0 and standard deviation 1,
-    without a copy of the data: Adam takes steps of the same length for all, and the weight decay does not
-    depend on the scale of a channel. Without a bias nothing can take the mean off, and the channels' root
-    mean square becomes 1.
+    Training :math:`x` with :math:`\theta = B x` amounts to training on channels of mean 0 and standard
+    deviation 1, without a copy of the data. Adam then takes steps of the same length for all channels, and
+    the weight decay does not depend on the scale of a channel. Without a bias, the mean cannot be subtracted,
+    and the root mean square of each channel becomes 1.
 
     Args:
         maps: (N, H, W, C).
@@ -211,7 +210,12 @@ def standard_coordinates(
         use_bias: whether the last parameter is a bias.
 
     Returns:
-        B, (P, P), for parameters in the order of a normal vector (C, kh, kw), then the bias.
+        B, (P, P), for the parameters of a normal vector (C, kh, kw), followed by the bias.
+
+    Example:
+        >>> maps = np.array([1.0, 3.0]).reshape(2, 1, 1, 1)
+        >>> standard_coordinates(maps, (1, 1), use_bias=False)  # 1 / hypot(mean, std)
+        array([[0.40824829]])
     """
     estimator = WelfordEstimator()
     for start in range(0, len(maps), _CHUNK):
@@ -240,13 +244,13 @@ class _Batch(TypedDict):
 
 @dataclass(frozen=True)
 class Hyperplane:
-    """One hyperplane, learnt.
+    """A learnt hyperplane.
 
     Attributes:
-        parameters: (P,), its normal vector (C, kh, kw) in a row, and its bias if it has one.
-        losses: mean loss of the training images in each epoch, weight decay included.
-        validation_losses: loss of the validation images after each epoch; empty if there are none.
-        epochs: epochs after which these parameters were reached.
+        parameters: float64 (P,), the flattened normal vector (C, kh, kw), followed by the bias if it has one.
+        losses: mean loss of the training images in each epoch, including weight decay.
+        validation_losses: loss of the validation images after each epoch; empty without validation data.
+        epochs: number of epochs after which these parameters were reached.
     """
 
     parameters: FloatArray
@@ -258,26 +262,26 @@ class Hyperplane:
 class HyperplaneTrainer:
     """Learns hyperplanes in the feature maps of one layer.
 
-    Keep the object: the step it has compiled serves all hyperplanes of the layer.
+    Use one object for all hyperplanes of a layer, since it compiles the optimiser step once.
 
     Args:
-        adapter: adapter of the model; its framework computes the gradients.
+        framework: framework of the model, which computes the gradients.
         examples: feature maps and targets to learn from.
         kernel_size: (height, width) of the window.
         use_bias: whether hyperplanes have a bias.
+        settings: settings of the training.
         apply_padding: whether zeros are put around the maps.
-        settings: how to train.
 
     Attributes:
         basis: see `standard_coordinates`.
 
     Raises:
-        InputError: the concept is in none of the examples.
+        InputError: no example shows the concept.
     """
 
     def __init__(
         self,
-        adapter: ModelAdapter,
+        framework: Framework,
         examples: Examples,
         kernel_size: Sequence[int],
         use_bias: bool,
@@ -285,22 +289,22 @@ class HyperplaneTrainer:
         apply_padding: bool = True,
     ) -> None:
         if not examples.targets.any():
-            raise InputError(
-                "no training mask marks the concept; masks are black and white, and white is the concept"
-            )
+            raise InputError("no training mask marks the concept; a mask must be white where the concept is")
         self.kernel_size = tuple(kernel_size)
-        self.padding = same_padding(kernel_size) if apply_padding else _NO_PADDING
+        self.padding = same_padding(kernel_size) if apply_padding else NO_PADDING
         self.use_bias = use_bias
         self.settings = settings
         self.examples = examples
         self.basis = standard_coordinates(examples.maps, kernel_size, use_bias)
-        self._adapter = adapter
+        self._framework = framework
         self._basis = self._tensor(self.basis)
-        self._compiled_step = adapter.compile(self._step)
-        self._compiled_loss = adapter.compile(self._loss)
+        self._rate = self._tensor(settings.learning_rate)
+        self._decay = self._tensor(settings.weight_decay)
+        self._compiled_step = framework.compile(self._step)
+        self._compiled_loss = framework.compile(self._loss)
 
     def start(self, member: int) -> FloatArray:
-        """Random parameters for a member of an ensemble, from the seed."""
+        """Draw random parameters (P,) for a member of an ensemble, from the seed."""
         bound = 1.0 / np.sqrt(len(self.basis))
         return np.asarray(self.basis @ self._generator(member, 0).uniform(-bound, bound, len(self.basis)))
 
@@ -315,25 +319,21 @@ class HyperplaneTrainer:
         """Learn one hyperplane.
 
         Args:
-            member: number of the member of an ensemble, which gives it a start and an order of its own.
-            start: (P,), parameters to start from; random ones if None.
-            rows: indices of the examples to learn from; all if None.
-            validation: examples, and the indices of those to use, to stop early by.
-            progbar: show the epochs.
+            member: number of the member of an ensemble. Each member has its own start and order of images.
+            start: (P,), parameters to start from; None for random ones.
+            rows: indices of the examples to learn from; None for all.
+            validation: examples to stop early by, and the indices of those to use; None for all.
+            progbar: show the progress.
 
         Raises:
-            OptimizationError: the loss turned non-finite.
+            OptimizationError: the loss became non-finite.
         """
         settings = self.settings
         rows = np.arange(len(self.examples)) if rows is None else rows
         size = min(settings.batch_size, len(rows))
         per_epoch = len(rows) // size
-        first = self.start(member) if start is None else np.asarray(start, dtype=np.float64)
-        x = self._tensor(np.linalg.solve(self.basis, first))
-        zeros = array_namespace(x).zeros_like(x)
-        state = AdamState(x, zeros, zeros)
+        state = self._start_state(self.start(member) if start is None else start)
         corrections = self._tensor(bias_corrections(settings.epochs * per_epoch))
-        rate, decay = self._tensor(settings.learning_rate), self._tensor(settings.weight_decay)
         generator = self._generator(member, 1)
         losses: list[float] = []
         validation_losses: list[float] = []
@@ -342,23 +342,17 @@ class HyperplaneTrainer:
             range(settings.epochs), desc=f"Hyperplane {member}", leave=False, disable=not progbar
         )
         for epoch in bar:
-            # Batches of one size, so that one compiled step serves them all; what is left over by one
-            # epoch comes in another.
+            # All batches have one size, so that one compiled step serves them all. The images left over in
+            # one epoch come in another.
             order = generator.permutation(rows)[: per_epoch * size].reshape(per_epoch, size)
-            values = []
-            for number, batch in enumerate(order):
-                correction = corrections[epoch * per_epoch + number]
-                state, value = self._compiled_step(
-                    state, self._batch(self.examples, batch), correction, rate, decay
-                )
-                values.append(value)
-            losses.append(float(np.mean([self._adapter.to_numpy(value) for value in values])))
+            state, loss = self._epoch(state, order, corrections[epoch * per_epoch : (epoch + 1) * per_epoch])
+            losses.append(loss)
             if validation is not None:
                 validation_losses.append(self._mean_loss(state.parameter, *validation))
             latest = [*losses[-1:], *validation_losses[-1:]]
             if not np.isfinite(latest).all():
                 raise OptimizationError(
-                    f"the loss turned {latest} in epoch {epoch + 1}; lower "
+                    f"the loss became {latest} in epoch {epoch + 1}; lower "
                     f"learning_rate={settings.learning_rate}"
                 )
             if validation is None or min(validation_losses) == validation_losses[-1]:
@@ -366,8 +360,25 @@ class HyperplaneTrainer:
             elif epoch + 1 - best_epoch >= settings.patience:
                 break
         bar.close()
-        parameters = self.basis @ self._adapter.to_numpy(best).astype(np.float64)
+        parameters = self.basis @ self._framework.to_numpy(best).astype(np.float64)
         return Hyperplane(parameters, tuple(losses), tuple(validation_losses), best_epoch)
+
+    def _start_state(self, parameters: npt.NDArray[np.floating]) -> AdamState:
+        x = self._tensor(np.linalg.solve(self.basis, np.asarray(parameters, dtype=np.float64)))
+        zeros = array_namespace(x).zeros_like(x)
+        return AdamState(x, zeros, zeros)
+
+    def _epoch(
+        self, state: AdamState, order: npt.NDArray[np.integer], corrections: Array
+    ) -> tuple[AdamState, float]:
+        """Run the steps of one epoch; give the new state and the mean loss."""
+        values = []
+        for number, batch in enumerate(order):
+            state, value = self._compiled_step(
+                state, self._batch(self.examples, batch), corrections[number], self._rate, self._decay
+            )
+            values.append(value)
+        return state, float(np.mean([self._framework.to_numpy(value) for value in values]))
 
     def laplace_factor(
         self,
@@ -375,19 +386,19 @@ class HyperplaneTrainer:
         rows: npt.NDArray[np.integer] | None = None,
         validation: tuple[Examples, npt.NDArray[np.integer] | None] | None = None,
     ) -> FloatArray:
-        """Factor of the posterior of parameters that have been learnt; see `iba_core.concepts.laplace`.
+        """Compute the factor of the posterior of learnt parameters; see `iba_core.concepts.laplace`.
 
-        The likelihood is that of the loss in units in which ``factor_pos_class=0.5`` is the plain
-        cross-entropy, the prior that of the weight decay, in the coordinates in which it was applied. With
-        validation data the precision of the prior is raised to what suits that data best.
+        The likelihood follows from the loss, in units in which ``factor_pos_class=0.5`` is the plain
+        cross-entropy. The prior follows from the weight decay, in the coordinates of the training. With
+        validation data, the precision of the prior is raised to the value that suits that data best.
 
         Args:
             parameters: (P,), learnt from the examples.
-            rows: indices of the examples that they were learnt from; all if None.
-            validation: examples, and the indices of those to use.
+            rows: indices of the examples that they were learnt from; None for all.
+            validation: examples, and the indices of those to use; None for all.
 
         Returns:
-            R, (P, P), of the parameters' own coordinates.
+            R, (P, P), for the original coordinates of the parameters.
 
         Raises:
             InputError: the settings give no posterior.
@@ -416,7 +427,7 @@ class HyperplaneTrainer:
     def _pixels(
         self, examples: Examples, rows: npt.NDArray[np.integer], share: float
     ) -> tuple[FloatArray, FloatArray, FloatArray]:
-        """Windows (N, P) in the coordinates of the basis, their targets (N,) and weights in the loss (N,)."""
+        """Give windows (N, P) in the coordinates of the basis, their targets (N,) and loss weights (N,)."""
         phi = self._windows(np.asarray(examples.maps[rows]))
         phi = with_bias(phi.reshape(-1, phi.shape[-1]), self.use_bias) @ self.basis
         targets = self._valid(examples.targets[rows]).reshape(-1).astype(np.float64)
@@ -427,8 +438,8 @@ class HyperplaneTrainer:
     def _step(
         self, state: AdamState, batch: _Batch, correction: Array, rate: Array, decay: Array
     ) -> tuple[AdamState, Array]:
-        """One optimiser step. Pure: everything that changes comes in as an argument."""
-        value, _, gradient = self._adapter.value_and_grad(
+        """Do one optimiser step. All that changes comes in as an argument, so that it can be compiled."""
+        value, _, gradient = self._framework.value_and_grad(
             partial(self._objective, batch=batch, decay=decay), state.parameter
         )
         return adam_step(state, gradient, correction, rate), value
@@ -447,7 +458,7 @@ class HyperplaneTrainer:
             logits = logits + theta[-1]
         loss = self.settings.loss
         outputs = logits if getattr(loss, "from_logit", False) else sigmoid(logits)
-        # A framework may call its losses the other way round, as Keras does; their formula stays.
+        # Call the formula itself, since a framework's loss may take (targets, outputs), as in Keras.
         function = loss.forward if isinstance(loss, MaskFunction) else loss
         return function(outputs, self._valid(batch["targets"]))
 
@@ -456,7 +467,7 @@ class HyperplaneTrainer:
         size = self.settings.batch_size
         parts = [rows[first : first + size] for first in range(0, len(rows), size)]
         losses = [
-            float(self._adapter.to_numpy(self._compiled_loss(x, self._batch(examples, part))))
+            float(self._framework.to_numpy(self._compiled_loss(x, self._batch(examples, part))))
             for part in parts
         ]
         return float(np.average(losses, weights=[len(part) for part in parts]))
@@ -465,22 +476,22 @@ class HyperplaneTrainer:
         return windows(maps, self.kernel_size, self.padding)
 
     def _valid(self, targets: Array) -> Array:
-        """The targets of the windows that there are: those in the middle of maps without padding."""
+        """Keep the targets that have a window: without padding, those not too close to the border."""
         (above, below), (left, right) = same_padding(self.kernel_size)
-        if self.padding != _NO_PADDING or (above, below, left, right) == (0, 0, 0, 0):
+        if self.padding != NO_PADDING or (above, below, left, right) == (0, 0, 0, 0):
             return targets
         height, width = (int(size) for size in targets.shape[1:])
         return targets[:, above : height - below, left : width - right]
 
     def _batch(self, examples: Examples, rows: npt.NDArray[np.integer]) -> _Batch:
         return {
-            "maps": self._adapter.asarray(examples.maps[rows], examples.like),
+            "maps": self._framework.asarray(examples.maps[rows], examples.like),
             "targets": self._tensor(examples.targets[rows]),
             "basis": self._basis,
         }
 
     def _tensor(self, array: npt.ArrayLike) -> Array:
-        return self._adapter.asarray(np.asarray(array, dtype=np.float64), self.examples.like)
+        return self._framework.asarray(np.asarray(array, dtype=np.float64), self.examples.like)
 
     def _generator(self, member: int, purpose: int) -> np.random.Generator:
         counter = np.array([0, 0, purpose, member], dtype=np.uint64)
@@ -495,44 +506,56 @@ def train_detection_model(
     progbar: bool = True,
     **settings: Any,
 ) -> list[Hyperplane]:
-    """Train a detection model of any framework on a concept, and leave the result in it.
+    """Train a detection model of any framework on a concept, and store the result in it.
 
-    Every member of the ensemble starts from the weights it has, and sees the images in an order of its own.
-    With `use_laplace`, the posterior of the weights is approximated afterwards.
+    Every member of the ensemble starts from its current weights, and has its own order of the images. With
+    `use_laplace`, the posterior of the weights is approximated afterwards.
 
     Args:
         model: a `ConceptDetectionModel2D` with a main model.
-        concept: what to learn; the model's own concept if None.
-        cache: ``.npy`` file to keep the feature maps of the training data in instead of in memory.
+        concept: concept to learn; None for the model's own concept.
+        cache: ``.npy`` file that keeps the feature maps of the training data instead of memory.
         progbar: show the progress.
         **settings: see `TrainingSettings`.
 
     Returns:
-        What was learnt, with the losses, for each member.
+        The learnt hyperplane of each member, with its losses.
 
     Raises:
         InputError: there is no concept or no main model, or a setting is wrong.
-        OptimizationError: the loss turned non-finite.
+        OptimizationError: the loss became non-finite.
+
+    Example:
+        >>> import torch
+        >>> from iba_torch.concepts import ConceptDetectionModel2D
+        >>> masks = (np.random.default_rng(0).random((8, 8, 8)) > 0.7).astype(np.float32)
+        >>> images = np.repeat(masks[:, None], 3, axis=1)  # the concept is white
+        >>> concept = SegmentationConcept2D("white", (images, masks))
+        >>> network = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 1), torch.nn.Flatten())
+        >>> model = ConceptDetectionModel2D(concept, network, layer_id="0", kernel_size=(1, 1))
+        >>> (plane,) = train_detection_model(model, epochs=30, progbar=False)
+        >>> plane.losses[-1] < plane.losses[0]
+        True
     """
     chosen = TrainingSettings(**settings)
     concept = model.concept if concept is None else concept
     stump = model.main_model_stump
     if concept is None or stump is None:
         missing = "concept" if concept is None else "model and layer_id"
-        raise InputError(f"{missing} is missing: the detection model was made without, and training needs it")
+        raise InputError(f"{missing} is missing in the detection model; training needs it")
     if model.use_laplace:
         chosen.require_laplace()
     examples = Examples.compute(stump, concept.train_data, file=cache, progbar=progbar)
     if examples.channels != model.in_channels:
         raise InputError(
-            f"layer {stump.layer_id!r} has {examples.channels} channels, and the detection model "
+            f"layer {stump.layer_id!r} has {examples.channels} channels, but the detection model "
             f"{model.in_channels}"
         )
     validation = None
     if concept.val_data is not None:
         validation = (Examples.compute(stump, concept.val_data, progbar=progbar), None)
     trainer = HyperplaneTrainer(
-        stump.adapter, examples, model.kernel_size, model.use_bias, chosen, model.apply_padding
+        stump.adapter.framework, examples, model.kernel_size, model.use_bias, chosen, model.apply_padding
     )
     weight, bias = model.hyperplanes()
     starts = weight.reshape(len(weight), -1)
@@ -550,7 +573,7 @@ def train_detection_model(
 
 
 def split_parameters(parameters: Sequence[FloatArray], shape: Sequence[int]) -> tuple[FloatArray, FloatArray]:
-    """Parameters (P,) of several hyperplanes as weight (E, *shape) and bias (E,), 0 where there is none."""
+    """Split parameters (P,) of several hyperplanes into weight (E, *shape) and bias (E,)."""
     stacked = np.stack(parameters)
     size = int(np.prod(shape))
     bias = stacked[:, size] if stacked.shape[1] > size else np.zeros(len(stacked))

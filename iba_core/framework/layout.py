@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from math import prod
 from typing import Literal
 
@@ -100,7 +101,7 @@ class Layout:
         ndim = len(shape)
         return cls(ndim, 0 if data_format == "channels_first" else ndim - 1, tokens)
 
-    @property
+    @cached_property
     def spatial_axes(self) -> tuple[int, ...]:
         """All axes but that of the channels, in order."""
         return tuple(axis for axis in range(self.ndim) if axis != self.channel_axis)

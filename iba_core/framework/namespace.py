@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import sys
 from functools import cache
-from importlib import metadata
+from importlib import import_module, metadata
 from typing import Any
 
-import array_api_compat
 import numpy as np
 import scipy.special
 
@@ -28,6 +27,27 @@ BACKENDS = "iba.backends"
 _TINY = float(np.finfo(np.float32).tiny)
 
 _registered: dict[str, Namespace] = {}
+
+
+class _Namespaces(dict[type, Namespace]):
+    """The namespace of each type of array. Looking up a type that is known runs no Python code."""
+
+    def __missing__(self, kind: type) -> Namespace:
+        framework = kind.__module__.partition(".")[0]
+        if framework in ("numpy", "torch"):
+            self[kind] = import_module(f"array_api_compat.{framework}")
+            return self[kind]
+        if framework not in _registered and framework in sys.modules:
+            _load_backend(framework)
+        if framework not in _registered:
+            raise TypeError(f"{kind.__module__}.{kind.__qualname__} is not a supported array type")
+        self[kind] = _registered[framework]
+        return self[kind]
+
+
+NAMESPACES = _Namespaces()
+"""``NAMESPACES[type(x)]`` are the functions for an array x. Formulas that run in each step use it, since it
+takes less time than `array_namespace`."""
 
 
 def register_namespace(framework: str, namespace: Namespace) -> None:
@@ -52,16 +72,15 @@ def array_namespace(*arrays: Array) -> Namespace:
     Raises:
         TypeError: the arrays come from different frameworks, or from one without a backend.
     """
-    tensors = [a for a in arrays if not isinstance(a, (bool, int, float, complex, np.generic))]
-    for tensor in tensors:
-        framework = type(tensor).__module__.partition(".")[0]
-        if framework not in _registered and framework not in ("numpy", "torch") and framework in sys.modules:
-            _load_backend(framework)
-        if framework in _registered:
-            return _registered[framework]
-    if not tensors:
-        return array_api_compat.array_namespace(np.empty(0))
-    return array_api_compat.array_namespace(*tensors)
+    kinds = {type(array) for array in arrays if not isinstance(array, (bool, int, float, complex))}
+    found = {id(namespace): namespace for namespace in map(NAMESPACES.__getitem__, kinds or {np.ndarray})}
+    if len(found) > 1 and np.ndarray not in kinds:
+        # NumPy's scalars go with the arrays of any framework.
+        found.pop(id(NAMESPACES[np.ndarray]), None)
+    if len(found) > 1:
+        names = ", ".join(sorted(f"{kind.__module__}.{kind.__qualname__}" for kind in kinds))
+        raise TypeError(f"the arrays are of several frameworks: {names}")
+    return next(iter(found.values()))
 
 
 @cache
@@ -92,7 +111,7 @@ def full_precision(x: Array) -> Array:
     Losses are differences of logarithms and sums over many outputs. Three digits are too few for them.
     """
     # Not every namespace has a name for every half precision, but all their dtypes are called so.
-    return array_namespace(x).astype(x, array_namespace(x).float32) if "float16" in str(x.dtype) else x
+    return NAMESPACES[type(x)].astype(x, NAMESPACES[type(x)].float32) if "float16" in str(x.dtype) else x
 
 
 def sigmoid(x: Array) -> Array:
@@ -107,18 +126,18 @@ def sigmoid(x: Array) -> Array:
     Returns:
         Array of the same shape and dtype, in (0, 1).
     """
-    return array_namespace(x).exp(log_sigmoid(x))
+    return NAMESPACES[type(x)].exp(log_sigmoid(x))
 
 
 def expit(x: Array) -> Array:
     """Logistic function of the framework. It is faster than `sigmoid`, but not meant for gradients."""
-    own = getattr(array_namespace(x), "sigmoid", None)
+    own = getattr(NAMESPACES[type(x)], "sigmoid", None)
     return scipy.special.expit(x) if own is None else own(x)
 
 
 def log_sigmoid(x: Array) -> Array:
     """Logarithm of the logistic function, ``-log(1 + exp(-x))``, finite for every finite `x`."""
-    xp = array_namespace(x)
+    xp = NAMESPACES[type(x)]
     return -xp.logaddexp(-x, xp.zeros_like(x))
 
 
@@ -127,20 +146,20 @@ def floored_log(x: Array) -> Array:
 
     The logarithm of that number is finite in every precision.
     """
-    xp = array_namespace(x)
+    xp = NAMESPACES[type(x)]
     return xp.log(xp.maximum(x, xp.zeros_like(x) + _TINY))
 
 
 def softmax(logits: Array, axis: int = -1) -> Array:
     """``exp(logits)``, divided by their sum along `axis`."""
-    xp = array_namespace(logits)
+    xp = NAMESPACES[type(logits)]
     exponentials = xp.exp(logits - xp.max(logits, axis=axis, keepdims=True))
     return exponentials / xp.sum(exponentials, axis=axis, keepdims=True)
 
 
 def log_sum_exp(x: Array, axis: int = -1) -> Array:
     """``log(sum(exp(x)))`` along `axis`, without overflow."""
-    xp = array_namespace(x)
+    xp = NAMESPACES[type(x)]
     peak = xp.max(x, axis=axis, keepdims=True)
     total = xp.log(xp.sum(xp.exp(x - peak), axis=axis, keepdims=True)) + peak
     return xp.squeeze(total, axis=axis)

@@ -1,1 +1,1 @@
-"""Images in; plots and overlays out."""
+"""Read and prepare images; draw plots and overlays."""

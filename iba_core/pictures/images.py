@@ -1,4 +1,4 @@
-"""Photographs: reading them, bringing them into the form a network expects, and samples always at hand.
+"""Read photographs and prepare them for a network; sample photographs that need no download.
 
 Everything runs on Pillow and NumPy. Pictures are RGB Pillow images or uint8 arrays (H, W, 3).
 """
@@ -27,7 +27,7 @@ Picture = Image.Image | npt.NDArray[np.uint8]
 Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
 
 SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
-"""Endings, in lower case, of the files that `image_files` takes for images."""
+"""Suffixes, in lower case, of the files that `image_files` finds."""
 
 _T = TypeVar("_T")
 
@@ -47,17 +47,24 @@ _RESAMPLING: dict[Interpolation, Image.Resampling] = {
 def load_image(path: str | PathLike[str]) -> Image.Image:
     """Read a photograph, the right way up.
 
-    The camera's note on its orientation (EXIF) is followed. What is transparent becomes white; 16 bits
-    a pixel become 8; of several frames the first is taken.
+    The orientation that the camera recorded (EXIF) is applied. Transparent areas become white, 16 bits per
+    channel become 8, and the first of several frames is used.
 
     Args:
-        path: an image file of any kind that Pillow reads.
+        path: an image file in any format that Pillow reads.
 
     Returns:
         An RGB image.
 
     Raises:
-        InputError: the file is missing, is no image, is truncated, or is too large to be honest.
+        InputError: the file is missing, not an image, truncated, or has far more pixels than a photograph.
+
+    Example:
+        >>> import tempfile
+        >>> path = tempfile.mkdtemp() + "/grey.png"
+        >>> Image.new("L", (3, 2), 128).save(path)
+        >>> load_image(path).getpixel((0, 0))
+        (128, 128, 128)
     """
     return read_image(path, lambda image, kind: _as_rgb(image))
 
@@ -65,45 +72,54 @@ def load_image(path: str | PathLike[str]) -> Image.Image:
 def read_image(
     path: str | PathLike[str], convert: Callable[[Image.Image, str | None], Image.Image]
 ) -> Image.Image:
-    """Read an image file, the right way up, as something else than `load_image` makes of it.
+    """Read an image file, the right way up, and convert it.
 
     Args:
-        path: an image file of any kind that Pillow reads.
-        convert: makes what is wanted of the open image and the name of its format.
+        path: an image file in any format that Pillow reads.
+        convert: function of the open image and the name of its format.
+
+    Returns:
+        The result of `convert`.
 
     Raises:
-        InputError: as of `load_image`.
+        InputError: see `load_image`.
     """
     path = Path(path)
     if not path.is_file():
         raise InputError(
-            f"{path} is {'a folder' if path.is_dir() else 'not there'}; an image file was expected"
+            f"{path} {'is a folder' if path.is_dir() else 'does not exist'}; an image file was expected"
         )
     try:
         with Image.open(path) as image:
             return convert(ImageOps.exif_transpose(image), image.format)
     except UnidentifiedImageError as error:
-        raise InputError(f"{path} is no image that Pillow can read") from error
+        raise InputError(f"{path} is not an image that Pillow can read") from error
     except Image.DecompressionBombError as error:
-        raise InputError(f"{path} holds more pixels than a photograph has: {error}") from error
+        raise InputError(f"{path} has more pixels than a photograph: {error}") from error
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
-    # Pillow's decoders answer a damaged file with any of these.
+    # Pillow's decoders raise any of these for a damaged file.
     except (OSError, SyntaxError, ValueError, EOFError) as error:
         raise InputError(f"{path} cannot be read, it may be damaged: {error}") from error
 
 
 def image_files(folder: str | PathLike[str]) -> list[Path]:
-    """The image files in a folder and the folders below it, sorted by path.
+    """List the image files in a folder and its subfolders, sorted by path.
 
-    Files are told by the end of their name (`SUFFIXES`, in any case); hidden files are left out.
+    Image files are recognised by their suffix (`SUFFIXES`, in lower or upper case). Hidden files are left
+    out.
+
+    Args:
+        folder: the folder.
 
     Raises:
-        InputError: there is no such folder, or it holds no image.
+        InputError: there is no such folder, or it contains no image.
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise InputError(f"{folder} is {'a file' if folder.exists() else 'not there'}; a folder was expected")
+        raise InputError(
+            f"{folder} {'is a file' if folder.exists() else 'does not exist'}; a folder was expected"
+        )
     files = sorted(
         path
         for path in folder.rglob("*")
@@ -111,7 +127,8 @@ def image_files(folder: str | PathLike[str]) -> list[Path]:
     )
     if not files:
         raise InputError(
-            f"{folder} holds no image; looked for {', '.join(sorted(SUFFIXES))}, also further down"
+            f"{folder} holds no image, not even in a subfolder; image files end in "
+            + ", ".join(sorted(SUFFIXES))
         )
     return files
 
@@ -121,24 +138,24 @@ def image_files(folder: str | PathLike[str]) -> list[Path]:
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """The way from a picture to the array a network was trained on: crop, resize, normalise.
+    """The steps from a picture to the input of a network: crop, resize, normalise.
 
-    The largest centred window with the shape of `size` is cut from the picture, shrunk by
-    `crop_fraction` about its centre and resized to `size`. Values 0..255 become
-    ``(value * scale - mean) / std``.
+    The largest centred window with the aspect ratio of `size` is shrunk by `crop_fraction` about its centre,
+    cut out and resized to `size`. Values 0..255 become ``(value * scale - mean) / std``.
 
-    A model tells the command line how it wants its pictures by an attribute ``preprocessing`` that
-    holds an object of this class (and the names of its outputs by ``class_names``, a sequence of str).
+    A model can bring its own preprocessing for the command line, as an attribute ``preprocessing`` with an
+    object of this class. An attribute ``class_names``, a sequence of strings, names its outputs.
 
     Attributes:
-        size: (height, width) in pixels of what the network sees.
-        crop_fraction: part of the largest centred window that is kept, in (0, 1]. torchvision's
-            "resize the shorter side to 256, crop 224" is 224 / 256 = 0.875.
+        size: (height, width) of the network's input in pixels.
+        crop_fraction: part of the largest centred window to keep, in (0, 1]. torchvision's "resize the
+            shorter side to 256, crop 224" is 224 / 256 = 0.875.
         channels: 3 for colour, 1 for grey.
         scale: factor on the values 0..255, applied first.
         mean: subtracted after scaling; one number, or one for each channel.
-        std: divided by after that; one number, or one for each channel.
-        interpolation: how to resize. All but ``"nearest"`` average over what shrinks away.
+        std: divisor after that; one number, or one for each channel.
+        interpolation: how to resize. All methods but ``"nearest"`` average over the pixels where the picture
+            shrinks.
 
     Raises:
         InputError: an attribute is outside its range, or `mean` or `std` does not fit `channels`.
@@ -168,7 +185,7 @@ class Preprocessing:
             raise InputError(f"channels={self.channels} must be 3 (colour) or 1 (grey)")
         for name, values in (("mean", self.mean), ("std", self.std)):
             if len(values) not in (1, self.channels):
-                raise InputError(f"{name}={values!r} must hold 1 number or {self.channels}, one a channel")
+                raise InputError(f"{name}={values!r} must hold 1 number, or {self.channels}, one per channel")
         if not all(value > 0 for value in self.std):
             raise InputError(f"std={self.std!r} must be positive")
         if self.interpolation not in _RESAMPLING:
@@ -179,31 +196,36 @@ class Preprocessing:
 
     @classmethod
     def preset(cls, name: str, size: tuple[int, int] = (224, 224), channels: int = 3) -> Preprocessing:
-        """The preprocessing known by a name.
+        """Return the preprocessing with this name.
 
         Args:
             name: ``"unit"`` for values in [0, 1]; ``"symmetric"`` for [-1, 1]; ``"raw"`` for 0..255;
-                ``"imagenet"`` for torchvision's ImageNet models (the centre 0.875 of the picture, mean
-                and standard deviation of ImageNet's colours).
+                ``"imagenet"`` for torchvision's ImageNet models (the central 0.875 of the picture, mean and
+                standard deviation of ImageNet's colours).
             size: (height, width) in pixels.
             channels: 3 for colour, 1 for grey.
 
         Raises:
-            InputError: there is no such preset, or it does not exist for that many channels.
+            InputError: there is no such preset, or it does not exist for this number of channels.
+
+        Example:
+            >>> Preprocessing.preset("symmetric", size=(32, 32)).mean
+            (1.0,)
         """
         if name not in PRESETS:
             raise InputError(f"there is no preprocessing {name!r}; {closest(name, PRESETS, n=4)}")
         return replace(PRESETS[name], size=size, channels=channels)
 
     def __call__(self, image: Picture, data_format: DataFormat = "channels_last") -> npt.NDArray[np.float32]:
-        """The array the network gets for a picture.
+        """Convert a picture to the network's input.
 
         Args:
             image: a Pillow image or a uint8 array.
-            data_format: where the channels go.
+            data_format: position of the channels in the result.
 
         Returns:
-            float32, (H, W, C) for ``"channels_last"`` or (C, H, W) for ``"channels_first"``; no batch axis.
+            float32, (H, W, C) for ``"channels_last"`` or (C, H, W) for ``"channels_first"``, without a batch
+            axis.
 
         Raises:
             InputError: `image` is not a picture, or `data_format` is unknown.
@@ -211,25 +233,37 @@ class Preprocessing:
         return self._normalise(self._resize(image, self._centre(image)), data_format)
 
     def crop(self, image: Picture) -> npt.NDArray[np.uint8]:
-        """What the network sees of a picture, for display: uint8, (H, W, 3), grey if `channels` is 1.
+        """Return the part of a picture that the network sees, for display.
 
-        A saliency map of the same `size` lies on it pixel by pixel.
+        Each pixel of a saliency map of the same `size` belongs to one pixel of the result.
+
+        Args:
+            image: a Pillow image or a uint8 array.
+
+        Returns:
+            uint8, (H, W, 3), grey if `channels` is 1.
         """
         seen = self._resize(image, self._centre(image))
         return np.array(np.broadcast_to(seen, (*self.size, 3)))
 
     def inverse(self, x: npt.ArrayLike, data_format: DataFormat = "channels_last") -> npt.NDArray[np.uint8]:
-        """The picture that an array was made from, up to rounding.
+        """Convert an input of the network back to a picture, up to rounding.
 
         Args:
-            x: one image as the network gets it, (H, W, C) or (C, H, W), any height and width.
-            data_format: where its channels are.
+            x: one input of the network, (H, W, C) or (C, H, W), of any height and width.
+            data_format: position of its channels.
 
         Returns:
             uint8, (H, W, 3).
 
         Raises:
             InputError: `x` is not one image with `channels` channels.
+
+        Example:
+            >>> picture = np.full((2, 2, 3), 200, np.uint8)
+            >>> preprocessing = Preprocessing.preset("imagenet", size=(2, 2))
+            >>> bool((preprocessing.inverse(preprocessing(picture)) == picture).all())
+            True
         """
         _require_data_format(data_format)
         array = np.asarray(x, dtype=np.float64)
@@ -245,16 +279,18 @@ class Preprocessing:
     def random_crop(
         self, image: Picture, generator: np.random.Generator, data_format: DataFormat = "channels_last"
     ) -> npt.NDArray[np.float32]:
-        """A random part of a picture as the network gets it, mirrored half of the time.
+        """Convert a random part of a picture to the network's input, mirrored half of the time.
+
+        The part has 0.3 to 1 of the area of the largest window that fits. The window is up to a third wider
+        or narrower than `size`.
 
         Args:
             image: a Pillow image or a uint8 array.
-            generator: chooses the part: 0.3 to 1 of the area of the largest window that fits, where
-                the window is up to a third wider or narrower than `size`.
-            data_format: where the channels go.
+            generator: generator of the random numbers.
+            data_format: position of the channels in the result.
 
         Returns:
-            float32, (H, W, C) or (C, H, W); no batch axis.
+            float32, (H, W, C) or (C, H, W), without a batch axis.
         """
         width, height = _as_pillow(image).size
         stretch = np.exp(generator.uniform(-1, 1) * np.log(4 / 3))
@@ -269,7 +305,7 @@ class Preprocessing:
         return self._normalise(pixels, data_format)
 
     def _centre(self, image: Picture) -> _Box:
-        """The window (left, top, right, bottom) of the picture that the network sees, in its pixels."""
+        """Compute the window (left, top, right, bottom) that the network sees, in pixels of the picture."""
         width, height = _as_pillow(image).size
         reach = self.crop_fraction * min(height / self.size[0], width / self.size[1])
         half_height, half_width = reach * self.size[0] / 2, reach * self.size[1] / 2
@@ -281,10 +317,10 @@ class Preprocessing:
         )
 
     def _resize(self, image: Picture, box: _Box) -> npt.NDArray[np.uint8]:
-        """The window `box` of the picture at `size`, uint8, (H, W, channels)."""
+        """Resize the window `box` of the picture to `size`, uint8, (H, W, channels)."""
         source = _as_pillow(image)
         left, top, right, bottom = box
-        # Rounding may carry a window as large as the picture a hair's breadth over its border.
+        # Rounding may move a window as large as the picture slightly beyond its border.
         box = (max(left, 0.0), max(top, 0.0), min(right, source.width), min(bottom, source.height))
         height, width = self.size
         picture = source.resize((width, height), _RESAMPLING[self.interpolation], box=box)
@@ -305,7 +341,7 @@ PRESETS: dict[str, Preprocessing] = {
     "raw": Preprocessing(scale=1.0),
     "imagenet": Preprocessing(crop_fraction=0.875, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)),
 }
-"""The preprocessings that have a name; see `Preprocessing.preset`."""
+"""The named preprocessings; see `Preprocessing.preset`."""
 
 
 def _require_data_format(data_format: str) -> None:
@@ -314,12 +350,12 @@ def _require_data_format(data_format: str) -> None:
 
 
 def _as_pillow(image: Picture) -> Image.Image:
-    """`image` as an RGB Pillow image."""
+    """Convert `image` to an RGB Pillow image."""
     if isinstance(image, Image.Image):
         return _as_rgb(image)
     if not isinstance(image, np.ndarray) or image.dtype != np.uint8:
         kind = f"an array of {image.dtype}" if isinstance(image, np.ndarray) else type(image).__name__
-        raise InputError(f"image is {kind}; a Pillow image or an array of uint8 (0..255) was expected")
+        raise InputError(f"image is {kind}; a Pillow image or a uint8 array (0..255) was expected")
     pixels = image[..., 0] if image.ndim == 3 and image.shape[2] == 1 else image
     if 0 in pixels.shape or not (pixels.ndim == 2 or (pixels.ndim == 3 and pixels.shape[2] in (3, 4))):
         raise InputError(
@@ -332,11 +368,11 @@ def _as_rgb(image: Image.Image) -> Image.Image:
     if image.mode == "RGB":
         return image
     if image.mode.startswith("I;16"):
-        # Pillow would clip 16 bits to 8 instead of scaling them.
+        # Pillow clips 16 bits to 8 instead of scaling them.
         return Image.fromarray((np.asarray(image) // 257).astype(np.uint8)).convert("RGB")
     if image.mode in ("I", "F"):
         raise InputError(
-            f"image has Pillow mode {image.mode!r} (32 bits, no fixed range); 8 or 16 bits were expected"
+            f"image has Pillow mode {image.mode!r} (32 bits without a fixed range); give 8 or 16 bits"
         )
     if image.has_transparency_data:
         opaque = Image.new("RGBA", image.size, "white")
@@ -350,19 +386,19 @@ def image_batches(
     batch_size: int = 32,
     data_format: DataFormat = "channels_last",
 ) -> Iterator[npt.NDArray[np.float32]]:
-    """Read image files as they are needed, a batch at a time.
+    """Read image files in batches, each batch when it is needed.
 
     Args:
-        files: such as `image_files` lists.
-        preprocessing: what the network expects.
-        batch_size: images in a batch; the last one may hold fewer.
-        data_format: where the channels go.
+        files: paths, such as those of `image_files`.
+        preprocessing: preprocessing that the network expects.
+        batch_size: number of images in a batch. The last batch may have fewer.
+        data_format: position of the channels in the result.
 
     Yields:
         float32, (B, H, W, C) or (B, C, H, W).
 
     Raises:
-        InputError: `batch_size` is below 1 (at once), or a file cannot be read (as its turn comes).
+        InputError: `batch_size` is below 1, raised at once; or a file cannot be read, raised at its batch.
     """
     _require_data_format(data_format)
     _require_positive("batch_size", batch_size)
@@ -373,25 +409,29 @@ def image_batches(
 
 
 def to_unit_interval(x: Array) -> Array:
-    """Scale the values of an array to [0, 1]: its least becomes 0, its greatest 1.
+    """Scale the values of an array to [0, 1], its minimum to 0 and its maximum to 1.
 
     Args:
         x: array of any shape and framework, floating point or integer.
 
     Returns:
-        Array of the same shape; all zeros if the values of `x` are all the same.
+        Array of the same shape; zeros if all values of `x` are equal.
 
     Raises:
-        InputError: `x` is empty or holds a value that is not finite.
+        InputError: `x` is empty or has a value that is not finite.
+
+    Example:
+        >>> to_unit_interval(np.array([-1, 1, 3]))
+        array([0. , 0.5, 1. ])
     """
     xp = array_namespace(x)
     if 0 in x.shape:
         raise InputError(f"x has shape {tuple(x.shape)}; at least one value is needed")
-    # True division makes integers floating point, before a difference could overflow.
+    # True division converts integers to floating point, before a difference can overflow.
     x = x / 1
     low, high = xp.min(x), xp.max(x)
     if not bool(xp.isfinite(low)) or not bool(xp.isfinite(high)):
-        raise InputError(f"x holds values from {float(low)} to {float(high)}; every value must be finite")
+        raise InputError(f"x has values from {float(low)} to {float(high)}; every value must be finite")
     return (x - low) / (high - low) if bool(low < high) else xp.zeros_like(x)
 
 
@@ -412,7 +452,7 @@ SAMPLE_IMAGES: dict[str, tuple[str, str]] = {
     "motorcycle": ("skimage", "data/motorcycle_left.png"),
     "rocket": ("skimage", "data/rocket.jpg"),
 }
-"""The photographs that `sample_image` knows: the package each one lies in, and where."""
+"""The photographs of `sample_image`: the package that contains each one, and its path there."""
 
 _DISTRIBUTIONS = {"skimage": "scikit-image", "sklearn": "scikit-learn"}
 
@@ -421,7 +461,7 @@ _MONKEYS_CLASS = 382
 
 
 def sample_image(name: str = "cat") -> Image.Image:
-    """A photograph that comes with scikit-image or scikit-learn; nothing is fetched.
+    """Load a photograph that comes with scikit-image or scikit-learn, without a download.
 
     Args:
         name: one of `SAMPLE_IMAGES`.
@@ -431,7 +471,7 @@ def sample_image(name: str = "cat") -> Image.Image:
 
     Raises:
         InputError: there is no such photograph.
-        MissingDependencyError: the package it lies in is not installed.
+        MissingDependencyError: the package that contains it is not installed.
 
     Example:
         >>> sample_image("coffee").size
@@ -440,11 +480,11 @@ def sample_image(name: str = "cat") -> Image.Image:
     if name not in SAMPLE_IMAGES:
         raise InputError(f"there is no sample image {name!r}; {closest(name, SAMPLE_IMAGES)}")
     package, file = SAMPLE_IMAGES[name]
-    # Its folder is all that is wanted of the package: importing it would take a second.
+    # Find the folder of the package without importing it, which takes a second.
     spec = find_spec(package)
     if spec is None or not spec.submodule_search_locations:
         raise MissingDependencyError(
-            f"the sample image {name!r} lies in {_DISTRIBUTIONS[package]}: pip install 'iba-core[demo]'"
+            f"the sample image {name!r} needs {_DISTRIBUTIONS[package]}: pip install 'iba-core[demo]'"
         )
     return load_image(Path(spec.submodule_search_locations[0]) / file)
 
@@ -456,20 +496,20 @@ def sample_crops(
     seed: int = 0,
     data_format: DataFormat = "channels_last",
 ) -> Iterator[npt.NDArray[np.float32]]:
-    """Random crops of all sample images: a stand-in for a data set, to estimate feature statistics on.
+    """Give random crops of all sample images, to estimate feature statistics on.
 
-    Mean and standard deviation of a network's features belong to the data it is used on. Where those
-    are at hand, use them; these few photographs are for a first look, for demonstrations and for tests.
+    The mean and standard deviation of a network's features depend on the data. Estimate them on your own
+    data where you have it. These few photographs are for a first look, for demonstrations and for tests.
 
-    Each crop keeps 0.3 to 1 of the area of the largest window that fits, is up to a third wider or
-    narrower than the network's input, and is mirrored half of the time. The photographs take turns.
+    Each crop has 0.3 to 1 of the area of the largest window that fits, is up to a third wider or narrower
+    than the network's input, and is mirrored half of the time. The photographs are used in turn.
 
     Args:
         n: number of crops.
-        preprocessing: what the network expects.
-        batch_size: crops in a batch; the last one may hold fewer. It does not change the crops.
-        seed: the same seed gives the same crops.
-        data_format: where the channels go.
+        preprocessing: preprocessing that the network expects.
+        batch_size: number of crops in a batch. The last batch may have fewer. The crops do not depend on it.
+        seed: seed of the crops. The same seed gives the same crops.
+        data_format: position of the channels in the result.
 
     Yields:
         float32, (B, H, W, C) or (B, C, H, W).
@@ -477,6 +517,11 @@ def sample_crops(
     Raises:
         InputError: `n` or `batch_size` is below 1.
         MissingDependencyError: a package with sample images is not installed.
+
+    Example:
+        >>> crops = sample_crops(5, Preprocessing(size=(8, 8)), batch_size=2)
+        >>> [batch.shape for batch in crops]
+        [(2, 8, 8, 3), (2, 8, 8, 3), (1, 8, 8, 3)]
     """
     _require_data_format(data_format)
     _require_positive("n", n)
@@ -493,34 +538,39 @@ def sample_crops(
 def load_monkeys(
     center_crop: bool = True, size: int | tuple[int, int] | None = 224, pil: bool = False
 ) -> tuple[npt.NDArray[np.uint8] | Image.Image, int]:
-    """The photograph of two monkeys in the paper's examples, and its ImageNet class.
+    """Load the photograph of two monkeys in the paper's examples, and its ImageNet class.
 
-    It is fetched once and then kept in the user's cache folder. `sample_image` needs no network.
+    It is downloaded once and then kept in the user's cache folder. `sample_image` works without a download.
 
     Args:
         center_crop: cut out the central square.
-        size: side of the result in pixels, or its (width, height); None leaves the size as it is.
-        pil: return the whole photograph as a Pillow image, for transforms of your own; `center_crop`
-            and `size` are not applied then.
+        size: side of the result in pixels, or its (width, height); None to keep the size.
+        pil: return the whole photograph as a Pillow image, for your own transforms. `center_crop` and `size`
+            are then ignored.
 
     Returns:
-        ``(image, 382)``: a uint8 array (H, W, 3), or a Pillow image; 382 is the squirrel monkey.
+        ``(image, 382)``: a uint8 array (H, W, 3) or a Pillow image, and the class of the squirrel monkey.
 
     Raises:
-        MissingDependencyError: pooch, which fetches it, is not installed.
-        IBAError: it cannot be fetched.
+        MissingDependencyError: pooch, which downloads it, is not installed.
+        IBAError: it cannot be downloaded.
+
+    Example:
+        >>> image, target = load_monkeys()  # doctest: +SKIP
+        >>> image.shape, target  # doctest: +SKIP
+        ((224, 224, 3), 382)
     """
     try:
         import pooch
     except ImportError as error:
         raise MissingDependencyError(
-            "fetching the photograph of the monkeys needs pooch: pip install 'iba-core[demo]'"
+            "downloading the photograph of the monkeys needs pooch: pip install 'iba-core[demo]'"
         ) from error
     failure = (
-        f"the photograph of the monkeys cannot be fetched from {MONKEYS_URL} (sample_image needs no network)"
+        f"the photograph of the monkeys cannot be downloaded from {MONKEYS_URL} (sample_image works without)"
     )
     try:
-        # Its checksum was never published. Only Pillow reads the file, so a wrong one can do no harm.
+        # No checksum was published. Only Pillow reads the file, so a wrong one does no harm.
         file = Path(
             pooch.retrieve(MONKEYS_URL, known_hash=None, fname="monkeys.jpg", path=pooch.os_cache("iba-core"))
         )
@@ -529,7 +579,7 @@ def load_monkeys(
     try:
         image = load_image(file)
     except InputError as error:
-        # Such as a network's login page: kept, it would be taken for the photograph for ever.
+        # Delete a wrong file, such as a network's login page, so that the next call downloads it again.
         file.unlink(missing_ok=True)
         raise IBAError(f"{failure}: {error}") from error
     if pil:

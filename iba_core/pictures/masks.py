@@ -1,4 +1,4 @@
-"""Pictures that mark where a concept is, in the ways in which they come."""
+"""Read masks, pictures that mark a concept, in all their usual forms."""
 
 from __future__ import annotations
 
@@ -14,34 +14,41 @@ from iba_core.errors import InputError
 from iba_core.pictures.images import read_image
 
 _FOREGROUND = 127
-"""Grey values, or opacities, above it are foreground."""
+"""Grey values and opacities above it are foreground."""
 
 _LOSSY = ("JPEG", "WEBP")
-"""Formats in which black may come as 1 or 2."""
+"""Formats in which black may be stored as 1 or 2."""
 
 
 def mask_picture(source: Image.Image | npt.NDArray[Any] | str | PathLike[str]) -> Image.Image:
-    """A mask as a grey picture, white where the concept is and black elsewhere.
+    """Convert a mask to a grey picture, white where the concept is and black elsewhere.
 
-    Understood are
+    A mask may be
 
-    - pictures whose opacity varies, such as cut-outs: what is opaque (more than half) is the concept;
-    - grey and coloured pictures: grey values above 127 of 255 are the concept;
-    - labels, where no grey value is so high: 1 among 0 and 1, or among the indices of a palette;
-    - arrays (H, W), (H, W, 1), (H, W, 3) or (H, W, 4) of uint8 or uint16 likewise, or of booleans.
+    - a picture with varying opacity, such as a cut-out: the concept is where the opacity is above one half;
+    - a grey or coloured picture: the concept is where the grey value is above 127 of 255;
+    - a picture of labels, with no grey value above 127: the concept is the value 1, or the index 1 of a
+      palette;
+    - an array (H, W), (H, W, 1), (H, W, 3) or (H, W, 4) of uint8 or uint16, read in the same way, or of
+      booleans.
 
     Args:
         source: a file, a Pillow image or an array.
 
     Returns:
-        An image of mode ``"L"`` that holds 0 and 255 alone; black all over where the concept is not.
+        An image of mode ``"L"`` with the values 0 and 255. It is black if it does not show the concept.
 
     Raises:
         InputError: the file cannot be read, or the values are labels of more than one class.
+
+    Example:
+        >>> np.asarray(mask_picture(np.array([[0, 1], [1, 0]], np.uint8)))
+        array([[  0, 255],
+               [255,   0]], dtype=uint8)
     """
     if isinstance(source, (str, PathLike)):
         path = Path(source)
-        # What the file's format was is forgotten by everything that Pillow makes of it.
+        # Keep the file's format, since the images that Pillow derives from it do not.
         return read_image(path, lambda image, kind: _of_image(image, str(path), kind))
     if isinstance(source, Image.Image):
         return _of_image(source, "the mask", source.format)
@@ -55,25 +62,25 @@ def _of_image(image: Image.Image, name: str, kind: str | None) -> Image.Image:
         labels = np.asarray(image) if image.mode == "P" else values
         if labels.max() > 1:
             raise InputError(
-                f"{name} has values up to {labels.max()}, none above {_FOREGROUND}; a mask is black and "
-                "white, or transparent, or holds 1 where the concept is and 0 elsewhere"
+                f"{name} has values up to {labels.max()}, none above {_FOREGROUND}; a mask must be black and "
+                "white, or transparent, or have the value 1 where the concept is and 0 elsewhere"
             )
         marked = labels == 1
     return Image.fromarray(np.where(marked, 255, 0).astype(np.uint8))
 
 
 def _values(image: Image.Image) -> npt.NDArray[Any]:
-    """Opacities, where they tell places apart, or grey values; of 8 bits, or labels of 16."""
+    """Return the opacities if they vary, else the grey values, of 8 bits; or labels of 16 bits."""
     if image.mode.startswith("I;16") or image.mode == "I":
         values = np.asarray(image)
-        # Files of 16 bits may well hold numbers of 8.
+        # Files of 16 bits may contain numbers of 8 bits.
         return values if values.max() <= 255 else values // 257
     if image.has_transparency_data:
         opacity = np.asarray(image.convert("RGBA"))[..., 3]
         if opacity.min() <= _FOREGROUND < opacity.max():
             return opacity
     if image.mode == "F":
-        raise InputError("a mask of floating-point numbers has no fixed range; 8 or 16 bits were expected")
+        raise InputError("a mask of floating-point numbers has no fixed range; give 8 or 16 bits")
     return np.asarray(image.convert("RGB").convert("L"))
 
 
@@ -87,5 +94,5 @@ def _from_array(array: npt.NDArray[Any]) -> Image.Image:
     if pixels.dtype == bool:
         pixels = pixels * np.uint8(255)
     if pixels.dtype not in (np.uint8, np.uint16):
-        raise InputError(f"a mask is an array of {pixels.dtype}; booleans, uint8 or uint16 were expected")
+        raise InputError(f"a mask is an array of {pixels.dtype}; it must hold booleans, uint8 or uint16")
     return Image.fromarray(np.ascontiguousarray(pixels))

@@ -1,4 +1,4 @@
-"""Saliency maps as pictures. Matplotlib is imported as the first one is drawn."""
+"""Plots of saliency maps. Matplotlib is imported when the first one is drawn."""
 
 from __future__ import annotations
 
@@ -17,13 +17,39 @@ if TYPE_CHECKING:
     from matplotlib.colors import Colormap, Normalize
 
 COLORMAP = "inferno"
-"""Evenly growing lightness, dark where nothing is needed, and no hue that a grey picture has."""
+"""Colour map of all maps. Its lightness grows evenly, and its hues differ from a grey picture."""
 
 _ALPHAS = (0.2, 0.7)
-"""Opacity of a map over a picture, where it is 0 and where it is greatest."""
+"""Opacity of a map over a picture, where the map is 0 and where it is greatest."""
 
 _LUMA = np.array([0.299, 0.587, 0.114])
-"""How bright red, green and blue look (ITU-R BT.601)."""
+"""Perceived brightness of red, green and blue (ITU-R BT.601)."""
+
+
+def require_matplotlib() -> None:
+    """Check that matplotlib is installed.
+
+    Raises:
+        MissingDependencyError: it is not.
+    """
+    try:
+        import matplotlib  # noqa: F401
+    except ImportError as error:
+        raise MissingDependencyError("plotting needs matplotlib: pip install 'iba-core[plot]'") from error
+
+
+def axes_to_draw_into(ax: Axes | None) -> Axes:
+    """Return `ax`, or the axes of a new figure of pyplot if it is None.
+
+    Raises:
+        MissingDependencyError: matplotlib is not installed.
+    """
+    require_matplotlib()
+    if ax is None:
+        from matplotlib import pyplot
+
+        ax = pyplot.subplots(layout="constrained")[1]
+    return ax
 
 
 def plot_saliency_map(
@@ -38,32 +64,39 @@ def plot_saliency_map(
     colorbar_size: Any = 0.3,
     colorbar_pad: Any = 0.08,
 ) -> Axes:
-    """Draw a saliency map with a colour bar, over the picture in grey if there is one.
+    """Draw a saliency map with a colour bar, over the picture in grey if one is given.
 
     Args:
         saliency_map: (H, W), in bits per pixel.
-        img: the picture, (H, W), (H, W, 1) or (H, W, 3), of the map's height and width. Floating-point
-            values are taken to be in [0, 1] and scaled to that if they are not.
-        ax: axis to draw into; a new figure of pyplot if None.
+        img: picture (H, W), (H, W, 1) or (H, W, 3), with the height and width of the map. Floating-point
+            values outside [0, 1] are scaled to that range.
+        ax: axes to draw into; a new figure of pyplot if None.
         colorbar_label: text beside the colour bar.
         colorbar_fontsize: size of that text in points.
-        min_alpha: opacity of the map where it is 0. Only used if there is a picture.
-        max_alpha: opacity of the map where it is `vmax`. Only used if there is a picture.
-        vmax: value at the top of the colour bar, in bits per pixel; the greatest of the map if None.
+        min_alpha: opacity of the map where it is 0. Only used with a picture.
+        max_alpha: opacity of the map where it is `vmax`. Only used with a picture.
+        vmax: value at the top of the colour bar, in bits per pixel; the maximum of the map if None.
         colorbar_size: width of the colour bar: inches, or a size of ``mpl_toolkits.axes_grid1``.
         colorbar_pad: distance of the colour bar: inches, or a size of ``mpl_toolkits.axes_grid1``.
 
     Returns:
-        The axis.
+        The axes.
 
     Raises:
         InputError: a shape, an opacity or `vmax` is wrong, or the map is not finite.
         MissingDependencyError: matplotlib is not installed.
+
+    Example:
+        >>> ax = plot_saliency_map(np.array([[0.0, 0.5], [1.0, 2.0]]))
+        >>> ax.get_images()[0].get_clim()
+        (0.0, 2.0)
     """
     saliency = _as_map(saliency_map, "saliency_map")
     grey = None if img is None else _as_grey(img, saliency.shape)
     if not 0 <= min_alpha <= max_alpha <= 1:
-        raise InputError(f"min_alpha={min_alpha} and max_alpha={max_alpha} must grow, within 0 and 1")
+        raise InputError(
+            f"min_alpha={min_alpha} and max_alpha={max_alpha} must be within 0 and 1, the first not greater"
+        )
     cmap, norm = _scale(vmax, saliency)
     from mpl_toolkits.axes_grid1 import make_axes_locatable
     from mpl_toolkits.axes_grid1.axes_size import Fixed
@@ -71,14 +104,14 @@ def plot_saliency_map(
     if ax is None:
         from matplotlib import pyplot
 
-        # Room on the right for the colour bar's labels, also beside a wide map.
+        # Leave room on the right for the labels of the colour bar, even beside a wide map.
         margins = {"left": 0.04, "right": 0.82, "bottom": 0.06, "top": 0.92}
         ax = pyplot.subplots(figsize=(5.5, 4.0), gridspec_kw=margins)[1]
     figure = ax.figure
     current = figure.gca()
     size, pad = (Fixed(s) if isinstance(s, int | float) else s for s in (colorbar_size, colorbar_pad))
     cax = make_axes_locatable(ax).append_axes("right", size=size, pad=pad)
-    # The colour bar has become the current axis, where a user of pyplot would go on drawing.
+    # Make the axes current again that were before the colour bar, for users of pyplot.
     figure.sca(current)
 
     alphas = (1.0, 1.0) if grey is None else (min_alpha, max_alpha)
@@ -96,21 +129,26 @@ def save_overlay(
     subtitle: str = "",
     vmax: float | None = None,
 ) -> None:
-    """Write a PNG: the picture, and beside it each saliency map over the picture in grey.
+    """Write a PNG with the picture and, beside it, each saliency map over the picture in grey.
 
-    All maps share one scale and one colour bar. Neither pyplot nor a display is needed.
+    All maps share one scale and one colour bar. This needs no pyplot and no display.
 
     Args:
-        path: of the file, ending in ``.png``.
+        path: path of the file, ending in ``.png``.
         picture: (H, W) or (H, W, 3), uint8, or floating point in [0, 1].
-        maps: for each map the line above it, which may be empty; (H, W) each, in bits per pixel.
-        title: line above the whole.
+        maps: maps (H, W) in bits per pixel, by the line to write above each. The line may be empty.
+        title: line above the whole figure.
         subtitle: line above the picture.
-        vmax: value at the top of the colour bar; the greatest of all maps if None.
+        vmax: value at the top of the colour bar, in bits per pixel; the maximum of all maps if None.
 
     Raises:
         InputError: there is no map, a shape is wrong, or a map is not finite.
         MissingDependencyError: matplotlib is not installed.
+
+    Example:
+        >>> import tempfile
+        >>> saliency = np.array([[0.0, 0.5], [1.0, 2.0]])
+        >>> save_overlay(tempfile.mkdtemp() + "/map.png", np.zeros((2, 2)), {"3.5 bits": saliency})
     """
     if not maps:
         raise InputError("maps is empty; at least one saliency map is needed")
@@ -120,7 +158,7 @@ def save_overlay(
     from matplotlib.figure import Figure
 
     height, width = greys[0].shape
-    # All lengths are inches, so that text keeps its size beside pictures of any shape.
+    # Use inches for all lengths, so that text keeps its size beside pictures of any shape.
     scale = 3.2 / max(height, width)
     panel_width, panel_height = width * scale, height * scale
     gap, bar = 0.15, 0.16
@@ -143,7 +181,7 @@ def save_overlay(
         lines = max(text.count("\n") + 1 for text in (subtitle, *maps))
         above = 0.2 + 0.18 * lines
         figure.text(0, 1 + above / panel_height, title, fontsize=13, fontweight="bold")
-    # "tight" makes room for whatever text stands around the panels.
+    # "tight" makes room for the text around the panels.
     figure.savefig(path, format="png", dpi=150, bbox_inches="tight", pad_inches=0.2)
 
 
@@ -165,7 +203,7 @@ def _draw_map(
 def _draw_colorbar(
     cax: Axes, cmap: Colormap, norm: Normalize, alphas: tuple[float, float], label: str, fontsize: float
 ) -> None:
-    """A colour bar that shows the colours as they look over a middle grey."""
+    """Draw a colour bar with the colours as they look over a medium grey."""
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import ListedColormap
 
@@ -180,15 +218,14 @@ def _draw_colorbar(
 
 
 def _scale(vmax: float | None, *maps: npt.NDArray[np.float64]) -> tuple[Colormap, Normalize]:
-    """Colours and the range of values that they stand for."""
+    """Choose the colours, and the range of values that they show."""
     if vmax is not None and not vmax > 0:
         raise InputError(f"vmax={vmax} must be positive")
-    try:
-        import matplotlib as mpl
-        from matplotlib.colors import Normalize
-    except ImportError as error:
-        raise MissingDependencyError("plotting needs matplotlib: pip install 'iba-core[plot]'") from error
-    # A map of zeros has a colour bar, too.
+    require_matplotlib()
+    import matplotlib as mpl
+    from matplotlib.colors import Normalize
+
+    # The colour bar of a map of zeros needs a range as well.
     top = vmax or max(float(saliency.max()) for saliency in maps) or 1.0
     return mpl.colormaps[COLORMAP], Normalize(0, top, clip=True)
 
@@ -198,12 +235,12 @@ def _as_map(values: npt.ArrayLike, argument: str) -> npt.NDArray[np.float64]:
     if saliency.ndim != 2 or 0 in saliency.shape:
         raise InputError(f"{argument} has shape {saliency.shape}; one map (H, W) was expected")
     if not np.isfinite(saliency).all():
-        raise InputError(f"{argument} holds values that are not finite")
+        raise InputError(f"{argument} has values that are not finite; every value must be finite")
     return saliency
 
 
 def _as_colours(picture: npt.ArrayLike) -> npt.NDArray[np.float64]:
-    """The picture in [0, 1], (H, W) or (H, W, 3)."""
+    """Convert the picture to [0, 1], (H, W) or (H, W, 3)."""
     pixels = np.asarray(picture)
     if pixels.ndim == 3 and pixels.shape[2] == 1:
         pixels = pixels[..., 0]
@@ -218,5 +255,5 @@ def _as_colours(picture: npt.ArrayLike) -> npt.NDArray[np.float64]:
 def _as_grey(picture: npt.ArrayLike, shape: tuple[int, ...]) -> npt.NDArray[np.float64]:
     colours = _as_colours(picture)
     if colours.shape[:2] != shape:
-        raise InputError(f"img has shape {colours.shape} and the saliency map {shape}; resize one of them")
+        raise InputError(f"img has shape {colours.shape}, but the saliency map {shape}; resize one of them")
     return colours if colours.ndim == 2 else colours @ _LUMA

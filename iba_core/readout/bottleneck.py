@@ -43,11 +43,12 @@ from iba_core.readout.training import (
     BETA,
     LEARNING_RATE,
     WARM_UP,
-    Checkpoint,
     EpochReport,
     Loss,
+    Progress,
     ReadoutTrainer,
     TrainingSettings,
+    read_checkpoint,
 )
 from iba_core.utils import get_tqdm
 
@@ -65,6 +66,14 @@ class Known(NamedTuple):
 
 class ReadoutBottleneck(ABC):
     """A bottleneck whose mask is computed from the features of several layers.
+
+    The per-sample bottleneck optimises its mask anew for every image. Here a network of three 1x1
+    convolutions learns to give the mask's parameter alpha. Its input is the features of the readout layers, from
+    a nested, unrestricted pass of the model. Layers after the bottleneck may be among them, and dense ones. So
+    an explanation costs that pass and one restricted pass. The model is never altered.
+
+    The network is made once the features' distribution is known: first call `estimate`, then `fit`, or write a
+    training loop of your own. At the start alpha is `initial_alpha` everywhere.
 
     Each framework derives its `IBAReadout` from this class. It adds how to get into a model, the network as
     layers of the framework, and the estimators.
@@ -207,38 +216,59 @@ class ReadoutBottleneck(ABC):
         self.feature_mean = self.feature_std = None
         self._known.clear()
 
-    def _estimate(
+    def estimate(
         self,
-        model: ReadoutModel,
+        model: Any,
         dataloader: Iterable[Any],
-        n_samples: int,
-        progbar: bool | None,
-        reset: bool,
+        device: Any = None,
+        n_samples: int = 10000,
+        progbar: bool | None = None,
+        reset: bool = True,
     ) -> None:
-        """Estimate the distribution at all layers; one pass of the model serves all of them."""
+        """Estimate mean and standard deviation of the features, at the bottleneck and all readout layers.
+
+        One pass of the model serves all of them. The network is made if there is none; one that is there
+        stays as it is. If the estimation fails or is interrupted, everything stays as it was.
+
+        Args:
+            model: the model with the bottleneck. It runs in evaluation mode and is left as it was.
+            dataloader: an iterable of batches, each the inputs or a tuple (inputs, ...). (In PyTorch, a dict is
+                taken for keyword arguments of the model.)
+            device: where to bring the data; the model's own device if None.
+            n_samples: stop after exactly so many; fewer are used if the data end before.
+            progbar: show the progress; the constructor's choice if None.
+            reset: forget what has been estimated before; otherwise go on from there.
+
+        Raises:
+            InputError: the data hold fewer than two samples, or features that are not finite; or there is a
+                network already, made for other numbers of channels.
+            LayerError: a layer never runs in the model, or more than once.
+        """
         if n_samples < 1:
             raise InputError(f"n_samples={n_samples} must be 1 or more")
-        show, seen = self.progbar if progbar is None else progbar, 0
-        with self._all_or_nothing(), get_tqdm()(total=n_samples, unit="img", disable=not show) as bar:
-            bar.set_description("Estimating")
+        readout_model, seen = self._readout_model(model, device), 0
+        show = self.progbar if progbar is None else progbar
+        bar = get_tqdm()(total=n_samples, desc="Estimating", unit="img", disable=not show)
+        with self._all_or_nothing(), bar:
             if reset:
                 self.reset_estimate()
                 self._input_shape = None
             for batch in dataloader:
-                inputs = model.to_inputs(take(inputs_of_batch(batch), 0, n_samples - seen))
+                inputs = readout_model.to_inputs(take(inputs_of_batch(batch), 0, n_samples - seen))
                 if not batch_size(inputs):
                     continue
                 if not seen:
-                    self._formats = model.data_formats(take(inputs, 0, 1))
-                for estimator, features in zip(self._all_estimators(), model.features(inputs), strict=True):
-                    self._take_in(estimator, features)
+                    self._formats = readout_model.data_formats(take(inputs, 0, 1))
+                features = readout_model.features(inputs)
+                for estimator, maps in zip(self._all_estimators(), features, strict=True):
+                    self._take_in(estimator, maps)
                 shape = tuple(int(size) for size in next(arrays_of(inputs)).shape[1:])
                 self._input_shape = common_shape(self._input_shape, shape)
                 seen += batch_size(inputs)
                 bar.update(batch_size(inputs))
                 if seen >= n_samples:
                     break
-            self._check_estimates(model.names)
+            self._check_estimates(readout_model.names)
             self._make_network()
 
     def _check_estimates(self, names: Sequence[str]) -> None:
@@ -412,20 +442,31 @@ class ReadoutBottleneck(ABC):
                 raise InputError(f"{name} can be gone through only once; give a list or a data loader")
         if checkpoint is not None and not Path(checkpoint).parent.is_dir():
             raise InputError(f"checkpoint={str(checkpoint)!r} cannot be written: its folder does not exist")
-        model, resumed = self._readout_model(device=device), None
+        model, progress = self._readout_model(device=device), None
         if checkpoint is not None and Path(checkpoint).exists():
-            resumed = Checkpoint.read(checkpoint)
-            self._load_state(resumed.state)
+            state, progress = read_checkpoint(checkpoint)
+            self._load_state(state)
+            self.history = list(progress.reports)
         known = self._what_is_known()
+        if progress is None:
+            progress = Progress.of([host_array(weight) for weight in self._weights()])
         show = self.progbar if progbar is None else progbar
         trainer = ReadoutTrainer(model, known.readout, known.constants, self._as_loss(loss), settings, show)
-        if resumed is None:
-            progress = trainer.start([host_array(weight) for weight in self._weights()])
-        else:
-            progress = trainer.resumed(resumed)
-            self.history = list(progress.reports)
+        self._train(trainer, trainer.start(progress), loader, validation, checkpoint)
+        return list(self.history)
+
+    def _train(
+        self,
+        trainer: ReadoutTrainer,
+        progress: Progress,
+        loader: Iterable[Any],
+        validation: Iterable[Any] | None,
+        checkpoint: str | PathLike[str] | None,
+    ) -> None:
+        """Take over what the trainer gives; network and history always belong to the same epoch."""
         try:
-            for progress in trainer.epochs(progress, loader, validation):
+            for reached in trainer.epochs(progress, loader, validation):
+                progress = reached
                 self._set_weights(trainer.weights(progress.adam.parameter))
                 self.history = list(progress.reports)
                 if checkpoint is not None:
@@ -439,7 +480,6 @@ class ReadoutBottleneck(ABC):
                 self.history = list(progress.reports)
             raise
         self.history = list(progress.reports)
-        return list(self.history)
 
     # -- state ----------------------------------------------------------------------------------------
 

@@ -9,17 +9,17 @@ moves the network's weights by one step of Adam. The host waits for no value bef
 
 If the mask starts almost open, the first gradients of the information are by far the largest ones. Adam
 remembers them long enough to carry the weights past the goal, to masks that let nothing pass and have almost
-no gradient. Three measures prevent this. Beta rises from almost nothing over the first steps, so that the loss
-counts while the mask closes. Gradients are clipped by their norm. And the level of the mask, the last bias, has a
-higher learning rate; in the first steps it is the only weight that is trained, at a rate that is higher still, so
-that the other weights need not move it together. A mask that starts half open needs no steps for its level,
-but beta may have to rise for longer: a network that does not know yet which features matter can lower the
-information only everywhere, and at a high beta it would give up the loss before it has learnt them.
+no gradient. Three measures prevent this. Beta rises from almost nothing over the first steps, so that the
+loss counts while the mask closes. Gradients are clipped by their norm. And the level of the mask, the last
+bias, has a higher learning rate; in the first steps it is the only weight that is trained, at a rate that is
+higher still, so that the other weights need not move it together. A mask that starts half open needs no steps
+for its level, but beta may have to rise for longer: a network that does not know yet which features matter can
+lower the information only everywhere, and at a high beta it would give up the loss before it has learnt them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -50,15 +50,15 @@ BETA = 1.0
 WARM_UP = 100
 
 _LEVEL_FACTORS = 300.0, 10.0
-_LEVEL_RATE = 0.1
+LEVEL_RATE = 0.1
 _LEAST_BETA = 0.03
-_CLIP = 1.0
+CLIP = 1.0
 _VALIDATION_SEED = 2**63
 _MOMENTS = ("first", "second")
 
 Loss = Callable[..., Array]
-"""``loss(output, *rest)`` of the model's output and what comes with the inputs in a batch. It gives losses (B,),
-or their mean as a scalar."""
+"""``loss(output, *rest)`` of the model's output and what comes with the inputs in a batch: losses (B,), or
+their mean as a scalar."""
 
 
 @dataclass(frozen=True)
@@ -93,8 +93,8 @@ class TrainingSettings:
         learning_rate: of Adam.
         beta: weight of the mean information, in nats per feature.
         patience: stop after so many epochs without improvement on the validation data.
-        seed: makes the noise depend on the seed and the number of the step alone; None for the framework's own
-            random numbers.
+        seed: makes the noise depend on the seed and the number of the step alone; None for the framework's
+            own random numbers.
         warm_up: number of first steps in which only the level of the mask is trained.
         beta_steps: number of first steps over which beta rises from 3 % of its value; those of the warm-up
             if None.
@@ -148,6 +148,12 @@ class Progress:
     steps: int = 0
     reports: tuple[EpochReport, ...] = ()
 
+    @classmethod
+    def of(cls, weights: Sequence[npt.NDArray[np.floating]]) -> Self:
+        """A training of these weights that has not begun; arrays on the host."""
+        flat = np.concatenate([weight.ravel() for weight in weights])
+        return cls(AdamState(flat, np.zeros_like(flat), np.zeros_like(flat)))
+
     def validated(self, value: float) -> Self:
         """The same with the objective on the validation data taken into account."""
         if value < self.best_value:
@@ -199,11 +205,10 @@ class ReadoutTrainer:
         self._compiled_step = self._framework.compile(self._step, jit_compile=model.jit_compile)
         self._compiled_terms = self._framework.compile(self._terms, jit_compile=model.jit_compile)
 
-    def start(self, weights: Sequence[npt.NDArray[np.floating]]) -> Progress:
-        """A training that has not begun, from the weights of a network."""
-        flat = self._tensor(np.concatenate([weight.ravel() for weight in weights]))
-        zeros = array_namespace(flat).zeros_like(flat)
-        return Progress(AdamState(flat, zeros, zeros))
+    def start(self, progress: Progress) -> Progress:
+        """The same progress as tensors."""
+        best = None if progress.best is None else self._tensor(progress.best)
+        return replace(progress, adam=AdamState(*map(self._tensor, progress.adam)), best=best)
 
     def weights(self, flat: Array) -> list[npt.NDArray[np.floating]]:
         """Weights of the network, on the host, from the row in which they are trained."""
@@ -326,7 +331,7 @@ class ReadoutTrainer:
         _, terms, gradient = self._framework.value_and_grad(objective, adam.parameter)
         xp = array_namespace(gradient)
         norm = xp.sqrt(xp.sum(xp.square(gradient)))
-        clipped = gradient / xp.maximum(norm / _CLIP, xp.ones_like(norm))
+        clipped = gradient / xp.maximum(norm / CLIP, xp.ones_like(norm))
         return adam_step(adam, clipped, correction, rates), terms
 
     def _terms(
@@ -366,7 +371,7 @@ class ReadoutTrainer:
         """The rate of each weight: `rate`, and for the level a multiple of the full one."""
         full = self._settings.learning_rate
         rates = [np.full(prod(shape), rate) for shape in self._readout.weight_shapes]
-        rates[-1][:] = max(full, min(factor * full, _LEVEL_RATE))
+        rates[-1][:] = max(full, min(factor * full, LEVEL_RATE))
         return np.concatenate(rates)
 
     # -- checkpoints ----------------------------------------------------------------------------------
@@ -391,53 +396,28 @@ class ReadoutTrainer:
         }
         write_state(path, state.arrays() | arrays, KIND, {"readout": state.facts, "training": facts})
 
-    def resumed(self, checkpoint: Checkpoint) -> Progress:
-        """The training that a checkpoint describes."""
-        arrays, facts = checkpoint.arrays, checkpoint.facts
-        start = self.start(checkpoint.state.weights)
-        moments = {name: self._tensor(arrays[f"training.{name}"]) for name in _MOMENTS}
-        best = facts["best_value"]
-        return Progress(
-            adam=start.adam._replace(**moments),
-            best=None if best is None else self._tensor(arrays["training.best"]),
-            best_value=float("inf") if best is None else best,
+
+def read_checkpoint(path: str | PathLike[str]) -> tuple[ReadoutState, Progress]:
+    """Read what `ReadoutTrainer.save` wrote.
+
+    Returns:
+        The state of the readout, and the progress as arrays on the host.
+
+    Raises:
+        StateError: the file is missing, truncated, of another kind or incomplete.
+    """
+    arrays, metadata = read_state(path, KIND, required=[f"training.{name}" for name in _MOMENTS])
+    try:
+        state, facts = ReadoutState.of(arrays, metadata["readout"]), metadata["training"]
+        has_best = facts["best_value"] is not None
+        start = Progress.of(state.weights)
+        return state, Progress(
+            adam=start.adam._replace(**{name: arrays[f"training.{name}"] for name in _MOMENTS}),
+            best=arrays["training.best"] if has_best else None,
+            best_value=facts["best_value"] if has_best else float("inf"),
             stalled=facts["stalled"],
             steps=facts["steps"],
             reports=tuple(EpochReport(**report) for report in facts["reports"]),
         )
-
-
-@dataclass(frozen=True)
-class Checkpoint:
-    """What `ReadoutTrainer.save` wrote.
-
-    Attributes:
-        state: of the readout.
-        arrays: of the optimiser, by name, among others.
-        facts: of the training.
-    """
-
-    state: ReadoutState
-    arrays: Mapping[str, npt.NDArray[Any]]
-    facts: Mapping[str, Any]
-
-    @classmethod
-    def read(cls, path: str | PathLike[str]) -> Self:
-        """Read a checkpoint.
-
-        Raises:
-            StateError: the file is missing, truncated, of another kind or incomplete.
-        """
-        arrays, metadata = read_state(path, KIND)
-        try:
-            facts = metadata["training"]
-            for report in facts["reports"]:
-                EpochReport(**report)
-            names = [*_MOMENTS, *(["best"] if facts["best_value"] is not None else [])]
-            lacking = [name for name in names if f"training.{name}" not in arrays]
-            lacking += [name for name in ("stalled", "steps") if name not in facts]
-            if lacking:
-                raise KeyError(lacking[0])
-            return cls(ReadoutState.of(arrays, metadata["readout"]), arrays, facts)
-        except (KeyError, TypeError) as error:
-            raise StateError(f"path={str(path)!r} is no checkpoint of a readout network ({error})") from error
+    except (KeyError, TypeError) as error:
+        raise StateError(f"path={str(path)!r} is no checkpoint of a readout network ({error})") from error

@@ -1,1 +1,1 @@
-"""Pretrained networks, as far as no framework is concerned: tables, weights on disk, preprocessing, names."""
+"""Pretrained networks, without a framework: tables, weights, preprocessing and class names."""

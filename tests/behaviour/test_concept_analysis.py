@@ -180,7 +180,7 @@ def test_the_result_is_a_table_and_a_plot(backend):
         ({"ensemble_count": 0}, "ensemble_count=0"),
         ({"kernel_size": None}, "rel_size"),
         ({"kernel_size": (0, 1)}, "kernel_size"),
-        ({"cache": "no/such/folder"}, "is no folder"),
+        ({"cache": "no/such/folder"}, "is not a folder"),
         ({"epochs": 0}, "epochs=0"),
         ({"learning_rate": 0.0}, "learning_rate"),
         ({"weight_decay": -1.0}, "weight_decay"),
@@ -247,7 +247,7 @@ def test_training_ends_at_the_optimum_that_scipy_finds(backend):
 
     (train, _), stump = examples(backend)
     settings = TrainingSettings(epochs=800, batch_size=40, learning_rate=0.05, weight_decay=1e-2)
-    trainer = HyperplaneTrainer(stump.adapter, train, (1, 1), True, settings)
+    trainer = HyperplaneTrainer(stump.adapter.framework, train, (1, 1), True, settings)
     learnt = trainer.fit(progbar=False)
     phi = (
         np.concatenate([train.maps.reshape(-1, 6), np.ones((train.targets.size, 1))], axis=1) @ trainer.basis
@@ -268,7 +268,7 @@ def test_training_stops_where_validation_does_not_improve():
     # Validation data that contradicts: each step makes it worse.
     contrary = replace(validation, targets=1 - validation.targets)
     settings = TrainingSettings(epochs=50, patience=3)
-    trainer = HyperplaneTrainer(stump.adapter, train, (1, 1), True, settings)
+    trainer = HyperplaneTrainer(stump.adapter.framework, train, (1, 1), True, settings)
     start = trainer.basis @ np.full(7, 0.01)
     stopped = trainer.fit(start=start, validation=(contrary, None), progbar=False)
     assert stopped.epochs + 3 == len(stopped.validation_losses) < 50
@@ -285,7 +285,7 @@ def test_losses_of_the_framework_teach_too(backend, loss):
     }
     (train, validation), stump = examples(backend)
     settings = TrainingSettings(epochs=40, learning_rate=0.1, loss=losses[loss](backend.module("concepts")))
-    learnt = HyperplaneTrainer(stump.adapter, train, (1, 1), True, settings).fit(progbar=False)
+    learnt = HyperplaneTrainer(stump.adapter.framework, train, (1, 1), True, settings).fit(progbar=False)
     plane = backend.module("concepts").ConceptDetectionModel2D(in_channels=6, kernel_size=(1, 1))
     plane.load_hyperplanes(learnt.parameters[:6].reshape(1, 6, 1, 1), learnt.parameters[6:])
     data = make_concept(backend).val_data
@@ -295,7 +295,7 @@ def test_losses_of_the_framework_teach_too(backend, loss):
 def test_a_loss_that_is_not_finite_stops_training():
     (train, _), stump = examples()
     trainer = HyperplaneTrainer(
-        stump.adapter, train, (1, 1), True, TrainingSettings(loss=lambda p, t: (p * np.inf).sum())
+        stump.adapter.framework, train, (1, 1), True, TrainingSettings(loss=lambda p, t: (p * np.inf).sum())
     )
     with pytest.raises(OptimizationError, match="in epoch 1; lower learning_rate"):
         trainer.fit(progbar=False)
@@ -374,7 +374,7 @@ def test_locating_needs_a_layer_that_fits():
     images = squares(2, 0)[0]
     with pytest.raises(InputError, match="layer is missing"):
         locate(make_model(TORCH), planes, images)
-    with pytest.raises(InputError, match="has 6 channels and the concept 5"):
+    with pytest.raises(InputError, match="has 6 channels, but the concept 5"):
         locate(make_model(TORCH), planes, images, layer="2")
     with pytest.raises(InputError, match="embeddings is empty"):
         locate(make_model(TORCH), [], images)

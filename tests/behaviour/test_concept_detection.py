@@ -16,7 +16,7 @@ from torch import nn
 import iba_tf.concepts
 import iba_torch.concepts
 from iba_core.concepts import ConceptEmbedding, ModelStump, SegmentationConcept2D
-from iba_core.concepts.detection import same_padding, window_size, windows
+from iba_core.concepts.hyperplanes import same_padding, window_size, windows
 from iba_core.errors import InputError, LayerError
 
 RNG = np.random.default_rng(0)
@@ -306,7 +306,7 @@ def test_wrong_layers_and_inputs_are_named(backend):
         backend.Model(model=main, layer_id="nowhere", in_channels=6, kernel_size=(1, 1))
     with pytest.raises(LayerError, match="two spatial axes"):
         backend.Model(a_concept(backend), main, backend.flat)
-    with pytest.raises(InputError, match="5 channels was expected"):
+    with pytest.raises(InputError, match="and 5 channels"):
         backend.run(backend.Model(in_channels=5, kernel_size=(1, 1)), maps(4))
 
 

@@ -227,7 +227,7 @@ def test_explain_writes_picture_numbers_and_table(iba, workplace, tmp_path, mode
 
     out = flat(out)
     assert f"{model}, in {framework} {sys.modules[backend].__version__.partition('+')[0]}" in out
-    assert re.search(rf"Layer +{re.escape(attribution.layer)}, chosen for you", out)
+    assert re.search(rf"Layer +{re.escape(attribution.layer)}, chosen automatically", out)
     assert "crops of the packaged sample photographs" in out
     assert f"iba estimate {model} FOLDER --out STATS" in out
     assert re.search(r"32 x 32 pixels, values 0 to 1; assumed, since the network does not say", out)
@@ -259,7 +259,7 @@ def test_table_tells_what_the_library_computes(iba, workplace, tmp_path):
         saved = Attribution.load(tmp_path / f"{Path(name).stem}-iba.safetensors")
         np.testing.assert_array_equal(saved.capacity, attribution.capacity)
     out = flat(out)
-    assert "3, the one that the statistics were estimated at" in out
+    assert "3, the layer of the statistics" in out
     assert "told.safetensors, of 12 images" in out
     assert "as the network asks for" in out
 
@@ -309,7 +309,7 @@ def test_target_among_the_unlikely_is_shown_too(iba, tmp_path):
 @pytest.mark.parametrize(
     ("target", "message"),
     [
-        ("tiger", "target='tiger' is no class of the network; the closest name is 'tiger cat'"),
+        ("tiger", "target='tiger' is not a class of the network; the closest name is 'tiger cat'"),
         ("crane", "target='crane' is the name of the classes 2 and 3; give the index"),
         ("5", "target=5 is outside the model's 5 classes, 0 to 4"),
         ("-1", "target=-1 is outside the model's 5 classes, 0 to 4"),
@@ -329,7 +329,7 @@ def test_target_by_name_needs_names(fails):
     message = fails(
         "explain", "photos/one.jpg", "--model", "tiny_nets:plain", "--size", 32, "--target", "cat"
     )
-    assert message == "target='cat' is a name, but the network names no classes; give an index"
+    assert message == "target='cat' is a name, but the network's classes have no names; give an index"
 
 
 def test_same_names_do_not_overwrite_each_other(iba, workplace, tmp_path):
@@ -374,8 +374,8 @@ def test_folders_are_searched(iba, tmp_path):
 @pytest.mark.parametrize(
     ("photo", "message"),
     [
-        ("bad.jpg", "bad.jpg is no image that Pillow can read"),
-        ("nowhere.jpg", "nowhere.jpg is not there; an image file was expected"),
+        ("bad.jpg", "bad.jpg is not an image that Pillow can read"),
+        ("nowhere.jpg", "nowhere.jpg does not exist; an image file was expected"),
     ],
 )
 def test_one_bad_photograph_is_found_before_any_work(fails, untouched, tmp_path, photo, message):
@@ -464,7 +464,7 @@ def test_layers_lists_shapes_and_the_default(iba):
     ):
         assert re.search(rf"^[ *] +{row} *$", out, re.MULTILINE)
     (marked,) = re.findall(r"^\* +(\S+)", out, re.MULTILINE)
-    assert f"{marked}, marked by *, is taken where none is named" in flat(out)
+    assert f"{marked}, marked by *, is the default" in flat(out)
 
     code, out, _ = iba("layers", "net.keras")
     assert code == 0
@@ -496,7 +496,7 @@ def test_grey_pictures(iba, tmp_path):
     [
         (
             ("tiny_nest:told",),
-            "model='tiny_nest:told': there is no module 'tiny_nest', neither here nor installed",
+            "model='tiny_nest:told': there is no module 'tiny_nest', neither in this folder nor installed",
         ),
         (("iba_core.nowhere:f",), "model='iba_core.nowhere:f': there is no module 'iba_core.nowhere'"),
         (
@@ -565,7 +565,7 @@ def test_estimate_writes_statistics_that_explain_takes(iba, workplace, tmp_path,
     stats = tmp_path / "stats.safetensors"
     code, out, _ = iba("estimate", model, "data", "--layer", layer, "--batch-size", 5, "--out", stats)
     assert code == 0
-    assert "all 12 in data; few for a distribution, about 5000 are advised" in flat(out)
+    assert "all 12 in data; these are few, about 5000 are recommended" in flat(out)
     net = Network.load(model)
     fitted = Explainer(net.adapter.model, layer).fit(
         image_batches(image_files(workplace / "data"), net.preprocessing, 12, net.adapter.data_format),
@@ -578,7 +578,7 @@ def test_estimate_writes_statistics_that_explain_takes(iba, workplace, tmp_path,
         "explain", "photos/one.jpg", "--model", model, "--stats", stats, *FAST, "--out", tmp_path
     )
     assert code == 0
-    assert f"{layer}, the one that the statistics were estimated at" in flat(out)
+    assert f"{layer}, the layer of the statistics" in flat(out)
 
 
 def test_statistics_of_pictures_prepared_otherwise_are_refused(iba, fails, tmp_path):
@@ -588,8 +588,8 @@ def test_statistics_of_pictures_prepared_otherwise_are_refused(iba, fails, tmp_p
     fixed = ("explain", "photos/one.jpg", "--model", *plain, "--stats", stats, *FAST, "--out", tmp_path)
     message = fails(*fixed)
     assert re.search(
-        r"stats=.* are of pictures that were prepared otherwise \(32 x 32 pixels.*\) than these are to be "
-        r"\(32 x 32 pixels.*\); give the same --preprocess and --size, or estimate them anew",
+        r"stats=.* are for another preprocessing \(32 x 32 pixels.*\) than that of the network "
+        r"\(32 x 32 pixels.*\); give the same --preprocess and --size, or estimate them again",
         message,
     )
     assert iba(*fixed, "--preprocess", "imagenet")[0] == 0
@@ -612,13 +612,13 @@ def test_estimate_takes_no_more_than_it_is_told(iba, tmp_path):
     [
         (("data", "--out", "nowhere/s"), "out='nowhere/s' cannot be written: its folder does not exist"),
         (("data", "--out", "photos"), "out='photos' is a folder; a file was expected"),
-        (("nowhere", "--out", "s"), "nowhere is not there; a folder was expected"),
+        (("nowhere", "--out", "s"), "nowhere does not exist; a folder was expected"),
         (("bad.jpg", "--out", "s"), "bad.jpg is a file; a folder was expected"),
         (("data", "--out", "s", "--n-samples", 1), "n_samples=1 is too few for a standard deviation"),
         (("data", "--out", "s", "--batch-size", 0), "batch_size=0 must be at least 1"),
         (("data", "--out", "s", "--layer", "33"), "the model has no layer '33'; the closest name is '3'"),
         (("single", "--out", "s"), "batches held 1 samples; at least 2 are needed"),
-        (("damaged", "--out", "s"), "damaged/no.png is no image that Pillow can read"),
+        (("damaged", "--out", "s"), "damaged/no.png is not an image that Pillow can read"),
     ],
 )
 def test_wrong_uses_of_estimate(fails, workplace, arguments, message):

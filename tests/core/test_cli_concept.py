@@ -74,7 +74,7 @@ def test_a_concept_is_learnt_and_found(folder, monkeypatch, capsys):
     shown = capsys.readouterr().out
     assert code == 0
     assert "Concept: square" in shown
-    assert "16 to learn from, 4 to validate with, 4 to judge by" in shown
+    assert "16 for training, 4 for validation, 4 for the test" in shown
     assert "same mask" in shown
     assert fits_into_80_columns(shown)
     assert (folder / "compared.png").read_bytes().startswith(b"\x89PNG")
@@ -82,7 +82,7 @@ def test_a_concept_is_learnt_and_found(folder, monkeypatch, capsys):
     assert embedding.concept_name == "square"
     assert embedding.layer_id in ("1", "2")
     assert f"{embedding.layer_id}, by validation" in shown
-    assert "the one that was learnt" in shown
+    assert "one was learnt" in shown
 
     code = iba(
         monkeypatch,
@@ -103,9 +103,9 @@ def test_folds_need_no_validation_pictures(folder, monkeypatch, capsys):
     options = ("--out", "square.safetensors", "--layer", "2", "--folds", 2, "--ensemble", 2, "--name", "red")
     assert train(monkeypatch, *options) == 0
     shown = capsys.readouterr().out
-    assert "20 to learn from, 0 to validate with, 4 to judge by" in shown
+    assert "20 for training, 0 for validation, 4 for the test" in shown
     assert "±" in shown
-    assert re.search(r"the mean of the 4 that were learnt; IoU, test, of it\s+alone: 0\.\d{3}", shown)
+    assert re.search(r"the mean of 4 learnt ones; IoU of the mean,\s+test: 0\.\d{3}", shown)
     assert ConceptEmbedding.load("square.safetensors").concept_name == "red"
 
 

@@ -173,7 +173,7 @@ def test_pyplots_state_stays_as_it_was(saliency):
         ({"saliency_map": np.zeros((1, 4, 4))}, r"saliency_map has shape \(1, 4, 4\)"),
         ({"saliency_map": np.zeros((0, 4))}, r"saliency_map has shape \(0, 4\)"),
         ({"saliency_map": np.array([[1, np.nan]])}, "not finite"),
-        ({"img": np.zeros((5, 4))}, r"img has shape \(5, 4\) and the saliency map \(4, 4\)"),
+        ({"img": np.zeros((5, 4))}, r"img has shape \(5, 4\), but the saliency map \(4, 4\)"),
         ({"img": np.zeros((3, 4, 4))}, r"img has shape \(3, 4, 4\); \(H, W\)"),
         ({"min_alpha": 0.8}, "min_alpha=0.8 and max_alpha=0.7"),
         ({"max_alpha": 1.2}, "max_alpha=1.2"),
@@ -250,7 +250,7 @@ def test_save_overlay_refuses_nonsense(tmp_path):
         save_overlay(path, np.zeros((4, 4)), {})
     with pytest.raises(InputError, match=r"maps\['PyTorch'\] has shape \(4,\)"):
         save_overlay(path, np.zeros((4, 4)), {"PyTorch": np.zeros(4)})
-    with pytest.raises(InputError, match=r"img has shape \(5, 4\) and the saliency map \(4, 4\)"):
+    with pytest.raises(InputError, match=r"img has shape \(5, 4\), but the saliency map \(4, 4\)"):
         save_overlay(path, np.zeros((5, 4)), {"": np.zeros((4, 4))})
     assert not path.exists()
 

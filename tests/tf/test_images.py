@@ -55,7 +55,7 @@ def test_images_are_prepared_for_resnet50_where_nothing_else_is_said(folder):
 
 
 def test_wrong_uses(folder):
-    with pytest.raises(InputError, match="'/nowhere' is no directory"):
+    with pytest.raises(InputError, match="'/nowhere' is not a directory"):
         get_imagenet_generator("/nowhere")
     with pytest.raises(InputError, match=r"crop_size=\(64, 64\) exceeds target_size=\(32, 32\)"):
         get_imagenet_generator(folder, (32, 32), (64, 64))

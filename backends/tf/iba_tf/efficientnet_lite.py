@@ -16,20 +16,24 @@ _LAST = "channels_last"
 
 
 def efficientnet_lite0(pretrained: bool = True) -> keras.Model:
-    """EfficientNet-Lite0 for ImageNet: a functional model.
+    """Make EfficientNet-Lite0 for ImageNet, a functional model.
 
-    The layer ``blocks.i`` gives the output of the i-th block, ``stem`` and ``head`` those of the
-    layers before and behind, ``classifier`` the logits: the names of the PyTorch version. It maps
-    float32 images (B, 224, 224, 3), made by its attribute ``preprocessing``, to logits (B, 1000),
-    named by its attribute ``class_names``.
+    The layer names are those of the PyTorch version: ``blocks.i`` gives the output of the i-th block,
+    ``stem`` and ``head`` those of the layers before and after the blocks, and ``classifier`` the logits.
+    It maps float32 images (B, 224, 224, 3) to logits (B, 1000). Its attribute ``preprocessing`` prepares the
+    images, and its attribute ``class_names`` names the logits.
 
     Args:
-        pretrained: load the ImageNet weights; otherwise the weights are random and there are no
+        pretrained: load the ImageNet weights. Otherwise the weights are random and there are no
             ``class_names``.
 
     Raises:
-        MissingDependencyError: `pretrained`, and the weights, PyTorch to read them, or the class
-            names are not installed.
+        MissingDependencyError: `pretrained` is set, but the weights, PyTorch to read them, or the class names
+            are not installed.
+
+    Example:
+        >>> efficientnet_lite0(pretrained=False).output_shape
+        (None, 1000)
     """
     inputs = keras.Input((*spec.PREPROCESSING.size, spec.PREPROCESSING.channels), name="image")
     x = _convolution(inputs, "stem", spec.STEM_CHANNELS, kernel=3, stride=2)
@@ -62,7 +66,7 @@ def _convolution(
     stride: int = 1,
     activation: bool = True,
 ) -> KerasTensor:
-    """Convolution (depthwise if `channels` is None), batch normalisation and, if wanted, ReLU6."""
+    """Apply a convolution (depthwise if `channels` is None), normalisation and, with `activation`, ReLU6."""
     options: dict[str, Any] = {
         "padding": "same",
         "use_bias": False,
@@ -95,7 +99,7 @@ _ARRAYS = ("weight", "bias", "running_mean", "running_var")
 
 
 def _keras_weights(layer: layers.Layer, arrays: dict[str, Any]) -> list[npt.NDArray[np.float32]]:
-    """PyTorch's arrays of one layer in the order and the shapes in which Keras keeps them."""
+    """Arrange PyTorch's arrays of one layer in the order and shapes of Keras."""
     weight = arrays["weight"]
     if isinstance(layer, layers.BatchNormalization):
         return [arrays[name] for name in _ARRAYS]

@@ -1,4 +1,4 @@
-"""Batches of ImageNet, prepared for Keras' own networks."""
+"""Batches of ImageNet images, prepared for Keras's own networks."""
 
 from __future__ import annotations
 
@@ -23,28 +23,37 @@ def get_imagenet_generator(
     preprocess_input: Callable[[npt.NDArray[np.float32]], npt.NDArray[np.floating]] | None = None,
     **kwargs: Any,
 ) -> Iterator[tuple[npt.NDArray[np.floating], npt.NDArray[Any]]]:
-    """Batches of the images in an ImageNet directory, each image once, in random order.
+    """Give the images of an ImageNet directory in batches, each image once, in random order.
 
     Args:
-        path: the train or the validation directory, with a folder of images for each class.
-        target_size: (height, width) that images are scaled to.
-        crop_size: (height, width) of the centre that is cut out of them.
-        batch_size: images in a batch; the last one may be smaller.
-        seed: of the order.
-        preprocess_input: what the network wants done to images (B, height, width, 3) with values 0 to 255;
-            `keras.applications.resnet50.preprocess_input` if None, as most of Keras' networks have it.
-        **kwargs: of `keras.utils.image_dataset_from_directory`.
+        path: the train or validation directory, with a folder of images for each class.
+        target_size: (height, width) that images are resized to.
+        crop_size: (height, width) of the centre that is then cut out.
+        batch_size: number of images in a batch. The last batch may have fewer.
+        seed: seed of the order.
+        preprocess_input: function of images (B, height, width, 3) with values 0 to 255 that prepares them for
+            the network; None for `keras.applications.resnet50.preprocess_input`.
+        **kwargs: further arguments of `keras.utils.image_dataset_from_directory`.
 
     Returns:
-        Iterator over (image_batch, targets): float32 (B, height, width, 3), and the classes one-hot,
-        float32 (B, classes), in the order of the folders' names; `label_mode="int"` gives their numbers.
+        Iterator over (image_batch, targets): images, float32 (B, height, width, 3), and one-hot classes,
+        float32 (B, classes), in the order of the folders' names. `label_mode="int"` gives indices instead.
 
     Raises:
-        InputError: there is no such directory, it holds no images, or `crop_size` exceeds `target_size`.
+        InputError: there is no such directory, it contains no images, or `crop_size` exceeds `target_size`.
+
+    Example:
+        >>> import tempfile
+        >>> folder = Path(tempfile.mkdtemp()) / "cat"
+        >>> folder.mkdir()
+        >>> keras.utils.save_img(folder / "1.png", np.zeros((300, 400, 3)))
+        >>> images, targets = next(get_imagenet_generator(folder.parent))
+        >>> images.shape, targets
+        ((1, 224, 224, 3), array([[1.]], dtype=float32))
     """
     if not Path(path).is_dir():
         raise InputError(
-            f"path={str(path)!r} is no directory; give the train or validation directory of ImageNet"
+            f"path={str(path)!r} is not a directory; give the train or validation directory of ImageNet"
         )
     margins = [(whole - part) // 2 for whole, part in zip(target_size, crop_size, strict=True)]
     if min(margins) < 0:
@@ -58,7 +67,7 @@ def get_imagenet_generator(
         raise InputError(f"path={str(path)!r} cannot be read as images in folders: {error}") from error
     prepare = preprocess_input or keras.applications.resnet50.preprocess_input
     rows, columns = (slice(start, start + size) for start, size in zip(margins, crop_size, strict=True))
-    # Copied, since what prepares images may work in place.
+    # Copy the images, since `prepare` may change them in place.
     return (
         (prepare(images[:, rows, columns].copy()), labels) for images, labels in batches.as_numpy_iterator()
     )

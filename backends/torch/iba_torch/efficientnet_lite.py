@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -14,25 +15,30 @@ class Residual(nn.Sequential):
     """Layers whose input is added to their output."""
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
-        """``input + layers(input)``."""
-        return input + super().forward(input)
+        """Compute ``input + layers(input)``."""
+        return input + cast(torch.Tensor, super().forward(input))  # type: ignore[no-untyped-call]
 
 
 def efficientnet_lite0(pretrained: bool = True) -> nn.Sequential:
-    """EfficientNet-Lite0 for ImageNet, in evaluation mode.
+    """Make EfficientNet-Lite0 for ImageNet, in evaluation mode.
 
-    Its children are ``stem``, ``blocks`` (``blocks.0`` to ``blocks.15``), ``head``, ``pool``,
-    ``flatten`` and ``classifier``. It maps float32 images (B, 3, 224, 224), made by its attribute
-    ``preprocessing``, to logits (B, 1000), named by its attribute ``class_names``.
+    Its children are ``stem``, ``blocks`` (``blocks.0`` to ``blocks.15``), ``head``, ``pool``, ``flatten`` and
+    ``classifier``. It maps float32 images (B, 3, 224, 224) to logits (B, 1000). Its attribute
+    ``preprocessing`` prepares the images, and its attribute ``class_names`` names the logits.
 
     Args:
-        pretrained: load the ImageNet weights; otherwise the weights are random and there are no
+        pretrained: load the ImageNet weights. Otherwise the weights are random and there are no
             ``class_names``.
 
     Raises:
-        MissingDependencyError: `pretrained`, and the weights or the class names are not installed.
+        MissingDependencyError: `pretrained` is set, but the weights or the class names are not installed.
+
+    Example:
+        >>> model = efficientnet_lite0(pretrained=False)
+        >>> model(torch.zeros(1, 3, 224, 224)).shape
+        torch.Size([1, 1000])
     """
-    model = _sequential(
+    model: Any = _sequential(
         stem=_convolution(3, spec.STEM_CHANNELS, kernel=3, stride=2),
         blocks=nn.Sequential(*(_block(block) for block in spec.BLOCKS)),
         head=_convolution(spec.BLOCKS[-1].channels_out, spec.HEAD_CHANNELS),
@@ -44,7 +50,7 @@ def efficientnet_lite0(pretrained: bool = True) -> nn.Sequential:
     if pretrained:
         model.load_state_dict(_pretrained_state())
         model.class_names = spec.class_names()
-    return model.eval()
+    return cast(nn.Sequential, model.eval())
 
 
 def _block(block: spec.Block) -> nn.Sequential:
@@ -65,11 +71,11 @@ def _convolution(
     groups: int = 1,
     activation: bool = True,
 ) -> nn.Sequential:
-    """Convolution, batch normalisation and, if wanted, ReLU6."""
+    """Make a convolution with batch normalisation and, with `activation`, ReLU6."""
     before, after = spec.same_padding(kernel, stride)
     layers: dict[str, nn.Module] = {}
     if before != after:
-        # Conv2d pads both sides alike.
+        # Conv2d can only pad both sides equally.
         layers["pad"] = nn.ZeroPad2d((before, after, before, after))
         before = 0
     layers["conv"] = nn.Conv2d(channels_in, channels_out, kernel, stride, before, groups=groups, bias=False)

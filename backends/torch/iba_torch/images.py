@@ -1,4 +1,4 @@
-"""ImageNet pictures for PyTorch, as torchvision prepares them, on Pillow and torch alone."""
+"""ImageNet pictures for PyTorch, prepared as by torchvision, with Pillow and torch alone."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _STD = np.array([0.229, 0.224, 0.225], np.float32)
 
 
 def tensor_to_np_img(img_t: torch.Tensor) -> npt.NDArray[np.floating]:
-    """The picture that `imagenet_transform` made a tensor of.
+    """Convert a tensor from `imagenet_transform` back to a picture.
 
     Args:
         img_t: one image, (C, H, W) with 3 normalised channels.
@@ -31,6 +31,10 @@ def tensor_to_np_img(img_t: torch.Tensor) -> npt.NDArray[np.floating]:
 
     Raises:
         InputError: `img_t` is not one image with 3 channels.
+
+    Example:
+        >>> tensor_to_np_img(torch.zeros(3, 1, 1)).round(3)
+        array([[[0.485, 0.456, 0.406]]], dtype=float32)
     """
     if img_t.ndim != 3 or img_t.shape[0] != 3:
         raise InputError(f"img_t has shape {tuple(img_t.shape)}; one image (3, height, width) was expected")
@@ -40,12 +44,19 @@ def tensor_to_np_img(img_t: torch.Tensor) -> npt.NDArray[np.floating]:
 
 
 class ImageNetTransform:
-    """What `imagenet_transform` returns: maps a Pillow image to a normalised tensor.
+    """A transform from a Pillow image to a normalised tensor, as returned by `imagenet_transform`.
 
     Args:
-        resize: length in pixels to which the shorter side is brought.
-        crop_size: side of the square that is then cut out of the middle; black borders are added where
-            it is longer than the picture.
+        resize: length in pixels to which the shorter side is resized.
+        crop_size: side of the square that is then cut out of the middle. A black border is added where it is
+            larger than the picture.
+
+    Raises:
+        InputError: a length is below 1.
+
+    Example:
+        >>> ImageNetTransform(8, 4)(Image.new("RGB", (20, 10))).shape
+        torch.Size([3, 4, 4])
     """
 
     def __init__(self, resize: int, crop_size: int) -> None:
@@ -56,13 +67,13 @@ class ImageNetTransform:
         self.crop_size = crop_size
 
     def __call__(self, image: Image.Image) -> torch.Tensor:
-        """The image as a tensor (3, crop_size, crop_size), float32."""
+        """Convert the image to a tensor (3, crop_size, crop_size), float32."""
         image = image.convert("RGB")
         short, side = min(image.size), self.crop_size
         width, height = (self.resize * size // short for size in image.size)
         image = image.resize((width, height), Image.Resampling.BILINEAR)
         left, top = round((width - side) / 2), round((height - side) / 2)
-        # Pillow fills with black what a box takes in from outside of the picture.
+        # Pillow fills the part of a box outside the picture with black.
         pixels = np.asarray(image.crop((left, top, left + side, top + side)), np.float32) / 255
         normalized = (pixels - _MEAN) / _STD
         return torch.from_numpy(np.ascontiguousarray(normalized.transpose(2, 0, 1)))
@@ -72,33 +83,47 @@ class ImageNetTransform:
 
 
 def imagenet_transform(resize: int = 256, crop_size: int = 224) -> ImageNetTransform:
-    """The usual way from a picture to the input of an ImageNet network, as torchvision goes it.
+    """Return torchvision's usual transform from a picture to the input of an ImageNet network.
 
     Args:
-        resize: length in pixels to which the shorter side is brought.
+        resize: length in pixels to which the shorter side is resized.
         crop_size: side of the square that is cut out of the middle.
 
     Returns:
         A callable that maps a Pillow image to a float32 tensor (3, crop_size, crop_size).
+
+    Example:
+        >>> imagenet_transform()(Image.new("RGB", (300, 400))).shape
+        torch.Size([3, 224, 224])
     """
     return ImageNetTransform(resize, crop_size)
 
 
 class ImageFolder(Dataset[tuple[Any, int]]):
-    """Pictures in one folder per class, as torchvision's class of this name has them.
+    """A data set of pictures in one folder per class, like torchvision's class of this name.
 
     Args:
         root: folder with a folder for each class.
-        transform: maps a Pillow image to what the data set yields; None for the image itself.
+        transform: function of a Pillow image, applied to each picture; None for the image itself.
 
     Attributes:
         classes: names of the classes, sorted.
         class_to_idx: index of each class.
         samples: pairs of a file and the index of its class, sorted.
-        targets: the indices alone.
+        targets: indices of the classes of all samples.
 
     Raises:
-        InputError: there is no such folder, it holds no folders, or one of them holds no image.
+        InputError: there is no such folder, it contains no folders, or one of them contains no image.
+
+    Example:
+        >>> import tempfile
+        >>> root = Path(tempfile.mkdtemp())
+        >>> for name in ("cat", "dog"):
+        ...     (root / name).mkdir()
+        ...     Image.new("RGB", (4, 4)).save(root / name / "1.png")
+        >>> folder = ImageFolder(root)
+        >>> folder.classes, folder.targets
+        (['cat', 'dog'], [0, 1])
     """
 
     def __init__(
@@ -128,16 +153,19 @@ def get_imagenet_folder(
     image_size: int = 224,
     transform: Callable[[Image.Image], Any] | str | None = "default",
 ) -> ImageFolder:
-    """A folder of pictures, sorted into a folder per class, as a data set for an ImageNet network.
+    """Open a folder of pictures, in one folder per class, as a data set for an ImageNet network.
 
     Args:
-        path: such as the folder ``validation`` of ImageNet.
+        path: the folder, such as the folder ``validation`` of ImageNet.
         image_size: side in pixels of the square that the network sees.
-        transform: maps a Pillow image to a tensor; ``"default"`` is `imagenet_transform`, with 256 / 224 of
-            `image_size` for the shorter side.
+        transform: function from a Pillow image to a tensor; ``"default"`` for `imagenet_transform`, which
+            resizes the shorter side to 256 / 224 of `image_size`.
 
     Returns:
         A data set of pairs (image, index of its class).
+
+    Raises:
+        InputError: see `ImageFolder`, or the transform is an unknown name.
     """
     if isinstance(transform, str):
         if transform != "default":

@@ -21,16 +21,10 @@ from iba_tf.bottlenecks.readout_model import KerasReadoutModel
 
 
 class IBAReadout(ReadoutBottleneck):
-    """A bottleneck whose mask is computed from the feature maps of several layers.
+    """A bottleneck for Keras models whose mask is computed from the features of several layers.
 
-    The per-sample bottleneck optimises its mask anew for every image. Here a network of three 1x1
-    convolutions learns to give the mask's parameter alpha. Its input is the features of the readout layers, from
-    an unrestricted pass of the model. Layers after the bottleneck may be among them, and dense ones. So an
-    explanation costs that pass and one restricted pass.
-
-    The network is made once the features' distribution is known: first call `estimate`, then `fit`, or write a
-    loop of your own over `trainable_variables`, which are those of the network alone. At the start alpha is
-    `initial_alpha` everywhere. The model is never altered.
+    `iba_core.readout.bottleneck.ReadoutBottleneck` describes it. For a training loop of your own there are
+    `restricted` and `trainable_variables`, those of the network alone.
 
     Args:
         attach_layer: the layer after which the bottleneck goes; a layer of the model, its name
@@ -62,9 +56,6 @@ class IBAReadout(ReadoutBottleneck):
     Attributes:
         model: the model.
         network: the readout network, a `keras.Sequential` over (B, places, channels); None before it is made.
-        estimators: one for each readout layer, in their order.
-        outputs: the model's outputs for what passed the bottleneck, for the last input analysed.
-        history: an `EpochReport` for each epoch of the last training.
 
     Raises:
         InputError: an argument is out of its range.
@@ -104,7 +95,7 @@ class IBAReadout(ReadoutBottleneck):
         if (feature_mean is None) != (feature_std is None):
             raise InputError("feature_mean and feature_std go together; give both or neither")
         make_estimator = WelfordEstimator if estimator_type is None else estimator_type
-        self._passes = KerasReadoutModel(model, attach_layer, readout_layers, jit_compile)
+        self._passes = KerasReadoutModel(model, [attach_layer, *readout_layers], jit_compile)
         self.model = model
         self.sigma = sigma
         self.min_std = min_std
@@ -118,7 +109,6 @@ class IBAReadout(ReadoutBottleneck):
         self.data_format = data_format
         self.estimator = make_estimator() if estimator is None else estimator
         self.estimators = [make_estimator() for _ in readout_layers]
-        self._jit_compile = jit_compile
         self._set_up(robust)
         self._settings()
 
@@ -133,7 +123,7 @@ class IBAReadout(ReadoutBottleneck):
         variables: list[keras.Variable] = self.network.trainable_variables
         return variables
 
-    def estimate(
+    def estimate(  # type: ignore[override]  # TensorFlow's users know of no device
         self,
         model: keras.Model,
         dataloader: Iterable[Any],
@@ -141,24 +131,8 @@ class IBAReadout(ReadoutBottleneck):
         progbar: bool | None = None,
         reset: bool = True,
     ) -> None:
-        """Estimate mean and standard deviation of the features, at the bottleneck and all readout layers.
-
-        One pass of the model serves all of them. The network is made if there is none; one that is there
-        stays as it is. If the estimation fails or is interrupted, everything stays as it was.
-
-        Args:
-            model: the model with the bottleneck.
-            dataloader: an iterable of batches, each the inputs or a tuple (inputs, ...), such as a
-                `tf.data.Dataset`.
-            n_samples: stop after exactly so many; fewer are used if the data end before.
-            progbar: show the progress; the constructor's choice if None.
-            reset: forget what has been estimated before; otherwise go on from there.
-
-        Raises:
-            InputError: the data hold fewer than two samples, or features that are not finite; or there is a
-                network already, made for other numbers of channels.
-        """
-        self._estimate(self._readout_model(model), dataloader, n_samples, progbar, reset)
+        """Estimate the features' distribution at all layers, see `ReadoutBottleneck.estimate`."""
+        super().estimate(model, dataloader, None, n_samples, progbar, reset)
 
     @tf.autograph.experimental.do_not_convert
     def restricted(self, inputs: Inputs) -> tuple[Any, tf.Tensor]:
@@ -213,23 +187,15 @@ class IBAReadout(ReadoutBottleneck):
         arrays = {name: value for name, value in state.items() if name != "facts"}
         self._load_state(ReadoutState.of(arrays, state.get("facts", {})))
 
-    def __getstate__(self) -> dict[str, Any]:
-        # Graphs belong to one model object; a copy finds the layers in its own model, by their names.
-        state = {name: value for name, value in vars(self).items() if name != "_passes"}
-        return state | {"_layer_names": self._passes.slot_names}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        layer, *readout_layers = state.pop("_layer_names")
-        vars(self).update(state)
-        self._passes = KerasReadoutModel(self.model, layer, readout_layers, self._jit_compile)
-
     # -- what the core asks for -----------------------------------------------------------------------
 
     def _readout_model(self, model: Any = None, device: Any = None) -> KerasReadoutModel:
         if model is not None and model is not self.model:
             shown = getattr(model, "name", type(model).__name__)
             raise InputError(f"model={shown!r} is not the model that the readout was made for")
-        return self._passes if device is None else self._passes.on(device)
+        if device is None:
+            return self._passes
+        return KerasReadoutModel(self.model, self._passes.names, self._passes.jit_compile, device)
 
     def _settings(self) -> BottleneckSettings:
         return BottleneckSettings(
@@ -299,7 +265,7 @@ class IBAReadout(ReadoutBottleneck):
         return array
 
     def _guessed_formats(self, shapes: Sequence[tuple[int, ...]]) -> list[DataFormat]:
-        return self._passes.data_formats(None)
+        return self._passes.data_formats()
 
     def _as_loss(self, loss: Callable[..., Any]) -> Callable[..., Any]:
         if isinstance(loss, keras.losses.Loss):

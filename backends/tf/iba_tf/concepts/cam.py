@@ -1,6 +1,6 @@
 """Class activation maps of Keras models.
 
-The methods and their arguments are those of `iba_core.concepts.cam`, which serves Keras models as they are.
+The classes are those of `iba_core.concepts.cam`, which works for Keras models directly.
 """
 
 from __future__ import annotations
@@ -40,9 +40,13 @@ __all__ = [
 def preprocess_image(
     img: npt.ArrayLike, mean: Sequence[float] = (0.5, 0.5, 0.5), std: Sequence[float] = (0.5, 0.5, 0.5)
 ) -> tf.Tensor:
-    """`iba_core.pictures.cam.preprocess_image` as a tensor, float32.
+    """Normalise a picture as `iba_core.pictures.cam.preprocess_image` does, to a tensor.
 
     Returns:
-        Tensor (1, H, W, C), or (1, C, H, W) where `keras.config.image_data_format` says so.
+        Tensor float32, (1, H, W, C), or (1, C, H, W) if that is `keras.config.image_data_format`.
+
+    Example:
+        >>> preprocess_image([[[0.0, 0.5, 1.0]]]).numpy().ravel()
+        array([-1.,  0.,  1.], dtype=float32)
     """
     return tf.constant(preprocess_array(img, mean, std, keras.config.image_data_format()))

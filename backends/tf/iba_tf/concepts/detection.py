@@ -11,13 +11,8 @@ import numpy.typing as npt
 import tensorflow as tf
 
 from iba_core.concepts.data import SegmentationConcept2D
-from iba_core.concepts.detection import (
-    ConceptDetection,
-    DetectionSpec,
-    ModelStump,
-    fan_in_bound,
-    same_padding,
-)
+from iba_core.concepts.detection import ConceptDetection, DetectionSpec, ModelStump
+from iba_core.concepts.hyperplanes import fan_in_bound, same_padding
 from iba_core.framework.layout import DataFormat
 
 __all__ = ["ConceptDetectionModel2D", "ModelStump"]
@@ -25,31 +20,31 @@ __all__ = ["ConceptDetectionModel2D", "ModelStump"]
 
 @keras.saving.register_keras_serializable(package="iba_tf")
 class ConceptDetectionModel2D(ConceptDetection, keras.layers.Layer):
-    """Tells from a feature map which windows of it belong to a concept.
+    """Find the windows of a feature map that belong to a concept.
 
-    An ensemble of hyperplanes in the space of the windows, computed as one convolution with a filter
-    each. `to_embedding` gives the hyperplanes; `iba_core.concepts.train_detection_model` finds them.
+    The model is an ensemble of hyperplanes in the space of the windows, computed as one convolution with a
+    filter for each. `iba_core.concepts.train_detection_model` learns the hyperplanes, and `to_embedding`
+    returns them.
 
     Args:
-        concept: the concept, with segmentation data. Used to find out `kernel_size` and `in_channels`.
-        model: the model whose feature maps are looked at, kept as `main_model` and used likewise. Its
-            variables are no variables of this layer.
+        concept: the concept, with segmentation data. It is used to derive `kernel_size` and `in_channels`.
+        model: the model that gives the feature maps, kept as `main_model`. It is also used to derive
+            `kernel_size` and `in_channels`. Its variables are not variables of this layer.
         layer_id: the layer of `model` whose output is this layer's input, a layer or its name.
         kernel_size: (height, width) of the window, in pixels of the feature map; by default the concept's
-            `rel_size` times the size of the layer's output, or (1, 1) with a warning where the concept
-            has none.
-        in_channels: channels of the feature map; found out if it or `kernel_size` is None, and then
-            replaced with a warning if it was another.
+            `rel_size` times the size of the layer's output, or (1, 1) with a warning if the concept has no
+            `rel_size`.
+        in_channels: channels of the feature map; derived if it or `kernel_size` is None. A wrong value is
+            then replaced with a warning.
         concept_name: name of the concept; by default that of `concept`.
-        apply_sigmoid: return probabilities, not distances.
-        apply_padding: put zeros around the input, so that the output has its size.
+        apply_sigmoid: return probabilities instead of distances.
+        apply_padding: put zeros around the input, so that the output has the input's size.
         ensemble_count: number of hyperplanes.
-        use_laplace: approximate the posterior of the weights as they are trained, and return the mean
-            probability where not training, `iba_core.concepts.laplace`. With ``apply_sigmoid=False``, its
-            logit.
-        use_bias: whether the hyperplanes need not pass through the origin.
-        data_format: where the channels of the feature maps are; by default where `layer_id` has them, or
-            else Keras.
+        use_laplace: approximate the posterior of the weights in training, and return the mean probability
+            outside training, see `iba_core.concepts.laplace`. With ``apply_sigmoid=False``, return its logit.
+        use_bias: learn a bias. Without one, the hyperplanes pass through the origin.
+        data_format: position of the channels of the feature maps; by default that of `layer_id`, or Keras's
+            own.
         **kwargs: arguments of `keras.layers.Layer`: name, dtype, trainable.
 
     Attributes:
@@ -59,7 +54,7 @@ class ConceptDetectionModel2D(ConceptDetection, keras.layers.Layer):
         padding: `keras.layers.ZeroPadding2D`, or None.
 
     Raises:
-        InputError: an argument is wrong, or too few are given to find out the others.
+        InputError: an argument is wrong, or a missing one cannot be derived from the others.
         LayerError: the model has no such layer.
 
     Example:
@@ -91,7 +86,7 @@ class ConceptDetectionModel2D(ConceptDetection, keras.layers.Layer):
         self._configure(spec, use_laplace, use_bias)
         if data_format is None:
             data_format = (
-                keras.config.image_data_format() if spec.stump is None else spec.stump.cut.data_format
+                keras.config.image_data_format() if spec.stump is None else spec.stump.split.data_format
             )
         self.data_format: DataFormat = data_format
         bound = fan_in_bound(spec.kernel_size, spec.in_channels)
@@ -99,11 +94,11 @@ class ConceptDetectionModel2D(ConceptDetection, keras.layers.Layer):
         self.kernel = self.add_weight(
             shape=(*spec.kernel_size, spec.in_channels, ensemble_count), initializer=start, name="kernel"
         )
-        self.bias = None
+        self.bias: keras.Variable | None = None
         if use_bias:
-            # An initializer repeats itself; weight and bias are to be drawn independently.
+            # Clone the initializer, since it would repeat its numbers.
             self.bias = self.add_weight(shape=(ensemble_count,), initializer=start.clone(), name="bias")
-        self.laplace_factor = None
+        self.laplace_factor: keras.Variable | None = None
         if use_laplace:
             self.laplace_factor = self.add_weight(
                 shape=self._factor_shape(), initializer="zeros", trainable=False, name="laplace_factor"
@@ -123,20 +118,20 @@ class ConceptDetectionModel2D(ConceptDetection, keras.layers.Layer):
         bound = fan_in_bound(self.kernel_size, self.in_channels)
         for variable in self.trainable_variables:
             variable.assign(keras.random.uniform(variable.shape, -bound, bound))
-        if self.use_laplace:
+        if self.laplace_factor is not None:
             self.laplace_factor.assign(keras.ops.zeros_like(self.laplace_factor))
 
     def call(self, inp: tf.Tensor, training: bool = False) -> tf.Tensor:
-        """Heatmaps of a batch of feature maps.
+        """Compute the heatmaps of a batch of feature maps.
 
         Args:
-            inp: (B, H, W, in_channels), or (B, in_channels, H, W) if the channels come first.
-            training: leave the uncertainty of the weights out.
+            inp: (B, H, W, in_channels), or (B, in_channels, H, W) with channels first.
+            training: ignore the uncertainty of the weights.
 
         Returns:
-            (ensemble_count, B, H, W, 1), or (ensemble_count, B, 1, H, W) if the channels come first: how
-            likely, or with ``apply_sigmoid=False`` how far on the concept's side, the window around each
-            place is. Without padding, H and W are less.
+            (ensemble_count, B, H, W, 1), or (ensemble_count, B, 1, H, W) with channels first: the probability
+            of the concept in the window around each place, or with ``apply_sigmoid=False`` the signed
+            distance. Without padding, H and W are smaller.
 
         Raises:
             InputError: the input has another number of axes or channels.
@@ -148,7 +143,7 @@ class ConceptDetectionModel2D(ConceptDetection, keras.layers.Layer):
         return maps if self.activation is None else self.activation(maps)
 
     def compute_output_shape(self, input_shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
-        """Shape of the output for inputs of a shape."""
+        """Compute the shape of the output for inputs of a shape."""
         batch, *places = input_shape
         del places[0 if self.data_format == "channels_first" else -1]
         if not self.apply_padding:
@@ -168,7 +163,7 @@ class ConceptDetectionModel2D(ConceptDetection, keras.layers.Layer):
         return tf.convert_to_tensor(self.laplace_factor)
 
     def _convolve(self, inp: tf.Tensor, weight: tf.Tensor, bias: tf.Tensor | None) -> tf.Tensor:
-        # TensorFlow convolves maps with channels first on some devices only.
+        # TensorFlow cannot convolve maps with channels first on every device.
         maps = tf.transpose(inp, (0, 2, 3, 1)) if self.data_format == "channels_first" else inp
         padded = maps if self.padding is None else self.padding(maps)
         kernel = tf.cast(tf.transpose(weight, (2, 3, 1, 0)), padded.dtype)
@@ -178,13 +173,13 @@ class ConceptDetectionModel2D(ConceptDetection, keras.layers.Layer):
         return tf.transpose(output, (3, 0, 1, 2))
 
     def hyperplanes(self) -> tuple[npt.NDArray[np.floating], npt.NDArray[np.floating]]:
-        """Copies of the weight (E, C, kh, kw) and the bias (E,), which is 0 where none is used."""
+        """Return copies of the weight (E, C, kh, kw) and the bias (E,). Without `use_bias`, the bias is 0."""
         weight = _to_numpy(self.kernel).transpose(3, 2, 0, 1).copy()
         bias = np.zeros(self.ensemble_count, weight.dtype) if self.bias is None else _to_numpy(self.bias)
         return weight, bias
 
     def load_hyperplanes(self, weight: npt.ArrayLike, bias: npt.ArrayLike) -> None:
-        """Set the weight (E, C, kh, kw) and the bias (E,), which is passed over where none is used.
+        """Set the weight (E, C, kh, kw) and the bias (E,). Without `use_bias`, the bias is ignored.
 
         Raises:
             InputError: the shapes differ.
@@ -197,7 +192,7 @@ class ConceptDetectionModel2D(ConceptDetection, keras.layers.Layer):
             self.bias.assign(biases)
 
     def laplace_factors(self) -> npt.NDArray[np.floating]:
-        """Copy of the factors (E, P, P) of the posteriors; zeros before they are known.
+        """Return a copy of the factors (E, P, P) of the posteriors, zeros before training.
 
         Raises:
             InputError: the model does not `use_laplace`.
@@ -211,10 +206,11 @@ class ConceptDetectionModel2D(ConceptDetection, keras.layers.Layer):
             InputError: the model does not `use_laplace`, or the shape differs.
         """
         self._require_laplace()
+        assert self.laplace_factor is not None
         self.laplace_factor.assign(self._checked(factors, self._factor_shape(), "factors"))
 
     def get_config(self) -> dict[str, Any]:
-        """The constructor's arguments that reproduce this layer; concept and model are left out."""
+        """Return the constructor's arguments that reproduce this layer, without concept and model."""
         own = {name: value for name, value in self.settings.items() if name not in ("concept", "model")}
         return {**super().get_config(), **own, "data_format": self.data_format}
 

@@ -21,22 +21,23 @@ class SelectorZU(keras.layers.Layer):
     The formulas are those of `iba_core.concepts.selection`.
 
     Args:
-        in_features: entries of an input.
-        memory_size: memory slots of each concept.
-        exogenous_size: entries of a slot.
+        in_features: number of entries of an input.
+        memory_size: number of memory slots of each concept.
+        exogenous_size: number of entries of a slot.
         out_features: number of concepts.
-        temperature: positive; the smaller, the closer the attention is to a choice of one slot.
+        temperature: positive number. The smaller it is, the closer the attention is to the choice of one
+            slot.
         args: further arguments of the last `keras.layers.Dense`: activation, use_bias, ...
-        attention_over: ``"slots"``: the weights of each concept's slots sum to one. ``"concepts"``: the
-            weights of each slot sum to one over the concepts, for weights that `torch_concepts` has trained.
-        seed: seed of the numbers that sampling draws.
+        attention_over: ``"slots"`` if the weights of each concept's slots sum to 1. ``"concepts"`` if the
+            weights of each slot sum to 1 over the concepts, for weights from `torch_concepts`.
+        seed: seed of the sampling.
         name: name of the layer.
         dtype: dtype or policy of the layer.
         trainable: whether the weights are trained.
         kwargs: further arguments of the last `keras.layers.Dense` by name.
 
     Attributes:
-        memory: `keras.layers.Embedding` with a row of slots, one after the other, for each concept.
+        memory: `keras.layers.Embedding` with one row for each concept, which holds its slots.
         selector: `keras.Sequential` that maps inputs (B, in_features) to scores (B, out_features,
             memory_size).
 
@@ -97,7 +98,7 @@ class SelectorZU(keras.layers.Layer):
         self.selector.build((None, in_features))
 
     def call(self, input: tf.Tensor, sampling: bool = False) -> tf.Tensor:
-        """Embedding of each concept for a batch of inputs.
+        """Select the embedding of each concept for a batch of inputs.
 
         Args:
             input: (..., in_features).
@@ -128,11 +129,11 @@ class SelectorZU(keras.layers.Layer):
         return keras.ops.reshape(selected, (*leading, self.out_features, self.exogenous_size))
 
     def compute_output_shape(self, input_shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
-        """Shape of the output for inputs of a shape."""
+        """Compute the shape of the output for inputs of a shape."""
         return (*input_shape[:-1], self.out_features, self.exogenous_size)
 
     def to_arrays(self) -> dict[str, npt.NDArray[Any]]:
-        """All weights, named and laid out as in PyTorch, for `load_arrays` of either framework."""
+        """Copy all weights, named and laid out as in PyTorch, for `load_arrays` of either framework."""
         return {
             name: keras.ops.convert_to_numpy(variable).T.copy()
             if name in _TRANSPOSED
@@ -141,10 +142,10 @@ class SelectorZU(keras.layers.Layer):
         }
 
     def load_arrays(self, arrays: Mapping[str, npt.ArrayLike]) -> None:
-        """Take over the weights that `to_arrays` of either framework has given.
+        """Load the weights that `to_arrays` of either framework has returned.
 
         Raises:
-            InputError: names or shapes differ.
+            InputError: the names or shapes differ.
         """
         shapes = {name: value.shape for name, value in self.to_arrays().items()}
         weights = selection.require_weights(arrays, shapes)
@@ -162,7 +163,7 @@ class SelectorZU(keras.layers.Layer):
         return {**variables, "selector.2.bias": scores.bias} if scores.use_bias else variables
 
     def get_config(self) -> dict[str, Any]:
-        """The constructor's arguments that reproduce this layer."""
+        """Return the constructor's arguments that reproduce this layer."""
         own = ("in_features", "memory_size", "exogenous_size", "out_features", "temperature")
         linear = self.selector.layers[2].get_config()
         for name in ("name", "trainable", "dtype", "units"):

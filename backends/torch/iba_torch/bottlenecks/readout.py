@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -26,23 +26,17 @@ from iba_core.readout.training import BETA
 from iba_torch.adapter import TorchAdapter
 from iba_torch.bottlenecks.estimator import TorchWelfordEstimator
 from iba_torch.bottlenecks.iba import IBA
-from iba_torch.bottlenecks.readout_model import ModelHooks, ReadoutLayers, TorchReadoutModel
+from iba_torch.bottlenecks.readout_model import ModelHooks, TorchReadoutModel
 from iba_torch.tail.channels import channel_hint, data_format_of
 from iba_torch.tail.places import LayerCall
 from iba_torch.tail.trees import tree_map
 
 
 class IBAReadout(ReadoutBottleneck, IBA):
-    """A bottleneck whose mask is computed from the feature maps of several layers.
+    """A bottleneck for PyTorch models whose mask is computed from the features of several layers.
 
-    The per-sample bottleneck optimises its mask anew for every image. Here a network of three 1x1
-    convolutions learns to give the mask's parameter alpha. Its input is the features of the readout layers, from
-    a nested, unrestricted pass of the model. Layers after the bottleneck may be among them, and dense ones. So
-    an explanation costs that pass and one restricted pass.
-
-    The network is made once the features' distribution is known: first call `estimate`, then `fit`, or write a
-    loop of your own over `parameters()`, which are those of the network alone. At the start alpha is
-    `initial_alpha` everywhere.
+    `iba_core.readout.bottleneck.ReadoutBottleneck` describes it. For a training loop of your own, `parameters()`
+    are those of the network alone.
 
     Args:
         attach_layer: the layer after which the bottleneck goes; a module of the model or its dotted name.
@@ -57,10 +51,7 @@ class IBAReadout(ReadoutBottleneck, IBA):
             if not given; those of an optimisation (`optimization_steps`, `lr`, `batch_size`) have no effect.
 
     Attributes:
-        network: the readout network, over (B, channels, places); None before it is made.
-        estimators: one for each readout layer, in their order.
-        outputs: the model's outputs for what passed the bottleneck, for the last input analysed.
-        history: an `EpochReport` for each epoch of the last training.
+        network: the readout network, an `nn.Sequential` over (B, channels, places); None before it is made.
 
     Raises:
         InputError: an argument is out of its range.
@@ -111,7 +102,7 @@ class IBAReadout(ReadoutBottleneck, IBA):
         self.estimators = nn.ModuleList(estimators)
         # In a tuple, so that neither the model nor a layer becomes a child of this module.
         self._models = (adapter.model,)
-        self._layers = ReadoutLayers(own, self.input_or_output, tuple(others))
+        self._layers = (own, *others)
         self._hooks = ModelHooks(adapter.model, others, self._is_restricting, self._observe)
 
     @property
@@ -138,36 +129,6 @@ class IBAReadout(ReadoutBottleneck, IBA):
             yield
         if self._is_estimated():
             self._make_network()
-
-    def estimate(
-        self,
-        model: nn.Module,
-        dataloader: Iterable[Any],
-        device: torch.device | str | None = None,
-        n_samples: int = 10000,
-        progbar: bool | None = None,
-        reset: bool = True,
-    ) -> None:
-        """Estimate mean and standard deviation of the features, at the bottleneck and all readout layers.
-
-        One pass of the model serves all of them. The network is made if there is none; one that is there
-        stays as it is. If the estimation fails or is interrupted, everything stays as it was.
-
-        Args:
-            model: the model with the bottleneck. It runs in evaluation mode and is left as it was.
-            dataloader: an iterable of batches, each a tensor or a tuple with the images first. (A dict is
-                taken for keyword arguments of the model.)
-            device: where to bring the images; that of the model's first parameter if None.
-            n_samples: stop after exactly so many; fewer are used if the data end before.
-            progbar: show the progress; the constructor's choice if None.
-            reset: forget what has been estimated before; otherwise go on from there.
-
-        Raises:
-            InputError: the data hold fewer than two samples, or features that are not finite; or there is a
-                network already, made for other numbers of channels.
-            LayerError: a layer never runs in the model, or more than once.
-        """
-        self._estimate(self._readout_model(model, device), dataloader, n_samples, progbar, reset)
 
     # -- passes that the user runs --------------------------------------------------------------------
 
@@ -201,7 +162,9 @@ class IBAReadout(ReadoutBottleneck, IBA):
             raise InputError("the readout bottleneck is detached from its model; make a new one")
         model = self.model if model is None else model
         _require_module(model)
-        return TorchReadoutModel(model, self._layers, self._shadows, self._passing_all, device)
+        return TorchReadoutModel(
+            model, self._layers, self.input_or_output, self._shadows, self._passing_all, device
+        )
 
     def _settings(self) -> BottleneckSettings:
         return IBA._settings(self)
@@ -270,7 +233,7 @@ class IBAReadout(ReadoutBottleneck, IBA):
         return torch.tensor(array, device=like.device)
 
     def _guessed_formats(self, shapes: Sequence[tuple[int, ...]]) -> list[DataFormat]:
-        hints = [channel_hint(layer.module) for layer in self._layers.all]
+        hints = [channel_hint(layer.module) for layer in self._layers]
         return [data_format_of(shape, hint) for shape, hint in zip(shapes, hints, strict=True)]
 
     # -- state ----------------------------------------------------------------------------------------
@@ -281,12 +244,12 @@ class IBAReadout(ReadoutBottleneck, IBA):
 
     def get_extra_state(self) -> torch.Tensor:
         """What the layers' names, layouts and input are, as JSON in bytes."""
-        own, *others = self._formats or [None] * len(self._layers.all)
+        own, *others = self._formats or [None] * len(self._layers)
         facts = {
-            "layer_name": self._layers.names[0],
+            "layer_name": self._layers[0].name,
             "channels": own,
             "input_shape": self._input_shape,
-            "readout_layers": self._layers.names[1:],
+            "readout_layers": [layer.name for layer in self._layers[1:]],
             "formats": others,
             "robust": self.robust,
         }
@@ -304,7 +267,7 @@ class IBAReadout(ReadoutBottleneck, IBA):
             formats, shape = [facts["channels"], *facts["formats"]], facts["input_shape"]
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise StateError(f"the state is not that of a readout bottleneck ({error})") from error
-        names = self._layers.names
+        names = [layer.name for layer in self._layers]
         if theirs != names:
             raise StateError(
                 f"the state is that of a bottleneck at {theirs[0]!r} reading {theirs[1:]}, "

@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar, Literal
 
@@ -21,36 +20,11 @@ from iba_core.readout.model import NestedPass, ReadoutModel
 from iba_torch.adapter import TorchAdapter
 from iba_torch.tail.places import LayerCall
 from iba_torch.tail.precision import without_autocast
-from iba_torch.tail.shadow import Handler, Shadow, Shadows, Site, site_of
+from iba_torch.tail.shadow import Handler, Shadow, Shadows, Site
 from iba_torch.tail.split import TorchSplit, call_with
 from iba_torch.tail.trees import first_tensor, replace_first, tree_map
 
 Features = tuple[torch.Tensor, ...]
-
-
-@dataclass(frozen=True)
-class ReadoutLayers:
-    """The layers of a readout.
-
-    Attributes:
-        bottleneck: the layer of the bottleneck.
-        where: whether the bottleneck acts on the layer's output or its input.
-        readout_layers: the layers whose features the network takes.
-    """
-
-    bottleneck: LayerCall
-    where: Literal["output", "input"]
-    readout_layers: tuple[LayerCall, ...]
-
-    @property
-    def all(self) -> tuple[LayerCall, ...]:
-        """All layers, that of the bottleneck first."""
-        return (self.bottleneck, *self.readout_layers)
-
-    @property
-    def names(self) -> list[str]:
-        """Their names."""
-        return [layer.name for layer in self.all]
 
 
 class TorchReadoutModel(ReadoutModel):
@@ -58,7 +32,8 @@ class TorchReadoutModel(ReadoutModel):
 
     Args:
         model: the module.
-        layers: the layers, which are part of the module.
+        layers: the layers, which are part of the module; that of the bottleneck first.
+        where: whether the bottleneck acts on its layer's output or on its input.
         shadows: where to take shadows from.
         passing: gives a context in which the bottleneck's own hook passes everything.
         device: where to bring the data; that of the model's first parameter if None.
@@ -69,14 +44,16 @@ class TorchReadoutModel(ReadoutModel):
     def __init__(
         self,
         model: nn.Module,
-        layers: ReadoutLayers,
+        layers: Sequence[LayerCall],
+        where: Literal["output", "input"],
         shadows: Shadows,
         passing: Callable[[], AbstractContextManager[None]],
         device: torch.device | str | None = None,
     ) -> None:
-        self.names = layers.names
+        self.names = [layer.name for layer in layers]
         self._adapter = TorchAdapter(model)
-        self._layers, self._shadows, self._passing, self._device = layers, shadows, passing, device
+        self._layers, self._where, self._shadows = tuple(layers), where, shadows
+        self._passing, self._device = passing, device
 
     def to_inputs(self, inputs: Inputs) -> Inputs:
         """See `ReadoutModel.to_inputs`."""
@@ -90,12 +67,12 @@ class TorchReadoutModel(ReadoutModel):
     def data_formats(self, inputs: Inputs) -> list[DataFormat]:
         """See `ReadoutModel.data_formats`. It also finds out how often the layers run."""
         found = []
-        for index, (module, name, call) in enumerate(self._layers.all):
+        for index, (module, name, call) in enumerate(self._layers):
             split = TorchSplit(
                 self._adapter.model,
                 module,
                 layer_name=name,
-                where="output" if index else self._layers.where,
+                where="output" if index else self._where,
                 call=call,
                 shadows=self._shadows,
             )
@@ -143,43 +120,36 @@ class TorchReadoutModel(ReadoutModel):
         with self._shadows.lease() as shadow, torch.no_grad(), self._passing():
             yield shadow, shadow.of(self._adapter.model)
 
-    def _site(self, shadow: Shadow, layer: LayerCall) -> Site:
-        site = site_of(shadow.of(layer.module))
-        if site is None:
-            raise LayerError(f"layer {layer.name!r} cannot be looked into")
-        return site
+    def _sites(self, shadow: Shadow) -> list[Site]:
+        return [shadow.sites[shadow.of(layer.module)] for layer in self._layers]
 
     def _record(self, shadow: Shadow, run: Callable[[], Any], images: int) -> Features:
         """The features of all layers in one pass."""
+        sites, is_input = self._sites(shadow), self._where == "input"
         given: list[Any] = []
-        returned: dict[Site, list[Any]] = {self._site(shadow, layer): [] for layer in self._layers.all}
-        own = self._site(shadow, self._layers.bottleneck)
+        returned: dict[Site, list[Any]] = {site: [] for site in sites}
 
         def note(site: Site, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-            if site is own and self._layers.where == "input":
+            if is_input and site is sites[0]:
                 given.append(_copied(first_tensor((args, kwargs))))
             output = site.run(args, kwargs)
             returned[site].append(_copied(first_tensor(output)))
             return output
 
-        with shadow.switch.on(dict.fromkeys(returned, note)):
+        with shadow.switch.on(dict.fromkeys(sites, note)):
             run()
-        found = [returned[self._site(shadow, layer)] for layer in self._layers.all]
-        if self._layers.where == "input":
-            found[0] = given
-        return tuple(
-            _of_call(layer, calls, images) for layer, calls in zip(self._layers.all, found, strict=True)
-        )
+        found = [given if is_input and not index else returned[site] for index, site in enumerate(sites)]
+        return tuple(_of_call(layer, each, images) for layer, each in zip(self._layers, found, strict=True))
 
     def _replacing(self, shadow: Shadow, z: torch.Tensor) -> dict[Site, Handler]:
         """Handlers that put `z` in the place of the features at the bottleneck."""
 
         def replace(site: Site, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-            if self._layers.where == "output":
+            if self._where == "output":
                 return replace_first(site.run(args, kwargs), z)
             return site.run(*replace_first((args, kwargs), z))
 
-        return {self._site(shadow, self._layers.bottleneck): replace}
+        return {self._sites(shadow)[0]: replace}
 
 
 def _call(model: nn.Module, inputs: Inputs) -> Any:

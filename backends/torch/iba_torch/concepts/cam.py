@@ -1,7 +1,7 @@
 """Class activation maps of PyTorch models.
 
-The methods and their arguments are those of `iba_core.concepts.cam`; `use_cuda` is there for code written for
-older versions of pytorch-grad-cam.
+The methods and their arguments are those of `iba_core.concepts.cam`. The argument `use_cuda` exists for code
+that was written for older versions of pytorch-grad-cam.
 """
 
 from __future__ import annotations
@@ -45,13 +45,13 @@ class _TorchCAM(cam.BaseCAM):
     """`iba_core.concepts.cam.BaseCAM` for a PyTorch model.
 
     Args:
-        model: an `nn.Module`. It stays on its device, and inputs are brought there.
+        model: an `nn.Module`. It stays on its device, and inputs are moved there.
         target_layers: modules or their names; see `iba_core.concepts.cam.BaseCAM`.
-        reshape_transform: as there.
-        use_cuda: insist on a model that is on a CUDA device.
+        reshape_transform: see `iba_core.concepts.cam.BaseCAM`.
+        use_cuda: require the model to be on a CUDA device.
 
     Raises:
-        InputError: `use_cuda` is set and the model is elsewhere.
+        InputError: `use_cuda` is set, but the model is not on a CUDA device.
     """
 
     def __init__(
@@ -81,27 +81,65 @@ class GradCAM(_TorchCAM, cam.GradCAM):
 
 
 class GradCAMPlusPlus(_TorchCAM, cam.GradCAMPlusPlus):
-    """`iba_core.concepts.cam.GradCAMPlusPlus` for a PyTorch model."""
+    """`iba_core.concepts.cam.GradCAMPlusPlus` for a PyTorch model.
+
+    Example:
+        >>> net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(144, 5))
+        >>> GradCAMPlusPlus(net, ["0"])(torch.rand(1, 3, 8, 8)).shape
+        (1, 8, 8)
+    """
 
 
 class HiResCAM(_TorchCAM, cam.HiResCAM):
-    """`iba_core.concepts.cam.HiResCAM` for a PyTorch model."""
+    """`iba_core.concepts.cam.HiResCAM` for a PyTorch model.
+
+    Example:
+        >>> net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(144, 5))
+        >>> HiResCAM(net, ["0"])(torch.rand(1, 3, 8, 8)).shape
+        (1, 8, 8)
+    """
 
 
 class LayerCAM(_TorchCAM, cam.LayerCAM):
-    """`iba_core.concepts.cam.LayerCAM` for a PyTorch model."""
+    """`iba_core.concepts.cam.LayerCAM` for a PyTorch model.
+
+    Example:
+        >>> net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(144, 5))
+        >>> LayerCAM(net, ["0"])(torch.rand(1, 3, 8, 8)).shape
+        (1, 8, 8)
+    """
 
 
 class XGradCAM(_TorchCAM, cam.XGradCAM):
-    """`iba_core.concepts.cam.XGradCAM` for a PyTorch model."""
+    """`iba_core.concepts.cam.XGradCAM` for a PyTorch model.
+
+    Example:
+        >>> net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(144, 5))
+        >>> XGradCAM(net, ["0"])(torch.rand(1, 3, 8, 8)).shape
+        (1, 8, 8)
+    """
 
 
 class EigenCAM(_TorchCAM, cam.EigenCAM):
-    """`iba_core.concepts.cam.EigenCAM` for a PyTorch model."""
+    """`iba_core.concepts.cam.EigenCAM` for a PyTorch model.
+
+    Example:
+        >>> net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(144, 5))
+        >>> EigenCAM(net, ["0"])(torch.rand(1, 3, 8, 8)).shape
+        (1, 8, 8)
+    """
 
 
 def preprocess_image(
     img: npt.ArrayLike, mean: Sequence[float] = (0.5, 0.5, 0.5), std: Sequence[float] = (0.5, 0.5, 0.5)
 ) -> torch.Tensor:
-    """`iba_core.pictures.cam.preprocess_image` as a tensor (1, C, H, W), float32."""
+    """Normalise a picture as `iba_core.pictures.cam.preprocess_image` does, to a tensor.
+
+    Returns:
+        Tensor (1, C, H, W), float32.
+
+    Example:
+        >>> preprocess_image([[[0.0, 0.5, 1.0]]]).flatten()
+        tensor([-1.,  0.,  1.])
+    """
     return torch.from_numpy(preprocess_array(img, mean, std))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import cast
 
 import numpy as np
 import numpy.typing as npt
@@ -11,42 +12,38 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from iba_core.concepts.data import SegmentationConcept2D
-from iba_core.concepts.detection import (
-    ConceptDetection,
-    DetectionSpec,
-    ModelStump,
-    fan_in_bound,
-    same_padding,
-)
+from iba_core.concepts.detection import ConceptDetection, DetectionSpec, ModelStump
+from iba_core.concepts.hyperplanes import fan_in_bound, same_padding
 from iba_core.framework.namespace import host_array
 
 __all__ = ["ConceptDetectionModel2D", "ModelStump"]
 
 
 class ConceptDetectionModel2D(ConceptDetection, nn.Module):
-    """Tells from a feature map which windows of it belong to a concept.
+    """Find the windows of a feature map that belong to a concept.
 
-    An ensemble of hyperplanes in the space of the windows, computed as one convolution with a filter
-    each. `to_embedding` gives the hyperplanes; `iba_core.concepts.train_detection_model` finds them.
+    The model is an ensemble of hyperplanes in the space of the windows, computed as one convolution with a
+    filter for each. `iba_core.concepts.train_detection_model` learns the hyperplanes, and `to_embedding`
+    returns them.
 
     Args:
-        concept: the concept, with segmentation data. Used to find out `kernel_size` and `in_channels`.
-        model: the model whose feature maps are looked at, kept as `main_model` and used likewise. Its
-            parameters are no parameters of this module.
+        concept: the concept, with segmentation data. It is used to derive `kernel_size` and `in_channels`.
+        model: the model that gives the feature maps, kept as `main_model`. It is also used to derive
+            `kernel_size` and `in_channels`. Its parameters are not parameters of this module.
         layer_id: the layer of `model` whose output is this module's input, a module or its name.
         kernel_size: (height, width) of the window, in pixels of the feature map; by default the concept's
-            `rel_size` times the size of the layer's output, or (1, 1) with a warning where the concept
-            has none.
-        in_channels: channels of the feature map; found out if it or `kernel_size` is None, and then
-            replaced with a warning if it was another.
+            `rel_size` times the size of the layer's output, or (1, 1) with a warning if the concept has no
+            `rel_size`.
+        in_channels: channels of the feature map; derived if it or `kernel_size` is None. A wrong value is
+            then replaced with a warning.
         concept_name: name of the concept; by default that of `concept`.
-        apply_sigmoid: return probabilities, not distances.
-        apply_padding: put zeros around the input, so that the output has its size.
+        apply_sigmoid: return probabilities instead of distances.
+        apply_padding: put zeros around the input, so that the output has the input's size.
         ensemble_count: number of hyperplanes.
-        use_laplace: approximate the posterior of the weights as they are trained, and return the mean
-            probability in evaluation mode, `iba_core.concepts.laplace`. With ``apply_sigmoid=False``, its
+        use_laplace: approximate the posterior of the weights in training, and return the mean probability
+            in evaluation mode, see `iba_core.concepts.laplace`. With ``apply_sigmoid=False``, return its
             logit.
-        use_bias: whether the hyperplanes need not pass through the origin.
+        use_bias: learn a bias. Without one, the hyperplanes pass through the origin.
 
     Attributes:
         weight: (ensemble_count, in_channels, *kernel_size).
@@ -55,7 +52,7 @@ class ConceptDetectionModel2D(ConceptDetection, nn.Module):
         padding: `torch.nn.ZeroPad2d`, or None.
 
     Raises:
-        InputError: an argument is wrong, or too few are given to find out the others.
+        InputError: an argument is wrong, or a missing one cannot be derived from the others.
         LayerError: the model has no such layer.
 
     Example:
@@ -63,6 +60,8 @@ class ConceptDetectionModel2D(ConceptDetection, nn.Module):
         >>> model(torch.randn(4, 8, 14, 14)).shape
         torch.Size([5, 4, 1, 14, 14])
     """
+
+    laplace_factor: Tensor | None
 
     def __init__(
         self,
@@ -100,31 +99,32 @@ class ConceptDetectionModel2D(ConceptDetection, nn.Module):
         with torch.no_grad():
             for parameter in self.parameters():
                 parameter.uniform_(-bound, bound)
-            if self.use_laplace:
+            if self.laplace_factor is not None:
                 self.laplace_factor.zero_()
 
     def forward(self, inp: Tensor) -> Tensor:
-        """Heatmaps of a batch of feature maps.
+        """Compute the heatmaps of a batch of feature maps.
 
         Args:
             inp: (B, in_channels, H, W).
 
         Returns:
-            (ensemble_count, B, 1, H, W): how likely, or with ``apply_sigmoid=False`` how far on the
-            concept's side, the window around each place is. Without padding, H and W are less.
+            (ensemble_count, B, 1, H, W): the probability of the concept in the window around each place, or
+            with ``apply_sigmoid=False`` the signed distance. Without padding, H and W are smaller.
 
         Raises:
             InputError: the input has another number of axes or channels.
         """
         self._require_channels(inp.shape[1] if inp.ndim > 1 else None, inp.ndim)
         maps = self._distances(inp, evaluates=not self.training)[:, :, None]
-        return maps if self.activation is None else self.activation(maps)
+        return maps if self.activation is None else cast(Tensor, self.activation(maps))
 
     def _filters(self) -> tuple[Tensor, Tensor | None]:
         return self.weight, self.bias
 
     def _factors(self) -> Tensor:
         self._require_laplace()
+        assert self.laplace_factor is not None
         return self.laplace_factor
 
     def _convolve(self, inp: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -132,12 +132,12 @@ class ConceptDetectionModel2D(ConceptDetection, nn.Module):
         return functional.conv2d(padded, weight, bias).transpose(0, 1)
 
     def hyperplanes(self) -> tuple[npt.NDArray[np.floating], npt.NDArray[np.floating]]:
-        """Copies of the weight (E, C, kh, kw) and the bias (E,), which is 0 where none is used."""
+        """Return copies of the weight (E, C, kh, kw) and the bias (E,). Without `use_bias`, the bias is 0."""
         bias = torch.zeros(self.ensemble_count) if self.bias is None else self.bias
         return host_array(self.weight).copy(), host_array(bias).copy()
 
     def load_hyperplanes(self, weight: npt.ArrayLike, bias: npt.ArrayLike) -> None:
-        """Set the weight (E, C, kh, kw) and the bias (E,), which is passed over where none is used.
+        """Set the weight (E, C, kh, kw) and the bias (E,). Without `use_bias`, the bias is ignored.
 
         Raises:
             InputError: the shapes differ.
@@ -150,7 +150,7 @@ class ConceptDetectionModel2D(ConceptDetection, nn.Module):
                 self.bias.copy_(torch.from_numpy(biases))
 
     def laplace_factors(self) -> npt.NDArray[np.floating]:
-        """Copy of the factors (E, P, P) of the posteriors; zeros before they are known.
+        """Return a copy of the factors (E, P, P) of the posteriors, zeros before training.
 
         Raises:
             InputError: the model does not `use_laplace`.
@@ -163,11 +163,10 @@ class ConceptDetectionModel2D(ConceptDetection, nn.Module):
         Raises:
             InputError: the model does not `use_laplace`, or the shape differs.
         """
-        self._require_laplace()
-        values = self._checked(factors, self._factor_shape(), "factors")
-        self.laplace_factor.copy_(torch.from_numpy(values))
+        variable = self._factors()
+        variable.copy_(torch.from_numpy(self._checked(factors, self._factor_shape(), "factors")))
 
     def extra_repr(self) -> str:
-        """Arguments that the children do not show."""
+        """Return the arguments that the child modules do not show."""
         shown = ("concept_name", "layer_id", "in_channels", "kernel_size", "ensemble_count", "use_laplace")
         return ", ".join(f"{name}={getattr(self, name)!r}" for name in shown)

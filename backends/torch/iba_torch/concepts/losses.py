@@ -1,7 +1,7 @@
 """Losses and metrics of concept masks as `torch.nn.Module`.
 
-The formulas, arguments and settings are those of `iba_core.concepts.losses` and `.metrics`; ``loss(outputs,
-targets)`` takes tensors of any device and is differentiable in the outputs.
+The formulas, arguments and settings are those of `iba_core.concepts.losses` and `iba_core.concepts.metrics`.
+``loss(outputs, targets)`` takes tensors on any device and is differentiable in the outputs.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ __all__ = [
 
 
 class _CalledAsModule:
-    # First among the bases, so that a call runs the module's hooks before the formula.
+    # This is the first base class, so that a call runs the module's hooks before the formula.
     __call__ = nn.Module.__call__
 
 
@@ -43,19 +43,46 @@ class Net2VecLoss(_CalledAsModule, formulas.Net2VecLoss, nn.Module):
 
 
 class TverskyLoss(_CalledAsModule, formulas.TverskyLoss, nn.Module):
-    """`iba_core.concepts.losses.TverskyLoss` as a module."""
+    """`iba_core.concepts.losses.TverskyLoss` as a module.
+
+    Example:
+        >>> import torch
+        >>> TverskyLoss()(torch.tensor([[1.0, 0.0]]), torch.tensor([[1, 0]])).item()
+        0.0
+    """
 
 
 class BalancedBCELoss(_CalledAsModule, formulas.BalancedBCELoss, nn.Module):
-    """`iba_core.concepts.losses.BalancedBCELoss` as a module."""
+    """`iba_core.concepts.losses.BalancedBCELoss` as a module.
+
+    Example:
+        >>> import torch
+        >>> loss = BalancedBCELoss(factor_pos_class=0.5, from_logit=True)
+        >>> loss(torch.zeros(2, 2), torch.eye(2)).round(decimals=4)  # log(2) / 2
+        tensor(0.3466)
+    """
 
 
 class BalancedPenaltyReducedFocalLoss(_CalledAsModule, formulas.BalancedPenaltyReducedFocalLoss, nn.Module):
-    """`iba_core.concepts.losses.BalancedPenaltyReducedFocalLoss` as a module."""
+    """`iba_core.concepts.losses.BalancedPenaltyReducedFocalLoss` as a module.
+
+    Example:
+        >>> import torch
+        >>> loss = BalancedPenaltyReducedFocalLoss(alpha=0, beta=0)
+        >>> loss(torch.full((1, 2), 0.5), torch.tensor([[1.0, 0.0]])).round(decimals=4)  # log(2)
+        tensor(0.6931)
+    """
 
 
 class WeightedLossSum(_CalledAsModule, formulas.WeightedLossSum, nn.Module):
-    """`iba_core.concepts.losses.WeightedLossSum` as a module; losses that are modules are its children."""
+    """`iba_core.concepts.losses.WeightedLossSum` as a module. Losses that are modules are its children.
+
+    Example:
+        >>> import torch
+        >>> loss = WeightedLossSum([Net2VecLoss(), TverskyLoss()], weights=[0.0, 2.0])
+        >>> loss(torch.zeros(2, 2), torch.eye(2))
+        tensor(2.)
+    """
 
     def __init__(
         self, losses: Sequence[Callable[..., Tensor]], weights: Sequence[float] | None = None
@@ -67,11 +94,25 @@ class WeightedLossSum(_CalledAsModule, formulas.WeightedLossSum, nn.Module):
 
 
 class IoU(_CalledAsModule, metrics.IoU, nn.Module):
-    """`iba_core.concepts.metrics.IoU` as a module."""
+    """`iba_core.concepts.metrics.IoU` as a module.
+
+    Example:
+        >>> import torch
+        >>> IoU()(torch.tensor([[0.9, 0.8]]), torch.tensor([[1, 0]])).round(decimals=4)
+        tensor(0.5000)
+    """
 
 
 class SetIoU(_CalledAsModule, metrics.SetIoU, nn.Module):
-    """`iba_core.concepts.metrics.SetIoU` as a module; its sums stay on the device of the masks."""
+    """`iba_core.concepts.metrics.SetIoU` as a module. Its sums stay on the device of the masks.
+
+    Example:
+        >>> import torch
+        >>> metric = SetIoU()
+        >>> metric.update(torch.tensor([[0.9, 0.8]]), torch.tensor([[1, 0]]))
+        >>> metric.value().round(decimals=4)
+        tensor(0.5000)
+    """
 
     def update(self, outputs: Tensor, targets: Tensor) -> None:
         """Add a batch to the set, without a graph."""

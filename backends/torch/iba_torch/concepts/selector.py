@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -21,18 +21,19 @@ class SelectorZU(nn.Module):
     The formulas are those of `iba_core.concepts.selection`.
 
     Args:
-        in_features: entries of an input.
-        memory_size: memory slots of each concept.
-        exogenous_size: entries of a slot.
+        in_features: number of entries of an input.
+        memory_size: number of memory slots of each concept.
+        exogenous_size: number of entries of a slot.
         out_features: number of concepts.
-        temperature: positive; the smaller, the closer the attention is to a choice of one slot.
+        temperature: positive number. The smaller it is, the closer the attention is to the choice of one
+            slot.
         args: further arguments of the last `torch.nn.Linear`: bias, device, dtype.
-        attention_over: ``"slots"``: the weights of each concept's slots sum to one. ``"concepts"``: the
-            weights of each slot sum to one over the concepts, for weights that `torch_concepts` has trained.
-        kwargs: the same by name. Device and dtype hold for all weights.
+        attention_over: ``"slots"`` if the weights of each concept's slots sum to 1. ``"concepts"`` if the
+            weights of each slot sum to 1 over the concepts, for weights from `torch_concepts`.
+        kwargs: the same arguments by name. Device and dtype apply to all weights.
 
     Attributes:
-        memory: `torch.nn.Embedding` with a row of slots, one after the other, for each concept.
+        memory: `torch.nn.Embedding` with one row for each concept, which holds its slots.
         selector: `torch.nn.Sequential` that maps an input (..., in_features) to scores (..., out_features,
             memory_size).
 
@@ -67,17 +68,17 @@ class SelectorZU(nn.Module):
         self.temperature = temperature
         self.attention_over = attention_over
         scores = nn.Linear(exogenous_size, out_features * memory_size, *args, **kwargs)
-        place = {"device": scores.weight.device, "dtype": scores.weight.dtype}
-        self.memory = nn.Embedding(out_features, memory_size * exogenous_size, **place)
+        device, dtype = scores.weight.device, scores.weight.dtype
+        self.memory = nn.Embedding(out_features, memory_size * exogenous_size, device=device, dtype=dtype)
         self.selector = nn.Sequential(
-            nn.Linear(in_features, exogenous_size, **place),
+            nn.Linear(in_features, exogenous_size, device=device, dtype=dtype),
             nn.LeakyReLU(selection.LEAKY_SLOPE),
             scores,
             nn.Unflatten(-1, (out_features, memory_size)),
         )
 
     def forward(self, input: Tensor | None = None, sampling: bool = False) -> Tensor:
-        """Embedding of each concept for a batch of inputs.
+        """Select the embedding of each concept for a batch of inputs.
 
         Args:
             input: (..., in_features).
@@ -101,22 +102,22 @@ class SelectorZU(nn.Module):
             scores, self.temperature, self.attention_over, noise, stop_gradient=Tensor.detach
         )
         slots = self.memory.weight.view(self.out_features, self.memory_size, self.exogenous_size)
-        return selection.select(weights, slots)
+        return cast(Tensor, selection.select(weights, slots))
 
     def to_arrays(self) -> dict[str, npt.NDArray[Any]]:
-        """All weights, named as in `state_dict`, for `load_arrays` of either framework."""
+        """Copy all weights, named as in `state_dict`, for `load_arrays` of either framework."""
         return {name: host_array(value).copy() for name, value in self.state_dict().items()}
 
     def load_arrays(self, arrays: Mapping[str, npt.ArrayLike]) -> None:
-        """Take over the weights that `to_arrays` of either framework has given.
+        """Load the weights that `to_arrays` of either framework has returned.
 
         Raises:
-            InputError: names or shapes differ.
+            InputError: the names or shapes differ.
         """
         shapes = {name: tuple(value.shape) for name, value in self.state_dict().items()}
         weights = selection.require_weights(arrays, shapes)
         self.load_state_dict({name: torch.from_numpy(np.array(value)) for name, value in weights.items()})
 
     def extra_repr(self) -> str:
-        """Arguments that the children do not show."""
+        """Return the arguments that the child modules do not show."""
         return f"temperature={self.temperature}, attention_over={self.attention_over!r}"
