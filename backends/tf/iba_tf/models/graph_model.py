@@ -85,7 +85,7 @@ class GraphModel(Network):
             graph: the graph; None for that of the session.
             session: in which the variables have been initialised or restored.
             outputs: what the model gives: a tensor, an operation or the name of one; or several, nested
-                as the results shall be.
+                as the results are to be.
             inputs: the placeholders to be fed, likewise, in order. If None, those that the outputs
                 depend on, those without a default first.
             defaults: values of placeholders, by tensor or name, for calls that do not give them, such as
@@ -112,7 +112,7 @@ class GraphModel(Network):
 
         Args:
             graph_def: the graph, or the ``.pb`` file that holds it.
-            outputs: names of tensors or operations, nested as the results shall be. If None, the
+            outputs: names of tensors or operations, nested as the results are to be. If None, the
                 operations that depend on the inputs and that no other takes.
             inputs: names of the placeholders, see `from_session`.
             defaults: see `from_session`.
