@@ -57,6 +57,13 @@ class GraphModel(Network):
     The values of the variables are those of the model that it was made of: a Keras model, a function or a
     module is read whenever the model runs; the variables of a session are read when the model is made, and
     again by `update_variables`. That model itself is never altered.
+
+    Example:
+        >>> model = GraphModel.from_function(lambda x: tf.tanh(x, name="feature"), tf.TensorSpec((None, 3)))
+        >>> model.predict(np.zeros((1, 3))).numpy().tolist()
+        [[0.0, 0.0, 0.0]]
+        >>> [info.name for info in model.layers(np.zeros((1, 3)))]
+        ['feature']
     """
 
     def __init__(self, origin: Origin, replaced: Mapping[Any, tf.Variable] | None = None) -> None:
