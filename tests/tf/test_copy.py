@@ -6,6 +6,7 @@ import copy
 import gc
 import inspect
 import pickle
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
 import keras
@@ -267,6 +268,13 @@ class TestAVersion1Graph:
             rtol=1e-5,
             atol=1e-6,
         )
+
+    def test_threads_share_it(self, bound):
+        expected = [analyze(bound, beta=beta) for beta in (0.01, 1, 100, 1000)]
+        with ThreadPoolExecutor(4) as threads:
+            found = threads.map(lambda beta: analyze(bound, beta=beta), (0.01, 1, 100, 1000))
+            for one, other in zip(found, expected, strict=True):
+                np.testing.assert_array_equal(one, other)
 
     def test_the_original_is_not_altered(self, bound):
         before = bound.graph.as_graph_def().SerializeToString(deterministic=True)

@@ -223,6 +223,15 @@ class TestAnalysis:
         assert process.memory_info().rss - memory < 20 * 2**20
         assert default.get_operations() == []
 
+    def test_threads_share_it(self, bound):
+        def analyze(index):
+            return bound.iba.analyze(IMAGES[index : index + 1], target=index % 5, seed=index)
+
+        expected = [analyze(index) for index in range(8)]
+        with ThreadPoolExecutor(4) as threads:
+            for found, alone in zip(threads.map(analyze, range(8)), expected, strict=True):
+                np.testing.assert_array_equal(found, alone)
+
     def test_a_batch_passes_in_parts_that_suit_the_device(self, bound, traced, monkeypatch):
         mask = np.random.default_rng(0).random((12, 8, 8, 6)) < 0.1
         classes = np.arange(12) % 5

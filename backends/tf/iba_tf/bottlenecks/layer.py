@@ -49,6 +49,8 @@ class IBALayer(PerSampleBottleneck, keras.layers.Layer):  # type: ignore[misc]  
     place, and runs only the part of the model after it. In a TensorFlow 1 graph, the feeds are those of its
     session, and the variables have the values that they have there.
 
+    Threads may share a layer. `get_report` and `restrict_flow` use the analysis that has ended last.
+
     A copied, cloned or loaded model has a layer of its own, with the hyperparameters and, except in a clone,
     the statistics. Set a loss for it before `analyze`.
 
