@@ -41,7 +41,7 @@ v1 = tf.compat.v1
 
 
 @keras.saving.register_keras_serializable("iba_tf")
-class IBALayer(PerSampleBottleneck, keras.layers.Layer):  # type: ignore[misc]  # Keras has no types
+class IBALayer(PerSampleBottleneck, keras.layers.Layer):
     """A layer that finds out how much of the information in its input the model needs.
 
     Put it anywhere into a functional or sequential model, or call it on a tensor of a TensorFlow 1 graph. In
@@ -582,7 +582,7 @@ def _session(session: tf.compat.v1.Session | None) -> tf.compat.v1.Session:
 
 
 @keras.saving.register_keras_serializable("iba_tf")
-class Sequential(keras.Sequential):  # type: ignore[misc]  # Keras has no types
+class Sequential(keras.Sequential):
     """`keras.Sequential` that has an `input` and an `output` as soon as it is built.
 
     Keras 3 gives them only as lists, `inputs` and `outputs`. Nothing else differs.
