@@ -62,11 +62,13 @@ class IBAReadout(ReadoutBottleneck):
         LayerError: the model has no such layer, or no graph of layers.
 
     Example:
-        >>> iba = IBAReadout("conv2", ["conv2", "conv4", "dense"], model)  # doctest: +SKIP
-        >>> iba.estimate(model, batches)  # doctest: +SKIP
-        >>> loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)  # doctest: +SKIP
-        >>> iba.fit(batches, loss, epochs=20)  # doctest: +SKIP
-        >>> saliency = iba.analyze(image[None])  # doctest: +SKIP
+        >>> iba = IBAReadout("conv", ["conv", "pool", "logits"], model)
+        >>> iba.estimate(model, batches)
+        >>> pairs = [(images, tf.argmax(model(images), axis=1)) for images in batches]
+        >>> loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+        >>> history = iba.fit(pairs, loss, epochs=2)
+        >>> iba.analyze(x).shape
+        (2, 8, 8)
     """
 
     def __init__(
@@ -152,11 +154,14 @@ class IBAReadout(ReadoutBottleneck):
             InputError: an input is missing or of the wrong shape.
 
         Example:
-            >>> with tf.GradientTape() as tape:  # doctest: +SKIP
-            ...     output, capacity = iba.restricted(images)
-            ...     objective = loss(target, output) + tf.reduce_mean(capacity)
-            >>> gradients = tape.gradient(objective, iba.trainable_variables)  # doctest: +SKIP
-            >>> optimizer.apply(gradients, iba.trainable_variables)  # doctest: +SKIP
+            >>> iba = IBAReadout("conv", ["conv", "logits"], model)
+            >>> iba.estimate(model, batches)
+            >>> loss, optimizer = keras.losses.MeanSquaredError(), keras.optimizers.Adam(3e-4)
+            >>> with tf.GradientTape() as tape:
+            ...     output, capacity = iba.restricted(x)
+            ...     objective = loss(model(x), output) + tf.reduce_mean(capacity)
+            >>> gradients = tape.gradient(objective, iba.trainable_variables)
+            >>> optimizer.apply(gradients, iba.trainable_variables)
         """
         known = self._what_is_known()
         with self._passes.nested_pass(self._passes.to_inputs(inputs)) as nested:

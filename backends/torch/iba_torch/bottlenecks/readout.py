@@ -35,8 +35,8 @@ from iba_torch.tail.trees import tree_map
 class IBAReadout(ReadoutBottleneck, IBA):
     """A bottleneck for PyTorch models whose mask is computed from the features of several layers.
 
-    `iba_core.readout.bottleneck.ReadoutBottleneck` describes it. For a training loop of your own, `parameters()`
-    are those of the network alone.
+    `iba_core.readout.bottleneck.ReadoutBottleneck` describes it. For a training loop of your own,
+    `parameters()` are those of the network alone.
 
     Args:
         attach_layer: the layer after which the bottleneck goes; a module of the model or its dotted name.
@@ -58,16 +58,22 @@ class IBAReadout(ReadoutBottleneck, IBA):
         LayerError: the model has no such layer.
 
     Example:
-        >>> iba = IBAReadout(model.conv2, [model.conv2, model.conv4, model.fc], model)  # doctest: +SKIP
-        >>> iba.estimate(model, loader)  # doctest: +SKIP
-        >>> optimizer = torch.optim.Adam(iba.parameters(), lr=3e-4)  # doctest: +SKIP
-        >>> for x, target in loader:  # doctest: +SKIP
+        >>> iba = IBAReadout("conv", ["conv", "pool", "logits"], model)
+        >>> iba.estimate(model, batches)
+        >>> pairs = [(images, model(images).argmax(1)) for images in batches]
+        >>> history = iba.fit(pairs, nn.functional.cross_entropy, epochs=2)
+        >>> iba.analyze(x, model).shape
+        (2, 8, 8)
+
+        A training loop of your own:
+
+        >>> optimizer = torch.optim.Adam(iba.parameters(), lr=3e-4)
+        >>> for images, target in pairs:
         ...     with iba.restrict_flow():
-        ...         loss = functional.cross_entropy(model(x), target) + iba.capacity().mean()
+        ...         loss = nn.functional.cross_entropy(model(images), target) + iba.capacity().mean()
         ...     optimizer.zero_grad()
         ...     loss.backward()
         ...     optimizer.step()
-        >>> saliency = iba.analyze(image[None], model)  # doctest: +SKIP
     """
 
     def __init__(
