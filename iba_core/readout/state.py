@@ -73,8 +73,8 @@ class ReadoutState:
         mean, std = (arrays.get(name) for name in GIVEN)
         given = None if mean is None or std is None else (mean, std)
         state = cls(tuple(arrays[f"network.{name}"] for name in WEIGHTS), estimators, given, facts)
-        own, *reads = (shape[0] for shape in state.shapes())
-        sizes = readout_sizes(sum(reads), own)
+        own, *others = (shape[0] for shape in state.shapes())
+        sizes = readout_sizes(sum(others), own)
         if [weight.shape[::-1] for weight in state.weights[::2]] != list(sizes):
             raise StateError(f"the state's network does not fit its layers, which take the channels {sizes}")
         return state
