@@ -136,7 +136,6 @@ class IBAReadout(ReadoutBottleneck):
         """Estimate the features' distribution at all layers, see `ReadoutBottleneck.estimate`."""
         super().estimate(model, dataloader, None, n_samples, progbar, reset)
 
-    @tf.autograph.experimental.do_not_convert
     def restricted(self, inputs: Inputs) -> tuple[Any, tf.Tensor]:
         """Run the model with the flow restricted, for a training loop of your own.
 
@@ -163,6 +162,11 @@ class IBAReadout(ReadoutBottleneck):
             >>> gradients = tape.gradient(objective, iba.trainable_variables)
             >>> optimizer.apply(gradients, iba.trainable_variables)
         """
+        plain = tf.autograph.experimental.do_not_convert(self._restricted)
+        found: tuple[Any, tf.Tensor] = plain(inputs)
+        return found
+
+    def _restricted(self, inputs: Inputs) -> tuple[Any, tf.Tensor]:
         known = self._what_is_known()
         with self._passes.nested_pass(self._passes.to_inputs(inputs)) as nested:
             features, readout_features = nested.features, nested.readout_features

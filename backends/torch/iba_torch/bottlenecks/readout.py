@@ -32,7 +32,7 @@ from iba_torch.tail.places import LayerCall
 from iba_torch.tail.trees import tree_map
 
 
-class IBAReadout(ReadoutBottleneck, IBA):
+class IBAReadout(ReadoutBottleneck, IBA):  # type: ignore[misc]  # `analyze` takes a model, not a loss
     """A bottleneck for PyTorch models whose mask is computed from the features of several layers.
 
     `iba_core.readout.bottleneck.ReadoutBottleneck` describes it. For a training loop of your own,
@@ -107,7 +107,7 @@ class IBAReadout(ReadoutBottleneck, IBA):
         self._set_up(robust)
         self.estimators = nn.ModuleList(estimators)
         # In a tuple, so that neither the model nor a layer becomes a child of this module.
-        self._models = (adapter.model,)
+        self._models: tuple[nn.Module, ...] = (adapter.model,)
         self._layers = (own, *others)
         self._hooks = ModelHooks(adapter.model, others, self._is_restricting, self._observe)
 
@@ -157,7 +157,8 @@ class IBAReadout(ReadoutBottleneck, IBA):
         noise = torch.randn_like(x, dtype=known.constants.mean.dtype)
         restricted = known.readout.restricted(self._weights(), x, readout_features, noise, known.constants)
         self.alpha, self._capacity = restricted.alpha.detach(), restricted.capacity
-        return restricted.z.to(x.dtype)
+        z: torch.Tensor = restricted.z.to(x.dtype)
+        return z
 
     # -- what the core asks for -----------------------------------------------------------------------
 
@@ -250,13 +251,13 @@ class IBAReadout(ReadoutBottleneck, IBA):
 
     def get_extra_state(self) -> torch.Tensor:
         """What the layers' names, layouts and input are, as JSON in bytes."""
-        own, *others = self._formats or [None] * len(self._layers)
+        formats: list[DataFormat | None] = list(self._formats or ()) or [None] * len(self._layers)
         facts = {
             "layer_name": self._layers[0].name,
-            "channels": own,
+            "channels": formats[0],
             "input_shape": self._input_shape,
             "readout_layers": [layer.name for layer in self._layers[1:]],
-            "formats": others,
+            "formats": formats[1:],
             "robust": self.robust,
         }
         return torch.tensor(list(json.dumps(facts).encode()), dtype=torch.uint8)

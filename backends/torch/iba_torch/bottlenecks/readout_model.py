@@ -192,9 +192,9 @@ class _OwnPass(threading.local):
 class ModelHooks:
     """Hooks on the user's model, for passes that the user runs.
 
-    They keep what the model is called with where the flow is restricted, and show the readout layers' features
-    where the distribution is estimated. Each hook is a method, so that the hooks of a copied model belong to
-    the copied readout.
+    They keep what the model is called with where the flow is restricted, and show the readout layers'
+    features where the distribution is estimated. Each hook is a method, so that the hooks of a copied model
+    belong to the copied readout.
 
     Args:
         model: the model.
