@@ -21,14 +21,13 @@ from iba_core.framework.layout import DataFormat
 from iba_core.framework.namespace import host_array
 from iba_core.readout.bottleneck import Known, ReadoutBottleneck
 from iba_core.readout.formulas import WEIGHTS
-from iba_core.readout.state import GIVEN
+from iba_core.readout.state import GIVEN, require_layers
 from iba_core.readout.training import BETA
 from iba_torch.adapter import TorchAdapter
 from iba_torch.bottlenecks.estimator import TorchWelfordEstimator
 from iba_torch.bottlenecks.iba import IBA
-from iba_torch.bottlenecks.readout_model import ModelHooks, TorchReadoutModel
+from iba_torch.bottlenecks.readout_model import ModelHooks, TorchReadoutModel, layers_of
 from iba_torch.tail.channels import channel_hint, data_format_of
-from iba_torch.tail.places import LayerCall
 from iba_torch.tail.trees import tree_map
 
 
@@ -91,7 +90,7 @@ class IBAReadout(ReadoutBottleneck, IBA):  # type: ignore[misc]  # `analyze` tak
             raise InputError(f"readout_layers={readout_layers!r} must be a list of one layer or more")
         make_estimator = TorchWelfordEstimator if estimator_type is None else estimator_type
         adapter = TorchAdapter(model)
-        own, *others = (_layer_of(adapter, layer) for layer in (attach_layer, *readout_layers))
+        own, *others = layers_of(adapter, [attach_layer, *readout_layers])
         if own.call is not None or kwargs.get("call") is not None:
             raise LayerError(f"the bottleneck at {own.name!r} needs a layer that runs once in a pass")
         estimators = [make_estimator() for _ in others]
@@ -99,10 +98,8 @@ class IBAReadout(ReadoutBottleneck, IBA):  # type: ignore[misc]  # `analyze` tak
             kwargs["estimator"] = make_estimator()
         for estimator in (kwargs["estimator"], *estimators):
             if not isinstance(estimator, nn.Module):
-                raise InputError(
-                    f"the estimator is of type {type(estimator).__name__}; an nn.Module was expected, "
-                    "whose buffers are saved with the readout network"
-                )
+                found = type(estimator).__name__
+                raise InputError(f"the estimator is of type {found}; an nn.Module with buffers was expected")
         super().__init__(own.module, **{"beta": BETA, **kwargs})
         self._set_up(robust)
         self.estimators = nn.ModuleList(estimators)
@@ -136,6 +133,10 @@ class IBAReadout(ReadoutBottleneck, IBA):  # type: ignore[misc]  # `analyze` tak
         if self._is_estimated():
             self._make_network()
 
+    @property
+    def _device(self) -> torch.device:
+        return next(self.model.parameters(), torch.zeros(())).device
+
     # -- passes that the user runs --------------------------------------------------------------------
 
     def _is_restricting(self) -> bool:
@@ -148,10 +149,8 @@ class IBAReadout(ReadoutBottleneck, IBA):  # type: ignore[misc]  # `analyze` tak
     def _restrict(self, x: torch.Tensor) -> torch.Tensor:
         known, model = self._what_is_known(), self._readout_model()
         if self._hooks.inputs is None:
-            raise LayerError(
-                f"layer {model.names[0]!r} runs outside of the model that the readout was made for; "
-                "call the model as a whole"
-            )
+            name = model.names[0]
+            raise LayerError(f"layer {name!r} runs outside of the readout's model; call the model as a whole")
         _, *readout_features = model.features_of_call(*self._hooks.inputs, len(x))
         known.readout.check(x, readout_features, model.names)
         noise = torch.randn_like(x, dtype=known.constants.mean.dtype)
@@ -162,9 +161,7 @@ class IBAReadout(ReadoutBottleneck, IBA):  # type: ignore[misc]  # `analyze` tak
 
     # -- what the core asks for -----------------------------------------------------------------------
 
-    def _readout_model(
-        self, model: nn.Module | None = None, device: torch.device | str | None = None
-    ) -> TorchReadoutModel:
+    def _readout_model(self, model: nn.Module | None = None, device: Any = None) -> TorchReadoutModel:
         if not self._hooks.are_there:
             raise InputError("the readout bottleneck is detached from its model; make a new one")
         model = self.model if model is None else model
@@ -198,8 +195,7 @@ class IBAReadout(ReadoutBottleneck, IBA):  # type: ignore[misc]  # `analyze` tak
             layer.weight = nn.Parameter(torch.from_numpy(np.array(weight))[..., None])
             layer.bias = nn.Parameter(torch.from_numpy(np.array(bias)))
             layers += [layer, nn.ReLU()]
-        like = next(self.model.parameters(), torch.zeros(()))
-        return nn.Sequential(*layers[:-1]).to(like.device)
+        return nn.Sequential(*layers[:-1]).to(self._device)
 
     def _precision(self) -> str:
         mean = self.estimator.mean() if self.feature_mean is None else self.feature_mean
@@ -236,8 +232,7 @@ class IBAReadout(ReadoutBottleneck, IBA):  # type: ignore[misc]  # `analyze` tak
         _known_estimator(estimator).load_state_dict(state | {"_dtype_of": dtype_of})
 
     def _given(self, array: npt.NDArray[np.floating]) -> torch.Tensor:
-        like = next(self.model.parameters(), torch.zeros(()))
-        return torch.tensor(array, device=like.device)
+        return torch.tensor(array, device=self._device)
 
     def _guessed_formats(self, shapes: Sequence[tuple[int, ...]]) -> list[DataFormat]:
         hints = [channel_hint(layer.module) for layer in self._layers]
@@ -251,15 +246,10 @@ class IBAReadout(ReadoutBottleneck, IBA):  # type: ignore[misc]  # `analyze` tak
 
     def get_extra_state(self) -> torch.Tensor:
         """What the layers' names, layouts and input are, as JSON in bytes."""
-        formats: list[DataFormat | None] = list(self._formats or ()) or [None] * len(self._layers)
-        facts = {
-            "layer_name": self._layers[0].name,
-            "channels": formats[0],
-            "input_shape": self._input_shape,
-            "readout_layers": [layer.name for layer in self._layers[1:]],
-            "formats": formats[1:],
-            "robust": self.robust,
-        }
+        name, *names = (layer.name for layer in self._layers)
+        channels, *formats = self._formats or (None, *(None for _ in names))
+        facts = {"layer_name": name, "readout_layers": names, "channels": channels, "formats": formats}
+        facts |= {"input_shape": self._input_shape, "robust": self.robust}
         return torch.tensor(list(json.dumps(facts).encode()), dtype=torch.uint8)
 
     def set_extra_state(self, state: torch.Tensor) -> None:
@@ -274,12 +264,7 @@ class IBAReadout(ReadoutBottleneck, IBA):  # type: ignore[misc]  # `analyze` tak
             formats, shape = [facts["channels"], *facts["formats"]], facts["input_shape"]
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise StateError(f"the state is not that of a readout bottleneck ({error})") from error
-        names = [layer.name for layer in self._layers]
-        if theirs != names:
-            raise StateError(
-                f"the state is that of a bottleneck at {theirs[0]!r} reading {theirs[1:]}, "
-                f"not of one at {names[0]!r} reading {names[1:]}"
-            )
+        require_layers(theirs, [layer.name for layer in self._layers])
         self._formats = None if None in formats else formats
         self._input_shape = None if shape is None else tuple(shape)
         # States without the entry are older than the setting.
@@ -299,11 +284,6 @@ class IBAReadout(ReadoutBottleneck, IBA):  # type: ignore[misc]  # `analyze` tak
             given = state_dict.get(prefix + name)
             setattr(self, name, None if given is None else torch.empty_like(given))
         super()._load_from_state_dict(state_dict, prefix, *args)
-
-
-def _layer_of(adapter: TorchAdapter, layer: nn.Module | str) -> LayerCall:
-    split = adapter.split(layer)
-    return LayerCall(split.module, split.layer_name, split.call)
 
 
 def _require_module(model: object) -> None:
