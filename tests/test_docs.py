@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import re
+import tomllib
 from collections import OrderedDict
 from pathlib import Path
 from textwrap import dedent
@@ -98,6 +99,16 @@ def test_moved_names_are_where_the_tables_say(page):
 def test_the_table_of_iba_is_complete():
     text = (DOCS / "coming-from" / "iba.md").read_text(encoding="utf-8")
     assert len(re.findall(r"^\| `from IBA", text, re.MULTILINE)) == 21
+
+
+def test_the_page_of_the_architecture_has_the_floors_that_are_checked():
+    contracts = tomllib.loads((DOCS.parent / "pyproject.toml").read_text())["tool"]["importlinter"][
+        "contracts"
+    ]
+    (floors,) = (c["layers"] for c in contracts if c["type"] == "layers" and c["containers"] == ["iba_core"])
+    text = (DOCS / "architecture.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (`[^|]*`) \|", text, re.MULTILINE)
+    assert [set(re.findall(r"`(\w+)`", row)) for row in rows] == [set(floor.split(" | ")) for floor in floors]
 
 
 def test_pictures_are_there_and_small():

@@ -47,6 +47,11 @@ class IBACopy(PerSampleBottleneck):
     variables, and is not changed. If you change it, explanations stay the same until `update_variables`.
     While a bottleneck is optimised, only the part of the model after the feature map runs.
 
+    `copy.deepcopy` and pickle give an independent bottleneck with the same hyperparameters, statistics and
+    mask. Only a loss by `set_model_loss` must be set again, and `target` is a new tensor. If the original is
+    a Keras model, it is copied as well, and `update_variables` follows the copied model. Otherwise the values
+    of the variables stay as they are.
+
     Args:
         feature: the feature map that the bottleneck comes after: a tensor, an operation, a Keras layer, or
             its name.
@@ -140,6 +145,31 @@ class IBACopy(PerSampleBottleneck):
     def session(self) -> v1.Session | None:
         """Session of the original, if that is a v1 graph."""
         return self._original.session
+
+    def __getstate__(self) -> dict[str, Any]:
+        # The copied graph is made again, and the loss if it is not a tensor of that graph.
+        kept = (
+            None if self._loss is None or self._loss.split is not self._split else self._is_classification()
+        )
+        return {
+            **vars(self),
+            "_copied": None,
+            "_split": None,
+            "_adapter": None,
+            "_loss": kept,
+            "_target": None,
+        }
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        with tf.init_scope(), eagerly():
+            self._split = self._original.split()
+            self._adapter = TensorFlowAdapter(self._original.model)
+        kept, self._loss = state["_loss"], None
+        if kept:
+            self.set_classification_loss()
+        elif kept is not None:
+            self.keep_first_output(is_classification=False)
 
     # -- the copy ---------------------------------------------------------------------------------
 

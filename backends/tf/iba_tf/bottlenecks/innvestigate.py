@@ -158,6 +158,15 @@ class IBACopyInnvestigate(IBACopy):
         self._losses: Cache[TailLoss] = Cache(size=4)
         self._loss = self._loss_of(cross_entropy)
 
+    def __getstate__(self) -> dict[str, Any]:
+        if self.session is not None:
+            raise InputError("an analyzer of a model in a TensorFlow 1 graph cannot be copied; IBACopy can")
+        return {**super().__getstate__(), "_loss": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._loss = self._loss_of(cross_entropy)
+
     # -- estimating and explaining ----------------------------------------------------------------
 
     def fit(
