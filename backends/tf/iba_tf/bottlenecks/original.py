@@ -55,7 +55,7 @@ class Original:
         feature: Any,
         outputs: list[Any] | None,
         graph: tf.Graph | None = None,
-        session: v1.Session | None = None,
+        session: tf.compat.v1.Session | None = None,
         keras_model: Any = None,
     ) -> None:
         self.model = model
@@ -67,7 +67,7 @@ class Original:
         self._selected: Cache[OperationGraph] = Cache(_KEPT)
 
     @classmethod
-    def of(cls, feature: Any, outputs: Any, graph: Any, session: v1.Session | None) -> Original:
+    def of(cls, feature: Any, outputs: Any, graph: Any, session: tf.compat.v1.Session | None) -> Original:
         """Find the model that tensors and names belong to, see `IBACopy`.
 
         Raises:
@@ -93,7 +93,11 @@ class Original:
 
     @classmethod
     def _of_session(
-        cls, feature: Any, outputs: list[Any] | None, graph: tf.Graph | None, session: v1.Session | None
+        cls,
+        feature: Any,
+        outputs: list[Any] | None,
+        graph: tf.Graph | None,
+        session: tf.compat.v1.Session | None,
     ) -> Original:
         if outputs is None:
             raise InputError(
@@ -123,14 +127,15 @@ class Original:
 
     @classmethod
     def _of_keras(cls, feature: Any, outputs: list[Any] | None, graph: Any, session: Any) -> Original:
-        model = graph if _is_keras(graph) else None
+        model: Any = graph if _is_keras(graph) else None
+        if model is None and outputs is None:
+            raise InputError("outputs=None stands for all outputs of a model; give the model as graph=")
         given = [feature, *(outputs or [])]
         old = _old_output(model, given)
         if old is not None:
-            found = [_tensor_of_layer(x, model) for x in given]
-            return cls._of_session(
-                found[0], model.outputs if outputs is None else found[1:], old.graph, session
-            )
+            feature, *named = [_tensor_of_layer(x, model) for x in given]
+            outputs = model.outputs if outputs is None else named
+            return cls._of_session(feature, outputs, old.graph, session)
         if model is not None:
             feature, *named = [_symbol_of_name(x, model) for x in given]
             outputs = None if outputs is None else named
@@ -244,7 +249,7 @@ def _loaded(path: str | PathLike[str]) -> Any:
 def _output(graph: OperationGraph, output: Any) -> TensorName:
     """Tensor of an output, by its key in the model's results or by the name of a place."""
     if isinstance(graph.outputs, Mapping) and isinstance(output, str) and output in graph.outputs:
-        return tf.nest.flatten(graph.outputs[output])[0]
+        return str(tf.nest.flatten(graph.outputs[output])[0])
     return graph.find(output)[1]
 
 
@@ -269,7 +274,7 @@ def _names(outputs: list[Any] | None) -> list[str] | None:
     return [canonical(output if isinstance(output, str) else output.name) for output in outputs]
 
 
-def _default_graph(session: v1.Session | None) -> tf.Graph:
+def _default_graph(session: tf.compat.v1.Session | None) -> tf.Graph:
     session = session or v1.get_default_session()
     graph = v1.get_default_graph() if session is None else session.graph
     if not graph.get_operations():
