@@ -13,7 +13,7 @@ from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from benchmarks.harness import THREADS, Column, Results, Timings, interleaved, show, use_threads
+from benchmarks.harness import THREADS, Results, Timings, interleaved, show, use_threads
 from benchmarks.memory import peaks
 from benchmarks.methods import (
     CRUDER,
@@ -32,6 +32,7 @@ from benchmarks.methods import (
     works,
 )
 from benchmarks.networks import PLACES, subject
+from benchmarks.tables import Column
 
 FRAMEWORKS = {"torch": "PyTorch", "tensorflow": "TensorFlow"}
 

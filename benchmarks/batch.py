@@ -12,8 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.harness import Case, Column, Results, interleaved, use_threads
+from benchmarks.harness import Case, Results, interleaved, use_threads
 from benchmarks.networks import PLACES, TARGET, Subject, subject
+from benchmarks.tables import Column
 from iba_core.pictures.images import sample_crops
 from iba_core.zoo.efficientnet_lite import PREPROCESSING
 

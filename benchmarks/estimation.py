@@ -11,9 +11,9 @@ from collections.abc import Iterable
 import numpy as np
 
 from benchmarks.attribution import FRAMEWORKS
-from benchmarks.harness import THREADS, Case, Column, Results, Table, Timings, interleaved, show, use_threads
+from benchmarks.harness import THREADS, Case, Results, Timings, interleaved, show, use_threads
 from benchmarks.networks import PLACES, Subject, subject
-from iba_core.framework.allocator import memory_kept
+from benchmarks.tables import Column, Table
 from iba_core.pictures.images import sample_crops
 from iba_core.zoo.efficientnet_lite import PREPROCESSING
 
@@ -58,14 +58,13 @@ def cases(of: Subject) -> dict[str, Case]:
         np.asarray(batch)
         for batch in sample_crops(BATCHES * BATCH, PREPROCESSING, BATCH, data_format=data_format)
     ]
-    adapter, cut = of.adapter, of.adapter.cut(of.layer)
+    adapter, split = of.adapter, of.adapter.split(of.layer)
     tensors = [adapter.to_inputs(batch) for batch in batches]
 
-    @memory_kept()  # As `fit` keeps it.
     def head() -> None:
         for batch in tensors:
-            # A device may still be at work; it is done once its numbers are here.
-            adapter.to_numpy(cut.features(batch))
+            # Fetch the numbers, since a device may still be computing.
+            adapter.framework.to_numpy(split.features(batch))
 
     return {HEAD: head, FIT: lambda: of.explainer.fit(batches, progbar=False)}
 

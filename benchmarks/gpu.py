@@ -19,9 +19,10 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.harness import Column, Results, show
+from benchmarks.harness import Results, show
 from benchmarks.methods import SAMPLES, STEPS
 from benchmarks.networks import TARGET, subject
+from benchmarks.tables import Column
 from iba_core import Explainer
 from iba_core.targets import main_output
 from iba_core.timing import BareTail
@@ -54,7 +55,7 @@ def measure(results: Results, device: torch.device, largest: int, matrix: int = 
         for (precision, dtype), compiled in itertools.product(PRECISIONS.items(), (False, True)):
             model = of.model.to(device, dtype)
             explainer = Explainer(model, of.layer, estimator=of.explainer.estimator, compile=compiled)
-            tail = BareTail(explainer.adapter, explainer.adapter.cut(of.layer))
+            tail = BareTail(explainer.adapter, explainer.adapter.split(of.layer))
             photograph = torch.from_numpy(of.x).to(device, dtype)
             flops = tail_flops(explainer, of.layer, photograph)
             mode = "compiled" if compiled else "eager"
@@ -95,11 +96,10 @@ def matrix_product_rate(device: torch.device, dtype: torch.dtype, size: int = MA
 
 def tail_flops(explainer: Explainer, layer: str, photograph: torch.Tensor) -> int:
     """Operations in the tail for one feature map, forward and backward."""
-    cut = explainer.adapter.cut(layer)
-    with cut.open(photograph) as head:
-        z = head.features.detach().clone().requires_grad_()
+    with explainer.adapter.split(layer).head(photograph) as tail:
+        z = tail.features.detach().clone().requires_grad_()
         with FlopCounterMode(display=False) as counter, torch.enable_grad():
-            torch.autograd.grad(main_output(cut.tail(z, head.carry)).sum(), z)
+            torch.autograd.grad(main_output(tail(z)).sum(), z)
     return int(counter.get_total_flops())
 
 

@@ -9,14 +9,16 @@ import platform
 import sys
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
 from statistics import fmean, median, quantiles
 from time import perf_counter
-from typing import Any, Literal
+from typing import Any
 
 import psutil
+
+from benchmarks.tables import Column, Table, Yardstick, markdown
 
 ROOT = Path(__file__).parents[1]
 RESULTS = Path(__file__).parent / "results"
@@ -149,66 +151,6 @@ def seconds_of(case: Case, turn: float = 0.0) -> float:
     return fmean(found)
 
 
-@dataclass(frozen=True)
-class Column:
-    """A column of a table.
-
-    Attributes:
-        label: its heading.
-        format: how `format` shows a number, such as ``".2f"``; empty for text.
-        unit: put behind each number.
-    """
-
-    label: str
-    format: str = ""
-    unit: str = ""
-
-    def show(self, value: Any) -> str:
-        """A value as the table shows it; nothing for None."""
-        if value is None:
-            return ""
-        return f"{value:{self.format}}{self.unit and ' ' + self.unit}" if self.format else str(value)
-
-
-@dataclass
-class Table:
-    """Figures as a reader sees them, unrounded in the file.
-
-    Attributes:
-        title: what the figures are.
-        columns: of the table.
-        rows: a value for each column; numbers as they were measured, None where there is none.
-        note: a sentence that goes with it.
-    """
-
-    title: str
-    columns: list[Column]
-    rows: list[list[Any]] = field(default_factory=list)
-    note: str = ""
-
-
-@dataclass(frozen=True)
-class Yardstick:
-    """A goal, and how far it is met.
-
-    Attributes:
-        what: what is measured.
-        measured: the figure.
-        goal: the figure wanted.
-        sense: which side of the goal is good.
-    """
-
-    what: str
-    measured: float
-    goal: float
-    sense: Literal["at most", "at least"]
-
-    @property
-    def met(self) -> bool:
-        """Whether the goal is met."""
-        return self.measured <= self.goal if self.sense == "at most" else self.measured >= self.goal
-
-
 class Results:
     """All that one program has measured, and under which circumstances.
 
@@ -266,8 +208,6 @@ class Results:
 
     def write(self, folder: Path = RESULTS) -> Path:
         """Write ``<program>.json`` and show its tables."""
-        from benchmarks.report import markdown
-
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / f"{self.program}.json"
         content = self.as_json()

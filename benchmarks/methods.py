@@ -15,7 +15,6 @@ from typing import Any
 from benchmarks.harness import Case, use_threads
 from benchmarks.networks import PLACES, SIDE, TARGET, Subject, subject
 from iba_core.bottleneck.statistics import Statistics
-from iba_core.framework.allocator import memory_kept
 from iba_core.targets import main_output
 
 STEPS, SAMPLES = 10, 10
@@ -75,21 +74,14 @@ def fast_explanation(of: Subject) -> Work:
 
 
 def bare_tail(of: Subject) -> Work:
-    """The passes of the tail that no implementation can do without; the head is not counted.
-
-    Freed memory is kept, as this library keeps it. All other methods run as in their users' programs.
-    """
+    """Make the passes of the tail that every implementation needs, without the head."""
     seconds = _seconds_of_tail(of)
-    return Work(
-        memory_kept()(partial(seconds, STEPS, SAMPLES)),
-        memory_kept()(partial(seconds, BRIEF_STEPS, SAMPLES)),
-    )
+    return Work(partial(seconds, STEPS, SAMPLES), partial(seconds, BRIEF_STEPS, SAMPLES))
 
 
 def _seconds_of_tail(of: Subject) -> Callable[[int, int], float]:
     """The time that so many steps of so many samples take."""
-    with of.adapter.cut(of.layer).open(of.adapter.to_inputs(of.x)) as head:
-        features = head.features
+    features = of.adapter.split(of.layer).features(of.adapter.to_inputs(of.x))
     if of.framework == "tensorflow":
         from benchmarks.plain_keras_tail import PlainKerasTail
 

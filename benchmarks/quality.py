@@ -20,9 +20,10 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.harness import Column, Results, in_turns, interleaved, show, use_threads
+from benchmarks.harness import Results, in_turns, interleaved, show, use_threads
 from benchmarks.networks import TARGET, subject
 from benchmarks.perturbation import perturbation_area
+from benchmarks.tables import Column
 from iba_core import Attribution, Explainer
 from iba_core.bottleneck.settings import PRESETS, BottleneckSettings
 from iba_core.framework.layout import DataFormat

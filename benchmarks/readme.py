@@ -14,7 +14,8 @@ import sys
 from pathlib import Path
 
 from benchmarks.harness import RESULTS, ROOT, show
-from benchmarks.report import Content, goals, load, provenance, tables
+from benchmarks.report import load
+from benchmarks.tables import Content, goals, provenance, tables
 
 _BLOCK = re.compile(
     r"(?P<begin><!-- bench:(?P<name>\w+)(?::(?P<part>\w+))? -->\n).*?(?P<end><!-- /bench:(?P=name) -->)",

@@ -23,9 +23,9 @@ from scipy.optimize import brentq
 from scipy.stats import spearmanr
 from torch.nn import functional
 
-from benchmarks.harness import THREADS, Column, Results, show
+from benchmarks.harness import THREADS, Results, show
 from benchmarks.perturbation import perturbation_area
-from benchmarks.report import markdown
+from benchmarks.tables import Column, markdown
 from iba_core.pictures.images import SAMPLE_IMAGES, sample_image
 from iba_core.targets import distribution_cross_entropy
 from iba_torch import IBA, IBAReadout, to_saliency_map

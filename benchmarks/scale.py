@@ -19,8 +19,9 @@ from typing import Any
 import numpy as np
 
 from benchmarks.attribution import FRAMEWORKS
-from benchmarks.harness import THREADS, Case, Column, Results, interleaved, show, use_threads
+from benchmarks.harness import THREADS, Case, Results, interleaved, show, use_threads
 from benchmarks.memory import peaks
+from benchmarks.tables import Column
 from iba_core import Explainer
 
 CHANNELS, CLASSES, SIDE = 32, 10, 28

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 import inspect
+import pickle
 from types import SimpleNamespace
 
 import keras
@@ -72,11 +74,12 @@ def functional(library):
     return model
 
 
+@keras.saving.register_keras_serializable("iba_tests")
 class Subclassed(keras.Model):
     """The network as a model without a graph of symbolic tensors."""
 
-    def __init__(self):
-        super().__init__()
+    def __init__(self, **options):
+        super().__init__(**options)
         self.conv1 = keras.layers.Conv2D(4, 3, padding="same", name="conv1")
         self.relu = keras.layers.ReLU(name="feature")
         self.conv2 = keras.layers.Conv2D(4, 3, padding="same", name="conv2")
@@ -534,6 +537,78 @@ class TestState:
         capacity = analyze(bound, pass_mask=mask)
         assert np.all(capacity[:3] == 0)
         assert capacity[3:].sum() > 0
+
+
+@pytest.mark.parametrize(
+    "way", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))], ids=["deepcopy", "pickle"]
+)
+class TestCopies:
+    def explain(self, iba):
+        return iba.analyze({"image": IMAGES[:1], "table": TABLE[:1]}, target=2, seed=7)
+
+    def test_of_an_old_graph(self, bound, way):
+        before = analyze(bound)
+        copied = way(bound.iba)
+        with copied.restrict_flow():
+            copied.predict({"image": IMAGES[:1], "table": TABLE[:1]})
+        set_value(bound, "conv2/kernel", 2 * WEIGHTS["conv2/kernel"] + 1)
+        bound.iba.update_variables()
+        changed = analyze(bound)
+        assert not np.allclose(changed, before, rtol=1e-3)
+        copied.fit({"image": IMAGES, "table": TABLE})
+        assert bound.iba.estimator.n_samples() == 12
+        copied.load_state_dict(bound.iba.state_dict())
+        np.testing.assert_array_equal(self.explain(copied), before)
+        copied.assert_variables_equal()
+        feed = {"image": IMAGES[:1], "table": TABLE[:1], copied.target: 2}
+        np.testing.assert_array_equal(copied.analyze(feed, seed=7), before)
+        np.testing.assert_array_equal(analyze(bound), changed)
+
+    def test_with_a_keras_model(self, way, expected):
+        model = functional(keras)
+        iba = IBACopy(model.get_layer("feature"), model.outputs, graph=model, **HYPERPARAMETERS)
+        iba.set_classification_loss()
+        iba.fit({"image": IMAGES, "table": TABLE})
+        other, copied = way((model, iba))
+        close(self.explain(copied), expected[0])
+        rng = np.random.default_rng(5)
+        for layer in ("conv2", "classes"):
+            weights = other.get_layer(layer).get_weights()
+            other.get_layer(layer).set_weights([rng.normal(size=x.shape) for x in weights])
+        close(self.explain(copied), expected[0])
+        with pytest.raises(AssertionError, match="conv2"):
+            copied.assert_variables_equal()
+        copied.update_variables()
+        found = self.explain(copied)
+        assert not np.allclose(found, expected[0], rtol=1e-2)
+        explainer = Explainer(other, layer="feature", steps=4, samples=5, beta=0.01)
+        explainer.fit([((IMAGES, TABLE),)], progbar=False)
+        close(found, explainer.explain((IMAGES[:1], TABLE[:1]), target=2, seed=7).capacity[0])
+        iba.update_variables()
+        close(self.explain(iba), expected[0])
+
+    def test_of_a_function(self, way, expected):
+        module = Module()
+        iba = IBACopy("feature", ["classes"], graph=module.__call__, **HYPERPARAMETERS)
+        iba.fit({"image": IMAGES, "table": TABLE})
+        copied = way(iba)
+        module.weights["conv2/kernel"].assign(WEIGHTS["conv2/kernel"] + 1)
+        copied.update_variables()
+        with pytest.raises(InputError, match="no model loss yet"):
+            self.explain(copied)
+        copied.set_classification_loss()
+        close(self.explain(copied), expected[0])
+        untraced = IBACopy("feature", None, graph=tf.function(lambda x: tf.nn.relu(x, name="feature") * 2))
+        with pytest.raises(InputError, match="cannot be copied, because its model has no graph"):
+            way(untraced)
+
+    def test_a_subclassed_model(self, way):
+        iba = IBACopy("feature", None, graph=subclassed(), **HYPERPARAMETERS)
+        iba.set_classification_loss()
+        iba.fit([IMAGES, TABLE])
+        before = iba.analyze([IMAGES[:1], TABLE[:1]], target=2, seed=7)
+        found = way(iba).analyze([IMAGES[:1], TABLE[:1]], target=2, seed=7)
+        np.testing.assert_allclose(found, before, rtol=1e-4, atol=1e-6)
 
 
 class TestRestrictedFlow:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import io
 import json
+import pickle
 import zipfile
 from pathlib import Path
 
@@ -375,6 +377,25 @@ class TestSaving:
         analyzer = IBACopyInnvestigate(tf_keras.Model(model.input, x), feature_name="conv2")
         loaded = IBACopyInnvestigate.load(*analyzer.save())
         np.testing.assert_allclose(loaded.predict(IMAGES), analyzer.predict(IMAGES), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "way", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))], ids=["deepcopy", "pickle"]
+)
+def test_a_copied_analyzer_is_independent(library, way):
+    model = build(library, "softmax")
+    analyzer = fitted(model, "index", disable_model_checks=True)
+    before = analyzer.analyze(IMAGES[:2], 3, seed=5)
+    other, copied = way((model, analyzer))
+    np.testing.assert_allclose(copied.analyze(IMAGES[:2], 3, seed=5), before, rtol=1e-4, atol=1e-6)
+    other.get_layer("logits").set_weights([RNG.normal(size=(6, 5)), np.zeros(5)])
+    copied.update_variables()
+    found = copied.analyze(IMAGES[:2], 3, seed=5)
+    assert not np.allclose(found, before, rtol=1e-2)
+    loaded = IBACopyInnvestigate.load(*copied.save())
+    np.testing.assert_allclose(loaded.analyze(IMAGES[:2], 3, seed=5), found, rtol=1e-4, atol=1e-6)
+    analyzer.update_variables()
+    np.testing.assert_array_equal(analyzer.analyze(IMAGES[:2], 3, seed=5), before)
 
 
 class TestWrongUse:

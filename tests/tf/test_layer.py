@@ -1,7 +1,12 @@
 """The bottleneck as a Keras layer, from the reference's example to every argument."""
 
+import asyncio
+import copy
 import gc
 import inspect
+import pickle
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import keras
@@ -391,6 +396,22 @@ class TestEstimating:
         bound.iba.fit({bound.target: 3, bound.model.input: IMAGES})
         assert bound.iba.estimator.n_samples() == 24
 
+    @pytest.mark.parametrize("error", [OSError, KeyboardInterrupt])
+    def test_a_fit_that_fails_changes_nothing(self, bound, error):
+        def generator():
+            yield IMAGES[:6]
+            raise error
+
+        before = bound.iba.estimator.state_dict()
+        with pytest.raises(error):
+            bound.iba.fit_generator(generator(), progbar=False)
+        with pytest.raises(InputError, match="finite"):
+            bound.iba.fit_generator([IMAGES, np.full_like(IMAGES, np.nan)], progbar=False)
+        for name, value in bound.iba.estimator.state_dict().items():
+            np.testing.assert_array_equal(value, before[name])
+        bound.iba.fit(IMAGES)
+        assert bound.iba.estimator.n_samples() == 24
+
     def test_an_empty_generator_is_an_error(self):
         _, iba = build()
         with pytest.raises(InputError, match="gave no samples"):
@@ -535,6 +556,48 @@ class TestRestrictedFlow:
             with pytest.raises(tf.errors.InvalidArgumentError):
                 bound.model(IMAGES[:3])
 
+    def test_overlapping_contexts_end_when_the_last_one_does(self, bound):
+        def predict():
+            return bound.model.predict(IMAGES[:1], verbose=0)
+
+        free = predict()
+        bound.iba.analyze(IMAGES[:1], target=0, beta=1000.0)
+        first, second = bound.iba.restrict_flow(), bound.iba.restrict_flow()
+        with ThreadPoolExecutor(1) as other:
+            first.__enter__()
+            other.submit(second.__enter__).result()
+            first.__exit__(None, None, None)
+            assert not np.allclose(predict(), free)
+            # Eager passes are restricted where the context is.
+            np.testing.assert_array_equal(bound.model(IMAGES[:1]), bound.model(IMAGES[:1]))
+            pair = [other.submit(bound.model, IMAGES[:1]).result() for _ in range(2)]
+            assert not np.allclose(*pair)
+            other.submit(second.__exit__, None, None, None).result()
+            np.testing.assert_array_equal(
+                other.submit(bound.model, IMAGES[:1]).result(), bound.model(IMAGES[:1])
+            )
+        np.testing.assert_array_equal(predict(), free)
+
+    def test_tasks_are_restricted_each_by_itself(self, bound):
+        free = bound.model(IMAGES[:1]).numpy()
+        bound.iba.analyze(IMAGES[:1], target=0, beta=1000.0)
+        differs = []
+
+        async def run(restricted, before, after):
+            await asyncio.sleep(before)
+            with bound.iba.restrict_flow() if restricted else nullcontext():
+                differs.append((restricted, not np.allclose(bound.model(IMAGES[:1]), free)))
+                await asyncio.sleep(after)
+                differs.append((restricted, not np.allclose(bound.model(IMAGES[:1]), free)))
+
+        async def run_all():
+            await asyncio.gather(run(True, 0, 0.05), run(True, 0.02, 0.1), run(False, 0.03, 0.05))
+
+        asyncio.run(run_all())
+        assert len(differs) == 6
+        assert all(restricted == differed for restricted, differed in differs)
+        np.testing.assert_array_equal(bound.model.predict(IMAGES[:1], verbose=0), bound.model(IMAGES[:1]))
+
     def test_it_needs_an_analysis(self, bound):
         with pytest.raises(NotEstimatedError, match="call analyze before"), bound.iba.restrict_flow():
             pass
@@ -609,6 +672,30 @@ class TestAsALayer:
         iba.set_classification_loss(clone.output)
         iba.fit(IMAGES)
         assert iba.analyze(IMAGES[:1], target=0).shape == (8, 8, 6)
+
+    @pytest.mark.parametrize("way", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
+    def test_a_copied_model_has_a_bottleneck_of_its_own(self, bound, way):
+        before = bound.iba.analyze(IMAGES[:1], target=0, seed=0)
+        copied = way(bound.model)
+        iba = copied.get_layer("iba")
+        assert iba.get_default() == bound.iba.get_default()
+        target = iba.set_classification_loss(copied.output)
+        feed = {copied.input: IMAGES[:1], target: 0}
+        np.testing.assert_allclose(iba.analyze(feed, seed=0), before, rtol=1e-4, atol=1e-6)
+        rng = np.random.default_rng(7)
+        for name in ("conv2", "logits"):
+            weights = copied.get_layer(name).get_weights()
+            copied.get_layer(name).set_weights([rng.normal(0, 2, x.shape) for x in weights])
+        found = iba.analyze(feed, seed=0)
+        assert not np.allclose(found, before, rtol=1e-2)
+        explainer = Explainer(without_bottleneck(copied), layer="relu", estimator=iba.estimator)
+        expected = explainer.explain(IMAGES[:1], target=0, seed=0, steps=4, samples=5).capacity[0]
+        np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-5)
+        with iba.restrict_flow():
+            np.testing.assert_array_equal(bound.model(IMAGES[:1]), bound.model(IMAGES[:1]))
+        iba.fit(IMAGES)
+        assert bound.iba.estimator.n_samples() == 12
+        np.testing.assert_array_equal(bound.iba.analyze(IMAGES[:1], target=0, seed=0), before)
 
     def test_it_is_exported(self, bound, tmp_path):
         bound.model.export(tmp_path / "exported", verbose=False)

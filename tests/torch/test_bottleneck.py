@@ -21,7 +21,7 @@ from iba_core import (
 )
 from iba_core.bottleneck.noise import seeded_normal
 from iba_core.framework.layout import Layout
-from iba_torch import IBA, TorchAdapter, TorchWelfordEstimator, insert_into_sequential, to_saliency_map
+from iba_torch import IBA, TorchFramework, TorchWelfordEstimator, insert_into_sequential, to_saliency_map
 
 
 def first(output):
@@ -479,7 +479,7 @@ class TestBatches:
         x = images(6)
         expected = iba.analyze(x, loss, "capacity", seed=1, max_batch=24)
         sizes.clear()
-        monkeypatch.setattr(TorchAdapter, "preferred_batch", lambda self, shape, like: preferred)
+        monkeypatch.setattr(TorchFramework, "preferred_batch", lambda self, shape, like: preferred)
         found = iba.analyze(x, loss, "capacity", seed=1)
         np.testing.assert_allclose(found, expected, rtol=1e-7, atol=1e-12)
         assert max(sizes) == most

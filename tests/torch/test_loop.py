@@ -13,17 +13,18 @@ from iba_core.bottleneck.statistics import Statistics
 from iba_core.bottleneck.optimization import BottleneckOptimizer
 from iba_core.framework.layout import Layout
 from iba_torch import TorchAdapter
+from iba_torch.tail.split import TorchTail
 
 SAMPLES = 6
 
 
 class Watch(nn.Module):
-    """Notes the storages that Python's tensors have while a map passes."""
+    """Notes the storages that Python's tensors have while a map passes any copy of the one made last."""
 
     def __init__(self):
         super().__init__()
-        self.before = None
-        self.seen = []
+        type(self).before = None
+        type(self).seen = []
 
     @staticmethod
     def storages():
@@ -63,7 +64,7 @@ def test_the_copies_and_four_maps_are_held_while_the_tail_runs(seed):
     model = network()
     one, x = explainer(model), photographs(1)
     one.explain(x, 1, seed=seed)
-    watch = model[2]
+    watch = type(model[2])
     watch.before = watch.storages()
     one.explain(x, 1, seed=seed)
     assert len(watch.seen) == 10
@@ -76,22 +77,16 @@ def test_the_order_in_memory_changes_nothing(images, monkeypatch):
     model, x = network(), photographs(images)
     passing = np.zeros((8, 14, 14), bool)
     passing[:, :3] = True
-    orders = []
-    own = TorchAdapter.axes_in_memory
-
-    def noted(self, x):
-        orders.append(own(self, x))
-        return orders[-1]
 
     def explained():
         options = {"seed": 3, "pass_mask": passing, "max_batch": 2 * images}
         found = explainer(model).explain(x, [1] * images, **options)
         return found.capacity, found.mask, found.model_losses, found.informations
 
-    monkeypatch.setattr(TorchAdapter, "axes_in_memory", noted)
+    with TorchAdapter(model).split("1").head(x) as tail:
+        assert tail.in_memory_order().axes == (1, 2, 0)
     reordered = explained()
-    assert orders[0] == (0, 2, 3, 1)
-    monkeypatch.setattr(TorchAdapter, "axes_in_memory", lambda self, x: tuple(range(x.ndim)))
+    monkeypatch.setattr(TorchTail, "in_memory_order", lambda self: self)
     for one, other in zip(reordered, explained(), strict=True):
         np.testing.assert_allclose(one, other, rtol=2e-4, atol=1e-6)
 
@@ -103,18 +98,21 @@ def test_what_is_reported_has_the_axes_of_the_features():
     statistics = Statistics.of(explainer(model).estimator)
     states = []
     with adapter.split("1").head(photographs(2)) as tail:
-        assert adapter.axes_in_memory(tail.features) == (0, 2, 3, 1)
+        ordered = tail.in_memory_order()
+        assert ordered.axes == (1, 2, 0)
+        assert ordered.features.is_contiguous()
+        torch.testing.assert_close(ordered.features.permute(0, 3, 1, 2), tail.features)
         optimizer = BottleneckOptimizer(
-            adapter,
-            lambda z, carry, targets: z.square().sum(dim=(1, 2, 3)) + z[:, 0].sum(dim=(1, 2)),
-            Layout.of((8, 14, 14), "channels_first"),
-            BottleneckSettings(samples=2, steps=2),
+            adapter.framework,
+            lambda outputs: outputs.square().sum(dim=1),
+            Layout.of((8, 14, 14), "channels_first").permuted(ordered.axes),
         )
         passing = np.zeros((2, 8, 14, 14), bool)
         passing[1, :, :3] = True
         result = optimizer.run(
-            head,
+            ordered,
             statistics,
+            settings=BottleneckSettings(samples=2, steps=2),
             pass_mask=passing,
             callback=lambda step, state, report: states.append(state),
         )

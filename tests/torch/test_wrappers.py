@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn import functional
 
 from iba_core import Explainer, LayerError
-from iba_torch import IBA, TorchAdapter
+from iba_torch import IBA, TorchSplit
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
 
@@ -165,16 +165,16 @@ def test_models_with_a_bottleneck_can_be_copied_and_pickled(data, x):
         torch.testing.assert_close(other_model(x), model(x))
 
 
-def test_a_model_compiled_while_another_is_cut_open_is_cut_too(images, x, monkeypatch):
+def test_a_model_compiled_while_a_head_is_open_is_split_too(images, x, monkeypatch):
     calls = nn.Module.__call__, nn.Module._call_impl
     first, second = network(), compiled_in_place(network())
     with monkeypatch.context() as patch:
         patch.setattr("iba_torch.tail.calls._compiler_is_loaded", lambda: False)
-        opened = TorchAdapter(first).split("0").head(x)
+        opened = TorchSplit(lambda inputs: first(inputs), first[0]).head(x)
         opened.__enter__()
     assert nn.Module._call_impl is not calls[1]
     try:
-        features = TorchAdapter(second).split("0").features(x)
+        features = TorchSplit(lambda inputs: second(inputs), second[0]).features(x)
         torch.testing.assert_close(first(x), network()(x))
     finally:
         opened.__exit__(None, None, None)

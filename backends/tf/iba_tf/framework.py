@@ -141,7 +141,7 @@ class TensorFlowFramework(Framework):
 
         The graphs of the constants that were used least recently are dropped. See `Framework.compile`.
         """
-        graphs: Cache[Any, Any] = Cache(_CONSTANTS)
+        graphs: Cache[Any] = Cache(_CONSTANTS)
         pool: list[list[tf.Variable]] = []
         options = {"jit_compile": True} if jit_compile else {}
 

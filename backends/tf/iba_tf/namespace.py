@@ -49,7 +49,7 @@ def asarray(obj: Any, *, dtype: tf.DType | None = None, device: str | None = Non
         return tf.convert_to_tensor(np.asarray(obj) if isinstance(obj, np.generic) else obj, dtype=dtype)
 
 
-def astype(x: Tensor, dtype: tf.DType, *, copy: bool = True) -> Tensor:
+def astype(x: Tensor, dtype: tf.DType, *, copy: builtins.bool = True) -> Tensor:
     """`x` in another dtype. No tensor changes, so that a copy is as good as none."""
     return tf.cast(x, dtype)
 
@@ -367,7 +367,7 @@ def isdtype(dtype: tf.DType, kind: Any) -> builtins.bool:
     if isinstance(kind, tuple):
         return builtins.any(isdtype(dtype, each) for each in kind)
     if not isinstance(kind, str):
-        return dtype == kind
+        return builtins.bool(dtype == kind)
     kinds = {
         "bool": dtype.is_bool,
         "signed integer": dtype.is_integer and not dtype.is_unsigned,
@@ -377,7 +377,7 @@ def isdtype(dtype: tf.DType, kind: Any) -> builtins.bool:
         "complex floating": dtype.is_complex,
         "numeric": dtype.is_integer or dtype.is_floating or dtype.is_complex,
     }
-    return kinds[kind]
+    return builtins.bool(kinds[kind])
 
 
 def _promoted(*values: Tensor) -> list[Tensor]:

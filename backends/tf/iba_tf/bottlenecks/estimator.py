@@ -101,7 +101,7 @@ class TFWelfordEstimator(WelfordEstimator):
         super().load_state_dict(state)
         self.feature_name = self.feature_name or state.get("feature_name")
 
-    def save(self, path: str | PathLike[str], metadata: dict[str, str] | None = None) -> None:
+    def save(self, path: str | PathLike[str], metadata: Mapping[str, Any] | None = None) -> None:
         """Write the state to a safetensors file, the name of the features among its metadata."""
         plain = WelfordEstimator()
         plain.load_state_dict(self.state_dict())

@@ -95,7 +95,7 @@ class IBAReadout(ReadoutBottleneck):
         if (feature_mean is None) != (feature_std is None):
             raise InputError("feature_mean and feature_std go together; give both or neither")
         make_estimator = WelfordEstimator if estimator_type is None else estimator_type
-        self._passes = KerasReadoutModel(model, attach_layer, readout_layers, jit_compile)
+        self._passes = KerasReadoutModel(model, [attach_layer, *readout_layers], jit_compile)
         self.model = model
         self.sigma = sigma
         self.min_std = min_std
@@ -109,7 +109,6 @@ class IBAReadout(ReadoutBottleneck):
         self.data_format = data_format
         self.estimator = make_estimator() if estimator is None else estimator
         self.estimators = [make_estimator() for _ in readout_layers]
-        self._jit_compile = jit_compile
         self._set_up(robust)
         self._settings()
 
@@ -188,23 +187,15 @@ class IBAReadout(ReadoutBottleneck):
         arrays = {name: value for name, value in state.items() if name != "facts"}
         self._load_state(ReadoutState.of(arrays, state.get("facts", {})))
 
-    def __getstate__(self) -> dict[str, Any]:
-        # Graphs belong to one model object; a copy finds the layers in its own model, by their names.
-        state = {name: value for name, value in vars(self).items() if name != "_passes"}
-        return state | {"_layer_names": self._passes.slot_names}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        layer, *readout_layers = state.pop("_layer_names")
-        vars(self).update(state)
-        self._passes = KerasReadoutModel(self.model, layer, readout_layers, self._jit_compile)
-
     # -- what the core asks for -----------------------------------------------------------------------
 
     def _readout_model(self, model: Any = None, device: Any = None) -> KerasReadoutModel:
         if model is not None and model is not self.model:
             shown = getattr(model, "name", type(model).__name__)
             raise InputError(f"model={shown!r} is not the model that the readout was made for")
-        return self._passes if device is None else self._passes.on(device)
+        if device is None:
+            return self._passes
+        return KerasReadoutModel(self.model, self._passes.names, self._passes.jit_compile, device)
 
     def _settings(self) -> BottleneckSettings:
         return BottleneckSettings(
@@ -274,7 +265,7 @@ class IBAReadout(ReadoutBottleneck):
         return array
 
     def _guessed_formats(self, shapes: Sequence[tuple[int, ...]]) -> list[DataFormat]:
-        return self._passes.data_formats(None)
+        return self._passes.data_formats()
 
     def _as_loss(self, loss: Callable[..., Any]) -> Callable[..., Any]:
         if isinstance(loss, keras.losses.Loss):

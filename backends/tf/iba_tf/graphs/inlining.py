@@ -58,8 +58,8 @@ class _Definitions:
     def called_by(self, node: NodeDef) -> str | None:
         """Name of the function that a node calls and does nothing else; None for other nodes."""
         if node.op in _CALLS:
-            return node.attr["f"].func.name
-        return node.op if node.op in self.functions else None
+            return str(node.attr["f"].func.name)
+        return str(node.op) if node.op in self.functions else None
 
     def body(self, name: str) -> FunctionDef:
         """A function without calls."""
@@ -96,7 +96,7 @@ class _Definitions:
             content = hashlib.sha256(body.SerializeToString(deterministic=True)).hexdigest()
             body.signature.name = f"{name}_{content[:16]}"
             self._renamed[name] = body
-        return self._renamed[name].signature.name
+        return str(self._renamed[name].signature.name)
 
     def used(self) -> Iterator[FunctionDef]:
         """The functions that have been renamed."""
@@ -183,7 +183,7 @@ def _called(
     def moved(reference: str) -> str:
         name, _, output = reference.partition(":")
         if name in given:
-            return given[name]
+            return str(given[name])
         return f"{names[name]}:{output if nested else _flat_index(nodes[name], output)}"
 
     for node in body.node_def:
@@ -240,7 +240,7 @@ def output_count(node: NodeDef) -> int:
 
 def _length(argument: OpDef.ArgDef, node: NodeDef) -> int:
     if argument.number_attr:
-        return node.attr[argument.number_attr].i
+        return int(node.attr[argument.number_attr].i)
     if argument.type_list_attr:
         return len(node.attr[argument.type_list_attr].list.type)
     return 1

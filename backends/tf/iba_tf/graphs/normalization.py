@@ -149,7 +149,7 @@ def _convolved(convolution: Any, normalization: Any, x: tf.Tensor) -> tf.Tensor 
     of_kernel = tf.reshape(scale, kernel.shape[-2:]) if type(convolution) in _DEPTHWISE else scale
     layout = "NCHW" if _is_channels_first(convolution) else "NHWC"
 
-    @tf.custom_gradient
+    @tf.custom_gradient  # type: ignore[untyped-decorator]
     def convolved(x: tf.Tensor) -> tuple[tf.Tensor, Callable[[tf.Tensor], tf.Tensor]]:
         def gradient(towards: tf.Tensor) -> tf.Tensor:
             # Scaled again, and not before: otherwise the weights would be held from one pass to the other.
@@ -172,7 +172,7 @@ def _gain(convolution: Any, shape: list[int]) -> float:
     channels = prod(kernel[-2:]) if type(convolution) in _DEPTHWISE else kernel[-1]
     spatial = shape[2:] if _is_channels_first(convolution) else shape[1:-1]
     places = prod(size // stride for size, stride in zip(spatial, convolution.strides, strict=True))
-    return shape[0] * places * channels / prod(kernel)
+    return float(shape[0] * places * channels / prod(kernel))
 
 
 def _is_channels_first(convolution: Any) -> bool:

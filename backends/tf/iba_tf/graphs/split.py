@@ -222,8 +222,8 @@ class Division:
 
 def _check_features(graph: DataflowGraph, name: str, features: TensorName) -> None:
     symbol = graph.tensor(features)
-    batch = graph.inputs[0].shape
-    is_open = bool(batch) and batch[0] is None
+    batch = graph.inputs[0].shape or (0,)
+    is_open = batch[0] is None
     if (
         not symbol.dtype.is_floating
         or features not in graph.moving

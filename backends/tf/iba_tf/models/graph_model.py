@@ -17,6 +17,7 @@ import numpy.typing as npt
 import tensorflow as tf
 from tensorflow.core.framework.graph_pb2 import GraphDef
 
+from iba_core.errors import InputError
 from iba_core.framework.adapter import Inputs
 from iba_core.framework.cache import Cache
 from iba_core.framework.layout import DataFormat
@@ -187,6 +188,22 @@ class GraphModel(Network):
             return cls.from_keras(model)
         return cls.from_function(model)
 
+    # -- copies -----------------------------------------------------------------------------------
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> GraphModel:
+        return self.copy()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        if self._origin.why_not_stored is not None or self.graph is None:
+            raise InputError(f"this GraphModel cannot be pickled: {self._origin.why_not_stored}")
+        names = {variable.ref(): name for name, variable in self.variables.items()}
+        tensors = {
+            tensor: names[binding.ref()]
+            for tensor, binding in self.graph.bindings.items()
+            if isinstance(binding, tf.Variable)
+        }
+        return _stored_model, (self.graph, tensors)
+
     # -- variables --------------------------------------------------------------------------------
 
     @property
@@ -256,7 +273,7 @@ class GraphModel(Network):
     @property
     def data_format(self) -> DataFormat:
         """See `Network.data_format`; before a model without declared inputs has run, Keras' own setting."""
-        graph = self.graph or (self._own(self._origin.last) if self._origin.last else None)
+        graph = self.graph or (self._own(self._origin.latest) if self._origin.latest else None)
         if graph is None:
             found: DataFormat = keras.config.image_data_format()
             return found
@@ -282,3 +299,10 @@ class GraphModel(Network):
     def check_layer(self, layer: Any) -> str:
         """See `Network.check_layer`."""
         return self._origin.check_layer(layer)
+
+
+def _stored_model(graph: OperationGraph, names: Mapping[str, str]) -> GraphModel:
+    """The model of a graph that was pickled; `names` are those of the variables, by tensor."""
+    return GraphModel(
+        FixedOrigin(graph, {graph.bindings[tensor].ref(): name for tensor, name in names.items()})
+    )

@@ -1,9 +1,9 @@
-"""Calls of Keras layers, noted while a model is traced.
+"""Records which Keras layers are called while a model is traced.
 
-A layer's results are marked in the graph by operations that change nothing and have a name of their own.
-The marks survive the inlining of function calls, so that it is known which layer gave a tensor of the final
-graph, however the model came to call the layer: from a method, a list, a branch, a nested `tf.function`.
-Marks within the body of a loop are in no final graph, which is as it should be: there is no one tensor.
+A layer's results are marked in the graph by operations that change nothing and have a name of their own. The
+marks survive the inlining of function calls. So it is known which layer gave a tensor of the final graph,
+however the model came to call the layer: from a method, a list, a branch, or a nested `tf.function`. Marks in
+the body of a loop are not in the final graph, since no single tensor of it is the layer's result.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class LayerRecord:
         self._count = 0
 
     def run(self, layer: Any, call: Callable[[], Any]) -> Any:
-        """Call a layer, note it, and mark its results."""
+        """Call a layer, record the call, and mark the results."""
         noted = _Call(layer, self._count)
         self._count += 1
         self._stack[-1].children.append(noted)
@@ -101,10 +101,11 @@ def _inside(call: _Call, path: str, marks: dict[tuple[int, int], list[TensorName
 
 @contextmanager
 def recorded_layers() -> Iterator[LayerRecord]:
-    """Note the calls of Keras layers that this thread makes, all of them in inference mode.
+    """Record the calls of Keras layers that this thread makes, all of them in inference mode.
 
-    A `tf.function` that is called meanwhile is traced anew: what it has kept of earlier calls tells nothing
-    of layers, and it shall not keep a trace with our marks.
+    Keras has no hook for calls, so the classes' own `__call__` is replaced meanwhile. Other threads pass
+    through it unchanged. A `tf.function` that this thread calls meanwhile is traced again: its earlier traces
+    say nothing about layers, and it must not keep a trace with these marks.
     """
     record = LayerRecord()
     thread = get_ident()
@@ -130,10 +131,11 @@ def recorded_layers() -> Iterator[LayerRecord]:
         return wrapped
 
     with _lock:
-        replaced = [(cls, noting) for cls in layer_classes()] + [(_FUNCTION, tracing_anew)]
+        replaced: list[tuple[Any, Any]] = [(cls, noting) for cls in layer_classes()]
+        replaced.append((_FUNCTION, tracing_anew))
         calls = [cls.__call__ for cls, _ in replaced]
-        for (cls, stand_in), call in zip(replaced, calls, strict=True):
-            cls.__call__ = stand_in(call)
+        for (cls, recording), call in zip(replaced, calls, strict=True):
+            cls.__call__ = recording(call)
         try:
             yield record
         finally:

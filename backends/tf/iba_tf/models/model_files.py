@@ -134,7 +134,8 @@ def _configuration(path: Path) -> str | bytes:
         with zipfile.ZipFile(path) as archive:
             return archive.read("config.json")
     with h5py.File(path, "r") as file:
-        return file.attrs["model_config"]
+        found: str | bytes = file.attrs["model_config"]
+    return found
 
 
 def _objects(configuration: Any) -> Iterator[dict[str, Any]]:

@@ -78,7 +78,7 @@ def _graph_with(stored: SavedModel, tags: str | Sequence[str] | None, path: Path
 
 def _signature(signatures: Mapping[str, SignatureDef], wanted: str | None, path: Path) -> str:
     if wanted is None and _DEFAULT in signatures:
-        return _DEFAULT
+        return str(_DEFAULT)
     if wanted is None and len(signatures) == 1:
         return next(iter(signatures))
     if not signatures:

@@ -62,7 +62,10 @@ class Compiled:
 
         try:
             # Fake tensors have no values, so that no decision that depends on them is recorded.
-            module = make_fx(flat, tracing_mode="fake", _allow_non_fake_inputs=True)(*found)
+            module = make_fx(flat, tracing_mode="fake", _allow_non_fake_inputs=True)(
+                # Clones, since a tensor that is given twice would count as one argument.
+                *(tensor.clone() for tensor in found)
+            )
         except Exception as error:  # Whatever the first operation that cannot be recorded leads to.
             return _refused(f"its operations cannot be recorded: {_line(error)}")
         module.graph.eliminate_dead_code()

@@ -271,7 +271,7 @@ class TorchSplit(Split):
             )
         reason = ""
         if any(isinstance(module, torch.jit.ScriptModule) for module in shadow.sites):
-            reason = "; parts of the model are scripted, and it cannot be split at layers in there"
+            reason = "; parts of the model are scripted, and layers in there cannot be split at"
         elif any(isinstance(module, torch.fx.GraphModule) for module in shadow.sites):
             reason = "; in an exported model layers are no modules, but torch.export.unflatten makes them so"
         raise LayerError(f"layer {self.layer_name!r} does not run when the model is called{reason}")
