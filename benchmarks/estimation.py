@@ -1,4 +1,4 @@
-"""What estimating the features' distribution costs beyond the passes of the head that it needs.
+"""Compare the time of estimating the features' distribution with the passes of the head alone.
 
 python -m benchmarks.estimation [--network SUBSTRING] [--rounds N]
 """
@@ -11,9 +11,9 @@ from collections.abc import Iterable
 import numpy as np
 
 from benchmarks.attribution import FRAMEWORKS
-from benchmarks.harness import THREADS, Case, Column, Results, Table, Timings, interleaved, show, use_threads
+from benchmarks.harness import THREADS, Case, Results, Timings, interleaved, prepare, show
 from benchmarks.networks import PLACES, Subject, subject
-from iba_core.framework.allocator import memory_kept
+from benchmarks.tables import Column, Table
 from iba_core.pictures.images import sample_crops
 from iba_core.zoo.efficientnet_lite import PREPROCESSING
 
@@ -22,11 +22,11 @@ GOAL = 1.05
 FIT, HEAD = "fit", "head"
 
 TURN = 1.0
-"""Seconds that a turn lasts at least: of works of a third of a second, one says less than the goal asks."""
+"""Minimum seconds of a turn, since single runs of a third of a second are less precise than the goal."""
 
 
 def measure(results: Results, titles: Iterable[str], rounds: int, budget: float | None = None) -> None:
-    """Compare `Explainer.fit` with the bare head for networks of `PLACES`."""
+    """Compare `Explainer.fit` with the head alone, for networks of `PLACES`."""
     table = results.table(
         "Estimation",
         Column("Network"),
@@ -52,20 +52,19 @@ def measure(results: Results, titles: Iterable[str], rounds: int, budget: float 
 
 
 def cases(of: Subject) -> dict[str, Case]:
-    """The estimation, and the passes of the head over the same batches."""
+    """Make the estimation, and the passes of the head over the same batches, as cases."""
     data_format = "channels_first" if of.framework == "torch" else "channels_last"
     batches = [
         np.asarray(batch)
         for batch in sample_crops(BATCHES * BATCH, PREPROCESSING, BATCH, data_format=data_format)
     ]
-    adapter, cut = of.adapter, of.adapter.cut(of.layer)
+    adapter, split = of.adapter, of.adapter.split(of.layer)
     tensors = [adapter.to_inputs(batch) for batch in batches]
 
-    @memory_kept()  # As `fit` keeps it.
     def head() -> None:
         for batch in tensors:
-            # A device may still be at work; it is done once its numbers are here.
-            adapter.to_numpy(cut.features(batch))
+            # Fetch the numbers, since a device may still be computing.
+            adapter.framework.to_numpy(split.features(batch))
 
     return {HEAD: head, FIT: lambda: of.explainer.fit(batches, progbar=False)}
 
@@ -93,10 +92,10 @@ def _tabulate(
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--network", default="", help="only networks whose title holds this")
-    parser.add_argument("--rounds", type=int, default=12, help="repetitions, at most")
+    parser.add_argument("--network", default="", help="only networks whose title contains this")
+    parser.add_argument("--rounds", type=int, default=12, help="maximum number of rounds")
     options = parser.parse_args()
-    use_threads()
+    prepare()
     results = Results("estimation", threads=THREADS)
     titles = [title for title in PLACES if options.network in title]
     measure(results, titles, options.rounds, budget=250)

@@ -1,4 +1,4 @@
-"""Where the time of an explanation goes, in either framework: the same network, weights, picture and noise.
+"""Time the phases of an explanation in both frameworks, for the same network, weights, picture and noise.
 
 python -m benchmarks.frameworks [--rounds N]
 """
@@ -12,16 +12,16 @@ from typing import Any
 import numpy as np
 
 from benchmarks.attribution import FRAMEWORKS
-from benchmarks.harness import THREADS, Case, Column, Results, Timings, interleaved, show, use_threads
+from benchmarks.harness import THREADS, Case, Results, Timings, interleaved, prepare, show
 from benchmarks.methods import SAMPLES, STEPS, explanation
 from benchmarks.networks import PLACES, TARGET, Subject, subject
+from benchmarks.tables import Column
 from iba_core.bottleneck.adam import AdamState, adam_step, bias_corrections
-from iba_core.bottleneck.settings import BottleneckSettings
-from iba_core.bottleneck.statistics import Statistics
 from iba_core.bottleneck.noise import seeded_normal
 from iba_core.bottleneck.optimization import BottleneckOptimizer
-from iba_core.framework.adapter import Head
-from iba_core.framework.allocator import memory_kept
+from iba_core.bottleneck.settings import BottleneckSettings
+from iba_core.bottleneck.statistics import Statistics
+from iba_core.framework.adapter import Tail
 from iba_core.framework.layout import Layout
 from iba_core.framework.namespace import array_namespace
 from iba_core.targets import main_output
@@ -42,7 +42,7 @@ _LOOP = "loop without tail"
 
 
 def measure(results: Results, titles: Iterable[str], rounds: int, budget: float | None = None) -> None:
-    """Time the phases in both frameworks for networks of `PLACES` that both have, weights included."""
+    """Time the phases in both frameworks, for networks of `PLACES` that have the same weights in both."""
     for title in titles:
         show(f"  phases, {title}")
         subjects = {framework: subject(title, framework) for framework in FRAMEWORKS}
@@ -51,8 +51,7 @@ def measure(results: Results, titles: Iterable[str], rounds: int, budget: float 
             for framework, of in subjects.items()
             for name, case in phases(of).items()
         }
-        with memory_kept():  # As in an explanation.
-            timings = interleaved(works, rounds, budget=budget)
+        timings = interleaved(works, rounds, budget=budget)
         results.timings(f"phases, {title}", timings)
         table = results.table(
             f"Phases of an explanation, {title}",
@@ -68,56 +67,61 @@ def measure(results: Results, titles: Iterable[str], rounds: int, budget: float 
 
 
 def phases(of: Subject) -> dict[str, Case]:
-    """The parts of an explanation that can be run by themselves, each as often as it takes place."""
-    adapter, cut = of.adapter, of.adapter.cut(of.layer)
-    inputs = adapter.to_inputs(of.x)
-    with cut.open(inputs) as opened:
-        features = opened.features
+    """Make the separable phases of an explanation as cases, each repeated as often as in an explanation."""
+    framework, split = of.adapter.framework, of.adapter.split(of.layer)
+    inputs = of.adapter.to_inputs(of.x)
+    features = split.features(inputs)
     shape = tuple(int(size) for size in features.shape[1:])
-    layout = Layout.of(shape, cut.data_format, of.explainer.tokens)
-    copies = array_namespace(features).repeat(features, SAMPLES, axis=0)
+    layout = Layout.of(shape, split.data_format, of.explainer.tokens)
+    with split.head(inputs) as tail:
+        ordered = tail.in_memory_order().features
+        copies = array_namespace(ordered).repeat(ordered, SAMPLES, axis=0)
 
     def repeated(function: Callable[..., Any], *arguments: Any) -> Case:
         def run() -> None:
             for _ in range(STEPS):
                 result = function(*arguments)
-            adapter.to_numpy(result)
+            framework.to_numpy(result)
 
         return run
 
     def head() -> None:
-        with cut.open(inputs) as opened:
-            adapter.to_numpy(opened.features)
+        with split.head(inputs) as tail:
+            framework.to_numpy(tail.features)
 
-    both_ways = BareTail(adapter, adapter.cut(of.layer))
-    tail = adapter.compile(lambda z, carry: main_output(cut.tail(z, carry)))
+    both_ways = BareTail(of.adapter, split)
+    one_way = framework.compile(lambda run, z, carry: main_output(run(z, carry)))
 
     def forward() -> None:
-        with cut.open(inputs) as opened:
-            repeated(tail, copies, opened.carry)()
+        with split.head(inputs) as tail:
+            ordered = tail.in_memory_order()
+            repeated(one_way, ordered.run, copies, ordered.carry)()
 
     settings = BottleneckSettings(steps=STEPS, samples=SAMPLES)
-    loop = BottleneckOptimizer(adapter, lambda z, carry, targets: array_namespace(z).sum(z), layout, settings)
+    loop = BottleneckOptimizer(framework, lambda z: array_namespace(z).sum(z), layout, by_image=False)
+    empty_tail = Tail(features, lambda z, carry: z)
     statistics = Statistics.of(of.explainer.estimator)
     state = AdamState(features, features * 0, features * 0)
     correction, rate = (
-        adapter.asarray(np.asarray(value), like=features) for value in (bias_corrections(1)[0], 1.0)
+        framework.asarray(np.asarray(value), like=features) for value in (bias_corrections(1)[0], 1.0)
     )
-    optimiser = adapter.compile(lambda *arguments: adam_step(*arguments).parameter)
+    optimiser = framework.compile(lambda *arguments: adam_step(*arguments).parameter)
     return {
         HEAD: head,
         FORWARD: forward,
         _BOTH_WAYS: lambda: both_ways.seconds(of.x, STEPS, SAMPLES),
-        _LOOP: lambda: loop.run(Head(features), statistics),
-        NOISE: repeated(lambda: adapter.standard_normal((SAMPLES, *shape), like=features)),
-        SEEDED: repeated(lambda: adapter.asarray(seeded_normal(0, 0, SAMPLES, shape, layout), like=features)),
+        _LOOP: lambda: loop.run(empty_tail, statistics, settings=settings),
+        NOISE: repeated(lambda: framework.standard_normal((SAMPLES, *shape), like=features)),
+        SEEDED: repeated(
+            lambda: framework.asarray(seeded_normal(0, 0, SAMPLES, shape, layout), like=features)
+        ),
         OPTIMISER: repeated(optimiser, state, features, correction, rate),
         WHOLE: explanation(of).whole,
     }
 
 
 def _milliseconds(timings: Timings, framework: str) -> dict[str, float]:
-    """Phases that add up to an explanation; those that cannot be run alone are differences."""
+    """Compute the times of phases that add up to an explanation, some of them as differences."""
     ran = {
         name: 1e3 * timings.median(f"{framework}: {name}")
         for name in (HEAD, FORWARD, _BOTH_WAYS, _LOOP, NOISE, SEEDED, OPTIMISER, WHOLE)
@@ -137,7 +141,7 @@ def _milliseconds(timings: Timings, framework: str) -> dict[str, float]:
 
 
 def _agreement(subjects: dict[str, Subject]) -> str:
-    """A sentence on how alike the results are for the same noise."""
+    """Describe the agreement of the results for the same noise in a sentence."""
     capacities = [
         of.explainer.explain(of.x, TARGET, seed=0).capacity_channels_first().ravel()
         for of in subjects.values()
@@ -148,9 +152,9 @@ def _agreement(subjects: dict[str, Subject]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=7, help="repetitions, at most")
+    parser.add_argument("--rounds", type=int, default=7, help="maximum number of rounds")
     options = parser.parse_args()
-    use_threads()
+    prepare()
     results = Results("frameworks", steps=STEPS, samples=SAMPLES, threads=THREADS)
     titles = [title for title, place in PLACES.items() if place.network == "efficientnet-lite0"]
     measure(results, titles, options.rounds, budget=90)

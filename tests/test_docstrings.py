@@ -48,6 +48,27 @@ def is_installed(package: str) -> bool:
     return framework is None or importlib.util.find_spec(framework) is not None
 
 
+def modules(package: str) -> list[Any]:
+    """All modules of a package, where its framework is installed."""
+    if not is_installed(package):
+        return []
+    root = importlib.import_module(package)
+    found = pkgutil.walk_packages(root.__path__, f"{package}.")
+    return [root, *(importlib.import_module(info.name) for info in found)]
+
+
+def examples_elsewhere() -> dict[str, tuple[str, str]]:
+    """Examples of all other docstrings: by the name, the module and the docstring."""
+    known = {inspect.getdoc(load(name)) for name in NAMES}
+    return {
+        test.name: (module.__name__, test.docstring)
+        for package in ("iba_core", *FRAMEWORK)
+        for module in modules(package)
+        for test in doctest.DocTestFinder().find(module)
+        if test.examples and inspect.cleandoc(test.docstring) not in known
+    }
+
+
 def public(package: str) -> Iterator[str]:
     """The public classes and functions that the modules of a package define."""
     path = importlib.import_module(package).__path__
@@ -67,7 +88,10 @@ def load(name: str) -> Any:
 NAMES = [name for package in PACKAGES for name in exported(package)]
 """What a user imports: with an example each."""
 
-PARTS = [name for package in WINGS for name in public(package) if name.rpartition(".")[2] not in NAMES]
+ELSEWHERE = examples_elsewhere()
+"""Examples of methods, and of what is not exported: they run too."""
+
+PARTS = [name for package in WINGS for name in public(package)]
 """What the library is built of: with a docstring each."""
 
 
@@ -85,11 +109,12 @@ def members(value: Any) -> Iterator[tuple[str, Any]]:
             yield name, member
 
 
-def make_names(name: str, source: str) -> dict[str, Any]:
-    """The names that the examples of this name may use; what takes time only where it is used."""
-    package = name.partition(".")[0]
-    exports = importlib.import_module(name.rpartition(".")[0])
-    names: dict[str, Any] = {**vars(inspect.getmodule(load(name))), **vars(exports), "np": np}
+def make_names(modules: list[Any], source: str) -> dict[str, Any]:
+    """The names that examples may use; what takes time only where it is used."""
+    package = modules[0].__name__.partition(".")[0]
+    names: dict[str, Any] = {"np": np}
+    for module in modules:
+        names = {**vars(module), **names}
     installed = [kind for kind in BACKENDS.values() if is_installed(kind.package)]
     backend: Backend = next(kind for kind in installed if kind.package == package or package == "iba_core")()
     if backend.name == "torch":
@@ -108,24 +133,40 @@ def make_names(name: str, source: str) -> dict[str, Any]:
     return names
 
 
-def run(name: str, docstring: str) -> str:
-    """Run the examples of a docstring; what went wrong, or nothing."""
+def run(name: str, docstring: str, *module_names: str) -> str:
+    """Run the examples of a docstring with the names of some modules; what went wrong, or nothing."""
     test = doctest.DocTestParser().get_doctest(docstring, {}, name, name, 0)
-    test.globs = make_names(name, "".join(example.source for example in test.examples))
+    assert not any(doctest.SKIP in example.options for example in test.examples), "an example is skipped"
+    modules = [importlib.import_module(module) for module in module_names]
+    test.globs = make_names(modules, "".join(example.source for example in test.examples))
     output = io.StringIO()
     doctest.DocTestRunner(optionflags=OPTIONS).run(test, out=output.write)
     return output.getvalue()
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_example(name, tmp_path, monkeypatch):
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """Examples write their files here, and draw without a window."""
     pytest.importorskip("matplotlib").use("agg")
     monkeypatch.chdir(tmp_path)
-    docstring = inspect.getdoc(load(name)) or ""
-    examples = doctest.DocTestParser().get_examples(docstring)
-    assert examples, f"the docstring of {name} has no example"
-    assert not any(doctest.SKIP in example.options for example in examples), "an example is skipped"
-    failures = run(name, docstring)
+    return tmp_path
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.usefixtures("folder")
+def test_example(name):
+    value = load(name)
+    docstring = inspect.getdoc(value) or ""
+    assert doctest.DocTestParser().get_examples(docstring), f"the docstring of {name} has no example"
+    failures = run(name, docstring, name.rpartition(".")[0], value.__module__)
+    assert not failures, f"\n{failures}"
+
+
+@pytest.mark.parametrize("name", ELSEWHERE)
+@pytest.mark.usefixtures("folder")
+def test_other_example(name):
+    module, docstring = ELSEWHERE[name]
+    failures = run(name, docstring, module)
     assert not failures, f"\n{failures}"
 
 
@@ -141,8 +182,10 @@ def test_docstring(name):
 
 
 def test_a_wrong_example_fails():
-    assert "Expected" in run("iba_core.Explainer", "Adds.\n\n    >>> 1 + 1\n    3\n")
-    assert "NameError" in run("iba_core.Explainer", "Adds.\n\n    >>> unknown\n    3\n")
+    assert "Expected" in run("wrong", "Adds.\n\n    >>> 1 + 1\n    3\n", "iba_core")
+    assert "NameError" in run("unknown", "Adds.\n\n    >>> unknown\n    3\n", "iba_core")
+    with pytest.raises(AssertionError, match="is skipped"):
+        run("skipped", "Adds.\n\n    >>> 1 + 1  # doctest: +SKIP\n    3\n", "iba_core")
 
 
 @pytest.mark.parametrize("package", ["iba_core", *FRAMEWORK])
@@ -156,4 +199,4 @@ def test_examples_have_a_model(package):
     >>> explainer.layer
     'relu'
     """
-    assert run(f"{package}.to_saliency_map", text) == ""
+    assert run(package, text, package) == ""

@@ -19,8 +19,8 @@ FOLDERS = ("iba_core", "backends", "benchmarks", "tests", "docs", "overrides", "
 SUFFIXES = {".py", ".md", ".toml", ".cff", ".yml", ".yaml", ".txt", ".css", ".html", ".pyi"}
 NAMES = {"Makefile", "run"}
 
-# Files that must name the words that are not used.
-EXEMPT = {Path(__file__).name}
+# Files that must name words that are not used any more.
+EXEMPT = {Path(__file__).name, "CHANGELOG.md"}
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,12 @@ RULES = [
         "'after'",
         rf"\b(?:leav\w+|left)\b{WITHIN_SENTENCE}\bbehind\b|{FOUND}(?<![a-z])behind(?![a-z]))",
     ),
-    phrase("what ... what", "nouns", rf"\bwhat\b{WITHIN_SENTENCE}\bwhat\b"),
+    # A list, "what it was and what would be right", is fine.
+    phrase(
+        "what ... what",
+        "nouns",
+        rf"\bwhat\b{WITHIN_SENTENCE}(?:\b(?:and|or)\s+(?:of\s+)?what\b|{FOUND}\bwhat\b))",
+    ),
     phrase("by the book", "'assumption'"),
     phrase("hand over", "'donate'", r"\bhand(?:s|ed|ing)?[ _]over(?![a-z])"),
     phrase("until=", "'end_layer'", r"\buntil\s*=(?!=)|\.until\b"),
@@ -153,7 +158,7 @@ BROKEN = {
 
 FINE = [
     "Marshall put the results after the layer and left nothing behind. It leaves no files behind.",
-    "What is it? What does it do?",
+    "What is it? What does it do? Name the argument, what it was and\n    what would be right.",
     "A shortcut to cut out the middle of a picture, whose background and ground truth stay uncut.",
     "It reads files until the end. A reader reads: a file. (until, == reads)",
     "a handover, the inhabitants, a spread; an executor.cutoff, cutting; understanding",

@@ -22,7 +22,13 @@ class Statistics:
         active: True where the neuron takes part; inactive neurons are set to 0.
 
     Raises:
-        InputError: the shapes differ, or a value is not finite or negative where it must not be.
+        InputError: the shapes differ, a mean or standard deviation is not finite, or a standard deviation is
+            negative.
+
+    Example:
+        >>> statistics = Statistics(np.zeros(3), np.ones(3), np.array([True, False, True]))
+        >>> int(statistics.active.sum())
+        2
     """
 
     mean: npt.NDArray[np.floating]
@@ -48,7 +54,7 @@ class Statistics:
         """Statistics of the samples that an estimator has seen.
 
         Args:
-            estimator: what has seen the features.
+            estimator: the estimator that has seen the features.
             active_neurons_threshold: see `BottleneckSettings`.
 
         Raises:

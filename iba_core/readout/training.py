@@ -13,8 +13,9 @@ no gradient. Three measures prevent this. Beta rises from almost nothing over th
 loss counts while the mask closes. Gradients are clipped by their norm. And the level of the mask, the last
 bias, has a higher learning rate; in the first steps it is the only weight that is trained, at a rate that is
 higher still, so that the other weights need not move it together. A mask that starts half open needs no steps
-for its level, but beta may have to rise for longer: a network that does not know yet which features matter can
-lower the information only everywhere, and at a high beta it would give up the loss before it has learnt them.
+for its level, but beta may have to rise for longer: a network that does not know yet which features matter
+can lower the information only everywhere, and at a high beta it would give up the loss before it has learnt
+them.
 """
 
 from __future__ import annotations
@@ -50,9 +51,9 @@ BETA = 1.0
 WARM_UP = 100
 
 _LEVEL_FACTORS = 300.0, 10.0
-_LEVEL_RATE = 0.1
+LEVEL_RATE = 0.1
 _LEAST_BETA = 0.03
-_CLIP = 1.0
+CLIP = 1.0
 _VALIDATION_SEED = 2**63
 _MOMENTS = ("first", "second")
 
@@ -331,7 +332,7 @@ class ReadoutTrainer:
         _, terms, gradient = self._framework.value_and_grad(objective, adam.parameter)
         xp = array_namespace(gradient)
         norm = xp.sqrt(xp.sum(xp.square(gradient)))
-        clipped = gradient / xp.maximum(norm / _CLIP, xp.ones_like(norm))
+        clipped = gradient / xp.maximum(norm / CLIP, xp.ones_like(norm))
         return adam_step(adam, clipped, correction, rates), terms
 
     def _terms(
@@ -371,7 +372,7 @@ class ReadoutTrainer:
         """The rate of each weight: `rate`, and for the level a multiple of the full one."""
         full = self._settings.learning_rate
         rates = [np.full(prod(shape), rate) for shape in self._readout.weight_shapes]
-        rates[-1][:] = max(full, min(factor * full, _LEVEL_RATE))
+        rates[-1][:] = max(full, min(factor * full, LEVEL_RATE))
         return np.concatenate(rates)
 
     # -- checkpoints ----------------------------------------------------------------------------------

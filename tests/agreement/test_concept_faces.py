@@ -133,7 +133,7 @@ def cross_entropy(logits, targets):
 
 
 def calibration_error(probabilities, targets, bins=15):
-    """Mean distance between what is predicted and what is the case, over bins of probability."""
+    """Mean distance between the predicted and the true share, over bins of probability."""
     index = np.minimum((probabilities * bins).astype(int), bins - 1)
     gaps = np.bincount(index, probabilities - targets, bins)
     return np.abs(gaps).sum() / len(targets)

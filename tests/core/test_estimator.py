@@ -28,9 +28,9 @@ def assert_equals_numpy(estimator: WelfordEstimator, x: np.ndarray) -> None:
 @settings(max_examples=60, deadline=None)
 @given(x=SAMPLES, data=st.data())
 def test_any_split_gives_numpys_result(x, data):
-    cuts = sorted(data.draw(st.lists(st.integers(0, len(x)), max_size=5)))
+    places = sorted(data.draw(st.lists(st.integers(0, len(x)), max_size=5)))
     estimator = WelfordEstimator()
-    for batch in np.split(x, cuts):
+    for batch in np.split(x, places):
         estimator.fit(batch)
     assert_equals_numpy(estimator, x)
 
@@ -38,9 +38,9 @@ def test_any_split_gives_numpys_result(x, data):
 @settings(max_examples=60, deadline=None)
 @given(x=SAMPLES, data=st.data())
 def test_any_tree_of_merges_gives_numpys_result(x, data):
-    cuts = sorted(data.draw(st.lists(st.integers(0, len(x)), max_size=5)))
+    places = sorted(data.draw(st.lists(st.integers(0, len(x)), max_size=5)))
     parts = []
-    for batch in np.split(x, cuts):
+    for batch in np.split(x, places):
         parts.append(WelfordEstimator(*x.shape[1:]))
         parts[-1].fit(batch)
     while len(parts) > 1:

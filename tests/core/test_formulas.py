@@ -106,7 +106,7 @@ def test_gradient_of_the_objective_matches_finite_differences(framework):
 
 @pytest.mark.parametrize("std", [0.0, 1.0])
 def test_slopes_match_finite_differences(framework, std):
-    """Of the capacity and of any other function of the mask, by way of the mask's complement."""
+    """Slopes of the capacity, and of any other function of the mask through the mask's complement."""
     layout = Layout.of((2, 4, 3), "channels_first")
     matrices = smoothing_matrices((2, 4, 3), layout, std)
     r, w = RNG.normal(size=(2, 1, 2, 4, 3))
@@ -131,7 +131,7 @@ def test_slopes_match_finite_differences(framework, std):
 
 @pytest.mark.parametrize("alpha", [-80.0, -20.0, 20.0, 80.0])
 def test_slopes_stay_exact_far_out(framework, alpha):
-    """In float32 one of the logistic function's two sides is 1 there; the capacity grows like alpha."""
+    """In float32, one of the logistic function's two sides is 1 there. The capacity grows like alpha."""
     layout = Layout.of((1,), "channels_first")
     x = framework.asarray(np.full((1, 1), alpha), np.float32)
     ones = framework.asarray(np.ones((1, 1)), np.float32)
@@ -199,7 +199,7 @@ def test_cross_entropy_matches_scipy(framework):
     logits, classes = RNG.normal(0, 30, (5, 8)), np.array([0, 7, 3, 3, 1])
     expected = -special.log_softmax(logits, axis=1)[np.arange(5), classes]
     found = cross_entropy(framework.asarray(logits), framework.asarray(classes))
-    # Beside logits of 100, what is left of a loss near 0 ends where they round.
+    # Next to logits of 100, a loss near 0 is only as exact as their rounding.
     np.testing.assert_allclose(framework.to_numpy(found), expected, rtol=1e-12, atol=1e-13)
     probabilities = special.softmax(RNG.normal(size=(5, 8)), axis=1)
     found = cross_entropy_of_probabilities(framework.asarray(probabilities), framework.asarray(classes))
@@ -215,7 +215,7 @@ def test_cross_entropy_of_a_probability_of_zero_is_finite(framework):
 
 
 def test_adam_on_worked_numbers(framework):
-    # Of a constant gradient both corrected moments equal it (squared): each step is lr g / (|g| + eps).
+    # For a constant gradient, both corrected moments equal it (squared). Each step is lr g / (|g| + eps).
     gradient = np.array([3.0, -1e-6, 0.0])
     state = AdamState(*(framework.asarray(np.zeros(3)) for _ in range(3)))
     for correction in bias_corrections(3):

@@ -27,7 +27,7 @@ def test_permutations_are_inverse(shape):
         assert there.transpose(layout.from_channels_first()).shape == shape
 
 
-def test_layouts_that_cannot_be_are_errors():
+def test_impossible_layouts_are_errors():
     with pytest.raises(InputError, match="1 to 4 axes"):
         Layout.of((1, 2, 3, 4, 5), "channels_first")
     with pytest.raises(InputError, match="channel_axis=2"):

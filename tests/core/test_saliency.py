@@ -50,12 +50,12 @@ def test_maps_keep_their_precision(dtype):
     np.testing.assert_array_equal(maps, [[0, 0.25, 0.75, 1], [2, 2.5, 3.5, 4]])
 
 
-def test_of_no_images_there_are_no_maps():
+def test_no_images_give_no_maps():
     assert resize_maps(np.empty((0, 2, 3), np.float32), (4, 6)).shape == (0, 4, 6)
 
 
 def test_resizing_leaves_no_thread_at_work():
-    # A thread that waits for more by counting would take a core from whatever runs next.
+    # A thread that spins while it waits would take a core from the work that comes next.
     maps = np.ones((1, 14, 14), np.float32)
     resize_maps(maps, (224, 224))
     time.sleep(0.2)
@@ -87,7 +87,7 @@ def test_each_image_of_a_batch_keeps_its_own_bits():
         np.testing.assert_allclose(to_saliency_map(one, (12, 10)), whole)
 
 
-def test_integers_are_taken():
+def test_integers_are_accepted():
     np.testing.assert_allclose(to_saliency_map([[[1, 1]]], (1, 4)).sum(), 2 / np.log(2))
 
 

@@ -1,4 +1,4 @@
-"""State files: what goes in comes out, and nothing else is taken for one."""
+"""State files keep what they are given, and other files are errors."""
 
 import json
 import os

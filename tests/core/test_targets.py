@@ -1,4 +1,4 @@
-"""Targets: what may be given, and what is refused."""
+"""Targets: the kinds that are allowed, and the errors of the others."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def test_a_batch_is_explained_in_parts():
         ("cat", "whole number"),
     ],
 )
-def test_wrong_targets_are_named(target, message):
+def test_wrong_targets_are_errors(target, message):
     with pytest.raises(InputError, match=message):
         as_target(target).resolve(LOGITS)
     with pytest.raises(InputError, match="one output, whose cross-entropy is constant"):

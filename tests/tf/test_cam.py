@@ -7,35 +7,40 @@ import numpy as np
 import pytest
 
 from iba_core import InputError, LayerError, Tokens
-from iba_tf import KerasAdapter
+from iba_tf import TensorFlowAdapter
 from iba_tf.concepts.cam import EigenCAM, GradCAM, preprocess_image
-from iba_tf.graphs.calls import CallGraph
 
 
 def test_a_tail_can_end_at_any_later_layer(model, inputs):
-    adapter = KerasAdapter(model)
-    graph = CallGraph.of(model)
-    prepared = graph.prepare(inputs)
-    values = graph.run(graph.calls, dict(zip(graph.inputs, prepared, strict=True)))
+    adapter = TensorFlowAdapter(model)
+    graph = adapter.graph
+    places = graph.layers
+    prepared = dict(zip((entry.tensor for entry in graph.inputs), graph.prepare(inputs), strict=True))
+    values = dict(
+        zip(
+            (place.tensors[0] for place in places),
+            graph.evaluate([place.tensors[0] for place in places], prepared),
+            strict=True,
+        )
+    )
+    images = len(next(iter(prepared.values())))
     checked = 0
-    for place in adapter.graph.places:
-        slot = place.outputs[0]
-        behind = adapter.graph.dependents(slot)
+    for place in places:
+        later = graph.dependents([place.tensors[0]])
         try:
-            adapter.cut(place.name)
+            adapter.split(place.name)
         except LayerError:
             continue
-        for end in adapter.graph.places:
-            if end.outputs[0] not in behind:
+        for end in places:
+            if end.tensors[0] not in later:
                 with pytest.raises(LayerError, match="does not depend on layer"):
-                    adapter.cut(place.name, until=end.name)
+                    adapter.split(place.name, end_layer=end.name)
                 continue
-            if len(values[end.outputs[0]]) != len(prepared[0]):
+            if len(values[end.tensors[0]]) != images:
                 continue  # the same for all images
-            cut = adapter.cut(place.name, until=end.name)
-            with cut.open(inputs) as head:
-                found = cut.tail(np.repeat(head.features, 3, axis=0), head.carry)
-            expected = np.repeat(values[end.outputs[0]], 3, axis=0)
+            with adapter.split(place.name, end_layer=end.name).head(inputs) as tail:
+                found = tail(np.repeat(tail.features, 3, axis=0))
+            expected = np.repeat(values[end.tensors[0]], 3, axis=0)
             np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
             checked += 1
     assert checked
@@ -50,7 +55,7 @@ def snapshot(model, inputs):
     }
 
 
-def test_nothing_is_left_behind(models):
+def test_the_model_stays_as_it_was(models):
     model = models.randomize(models.residual())
     inputs = models.sample_inputs(model)
     before = snapshot(model, inputs)

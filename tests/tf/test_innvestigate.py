@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import io
 import json
+import pickle
 import zipfile
 from pathlib import Path
 
@@ -24,7 +26,7 @@ from iba_tf.framework import TensorFlowFramework
 RNG = np.random.default_rng(0)
 IMAGES = RNG.normal(size=(12, 16, 12, 3)).astype(np.float32)
 HYPERPARAMETERS = {"steps": 3, "batch_size": 4, "beta": 0.01}
-"""So little weight of the information that what is asked to be kept decides about the map."""
+"""With so little weight of the information, the loss decides about the map."""
 
 
 def build(library=keras, activation=None):
@@ -377,6 +379,25 @@ class TestSaving:
         np.testing.assert_allclose(loaded.predict(IMAGES), analyzer.predict(IMAGES), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize(
+    "way", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))], ids=["deepcopy", "pickle"]
+)
+def test_a_copied_analyzer_is_independent(library, way):
+    model = build(library, "softmax")
+    analyzer = fitted(model, "index", disable_model_checks=True)
+    before = analyzer.analyze(IMAGES[:2], 3, seed=5)
+    other, copied = way((model, analyzer))
+    np.testing.assert_allclose(copied.analyze(IMAGES[:2], 3, seed=5), before, rtol=1e-4, atol=1e-6)
+    other.get_layer("logits").set_weights([RNG.normal(size=(6, 5)), np.zeros(5)])
+    copied.update_variables()
+    found = copied.analyze(IMAGES[:2], 3, seed=5)
+    assert not np.allclose(found, before, rtol=1e-2)
+    loaded = IBACopyInnvestigate.load(*copied.save())
+    np.testing.assert_allclose(loaded.analyze(IMAGES[:2], 3, seed=5), found, rtol=1e-4, atol=1e-6)
+    analyzer.update_variables()
+    np.testing.assert_array_equal(analyzer.analyze(IMAGES[:2], 3, seed=5), before)
+
+
 class TestWrongUse:
     def test_a_softmax(self, library, explained):
         model = build(library, "softmax")
@@ -385,7 +406,7 @@ class TestWrongUse:
         as_it_is = fitted(model, disable_model_checks=True).analyze(IMAGES[:3], seed=5)
         np.testing.assert_allclose(as_it_is, explained(None), rtol=1e-2, atol=1e-3)
 
-    def test_what_is_to_be_done_about_it(self, library, explained):
+    def test_the_softmax_can_be_removed(self, library, explained):
         analyzer = fitted(model_wo_softmax(build(library, "softmax")))
         np.testing.assert_allclose(
             analyzer.analyze(IMAGES[:3], seed=5), explained(None), rtol=1e-3, atol=1e-5
@@ -427,8 +448,8 @@ class TestWrongUse:
             analyzer.analyze(IMAGES[:0])
 
 
-def test_a_model_built_in_an_old_graph():
-    """As in the reference's time: Keras 2 in a graph with a session, the feature map by its tensor's name."""
+def test_a_model_built_in_a_v1_graph():
+    """Keras 2 in a v1 graph with a session, and the feature map by its tensor's name."""
     graph = tf.Graph()
     with graph.as_default(), tf.compat.v1.Session(graph=graph) as session:
         model = tf_keras.Sequential(

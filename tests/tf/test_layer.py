@@ -1,7 +1,12 @@
 """The bottleneck as a Keras layer, from the reference's example to every argument."""
 
+import asyncio
+import copy
 import gc
 import inspect
+import pickle
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import keras
@@ -173,7 +178,7 @@ def test_the_signatures_are_the_references():
 
 class TestAnalysis:
     def test_it_is_the_explainers(self, bound):
-        """The layer and the Explainer on the model without it are two ways to one map."""
+        """The layer, and the Explainer on the model without it, give the same map."""
         explainer = Explainer(without_bottleneck(bound.model), layer="relu", steps=4, samples=5)
         explainer.fit([IMAGES], progbar=False)
         expected = explainer.explain(IMAGES[:2], target=[1, 3], seed=7).capacity
@@ -217,6 +222,15 @@ class TestAnalysis:
         assert traced == [5]
         assert process.memory_info().rss - memory < 20 * 2**20
         assert default.get_operations() == []
+
+    def test_threads_share_it(self, bound):
+        def analyze(index):
+            return bound.iba.analyze(IMAGES[index : index + 1], target=index % 5, seed=index)
+
+        expected = [analyze(index) for index in range(8)]
+        with ThreadPoolExecutor(4) as threads:
+            for found, alone in zip(threads.map(analyze, range(8)), expected, strict=True):
+                np.testing.assert_array_equal(found, alone)
 
     def test_a_batch_passes_in_parts_that_suit_the_device(self, bound, traced, monkeypatch):
         mask = np.random.default_rng(0).random((12, 8, 8, 6)) < 0.1
@@ -391,6 +405,22 @@ class TestEstimating:
         bound.iba.fit({bound.target: 3, bound.model.input: IMAGES})
         assert bound.iba.estimator.n_samples() == 24
 
+    @pytest.mark.parametrize("error", [OSError, KeyboardInterrupt])
+    def test_a_fit_that_fails_changes_nothing(self, bound, error):
+        def generator():
+            yield IMAGES[:6]
+            raise error
+
+        before = bound.iba.estimator.state_dict()
+        with pytest.raises(error):
+            bound.iba.fit_generator(generator(), progbar=False)
+        with pytest.raises(InputError, match="finite"):
+            bound.iba.fit_generator([IMAGES, np.full_like(IMAGES, np.nan)], progbar=False)
+        for name, value in bound.iba.estimator.state_dict().items():
+            np.testing.assert_array_equal(value, before[name])
+        bound.iba.fit(IMAGES)
+        assert bound.iba.estimator.n_samples() == 24
+
     def test_an_empty_generator_is_an_error(self):
         _, iba = build()
         with pytest.raises(InputError, match="gave no samples"):
@@ -535,6 +565,48 @@ class TestRestrictedFlow:
             with pytest.raises(tf.errors.InvalidArgumentError):
                 bound.model(IMAGES[:3])
 
+    def test_overlapping_contexts_end_when_the_last_one_does(self, bound):
+        def predict():
+            return bound.model.predict(IMAGES[:1], verbose=0)
+
+        free = predict()
+        bound.iba.analyze(IMAGES[:1], target=0, beta=1000.0)
+        first, second = bound.iba.restrict_flow(), bound.iba.restrict_flow()
+        with ThreadPoolExecutor(1) as other:
+            first.__enter__()
+            other.submit(second.__enter__).result()
+            first.__exit__(None, None, None)
+            assert not np.allclose(predict(), free)
+            # Eager passes are restricted where the context is.
+            np.testing.assert_array_equal(bound.model(IMAGES[:1]), bound.model(IMAGES[:1]))
+            pair = [other.submit(bound.model, IMAGES[:1]).result() for _ in range(2)]
+            assert not np.allclose(*pair)
+            other.submit(second.__exit__, None, None, None).result()
+            np.testing.assert_array_equal(
+                other.submit(bound.model, IMAGES[:1]).result(), bound.model(IMAGES[:1])
+            )
+        np.testing.assert_array_equal(predict(), free)
+
+    def test_tasks_are_restricted_each_by_itself(self, bound):
+        free = bound.model(IMAGES[:1]).numpy()
+        bound.iba.analyze(IMAGES[:1], target=0, beta=1000.0)
+        differs = []
+
+        async def run(restricted, before, after):
+            await asyncio.sleep(before)
+            with bound.iba.restrict_flow() if restricted else nullcontext():
+                differs.append((restricted, not np.allclose(bound.model(IMAGES[:1]), free)))
+                await asyncio.sleep(after)
+                differs.append((restricted, not np.allclose(bound.model(IMAGES[:1]), free)))
+
+        async def run_all():
+            await asyncio.gather(run(True, 0, 0.05), run(True, 0.02, 0.1), run(False, 0.03, 0.05))
+
+        asyncio.run(run_all())
+        assert len(differs) == 6
+        assert all(restricted == differed for restricted, differed in differs)
+        np.testing.assert_array_equal(bound.model.predict(IMAGES[:1], verbose=0), bound.model(IMAGES[:1]))
+
     def test_it_needs_an_analysis(self, bound):
         with pytest.raises(NotEstimatedError, match="call analyze before"), bound.iba.restrict_flow():
             pass
@@ -548,7 +620,7 @@ class TestAsALayer:
         assert bound.iba.weights == []
         assert bound.iba.compute_output_shape((None, 3, 4)) == (None, 3, 4)
 
-    def test_analysing_leaves_nothing_behind(self, bound, monkeypatch):
+    def test_analysing_leaves_no_trace(self, bound, monkeypatch):
         before = bound.model(IMAGES).numpy()
         weights = [weight.numpy() for weight in bound.model.weights]
         nodes = [(len(x._inbound_nodes), len(x._outbound_nodes)) for x in bound.model.layers]
@@ -610,6 +682,30 @@ class TestAsALayer:
         iba.fit(IMAGES)
         assert iba.analyze(IMAGES[:1], target=0).shape == (8, 8, 6)
 
+    @pytest.mark.parametrize("way", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
+    def test_a_copied_model_has_a_bottleneck_of_its_own(self, bound, way):
+        before = bound.iba.analyze(IMAGES[:1], target=0, seed=0)
+        copied = way(bound.model)
+        iba = copied.get_layer("iba")
+        assert iba.get_default() == bound.iba.get_default()
+        target = iba.set_classification_loss(copied.output)
+        feed = {copied.input: IMAGES[:1], target: 0}
+        np.testing.assert_allclose(iba.analyze(feed, seed=0), before, rtol=1e-4, atol=1e-6)
+        rng = np.random.default_rng(7)
+        for name in ("conv2", "logits"):
+            weights = copied.get_layer(name).get_weights()
+            copied.get_layer(name).set_weights([rng.normal(0, 2, x.shape) for x in weights])
+        found = iba.analyze(feed, seed=0)
+        assert not np.allclose(found, before, rtol=1e-2)
+        explainer = Explainer(without_bottleneck(copied), layer="relu", estimator=iba.estimator)
+        expected = explainer.explain(IMAGES[:1], target=0, seed=0, steps=4, samples=5).capacity[0]
+        np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-5)
+        with iba.restrict_flow():
+            np.testing.assert_array_equal(bound.model(IMAGES[:1]), bound.model(IMAGES[:1]))
+        iba.fit(IMAGES)
+        assert bound.iba.estimator.n_samples() == 12
+        np.testing.assert_array_equal(bound.iba.analyze(IMAGES[:1], target=0, seed=0), before)
+
     def test_it_is_exported(self, bound, tmp_path):
         bound.model.export(tmp_path / "exported", verbose=False)
         loaded = tf.saved_model.load(str(tmp_path / "exported"))
@@ -655,7 +751,7 @@ class TestAsALayer:
         sentences[:, 4:] = 0
         capacity = iba.analyze(sentences[:1], target=0, seed=0, steps=10, beta=1000.0)
         loose = iba.analyze(sentences[:1], target=0, seed=0, steps=0)
-        # What the LSTM does not read, it can lose at once.
+        # Features that the LSTM does not read can be lost at once.
         assert capacity[4:].sum() < loose[4:].sum() / 2
 
     def test_inside_a_nested_model(self):
@@ -700,7 +796,7 @@ class TestAsALayer:
         with pytest.raises(InputError, match="has 2 outputs; give one of them"):
             iba.set_classification_loss(model)
 
-    def test_between_layers_of_ones_own(self, tmp_path):
+    def test_between_custom_layers(self, tmp_path):
         inputs = keras.Input((5, 4))
         iba = IBALayer(steps=2, name="iba")
         x = layers.LSTM(6, return_sequences=True)(Scaled(name="scaled")(inputs))
@@ -732,7 +828,7 @@ class TestAsALayer:
         with pytest.raises(LayerError, match=r"'hidden' runs 0 times.*IBACopy"):
             model.iba.set_classification_loss(outputs)
 
-    def test_two_bottlenecks_in_a_model_do_not_meddle(self):
+    def test_two_bottlenecks_in_a_model_are_independent(self):
         inputs = keras.Input((8, 8, 3))
         first, second = IBALayer(steps=2), IBALayer(steps=2)
         x = second(layers.Conv2D(4, 3)(first(layers.Conv2D(6, 3)(inputs))))
@@ -749,8 +845,8 @@ class TestAsALayer:
             iba.set_classification_loss(layers.Dense(3)(iba(layers.Dense(4)(iba(inputs)))))
 
 
-class TestInAnOldGraph:
-    """Called in a graph of TensorFlow 1, the layer works as it did in its time."""
+class TestInAVersion1Graph:
+    """The layer also works in a graph of TensorFlow 1."""
 
     @pytest.fixture
     def old(self):
@@ -773,7 +869,7 @@ class TestInAnOldGraph:
         )
         target = old.iba.set_classification_loss(old.logits)
         assert old.iba.target is target
-        # Its own are the five of its state.
+        # The layer has five variables of its own.
         assert len(old.graph.get_collection("variables")) == 1 + 5
         old.iba.fit({old.x: old.X[:6]}, session=old.session)
         old.iba.fit_generator([{old.x: old.X[6:], target: 0}], progbar=False)
@@ -912,7 +1008,7 @@ class TestReport:
         expected = features_of(bound.model, IMAGES[:1])[0, 0]
         np.testing.assert_array_equal(report["final"]["perturbed_feature_passing"][4, 0], expected)
 
-    def test_a_loss_of_ones_own_has_no_logits(self, bound):
+    def test_another_loss_has_no_logits(self, bound):
         assert "logits" in bound.iba.available_report_variables()
         bound.iba.set_model_loss(keras.ops.mean(bound.model.output, axis=1))
         assert "logits" not in bound.iba.available_report_variables()

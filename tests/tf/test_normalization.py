@@ -7,6 +7,7 @@ import tensorflow as tf
 from keras import layers
 
 from iba_core import Explainer
+from iba_tf import TensorFlowAdapter
 from iba_tf.graphs.calls import CallGraph
 from iba_tf.graphs.normalization import MergedCall, merged
 from iba_tf.models.network import KerasNetwork
@@ -205,3 +206,24 @@ def test_the_model_stays_as_it_is_and_its_changes_are_seen():
     second = explainer.explain(x[:1], 1, seed=0)
     np.testing.assert_allclose(second.outputs, model(x[:1]), rtol=1e-4, atol=1e-4)
     assert not np.allclose(first.capacity, second.capacity)
+
+
+def test_with_and_without_rewrites_a_map_is_the_same():
+    model = network(layers.Conv2D(6, 3))
+    x = np.random.default_rng(0).normal(size=(4, SIDE, SIDE, 3)).astype(np.float32)
+    maps = []
+    for rewrites in (True, False):
+        adapter = TensorFlowAdapter(model, rewrites=rewrites)
+        explainer = Explainer(adapter, "features").fit([x], progbar=False)
+        maps.append(explainer.explain(x[:1], 1, seed=0, steps=3, samples=3).capacity)
+    np.testing.assert_allclose(*maps, rtol=1e-3, atol=1e-4)
+
+
+def test_without_rewrites_the_layers_run_by_themselves():
+    model = network(layers.Conv2D(6, 3))
+    ran = []
+    norm = model.get_layer("norm")
+    call = type(norm).call
+    norm.call = lambda *args, **kwargs: ran.append(1) or call(norm, *args, **kwargs)
+    tail_of(model, rewrites=False)(features())
+    assert ran

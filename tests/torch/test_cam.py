@@ -25,7 +25,7 @@ from iba_torch.efficientnet_lite import efficientnet_lite0
 
 
 def outputs_of_calls(model, x):
-    """What each call of each module gives, by the names under which it can be cut at, in order of ending."""
+    """What each call of each module gives, by the names at which it can be split, in order of ending."""
     calls, counts = [], {}
     names = {module: name for name, module in model.named_modules() if name}
 
@@ -55,21 +55,20 @@ def test_a_tail_can_end_at_any_later_layer(case, images):
     ends = [name for name, _ in calls]
     checked = 0
     for layer in case.layers:
-        # Behind a layer is what ends after it does.
-        for until, expected in calls[ends.index(layer) :]:
+        # What ends after a layer comes after it.
+        for end_layer, expected in calls[ends.index(layer) :]:
             if expected.shape[:1] != (2,) and expected.shape[1:2] != (2,):
                 continue
-            cut = TorchAdapter(model).cut(layer, until)
-            with cut.open(x) as head:
-                z = head.features.repeat_interleave(3, 0)
+            with TorchAdapter(model).split(layer, end_layer).head(x) as tail:
+                z = tail.features.repeat_interleave(3, 0)
                 try:
-                    found = cut.tail(z)
+                    found = tail(z)
                 except LayerError:
-                    # The layer runs later, but does not read what the cut layer gave.
+                    # The end layer runs later, but does not read the features.
                     continue
             batch_first = expected if expected.shape[0] == 2 else expected.movedim(1, 0)
             assert found.shape == (6, *batch_first.shape[1:])
-            torch.testing.assert_close(found, batch_first.repeat_interleave(3, 0), msg=f"{layer} {until}")
+            torch.testing.assert_close(found, batch_first.repeat_interleave(3, 0), msg=f"{layer} {end_layer}")
             checked += 1
     assert checked >= len(case.layers)
 
@@ -90,39 +89,38 @@ def test_the_gradient_is_that_of_the_layer(cases, images):
     first, last = caught[2], caught[5]
     (expected,) = torch.autograd.grad(last.square().sum(), first)
     adapter = TorchAdapter(model)
-    cut = adapter.cut("conv:0", "relu:3")
-    with cut.open(x) as head:
-        *_, gradient = adapter.value_and_grad(lambda z: (cut.tail(z).square().sum(), ()), head.features)
+    with adapter.split("conv:0", "relu:3").head(x) as tail:
+        *_, gradient = adapter.framework.value_and_grad(lambda z: (tail(z).square().sum(), ()), tail.features)
     torch.testing.assert_close(gradient, expected)
 
 
 def test_which_call_is_meant_must_be_said(cases, images):
     model, x = cases["shared"].make(), images(1)
     adapter = TorchAdapter(model)
-    for layer, until, message in (
+    for layer, end_layer, message in (
         ("stem", "relu", "runs 4 times"),
         ("stem", "relu:4", "runs 4 time"),
-        ("conv:1", "relu:1", "gives no batch of tensors behind"),
+        ("conv:1", "relu:1", "gives no batch of tensors after"),
         ("conv", "out", "runs 2 times"),
     ):
-        cut = adapter.cut(layer, until)
-        with pytest.raises(LayerError, match=message), cut.open(x) as head:
-            cut.tail(head.features)
+        split = adapter.split(layer, end_layer)
+        with pytest.raises(LayerError, match=message), split.head(x) as tail:
+            tail(tail.features)
     with pytest.raises(LayerError, match="no layer 'relo'"):
-        adapter.cut("stem", "relo")
+        adapter.split("stem", "relo")
 
 
-def test_layers_behind_the_end_do_not_run(images, count_calls):
+def test_layers_after_the_end_do_not_run(images, count_calls):
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.Flatten(), nn.Linear(16, 5))
-    cut = TorchAdapter(model).cut("0", "2")
-    x = images(2, torch.float32)
-    with cut.open(x) as head:
-        calls = count_calls(model)
-        cut.tail(head.features)
-    assert [calls[name] for name in "01234"] == [0, 1, 1, 0, 0]
+    calls = count_calls(model)
+    split = TorchAdapter(model).split("0", "2")
+    with split.head(images(2, torch.float32)) as tail:
+        before = dict(calls)
+        tail(tail.features)
+    assert [calls[name] - before[name] for name in "01234"] == [0, 1, 1, 0, 0]
 
 
-def test_nothing_is_left_behind(case, images, snapshot):
+def test_the_model_stays_as_it_was(case, images, snapshot):
     model, x = case.make(), images(2)
     model.train()
     before = snapshot(model, x)
@@ -169,7 +167,7 @@ def test_a_vision_transformer(cases, images):
     assert maps.shape == (2, 6, 6)
     assert maps.max() == 1
     np.testing.assert_array_equal(maps, by_function(x, [1, 2]))
-    with pytest.raises(InputError, match="do not fold into the grid"):
+    with pytest.raises(InputError, match="do not fit the grid"):
         GradCAM(model, model.blocks[0], Tokens(prefix=0, grid=(3, 3)))(x)
 
 

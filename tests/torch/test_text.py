@@ -107,5 +107,5 @@ def test_the_files(page):
     html = (folder / "text.html").read_text(encoding="utf-8")
     for words in names["explained"].values():
         assert words.to_html() in html
-    with Image.head(folder / "text.png") as made, Image.head(PAGE.parent / "images" / "text.png") as shown:
+    with Image.open(folder / "text.png") as made, Image.open(PAGE.parent / "images" / "text.png") as shown:
         assert made.size == shown.size

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from copy import deepcopy
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -19,6 +20,7 @@ from iba_tf.framework import TensorFlowFramework, eagerly, runs_eagerly
 from iba_tf.graphs.calls import has_graph
 from iba_tf.graphs.dataflow import DataflowGraph
 from iba_tf.models.graph_model import GraphModel, is_graph_model
+from iba_tf.models.layer_tracing import layer_classes
 from iba_tf.models.model_files import load_file
 from iba_tf.models.network import KerasNetwork, Network
 
@@ -32,6 +34,8 @@ class TensorFlowAdapter(ModelAdapter):
         model: a Keras 3 or Keras 2 model of any kind, a `keras.Function` between symbolic tensors, a
             `tf.function`, a concrete function, a callable `tf.Module`, a frozen `GraphDef`, or a
             `GraphModel`, which stands for a TensorFlow 1 graph with its session or for a SavedModel.
+        rewrites: whether tails of Keras models may be rewritten to be faster. The results are the same up to
+            rounding.
 
     Raises:
         InputError: Keras runs on another framework than TensorFlow.
@@ -45,9 +49,21 @@ class TensorFlowAdapter(ModelAdapter):
 
     framework: ClassVar[Framework] = TensorFlowFramework()
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, *, rewrites: bool = True) -> None:
         super().__init__(model)
-        self.network = network_of(model)
+        self._rewrites = rewrites
+        self.network = network_of(model, rewrites=rewrites)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> TensorFlowAdapter:
+        # Functions and modules are not copied by themselves, but their graphs and variables are.
+        is_keras = isinstance(self.model, (keras.Function, *layer_classes()))
+        model = deepcopy(self.model, memo) if is_keras else self.network.copy()
+        copied = TensorFlowAdapter(model, rewrites=self._rewrites)
+        memo[id(self)] = copied
+        return copied
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _adapter_of, (self.model, self._rewrites)
 
     @classmethod
     def owns(cls, model: Any) -> bool:
@@ -133,7 +149,11 @@ def _outside(function: Callable[[Inputs], Any], inputs: Inputs) -> Any:
         return found if eager else tf.nest.map_structure(np.asarray, found)
 
 
-def network_of(model: Any) -> Network:
+def _adapter_of(model: Any, rewrites: bool) -> TensorFlowAdapter:
+    return TensorFlowAdapter(model, rewrites=rewrites)
+
+
+def network_of(model: Any, *, rewrites: bool = True) -> Network:
     """The way into a model: by the calls of its layers where Keras 3 lists them, else by its operations.
 
     Raises:
@@ -143,7 +163,7 @@ def network_of(model: Any) -> Network:
     if isinstance(model, (keras.layers.Layer, keras.Function)):
         require_tensorflow()
     if isinstance(model, keras.Sequential) or has_graph(model):
-        return KerasNetwork(model)
+        return KerasNetwork(model, rewrites=rewrites)
     return GraphModel.of(model)
 
 
@@ -158,6 +178,3 @@ def require_tensorflow() -> None:
             f"Keras runs on {keras.backend.backend()!r}, and iba_tf explains models on TensorFlow: set the "
             "environment variable KERAS_BACKEND=tensorflow before keras is imported"
         )
-
-
-KerasAdapter = TensorFlowAdapter  # until the installed entry point has the new name

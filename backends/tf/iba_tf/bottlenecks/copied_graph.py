@@ -52,7 +52,7 @@ class CopiedGraph:
         self._flow = flow
         self.feature = feature
         self._config = config or v1.ConfigProto(allow_soft_placement=True)
-        self._session: v1.Session | None = None
+        self._session: tf.compat.v1.Session | None = None
         scope = _free(name, source.all_names)
         own, before, after = self._own_operations(scope)
         # One import for all: a second one would rename operations whose names begin like one of the first.
@@ -128,7 +128,7 @@ class CopiedGraph:
     # -- values -----------------------------------------------------------------------------------
 
     @property
-    def session(self) -> v1.Session:
+    def session(self) -> tf.compat.v1.Session:
         """The session, with the values of the source's variables and the state of the flow."""
         if self._session is None:
             self._session = v1.Session(graph=self.graph, config=self._config)
@@ -157,13 +157,14 @@ class CopiedGraph:
         Raises:
             InputError: the tensor is not in the graph.
         """
-        if getattr(tensor, "graph", None) is not self.graph:
+        graph = getattr(tensor, "graph", None)
+        if graph is None or graph is not self.graph:
             raise InputError(
                 f"{getattr(tensor, 'name', tensor)!r} is no tensor of the copied graph; compute it within "
                 "copied_session_and_graph_as_default(), from get_copied_outputs()"
             )
         operations = self._operations_for(tensor)
-        whole = self.graph.as_graph_def()
+        whole = graph.as_graph_def()
         graph_def = GraphDef(versions=whole.versions, library=whole.library)
         for node in whole.node:
             if node.name in operations:

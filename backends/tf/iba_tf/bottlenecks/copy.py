@@ -47,6 +47,13 @@ class IBACopy(PerSampleBottleneck):
     variables, and is not changed. If you change it, explanations stay the same until `update_variables`.
     While a bottleneck is optimised, only the part of the model after the feature map runs.
 
+    Threads may share a bottleneck. `get_report` and `restrict_flow` use the analysis that has ended last.
+
+    `copy.deepcopy` and pickle give an independent bottleneck with the same hyperparameters, statistics and
+    mask. Only a loss by `set_model_loss` must be set again, and `target` is a new tensor. If the original is
+    a Keras model, it is copied as well, and `update_variables` follows the copied model. Otherwise the values
+    of the variables stay as they are.
+
     Args:
         feature: the feature map that the bottleneck comes after: a tensor, an operation, a Keras layer, or
             its name.
@@ -101,7 +108,7 @@ class IBACopy(PerSampleBottleneck):
         feature_std: npt.ArrayLike | None = None,
         feature_active: npt.ArrayLike | None = None,
         graph: Any = None,
-        session: v1.Session | None = None,
+        session: tf.compat.v1.Session | None = None,
         copy_session_config: Any = None,
         batch_size: int = 10,
         steps: int = 10,
@@ -137,9 +144,34 @@ class IBACopy(PerSampleBottleneck):
         return graph.find(self._original.feature)[1]
 
     @property
-    def session(self) -> v1.Session | None:
+    def session(self) -> tf.compat.v1.Session | None:
         """Session of the original, if that is a v1 graph."""
         return self._original.session
+
+    def __getstate__(self) -> dict[str, Any]:
+        # The copied graph is made again, and the loss if it is not a tensor of that graph.
+        kept = (
+            None if self._loss is None or self._loss.split is not self._split else self._is_classification()
+        )
+        return {
+            **vars(self),
+            "_copied": None,
+            "_split": None,
+            "_adapter": None,
+            "_loss": kept,
+            "_target": None,
+        }
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        with tf.init_scope(), eagerly():
+            self._split = self._original.split()
+            self._adapter = TensorFlowAdapter(self._original.model)
+        kept, self._loss = state["_loss"], None
+        if kept:
+            self.set_classification_loss()
+        elif kept is not None:
+            self.keep_first_output(is_classification=False)
 
     # -- the copy ---------------------------------------------------------------------------------
 
@@ -327,7 +359,7 @@ class IBACopy(PerSampleBottleneck):
         return self._adapter.framework.to_numpy(tensor)
 
     @contextmanager
-    def restrict_flow(self, session: v1.Session | None = None) -> Iterator[None]:
+    def restrict_flow(self, session: tf.compat.v1.Session | None = None) -> Iterator[None]:
         """Context in which the bottleneck passes only what the last analysis kept, and noise for the rest.
 
         It acts on `predict`, and on the copied session. Give the inputs analysed; if that was one image, one
@@ -351,7 +383,10 @@ class IBACopy(PerSampleBottleneck):
 
     @runs_eagerly
     def fit(
-        self, feed_dict: Any, session: v1.Session | None = None, run_kwargs: dict[str, Any] | None = None
+        self,
+        feed_dict: Any,
+        session: tf.compat.v1.Session | None = None,
+        run_kwargs: dict[str, Any] | None = None,
     ) -> None:
         """Estimate mean and standard deviation of the features, in addition to the samples seen so far.
 
@@ -375,7 +410,7 @@ class IBACopy(PerSampleBottleneck):
         generator: Iterable[Any],
         n_samples: int = 5000,
         progbar: bool = True,
-        session: v1.Session | None = None,
+        session: tf.compat.v1.Session | None = None,
         run_kwargs: dict[str, Any] | None = None,
     ) -> None:
         """Estimate mean and standard deviation of the features, in addition to the samples seen so far.
@@ -408,7 +443,7 @@ class IBACopy(PerSampleBottleneck):
         min_std: float | None = None,
         smooth_std: float | None = None,
         normalize_beta: bool | None = None,
-        session: v1.Session | None = None,
+        session: tf.compat.v1.Session | None = None,
         pass_mask: npt.ArrayLike | None = None,
         progbar: bool = False,
         *,
@@ -461,11 +496,16 @@ class IBACopy(PerSampleBottleneck):
         hyperparameters = Hyperparameters(
             batch_size, steps, beta, learning_rate, min_std, smooth_std, normalize_beta
         )
-        options = {"seed": seed, "pass_mask": pass_mask, "max_batch": max_batch, "progbar": progbar}
+        options: dict[str, Any] = {
+            "seed": seed,
+            "pass_mask": pass_mask,
+            "max_batch": max_batch,
+            "progbar": progbar,
+        }
         return alone(self._explain(loss, inputs, rows, self.flow, hyperparameters, **options))
 
     def _features(
-        self, session: v1.Session | None, run_kwargs: dict[str, Any] | None
+        self, session: tf.compat.v1.Session | None, run_kwargs: dict[str, Any] | None
     ) -> Callable[[Any], Any]:
         """A function that gives the features of a feed: of the copy, or of the original in a session."""
         if session is None and not run_kwargs:
@@ -475,7 +515,7 @@ class IBACopy(PerSampleBottleneck):
             raise InputError("session and run_kwargs are for v1 graphs, and the model is none")
         assert original.graph is not None
         tensor = original.v1_graph.get_tensor_by_name(self._feature_in(original.graph))
-        running = session or original.session
+        running: Any = session or original.session
         return lambda feed: running.run(
             tensor, {canonical(name): value for name, value in feed.items()}, **(run_kwargs or {})
         )
@@ -483,7 +523,7 @@ class IBACopy(PerSampleBottleneck):
     def _feed(self, feed: Any, model: GraphModel | None = None) -> Any:
         """A feed by the names of a model's inputs, those with images first; unchanged if there are none."""
         graph = (model or self._original.model).graph
-        names = None if graph is None else [entry.name for entry in graph.inputs]
+        names = [] if graph is None else [entry.name for entry in graph.inputs]
         if not isinstance(feed, Mapping):
             if graph is None:
                 return feed
@@ -497,7 +537,7 @@ class IBACopy(PerSampleBottleneck):
         for key, value in _tensor_keys(feed):
             name = (key if isinstance(key, str) else key.name).removesuffix(":0")
             # As in a session, a feed may hold values that nothing depends on.
-            idle = isinstance(key, tf.Tensor) and names is not None and name not in names
+            idle = isinstance(key, tf.Tensor) and graph is not None and name not in names
             if key is not self._target and not idle:
                 named[name] = value if hasattr(value, "shape") else np.asarray(value)
         return dict(sorted(named.items(), key=lambda item: not len(item[1].shape)))

@@ -181,7 +181,7 @@ class GraphFlow:
         self.outputs = flow(features)
         self._loads = [Load(variable.handle, variable.dtype) for variable in flow.state]
 
-    def load(self, flow: Flow, session: v1.Session) -> None:
+    def load(self, flow: Flow, session: tf.compat.v1.Session) -> None:
         """Bring the state of an eager flow into a session of the graph."""
         load_values(dict(zip(self._loads, flow.state, strict=True)), session)
 
@@ -208,7 +208,7 @@ class Load:
         self.value, self.operation = value.name, operation.name
 
 
-def load_values(variables: dict[Load, tf.Variable], session: v1.Session) -> None:
+def load_values(variables: dict[Load, tf.Variable], session: tf.compat.v1.Session) -> None:
     """Give variables of a session the values of eager ones."""
     with eagerly():
         values = {load: variable.numpy() for load, variable in variables.items()}

@@ -158,9 +158,18 @@ class IBACopyInnvestigate(IBACopy):
         self._losses: Cache[TailLoss] = Cache(size=4)
         self._loss = self._loss_of(cross_entropy)
 
+    def __getstate__(self) -> dict[str, Any]:
+        if self.session is not None:
+            raise InputError("an analyzer of a model in a TensorFlow 1 graph cannot be copied; IBACopy can")
+        return {**super().__getstate__(), "_loss": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._loss = self._loss_of(cross_entropy)
+
     # -- estimating and explaining ----------------------------------------------------------------
 
-    def fit(
+    def fit(  # type: ignore[override]  # innvestigate's arguments
         self,
         X: Any,  # noqa: N803 (innvestigate's name)
         session: tf.compat.v1.Session | None = None,
@@ -189,7 +198,7 @@ class IBACopyInnvestigate(IBACopy):
         self.fit_generator(batches, verbose=0, session=session, run_kwargs=run_kwargs)
 
     @runs_eagerly
-    def fit_generator(
+    def fit_generator(  # type: ignore[override]  # innvestigate's arguments
         self,
         generator: Iterable[Any],
         steps_per_epoch: int | None = None,
@@ -227,7 +236,7 @@ class IBACopyInnvestigate(IBACopy):
         self._fit_batches(self._features(session, run_kwargs), feeds, None, bool(verbose) and progbar)
 
     @runs_eagerly
-    def analyze(
+    def analyze(  # type: ignore[override]  # innvestigate's arguments
         self,
         X: Any,  # noqa: N803 (innvestigate's name)
         neuron_selection: npt.ArrayLike | None = None,
@@ -309,7 +318,7 @@ class IBACopyInnvestigate(IBACopy):
         """
         if self._original.model.changed_variables():
             raise InputError("the model has changed since it was copied: call update_variables before saving")
-        state = {
+        state: dict[str, Any] = {
             "model": _file_of(self._model),
             "library": keras_library_of(self._model).__name__,
             "neuron_selection_mode": self._mode,
@@ -330,7 +339,8 @@ class IBACopyInnvestigate(IBACopy):
         Raises:
             StateError: the state is of another class, or entries are missing or malformed.
         """
-        classes = {cls.__name__: cls for cls in (IBACopyInnvestigate, *_subclasses(IBACopyInnvestigate))}
+        known: list[type[Any]] = [IBACopyInnvestigate, *_subclasses(IBACopyInnvestigate)]
+        classes = {cls.__name__: cls for cls in known}
         cls = classes.get(class_name) if isinstance(class_name, str) else class_name
         if not isinstance(cls, type) or not issubclass(cls, IBACopyInnvestigate):
             raise StateError(f"class_name={class_name!r} is none of {', '.join(classes)}")
@@ -407,7 +417,7 @@ def _require_known(unused: dict[str, Any]) -> None:
             )
 
 
-def _batches(generator: Iterable[Any], steps: int | None, epochs: int) -> Iterator[Any]:
+def _batches(generator: Any, steps: int | None, epochs: int) -> Iterator[Any]:
     """The batches of some epochs."""
     counted = hasattr(generator, "__len__") and hasattr(generator, "__getitem__")
     source = iter(generator) if not counted and iter(generator) is generator else None
@@ -422,7 +432,7 @@ def _batches(generator: Iterable[Any], steps: int | None, epochs: int) -> Iterat
             yield from islice(generator, steps)
 
 
-def _subclasses(cls: type) -> Iterator[type]:
+def _subclasses(cls: type[Any]) -> Iterator[type[Any]]:
     for subclass in cls.__subclasses__():
         yield subclass
         yield from _subclasses(subclass)

@@ -34,7 +34,7 @@ from iba_tf.bottlenecks.per_sample import (
 )
 from iba_tf.bottlenecks.softmax import applies_softmax
 from iba_tf.framework import eagerly, runs_eagerly
-from iba_tf.graphs.calls import CallGraph, function_to
+from iba_tf.graphs.calls import Call, CallGraph, function_to
 from iba_tf.graphs.split import GraphSplit
 
 v1 = tf.compat.v1
@@ -48,6 +48,8 @@ class IBALayer(PerSampleBottleneck, keras.layers.Layer):
     training and prediction it is the identity and has no weights. `analyze` optimises a bottleneck in its
     place, and runs only the part of the model after it. In a TensorFlow 1 graph, the feeds are those of its
     session, and the variables have the values that they have there.
+
+    Threads may share a layer. `get_report` and `restrict_flow` use the analysis that has ended last.
 
     A copied, cloned or loaded model has a layer of its own, with the hyperparameters and, except in a clone,
     the statistics. Set a loss for it before `analyze`.
@@ -128,8 +130,9 @@ class IBALayer(PerSampleBottleneck, keras.layers.Layer):
             inputs: features (B, ...).
         """
         if _is_in_graph(inputs):
-            self._bound = _Bound(in_graph=_LayerInGraph(inputs, self._flow.dtype))
-            return self._bound.in_graph.outputs
+            in_graph = _LayerInGraph(inputs, self._flow.dtype)
+            self._bound = _Bound(in_graph=in_graph)
+            return in_graph.outputs
         return self._flow(inputs)
 
     def compute_output_shape(self, input_shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
@@ -250,7 +253,9 @@ class IBALayer(PerSampleBottleneck, keras.layers.Layer):
 
     def _split_to(self, output: KerasTensor) -> tuple[TensorFlowAdapter, GraphSplit]:
         adapter = TensorFlowAdapter(function_to(output))
-        places = [place for place in adapter.graph.layers if place.object is self]
+        graph = adapter.graph
+        assert graph is not None
+        places = [place for place in graph.layers if place.object is self]
         if len(places) != 1:
             advice = (
                 "it must run once, and each bottleneck of a model needs a layer of its own"
@@ -277,7 +282,7 @@ class IBALayer(PerSampleBottleneck, keras.layers.Layer):
         return self._bound.alone[1]
 
     def _feature_name(self) -> str:
-        return self.name
+        return str(self.name)
 
     def _is_classification(self) -> bool:
         if self._bound.in_graph is not None:
@@ -386,7 +391,12 @@ class IBALayer(PerSampleBottleneck, keras.layers.Layer):
         hyperparameters = Hyperparameters(
             batch_size, steps, beta, learning_rate, min_std, smooth_std, normalize_beta
         )
-        options = {"seed": seed, "pass_mask": pass_mask, "max_batch": max_batch, "progbar": progbar}
+        options: dict[str, Any] = {
+            "seed": seed,
+            "pass_mask": pass_mask,
+            "max_batch": max_batch,
+            "progbar": progbar,
+        }
         bound = self._bound
         if bound.in_graph is not None:
             return bound.in_graph.analyze(feed_dict, hyperparameters, session, self._state, target, **options)
@@ -434,8 +444,7 @@ class IBALayer(PerSampleBottleneck, keras.layers.Layer):
         return {key: value for key, value in feed.items() if key is not self._bound.target}
 
     def _checked(self, loss: TailLoss, inputs: Any) -> tuple[tf.Tensor, ...]:
-        graph = loss.adapter.graph
-        tensors = graph.prepare(inputs)
+        graph, tensors = loss.adapter.network.prepare(inputs)
         for tensor, entry in zip(tensors, graph.inputs, strict=True):
             require_rows(tensor, f"feed_dict[{entry.name!r}]")
         return tuple(tensors)
@@ -489,7 +498,9 @@ class _LayerInGraph:
         """Keep a loss low."""
         self.target, self._kept, self._copy = None, loss, None
 
-    def features(self, session: v1.Session | None, run_kwargs: dict[str, Any] | None) -> Callable[[Any], Any]:
+    def features(
+        self, session: tf.compat.v1.Session | None, run_kwargs: dict[str, Any] | None
+    ) -> Callable[[Any], Any]:
         """A function that gives the features of a feed, in a session."""
         running = _session(session)
         return lambda feed: running.run(
@@ -511,7 +522,7 @@ class _LayerInGraph:
         self,
         feed: Any,
         hyperparameters: Hyperparameters,
-        session: v1.Session | None,
+        session: tf.compat.v1.Session | None,
         state: State,
         target: Any,
         **options: Any,
@@ -522,7 +533,7 @@ class _LayerInGraph:
         copy = self._updated_copy(_session(session), state)
         return copy.analyze(arrays, None, *hyperparameters, target=target, **options)
 
-    def _updated_copy(self, session: v1.Session, state: State) -> IBACopy:
+    def _updated_copy(self, session: tf.compat.v1.Session, state: State) -> IBACopy:
         """A copy that explains by the layer's statistics and settings, with the variables' present values."""
         if self._kept is None:
             require_loss(None)
@@ -535,7 +546,7 @@ class _LayerInGraph:
         return self._copy
 
     @contextmanager
-    def restricted(self, session: v1.Session | None) -> Iterator[None]:
+    def restricted(self, session: tf.compat.v1.Session | None) -> Iterator[None]:
         """Context in which the layer passes only what the last analysis kept, in a session."""
         if self._copy is None:
             raise nothing_kept()
@@ -554,7 +565,8 @@ def _require_symbolic(argument: str, tensor: Any) -> None:
 
 def _comes_from_softmax(tensor: KerasTensor) -> bool:
     graph = CallGraph.of(function_to(tensor))
-    return any(applies_softmax(call.operation) for call in graph.needed_for(graph.flat_outputs)[-1:])
+    call = graph.producer(graph.flat_outputs[0])
+    return isinstance(call, Call) and applies_softmax(call.operation)
 
 
 def _is_in_graph(tensor: Any) -> bool:
@@ -562,7 +574,7 @@ def _is_in_graph(tensor: Any) -> bool:
     return isinstance(tensor, tf.Tensor) and hasattr(tensor, "graph") and not tensor.graph.building_function
 
 
-def _session(session: v1.Session | None) -> v1.Session:
+def _session(session: tf.compat.v1.Session | None) -> tf.compat.v1.Session:
     found = session or v1.get_default_session()
     if found is None:
         raise InputError("session=None, and there is no default session to compute the features in")

@@ -1,10 +1,9 @@
-"""What a bottleneck's copy is made of: a graph of any age, the feature map and the outputs in it."""
+"""The model that a bottleneck copies, with the feature map and the outputs in it."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterable, Mapping
-from copy import copy
 from os import PathLike, fspath
 from pathlib import Path
 from typing import Any
@@ -15,27 +14,38 @@ from tensorflow.core.framework.graph_pb2 import GraphDef
 
 from iba_core.errors import InputError
 from iba_core.framework.adapter import Inputs
+from iba_core.framework.cache import Cache
 from iba_tf.adapter import TensorFlowAdapter
+from iba_tf.framework import eagerly
 from iba_tf.graphs.calls import function_to
 from iba_tf.graphs.dataflow import TensorName
 from iba_tf.graphs.operations import OperationGraph, canonical, node_of
 from iba_tf.graphs.split import GraphSplit
 from iba_tf.models.graph_model import GraphModel
+from iba_tf.models.origins import value_of
 
 v1 = tf.compat.v1
 
+_KEPT = 8
+"""How many traced graphs of a model keep a version with the wanted outputs only."""
+
 
 class Original:
-    """A model over variables of its own, of which some outputs are wanted.
+    """A model over variables of its own, some outputs of which are wanted.
 
-    It is made by `of`, and is what a `GraphSplit` is made of.
+    `of` makes it, and a `GraphSplit` is made of it.
+
+    A copy, also by pickle, is independent. If the model was made of a Keras model, that is copied as well,
+    and `GraphModel.update_variables` follows the copied one. Otherwise the values of the variables stay as
+    they are.
 
     Args:
         model: the model.
-        feature: what `OperationGraph.find` takes.
-        outputs: likewise; None for all that the model gives.
+        feature: the feature map, see `OperationGraph.find`.
+        outputs: the outputs, likewise; None for all outputs of the model.
         graph: the v1 graph that the model was taken from; None if it is none.
         session: the session of that graph.
+        keras_model: the Keras model that the model was made of; None if it is none.
     """
 
     def __init__(
@@ -44,21 +54,23 @@ class Original:
         feature: Any,
         outputs: list[Any] | None,
         graph: tf.Graph | None = None,
-        session: v1.Session | None = None,
+        session: tf.compat.v1.Session | None = None,
+        keras_model: Any = None,
     ) -> None:
         self.model = model
         self.feature = feature
         self.outputs = outputs
         self.v1_graph = graph
         self.session = session
-        self._selected: dict[int, tuple[OperationGraph, OperationGraph]] = {}
+        self._keras_model = keras_model
+        self._selected: Cache[OperationGraph] = Cache(_KEPT)
 
     @classmethod
-    def of(cls, feature: Any, outputs: Any, graph: Any, session: v1.Session | None) -> Original:
-        """The model that tensors and names belong to, see `IBACopy`.
+    def of(cls, feature: Any, outputs: Any, graph: Any, session: tf.compat.v1.Session | None) -> Original:
+        """Find the model that tensors and names belong to, see `IBACopy`.
 
         Raises:
-            InputError: it cannot be told which model they belong to, or there is no session for a v1 graph.
+            InputError: the arguments do not tell which model is meant, or there is no session for a v1 graph.
             StateError: a file is missing or holds no model.
         """
         wanted = (
@@ -80,7 +92,11 @@ class Original:
 
     @classmethod
     def _of_session(
-        cls, feature: Any, outputs: list[Any] | None, graph: tf.Graph | None, session: v1.Session | None
+        cls,
+        feature: Any,
+        outputs: list[Any] | None,
+        graph: tf.Graph | None,
+        session: tf.compat.v1.Session | None,
     ) -> Original:
         if outputs is None:
             raise InputError(
@@ -110,14 +126,15 @@ class Original:
 
     @classmethod
     def _of_keras(cls, feature: Any, outputs: list[Any] | None, graph: Any, session: Any) -> Original:
-        model = graph if _is_keras(graph) else None
+        model: Any = graph if _is_keras(graph) else None
+        if model is None and outputs is None:
+            raise InputError("outputs=None stands for all outputs of a model; give the model as graph=")
         given = [feature, *(outputs or [])]
         old = _old_output(model, given)
         if old is not None:
-            found = [_tensor_of_layer(x, model) for x in given]
-            return cls._of_session(
-                found[0], model.outputs if outputs is None else found[1:], old.graph, session
-            )
+            feature, *named = [_tensor_of_layer(x, model) for x in given]
+            outputs = model.outputs if outputs is None else named
+            return cls._of_session(feature, outputs, old.graph, session)
         if model is not None:
             feature, *named = [_symbol_of_name(x, model) for x in given]
             outputs = None if outputs is None else named
@@ -125,16 +142,18 @@ class Original:
         symbols = list({id(x): x for x in given if _is_symbolic(x)}.values())
         if not symbols:
             if model is None:
-                raise InputError("outputs tell no model that feature is a layer of; give the model as graph=")
-            return cls(GraphModel.from_keras(model).copy(), feature, outputs)
+                raise InputError(
+                    "outputs do not tell which model feature is a layer of; give the model as graph="
+                )
+            return cls(GraphModel.from_keras(model).copy(), feature, outputs, keras_model=model)
         library = _library_of(symbols[0])
         if model is not None:
-            # All of the model, since the other places may be named.
+            # All of the model, because names may refer to other places.
             symbols += [x for x in model.outputs if not any(x is symbol for symbol in symbols)]
         if outputs is None:
             outputs = list(model.outputs)
         inputs = list(model.inputs) if model is not None else _source_inputs(symbols, library)
-        # The model's own calls, and nothing but a list of outputs that has the tensors in question.
+        # The model's own calls, with the tensors in question as outputs.
         wider = library.Model(inputs, symbols, name="model" if model is None else model.name)
         copied = GraphModel.from_keras(wider).copy()
         assert copied.graph is not None
@@ -142,9 +161,10 @@ class Original:
             id(x): _place_of(name, copied.graph)
             for x, name in zip(symbols, copied.graph.flat_outputs, strict=True)
         }
-        return cls(copied, names.get(id(feature), feature), [names.get(id(x), x) for x in outputs])
+        feature, *outputs = (names.get(id(x), x) for x in [feature, *outputs])
+        return cls(copied, feature, outputs, keras_model=wider if model is None else model)
 
-    # -- as the source of a cut -------------------------------------------------------------------
+    # -- as the source of a split -----------------------------------------------------------------
 
     @property
     def graph(self) -> OperationGraph | None:
@@ -171,11 +191,46 @@ class Original:
     def _select(self, graph: OperationGraph) -> OperationGraph:
         if self.outputs is None:
             return graph
-        if id(graph) not in self._selected:
-            selected = copy(graph)
-            selected.outputs = [_output(graph, output) for output in self.outputs]
-            self._selected[id(graph)] = (graph, selected)
-        return self._selected[id(graph)][1]
+        return self._selected.get(graph, lambda: self._with_outputs(graph))
+
+    def _with_outputs(self, graph: OperationGraph) -> OperationGraph:
+        assert self.outputs is not None
+        selected = graph.with_bindings({})
+        selected.outputs = [_output(graph, output) for output in self.outputs]
+        return selected
+
+    # -- copies -----------------------------------------------------------------------------------
+
+    def __getstate__(self) -> dict[str, Any]:
+        graph = self.model.graph
+        places = [self.feature, *(self.outputs or [])]
+        if graph is not None:
+            # Layers and tensors belong to the model that is copied.
+            places = [x if isinstance(x, str) else graph.find(x)[0] for x in places]
+        state = {"feature": places[0], "outputs": None if self.outputs is None else places[1:]}
+        if self._keras_model is not None:
+            values = {name: value_of(variable) for name, variable in self.model.variables.items()}
+            return {**state, "keras_model": self._keras_model, "values": values}
+        if graph is None:
+            raise InputError(
+                "the bottleneck cannot be copied, because its model has no graph before it is called; give a "
+                "concrete function"
+            )
+        return {**state, "graph": graph}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        feature, outputs = state["feature"], state["outputs"]
+        with tf.init_scope(), eagerly():
+            if "graph" in state:
+                model = GraphModel.from_operations(state["graph"])
+                vars(self).update(vars(Original(model, feature, outputs)))
+                return
+            vars(self).update(vars(Original.of(feature, outputs, state["keras_model"], None)))
+            values, own = state["values"], self.model.variables
+            # A subclassed model gets another name when it is copied, and its name is part of the variables'.
+            names = own if own.keys() <= values.keys() else values
+            for name, variable in zip(names, own.values(), strict=False):
+                variable.assign(values[name])
 
 
 def _loaded(path: str | PathLike[str]) -> Any:
@@ -191,18 +246,16 @@ def _loaded(path: str | PathLike[str]) -> Any:
 
 
 def _output(graph: OperationGraph, output: Any) -> TensorName:
-    """Tensor of an output that is named as the model's results are, or as a place is."""
+    """Tensor of an output, by its key in the model's results or by the name of a place."""
     if isinstance(graph.outputs, Mapping) and isinstance(output, str) and output in graph.outputs:
-        return tf.nest.flatten(graph.outputs[output])[0]
+        return str(tf.nest.flatten(graph.outputs[output])[0])
     return graph.find(output)[1]
 
 
 def _place_of(name: TensorName, graph: OperationGraph) -> str:
-    """The layer, or else the tensor, that a traced function has made its result of."""
+    """Name of the layer, or else the tensor, that is the result of a traced function."""
     of_layers = {
-        tensor: layer.named(index)
-        for layer in graph.layers
-        for index, tensor in enumerate(layer.tensors)
+        tensor: layer.named(index) for layer in graph.layers for index, tensor in enumerate(layer.tensors)
     }
     while name not in of_layers and (node := graph.nodes.get(node_of(name))) and node.op == "Identity":
         (name,) = node.inputs
@@ -220,7 +273,7 @@ def _names(outputs: list[Any] | None) -> list[str] | None:
     return [canonical(output if isinstance(output, str) else output.name) for output in outputs]
 
 
-def _default_graph(session: v1.Session | None) -> tf.Graph:
+def _default_graph(session: tf.compat.v1.Session | None) -> tf.Graph:
     session = session or v1.get_default_session()
     graph = v1.get_default_graph() if session is None else session.graph
     if not graph.get_operations():
@@ -254,7 +307,7 @@ def _is_symbolic(x: Any) -> bool:
 
 
 def _symbol_of_name(x: Any, model: Any) -> Any:
-    """The symbolic tensor of a model's layer that has a name, where no layer has it."""
+    """The symbolic tensor of a name in a model, unless a layer has that name."""
     layers = getattr(model, "layers", [])
     if not isinstance(x, str) or any(layer.name == x for layer in layers):
         return x
@@ -275,7 +328,7 @@ def _source_inputs(symbols: list[Any], library: Any) -> list[Any]:
 
 
 def _old_output(model: Any, given: list[Any]) -> tf.Tensor | None:
-    """A tensor of the v1 graph that Keras 2 built a model in; None where it has built none."""
+    """A tensor of the v1 graph in which Keras 2 built a model; None if it built none."""
     legacy = sys.modules.get("tf_keras")
     layers = [] if legacy is None else [x for x in (model, *given) if isinstance(x, legacy.layers.Layer)]
     outputs = [getattr(model, "outputs", None), *(node.outputs for x in layers for node in x.inbound_nodes)]

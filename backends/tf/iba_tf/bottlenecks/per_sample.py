@@ -19,7 +19,7 @@ from iba_core.bottleneck.optimization import BottleneckOptimizer, BottleneckResu
 from iba_core.bottleneck.settings import BottleneckSettings
 from iba_core.bottleneck.statistics import Statistics
 from iba_core.errors import InputError, StateError
-from iba_core.framework.adapter import Inputs, ModelAdapter, Split, Tail
+from iba_core.framework.adapter import Inputs, Tail
 from iba_core.framework.cache import Cache
 from iba_core.framework.framework import require_finite
 from iba_core.framework.inputs import batch_size as rows_of
@@ -28,9 +28,11 @@ from iba_core.framework.layout import DataFormat, Layout
 from iba_core.framework.namespace import full_precision
 from iba_core.targets import ClassTarget, Loss, main_output
 from iba_core.utils import get_tqdm
+from iba_tf.adapter import TensorFlowAdapter
 from iba_tf.bottlenecks.flow import Flow
 from iba_tf.bottlenecks.report import Recording, Report, joined, variable_names
 from iba_tf.framework import fresh_key
+from iba_tf.graphs.split import GraphSplit
 
 _ADAMS = (keras.optimizers.Adam, tf.compat.v1.train.AdamOptimizer)
 
@@ -50,6 +52,11 @@ class Hyperparameters(NamedTuple):
         smooth_std: standard deviation of the Gaussian that smooths the mask, in features, 1; 0 for no
             smoothing.
         normalize_beta: divide beta by the number of features, True.
+
+    Example:
+        >>> from iba_tf import IBALayer
+        >>> Hyperparameters(**IBALayer(beta=20).get_default())[:3]
+        (10, 10, 20)
     """
 
     batch_size: int | None = None
@@ -88,8 +95,8 @@ class TailLoss:
         by_image: whether there is a loss for each image, and not one for all.
     """
 
-    adapter: ModelAdapter
-    split: Split
+    adapter: TensorFlowAdapter
+    split: GraphSplit
     loss: Loss | None = None
     classes: int = 0
     by_image: bool = True
@@ -322,6 +329,7 @@ class PerSampleBottleneck:
         """
         state = self._state
         settings, statistics = hyperparameters.override(state.settings), state.statistics
+        passing = None if pass_mask is None else np.asarray(pass_mask).astype(bool)
         if not loss.by_image and rows_of(inputs) > 1:
             raise InputError(
                 f"the feed holds {rows_of(inputs)} images, and a scalar model_loss cannot tell them apart: "
@@ -355,16 +363,16 @@ class PerSampleBottleneck:
             settings,
             task,
             seed=seed,
-            pass_mask=pass_mask,
+            pass_mask=passing,
             max_batch=max_batch,
             progbar=progbar,
         ):
             results.append(chunk.result)
             if state.collected:
                 assert seed is not None
-                passing = _rows_between(pass_mask, chunk.result.alpha.ndim, chunk.start, chunk.stop)
-                reports.append(recordings[-1].report(chunk.result, settings, seed, passing))
-        flow.keep(results, pass_mask)
+                part = _rows_between(passing, chunk.result.alpha.ndim, chunk.start, chunk.stop)
+                reports.append(recordings[-1].report(chunk.result, settings, seed, part))
+        flow.keep(results, passing)
         state.report = joined(reports)
         return np.concatenate([framework.to_numpy(result.capacity) for result in results])
 

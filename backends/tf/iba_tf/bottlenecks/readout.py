@@ -62,11 +62,13 @@ class IBAReadout(ReadoutBottleneck):
         LayerError: the model has no such layer, or no graph of layers.
 
     Example:
-        >>> iba = IBAReadout("conv2", ["conv2", "conv4", "dense"], model)  # doctest: +SKIP
-        >>> iba.estimate(model, batches)  # doctest: +SKIP
-        >>> loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)  # doctest: +SKIP
-        >>> iba.fit(batches, loss, epochs=20)  # doctest: +SKIP
-        >>> saliency = iba.analyze(image[None])  # doctest: +SKIP
+        >>> iba = IBAReadout("conv", ["conv", "pool", "logits"], model)
+        >>> iba.estimate(model, batches)
+        >>> pairs = [(images, tf.argmax(model(images), axis=1)) for images in batches]
+        >>> loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+        >>> history = iba.fit(pairs, loss, epochs=2)
+        >>> iba.analyze(x).shape
+        (2, 8, 8)
     """
 
     def __init__(
@@ -95,7 +97,7 @@ class IBAReadout(ReadoutBottleneck):
         if (feature_mean is None) != (feature_std is None):
             raise InputError("feature_mean and feature_std go together; give both or neither")
         make_estimator = WelfordEstimator if estimator_type is None else estimator_type
-        self._passes = KerasReadoutModel(model, attach_layer, readout_layers, jit_compile)
+        self._passes = KerasReadoutModel(model, [attach_layer, *readout_layers], jit_compile)
         self.model = model
         self.sigma = sigma
         self.min_std = min_std
@@ -109,7 +111,6 @@ class IBAReadout(ReadoutBottleneck):
         self.data_format = data_format
         self.estimator = make_estimator() if estimator is None else estimator
         self.estimators = [make_estimator() for _ in readout_layers]
-        self._jit_compile = jit_compile
         self._set_up(robust)
         self._settings()
 
@@ -135,7 +136,6 @@ class IBAReadout(ReadoutBottleneck):
         """Estimate the features' distribution at all layers, see `ReadoutBottleneck.estimate`."""
         super().estimate(model, dataloader, None, n_samples, progbar, reset)
 
-    @tf.autograph.experimental.do_not_convert
     def restricted(self, inputs: Inputs) -> tuple[Any, tf.Tensor]:
         """Run the model with the flow restricted, for a training loop of your own.
 
@@ -153,12 +153,20 @@ class IBAReadout(ReadoutBottleneck):
             InputError: an input is missing or of the wrong shape.
 
         Example:
-            >>> with tf.GradientTape() as tape:  # doctest: +SKIP
-            ...     output, capacity = iba.restricted(images)
-            ...     objective = loss(target, output) + tf.reduce_mean(capacity)
-            >>> gradients = tape.gradient(objective, iba.trainable_variables)  # doctest: +SKIP
-            >>> optimizer.apply(gradients, iba.trainable_variables)  # doctest: +SKIP
+            >>> iba = IBAReadout("conv", ["conv", "logits"], model)
+            >>> iba.estimate(model, batches)
+            >>> loss, optimizer = keras.losses.MeanSquaredError(), keras.optimizers.Adam(3e-4)
+            >>> with tf.GradientTape() as tape:
+            ...     output, capacity = iba.restricted(x)
+            ...     objective = loss(model(x), output) + tf.reduce_mean(capacity)
+            >>> gradients = tape.gradient(objective, iba.trainable_variables)
+            >>> optimizer.apply(gradients, iba.trainable_variables)
         """
+        plain = tf.autograph.experimental.do_not_convert(self._restricted)
+        found: tuple[Any, tf.Tensor] = plain(inputs)
+        return found
+
+    def _restricted(self, inputs: Inputs) -> tuple[Any, tf.Tensor]:
         known = self._what_is_known()
         with self._passes.nested_pass(self._passes.to_inputs(inputs)) as nested:
             features, readout_features = nested.features, nested.readout_features
@@ -188,23 +196,15 @@ class IBAReadout(ReadoutBottleneck):
         arrays = {name: value for name, value in state.items() if name != "facts"}
         self._load_state(ReadoutState.of(arrays, state.get("facts", {})))
 
-    def __getstate__(self) -> dict[str, Any]:
-        # Graphs belong to one model object; a copy finds the layers in its own model, by their names.
-        state = {name: value for name, value in vars(self).items() if name != "_passes"}
-        return state | {"_layer_names": self._passes.slot_names}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        layer, *readout_layers = state.pop("_layer_names")
-        vars(self).update(state)
-        self._passes = KerasReadoutModel(self.model, layer, readout_layers, self._jit_compile)
-
     # -- what the core asks for -----------------------------------------------------------------------
 
     def _readout_model(self, model: Any = None, device: Any = None) -> KerasReadoutModel:
         if model is not None and model is not self.model:
             shown = getattr(model, "name", type(model).__name__)
             raise InputError(f"model={shown!r} is not the model that the readout was made for")
-        return self._passes if device is None else self._passes.on(device)
+        if device is None:
+            return self._passes
+        return KerasReadoutModel(self.model, self._passes.names, self._passes.jit_compile, device)
 
     def _settings(self) -> BottleneckSettings:
         return BottleneckSettings(
@@ -274,7 +274,7 @@ class IBAReadout(ReadoutBottleneck):
         return array
 
     def _guessed_formats(self, shapes: Sequence[tuple[int, ...]]) -> list[DataFormat]:
-        return self._passes.data_formats(None)
+        return self._passes.data_formats()
 
     def _as_loss(self, loss: Callable[..., Any]) -> Callable[..., Any]:
         if isinstance(loss, keras.losses.Loss):

@@ -111,7 +111,7 @@ class CallGraph(DataflowGraph):
         )
         flat = builder.inline(model, names, path="")
         self.outputs = keras.tree.pack_sequence_as(output_structure(model), flat)
-        self.nodes: dict[str, Call] = builder.calls  # type: ignore[assignment]
+        self.nodes: dict[str, Call] = builder.calls
         self.layers = tuple(builder.places)
         self.symbols = builder.symbols
         self._producers = {name: call for call in self.nodes.values() for name in call.results}

@@ -222,7 +222,7 @@ class DataflowGraph(ABC):
         return [node for node in self.nodes.values() if node.name in found]
 
     def evaluate(self, names: Sequence[TensorName], values: Values) -> list[Any]:
-        """Run whatever leads from known tensors to others.
+        """Run the nodes that lead from known tensors to others.
 
         Args:
             names: of the tensors that are wanted.
@@ -308,9 +308,9 @@ class DataflowGraph(ABC):
                 raise LayerError(f"layer {shown!r}: {place.name!r} has {len(place.tensors)} result(s)")
             return place, index
         if found:
-            names = " or ".join(f"'{place.name}'" for place in found)
+            calls = " or ".join(f"'{place.name}'" for place in found)
             raise LayerError(
-                f"layer {shown!r} runs {len(found)} times in the model; name one of its calls: {names}"
+                f"layer {shown!r} runs {len(found)} times in the model; name one of its calls: {calls}"
             )
         if shown.partition(":")[0] in self.all_names:
             raise LayerError(

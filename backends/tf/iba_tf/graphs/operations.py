@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from threading import RLock
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeAlias
 
 import tensorflow as tf
 from tensorflow.core.framework.function_pb2 import FunctionDefLibrary
@@ -26,12 +26,12 @@ from tensorflow.python.eager import context  # nothing public registers the func
 
 from iba_core.errors import InputError, LayerError, closest
 from iba_core.framework.layout import DataFormat
-from iba_tf.framework import runs_eagerly, traced
+from iba_tf.framework import eagerly, runs_eagerly, traced
 from iba_tf.graphs.dataflow import DataflowGraph, Node, Place, Shape, TensorName, Values
 from iba_tf.graphs.graph_inputs import GraphInput
 from iba_tf.graphs.inlining import inline_calls, output_count
 
-Binding = tf.Variable | tf.Tensor
+Binding: TypeAlias = tf.Variable | tf.Tensor
 """What a tensor of a graph stands for, where no operation of the graph computes it."""
 
 REFERENCES = ("Variable", "VariableV2", "TemporaryVariable")
@@ -68,7 +68,7 @@ class Operation(Node):
         self.controls = tuple(control_inputs(definition))
 
     @cached_property
-    def outputs(self) -> tuple[TensorName, ...]:  # type: ignore[override]
+    def outputs(self) -> tuple[TensorName, ...]:
         """See `Node.outputs`."""
         return tuple(f"{self.name}:{index}" for index in range(output_count(self.definition)))
 
@@ -129,9 +129,7 @@ class OperationGraph(DataflowGraph):
         self.definitions = inlined.library
         self.versions = inlined.versions
         self._functions = _Functions(inlined.library)
-        self.nodes: dict[str, Operation] = {  # type: ignore[assignment]
-            node.name: Operation(node) for node in inlined.node
-        }
+        self.nodes: dict[str, Operation] = {node.name: Operation(node) for node in inlined.node}
         self.all_names = tuple(self.nodes)
         self._require_operations(self.bindings, (entry.tensor for entry in self.inputs), self.flat_outputs)
         self._read = frozenset(name for name in self.bindings if self.nodes[node_of(name)].op in REFERENCES)
@@ -172,6 +170,19 @@ class OperationGraph(DataflowGraph):
         other.bindings = {**self.bindings, **bindings}
         return other
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """A graph over variables of its own, which have the present values. Layers lose their objects."""
+        part = GraphDef(versions=self.versions, library=self.definitions)
+        # What stands in for an input or a binding; it never runs.
+        for name in (*(entry.tensor for entry in self.inputs), *self.bindings):
+            op = REFERENCES[0] if name in self._read else "Placeholder"
+            part.node.add(name=node_of(name), op=op)
+        part.node.extend(node.definition for node in self.nodes.values())
+        layers = [replace(layer, object=None, symbols=()) for layer in self.layers]
+        with eagerly():
+            values = {name: _stored(name, binding) for name, binding in self.bindings.items()}
+        return _restored, (part.SerializeToString(), self.inputs, self.outputs, values, layers)
+
     # -- structure --------------------------------------------------------------------------------
 
     def tensor(self, name: TensorName) -> tf.Tensor:
@@ -193,7 +204,7 @@ class OperationGraph(DataflowGraph):
         return node is not None and node.op in ("Switch", "RefSwitch", "Merge", "RefMerge")
 
     @cached_property
-    def within_control_flow(self) -> frozenset[str]:  # type: ignore[override]
+    def within_control_flow(self) -> frozenset[str]:
         """See `DataflowGraph.within_control_flow`: the operations inside v1 branches."""
         depth: dict[str, int] = {}
         for node in self.nodes.values():
@@ -400,6 +411,29 @@ class _Functions:
                 cls._users[name] -= 1
                 if not cls._users[name]:
                     context.context().remove_function(name)
+
+
+def _stored(name: TensorName, binding: Binding) -> tuple[bool, Any]:
+    """Whether a binding is a variable, and its value."""
+    is_variable = isinstance(binding, tf.Variable)
+    if not is_variable and binding.dtype in (tf.resource, tf.variant):
+        raise InputError(f"this graph cannot be pickled: {name!r} is neither a variable nor an array")
+    return is_variable, binding.numpy()
+
+
+@runs_eagerly
+def _restored(
+    serialized: bytes,
+    inputs: Sequence[GraphInput],
+    outputs: Any,
+    values: Mapping[TensorName, tuple[bool, Any]],
+    layers: Sequence[Place],
+) -> OperationGraph:
+    bindings = {
+        name: tf.Variable(value, trainable=False) if is_variable else tf.constant(value)
+        for name, (is_variable, value) in values.items()
+    }
+    return OperationGraph(GraphDef.FromString(serialized), inputs, outputs, bindings, lambda names: layers)
 
 
 def canonical(name: str) -> TensorName:

@@ -17,6 +17,7 @@ import numpy.typing as npt
 import tensorflow as tf
 from tensorflow.core.framework.graph_pb2 import GraphDef
 
+from iba_core.errors import InputError
 from iba_core.framework.adapter import Inputs
 from iba_core.framework.cache import Cache
 from iba_core.framework.layout import DataFormat
@@ -56,6 +57,13 @@ class GraphModel(Network):
     The values of the variables are those of the model that it was made of: a Keras model, a function or a
     module is read whenever the model runs; the variables of a session are read when the model is made, and
     again by `update_variables`. That model itself is never altered.
+
+    Example:
+        >>> model = GraphModel.from_function(lambda x: tf.tanh(x, name="feature"), tf.TensorSpec((None, 3)))
+        >>> model.predict(np.zeros((1, 3))).numpy().tolist()
+        [[0.0, 0.0, 0.0]]
+        >>> [info.name for info in model.layers(np.zeros((1, 3)))]
+        ['feature']
     """
 
     def __init__(self, origin: Origin, replaced: Mapping[Any, tf.Variable] | None = None) -> None:
@@ -84,7 +92,7 @@ class GraphModel(Network):
             graph: the graph; None for that of the session.
             session: in which the variables have been initialised or restored.
             outputs: what the model gives: a tensor, an operation or the name of one; or several, nested
-                as the results shall be.
+                as the results are to be.
             inputs: the placeholders to be fed, likewise, in order. If None, those that the outputs
                 depend on, those without a default first.
             defaults: values of placeholders, by tensor or name, for calls that do not give them, such as
@@ -111,7 +119,7 @@ class GraphModel(Network):
 
         Args:
             graph_def: the graph, or the ``.pb`` file that holds it.
-            outputs: names of tensors or operations, nested as the results shall be. If None, the
+            outputs: names of tensors or operations, nested as the results are to be. If None, the
                 operations that depend on the inputs and that no other takes.
             inputs: names of the placeholders, see `from_session`.
             defaults: see `from_session`.
@@ -187,6 +195,22 @@ class GraphModel(Network):
             return cls.from_keras(model)
         return cls.from_function(model)
 
+    # -- copies -----------------------------------------------------------------------------------
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> GraphModel:
+        return self.copy()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        if self._origin.why_not_stored is not None or self.graph is None:
+            raise InputError(f"this GraphModel cannot be pickled: {self._origin.why_not_stored}")
+        names = {variable.ref(): name for name, variable in self.variables.items()}
+        tensors = {
+            tensor: names[binding.ref()]
+            for tensor, binding in self.graph.bindings.items()
+            if isinstance(binding, tf.Variable)
+        }
+        return _stored_model, (self.graph, tensors)
+
     # -- variables --------------------------------------------------------------------------------
 
     @property
@@ -256,7 +280,7 @@ class GraphModel(Network):
     @property
     def data_format(self) -> DataFormat:
         """See `Network.data_format`; before a model without declared inputs has run, Keras' own setting."""
-        graph = self.graph or (self._own(self._origin.last) if self._origin.last else None)
+        graph = self.graph or (self._own(self._origin.latest) if self._origin.latest else None)
         if graph is None:
             found: DataFormat = keras.config.image_data_format()
             return found
@@ -282,3 +306,10 @@ class GraphModel(Network):
     def check_layer(self, layer: Any) -> str:
         """See `Network.check_layer`."""
         return self._origin.check_layer(layer)
+
+
+def _stored_model(graph: OperationGraph, names: Mapping[str, str]) -> GraphModel:
+    """The model of a graph that was pickled; `names` are those of the variables, by tensor."""
+    return GraphModel(
+        FixedOrigin(graph, {graph.bindings[tensor].ref(): name for tensor, name in names.items()})
+    )

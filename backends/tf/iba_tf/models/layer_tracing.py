@@ -1,9 +1,9 @@
-"""Calls of Keras layers, noted while a model is traced.
+"""Records which Keras layers are called while a model is traced.
 
-A layer's results are marked in the graph by operations that change nothing and have a name of their own.
-The marks survive the inlining of function calls, so that it is known which layer gave a tensor of the final
-graph, however the model came to call the layer: from a method, a list, a branch, a nested `tf.function`.
-Marks within the body of a loop are in no final graph, which is as it should be: there is no one tensor.
+A layer's results are marked in the graph by operations that change nothing and have a name of their own. The
+marks survive the inlining of function calls. So it is known which layer gave a tensor of the final graph,
+however the model came to call the layer: from a method, a list, a branch, or a nested `tf.function`. Marks in
+the body of a loop are not in the final graph, since no single tensor of it is the layer's result.
 """
 
 from __future__ import annotations
@@ -47,23 +47,23 @@ class LayerRecord:
         self._count = 0
 
     def run(self, layer: Any, call: Callable[[], Any]) -> Any:
-        """Call a layer, note it, and mark its results."""
-        noted = _Call(layer, self._count)
+        """Call a layer, record the call, and mark the results."""
+        recorded = _Call(layer, self._count)
         self._count += 1
-        self._stack[-1].children.append(noted)
-        self._stack.append(noted)
+        self._stack[-1].children.append(recorded)
+        self._stack.append(recorded)
         try:
             results = call()
         finally:
             self._stack.pop()
-        return tf.nest.map_structure(lambda result: self._marked(noted, result), results)
+        return tf.nest.map_structure(lambda result: self._marked(recorded, result), results)
 
-    def _marked(self, noted: _Call, result: Any) -> Any:
+    def _marked(self, recorded: _Call, result: Any) -> Any:
         if not isinstance(result, tf.Tensor) or tf.executing_eagerly():
             return result
         with tf.name_scope(""):
-            marked = tf.identity(result, name=f"iba_layer_{noted.number}_{noted.results}")
-        noted.results += 1
+            marked = tf.identity(result, name=f"iba_layer_{recorded.number}_{recorded.results}")
+        recorded.results += 1
         if (mask := getattr(result, "_keras_mask", None)) is not None:
             marked._keras_mask = mask
         return marked
@@ -101,15 +101,16 @@ def _inside(call: _Call, path: str, marks: dict[tuple[int, int], list[TensorName
 
 @contextmanager
 def recorded_layers() -> Iterator[LayerRecord]:
-    """Note the calls of Keras layers that this thread makes, all of them in inference mode.
+    """Record the calls of Keras layers that this thread makes, all of them in inference mode.
 
-    A `tf.function` that is called meanwhile is traced anew: what it has kept of earlier calls tells nothing
-    of layers, and it shall not keep a trace with our marks.
+    Keras has no hook for calls, so the classes' own `__call__` is replaced meanwhile. Other threads pass
+    through it unchanged. A `tf.function` that this thread calls meanwhile is traced again: its earlier traces
+    say nothing about layers, and it must not keep a trace with these marks.
     """
     record = LayerRecord()
     thread = get_ident()
 
-    def noting(call: Callable[..., Any]) -> Callable[..., Any]:
+    def recording_calls(call: Callable[..., Any]) -> Callable[..., Any]:
         @wraps(call)
         def wrapped(layer: Any, *args: Any, **kwargs: Any) -> Any:
             if get_ident() != thread:
@@ -120,7 +121,7 @@ def recorded_layers() -> Iterator[LayerRecord]:
 
         return wrapped
 
-    def tracing_anew(call: Callable[..., Any]) -> Callable[..., Any]:
+    def tracing_again(call: Callable[..., Any]) -> Callable[..., Any]:
         @wraps(call)
         def wrapped(function: Any, *args: Any, **kwargs: Any) -> Any:
             if get_ident() == thread and type(function) is _FUNCTION:
@@ -130,10 +131,11 @@ def recorded_layers() -> Iterator[LayerRecord]:
         return wrapped
 
     with _lock:
-        replaced = [(cls, noting) for cls in layer_classes()] + [(_FUNCTION, tracing_anew)]
+        replaced: list[tuple[Any, Any]] = [(cls, recording_calls) for cls in layer_classes()]
+        replaced.append((_FUNCTION, tracing_again))
         calls = [cls.__call__ for cls, _ in replaced]
-        for (cls, stand_in), call in zip(replaced, calls, strict=True):
-            cls.__call__ = stand_in(call)
+        for (cls, recording), call in zip(replaced, calls, strict=True):
+            cls.__call__ = recording(call)
         try:
             yield record
         finally:

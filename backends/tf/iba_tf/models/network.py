@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
+from copy import deepcopy
 from functools import cached_property
 from typing import Any
 
@@ -68,6 +69,10 @@ class Network(ABC):
         """
         return layer if isinstance(layer, str) else getattr(layer, "name", type(layer).__name__)
 
+    @abstractmethod
+    def copy(self) -> Any:
+        """The same model over variables of its own, which have the present values."""
+
     @runs_eagerly
     def to_inputs(self, inputs: Inputs) -> Inputs:
         """`inputs` with every array as the model takes it, in the structure that they have."""
@@ -78,7 +83,7 @@ class Network(ABC):
                 entry.name: x for entry, x in zip(graph.inputs, tensors, strict=True) if entry.name in given
             }
             # Inputs with a row for each image come first: there a batch is counted.
-            return dict(sorted(named.items(), key=lambda item: not item[1].shape.rank))
+            return dict(sorted(named.items(), key=lambda item: item[1] is None or not item[1].shape.rank))
         _, tensors = self.prepare(inputs)
         flat = tensors[: len(inputs) if is_several(inputs) else 1]
         return flat[0] if len(flat) == 1 else tuple(flat)
@@ -97,6 +102,7 @@ class Network(ABC):
         one = {
             entry.tensor: x[:1] if flag else x
             for entry, x, flag in zip(graph.inputs, tensors, batched, strict=True)
+            if x is not None
         }
         names = list(dict.fromkeys(place.tensors[0] for place in graph.places if len(place.tensors) == 1))
         [shapes] = graph.measure(names, [one])
@@ -148,13 +154,17 @@ class KerasNetwork(Network):
         return _network_of, (self.model, self.rewrite is not None)
 
     @cached_property
-    def graph(self) -> CallGraph:  # type: ignore[override]
+    def graph(self) -> CallGraph:
         """The model's calls.
 
         Raises:
             LayerError: the model is not built, so it has no graph yet.
         """
         return CallGraph.of(self.model)
+
+    def copy(self) -> KerasNetwork:
+        """See `Network.copy`."""
+        return deepcopy(self)
 
     @property
     def data_format(self) -> DataFormat:

@@ -14,21 +14,32 @@ import tensorflow as tf
 
 from iba_core.errors import InputError, LayerError, closest
 from iba_core.framework.adapter import Inputs
+from iba_core.framework.cache import Cache
 from iba_tf.framework import eagerly, traced
 from iba_tf.graphs.dataflow import TensorName
 from iba_tf.graphs.graph_inputs import GraphInput, as_tensor
 from iba_tf.graphs.operations import Binding, OperationGraph
 from iba_tf.models.layer_tracing import recorded_layers
 
+_KEPT = 32
+"""How many shapes of inputs a model keeps graphs for."""
+
 
 class Origin(ABC):
     """The model that a graph model stands for."""
 
-    graph: OperationGraph | None = None
-    """The graph, if it is the same for all inputs."""
+    why_not_stored: str | None = None
+    """Why it cannot be pickled; None if it can."""
 
-    last: OperationGraph | None = None
-    """The graph that was traced last, where it follows from the inputs."""
+    @property
+    @abstractmethod
+    def graph(self) -> OperationGraph | None:
+        """The graph, if it is the same for all inputs."""
+
+    @property
+    def latest(self) -> OperationGraph | None:
+        """The graph that was traced last, where it follows from the inputs."""
+        return None
 
     @abstractmethod
     def variables(self) -> dict[str, tf.Variable]:
@@ -39,7 +50,7 @@ class Origin(ABC):
         return {name: value_of(variable) for name, variable in self.variables().items()}
 
     def traced_for(self, inputs: Inputs) -> tuple[OperationGraph, list[tf.Tensor]]:
-        """The graph for some inputs, and these in the order of the graph's own."""
+        """The graph for some inputs, and the inputs in the order of the graph's own."""
         raise NotImplementedError
 
     def to_inputs(self, inputs: Inputs) -> Inputs:
@@ -47,7 +58,7 @@ class Origin(ABC):
         raise NotImplementedError
 
     def check_layer(self, layer: Any) -> str:
-        """See `GraphModel.check_layer`."""
+        """See `Network.check_layer`."""
         return layer if isinstance(layer, str) else getattr(layer, "name", type(layer).__name__)
 
 
@@ -56,16 +67,21 @@ class FixedOrigin(Origin):
 
     Args:
         graph: the graph.
-        names: of its variables, by their references.
+        names: names of its variables, by their references.
         holder: what must live as long as the graph is used.
     """
 
     def __init__(
         self, graph: OperationGraph, names: Mapping[Any, str] | None = None, holder: Any = None
     ) -> None:
-        self.graph = graph
+        self._graph = graph
         self._names = names or {}
         self._holder = holder
+
+    @property
+    def graph(self) -> OperationGraph:
+        """See `Origin.graph`."""
+        return self._graph
 
     def variables(self) -> dict[str, tf.Variable]:
         """See `Origin.variables`."""
@@ -81,8 +97,13 @@ class TracedOrigin(Origin):
     Args:
         call: what is traced, taking the inputs in the structure in which they are given.
         holder: what has the variables: a Keras model or a module, or None.
-        layers: names of all layers that may run, and the layers; None where they are not known.
+        layers: the layers that may run; None where they are not known.
+        floating: dtype of floating-point inputs.
     """
+
+    why_not_stored = (
+        "its graph follows from its inputs; pickle the Keras model or the module that it stands for"
+    )
 
     def __init__(
         self,
@@ -91,20 +112,26 @@ class TracedOrigin(Origin):
         layers: Sequence[Any] | None = None,
         floating: tf.DType = tf.float32,
     ) -> None:
-        self._call, self._holder, self._known = call, holder, layers
+        self._call, self._holder, self._layers = call, holder, layers
         self._floating = floating
-        self._graphs: dict[Any, OperationGraph] = {}
+        self._graphs: Cache[OperationGraph] = Cache(_KEPT)
+        self._found: dict[Any, tf.Variable] = {}
+        self._latest: OperationGraph | None = None
+
+    @property
+    def graph(self) -> None:
+        """See `Origin.graph`."""
+        return None
+
+    @property
+    def latest(self) -> OperationGraph | None:
+        """See `Origin.latest`."""
+        return self._latest
 
     def variables(self) -> dict[str, tf.Variable]:
-        """See `Origin.variables`; those of the holder, and whatever else the traces have met."""
+        """See `Origin.variables`: those of the holder, and any others that a trace has found."""
         variables, names = variables_of(self._holder)
-        traced_ones = [
-            binding
-            for graph in self._graphs.values()
-            for binding in graph.bindings.values()
-            if isinstance(binding, tf.Variable)
-        ]
-        return named([*variables, *traced_ones], names)
+        return named([*variables, *list(self._found.values())], names)
 
     def to_inputs(self, inputs: Inputs) -> Inputs:
         """See `Origin.to_inputs`."""
@@ -124,25 +151,31 @@ class TracedOrigin(Origin):
         flat = tf.nest.flatten(structure)
         specs = [tf.TensorSpec([None, *x.shape[1:]] if x.shape.rank else [], x.dtype) for x in flat]
         key = (*specs, tuple(structure) if isinstance(structure, dict) else type(structure))
-        if key not in self._graphs:
-            packed = tf.nest.pack_sequence_as(structure, specs)
-            self._graphs[key] = traced_graph(self._call, packed, _input_names(structure))
-        self.last = self._graphs[key]
-        return self.last, flat
+        graph = self._graphs.get(key, lambda: self._traced(structure, specs))
+        self._latest = graph
+        return graph, flat
+
+    def _traced(self, structure: Any, specs: Sequence[tf.TensorSpec]) -> OperationGraph:
+        packed = tf.nest.pack_sequence_as(structure, specs)
+        graph = traced_graph(self._call, packed, _input_names(structure))
+        for binding in graph.bindings.values():
+            if isinstance(binding, tf.Variable):
+                self._found[binding.ref()] = binding
+        return graph
 
     def check_layer(self, layer: Any) -> str:
-        """See `Origin.check_layer`."""
+        """See `Network.check_layer`."""
         name = super().check_layer(layer)
-        if self._known is None:
+        if self._layers is None:
             return name
         if isinstance(layer, str):
             last = layer.rstrip("/").rpartition("/")[2].partition("[")[0].partition(":")[0]
-            if any(known.name == last for known in self._known):
+            if any(known.name == last for known in self._layers):
                 return name
-        elif any(known is layer for known in self._known):
+        elif any(known is layer for known in self._layers):
             return name
-        known = list(dict.fromkeys(known.name for known in self._known))
-        raise LayerError(f"the model has no layer {name!r}; {closest(name, known)}")
+        names = list(dict.fromkeys(known.name for known in self._layers))
+        raise LayerError(f"the model has no layer {name!r}; {closest(name, names)}")
 
 
 def keras_origin(model: Any) -> Origin:
@@ -155,7 +188,7 @@ def keras_origin(model: Any) -> Origin:
 
     def run(*args: Any) -> Any:
         if isinstance(model, keras.layers.Layer):
-            # What the model would note down while it runs, such as a moving average, stays in the scope.
+            # What the model would store while it runs, such as a moving average, stays in the scope.
             with keras.StatelessScope():
                 return model(*args, **training)
         return model(*args, **training)
@@ -211,9 +244,9 @@ def _called_by(function: Any) -> Any:
 def _parameters(function: Callable[..., Any]) -> Iterator[str]:
     """Names for the arguments of a function, as many as are wanted."""
     try:
-        parameters = inspect.signature(function).parameters.values()
+        parameters = list(inspect.signature(function).parameters.values())
     except (TypeError, ValueError):
-        parameters = ()
+        parameters = []
     taken = [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
     yield from taken
     yield from (f"input_{index}" for index in count(len(taken)))
@@ -377,4 +410,5 @@ def named(variables: Iterable[tf.Variable], names: Mapping[Any, str]) -> dict[st
 def value_of(variable: tf.Variable) -> npt.NDArray[Any]:
     """The value that a variable has now."""
     with eagerly():
-        return variable.numpy()
+        value: npt.NDArray[Any] = variable.numpy()
+    return value

@@ -1,4 +1,4 @@
-"""Graphs of TensorFlow 1, with a session or frozen, as operation graphs."""
+"""TensorFlow 1 graphs, with a session or frozen, as graphs of operations."""
 
 from __future__ import annotations
 
@@ -30,7 +30,9 @@ _NO_OUTPUTS = ("Const", "NoOp", "Placeholder", "PlaceholderWithDefault", "Assert
 
 
 class SessionOrigin(FixedOrigin):
-    """A v1 graph with a session."""
+    """A TensorFlow 1 graph with a session."""
+
+    why_not_stored = "it reads a live session; freeze the graph, and pickle a GraphModel of the frozen one"
 
     def __init__(
         self,
@@ -62,17 +64,18 @@ class SessionOrigin(FixedOrigin):
         super().__init__(OperationGraph(graph_def, entries, outputs, bindings), names)
 
     def without_session(self) -> FixedOrigin:
-        """The graph with the values that its variables have now, for good."""
+        """The graph, whose variables keep the values that they have now."""
         return FixedOrigin(self.graph, self._names)
 
     def _read(self) -> dict[str, npt.NDArray[Any]]:
         try:
-            return self._session.run(self._reads)
+            values: dict[str, npt.NDArray[Any]] = self._session.run(self._reads)
         except tf.errors.FailedPreconditionError as error:
             raise InputError(
                 "a variable of the graph has no value in the session: "
                 + " ".join(error.message.split())[:200]
             ) from error
+        return values
 
     def values(self) -> dict[str, npt.NDArray[Any]]:
         """See `Origin.values`; read in the session."""
@@ -119,7 +122,7 @@ def frozen_graph(
 
 
 def _found_outputs(nodes: Mapping[str, Any], inputs: Any) -> list[TensorName]:
-    """The operations that depend on the inputs and that no other takes."""
+    """The operations that depend on the inputs and whose results no other operation takes."""
     taken = {node_of(source) for node in nodes.values() for source in data_inputs(node)}
     starts = [name for name, node in nodes.items() if node.op.startswith("Placeholder")]
     if inputs is not None:
@@ -205,9 +208,10 @@ def _constant(nodes: Mapping[str, Any], name: str) -> npt.NDArray[Any] | None:
         return tf.compat.v1.import_graph_def(part, return_elements=[source])[0]
 
     try:
-        return traced(run)().numpy()
+        value: npt.NDArray[Any] = traced(run)().numpy()
     except (ValueError, tf.errors.OpError):  # it is read from elsewhere, such as a data set
         return None
+    return value
 
 
 def _value_tensor(graph: tf.Graph, name: str) -> tf.Tensor:
