@@ -1,6 +1,6 @@
-"""Explaining on an accelerator, which a tensor that only claims to be on one stands in for.
+"""Explaining on an accelerator, simulated by a tensor that only claims to be on one.
 
-Its numbers are the CPU's. What it checks is what goes wrong on a real device: an operation on tensors of two
+Its numbers are the CPU's. It checks for the mistakes that show on a real device: an operation on tensors of two
 devices, NumPy's reach for memory that it cannot see, a dtype that the device does not have.
 """
 
@@ -82,7 +82,7 @@ class Device(TorchDispatchMode):
         super().__init__()
         self.name = torch.device(name)
         self.has_float64 = has_float64
-        self.reads = 0
+        self.values_asked = 0
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = dict(kwargs or {})
@@ -96,7 +96,7 @@ class Device(TorchDispatchMode):
         ]
         if there and here and func not in TO_ANY_DEVICE:
             raise RuntimeError(f"{func}: tensors of {[tuple(t.shape) for t in here]} are not on {self.name}")
-        self.reads += there and func is aten._local_scalar_dense.default
+        self.values_asked += there and func is aten._local_scalar_dense.default
         device = kwargs.get("device", self.name if there else torch.device("cpu"))
         if "device" in kwargs:
             kwargs["device"] = torch.device("cpu")
@@ -141,7 +141,7 @@ LAYERS = [
 ]
 
 
-def test_the_stand_in_finds_mistakes(device):
+def test_the_simulated_device_finds_mistakes(device):
     layer = nn.Linear(3, 2).to(device.name)
     there, here = torch.randn(4, 3).to(device.name), torch.randn(4, 3)
     assert layer(there).device == device.name
@@ -153,9 +153,9 @@ def test_the_stand_in_finds_mistakes(device):
             there.double()
     expected = functional.linear(there.cpu(), layer.weight.cpu(), layer.bias.cpu())
     torch.testing.assert_close(layer(there).cpu(), expected)
-    before = device.reads
+    before = device.values_asked
     assert bool(there.isfinite().all())
-    assert device.reads == before + 1
+    assert device.values_asked == before + 1
 
 
 @pytest.mark.parametrize(("name", "layer", "tokens"), LAYERS, ids=lambda value: str(value).split("(")[0])
@@ -229,9 +229,9 @@ def test_the_device_is_read_no_more_often_for_more_steps_or_batches(cases, image
     iba = IBA(model.conv1, batch_size=2)
 
     def reads(function):
-        before = device.reads
+        before = device.values_asked
         function()
-        return device.reads - before
+        return device.values_asked - before
 
     few, many = (reads(lambda n=n: iba.estimate(model, [data(images, 4)] * n)) for n in (2, 7))
     assert few == many
