@@ -283,7 +283,7 @@ class Explainer:
             InputError: inputs of the wrong shape or not finite, or a target that does not fit.
             OptimizationError: the objective became NaN or infinite.
         """
-        self._ready()
+        self._require_estimate()
         chosen = self._chosen(preset, settings)
         require_seed(seed)
         return self._explain(x, as_target(target), _Options(chosen, seed, pass_mask, max_batch, progbar))
@@ -334,7 +334,7 @@ class Explainer:
             >>> [len(attribution) for attribution in explainer.explain_iter([x, x[:1]], progbar=False)]
             [2, 1]
         """
-        self._ready()
+        self._require_estimate()
         chosen = self._chosen(preset, settings)
         require_seed(seed)
         whole = None if target is None else as_target(target)
@@ -361,7 +361,9 @@ class Explainer:
         Raises:
             InputError: inputs of the wrong shape or not finite.
         """
-        return self.adapter.framework.to_numpy(main_output(self.adapter.predict(self._checked(x))))
+        split = None if self._layer is None else self._split_at(None)
+        outputs = self.adapter.predict(self._checked(x, split))
+        return self.adapter.framework.to_numpy(main_output(outputs))
 
     def predict_restricted(
         self,
@@ -387,7 +389,8 @@ class Explainer:
             NotEstimatedError: the distribution of the features has not been estimated.
             InputError: the inputs are not those of the attribution.
         """
-        split, inputs, framework = self._ready(), self._checked(x), self.adapter.framework
+        split, framework = self._ready(), self.adapter.framework
+        inputs = self._checked(x, split)
         if batch_size(inputs) != len(attribution):
             raise InputError(
                 f"x holds {batch_size(inputs)} inputs, but the attribution {len(attribution)}; give the same"
@@ -406,9 +409,11 @@ class Explainer:
     # -- helpers ----------------------------------------------------------------------------------
 
     def _explain(self, x: Inputs, whole: Target, options: _Options) -> Attribution:
-        inputs, settings, framework = self._checked(x), options.settings, self.adapter.framework
-        split, images = self._split_at(whole.layer), batch_size(inputs)
-        framework.reduced_precision(settings.precision, next(arrays_of(inputs)))  # refused at once, if at all
+        settings, framework, split = options.settings, self.adapter.framework, self._split_at(whole.layer)
+        inputs = self._checked(x, split)
+        images = batch_size(inputs)
+        if settings.precision is not None:  # refused at once, if at all
+            framework.reduced_precision(settings.precision, next(arrays_of(inputs)))
         known: list[_Known] = []
 
         def task(tail: Tail, start: int, stop: int) -> Task:
@@ -485,20 +490,22 @@ class Explainer:
     def _layout(self, split: Split, statistics: Statistics) -> Layout:
         return Layout.of(statistics.mean.shape, self._format(split), self.tokens)
 
-    def _ready(self) -> Split:
+    def _require_estimate(self) -> None:
         if self._layer is None or self.estimator.n_samples() < 2:
             raise NotEstimatedError(
                 "the distribution of the features is not estimated; call fit(batches), or give estimator="
             )
+
+    def _ready(self) -> Split:
+        self._require_estimate()
         return self._split_at(None)
 
-    def _checked(self, inputs: Inputs) -> Inputs:
+    def _checked(self, inputs: Inputs, split: Split | None) -> Inputs:
         """Inputs as tensors of the model's device, with a batch axis, checked before any work."""
-        if hasattr(inputs, "shape") and self._input_shape is not None:
+        if split is not None and hasattr(inputs, "shape") and self._input_shape is not None:
             if len(inputs.shape) == len(self._input_shape):
                 inputs = inputs[None]
-            channels_first = self._split_at(None).input_format == "channels_first"
-            check_shape(tuple(inputs.shape[1:]), self._input_shape, channels_first)
+            check_shape(tuple(inputs.shape[1:]), self._input_shape, split.input_format == "channels_first")
         inputs = self.adapter.to_inputs(inputs)
         if not batch_size(inputs):
             raise InputError("x is an empty batch")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import re
 import tomllib
 from collections import OrderedDict
@@ -109,6 +110,42 @@ def test_the_page_of_the_architecture_has_the_floors_that_are_checked():
     text = (DOCS / "architecture.md").read_text(encoding="utf-8")
     rows = re.findall(r"^\| (`[^|]*`) \|", text, re.MULTILINE)
     assert [set(re.findall(r"`(\w+)`", row)) for row in rows] == [set(floor.split(" | ")) for floor in floors]
+
+
+def script(name):
+    """A module of `docs/scripts`, which is no package."""
+    spec = importlib.util.spec_from_file_location(name, DOCS / "scripts" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_names_on_pages_link_to_the_reference():
+    html = (
+        "<h2><code>Explainer</code></h2><p><code>Explainer.fit</code>, <code>x</code>, <code>Split</code></p>"
+    )
+    linked = script("site_hooks").on_page_content(html)
+    assert "<h2><code>Explainer</code></h2>" in linked
+    assert 'identifier="iba_core.Explainer.fit"' in linked
+    assert 'identifier="iba_core.framework.adapter.Split"' in linked
+    assert linked.count("<autoref") == 2
+
+
+def test_formulas_of_docstrings_become_mathml():
+    pytest.importorskip("latex2mathml", reason="builds the site")
+    docstring = (
+        "Of :math:`a`:\n\n    .. math:: \\bigl(a\n          + b\\bigr),\n\n    Example:\n        >>> 1"
+    )
+    prepared = script("griffe_docstrings").prepared(docstring)
+    assert prepared.count("<math") == 2
+    assert "math::" not in prepared
+    assert "Examples:" in prepared
+
+
+def test_the_way_of_a_call_is_counted():
+    way = script("way_of_a_call").way("torch")
+    assert way.files[0] == "iba_core/explainer.py"
+    assert way.changes == len(way.files) - 1
 
 
 def test_pictures_are_there_and_small():

@@ -1,15 +1,16 @@
 """The way of one warm call ``explain(x, target=3)`` through the files of the library.
 
-    python docs/scripts/way_of_a_call.py [torch|tensorflow ...]
+    python docs/scripts/way_of_a_call.py [--write] [torch|tensorflow ...]
 
 explains one image of a small network with two steps, twice to warm up, then once more under
-``sys.setprofile``.
-It prints how often a call goes into another file of the library than the call before it, and the files in the
-order in which they come up. What runs in NumPy, PyTorch or TensorFlow is not counted.
+``sys.setprofile``. It prints how often a call goes into another file of the library than the call before it,
+and the files in the order in which they come up. What runs in NumPy, PyTorch or TensorFlow is not counted.
+With ``--write`` the counts go into ``docs/architecture.md``, between the marks of a table.
 """
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 from types import FrameType
@@ -20,6 +21,8 @@ import numpy as np
 from iba_core import Explainer
 
 PACKAGES = ("iba_core", "iba_torch", "iba_tf")
+NAMES = {"torch": "PyTorch", "tensorflow": "TensorFlow"}
+PAGE = Path(__file__).parents[1] / "architecture.md"
 SIZE, CLASSES = 16, 5
 
 
@@ -91,24 +94,38 @@ def way(framework: str) -> Way:
         model, layer, images = keras_model(), "features", images.transpose(0, 2, 3, 1)
     explainer = Explainer(model, layer=layer, steps=2).fit([images], progbar=False)
     for _ in range(2):
-        explainer.explain(images[:1], target=3, seed=0)
+        explainer.explain(images[:1], target=3)
     found = Way()
     sys.setprofile(found)
     try:
-        explainer.explain(images[:1], target=3, seed=0)
+        explainer.explain(images[:1], target=3)
     finally:
         sys.setprofile(None)
     return found
 
 
+def write(ways: dict[str, Way]) -> None:
+    """Put the counts into the table of the page on the architecture."""
+    rows = [
+        f"| {NAMES[framework]} | {way.changes} | {len(set(way.files))} |" for framework, way in ways.items()
+    ]
+    table = "\n".join(["| Framework | Changes of file | Files |", "|---|---:|---:|", *rows])
+    text = PAGE.read_text(encoding="utf-8")
+    marks = re.compile(r"(<!-- way -->\n).*?(<!-- /way -->)", re.DOTALL)
+    PAGE.write_text(marks.sub(lambda match: f"{match[1]}{table}\n{match[2]}", text), encoding="utf-8")
+
+
 def main() -> None:
-    """Print the ways in the frameworks that the command line names, or in both."""
-    for framework in sys.argv[1:] or ["torch", "tensorflow"]:
-        found = way(framework)
+    """Count in the frameworks that the command line names, or in both."""
+    wanted = [argument for argument in sys.argv[1:] if argument != "--write"] or list(NAMES)
+    ways = {framework: way(framework) for framework in wanted}
+    for framework, found in ways.items():
         order = list(dict.fromkeys(found.files))
         sys.stdout.write(f"{framework}: {found.changes} changes of file, {len(order)} files\n")
         for file in order:
             sys.stdout.write(f"    {file}\n")
+    if "--write" in sys.argv:
+        write(ways)
 
 
 if __name__ == "__main__":

@@ -225,13 +225,14 @@ class BottleneckOptimizer:
             problem, settings, seed=seed, max_batch=max_batch, progbar=progbar, callback=callback
         )
         mask, nats = self._compiled_outcome(state.parameter, problem)
+        curves = self._curves(reports, taken, settings.steps)
         result = BottleneckResult(
             alpha=state.parameter,
             mask=mask,
             capacity=nats,
             problem=problem,
-            model_losses=self._curve([report.model_loss for report in reports], taken, settings.steps),
-            informations=self._curve([report.information for report in reports], taken, settings.steps),
+            model_losses=curves[0],
+            informations=curves[1],
             steps_taken=taken,
         )
         _require_finite(result)
@@ -530,15 +531,18 @@ class BottleneckOptimizer:
     def _tensor(self, array: npt.NDArray[Any], problem: Problem) -> Array:
         return self.framework.asarray(array, like=problem.features)
 
-    def _curve(
-        self, values: list[Array], taken: npt.NDArray[np.integer], steps: int
+    def _curves(
+        self, reports: list[StepReport], taken: npt.NDArray[np.integer], steps: int
     ) -> npt.NDArray[np.floating]:
-        """The values of all steps, (steps, B); after an image's last step, its last value."""
-        if not values:
-            return np.empty((0, len(taken)))
-        curve = self.framework.to_numpy(NAMESPACES[type(values[0])].stack(values))
+        """Both terms in all steps, (2, steps, B); after an image's last step, its last values."""
+        if not reports:
+            return np.empty((2, 0, len(taken)))
+        terms = [*(report.model_loss for report in reports), *(report.information for report in reports)]
+        # One transfer from the device for all of them.
+        curves = self.framework.to_numpy(NAMESPACES[type(terms[0])].stack(terms))
         rows = np.minimum(np.arange(steps)[:, None], taken - 1)
-        return np.asarray(np.take_along_axis(curve, rows, axis=0))
+        curves = curves.reshape(2, len(reports), len(taken))
+        return np.asarray(np.take_along_axis(curves, rows[None], axis=1))
 
 
 class Convergence:

@@ -143,13 +143,13 @@ def test_the_example_of_the_bottleneck(model):
 
 
 def test_the_example_of_the_interruption(model):
-    iba, behind = IBA(model[1]), []
-    model[2].register_forward_hook(lambda *call: behind.append(call))
+    iba, later = IBA(model[1]), []
+    model[2].register_forward_hook(lambda *call: later.append(call))
     with iba.interrupt_execution():
         out = model(torch.randn(2, 3, 8, 8))
         raise AssertionError("this is not to be reached")
     assert "out" not in locals()
-    assert not behind
+    assert not later
 
 
 def test_the_example_of_the_estimator():
