@@ -1,4 +1,4 @@
-"""How long explaining takes, how much memory, and against what: programs anyone can repeat.
+"""Programs that measure the time and memory of explanations, and compare them with other methods.
 
-See README.md beside this file.
+See README.md in this folder.
 """

@@ -1,9 +1,9 @@
-"""How long one explanation takes, and how much memory, beside everything else that explains.
+"""Time and memory of one explanation, compared with other methods.
 
     python -m benchmarks.attribution [--network SUBSTRING] [--rounds N]
 
-For each network: this library in both frameworks, the bare tail it cannot do without, the published
-algorithm, and cruder methods; in one process, in turns.
+For each network, it compares this library in both frameworks, the bare tail, the published algorithm, and
+simpler methods. All run in one process, in turns.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from benchmarks.harness import THREADS, Results, Timings, interleaved, show, use_threads
+from benchmarks.harness import THREADS, Results, Timings, interleaved, prepare, show
 from benchmarks.memory import peaks
 from benchmarks.methods import (
     CRUDER,
@@ -42,26 +42,26 @@ FASTER_THAN_PUBLISHED = {
     "VGG-16, conv4_1": 4.5,
     "ResNet-50, layer2": 2.7,
 }
-"""How many times, at least."""
+"""Goal: the library is at least this many times faster than the published algorithm."""
 
 OF_THE_TAIL = {"torch": 1.10, "tensorflow": 1.15}
-"""At most so many times as long as the bare tail of the same framework."""
+"""Goal: an explanation takes at most this many times as long as the bare tail of the same framework."""
 
 TENSORFLOW_TO_PYTORCH = 1.3
-"""At most so many times as long."""
+"""Goal: TensorFlow takes at most this many times as long as PyTorch."""
 
 FAST_GAIN = 2.0
-"""How many times faster the preset is than the default, at least."""
+"""Goal: the preset ``"fast"`` is at least this many times faster than the default."""
 
 EXTRA_MAPS = 4
-"""Feature maps that an explanation may hold beyond the bare tail, per image."""
+"""Goal: an explanation holds at most this many feature maps more than the bare tail, per image."""
 
 FIRST = next(iter(PLACES))
-"""The network that the cruder methods are compared on."""
+"""The network on which the simpler methods are compared."""
 
 TURN = 2.0
-"""Seconds that a turn lasts at least beside the published algorithm, in whose ten seconds the machine is now
-fast, now slow: an explanation of one second would see but one of the two."""
+"""Minimum seconds of a turn in rounds with the published algorithm. That one takes ten seconds, in which the
+speed of the machine varies, so a single explanation of one second would not be comparable."""
 
 
 def measure(
@@ -71,14 +71,14 @@ def measure(
     budget: float | None = None,
     memory: Collection[str] = METHODS,
 ) -> None:
-    """Compare the methods on networks of `PLACES`, one after another, into `results`.
+    """Compare the methods on networks of `PLACES`, one after the other.
 
     Args:
-        results: what is measured goes there.
-        titles: of the networks.
-        rounds: repetitions, at most.
-        budget: of `interleaved`.
-        memory: the methods whose memory is measured, too.
+        results: object to add the results to.
+        titles: titles of the networks.
+        rounds: maximum number of rounds.
+        budget: see `interleaved`.
+        memory: methods whose memory is measured as well.
     """
     for title in titles:
         show(f"  {title}")
@@ -93,7 +93,7 @@ def measure(
         timings = _timed(ready, rounds, budget)
         results.timings(title, timings.all)
         results.data.setdefault("seconds_beside_others", {})[title] = timings.others.seconds
-        # The networks must not be held twice.
+        # Free the networks before another process loads them.
         subjects, ready = {}, {}
         held = _peaks(title, sizes, [name for name in names if name in memory]) if memory else {}
         results.data.setdefault("peak_bytes", {})[title] = held
@@ -108,10 +108,10 @@ class _Timed(NamedTuple):
     """Timings of one network.
 
     Attributes:
-        own: this library in both frameworks, and its yardsticks: how they compare is to be known to a few
+        own: this library in both frameworks, and its bare tails. Their ratios must be precise to a few
             percent.
-        others: the other methods, and this library beside them. Most take many times as long, and few rounds
-            tell how many.
+        others: the other methods, together with this library. Most take many times as long, so few rounds
+            are enough.
     """
 
     own: Timings
@@ -119,13 +119,13 @@ class _Timed(NamedTuple):
 
     @property
     def all(self) -> Timings:
-        """Of each method those that say most, in the order of `METHODS`."""
+        """The more precise timings of each method, in the order of `METHODS`."""
         seconds = self.others.seconds | self.own.seconds
         order = [f"{framework}: {name}" for framework in FRAMEWORKS for name in METHODS]
         return Timings({case: seconds[case] for case in order if case in seconds})
 
     def ratio(self, case: str, to: str) -> float:
-        """As `Timings.ratio`."""
+        """Compute a ratio as `Timings.ratio` does."""
         both = {case, to}
         return (self.own if both <= self.own.seconds.keys() else self.others).ratio(case, to)
 
@@ -170,7 +170,7 @@ def _tabulate(results: Results, title: str, timings: _Timed, held: dict[str, flo
     times = timings.all
     for case in times.seconds:
         framework, _, name = case.partition(": ")
-        low, high = times.spread(case)
+        low, high = times.quartiles(case)
         table.rows.append(
             [
                 FRAMEWORKS[framework],
@@ -226,7 +226,7 @@ def _judge_memory(results: Results, title: str, held: dict[str, float], sizes: d
 
 
 def plot(content: dict[str, Any], path: Path) -> None:
-    """Bars: the median time of each method, a panel for each network."""
+    """Draw the median time of each method as bars, in one panel for each network."""
     from statistics import median
 
     import matplotlib.pyplot as plt
@@ -265,10 +265,10 @@ def _short(name: str) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--network", default="", help="only networks whose title holds this")
-    parser.add_argument("--rounds", type=int, default=15, help="repetitions of each method, at most")
+    parser.add_argument("--network", default="", help="only networks whose title contains this")
+    parser.add_argument("--rounds", type=int, default=15, help="maximum number of runs of each method")
     options = parser.parse_args()
-    use_threads()
+    prepare()
     results = Results("attribution", steps=STEPS, samples=SAMPLES, threads=THREADS)
     titles = [title for title in PLACES if options.network in title]
     measure(results, titles, options.rounds, budget=250)

@@ -1,4 +1,4 @@
-"""A batch of photographs against the same photographs one by one, on a processor.
+"""Compare a batch of photographs with the same photographs one by one, on a processor.
 
 python -m benchmarks.batch [--rounds N]
 """
@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.harness import Case, Results, interleaved, use_threads
+from benchmarks.harness import Case, Results, interleaved, prepare
 from benchmarks.networks import PLACES, TARGET, Subject, subject
 from benchmarks.tables import Column
 from iba_core.pictures.images import sample_crops
@@ -26,13 +26,13 @@ FRAMEWORKS = ("torch", "tensorflow")
 NETWORK = "efficientnet-lite0"
 
 RATIO = 1.0
-"""A batch may cost no more than its photographs by themselves."""
+"""Goal: a batch takes at most as long as its photographs one by one."""
 RATIO_WITHIN = 0.05
-"""What two runs of the same differ by."""
+"""Typical difference between two runs of the same case."""
 
 
 def measure(results: Results, titles: list[str], rounds: int, budget: float | None = None) -> None:
-    """Explain `BATCH` photographs together and one after the other, in turns."""
+    """Time the explanation of `BATCH` photographs together and one by one, in turns."""
     table = results.table(
         f"{BATCH} photographs, together and one by one",
         Column("Network"),
@@ -110,7 +110,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=5)
     rounds = parser.parse_args().rounds
-    use_threads()
+    prepare()
     results = Results("batch", batch=BATCH)
     titles = [title for title, place in PLACES.items() if place.network == NETWORK]
     measure(results, titles, rounds)

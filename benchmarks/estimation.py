@@ -1,4 +1,4 @@
-"""What estimating the features' distribution costs beyond the passes of the head that it needs.
+"""Compare the time of estimating the features' distribution with the passes of the head alone.
 
 python -m benchmarks.estimation [--network SUBSTRING] [--rounds N]
 """
@@ -11,7 +11,7 @@ from collections.abc import Iterable
 import numpy as np
 
 from benchmarks.attribution import FRAMEWORKS
-from benchmarks.harness import THREADS, Case, Results, Timings, interleaved, show, use_threads
+from benchmarks.harness import THREADS, Case, Results, Timings, interleaved, prepare, show
 from benchmarks.networks import PLACES, Subject, subject
 from benchmarks.tables import Column, Table
 from iba_core.pictures.images import sample_crops
@@ -22,11 +22,11 @@ GOAL = 1.05
 FIT, HEAD = "fit", "head"
 
 TURN = 1.0
-"""Seconds that a turn lasts at least: of works of a third of a second, one says less than the goal asks."""
+"""Minimum seconds of a turn, since single runs of a third of a second are less precise than the goal."""
 
 
 def measure(results: Results, titles: Iterable[str], rounds: int, budget: float | None = None) -> None:
-    """Compare `Explainer.fit` with the bare head for networks of `PLACES`."""
+    """Compare `Explainer.fit` with the head alone, for networks of `PLACES`."""
     table = results.table(
         "Estimation",
         Column("Network"),
@@ -52,7 +52,7 @@ def measure(results: Results, titles: Iterable[str], rounds: int, budget: float 
 
 
 def cases(of: Subject) -> dict[str, Case]:
-    """The estimation, and the passes of the head over the same batches."""
+    """Make the estimation, and the passes of the head over the same batches, as cases."""
     data_format = "channels_first" if of.framework == "torch" else "channels_last"
     batches = [
         np.asarray(batch)
@@ -92,10 +92,10 @@ def _tabulate(
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--network", default="", help="only networks whose title holds this")
-    parser.add_argument("--rounds", type=int, default=12, help="repetitions, at most")
+    parser.add_argument("--network", default="", help="only networks whose title contains this")
+    parser.add_argument("--rounds", type=int, default=12, help="maximum number of rounds")
     options = parser.parse_args()
-    use_threads()
+    prepare()
     results = Results("estimation", threads=THREADS)
     titles = [title for title in PLACES if options.network in title]
     measure(results, titles, options.rounds, budget=250)

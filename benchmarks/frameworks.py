@@ -1,4 +1,4 @@
-"""Where the time of an explanation goes, in either framework: the same network, weights, picture and noise.
+"""Time the phases of an explanation in both frameworks, for the same network, weights, picture and noise.
 
 python -m benchmarks.frameworks [--rounds N]
 """
@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.attribution import FRAMEWORKS
-from benchmarks.harness import THREADS, Case, Results, Timings, interleaved, show, use_threads
+from benchmarks.harness import THREADS, Case, Results, Timings, interleaved, prepare, show
 from benchmarks.methods import SAMPLES, STEPS, explanation
 from benchmarks.networks import PLACES, TARGET, Subject, subject
 from benchmarks.tables import Column
@@ -42,7 +42,7 @@ _LOOP = "loop without tail"
 
 
 def measure(results: Results, titles: Iterable[str], rounds: int, budget: float | None = None) -> None:
-    """Time the phases in both frameworks for networks of `PLACES` that both have, weights included."""
+    """Time the phases in both frameworks, for networks of `PLACES` that have the same weights in both."""
     for title in titles:
         show(f"  phases, {title}")
         subjects = {framework: subject(title, framework) for framework in FRAMEWORKS}
@@ -67,7 +67,7 @@ def measure(results: Results, titles: Iterable[str], rounds: int, budget: float 
 
 
 def phases(of: Subject) -> dict[str, Case]:
-    """The parts of an explanation that can be run by themselves, each as often as it takes place."""
+    """Make the separable phases of an explanation as cases, each repeated as often as in an explanation."""
     framework, split = of.adapter.framework, of.adapter.split(of.layer)
     inputs = of.adapter.to_inputs(of.x)
     features = split.features(inputs)
@@ -121,7 +121,7 @@ def phases(of: Subject) -> dict[str, Case]:
 
 
 def _milliseconds(timings: Timings, framework: str) -> dict[str, float]:
-    """Phases that add up to an explanation; those that cannot be run alone are differences."""
+    """Compute the times of phases that add up to an explanation, some of them as differences."""
     ran = {
         name: 1e3 * timings.median(f"{framework}: {name}")
         for name in (HEAD, FORWARD, _BOTH_WAYS, _LOOP, NOISE, SEEDED, OPTIMISER, WHOLE)
@@ -141,7 +141,7 @@ def _milliseconds(timings: Timings, framework: str) -> dict[str, float]:
 
 
 def _agreement(subjects: dict[str, Subject]) -> str:
-    """A sentence on how alike the results are for the same noise."""
+    """Describe the agreement of the results for the same noise in a sentence."""
     capacities = [
         of.explainer.explain(of.x, TARGET, seed=0).capacity_channels_first().ravel()
         for of in subjects.values()
@@ -152,9 +152,9 @@ def _agreement(subjects: dict[str, Subject]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=7, help="repetitions, at most")
+    parser.add_argument("--rounds", type=int, default=7, help="maximum number of rounds")
     options = parser.parse_args()
-    use_threads()
+    prepare()
     results = Results("frameworks", steps=STEPS, samples=SAMPLES, threads=THREADS)
     titles = [title for title, place in PLACES.items() if place.network == "efficientnet-lite0"]
     measure(results, titles, options.rounds, budget=90)

@@ -1,9 +1,9 @@
-"""Explanations on a graphics card: eager and compiled, float32 and bfloat16, against the size of the batch.
+"""Time explanations on a GPU: eager and compiled, float32 and bfloat16, by the size of the batch.
 
     python -m benchmarks.gpu [--device DEVICE] [--largest N]
 
-Times are those of the card's own events. The peak that the shares refer to is what the card reaches in a
-large product of matrices in the same precision, measured here: no figure of a data sheet is needed.
+Times come from the GPU's own events. The peak is the speed of a large matrix product in the same precision,
+measured here.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ MATRIX = 8192
 
 
 def measure(results: Results, device: torch.device, largest: int, matrix: int = MATRIX) -> None:
-    """Explain batches of growing size on `device`, in every precision, eager and compiled."""
+    """Explain batches of growing sizes on `device`, in every precision, eager and compiled."""
     results.data["peaks"] = {}
     for precision, dtype in PRECISIONS.items():
         results.data["peaks"][precision] = matrix_product_rate(device, dtype, matrix)
@@ -74,7 +74,7 @@ def measure(results: Results, device: torch.device, largest: int, matrix: int = 
 
 
 def seconds_on(device: torch.device, work: Callable[[], object]) -> float:
-    """Seconds that `work` keeps a device busy: by its own events where it has them."""
+    """Time `work` on a device in seconds, by the device's own events if it has them."""
     if device.type != "cuda":
         start = perf_counter()
         work()
@@ -88,14 +88,14 @@ def seconds_on(device: torch.device, work: Callable[[], object]) -> float:
 
 
 def matrix_product_rate(device: torch.device, dtype: torch.dtype, size: int = MATRIX) -> float:
-    """Operations per second in the product of two square matrices, best of several."""
+    """Measure the operations per second in the product of two square matrices, best of several runs."""
     a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
     torch.mm(a, b)
     return 2 * size**3 / min(seconds_on(device, lambda: torch.mm(a, b)) for _ in range(ROUNDS))
 
 
 def tail_flops(explainer: Explainer, layer: str, photograph: torch.Tensor) -> int:
-    """Operations in the tail for one feature map, forward and backward."""
+    """Count the operations in the tail for one feature map, forward and backward."""
     with explainer.adapter.split(layer).head(photograph) as tail:
         z = tail.features.detach().clone().requires_grad_()
         with FlopCounterMode(display=False) as counter, torch.enable_grad():
@@ -106,7 +106,7 @@ def tail_flops(explainer: Explainer, layer: str, photograph: torch.Tensor) -> in
 def _explanations(
     explainer: Explainer, tail: BareTail, photograph: torch.Tensor, images: int, device: torch.device
 ) -> tuple[float, float, float | None]:
-    """Seconds of a batch's explanation and of the bare tail, in turns, and the memory in MB."""
+    """Time an explanation of a batch and the bare tail, in seconds, and measure the memory in MB."""
     batch = photograph.repeat(images, 1, 1, 1)
 
     def explain() -> None:
@@ -124,12 +124,12 @@ def _explanations(
 
 
 def _batches(largest: int) -> list[int]:
-    """1, 2, 4 and so on, up to `largest`."""
+    """List 1, 2, 4 and so on, up to `largest`."""
     return [2**power for power in range(largest.bit_length()) if 2**power <= largest]
 
 
 def plot(content: dict[str, Any], path: Path) -> None:
-    """Images per second against the size of the batch."""
+    """Draw the images per second against the size of the batch."""
     import matplotlib.pyplot as plt
 
     tables = content["tables"]
@@ -150,15 +150,15 @@ def plot(content: dict[str, Any], path: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--device", default="cuda", help="device to run on, as PyTorch names it")
-    parser.add_argument("--largest", type=int, default=LARGEST, help="most images at once")
-    parser.add_argument("--matrix", type=int, default=MATRIX, help="side of the matrices that show the peak")
+    parser.add_argument("--device", default="cuda", help="PyTorch's name of the device to run on")
+    parser.add_argument("--largest", type=int, default=LARGEST, help="largest number of images at once")
+    parser.add_argument("--matrix", type=int, default=MATRIX, help="side of the matrices to measure the peak")
     options = parser.parse_args()
     device = torch.device(options.device)
     if device.type == "cuda" and not torch.cuda.is_available():
         show("gpu: no GPU was found, so nothing was measured")
         return
-    # Convolutions in float32 use the card's matrix units by default; so shall the product that is the peak.
+    # Convolutions in float32 use the matrix units of the GPU by default. Let the product use them as well.
     torch.set_float32_matmul_precision("high")
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
     results = Results("gpu", device=name, steps=STEPS, samples=SAMPLES)

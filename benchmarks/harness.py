@@ -1,4 +1,4 @@
-"""What the benchmarks share: interleaved timing, ratios, goals, and the file that results go to."""
+"""The common parts of the benchmarks: interleaved timing, ratios, goals, and files of results."""
 
 from __future__ import annotations
 
@@ -19,43 +19,44 @@ from typing import Any
 import psutil
 
 from benchmarks.tables import Column, Table, Yardstick, markdown
+from iba_core.framework.allocator import keep_freed_memory
 
 ROOT = Path(__file__).parents[1]
 RESULTS = Path(__file__).parent / "results"
 IMAGES = ROOT / "docs" / "images"
 
 THREADS = 2
-"""Of each framework, so that figures of different machines can be compared."""
+"""Number of threads of each framework, so that results of different machines can be compared."""
 
 PACKAGES = ("torch", "tensorflow", "tensorflow_cpu", "keras", "captum", "transformers", "numpy", "scipy")
 
 Case = Callable[[], object]
-"""Something to be timed. If it returns a float, these are the seconds that count; otherwise all do."""
+"""Work to be timed. If it returns a float, that is its time in seconds; otherwise its whole run is timed."""
 
 
 @dataclass(frozen=True)
 class Timings:
-    """Seconds of cases that ran in turns.
+    """Times of cases that ran in turns.
 
     Attributes:
-        seconds: for each case its time in each round.
+        seconds: the time of each case in each round.
     """
 
     seconds: dict[str, list[float]]
 
     def median(self, case: str) -> float:
-        """Median over the rounds."""
+        """Return the median over the rounds."""
         return median(self.seconds[case])
 
     def ratio(self, case: str, to: str) -> float:
-        """How many times as long `case` takes as `to`: the median of the ratios within the rounds.
+        """Return the time of `case` as a multiple of that of `to`, the median of the ratios within rounds.
 
-        What slows the machine for a while slows both cases of a round.
+        If the machine is slow for a while, both cases of a round are slow.
         """
         return median(self._ratios(case, to))
 
-    def spread(self, case: str, to: str | None = None) -> tuple[float, float]:
-        """Lower and upper quartile of the seconds of `case`, or of its ratio to another."""
+    def quartiles(self, case: str, to: str | None = None) -> tuple[float, float]:
+        """Return the lower and upper quartile of the seconds of `case`, or of its ratio to another case."""
         values = self.seconds[case] if to is None else self._ratios(case, to)
         if len(values) < 2:
             return values[0], values[0]
@@ -67,18 +68,21 @@ class Timings:
 
 
 def in_turns(names: Sequence[str], number: int) -> list[str]:
-    """The order of a round, in which what a case leaves behind falls upon all others alike.
+    """Choose the order of the cases in a round, so that their effects on each other are balanced.
 
-    In a row of rounds as long as the names (twice as long if their number is odd), each has each place, and
-    follows each other, equally often: the squares of E. J. Williams, "Experimental designs balanced for the
-    estimation of residual effects of treatments", 1949.
+    In a sequence of as many rounds as cases (twice as many if their number is odd), each case has each place,
+    and follows each other case, equally often. These are the squares of E. J. Williams, "Experimental designs
+    balanced for the estimation of residual effects of treatments", 1949.
 
     Args:
-        names: of the cases.
-        number: of the round, from 0.
+        names: names of the cases.
+        number: number of the round, from 0.
+
+    Returns:
+        The names in the order of the round.
     """
     count = len(names)
-    # 0, 1, -1, 2, -2 and so on: of an even number, each distance between neighbours occurs once.
+    # 0, 1, -1, 2, -2 and so on: in an even number, each distance between neighbours occurs once.
     steps = [(place + 1) // 2 if place % 2 else -(place // 2) for place in range(count)]
     row = number // 2 if count % 2 else number
     order = [names[(row + step) % count] for step in steps]
@@ -97,20 +101,20 @@ def interleaved(
     """Time the cases in turns, in the order of `in_turns`.
 
     Args:
-        cases: what to time.
-        rounds: how often each runs.
-        warmups: run once before, uncounted, so that nothing is compiled or allocated for the first time;
-            the cases themselves if None.
-        budget: begin no further round after so many seconds.
-        least: rounds that take place whatever the budget.
-        turn: of `seconds_of`.
+        cases: cases to time, by name.
+        rounds: maximum number of rounds.
+        warmups: cases to run once before, without timing, so that compilation and first allocations do not
+            count; None for the cases themselves.
+        budget: seconds after which no further round begins; None for no limit.
+        least: minimum number of rounds, independent of the budget.
+        turn: see `seconds_of`.
     """
     names = list(cases)
     seconds: dict[str, list[float]] = {name: [] for name in names}
     for name, case in (cases if warmups is None else warmups).items():
         show(f"    warming {name}")
         case()
-    with _nothing_old_collected():
+    with _older_objects_frozen():
         start = perf_counter()
         for number in range(rounds):
             if budget is not None and number >= least and perf_counter() - start > budget:
@@ -122,10 +126,10 @@ def interleaved(
 
 
 @contextmanager
-def _nothing_old_collected() -> Iterator[None]:
-    """Context in which the garbage collector passes by what is there already.
+def _older_objects_frozen() -> Iterator[None]:
+    """Exclude all existing objects from garbage collection.
 
-    It takes half a second to go through all that two frameworks bring along, and may begin at any time.
+    A collection of all objects of two frameworks takes half a second, and may begin at any time.
     """
     gc.collect()
     gc.freeze()
@@ -136,11 +140,14 @@ def _nothing_old_collected() -> Iterator[None]:
 
 
 def seconds_of(case: Case, turn: float = 0.0) -> float:
-    """Seconds of one run of `case`, garbage collected before.
+    """Time one run of `case`, after a garbage collection.
 
     Args:
-        case: what to time.
-        turn: run it again and again until it has taken so many seconds in all, and give the mean.
+        case: case to time.
+        turn: seconds to fill: the case is repeated until its runs have taken that long in total.
+
+    Returns:
+        The mean over the runs, in seconds.
     """
     gc.collect()
     found: list[float] = []
@@ -152,16 +159,16 @@ def seconds_of(case: Case, turn: float = 0.0) -> float:
 
 
 class Results:
-    """All that one program has measured, and under which circumstances.
+    """The results of one program, with the machine, versions and settings.
 
     Args:
-        program: its name, which is the name of the file too.
-        settings: whatever a reader has to know to judge the figures.
+        program: name of the program, which is also the name of the file.
+        settings: settings that a reader needs to know.
 
     Attributes:
-        tables: for readers.
+        tables: tables for readers.
         yardsticks: goals.
-        data: everything else, such as the single times, as JSON holds it.
+        data: further data, such as single times, in a form that JSON can store.
     """
 
     def __init__(self, program: str, **settings: Any) -> None:
@@ -174,25 +181,25 @@ class Results:
         self._start = perf_counter()
 
     def table(self, title: str, *columns: Column, note: str = "") -> Table:
-        """A new, empty table."""
+        """Add an empty table."""
         self.tables.append(Table(title, list(columns), note=note))
         return self.tables[-1]
 
     def goal(
         self, what: str, measured: float, *, at_most: float | None = None, at_least: float | None = None
     ) -> None:
-        """Note a goal; one of the two sides is given."""
+        """Add a goal, with one of the two limits."""
         if at_most is not None:
             self.yardsticks.append(Yardstick(what, measured, at_most, "at most"))
         if at_least is not None:
             self.yardsticks.append(Yardstick(what, measured, at_least, "at least"))
 
     def timings(self, subject: str, timings: Timings) -> None:
-        """Keep the single times of a comparison."""
+        """Add the single times of a comparison."""
         self.data.setdefault("seconds", {})[subject] = timings.seconds
 
     def as_json(self) -> dict[str, Any]:
-        """Everything, as the file holds it."""
+        """Return the content of the file."""
         return {
             "program": self.program,
             "command": command(),
@@ -207,7 +214,7 @@ class Results:
         }
 
     def write(self, folder: Path = RESULTS) -> Path:
-        """Write ``<program>.json`` and show its tables."""
+        """Write ``<program>.json`` and print its tables."""
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / f"{self.program}.json"
         content = self.as_json()
@@ -218,15 +225,15 @@ class Results:
 
 
 def show(line: str) -> None:
-    """Progress, on stderr, so that stdout holds nothing but tables."""
+    """Print progress to stderr, so that stdout contains only tables."""
     print(line, file=sys.stderr, flush=True)
 
 
 def use_threads(frameworks: Collection[str] = ("torch", "tensorflow"), threads: int = THREADS) -> None:
-    """Give each framework that many threads. To be called before TensorFlow is imported.
+    """Set the number of threads of each framework. Call it before TensorFlow is imported.
 
-    TensorFlow also gets oneDNN's kernels, which it uses by itself on newer processors only: on others they
-    take little more than half the time of its own.
+    It also enables oneDNN's kernels in TensorFlow, whose default is to use them on newer processors only. On
+    older ones they take little more than half the time of TensorFlow's own kernels.
     """
     if "torch" in frameworks:
         import torch
@@ -240,15 +247,25 @@ def use_threads(frameworks: Collection[str] = ("torch", "tensorflow"), threads: 
         tf.config.threading.set_inter_op_parallelism_threads(threads)
 
 
+def prepare() -> None:
+    """Prepare a process for timing: set the threads, and let the C library keep freed memory.
+
+    This applies to all compared methods. Without it, times depend on whether the C library happens to keep
+    freed memory.
+    """
+    use_threads()
+    keep_freed_memory()
+
+
 def command() -> str:
-    """The command line of this program, as one types it in the repository."""
+    """Return the command line of this program, as typed in the repository's folder."""
     module = getattr(sys.modules["__main__"], "__spec__", None)
     name = f"-m {module.name}" if module else Path(sys.argv[0]).name
     return " ".join(["python", name, *sys.argv[1:]])
 
 
 def machine() -> dict[str, Any]:
-    """The machine, as far as it matters to figures; not which one it is."""
+    """Describe the properties of the machine that affect results."""
     return {
         "processor": _processor(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
@@ -258,7 +275,7 @@ def machine() -> dict[str, Any]:
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python and of the packages that the figures depend on."""
+    """Return the versions of Python and of the packages that affect results."""
     found = {"python": platform.python_version()}
     for package in PACKAGES:
         try:

@@ -1,16 +1,16 @@
-"""Peak memory of the same work that is timed, in a process of its own.
+"""Measure the peak memory of cases, in a separate process.
 
-In the process that does the timing, peaks cannot be read off: glibc and TensorFlow keep what was freed
-and hand it out again, so that a peak disappears in what is left of an earlier one. Here every block of 32 KiB
-or more is given back at once: glibc is told to map each one by itself, and TensorFlow to do without the pool
-that oneDNN brings along. All smaller blocks are kept, Python's objects and the smallest tensors among them:
-scattered over many pages, they would count for more than they hold, and differently in each process. The
-kernel then counts the peak exactly, to a page: its high-water mark is set back before the work and read after
-it. Where there is no such mark (not Linux), a thread samples instead.
+In the process that is timed, peaks cannot be measured: glibc and TensorFlow keep freed memory and use it
+again, so a peak can disappear in memory that is left from an earlier one. Here, every block of 32 KiB or more
+is returned at once: glibc maps each one separately, and TensorFlow does not use oneDNN, which has a memory
+pool. Smaller blocks, such as Python objects and tiny tensors, are kept. They are scattered over many pages,
+so returning them would change the count by chance. The kernel then counts the peak exactly, to a page: its
+high-water mark is reset before the case and read after it. Without such a mark (not on Linux), a thread
+samples the memory instead.
 
     python -m benchmarks.memory MODULE FUNCTION [JSON]
 
-calls ``MODULE.FUNCTION(**JSON)``, which returns works by name, and prints the peak of each as JSON.
+It calls ``MODULE.FUNCTION(**JSON)``, which returns cases by name, and prints the peak of each as JSON.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ from benchmarks.harness import ROOT
 _STATUS = Path("/proc/self/status")
 _RESET = Path("/proc/self/clear_refs")
 _RUNS = (2, 8)
-"""At least and at most; the least peak counts: whatever else happens in a process only adds to it."""
+"""Minimum and maximum number of runs. The smallest peak counts, since other activity only adds to it."""
 _SECONDS = 2.0
-"""Begin no further run after so long, unless it is one of the least number."""
+"""Seconds after which no further run begins, once the minimum number is reached."""
 _ENVIRONMENT = {
     "MALLOC_MMAP_THRESHOLD_": "32768",
     "MALLOC_TRIM_THRESHOLD_": str(2**30),
@@ -46,12 +46,12 @@ _ENVIRONMENT = {
 
 
 def peaks(module: str, function: str, **arguments: Any) -> dict[str, float]:
-    """Bytes that each work needs at most beyond what is held before it, measured in a new process.
+    """Measure the peak memory in bytes of several cases in a new process, beyond the memory before each.
 
     Args:
         module: name of a module.
-        function: name of its function that returns a dict of works by name, callables without arguments.
-        **arguments: for the function; as JSON can hold them.
+        function: name of its function that returns the cases by name, callables without arguments.
+        **arguments: arguments of the function, in a form that JSON can store.
     """
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks.memory", module, function, json.dumps(arguments)],
@@ -65,9 +65,9 @@ def peaks(module: str, function: str, **arguments: Any) -> dict[str, float]:
 
 
 def peak(work: Callable[[], object]) -> float:
-    """Bytes that `work` needs at most beyond what is held before it."""
+    """Measure the peak memory in bytes of `work`, beyond the memory before it."""
     gc.collect()
-    return _marked(work) if _RESET.exists() else _sampled(work)
+    return _marked_peak(work) if _RESET.exists() else sampled_peak(work)
 
 
 def _least_peak(work: Callable[[], object]) -> float:
@@ -78,14 +78,15 @@ def _least_peak(work: Callable[[], object]) -> float:
     return min(found)
 
 
-def _marked(work: Callable[[], object]) -> float:
+def _marked_peak(work: Callable[[], object]) -> float:
     _RESET.write_text("5")
     before = _status("VmRSS")
     work()
     return float(_status("VmHWM") - before)
 
 
-def _sampled(work: Callable[[], object]) -> float:
+def sampled_peak(work: Callable[[], object]) -> float:
+    """Measure the peak as `peak` does, by sampling in a thread."""
     process = psutil.Process()
     before = highest = process.memory_info().rss
     done = threading.Event()

@@ -1,7 +1,7 @@
-"""Every way of explaining a photograph that is compared, as works without arguments.
+"""The compared methods of explaining a photograph, as cases without arguments.
 
-For the cruder methods the settings are the fastest that were found, see README.md: copies pass in batches
-where that saves time.
+The simpler methods use the fastest settings that were found, see README.md: copies run in batches where that
+saves time.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from iba_core.bottleneck.statistics import Statistics
 from iba_core.targets import main_output
 
 STEPS, SAMPLES = 10, 10
-"""The paper's."""
+"""The values of the paper."""
 
 BRIEF_STEPS = 2
 
@@ -38,17 +38,17 @@ LABELS = {
 INTEGRATION_STEPS = 50
 INTEGRATION_BATCH = 10
 OCCLUSION_SIDE = 16
-"""Of the patches, in pixels; they lie side by side: 14 by 14."""
+"""Side of the patches in pixels. There are 14 by 14 patches, which do not overlap."""
 OCCLUSION_BATCH = 14
 
 
 @dataclass(frozen=True)
 class Work:
-    """One way of explaining one photograph.
+    """One method, applied to one photograph.
 
     Attributes:
-        whole: all of it.
-        brief: the same with fewer repetitions: enough to warm up, and for the peak of memory.
+        whole: the whole explanation.
+        brief: the same with fewer repetitions, to warm up and to measure the peak memory.
     """
 
     whole: Case
@@ -56,7 +56,7 @@ class Work:
 
 
 def explanation(of: Subject) -> Work:
-    """What this library does for one photograph and a given class."""
+    """Explain one photograph and class with this library."""
 
     def run(steps: int) -> None:
         of.explainer.explain(of.x, TARGET, steps=steps, samples=SAMPLES)
@@ -65,7 +65,7 @@ def explanation(of: Subject) -> Work:
 
 
 def fast_explanation(of: Subject) -> Work:
-    """The same with the preset that spends less, on its own numbers of steps and samples."""
+    """Explain with the preset ``"fast"``, which has its own numbers of steps and samples."""
 
     def run() -> None:
         of.explainer.explain(of.x, TARGET, preset="fast")
@@ -80,7 +80,7 @@ def bare_tail(of: Subject) -> Work:
 
 
 def _seconds_of_tail(of: Subject) -> Callable[[int, int], float]:
-    """The time that so many steps of so many samples take."""
+    """Make a function that times steps of samples in the tail."""
     features = of.adapter.split(of.layer).features(of.adapter.to_inputs(of.x))
     if of.framework == "tensorflow":
         from benchmarks.plain_keras_tail import PlainKerasTail
@@ -93,13 +93,13 @@ def _seconds_of_tail(of: Subject) -> Callable[[int, int], float]:
     modules = tail_modules(PLACES[of.title].network, of.model, of.layer)
     with torch.no_grad():
         whole = main_output(of.adapter.predict(torch.from_numpy(of.x)))
-        # Up to rounding, which differs with the order of the features in memory.
+        # The rounding depends on the order of the features in memory.
         torch.testing.assert_close(modules(features), whole, rtol=1e-3, atol=1e-3 * float(whole.abs().max()))
     return PlainTail(modules, features).seconds
 
 
 def published(of: Subject) -> Work:
-    """The published algorithm, PyTorch."""
+    """Explain with the published algorithm in PyTorch."""
     import torch
 
     from benchmarks.published import PublishedBottleneck
@@ -109,12 +109,12 @@ def published(of: Subject) -> Work:
     layer = of.model.get_submodule(of.layer)
     bottleneck = PublishedBottleneck(of.model, layer, mean, std, torch.from_numpy(statistics.active))
     run = partial(bottleneck.explain, torch.from_numpy(of.x), TARGET, samples=SAMPLES)
-    # All steps take the same memory.
+    # All steps need the same memory.
     return Work(partial(run, steps=STEPS), partial(run, steps=1))
 
 
 def integrated_gradients(of: Subject, batch: int = INTEGRATION_BATCH) -> Work:
-    """Captum's Integrated Gradients, PyTorch; in brief, two batches."""
+    """Explain with Captum's Integrated Gradients in PyTorch; in brief, with two batches."""
     import torch
     from captum.attr import IntegratedGradients
 
@@ -124,7 +124,7 @@ def integrated_gradients(of: Subject, batch: int = INTEGRATION_BATCH) -> Work:
 
 
 def occlusion(of: Subject, batch: int = OCCLUSION_BATCH) -> Work:
-    """Captum's Occlusion, PyTorch; in brief, with patches so large that there are 16."""
+    """Explain with Captum's Occlusion in PyTorch; in brief, with 16 large patches."""
     import torch
     from captum.attr import Occlusion
 
@@ -139,7 +139,7 @@ def occlusion(of: Subject, batch: int = OCCLUSION_BATCH) -> Work:
 
 
 def grad_cam(of: Subject) -> Work:
-    """Captum's Grad-CAM at the same layer, PyTorch."""
+    """Explain with Captum's Grad-CAM at the same layer in PyTorch."""
     import torch
     from captum.attr import LayerGradCam
 
@@ -157,18 +157,21 @@ METHODS: dict[str, Callable[[Subject], Work]] = {
     OCCLUSION: occlusion,
     GRAD_CAM: grad_cam,
 }
-"""By name."""
+"""The methods by name."""
 
 IN_EVERY_FRAMEWORK = {OURS, FAST, TAIL}
 CRUDER = {INTEGRATED, OCCLUSION, GRAD_CAM}
 
 
 def works(of: Subject, names: Collection[str]) -> dict[str, Work]:
-    """The methods that there are in a subject's framework, ready to run, by name.
+    """Prepare the methods that exist in a subject's framework.
 
     Args:
-        of: what they explain.
-        names: of the methods, of `METHODS`.
+        of: network and photograph to explain.
+        names: names of the methods, from `METHODS`.
+
+    Returns:
+        The methods by name.
     """
     return {
         name: make(of)
@@ -178,13 +181,13 @@ def works(of: Subject, names: Collection[str]) -> dict[str, Work]:
 
 
 def works_for_memory(title: str, framework: str, names: list[str]) -> dict[str, Case]:
-    """The same in brief, for `benchmarks.memory`."""
+    """Prepare the brief form of the methods for `benchmarks.memory`."""
     use_threads([framework])
     return {name: work.brief for name, work in works(subject(title, framework), names).items()}
 
 
 def _logits(model: Any) -> Any:
-    """The network as a function or module that returns a plain tensor, as Captum wants it."""
+    """Wrap the network so that it returns a tensor, as Captum needs it."""
     if "transformers" not in sys.modules:
         return model
     from torch import nn

@@ -1,7 +1,7 @@
-"""The networks that are measured, in the frameworks that have them, each with something to explain.
+"""The measured networks in both frameworks, each with a photograph to explain.
 
-EfficientNet-Lite0 has its ImageNet weights. The others have random ones, drawn so that the signal neither
-fades nor explodes: times do not depend on what a network has learnt.
+EfficientNet-Lite0 has its ImageNet weights. The others have random weights, drawn so that the signal neither
+vanishes nor explodes. Times do not depend on the weights.
 """
 
 from __future__ import annotations
@@ -18,20 +18,20 @@ from iba_core.pictures.images import sample_crops, sample_image
 from iba_core.zoo.efficientnet_lite import PREPROCESSING
 
 TARGET = 282
-"""Tiger cat: what the photograph shows."""
+"""The class "tiger cat", which the photograph shows."""
 
 SIDE = 224
 
 
 @dataclass(frozen=True)
 class Place:
-    """A layer of a network, under its name in each framework that has the network.
+    """A layer of a network.
 
     Attributes:
-        network: the network.
-        title: as a reader knows it.
-        layers: the layer's name, by framework.
-        tokens: how to read the layer's features, where they are tokens.
+        network: name of the network.
+        title: name for readers.
+        layers: name of the layer in each framework that has the network.
+        tokens: how to read the layer's features if they are tokens.
     """
 
     network: str
@@ -69,12 +69,12 @@ class Subject:
     """A network and a photograph to explain, in one framework.
 
     Attributes:
-        title: of its place in `PLACES`.
+        title: title of its place in `PLACES`.
         framework: ``"torch"`` or ``"tensorflow"``.
         model: the network.
-        layer: where it is cut.
-        explainer: fitted there.
-        x: one photograph as the network takes it, (1, ...), NumPy.
+        layer: layer at which it is split.
+        explainer: explainer, fitted at the layer.
+        x: input of the network for one photograph, NumPy array (1, ...).
     """
 
     title: str
@@ -86,12 +86,12 @@ class Subject:
 
     @property
     def adapter(self) -> ModelAdapter:
-        """The way into the network."""
+        """Adapter of the network."""
         return self.explainer.adapter
 
 
 def subject(title: str, framework: str, crops: int = 16) -> Subject:
-    """The network and layer of `PLACES` called `title`, with statistics of a few photographs' crops."""
+    """Make the network and layer of `PLACES` with this title, with statistics of crops of photographs."""
     place = PLACES[title]
     model = _BUILDERS[framework][place.network]()
     data_format = "channels_first" if framework == "torch" else "channels_last"
@@ -127,7 +127,7 @@ def _torch_vit() -> Any:
 
 
 def _torch_vgg() -> Any:
-    """VGG-16: Simonyan & Zisserman, 2015, table 1, configuration D."""
+    """Make VGG-16: K. Simonyan and A. Zisserman, 2015, table 1, configuration D."""
     from torch import nn
 
     layers: dict[str, nn.Module] = {}

@@ -1,4 +1,4 @@
-"""Insertion and deletion: how the answer changes as what a map calls salient comes in, or goes."""
+"""Insertion and deletion: the change of a prediction as the salient pixels are inserted or deleted."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from scipy.ndimage import gaussian_filter
 Images = np.ndarray[Any, Any]
 PARTS = 16
 BLUR = 10.0
-"""Standard deviation in pixels of the blur that stands for what is not there."""
+"""Standard deviation in pixels of the blur that replaces deleted pixels."""
 
 
 def perturbation_area(
@@ -21,17 +21,18 @@ def perturbation_area(
     mode: Literal["insertion", "deletion"],
     parts: int = PARTS,
 ) -> float:
-    """Mean probability of the answer while the most salient pixels come in, or go, part by part.
+    """Compute the mean probability of a class while the most salient pixels are inserted or deleted.
 
     V. Petsiuk, A. Das, K. Saenko, "RISE: Randomized Input Sampling for Explanation of Black-box Models",
-    BMVC 2018. A good map has much area under the insertion, and little under the deletion.
+    BMVC 2018. A good map has a large area under insertion and a small area under deletion.
 
     Args:
-        probability: that of the answer for images (B, C, H, W), (B,).
+        probability: function that maps images (B, C, H, W) to the probabilities (B,) of the class.
         image: (C, H, W).
         saliency: (H, W).
-        mode: whether the salient pixels come in where all was blurred, or are blurred.
-        parts: number of parts.
+        mode: ``"insertion"`` to put the salient pixels into the blurred image, ``"deletion"`` to blur them in
+            the image.
+        parts: number of steps in which the pixels are changed.
     """
     blurred = gaussian_filter(image, (0, BLUR, BLUR))
     start, end = (blurred, image) if mode == "insertion" else (image, blurred)

@@ -1,6 +1,6 @@
-"""The bare tail of the networks in plain Keras and TensorFlow, with nothing of this library in it.
+"""The bare tail of the networks in plain Keras and TensorFlow, without this library.
 
-As in `benchmarks.plain_tail`: the cut of a Keras model merges batch normalisation into convolutions.
+The library's own tail is no independent reference, since it merges batch normalisation into convolutions.
 """
 
 from __future__ import annotations
@@ -17,25 +17,25 @@ class PlainKerasTail:
 
     Args:
         model: a functional model.
-        layer: name of the layer that the tail begins behind.
+        layer: name of the layer after which the tail begins.
         features: the feature map, (1, *feature map).
     """
 
     def __init__(self, model: keras.Model, layer: str, features: tf.Tensor) -> None:
         self.tail = keras.Model(model.get_layer(layer).output, model.outputs)
         self._features = features
-        self._pass = tf.function(self._value_and_grad)
+        self.value_and_grad = tf.function(self._value_and_grad)
 
     def seconds(self, steps: int, samples: int) -> float:
-        """Time of `steps` passes of `samples` copies."""
-        # Of its own, as an explanation has to hold it: an identity would be the same memory.
+        """Time `steps` passes of `samples` copies, in seconds."""
+        # Copy the features, since an explanation also holds them. An identity would share the memory.
         features = self._features + 0.0
         z = tf.repeat(features, samples, axis=0)
         start = perf_counter()
         last: Any = ()
         for _ in range(steps):
-            last = ()  # What a pass gives is not held while the next one runs.
-            last = self._pass(z)
+            last = ()  # Free the results of a pass before the next one runs.
+            last = self.value_and_grad(z)
         for tensor in last:
             tensor.numpy()
         return perf_counter() - start

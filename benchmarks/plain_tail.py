@@ -1,7 +1,7 @@
-"""The bare tail of the networks in plain PyTorch, with nothing of this library in it.
+"""The bare tail of the networks in plain PyTorch, without this library.
 
-What is measured must not be part of its own yardstick: the cut of a PyTorch model steps into the calls of its
-modules, which takes time, and differentiates batch normalisation in its own way, which saves some.
+The library's own tail is no independent reference: it intercepts the calls of modules, which takes time, and
+uses faster equivalents of some modules, which saves time.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from torch import nn
 
 
 def tail_modules(network: str, model: nn.Module, layer: str) -> nn.Sequential:
-    """The modules of a network of `benchmarks.networks` behind a layer, in the order in which they run."""
-    return nn.Sequential(*_BEHIND[network](model, layer))
+    """List the modules of a network of `benchmarks.networks` after a layer, in the order of a pass."""
+    return nn.Sequential(*_AFTER[network](model, layer))
 
 
 class PlainTail:
@@ -32,12 +32,12 @@ class PlainTail:
         self._features = features
 
     def seconds(self, steps: int, samples: int) -> float:
-        """Time of `steps` passes of `samples` copies."""
-        # Of its own, as an explanation has to hold it, and any other tail of a network that it starts from.
+        """Time `steps` passes of `samples` copies, in seconds."""
+        # Copy the features, since an explanation also holds them.
         features = self._features.clone()
         z = features.repeat_interleave(samples, 0)
         if z.ndim == 4 and z.device.type == "cpu":
-            # The order in which the convolutions of a processor are fastest.
+            # Convolutions on a processor are fastest in this order.
             z = z.contiguous(memory_format=torch.channels_last)
         z.requires_grad_()
         learning = [parameter for parameter in self.tail.parameters() if parameter.requires_grad]
@@ -53,8 +53,8 @@ class PlainTail:
                 parameter.requires_grad_(True)
 
 
-def _behind_in_sequence(model: Any, layer: str) -> list[nn.Module]:
-    """Of a `Sequential` of modules and of one `Sequential`, all of whose outputs go to the next alone."""
+def _after_in_sequence(model: Any, layer: str) -> list[nn.Module]:
+    """List the modules after a layer of a `Sequential`, or of a `Sequential` in it."""
     found: list[nn.Module] = []
     first, _, inner = layer.partition(".")
     children = dict(model.named_children())
@@ -64,12 +64,12 @@ def _behind_in_sequence(model: Any, layer: str) -> list[nn.Module]:
     return found + [children[name] for name in names[names.index(first) + 1 :]]
 
 
-def _behind_in_resnet(model: Any, layer: str) -> list[nn.Module]:
+def _after_in_resnet(model: Any, layer: str) -> list[nn.Module]:
     stage = int(layer.rpartition(".")[2])
     return [*model.resnet.encoder.stages[stage + 1 :], model.resnet.pooler, model.classifier]
 
 
-def _behind_in_vit(model: Any, layer: str) -> list[nn.Module]:
+def _after_in_vit(model: Any, layer: str) -> list[nn.Module]:
     block = int(layer.rpartition(".")[2])
     return [*model.vit.layers[block + 1 :], model.vit.layernorm, _ClassToken(), model.classifier]
 
@@ -79,9 +79,9 @@ class _ClassToken(nn.Module):
         return tokens[:, 0]
 
 
-_BEHIND: dict[str, Callable[[Any, str], list[nn.Module]]] = {
-    "efficientnet-lite0": _behind_in_sequence,
-    "vgg-16": _behind_in_sequence,
-    "resnet-50": _behind_in_resnet,
-    "vit-b-16": _behind_in_vit,
+_AFTER: dict[str, Callable[[Any, str], list[nn.Module]]] = {
+    "efficientnet-lite0": _after_in_sequence,
+    "vgg-16": _after_in_sequence,
+    "resnet-50": _after_in_resnet,
+    "vit-b-16": _after_in_vit,
 }

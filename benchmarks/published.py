@@ -1,9 +1,9 @@
-"""Bottleneck attribution as the paper writes it down, in plain PyTorch: what the library is compared with.
+"""Bottleneck attribution as described in the paper, in plain PyTorch, to compare the library with.
 
-Schulz et al., "Restricting the Flow", ICLR 2020, section 3 and algorithm "per-sample bottleneck". Nothing is
-spared: the whole network runs on the whole batch of noisy copies in every step, a hook puts the bottleneck
-in its place, the capacity is computed for every copy, and `backward` computes gradients for everything
-that has them, the weights of the network included.
+K. Schulz et al., "Restricting the Flow", ICLR 2020, section 3 and algorithm "per-sample bottleneck". It is
+not optimised: in every step, the whole network runs on the whole batch of noisy copies, a hook inserts the
+bottleneck, the capacity is computed for every copy, and `backward` computes all gradients, including those of
+the weights.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from torch.nn import functional
 
 
 class PublishedBottleneck:
-    """Per-sample bottleneck behind a layer of a network.
+    """A per-sample bottleneck after a layer of a network.
 
     Args:
         model: the network, in evaluation mode.
-        layer: a module of it, whose output is a feature map (B, C, H, W) or tokens (B, N, C).
-        mean: mean of the features, shape of one feature map.
-        std: their standard deviation, likewise.
-        active: which of them take part, likewise.
+        layer: a module of the network whose output is a feature map (B, C, H, W) or tokens (B, N, C).
+        mean: mean of the features, with the shape of one feature map.
+        std: standard deviation of the features, of the same shape.
+        active: mask of the active features, of the same shape.
     """
 
     def __init__(
@@ -41,13 +41,13 @@ class PublishedBottleneck:
     def explain(
         self, x: torch.Tensor, target: int, steps: int = 10, samples: int = 10, beta: float = 10.0
     ) -> torch.Tensor:
-        """Saliency map (H, W) of one image (1, C, H, W), in bits per place of the layer.
+        """Compute the saliency map (H, W) of one image, in bits per place of the layer.
 
         Args:
-            x: the image.
-            target: the class explained.
-            steps: optimiser steps.
-            samples: noisy copies.
+            x: the image, (1, C, H, W).
+            target: class to explain.
+            steps: number of optimiser steps.
+            samples: number of noisy copies.
             beta: weight of the mean capacity.
         """
         self.alpha.data.fill_(5.0)
@@ -81,7 +81,7 @@ class PublishedBottleneck:
 
     @staticmethod
     def _smooth(mask: torch.Tensor) -> torch.Tensor:
-        """Gaussian of standard deviation 1 over the places of a feature map; tokens are left alone."""
+        """Smooth a mask of a feature map by a Gaussian of standard deviation 1; tokens are not smoothed."""
         if mask.ndim != 4:
             return mask
         offsets = torch.arange(-2.0, 3.0)

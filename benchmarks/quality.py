@@ -1,11 +1,11 @@
-"""What a faster explanation costs: how good the maps are against the time they take.
+"""Measure the quality of faster explanations against their time.
 
     python -m benchmarks.quality [--reference-samples N] [--references N]
 
-EfficientNet-Lite0, cut at a layer where an explanation is quick. Each way of explaining is run on ten
+EfficientNet-Lite0 is split at a layer where an explanation is fast. Each combination of settings explains ten
 photographs, with two seeds. Its maps are compared with those of the default with the same seed and with the
-other one, and with a reference of 1,000 samples and 100 steps, which takes some ten minutes a photograph: the
-references are kept in ``benchmarks/cache`` and made once.
+other seed, and with a reference of 1,000 samples and 100 steps. A reference takes about ten minutes per
+photograph; it is computed once and kept in ``benchmarks/cache``.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.harness import Results, in_turns, interleaved, show, use_threads
+from benchmarks.harness import Results, in_turns, interleaved, prepare, show
 from benchmarks.networks import TARGET, subject
 from benchmarks.perturbation import perturbation_area
 from benchmarks.tables import Column
@@ -32,7 +32,7 @@ from iba_core.zoo.efficientnet_lite import PREPROCESSING
 
 Array = np.ndarray[Any, Any]
 Maps = dict[tuple[str, int, int], Array]
-"""Maps of each way, photograph and seed."""
+"""Maps by combination of settings ("way"), photograph and seed."""
 
 TITLE = "EfficientNet-Lite0, blocks.10"
 DEEP = "EfficientNet-Lite0, blocks.5"
@@ -67,7 +67,7 @@ WAYS: dict[str, dict[str, Any]] = {
     "30 steps until 3 %": {"steps": 30, "tolerance": 0.03},
     "bfloat16": {"precision": "bfloat16"},
 }
-"""Hyperparameters other than the default's. What a preset is equal to is marked by the preset's name."""
+"""Combinations of hyperparameters that differ from the default. One is equal to the preset ``"fast"``."""
 
 FAST_TIMES, FAST_CORRELATION, FAST_LOSS = 2.0, 0.97, 0.01
 REFERENCE = {"samples": 1000, "steps": 100}
@@ -75,7 +75,7 @@ TIME_TICKS = (0.1, 0.2, 0.3, 0.5, 1, 2, 3, 5, 10, 20, 30, 50)
 
 
 def measure(results: Results, reference_samples: int, references: int) -> None:
-    """Study all ways at one layer."""
+    """Compare all combinations of settings at one layer."""
     explainer, photographs = _studied(TITLE, "torch")
     targets = explainer.predict(photographs).argmax(axis=1)
     maps, bits, seconds = _explain_all(explainer, photographs, targets)
@@ -107,7 +107,7 @@ def measure(results: Results, reference_samples: int, references: int) -> None:
         areas = _areas(explainer, photographs, targets, maps, way)
         table.rows.append(
             [
-                _label(way),
+                label(way),
                 _median_ratio(seconds[way], seconds["default"]),
                 *_correlations(maps, way),
                 _mean(_correlation(maps[way, i, s], perfect[i]) for i in range(wanted) for s in SEEDS),
@@ -121,14 +121,14 @@ def measure(results: Results, reference_samples: int, references: int) -> None:
         way: [_correlation(maps[way, i, s], maps["default", i, s]) for _, i, s in _runs(way)] for way in WAYS
     }
     rows = {row[0]: row for row in table.rows}
-    fast, default = rows[_label(_way_of("fast"))], rows[_label("default")]
+    fast, default = rows[label(_way_of("fast"))], rows[label("default")]
     results.goal("fast: correlation with the default's map", fast[2], at_least=FAST_CORRELATION)
     results.goal("fast: insertion, less the default's", fast[6] - default[6], at_least=-FAST_LOSS)
     results.goal("fast: deletion, less the default's", fast[7] - default[7], at_most=FAST_LOSS)
 
 
 def measure_preset(results: Results, rounds: int, budget: float | None = None) -> None:
-    """Time the preset against the default, in both frameworks and at two depths."""
+    """Time the preset ``"fast"`` against the default, in both frameworks and at two layers."""
     table = results.table(
         'preset="fast" against the default, one photograph',
         Column("Network"),
@@ -155,7 +155,7 @@ def measure_preset(results: Results, rounds: int, budget: float | None = None) -
 
 
 def measure_compiled(results: Results, rounds: int) -> None:
-    """Time explanations with and without the frameworks' compilers."""
+    """Time explanations with and without the compiler of the framework."""
     table = results.table(
         "With and without the framework's compiler, one photograph",
         Column("Network"),
@@ -188,7 +188,7 @@ def measure_compiled(results: Results, rounds: int) -> None:
 
 
 def plot(content: dict[str, Any], path: Path) -> None:
-    """Draw how near the maps come to the reference, and insertion less deletion, against the time."""
+    """Draw the correlation with the reference, and insertion less deletion, against the time."""
     import matplotlib.pyplot as plt
 
     table = content["tables"][0]
@@ -219,7 +219,7 @@ def plot(content: dict[str, Any], path: Path) -> None:
 
 
 def _hide_overlaps(figure: Any, labels: list[Any]) -> None:
-    """Hide each label that lies on one before it; the table names every way."""
+    """Hide each label that overlaps an earlier one. The table has all names."""
     figure.draw_without_rendering()
     shown: list[Any] = []
     for label in labels:
@@ -239,7 +239,7 @@ def _style(way: str) -> tuple[str, str]:
 
 
 def _studied(title: str, framework: str, one: bool = False) -> tuple[Explainer, Array]:
-    """An explainer fitted on crops of the sample images, and the photographs, or one of them."""
+    """Make an explainer, fitted on crops of the sample images, and load the photographs, or one of them."""
     explainer = subject(title, framework, CROPS).explainer
     data_format: DataFormat = "channels_first" if framework == "torch" else "channels_last"
     names = ("cat",) if one else PHOTOGRAPHS
@@ -249,7 +249,7 @@ def _studied(title: str, framework: str, one: bool = False) -> tuple[Explainer, 
 def _explain_all(
     explainer: Explainer, photographs: Array, targets: Array
 ) -> tuple[Maps, dict[tuple[str, int, int], float], dict[str, list[float]]]:
-    """Maps, bits and seconds of all ways. They take turns at each photograph."""
+    """Compute maps, bits and seconds for all combinations, in turns at each photograph."""
     maps: Maps = {}
     bits: dict[tuple[str, int, int], float] = {}
     seconds: dict[str, list[float]] = {way: [] for way in WAYS}
@@ -269,7 +269,7 @@ def _explain_all(
 
 
 def _reference(explainer: Explainer, photograph: Array, target: int, name: str, samples: int) -> Array:
-    """The map of very many samples and steps, from the cache where it is there."""
+    """Compute the map with very many samples and steps, or load it from the cache."""
     settings = {**REFERENCE, "samples": samples}
     facts = [
         TITLE,
@@ -296,7 +296,7 @@ def _reference(explainer: Explainer, photograph: Array, target: int, name: str, 
 def _areas(
     explainer: Explainer, photographs: Array, targets: Array, maps: Maps, way: str
 ) -> tuple[float, float]:
-    """Mean areas under insertion and deletion, over the photographs, with the first seed."""
+    """Compute the mean areas under insertion and deletion over the photographs, with the first seed."""
 
     def area(i: int, mode: Any) -> float:
         def probability(images: Array) -> Array:
@@ -316,7 +316,7 @@ def _runs(way: str) -> list[tuple[str, int, int]]:
 
 
 def _correlations(maps: Maps, way: str) -> tuple[float | None, float | None, float | None]:
-    """With the default's maps of the same seed, mean and least; and mean with those of the other seed."""
+    """Correlate with the default's maps: mean and minimum for the same seed, mean for the other seed."""
     same = [_correlation(maps[run], maps["default", *run[1:]]) for run in _runs(way)]
     others = (("default", i, SEEDS[1 - SEEDS.index(seed)]) for _, i, seed in _runs(way))
     other = _mean(_correlation(maps[run], maps[to]) for run, to in zip(_runs(way), others, strict=True))
@@ -336,12 +336,13 @@ def _median_ratio(seconds: list[float], to: list[float]) -> float:
     return float(np.median(np.divide(seconds, to)))
 
 
-def _label(way: str) -> str:
+def label(way: str) -> str:
+    """Return the name of a combination of settings in the table."""
     return f"{way} (fast)" if way == _way_of("fast") else way
 
 
 def _way_of(preset: str) -> str:
-    """The way that equals a preset."""
+    """Find the combination of settings that equals a preset."""
     plain = BottleneckSettings()
     wanted = plain.override(**PRESETS[preset])
     return next(way for way, settings in WAYS.items() if plain.override(**settings) == wanted)
@@ -353,11 +354,11 @@ def main() -> None:
     )
     parser.add_argument("--reference-samples", type=int, default=REFERENCE["samples"])
     parser.add_argument(
-        "--references", type=int, default=4, help="photographs that get a reference; 0 for none"
+        "--references", type=int, default=4, help="number of photographs with a reference; 0 for none"
     )
-    parser.add_argument("--rounds", type=int, default=7, help="of the preset's timing")
+    parser.add_argument("--rounds", type=int, default=7, help="maximum number of rounds to time the preset")
     options = parser.parse_args()
-    use_threads()
+    prepare()
     results = Results("quality", photographs=list(PHOTOGRAPHS), seeds=list(SEEDS), threads=2)
     measure(results, options.reference_samples, options.references)
     measure_preset(results, options.rounds)

@@ -1,4 +1,4 @@
-"""The comparisons that matter most, on one network, in one process.
+"""The most important comparisons, on one network, in one process.
 
 python -m benchmarks.quick
 """
@@ -9,7 +9,7 @@ from time import perf_counter
 
 from benchmarks import attribution, estimation, scale
 from benchmarks.attribution import FIRST
-from benchmarks.harness import THREADS, Results, use_threads
+from benchmarks.harness import THREADS, Results, prepare
 from benchmarks.methods import OURS, SAMPLES, STEPS, TAIL
 from benchmarks.networks import PLACES
 
@@ -20,7 +20,7 @@ MINUTES = 5.0
 
 def main() -> None:
     start = perf_counter()
-    use_threads()
+    prepare()
     results = Results("quick", steps=STEPS, samples=SAMPLES, threads=THREADS)
     for title, place in PLACES.items():
         if place.network == PLACES[FIRST].network:

@@ -1,10 +1,10 @@
-"""The figures in README.md and in the pages of docs/, from the results: no number there is typed.
+"""Copy the results into README.md and the pages of docs/.
 
     python -m benchmarks.readme [--check]
 
-Whatever stands between ``<!-- bench:NAME -->`` and ``<!-- /bench:NAME -->`` is replaced by the tables of
-``results/NAME.json``; ``<!-- bench:NAME:goals -->`` takes the goals only, and ``<!-- bench:NAME:2 -->`` the
-first two tables. With ``--check`` nothing is written, and the program fails if something would have been.
+The text between ``<!-- bench:NAME -->`` and ``<!-- /bench:NAME -->`` is replaced by the tables of
+``results/NAME.json``. ``<!-- bench:NAME:goals -->`` takes only the goals, and ``<!-- bench:NAME:2 -->`` the
+first two tables. With ``--check``, the program writes nothing, and fails if a page would change.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _BLOCK = re.compile(
 
 
 def filled(text: str, results: Path = RESULTS) -> str:
-    """`text` with every block filled from the results; blocks whose results are missing stay."""
+    """Fill every block of `text` from the results. Blocks without results stay as they are."""
 
     def fill(match: re.Match[str]) -> str:
         path = results / f"{match['name']}.json"
@@ -44,7 +44,7 @@ def _part(content: Content, part: str | None) -> str:
 
 
 def pages() -> list[Path]:
-    """The pages that may hold figures."""
+    """List the pages that may contain results."""
     return [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
@@ -53,7 +53,7 @@ def main() -> None:
     changed = {page: new for page, text in old.items() if (new := filled(text)) != text}
     names = ", ".join(str(page.relative_to(ROOT)) for page in changed)
     if "--check" in sys.argv and changed:
-        sys.exit(f"{names}: not what benchmarks/results say; run `python -m benchmarks.readme`")
+        sys.exit(f"{names}: differs from benchmarks/results; run `python -m benchmarks.readme`")
     for page, new in changed.items():
         page.write_text(new, encoding="utf-8")
     show(f"changed: {names or 'nothing'}")

@@ -1,11 +1,11 @@
-"""How do the maps of a Readout Bottleneck compare with per-sample maps on photographs not trained on?
+"""Compare the maps of a readout bottleneck with per-sample maps, on photographs outside the training data.
 
     python -m benchmarks.readout_quality [--images N] [--epochs N] [--leave-out NAME ...]
 
-EfficientNet-Lite0, cut after block 4. The readout network is trained on scenes made of parts of some of the
-packaged photographs, to keep the network's own outputs; four other photographs are then explained. Nothing
-may be chosen by those four. For that there is ``--leave-out``: some of the others are explained in place of
-them and not trained on, and no results are written.
+EfficientNet-Lite0 is split after block 4. The readout network is trained to keep the network's own outputs,
+on scenes made of parts of some of the packaged photographs. Four other photographs are then explained. These
+four must not be used to choose settings. For that, ``--leave-out`` explains some of the training photographs
+instead, does not train on them, and writes no results.
 """
 
 from __future__ import annotations
@@ -39,26 +39,26 @@ BATCH = 8
 IMAGES, EPOCHS = 480, 5
 READOUT: dict[str, Any] = {"initial_alpha": 0.0, "robust": True}
 TRAINING: dict[str, Any] = {"lr": 1e-3, "beta": 10.0, "warm_up": 0}
-"""How a training on few photographs goes best, as found with some of those not in `HELD_OUT` left out."""
+"""The best settings for training on few photographs, found with some photographs outside `HELD_OUT`."""
 RISING = 2 / 3
-"""Part of the training in which beta rises."""
+"""Share of the training in which beta rises."""
 
 CONFIDENT = 0.4
-"""Probability that the network has to give its decision on a scene."""
+"""Minimum probability of the predicted class on a scene."""
 SHARE = 0.05
-"""Of all scenes, those with the same decision are at most so many."""
+"""Maximum share of the scenes with the same predicted class."""
 CANDIDATES = 16
-"""Scenes that are tried for each that is wanted."""
+"""Number of candidates for each scene."""
 
 Network = Any
 Generator = np.random.Generator
 
 
 def scenes(network: Network, names: Sequence[str], n: int, seed: int) -> torch.Tensor:
-    """Scenes on which the network is confident, of many classes: (N, C, H, W), N at most `n`.
+    """Make scenes of many classes on which the network is confident, (N, C, H, W) with N at most `n`.
 
-    A few photographs show few things. Small parts of them, on parts of others, show more; but of most scenes
-    the network makes nothing, and those teach nothing about what it needs.
+    A few photographs show few objects. Small parts of them, on parts of others, show more. Scenes without a
+    confident prediction are left out, since they do not show which information the network needs.
     """
     generator = np.random.Generator(np.random.Philox(seed))
     pictures = [sample_image(name) for name in names]
@@ -78,7 +78,7 @@ def scenes(network: Network, names: Sequence[str], n: int, seed: int) -> torch.T
 
 
 def _scene(network: Network, pictures: list[Image.Image], generator: Generator) -> torch.Tensor:
-    """A part of one photograph, and on it none, one or two parts of others, shrunk."""
+    """Make a scene of a part of one photograph, with up to two smaller parts of others on it."""
 
     def part() -> torch.Tensor:
         picture = pictures[generator.integers(len(pictures))]
@@ -86,7 +86,7 @@ def _scene(network: Network, pictures: list[Image.Image], generator: Generator) 
         corner = generator.uniform(size=2) * (picture.size - size)
         window = picture.crop(tuple(map(int, (*corner, *(corner + size)))))
         x = torch.from_numpy(network.preprocessing.random_crop(window, generator, "channels_first"))
-        # Another light, and another white.
+        # Vary the brightness and the white balance.
         gain = np.exp(generator.normal(0, 0.15) + generator.normal(0, 0.07, (3, 1, 1)))
         return (x * torch.from_numpy(gain).to(x.dtype) + generator.normal(0, 0.1)).clamp(-1, 1)
 
@@ -106,7 +106,7 @@ def _outputs(network: Network, x: torch.Tensor) -> torch.Tensor:
 
 
 def train(network: Network, names: Sequence[str], images: int, epochs: int) -> tuple[IBAReadout, float]:
-    """A trained readout, and the seconds of the training."""
+    """Train a readout, and time the training in seconds."""
     torch.manual_seed(0)
     x = scenes(network, names, images, seed=0)
     x = x[: len(x) // BATCH * BATCH]
@@ -127,7 +127,7 @@ def train(network: Network, names: Sequence[str], images: int, epochs: int) -> t
 
 
 class Shuffled:
-    """Batches of the same images, in another mixture each time."""
+    """Batches of the same images, in another order each time."""
 
     def __init__(self, x: torch.Tensor, y: torch.Tensor) -> None:
         self._x, self._y = x, y
@@ -141,7 +141,7 @@ class Shuffled:
 
 
 def measure(results: Results, network: Network, readout: IBAReadout, names: Sequence[str]) -> None:
-    """Explain the photographs that were held out in every way."""
+    """Explain the held-out photographs by every method."""
     iba = IBA(network.get_submodule(LAYER), estimator=readout.estimator)
     ways = ("per sample", "readout", "constant mask", "random")
     found: dict[str, list[list[float]]] = {way: [] for way in ways}
@@ -200,7 +200,7 @@ def measure(results: Results, network: Network, readout: IBAReadout, names: Sequ
 def _works(
     network: Network, readout: IBAReadout, iba: IBA, image: torch.Tensor, target: int
 ) -> dict[str, Callable[[], Any]]:
-    """The ways of explaining an image."""
+    """Make the methods of explaining an image."""
 
     def loss(x: torch.Tensor) -> torch.Tensor:
         return functional.cross_entropy(network(x), torch.full((len(x),), target))
@@ -215,7 +215,7 @@ def _works(
             mask.detach()
 
     def constant() -> Any:
-        # Of the readout's bits, with the same share of each feature.
+        # Choose the level with as many bits as the readout has.
         wanted = readout.analyze(image[None], network).sum()
         return constant_at(brentq(lambda level: constant_at(level).sum() - wanted, -10.0, 10.0, xtol=1e-3))
 

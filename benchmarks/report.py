@@ -1,8 +1,8 @@
-"""Tables and plots of results, from their JSON files alone.
+"""Write the tables and plots of results again, from their JSON files.
 
     python -m benchmarks.report
 
-writes ``results/<program>.md`` and the plots in ``docs/images`` anew from every ``results/<program>.json``.
+It writes ``results/<program>.md`` and the plots in ``docs/images`` from every ``results/<program>.json``.
 """
 
 from __future__ import annotations
@@ -20,23 +20,23 @@ PLOTS = {
     "gpu": "bench-gpu.svg",
     "quality": "bench-quality.svg",
 }
-"""Programs whose module has a function ``plot(content, path)``, and the name of its picture."""
+"""Programs whose module has a function ``plot(content, path)``, and the names of their plots."""
 
 
 def load(path: Path) -> Content:
-    """The content of a result's file."""
+    """Read a file of results."""
     return dict(json.loads(path.read_text(encoding="utf-8")))
 
 
 def draw(content: Content, folder: Path = IMAGES) -> Path | None:
-    """The picture of a result, if its program draws one."""
+    """Draw the plot of a result, if its program has one, and return its path."""
     name = PLOTS.get(content["program"])
     if name is None:
         return None
     import matplotlib as mpl
 
     mpl.use("agg")
-    # Texts stay texts, and the same figures give the same file.
+    # Keep text as text, and give the same file for the same numbers.
     mpl.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "benchmarks", "font.size": 10})
     importlib.import_module(f"benchmarks.{content['program']}").plot(content, folder / name)
     return folder / name

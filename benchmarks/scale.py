@@ -1,10 +1,9 @@
-"""How time and memory grow with the images, the samples, the steps and the size of the feature map.
+"""Measure how time and memory grow with the images, samples, steps and the size of the feature map.
 
     python -m benchmarks.scale [--rounds N]
 
-A small network, so that many images are affordable; its feature map has the size of those in the paper.
-Images are streamed by `Explainer.explain_iter`, each a batch of its own, so that nothing but their number
-varies: a single image would be a smaller batch than those of many.
+The network is small, to allow many images; its feature map is as large as those in the paper. Images are
+streamed by `Explainer.explain_iter`, each as a batch of one, so that only their number varies.
 """
 
 from __future__ import annotations
@@ -19,18 +18,18 @@ from typing import Any
 import numpy as np
 
 from benchmarks.attribution import FRAMEWORKS
-from benchmarks.harness import THREADS, Case, Results, interleaved, show, use_threads
+from benchmarks.harness import THREADS, Case, Results, interleaved, prepare, show, use_threads
 from benchmarks.memory import peaks
 from benchmarks.tables import Column
 from iba_core import Explainer
 
 CHANNELS, CLASSES, SIDE = 32, 10, 28
-"""Of the feature map; the input has twice its side."""
+"""Channels of the feature map, number of classes, side of the feature map. The input has twice that side."""
 FEW = 8
-"""Images of which memory is compared with that of the most."""
+"""Number of images whose memory is compared with that of the largest number."""
 STEPS, SAMPLES = 4, 10
 TURN = 0.3
-"""Seconds that a work runs for at least in each round: the shortest matters to a slope like the longest."""
+"""Minimum seconds of a turn, since the shortest case affects a slope as much as the longest."""
 
 SWEEPS: dict[str, tuple[int, ...]] = {
     "images": (1, 8, 32, 128),
@@ -38,7 +37,7 @@ SWEEPS: dict[str, tuple[int, ...]] = {
     "steps": (2, 5, 10, 20, 50),
     "side": (14, 28, 56, 112),
 }
-"""What is varied, by itself, and how far; `side` is that of the feature map."""
+"""The varied quantities, one at a time, and their values; `side` is the side of the feature map."""
 
 LABELS = {
     "images": "images",
@@ -49,7 +48,7 @@ LABELS = {
 
 SLOPE, SLOPE_WITHIN = 1.0, 0.05
 MEMORY_GROWTH = 1.05
-"""From few images to the most, at most so many times the memory."""
+"""Goal: the memory for the largest number of images is at most this multiple of that for few."""
 
 
 def measure(
@@ -59,7 +58,7 @@ def measure(
     budget: float | None = None,
     memory: bool = True,
 ) -> None:
-    """Vary one thing at a time, in both frameworks."""
+    """Vary one quantity at a time, in both frameworks."""
     table = results.table(
         "Scale",
         Column("Framework"),
@@ -120,19 +119,19 @@ def measure(
 
 
 def slope_of(sizes: list[int], values: list[list[float]]) -> float:
-    """Slope of a straight line through the logarithms: the median of those of the rounds.
+    """Compute the slope of a straight line through the logarithms, the median over the rounds.
 
-    As with ratios, the machine may be slower in some of them.
+    The machine may be slower in some rounds, which does not change the slope within a round.
 
     Args:
-        sizes: what is varied.
-        values: for each size those of all rounds.
+        sizes: values of the varied quantity.
+        values: for each size, the values of all rounds.
     """
     return float(median(np.polyfit(np.log(sizes), np.log(values), 1)[0]))
 
 
 def works_for_memory(framework: str, varied: str, values: list[int]) -> dict[str, Case]:
-    """The same works, with fewer steps: memory does not depend on them."""
+    """Make the same cases with fewer steps, since memory does not depend on the steps."""
     use_threads([framework])
     return _works(framework, varied, tuple(values), steps=2)
 
@@ -161,7 +160,7 @@ def _work(explainer: Explainer, shape: tuple[int, ...], images: int, samples: in
             yield generator.standard_normal((1, *shape), np.float32)
 
     def run() -> None:
-        # Of what is given out, nothing is held here while the next is computed.
+        # Drop each result before the next one is computed.
         deque(explainer.explain_iter(stream(), 0, samples=samples, steps=steps, progbar=False), maxlen=0)
 
     return run
@@ -217,12 +216,12 @@ _BUILDERS = {"torch": _torch_network, "tensorflow": _keras_network}
 
 
 def _sizes(varied: str, values: tuple[int, ...]) -> list[int]:
-    """What stands on the horizontal axis: for the side of a feature map its number of features."""
+    """Return the values for the horizontal axis: the number of features in place of the side."""
     return [CHANNELS * value**2 for value in values] if varied == "side" else list(values)
 
 
 def plot(content: dict[str, Any], path: Path) -> None:
-    """Time above and memory below, in logarithms, a column for each thing varied."""
+    """Draw time above and memory below, on logarithmic axes, in one column for each varied quantity."""
     import matplotlib.pyplot as plt
 
     kept = content["data"]
@@ -255,7 +254,7 @@ def plot(content: dict[str, Any], path: Path) -> None:
 
 
 def _label(axis: Any, sizes: list[float]) -> None:
-    """Name the sizes measured, and show a decade at least, so that what hardly grows looks so."""
+    """Label the measured sizes, and show at least one decade, so that slow growth looks slow."""
     from matplotlib.ticker import LogLocator, NullFormatter
 
     axis.set_xticks(sizes, [f"{size:g}" for size in sizes], fontsize=8)
@@ -270,9 +269,9 @@ def _label(axis: Any, sizes: list[float]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=5, help="repetitions, at most")
+    parser.add_argument("--rounds", type=int, default=5, help="maximum number of rounds")
     options = parser.parse_args()
-    use_threads()
+    prepare()
     results = Results("scale", steps=STEPS, samples=SAMPLES, threads=THREADS)
     measure(results, SWEEPS, options.rounds, budget=60)
     results.write()

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 Content = dict[str, Any]
-"""What a result's JSON file holds."""
+"""The content of a JSON file of results."""
 
 
 @dataclass(frozen=True)
@@ -14,9 +14,9 @@ class Column:
     """A column of a table.
 
     Attributes:
-        label: its heading.
-        format: how `format` shows a number, such as ``".2f"``; empty for text.
-        unit: put behind each number.
+        label: heading of the column.
+        format: format specification of a number, such as ``".2f"``; empty for text.
+        unit: unit that follows each number.
     """
 
     label: str
@@ -24,7 +24,7 @@ class Column:
     unit: str = ""
 
     def show(self, value: Any) -> str:
-        """A value as the table shows it; nothing for None."""
+        """Format a value; None becomes an empty cell."""
         if value is None:
             return ""
         return f"{value:{self.format}}{self.unit and ' ' + self.unit}" if self.format else str(value)
@@ -32,13 +32,13 @@ class Column:
 
 @dataclass
 class Table:
-    """Figures as a reader sees them, unrounded in the file.
+    """A table for readers. The file stores unrounded numbers.
 
     Attributes:
-        title: what the figures are.
-        columns: of the table.
-        rows: a value for each column; numbers as they were measured, None where there is none.
-        note: a sentence that goes with it.
+        title: title of the table.
+        columns: columns of the table.
+        rows: rows with a value for each column: measured numbers, text, or None for an empty cell.
+        note: a sentence below the table.
     """
 
     title: str
@@ -49,13 +49,13 @@ class Table:
 
 @dataclass(frozen=True)
 class Yardstick:
-    """A goal, and how far it is met.
+    """A goal, and the measured number.
 
     Attributes:
-        what: what is measured.
-        measured: the figure.
-        goal: the figure wanted.
-        sense: which side of the goal is good.
+        what: name of the measured quantity.
+        measured: measured number.
+        goal: limit.
+        sense: whether the limit is an upper or a lower one.
     """
 
     what: str
@@ -70,7 +70,7 @@ class Yardstick:
 
 
 def markdown(content: Content) -> str:
-    """All of a result: how it came about, its tables, its goals."""
+    """Return a whole result as Markdown: its origin, tables and goals."""
     parts = [provenance(content), *tables(content)]
     if content["yardsticks"]:
         parts.append(goals(content))
@@ -78,7 +78,7 @@ def markdown(content: Content) -> str:
 
 
 def provenance(content: Content) -> str:
-    """A paragraph that says on which machine and with what the figures were made."""
+    """Describe the machine, versions and settings of a result in a paragraph."""
     machine, versions = content["machine"], content["versions"]
     packages = ", ".join(f"{name} {version}" for name, version in versions.items())
     settings = [f"{name.replace('_', ' ')} {value}" for name, value in content["settings"].items()]
@@ -90,12 +90,12 @@ def provenance(content: Content) -> str:
 
 
 def tables(content: Content) -> list[str]:
-    """Each table as Markdown, with its title and its note."""
+    """Return each table as Markdown, with its title and note."""
     return [_table(table) for table in content["tables"]]
 
 
 def goals(content: Content) -> str:
-    """The goals as a Markdown table."""
+    """Return the goals as a Markdown table."""
     rows = [
         [
             goal["what"],

@@ -1,4 +1,4 @@
-"""The instruments of the benchmarks measure what they say, and the README says what they measured."""
+"""The instruments of the benchmarks measure correctly, and the README has their results."""
 
 import importlib
 import itertools
@@ -26,6 +26,7 @@ from benchmarks import (
     readme,
     report,
     scale,
+    tables,
 )
 from iba_core import Explainer
 
@@ -64,8 +65,8 @@ def test_ratios_are_taken_within_rounds():
     timings = harness.interleaved({"slow": slow.__next__, "fast": fast.__next__}, rounds=3, warmups={})
     assert timings.ratio("slow", "fast") == 2.0
     assert timings.median("slow") == 2.0
-    assert timings.spread("slow", "fast") == (2.0, 2.0)
-    assert timings.spread("slow") == (2.0, 11.0)
+    assert timings.quartiles("slow", "fast") == (2.0, 2.0)
+    assert timings.quartiles("slow") == (2.0, 11.0)
 
 
 def test_a_case_without_a_time_of_its_own_is_timed_whole():
@@ -83,7 +84,7 @@ def test_the_budget_leaves_the_least_number_of_rounds():
     assert len(timings.seconds["a"]) == 3
 
 
-@pytest.mark.parametrize("measure", [memory.peak, memory._sampled])
+@pytest.mark.parametrize("measure", [memory.peak, memory.sampled_peak])
 def test_peak_is_what_is_allocated(measure):
     def work():
         # From the kernel: the allocator may keep as much from the explanations of other tests.
@@ -105,11 +106,11 @@ def test_goals_have_a_side():
 
 def test_result_survives_its_file(tmp_path, capsys):
     results = harness.Results("none", photographs=3)
-    table = results.table("Title", harness.Column("Name"), harness.Column("Time", ".2f", "s"), note="A note.")
+    table = results.table("Title", tables.Column("Name"), tables.Column("Time", ".2f", "s"), note="A note.")
     table.rows += [["one", 1.234], ["none", None]]
     results.goal("what", 2.0, at_most=3.0)
     content = report.load(results.write(tmp_path))
-    shown = report.markdown(content)
+    shown = tables.markdown(content)
     assert shown.strip() == capsys.readouterr().out.strip()
     assert "| one | 1.23 s |\n| none |  |" in shown
     assert "| what | 2 | at most 3 | yes |" in shown
@@ -119,7 +120,7 @@ def test_result_survives_its_file(tmp_path, capsys):
 
 def test_blocks_of_the_readme_are_filled_from_the_results(tmp_path):
     results = harness.Results("none")
-    results.table("Title", harness.Column("Number", "d")).rows.append([7])
+    results.table("Title", tables.Column("Number", "d")).rows.append([7])
     results.goal("what", 2.0, at_most=3.0)
     results.write(tmp_path)
     other = "<!-- bench:other -->\nc\n<!-- /bench:other -->"
@@ -129,7 +130,7 @@ def test_blocks_of_the_readme_are_filled_from_the_results(tmp_path):
     assert "| what | 2 | at most 3 | yes |\n<!-- /bench:none --> b" in new
     assert new.endswith(other)
     assert readme.filled(new, tmp_path) == new
-    results.table("Second", harness.Column("Letter")).rows.append(["x"])
+    results.table("Second", tables.Column("Letter")).rows.append(["x"])
     results.write(tmp_path)
     first = readme.filled("<!-- bench:none:1 -->\n<!-- /bench:none -->", tmp_path)
     assert "**Title**" in first
@@ -152,13 +153,13 @@ def test_recorded_goals_follow_from_the_figures(content):
         measured, wanted = goal["measured"], goal["goal"]
         assert goal["met"] == (measured <= wanted if goal["sense"] == "at most" else measured >= wanted)
     path = harness.RESULTS / f"{content['program']}.md"
-    assert path.read_text(encoding="utf-8") == report.markdown(content)
+    assert path.read_text(encoding="utf-8") == tables.markdown(content)
 
 
 def test_the_table_of_presets_marks_the_preset_there_is():
     content = json.loads((harness.RESULTS / "quality.json").read_text(encoding="utf-8"))
     ways = [row[0] for row in content["tables"][0]["rows"]]
-    assert ways == [quality._label(way) for way in quality.WAYS]
+    assert ways == [quality.label(way) for way in quality.WAYS]
 
 
 def test_makefile_runs_programs_that_exist():
@@ -213,10 +214,10 @@ def test_the_plain_tail_of_keras_is_the_rest_of_the_network():
     x = np.random.default_rng(0).normal(size=(1, 8, 8, 3)).astype(np.float32)
     z = keras.Model(inputs, features)(x)
     tail = plain_keras_tail.PlainKerasTail(model, "features", z)
-    value, gradient = tail._pass(z)
+    value, gradient = tail.value_and_grad(z)
     np.testing.assert_allclose(value, model(x).numpy().sum(), rtol=1e-5)
-    # The network is linear behind the features.
-    constant = tail._pass(z * 0)[0]
+    # The network is linear after the features.
+    constant = tail.value_and_grad(z * 0)[0]
     np.testing.assert_allclose((gradient * z).numpy().sum(), value - constant, rtol=1e-4)
     assert tail.seconds(2, 3) > 0
 

@@ -91,7 +91,7 @@ NAMES = [name for package in PACKAGES for name in exported(package)]
 ELSEWHERE = examples_elsewhere()
 """Examples of methods, and of what is not exported: they run too."""
 
-PARTS = [name for package in WINGS for name in public(package) if name.rpartition(".")[2] not in NAMES]
+PARTS = [name for package in WINGS for name in public(package)]
 """What the library is built of: with a docstring each."""
 
 

@@ -25,7 +25,7 @@ def mask_picture(source: Image.Image | npt.NDArray[Any] | str | PathLike[str]) -
 
     A mask may be
 
-    - a picture with varying opacity, such as a cut-out: the concept is where the opacity is above one half;
+    - a picture with varying opacity, such as a cutout: the concept is where the opacity is above one half;
     - a grey or coloured picture: the concept is where the grey value is above 127 of 255;
     - a picture of labels, with no grey value above 127: the concept is the value 1, or the index 1 of a
       palette;

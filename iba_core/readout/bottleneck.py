@@ -68,12 +68,12 @@ class ReadoutBottleneck(ABC):
     """A bottleneck whose mask is computed from the features of several layers.
 
     The per-sample bottleneck optimises its mask anew for every image. Here a network of three 1x1
-    convolutions learns to give the mask's parameter alpha. Its input is the features of the readout layers, from
-    a nested, unrestricted pass of the model. Layers after the bottleneck may be among them, and dense ones. So
-    an explanation costs that pass and one restricted pass. The model is never altered.
+    convolutions learns to give the mask's parameter alpha. Its input is the features of the readout layers,
+    from a nested, unrestricted pass of the model. Layers after the bottleneck may be among them, and dense
+    ones. So an explanation costs that pass and one restricted pass. The model is never altered.
 
-    The network is made once the features' distribution is known: first call `estimate`, then `fit`, or write a
-    training loop of your own. At the start alpha is `initial_alpha` everywhere.
+    The network is made once the features' distribution is known: first call `estimate`, then `fit`, or write
+    a training loop of your own. At the start alpha is `initial_alpha` everywhere.
 
     Each framework derives its `IBAReadout` from this class. It adds how to get into a model, the network as
     layers of the framework, and the estimators.
@@ -232,8 +232,8 @@ class ReadoutBottleneck(ABC):
 
         Args:
             model: the model with the bottleneck. It runs in evaluation mode and is left as it was.
-            dataloader: an iterable of batches, each the inputs or a tuple (inputs, ...). (In PyTorch, a dict is
-                taken for keyword arguments of the model.)
+            dataloader: an iterable of batches, each the inputs or a tuple (inputs, ...). (In PyTorch, a dict
+                is taken for keyword arguments of the model.)
             device: where to bring the data; the model's own device if None.
             n_samples: stop after exactly so many; fewer are used if the data end before.
             progbar: show the progress; the constructor's choice if None.
@@ -315,8 +315,8 @@ class ReadoutBottleneck(ABC):
     ) -> npt.NDArray[np.floating]:
         """Explain an input: what does the trained network let pass?
 
-        It takes one unrestricted and one restricted pass of the model; nothing is optimised. The model is left
-        as it was.
+        It takes one unrestricted and one restricted pass of the model; nothing is optimised. The model is
+        left as it was.
 
         Args:
             input_t: a batch of images, as the model takes them; or several inputs, as a tuple or dict, with
@@ -394,8 +394,8 @@ class ReadoutBottleneck(ABC):
 
         The objective is ``loss + beta * mean(capacity)``, as in the paper's section 3.3, with the model in
         evaluation mode and no gradients for its parameters. `iba_core.readout.training` explains how the mask
-        is kept from closing at first. A framework that compiles does so once for each shape of a batch, so let
-        all batches have the same.
+        is kept from closing at first. A framework that compiles does so once for each shape of a batch, so
+        let all batches have the same.
 
         If the training fails or is interrupted, the network and the history are those after the last whole
         epoch.
@@ -408,15 +408,15 @@ class ReadoutBottleneck(ABC):
             epochs: how often to go through the data, epochs before an interruption included.
             lr: learning rate of Adam.
             beta: weight of the mean information, in nats per feature; the constructor's if None, which is 1
-                unless given. One network for all images needs more information than a mask made for one image.
-                At 10, the per-sample bottleneck's beta, it would soon give up the loss.
+                unless given. One network for all images needs more information than a mask made for one
+                image. At 10, the per-sample bottleneck's beta, it would soon give up the loss.
             validation: further data like those of `loader`. The objective on them, always under the same
                 noise, decides which epoch's weights are kept at the end, and when to stop.
             patience: stop after so many epochs without improvement on the validation data.
             checkpoint: a safetensors file, written after each epoch. If it exists, training resumes from
                 it: the network, its optimiser, the features' distribution and the history are restored.
-            seed: makes the noise depend on the seed and the step alone, in the same way in every framework. In
-                PyTorch it also fixes the order of a shuffling loader. A resumed training then ends as an
+            seed: makes the noise depend on the seed and the step alone, in the same way in every framework.
+                In PyTorch it also fixes the order of a shuffling loader. A resumed training then ends as an
                 uninterrupted one.
             device: where to bring the data; the model's own device if None.
             progbar: show the progress; the constructor's choice if None.

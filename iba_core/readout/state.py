@@ -73,8 +73,8 @@ class ReadoutState:
         mean, std = (arrays.get(name) for name in GIVEN)
         given = None if mean is None or std is None else (mean, std)
         state = cls(tuple(arrays[f"network.{name}"] for name in WEIGHTS), estimators, given, facts)
-        own, *reads = (shape[0] for shape in state.shapes())
-        sizes = readout_sizes(sum(reads), own)
+        own, *others = (shape[0] for shape in state.shapes())
+        sizes = readout_sizes(sum(others), own)
         if [weight.shape[::-1] for weight in state.weights[::2]] != list(sizes):
             raise StateError(f"the state's network does not fit its layers, which take the channels {sizes}")
         return state
@@ -127,14 +127,26 @@ class ReadoutState:
         Raises:
             StateError: it is that of others.
         """
-        facts = self.facts
-        own = (layer, list(readout_layers))
-        theirs = (facts["layer"], list(facts["readout_layers"]))
-        if (own != theirs and facts["framework"] == framework) or len(own[1]) != len(theirs[1]):
-            raise StateError(
-                f"the state is that of a bottleneck at {theirs[0]!r} reading {theirs[1]}, "
-                f"not of one at {own[0]!r} reading {own[1]}"
-            )
+        own, theirs = [layer, *readout_layers], [self.facts["layer"], *self.facts["readout_layers"]]
+        if self.facts["framework"] == framework or len(own) != len(theirs):
+            require_layers(theirs, own)
+
+
+def require_layers(theirs: Sequence[str], own: Sequence[str]) -> None:
+    """Make sure that a state is that of the same layers.
+
+    Args:
+        theirs: names of the layers in the state, that of the bottleneck first.
+        own: those of the readout.
+
+    Raises:
+        StateError: they differ.
+    """
+    if list(theirs) != list(own):
+        raise StateError(
+            f"the state is that of a bottleneck at {theirs[0]!r} reading {list(theirs[1:])}, "
+            f"not of one at {own[0]!r} reading {list(own[1:])}"
+        )
 
 
 def settings_of(readout: Any) -> dict[str, Any]:

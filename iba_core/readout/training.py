@@ -13,8 +13,9 @@ no gradient. Three measures prevent this. Beta rises from almost nothing over th
 loss counts while the mask closes. Gradients are clipped by their norm. And the level of the mask, the last
 bias, has a higher learning rate; in the first steps it is the only weight that is trained, at a rate that is
 higher still, so that the other weights need not move it together. A mask that starts half open needs no steps
-for its level, but beta may have to rise for longer: a network that does not know yet which features matter can
-lower the information only everywhere, and at a high beta it would give up the loss before it has learnt them.
+for its level, but beta may have to rise for longer: a network that does not know yet which features matter
+can lower the information only everywhere, and at a high beta it would give up the loss before it has learnt
+them.
 """
 
 from __future__ import annotations

@@ -161,7 +161,7 @@ def test_concepts_in_different_layers_do_not_mix(net, record):
         net.cam.GradCAM(net.model, "1")(net.images(record["input"]), both)
 
 
-def test_the_layer_of_a_concept_comes_behind_the_cut(net, record):
+def test_the_layer_of_a_concept_comes_after_the_split(net, record):
     cam = net.cam.GradCAM(net.model, "5")
     with pytest.raises(LayerError, match="'4'"):
         cam(net.images(record["input"]), planes()["windows"])

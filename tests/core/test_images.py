@@ -66,7 +66,7 @@ def test_load_image_makes_every_mode_rgb(tmp_path, mode):
     assert load_image(tmp_path / f"a.{suffix}").mode == "RGB"
 
 
-def test_load_image_puts_white_behind_what_is_transparent(tmp_path):
+def test_load_image_makes_transparent_areas_white(tmp_path):
     rgba = np.zeros((4, 4, 4), np.uint8)
     rgba[0, 0] = (10, 20, 30, 255)
     Image.fromarray(rgba).save(tmp_path / "a.png")

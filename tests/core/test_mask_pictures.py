@@ -60,7 +60,7 @@ SOURCES = {
     "array with a channel": white()[..., None],
     "array of labels": MARKED.astype(np.uint8),
     "array of truths": MARKED,
-    "array of a cut-out": np.dstack([PHOTOGRAPH, white()]),
+    "array of a cutout": np.dstack([PHOTOGRAPH, white()]),
 }
 
 

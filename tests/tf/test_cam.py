@@ -55,7 +55,7 @@ def snapshot(model, inputs):
     }
 
 
-def test_nothing_is_left_behind(models):
+def test_the_model_stays_as_it_was(models):
     model = models.randomize(models.residual())
     inputs = models.sample_inputs(model)
     before = snapshot(model, inputs)

@@ -1,4 +1,4 @@
-"""The bottleneck in a copy of a graph, of whatever age and origin the graph is."""
+"""The bottleneck in a copy of a graph, for graphs of every kind."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import copy
 import gc
 import inspect
 import pickle
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
 import keras
@@ -38,11 +39,11 @@ SHAPES = {
 WEIGHTS = {name: RNG.normal(0, 0.6, shape).astype(np.float32) for name, shape in SHAPES.items()}
 TABLE_OF_FOUR = RNG.normal(size=(12, 4)).astype(np.float32)
 HYPERPARAMETERS = {"steps": 4, "batch_size": 5, "beta": 0.01}
-"""So little weight of the information that what is asked to be kept decides about the map."""
+"""With so little weight of the information, the loss decides about the map."""
 
 
 def network(image, table, weights):
-    """A residual block, into whose tail a second input and a skip connection lead, and two outputs."""
+    """A residual block with two outputs. A second input and a skip connection reach its tail."""
 
     def convolution(x, name):
         return tf.nn.conv2d(x, weights[f"{name}/kernel"], 1, "SAME") + weights[f"{name}/bias"]
@@ -120,7 +121,7 @@ class Module(tf.Module):
 
 @pytest.fixture
 def session():
-    """The network as a graph of old, of reference and of resource variables, with a session."""
+    """The network as a v1 graph, with reference and resource variables, and a session."""
     graph = tf.Graph()
     with graph.as_default():
         image = v1.placeholder(tf.float32, (None, 6, 6, 2), name="image")
@@ -133,7 +134,7 @@ def session():
         initializer = v1.global_variables_initializer()
     with v1.Session(graph=graph).as_default() as session:
         session.run(initializer)
-        # The default graph is not this one: what is tested finds it by itself.
+        # The default graph is another one: the code under test must find this one.
         yield SimpleNamespace(
             graph=graph,
             session=session,
@@ -166,7 +167,7 @@ def close(found, expected):
 
 @pytest.fixture
 def bound(session):
-    """The old graph with its copy, a classification loss, and an estimated distribution."""
+    """The v1 graph with its copy, a classification loss, and an estimated distribution."""
     iba = IBACopy(session.feature, [session.classes, session.score], **HYPERPARAMETERS)
     target = iba.set_classification_loss()
     iba.fit({session.image: IMAGES, session.table: TABLE})
@@ -179,7 +180,7 @@ def analyze(bound, images=1, **options):
 
 
 def set_value(s, name, value):
-    """Change a variable of the old graph."""
+    """Change a variable of the v1 graph."""
     with s.graph.as_default():
         s.session.run(v1.assign(s.weights[name], value))
 
@@ -228,14 +229,14 @@ def test_the_signatures_are_the_references():
         assert arguments(getattr(IBACopy, name)) == {"feed_dict": empty}
 
 
-class TestAnOldGraph:
+class TestAVersion1Graph:
     def test_it_is_explained_as_any_other_model(self, bound, expected):
         close(analyze(bound), expected[0])
         close(analyze(bound, images=3), expected)
         close(analyze(bound, images=3, max_batch=5), expected)
 
     def test_it_is_explained_from_within(self, session, expected):
-        """As old programs do: the graph and the session are the default ones all the time."""
+        """As in v1 programs: the graph and the session are the default ones all the time."""
         s = session
         with s.graph.as_default():
             operations = len(s.graph.get_operations())
@@ -267,6 +268,13 @@ class TestAnOldGraph:
             rtol=1e-5,
             atol=1e-6,
         )
+
+    def test_threads_share_it(self, bound):
+        expected = [analyze(bound, beta=beta) for beta in (0.01, 1, 100, 1000)]
+        with ThreadPoolExecutor(4) as threads:
+            found = threads.map(lambda beta: analyze(bound, beta=beta), (0.01, 1, 100, 1000))
+            for one, other in zip(found, expected, strict=True):
+                np.testing.assert_array_equal(one, other)
 
     def test_the_original_is_not_altered(self, bound):
         before = bound.graph.as_graph_def().SerializeToString(deterministic=True)
@@ -373,7 +381,7 @@ class TestAnOldGraph:
 
 
 class TestLosses:
-    def test_a_loss_of_ones_own_equals_the_classification(self, bound, expected):
+    def test_a_cross_entropy_as_model_loss_equals_the_classification(self, bound, expected):
         with bound.iba.copied_session_and_graph_as_default():
             logits, _ = bound.iba.get_copied_outputs()
             labels = v1.placeholder(tf.int32, (None,), name="labels")
@@ -403,7 +411,7 @@ class TestLosses:
         with pytest.raises(InputError, match="2 images, and a scalar model_loss cannot tell them apart"):
             bound.iba.analyze(feed)
 
-    def test_it_may_use_any_output_and_variables_of_its_own(self, bound):
+    def test_a_loss_may_use_any_output_and_new_variables(self, bound):
         with bound.iba.copied_session_and_graph_as_default():
             _, score = bound.iba.get_copied_outputs()
             wanted = v1.get_variable("wanted", initializer=np.float32(0.5))
@@ -546,7 +554,7 @@ class TestCopies:
     def explain(self, iba):
         return iba.analyze({"image": IMAGES[:1], "table": TABLE[:1]}, target=2, seed=7)
 
-    def test_of_an_old_graph(self, bound, way):
+    def test_of_a_v1_graph(self, bound, way):
         before = analyze(bound)
         copied = way(bound.iba)
         with copied.restrict_flow():
@@ -696,7 +704,7 @@ class TestWrongUse:
 
 
 class TestModelsOfAllKinds:
-    """The same network in every form has one explanation, here told by names, layers and symbolic tensors."""
+    """The same network has the same explanation in every form, by names, layers and symbolic tensors."""
 
     def check(self, iba, expected, feed=None):
         feed = feed or (lambda images: {"image": IMAGES[:images], "table": TABLE[:images]})
@@ -798,8 +806,8 @@ class TestModelsOfAllKinds:
             self.check(IBACopy(feature, outputs, graph=graph, **HYPERPARAMETERS), expected)
 
 
-def test_an_lstm_behind_the_bottleneck_in_the_copied_graph():
-    """Its loop is a function of the graph's library, which the copied graph needs, too."""
+def test_an_lstm_after_the_bottleneck_in_the_copied_graph():
+    """Its loop is a function of the graph's library, which the copied graph also needs."""
     inputs = keras.Input((5, 3), name="sequence")
     x = keras.layers.Dense(4, name="tokens")(inputs)
     model = keras.Model(inputs, keras.layers.Dense(2)(keras.layers.LSTM(6)(x)))

@@ -17,7 +17,7 @@ X = np.random.default_rng(0).normal(size=(20, 4)).astype(np.float32)
 
 @pytest.fixture
 def v1():
-    """A graph of old with a session: features ``max(2 x, 0)``."""
+    """A v1 graph with a session: features ``max(2 x, 0)``."""
     graph = tf.Graph()
     with graph.as_default():
         x = tf.compat.v1.placeholder(tf.float32, (None, 4), name="x")
@@ -34,7 +34,7 @@ def assert_is_that_of(estimator, features):
     np.testing.assert_array_equal(estimator.active_neurons(), expected.active_neurons())
 
 
-def test_a_graph_of_old_with_its_session(v1):
+def test_a_v1_graph_with_its_session(v1):
     graph, x, session = v1
     for name, options in (("feature:0", {}), (graph.get_tensor_by_name("feature:0"), {"session": session})):
         estimator = TFWelfordEstimator(name, graph)

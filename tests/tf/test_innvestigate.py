@@ -26,7 +26,7 @@ from iba_tf.framework import TensorFlowFramework
 RNG = np.random.default_rng(0)
 IMAGES = RNG.normal(size=(12, 16, 12, 3)).astype(np.float32)
 HYPERPARAMETERS = {"steps": 3, "batch_size": 4, "beta": 0.01}
-"""So little weight of the information that what is asked to be kept decides about the map."""
+"""With so little weight of the information, the loss decides about the map."""
 
 
 def build(library=keras, activation=None):
@@ -406,7 +406,7 @@ class TestWrongUse:
         as_it_is = fitted(model, disable_model_checks=True).analyze(IMAGES[:3], seed=5)
         np.testing.assert_allclose(as_it_is, explained(None), rtol=1e-2, atol=1e-3)
 
-    def test_what_is_to_be_done_about_it(self, library, explained):
+    def test_the_softmax_can_be_removed(self, library, explained):
         analyzer = fitted(model_wo_softmax(build(library, "softmax")))
         np.testing.assert_allclose(
             analyzer.analyze(IMAGES[:3], seed=5), explained(None), rtol=1e-3, atol=1e-5
@@ -448,8 +448,8 @@ class TestWrongUse:
             analyzer.analyze(IMAGES[:0])
 
 
-def test_a_model_built_in_an_old_graph():
-    """As in the reference's time: Keras 2 in a graph with a session, the feature map by its tensor's name."""
+def test_a_model_built_in_a_v1_graph():
+    """Keras 2 in a v1 graph with a session, and the feature map by its tensor's name."""
     graph = tf.Graph()
     with graph.as_default(), tf.compat.v1.Session(graph=graph) as session:
         model = tf_keras.Sequential(

@@ -178,7 +178,7 @@ def test_the_signatures_are_the_references():
 
 class TestAnalysis:
     def test_it_is_the_explainers(self, bound):
-        """The layer and the Explainer on the model without it are two ways to one map."""
+        """The layer, and the Explainer on the model without it, give the same map."""
         explainer = Explainer(without_bottleneck(bound.model), layer="relu", steps=4, samples=5)
         explainer.fit([IMAGES], progbar=False)
         expected = explainer.explain(IMAGES[:2], target=[1, 3], seed=7).capacity
@@ -222,6 +222,15 @@ class TestAnalysis:
         assert traced == [5]
         assert process.memory_info().rss - memory < 20 * 2**20
         assert default.get_operations() == []
+
+    def test_threads_share_it(self, bound):
+        def analyze(index):
+            return bound.iba.analyze(IMAGES[index : index + 1], target=index % 5, seed=index)
+
+        expected = [analyze(index) for index in range(8)]
+        with ThreadPoolExecutor(4) as threads:
+            for found, alone in zip(threads.map(analyze, range(8)), expected, strict=True):
+                np.testing.assert_array_equal(found, alone)
 
     def test_a_batch_passes_in_parts_that_suit_the_device(self, bound, traced, monkeypatch):
         mask = np.random.default_rng(0).random((12, 8, 8, 6)) < 0.1
@@ -611,7 +620,7 @@ class TestAsALayer:
         assert bound.iba.weights == []
         assert bound.iba.compute_output_shape((None, 3, 4)) == (None, 3, 4)
 
-    def test_analysing_leaves_nothing_behind(self, bound, monkeypatch):
+    def test_analysing_leaves_no_trace(self, bound, monkeypatch):
         before = bound.model(IMAGES).numpy()
         weights = [weight.numpy() for weight in bound.model.weights]
         nodes = [(len(x._inbound_nodes), len(x._outbound_nodes)) for x in bound.model.layers]
@@ -742,7 +751,7 @@ class TestAsALayer:
         sentences[:, 4:] = 0
         capacity = iba.analyze(sentences[:1], target=0, seed=0, steps=10, beta=1000.0)
         loose = iba.analyze(sentences[:1], target=0, seed=0, steps=0)
-        # What the LSTM does not read, it can lose at once.
+        # Features that the LSTM does not read can be lost at once.
         assert capacity[4:].sum() < loose[4:].sum() / 2
 
     def test_inside_a_nested_model(self):
@@ -787,7 +796,7 @@ class TestAsALayer:
         with pytest.raises(InputError, match="has 2 outputs; give one of them"):
             iba.set_classification_loss(model)
 
-    def test_between_layers_of_ones_own(self, tmp_path):
+    def test_between_custom_layers(self, tmp_path):
         inputs = keras.Input((5, 4))
         iba = IBALayer(steps=2, name="iba")
         x = layers.LSTM(6, return_sequences=True)(Scaled(name="scaled")(inputs))
@@ -819,7 +828,7 @@ class TestAsALayer:
         with pytest.raises(LayerError, match=r"'hidden' runs 0 times.*IBACopy"):
             model.iba.set_classification_loss(outputs)
 
-    def test_two_bottlenecks_in_a_model_do_not_meddle(self):
+    def test_two_bottlenecks_in_a_model_are_independent(self):
         inputs = keras.Input((8, 8, 3))
         first, second = IBALayer(steps=2), IBALayer(steps=2)
         x = second(layers.Conv2D(4, 3)(first(layers.Conv2D(6, 3)(inputs))))
@@ -836,8 +845,8 @@ class TestAsALayer:
             iba.set_classification_loss(layers.Dense(3)(iba(layers.Dense(4)(iba(inputs)))))
 
 
-class TestInAnOldGraph:
-    """Called in a graph of TensorFlow 1, the layer works as it did in its time."""
+class TestInAVersion1Graph:
+    """The layer also works in a graph of TensorFlow 1."""
 
     @pytest.fixture
     def old(self):
@@ -860,7 +869,7 @@ class TestInAnOldGraph:
         )
         target = old.iba.set_classification_loss(old.logits)
         assert old.iba.target is target
-        # Its own are the five of its state.
+        # The layer has five variables of its own.
         assert len(old.graph.get_collection("variables")) == 1 + 5
         old.iba.fit({old.x: old.X[:6]}, session=old.session)
         old.iba.fit_generator([{old.x: old.X[6:], target: 0}], progbar=False)
@@ -999,7 +1008,7 @@ class TestReport:
         expected = features_of(bound.model, IMAGES[:1])[0, 0]
         np.testing.assert_array_equal(report["final"]["perturbed_feature_passing"][4, 0], expected)
 
-    def test_a_loss_of_ones_own_has_no_logits(self, bound):
+    def test_another_loss_has_no_logits(self, bound):
         assert "logits" in bound.iba.available_report_variables()
         bound.iba.set_model_loss(keras.ops.mean(bound.model.output, axis=1))
         assert "logits" not in bound.iba.available_report_variables()

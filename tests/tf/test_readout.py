@@ -16,9 +16,9 @@ def data_of(models, model, batch=12):
     return models.sample_inputs(model, batch)
 
 
-def make_readout(models, model, layer, reads, batch=12, **kwargs):
+def make_readout(models, model, layer, readout_layers, batch=12, **kwargs):
     """A readout whose network is no mere constant."""
-    readout = IBAReadout(layer, reads, model, **kwargs)
+    readout = IBAReadout(layer, readout_layers, model, **kwargs)
     readout.estimate(model, [data_of(models, model, batch)])
     generator = np.random.default_rng(0)
     readout.network.set_weights(
@@ -27,11 +27,11 @@ def make_readout(models, model, layer, reads, batch=12, **kwargs):
     return readout
 
 
-def plain_capacity(readout, own, reads, seen, sigma=None):
+def plain_capacity(readout, own, readout_layers, seen, sigma=None):
     """The paper's section 3.3 for one place, in NumPy, of features and those that have been seen."""
     normalized = [
         (x - known.mean(0)) / np.maximum(known.std(0, ddof=1), 0.01)
-        for x, known in zip(reads, seen[1:], strict=True)
+        for x, known in zip(readout_layers, seen[1:], strict=True)
     ]
     alpha = readout.network(np.concatenate(normalized, -1)[:, None]).numpy()[:, 0]
     passed = 1 / (1 + np.exp(-alpha.astype(np.float64)))
@@ -41,7 +41,7 @@ def plain_capacity(readout, own, reads, seen, sigma=None):
 
 
 @pytest.mark.parametrize(
-    ("name", "layer", "reads"),
+    ("name", "layer", "readout_layers"),
     [
         ("plain", "conv1", ["relu", "conv2", "pool", "logits"]),
         ("residual", "add", ["stem", "add", "relu2"]),
@@ -53,10 +53,10 @@ def plain_capacity(readout, own, reads, seen, sigma=None):
         ("positions", "norm", ["tokens", "attention"]),
     ],
 )
-def test_models_of_every_shape_of_graph(models, name, layer, reads):
+def test_models_of_every_shape_of_graph(models, name, layer, readout_layers):
     model = models.randomize(getattr(models, name)())
     weights = model.get_weights()
-    readout = make_readout(models, model, layer, reads)
+    readout = make_readout(models, model, layer, readout_layers)
     inputs = data_of(models, model, 2)
     capacity = readout.analyze(inputs, model, mode="capacity")
     assert capacity.shape[0] == 2
@@ -92,7 +92,7 @@ def test_tokens_have_their_channels_last(models):
     nats = readout.analyze(x[:3], mode="capacity")[:, 2]
     expected = plain_capacity(readout, seen[0][:3], [seen[1][:3]], seen)
     np.testing.assert_allclose(nats, expected, rtol=1e-3, atol=1e-4)
-    # The three tokens behind the first, resized to the four of the input.
+    # The three tokens after the first, resized to the four of the input.
     assert readout.analyze(x[:1]).shape == (4,)
 
 
@@ -135,19 +135,6 @@ def test_a_loop_of_ones_own_trains_the_network_alone(models):
     informations = [float(step(x, y)) for _ in range(20)]
     assert informations[-1] < 0.8 * informations[0]
     assert all(np.array_equal(old, new) for old, new in zip(before, model.get_weights(), strict=True))
-
-
-def test_estimation_takes_exactly_as_many_samples_as_asked(models):
-    model = models.randomize(models.plain())
-    x = data_of(models, model, 16)
-    readout = IBAReadout("conv1", ["conv2"], model)
-    readout.estimate(model, tf.data.Dataset.from_tensor_slices(x).batch(5), n_samples=12)
-    features = model_part(model, "conv2")(x[:12]).numpy()
-    assert [readout.estimator.n_samples(), readout.estimators[0].n_samples()] == [12, 12]
-    np.testing.assert_allclose(readout.estimators[0].mean(), features.mean(0), rtol=1e-5, atol=1e-6)
-    for count, data in ((0, [x]), (5, [x[:1]])):
-        with pytest.raises(InputError, match=r"n_samples|at least 2"):
-            readout.estimate(model, data, n_samples=count)
 
 
 def test_estimators_and_features_of_ones_own(models):

@@ -122,7 +122,9 @@ def test_arrays_there_and_back():
     assert adapter.framework.asarray(np.array([1.5]), like).dtype == torch.bfloat16
     assert adapter.framework.asarray(np.array([3]), like).dtype == torch.int64
     assert adapter.framework.asarray(np.array([True]), like).dtype == torch.bool
-    assert adapter.framework.to_numpy(torch.ones(2, dtype=torch.bfloat16).requires_grad_()).dtype == np.float32
+    assert (
+        adapter.framework.to_numpy(torch.ones(2, dtype=torch.bfloat16).requires_grad_()).dtype == np.float32
+    )
     array = np.ones(2)
     adapter.framework.asarray(array, torch.zeros(1).double()).zero_()
     assert array.sum() == 2

@@ -8,9 +8,9 @@ import torch
 from torch import nn
 
 from iba_core import Explainer
+from iba_core.bottleneck.optimization import BottleneckOptimizer
 from iba_core.bottleneck.settings import BottleneckSettings
 from iba_core.bottleneck.statistics import Statistics
-from iba_core.bottleneck.optimization import BottleneckOptimizer
 from iba_core.framework.layout import Layout
 from iba_torch import TorchAdapter
 from iba_torch.tail.split import TorchTail

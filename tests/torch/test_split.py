@@ -130,9 +130,7 @@ class TestNothingIsLeftBehind:
             split = adapter.split(layer)
             split.features(x)
             with split.head(x) as tail:
-                adapter.framework.value_and_grad(
-                    lambda z, tail=tail: (total(tail(z)), ()), tail.features
-                )
+                adapter.framework.value_and_grad(lambda z, tail=tail: (total(tail(z)), ()), tail.features)
         assert snapshot(model, x) == before
         assert torch.equal(x, kept)
 
@@ -154,7 +152,11 @@ class TestNothingIsLeftBehind:
         for module in model.modules():
             handle = module.register_forward_pre_hook(failing)
             split = adapter.split(case.layers[-1])
-            for work in (lambda: adapter.predict(x), lambda: adapter.layers(x), lambda split=split: use(split, x)):
+            for work in (
+                lambda: adapter.predict(x),
+                lambda: adapter.layers(x),
+                lambda split=split: use(split, x),
+            ):
                 with suppress(ExpectedError):
                     work()
             handle.remove()
@@ -287,7 +289,10 @@ class TestCalls:
         adapter = TorchAdapter(Unused().double())
         with pytest.raises(LayerError, match="'unused' does not run"):
             adapter.split("unused").features(images(1))
-        with pytest.raises(LayerError, match="'unused' does not run"), adapter.split("unused").head(images(1)):
+        with (
+            pytest.raises(LayerError, match="'unused' does not run"),
+            adapter.split("unused").head(images(1)),
+        ):
             pass
 
     @pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
@@ -313,7 +318,10 @@ class TestCalls:
                 return self.out(self.conv(x).detach())
 
         split = TorchAdapter(Deaf().double()).split("conv")
-        with pytest.raises(LayerError, match="does not depend on layer 'conv'"), split.head(images(1)) as tail:
+        with (
+            pytest.raises(LayerError, match="does not depend on layer 'conv'"),
+            split.head(images(1)) as tail,
+        ):
             tail(tail.features.clone().requires_grad_())
 
     @pytest.mark.parametrize(
@@ -584,9 +592,7 @@ class TestAxisOfTheImages:
         split = adapter.split("norm")
         split.features(x)
         with torch.no_grad(), split.head(x) as tail:
-            assert_close(
-                tail(tail.features.repeat_interleave(2, 0)), model(x).repeat_interleave(2, 0), ""
-            )
+            assert_close(tail(tail.features.repeat_interleave(2, 0)), model(x).repeat_interleave(2, 0), "")
 
 
 class Look(nn.Module):
@@ -676,7 +682,10 @@ class TestOrderInMemory:
 
         model = self.model(Failing())
         split = TorchAdapter(model).split("0")
-        with pytest.raises(RuntimeError, match="no view of mine"), split.head(images(2, torch.float32)) as tail:
+        with (
+            pytest.raises(RuntimeError, match="no view of mine"),
+            split.head(images(2, torch.float32)) as tail,
+        ):
             tail(tail.features)
 
     def test_double_precision_and_maps_with_channels_last_stay(self, images):

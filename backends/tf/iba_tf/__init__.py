@@ -17,7 +17,7 @@ from iba_tf.bottlenecks.copy import IBACopy
 from iba_tf.bottlenecks.estimator import TFWelfordEstimator
 from iba_tf.bottlenecks.innvestigate import IBACopyInnvestigate
 from iba_tf.bottlenecks.layer import IBALayer, Sequential
-from iba_tf.bottlenecks.per_sample import to_saliency_map
+from iba_tf.bottlenecks.per_sample import Hyperparameters, to_saliency_map
 from iba_tf.bottlenecks.readout import IBAReadout
 from iba_tf.bottlenecks.softmax import model_wo_softmax
 from iba_tf.graphs.split import GraphSplit
@@ -30,6 +30,7 @@ __all__ = [
     "EpochReport",
     "GraphModel",
     "GraphSplit",
+    "Hyperparameters",
     "IBACopy",
     "IBACopyInnvestigate",
     "IBALayer",

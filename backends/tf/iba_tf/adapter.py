@@ -178,6 +178,3 @@ def require_tensorflow() -> None:
             f"Keras runs on {keras.backend.backend()!r}, and iba_tf explains models on TensorFlow: set the "
             "environment variable KERAS_BACKEND=tensorflow before keras is imported"
         )
-
-
-KerasAdapter = TensorFlowAdapter  # until the installed entry point has the new name

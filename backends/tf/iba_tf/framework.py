@@ -177,7 +177,7 @@ class _Lent(NamedTuple):
 
 
 def _lent(arguments: list[Any], donate: int, pool: list[list[tf.Variable]]) -> list[tf.Variable] | None:
-    """Move the donated arrays from the arguments into variables, which can let go of them.
+    """Move the donated arrays from the arguments into variables, which can release their memory.
 
     Args:
         arguments: the arguments of a compiled function. The donated one is replaced.
@@ -219,11 +219,11 @@ def _holds(variable: tf.Variable, array: tf.Tensor) -> bool:
 
 
 def _taken(lent: _Lent) -> tf.Tensor:
-    """The array in a variable, which lets go of it."""
+    """The array in a variable, which is emptied."""
     array = tf.ensure_shape(lent.variable.read_value(), lent.shape)
-    let_go = lent.variable.assign(tf.zeros([0], array.dtype), read_value=False)
-    # Without this order the variable might let go last, and the function could not reuse the memory.
-    with tf.control_dependencies([let_go]):
+    emptied = lent.variable.assign(tf.zeros([0], array.dtype), read_value=False)
+    # Without this order the variable might be emptied last, and the function could not reuse the memory.
+    with tf.control_dependencies([emptied]):
         return tf.identity(array)
 
 

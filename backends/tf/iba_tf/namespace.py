@@ -1,8 +1,9 @@
 """The array namespace that the core's formulas run on where the arrays are TensorFlow's.
 
 It holds the functions of the array API standard (https://data-apis.org/array-api/2024.12/) that the core
-uses, with the standard's names, arguments and meaning, differentiable, eagerly and inside a `tf.function`
-alike. Python scalars take the dtype of the tensors they meet; tensors of different dtypes are promoted.
+uses, with the standard's names, arguments and meaning. They are differentiable, and work eagerly as well as
+inside a `tf.function`. Python scalars take the dtype of the tensors that they are combined with; tensors of
+different dtypes are promoted.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ def asarray(obj: Any, *, dtype: tf.DType | None = None, device: str | None = Non
 
 
 def astype(x: Tensor, dtype: tf.DType, *, copy: builtins.bool = True) -> Tensor:
-    """`x` in another dtype. No tensor changes, so that a copy is as good as none."""
+    """`x` in another dtype. Tensors are immutable, so `copy` makes no difference."""
     return tf.cast(x, dtype)
 
 
@@ -124,7 +125,7 @@ def expm1(x: Tensor) -> Tensor:
 
 
 def sigmoid(x: Tensor) -> Tensor:
-    """Logistic function, elementwise; not of the standard, but PyTorch has it as well."""
+    """Logistic function, elementwise. It is not in the standard, but PyTorch has it, too."""
     return tf.sigmoid(x)
 
 
@@ -149,12 +150,12 @@ def pow(x1: Tensor, x2: Tensor) -> Tensor:
 
 
 def maximum(x1: Tensor, x2: Tensor) -> Tensor:
-    """The greater of each pair; NaN if one of them is."""
+    """The greater of each pair; NaN if either is NaN."""
     return tf.maximum(*_promoted(x1, x2))
 
 
 def minimum(x1: Tensor, x2: Tensor) -> Tensor:
-    """The smaller of each pair; NaN if one of them is."""
+    """The smaller of each pair; NaN if either is NaN."""
     return tf.minimum(*_promoted(x1, x2))
 
 
@@ -169,10 +170,10 @@ def clip(x: Tensor, min: Tensor | None = None, max: Tensor | None = None) -> Ten
 
 def logaddexp(x1: Tensor, x2: Tensor) -> Tensor:
     """``log(exp(x1) + exp(x2))``, without overflow, with gradients that are exact far out on both sides."""
-    # Of primitives: TensorFlow never forgets a `tf.custom_gradient` in a traced graph, nor the graph.
+    # Made of primitives: TensorFlow never frees a `tf.custom_gradient` in a traced graph, nor the graph.
     x1, x2 = _promoted(x1, x2)
     greater, lesser = tf.where(x1 >= x2, x1, x2), tf.where(x1 >= x2, x2, x1)
-    # Equal infinities have no difference, and their sum is themselves.
+    # Equal infinities have no difference; their sum is the same infinity.
     alike = tf.math.is_inf(greater) & (greater == lesser)
     return greater + tf.math.softplus(tf.where(alike, tf.zeros_like(greater), lesser - greater))
 
@@ -381,7 +382,7 @@ def isdtype(dtype: tf.DType, kind: Any) -> builtins.bool:
 
 
 def _promoted(*values: Tensor) -> list[Tensor]:
-    """The arguments as tensors of one dtype, which the Python scalars among them do not sway."""
+    """The arguments as tensors of one dtype. Python scalars do not change that dtype."""
     scalars = (builtins.bool, int, float)
     dtypes = [asarray(value).dtype for value in values if not isinstance(value, scalars)]
     if not dtypes:

@@ -17,8 +17,8 @@ from iba_torch.bottlenecks.estimator import TorchWelfordEstimator
 from iba_torch.bottlenecks.iba import IBA, to_saliency_map
 from iba_torch.bottlenecks.readout import IBAReadout
 from iba_torch.bottlenecks.sequential import insert_into_sequential
-from iba_torch.images import ImageFolder, get_imagenet_folder, imagenet_transform, tensor_to_np_img
 from iba_torch.framework import TorchFramework
+from iba_torch.images import ImageFolder, get_imagenet_folder, imagenet_transform, tensor_to_np_img
 from iba_torch.tail.split import TorchSplit
 
 __all__ = [

@@ -47,6 +47,8 @@ class IBACopy(PerSampleBottleneck):
     variables, and is not changed. If you change it, explanations stay the same until `update_variables`.
     While a bottleneck is optimised, only the part of the model after the feature map runs.
 
+    Threads may share a bottleneck. `get_report` and `restrict_flow` use the analysis that has ended last.
+
     `copy.deepcopy` and pickle give an independent bottleneck with the same hyperparameters, statistics and
     mask. Only a loss by `set_model_loss` must be set again, and `target` is a new tensor. If the original is
     a Keras model, it is copied as well, and `update_variables` follows the copied model. Otherwise the values

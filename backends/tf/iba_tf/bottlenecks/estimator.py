@@ -20,11 +20,11 @@ from iba_tf.graphs.calls import function_to
 
 
 class TFWelfordEstimator(WelfordEstimator):
-    """`WelfordEstimator` that computes the features itself, from the inputs of the graph they are in.
+    """`WelfordEstimator` that computes the features from the inputs of their graph.
 
     Args:
         feature_name: name of the feature tensor in a TensorFlow graph, such as ``"conv4/Relu:0"``; or the
-            tensor itself, also a symbolic one of a Keras model. None if states are loaded only.
+            tensor itself, also a symbolic one of a Keras model. None to load a state.
         graph: the TensorFlow graph with the tensor; the default one if None.
 
     Example:
@@ -56,9 +56,9 @@ class TFWelfordEstimator(WelfordEstimator):
         """Take in a batch of samples.
 
         Args:
-            feed_dict: arrays by placeholders, or by symbolic inputs of the Keras model; or, in place of
-                inputs, an array of features (B, *feature map).
-            session: session to run the graph in; the default one if None. Keras models need none.
+            feed_dict: arrays by placeholders, or by symbolic inputs of the Keras model; or an array of
+                features (B, *feature map) in place of inputs.
+            session: session that runs the graph; the default one if None. Keras models need none.
             run_kwargs: further arguments of `tf.compat.v1.Session.run`.
 
         Raises:
@@ -89,11 +89,11 @@ class TFWelfordEstimator(WelfordEstimator):
             self.fit(feed_dict, session, run_kwargs)
 
     def state_dict(self) -> dict[str, Any]:
-        """Internal state, see `WelfordEstimator.state_dict`, and the ``feature_name``."""
+        """Return the state, see `WelfordEstimator.state_dict`, and the ``feature_name``."""
         return {**super().state_dict(), "feature_name": self.feature_name}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over a state that `state_dict` gave, or the one of a `WelfordEstimator`.
+        """Replace the state by one that `state_dict` gave, or by that of a `WelfordEstimator`.
 
         Raises:
             StateError: entries are missing, or their shapes do not fit together.
@@ -102,7 +102,12 @@ class TFWelfordEstimator(WelfordEstimator):
         self.feature_name = self.feature_name or state.get("feature_name")
 
     def save(self, path: str | PathLike[str], metadata: Mapping[str, Any] | None = None) -> None:
-        """Write the state to a safetensors file, the name of the features among its metadata."""
+        """Write the state to a safetensors file, with the name of the features in its metadata.
+
+        Args:
+            path: the file.
+            metadata: further entries.
+        """
         plain = WelfordEstimator()
         plain.load_state_dict(self.state_dict())
         plain.save(path, {"layer": self.feature_name, **(metadata or {})})
@@ -110,6 +115,9 @@ class TFWelfordEstimator(WelfordEstimator):
     @classmethod
     def load(cls, path: str | PathLike[str]) -> Self:
         """Read what `save` wrote. The estimator has no graph: it takes features, not inputs.
+
+        Args:
+            path: the file.
 
         Raises:
             StateError: the file is missing, truncated or of another kind.

@@ -23,7 +23,7 @@ _ENTERED: ContextVar[frozenset[object]] = ContextVar("restrict_flow", default=fr
 """Marks of the `Flow.restricted` contexts that the running thread or task is in."""
 
 
-class Flow(tf.Module):  # type: ignore[misc]  # TensorFlow has no types
+class Flow(tf.Module):
     """A place that features pass as they are, or restricted to what the last analysis kept.
 
     Contexts of `restricted` may be nested, and may overlap in several threads and asyncio tasks. Code that

@@ -41,13 +41,15 @@ v1 = tf.compat.v1
 
 
 @keras.saving.register_keras_serializable("iba_tf")
-class IBALayer(PerSampleBottleneck, keras.layers.Layer):  # type: ignore[misc]  # Keras has no types
+class IBALayer(PerSampleBottleneck, keras.layers.Layer):
     """A layer that finds out how much of the information in its input the model needs.
 
     Put it anywhere into a functional or sequential model, or call it on a tensor of a TensorFlow 1 graph. In
     training and prediction it is the identity and has no weights. `analyze` optimises a bottleneck in its
     place, and runs only the part of the model after it. In a TensorFlow 1 graph, the feeds are those of its
     session, and the variables have the values that they have there.
+
+    Threads may share a layer. `get_report` and `restrict_flow` use the analysis that has ended last.
 
     A copied, cloned or loaded model has a layer of its own, with the hyperparameters and, except in a clone,
     the statistics. Set a loss for it before `analyze`.
@@ -580,7 +582,7 @@ def _session(session: tf.compat.v1.Session | None) -> tf.compat.v1.Session:
 
 
 @keras.saving.register_keras_serializable("iba_tf")
-class Sequential(keras.Sequential):  # type: ignore[misc]  # Keras has no types
+class Sequential(keras.Sequential):
     """`keras.Sequential` that has an `input` and an `output` as soon as it is built.
 
     Keras 3 gives them only as lists, `inputs` and `outputs`. Nothing else differs.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterable, Mapping
-from copy import copy
 from os import PathLike, fspath
 from pathlib import Path
 from typing import Any
@@ -196,7 +195,7 @@ class Original:
 
     def _with_outputs(self, graph: OperationGraph) -> OperationGraph:
         assert self.outputs is not None
-        selected = copy(graph)
+        selected = graph.with_bindings({})
         selected.outputs = [_output(graph, output) for output in self.outputs]
         return selected
 

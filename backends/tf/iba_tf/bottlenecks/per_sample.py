@@ -52,6 +52,11 @@ class Hyperparameters(NamedTuple):
         smooth_std: standard deviation of the Gaussian that smooths the mask, in features, 1; 0 for no
             smoothing.
         normalize_beta: divide beta by the number of features, True.
+
+    Example:
+        >>> from iba_tf import IBALayer
+        >>> Hyperparameters(**IBALayer(beta=20).get_default())[:3]
+        (10, 10, 20)
     """
 
     batch_size: int | None = None

@@ -62,11 +62,13 @@ class IBAReadout(ReadoutBottleneck):
         LayerError: the model has no such layer, or no graph of layers.
 
     Example:
-        >>> iba = IBAReadout("conv2", ["conv2", "conv4", "dense"], model)  # doctest: +SKIP
-        >>> iba.estimate(model, batches)  # doctest: +SKIP
-        >>> loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)  # doctest: +SKIP
-        >>> iba.fit(batches, loss, epochs=20)  # doctest: +SKIP
-        >>> saliency = iba.analyze(image[None])  # doctest: +SKIP
+        >>> iba = IBAReadout("conv", ["conv", "pool", "logits"], model)
+        >>> iba.estimate(model, batches)
+        >>> pairs = [(images, tf.argmax(model(images), axis=1)) for images in batches]
+        >>> loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+        >>> history = iba.fit(pairs, loss, epochs=2)
+        >>> iba.analyze(x).shape
+        (2, 8, 8)
     """
 
     def __init__(
@@ -134,7 +136,6 @@ class IBAReadout(ReadoutBottleneck):
         """Estimate the features' distribution at all layers, see `ReadoutBottleneck.estimate`."""
         super().estimate(model, dataloader, None, n_samples, progbar, reset)
 
-    @tf.autograph.experimental.do_not_convert
     def restricted(self, inputs: Inputs) -> tuple[Any, tf.Tensor]:
         """Run the model with the flow restricted, for a training loop of your own.
 
@@ -152,12 +153,20 @@ class IBAReadout(ReadoutBottleneck):
             InputError: an input is missing or of the wrong shape.
 
         Example:
-            >>> with tf.GradientTape() as tape:  # doctest: +SKIP
-            ...     output, capacity = iba.restricted(images)
-            ...     objective = loss(target, output) + tf.reduce_mean(capacity)
-            >>> gradients = tape.gradient(objective, iba.trainable_variables)  # doctest: +SKIP
-            >>> optimizer.apply(gradients, iba.trainable_variables)  # doctest: +SKIP
+            >>> iba = IBAReadout("conv", ["conv", "logits"], model)
+            >>> iba.estimate(model, batches)
+            >>> loss, optimizer = keras.losses.MeanSquaredError(), keras.optimizers.Adam(3e-4)
+            >>> with tf.GradientTape() as tape:
+            ...     output, capacity = iba.restricted(x)
+            ...     objective = loss(model(x), output) + tf.reduce_mean(capacity)
+            >>> gradients = tape.gradient(objective, iba.trainable_variables)
+            >>> optimizer.apply(gradients, iba.trainable_variables)
         """
+        plain = tf.autograph.experimental.do_not_convert(self._restricted)
+        found: tuple[Any, tf.Tensor] = plain(inputs)
+        return found
+
+    def _restricted(self, inputs: Inputs) -> tuple[Any, tf.Tensor]:
         known = self._what_is_known()
         with self._passes.nested_pass(self._passes.to_inputs(inputs)) as nested:
             features, readout_features = nested.features, nested.readout_features

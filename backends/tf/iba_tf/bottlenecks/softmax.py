@@ -18,12 +18,12 @@ from iba_tf.graphs.operations import OperationGraph
 
 
 def model_wo_softmax(model: Any) -> Any:
-    """Model that gives the logits of a classifier.
+    """Make a model that gives the logits of a classifier.
 
-    A softmax is taken away from the end of every output: one that is a layer or an operation of its own,
-    the activation of the last layer, or either at the end of a nested model. The new model shares the
-    layers of `model`, which stays as it is; only a last layer with a softmax in it is replaced, and
-    starts with a copy of its weights.
+    The softmax at the end of each output is removed: a layer or operation of its own, the activation of the
+    last layer, or either at the end of a nested model. The new model shares the layers of `model`, which is
+    not changed. Only a last layer with a softmax inside is replaced by a new layer, with a copy of its
+    weights.
 
     Args:
         model: a functional or sequential model of Keras 3 or 2. Outputs without a softmax stay as they are.
@@ -58,7 +58,7 @@ def _without_softmax(model: Any, name: str, dialect: _Dialect) -> Any:
 
 
 def applies_softmax(operation: Any) -> bool:
-    """Whether an operation of Keras 3 ends in a softmax; a nested model's own end does not count."""
+    """Whether an operation of Keras 3 ends in a softmax. The end of a nested model does not count."""
     return _applies_softmax(operation, _Keras3())
 
 
@@ -72,7 +72,7 @@ def _is_softmax(operation: Any, dialect: _Dialect) -> bool:
     layers = dialect.package.layers
     if isinstance(operation, layers.Activation):
         return operation.activation is dialect.package.activations.softmax
-    # The operation behind `keras.ops.softmax` has no public name.
+    # The operation that `keras.ops.softmax` makes has no public name.
     return isinstance(operation, layers.Softmax) or type(operation).__name__ == "Softmax"
 
 
@@ -100,7 +100,7 @@ def logits_of(graph: OperationGraph) -> TensorName | None:
 
 
 class _Rebuilt:
-    """The last calls of a model, made anew by operations without a softmax, one for each old one."""
+    """The last calls of a model, repeated with operations without a softmax, one for each old one."""
 
     def __init__(self, dialect: _Dialect) -> None:
         self._dialect = dialect
@@ -108,7 +108,7 @@ class _Rebuilt:
         self._calls: dict[int, list[Any]] = {}
 
     def of(self, tensor: Any) -> Any:
-        """What stands for `tensor`, a result of a call with a softmax at its end."""
+        """The tensor that replaces `tensor`, a result of a call with a softmax at its end."""
         operation, _, index = tensor._keras_history
         node = self._dialect.node_of(tensor)
         args, kwargs = self._dialect.arguments(node)
@@ -123,7 +123,7 @@ class _Rebuilt:
 
     def _without_softmax(self, operation: Any) -> Any:
         if id(operation) not in self._operations:
-            # A name of its own, since the old operation may still stand elsewhere in the model.
+            # A new name, because the old operation may also be elsewhere in the model.
             name = f"{operation.name}_logits"
             if self._dialect.has_graph(operation):
                 self._operations[id(operation)] = _without_softmax(operation, name, self._dialect)
@@ -134,12 +134,12 @@ class _Rebuilt:
 
 
 class _Dialect(Protocol):
-    """Where a generation of Keras keeps the calls of its layers."""
+    """How a version of Keras stores the calls of its layers."""
 
     package: Any
 
     def has_graph(self, operation: Any) -> bool:
-        """Whether calling it does nothing but run a graph of symbolic tensors that it keeps."""
+        """Whether calling it only runs a graph of symbolic tensors that it keeps."""
 
     def node_of(self, tensor: Any) -> Any:
         """The record of the call that made a symbolic tensor."""
@@ -148,10 +148,10 @@ class _Dialect(Protocol):
         """Positional and keyword arguments of a call."""
 
     def inputs(self, model: Any) -> Any:
-        """A model's symbolic inputs, nested as it takes them."""
+        """A model's symbolic inputs, nested like its arguments."""
 
     def outputs(self, model: Any) -> Any:
-        """A model's symbolic outputs, nested as its results are."""
+        """A model's symbolic outputs, nested like its results."""
 
 
 class _Keras3:

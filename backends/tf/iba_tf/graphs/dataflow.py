@@ -222,7 +222,7 @@ class DataflowGraph(ABC):
         return [node for node in self.nodes.values() if node.name in found]
 
     def evaluate(self, names: Sequence[TensorName], values: Values) -> list[Any]:
-        """Run whatever leads from known tensors to others.
+        """Run the nodes that lead from known tensors to others.
 
         Args:
             names: of the tensors that are wanted.

@@ -1,11 +1,11 @@
-"""Function calls of a graph, replaced by what the functions do.
+"""Function calls of a graph, replaced by the operations of the functions.
 
 A `tf.function` inside a model, and everything in a SavedModel, is a call of a function that the graph
-defines. A graph can be cut, and differentiated after it has been imported, only where its operations are
-its own. The bodies of loops and branches stay functions; the calls within those are replaced, too.
+defines. A graph can be split, and differentiated after it has been imported, only where its operations are
+its own. The bodies of loops and branches stay functions, but the calls within them are replaced, too.
 
-Names: the operations of a function called by ``scope/PartitionedCall`` go to ``scope/``, so that wrappers
-leave no trace in the names; where a name is taken, a number makes it unique.
+The operations of a function called by ``scope/PartitionedCall`` go to ``scope/``, so that wrappers do not
+show in the names. If a name is taken, a number makes it unique.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ _CALLS = ("PartitionedCall", "StatefulPartitionedCall")
 _CALL_NAME = re.compile(r"(^|/)(Stateful)?PartitionedCall(_\d+)?$")
 
 _DROPPED = ("_class", "_gradient_op_type", "_output_shapes", "_XlaMustCompile")
-"""Attributes that tie an operation to others which need not be there: to devices of neighbours, or to a
-gradient that Python closed over the graph that was traced first."""
+"""Attributes that tie an operation to others that need not be there: to the devices of neighbours, or to a
+gradient that is bound to the graph that was traced first."""
 
 
 def inline_calls(graph_def: GraphDef) -> tuple[GraphDef, Callable[[str], str]]:
-    """`graph_def` without function calls and without devices.
+    """Remove function calls and devices from a graph.
 
-    It keeps the bodies of loops and branches only. They are named by what they hold, so that
+    Only the bodies of loops and branches remain functions. Their names follow from their contents, so that
     graphs of several origins can be imported into one program.
 
     Returns:
-        The graph, and what gives for the name of a tensor the name that it has there: another one if it was
-        the result of a call.
+        The graph, and a function that maps the name of a tensor to its name in that graph. The two differ if
+        the tensor was the result of a call.
     """
     definitions = _Definitions({function.signature.name: function for function in graph_def.library.function})
     nodes, replaced = _expand(graph_def.node, definitions, nested=False)
@@ -56,7 +56,7 @@ class _Definitions:
     _renamed: dict[str, FunctionDef] = field(default_factory=dict)
 
     def called_by(self, node: NodeDef) -> str | None:
-        """Name of the function that a node calls and does nothing else; None for other nodes."""
+        """Name of the function that a node calls; None for a node that does anything else."""
         if node.op in _CALLS:
             return str(node.attr["f"].func.name)
         return str(node.op) if node.op in self.functions else None
@@ -105,13 +105,13 @@ class _Definitions:
 
 @dataclass
 class _Replaced:
-    """What stands for the outputs of the calls that have been replaced."""
+    """The tensors and operations that replace the calls."""
 
     outputs: dict[str, str] = field(default_factory=dict)
     controls: dict[str, list[str]] = field(default_factory=dict)
 
     def data(self, reference: str) -> str:
-        """Reference to a tensor, followed through the calls that hand it on."""
+        """Follow the reference to a tensor through the calls that pass it on."""
         while (found := self.outputs.get(_canonical(reference))) is not None:
             reference = found
         return reference
@@ -130,7 +130,7 @@ def _canonical(reference: str) -> str:
 def _expand(
     nodes: Iterable[NodeDef], definitions: _Definitions, nested: bool
 ) -> tuple[list[NodeDef], _Replaced]:
-    """The operations that do what `nodes` do, and what stands for the calls among those.
+    """Replace the calls among `nodes`: the operations that result, and what replaces each call.
 
     Args:
         nodes: of a graph or of a function.
@@ -197,7 +197,7 @@ def _called(
             if reference.startswith("^") and reference[1:] in names
         ]
         del copied.input[:]
-        # What takes nothing would otherwise no longer wait for what the call waits for.
+        # An operation without inputs would otherwise no longer wait for what the call waits for.
         copied.input.extend([*data, *after, *([] if data else waits_for)])
         yield copied
     for index, result in enumerate(body.signature.output_arg):

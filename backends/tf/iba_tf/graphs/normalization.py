@@ -23,7 +23,7 @@ _DENSE = (keras.layers.Conv1D, keras.layers.Conv2D, keras.layers.Conv3D)
 _DEPTHWISE = (keras.layers.DepthwiseConv1D, keras.layers.DepthwiseConv2D)
 
 _LEAST_GAIN = 16
-"""Numbers in the maps for each weight, from which on the weights cost next to nothing beside them."""
+"""Numbers in the feature maps for each weight, above which the cost of scaling the weights is negligible."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,16 +123,16 @@ def _normalizes(layer: Any, convolution: Any) -> bool:
 
 
 def _is_of_one_precision(layer: Any) -> bool:
-    """Whether a layer computes in the precision of its weights, with nothing cast or quantised."""
+    """Whether a layer computes in the precision of its weights, without casts or quantisation."""
     return layer.compute_dtype == layer.variable_dtype == "float32" and layer.quantization_mode is None
 
 
 def _convolved(convolution: Any, normalization: Any, x: tf.Tensor) -> tf.Tensor | None:
-    """Batch normalisation of what a convolution makes of `x`, by a convolution that does both.
+    """Convolution and batch normalisation of `x` in one operation.
 
     Returns:
-        None where the weights, which are scaled anew in each pass, would take up what is spared, or the maps
-        are of unknown size.
+        The result; None if scaling the weights, which happens in each pass, would cost as much as it saves,
+        or if the size of the feature maps is unknown.
     """
     if not x.shape.is_fully_defined() or _gain(convolution, x.shape.as_list()) < _LEAST_GAIN:
         return None
@@ -152,7 +152,7 @@ def _convolved(convolution: Any, normalization: Any, x: tf.Tensor) -> tf.Tensor 
     @tf.custom_gradient  # type: ignore[untyped-decorator]
     def convolved(x: tf.Tensor) -> tuple[tf.Tensor, Callable[[tf.Tensor], tf.Tensor]]:
         def gradient(towards: tf.Tensor) -> tf.Tensor:
-            # Scaled again, and not before: otherwise the weights would be held from one pass to the other.
+            # Scaled again here: otherwise the scaled weights would be kept between the two passes.
             with tf.control_dependencies([towards]):
                 weights = kernel * of_kernel
             with tf.GradientTape(watch_accessed_variables=False) as tape:
@@ -180,7 +180,7 @@ def _is_channels_first(convolution: Any) -> bool:
 
 
 def _convolution(layer: Any, x: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
-    """What a layer makes of `x` with another kernel, and no bias."""
+    """Convolve `x` as a layer does, with another kernel and without a bias."""
     if type(layer) in _DENSE:
         return layer.convolution_op(x, kernel)
     return keras.ops.depthwise_conv(

@@ -67,10 +67,11 @@ class GraphSplit(Split):
             this error.
 
     Example:
+        >>> import keras
         >>> from iba_tf import TensorFlowAdapter
-        >>> x, dense = keras.Input((8,)), keras.layers.Dense(4, name="dense")
+        >>> x, dense = keras.Input((8,)), keras.layers.Dense(4, name="features")
         >>> model = keras.Model(x, keras.layers.Dense(2)(dense(x)))
-        >>> split = TensorFlowAdapter(model).split("dense")
+        >>> split = TensorFlowAdapter(model).split("features")
         >>> with split.head(tf.ones((1, 8))) as tail:
         ...     tuple(tail.features.shape), tuple(tail(tf.ones((5, 4))).shape)
         ((1, 4), (5, 2))

@@ -57,6 +57,13 @@ class GraphModel(Network):
     The values of the variables are those of the model that it was made of: a Keras model, a function or a
     module is read whenever the model runs; the variables of a session are read when the model is made, and
     again by `update_variables`. That model itself is never altered.
+
+    Example:
+        >>> model = GraphModel.from_function(lambda x: tf.tanh(x, name="feature"), tf.TensorSpec((None, 3)))
+        >>> model.predict(np.zeros((1, 3))).numpy().tolist()
+        [[0.0, 0.0, 0.0]]
+        >>> [info.name for info in model.layers(np.zeros((1, 3)))]
+        ['feature']
     """
 
     def __init__(self, origin: Origin, replaced: Mapping[Any, tf.Variable] | None = None) -> None:
@@ -85,7 +92,7 @@ class GraphModel(Network):
             graph: the graph; None for that of the session.
             session: in which the variables have been initialised or restored.
             outputs: what the model gives: a tensor, an operation or the name of one; or several, nested
-                as the results shall be.
+                as the results are to be.
             inputs: the placeholders to be fed, likewise, in order. If None, those that the outputs
                 depend on, those without a default first.
             defaults: values of placeholders, by tensor or name, for calls that do not give them, such as
@@ -112,7 +119,7 @@ class GraphModel(Network):
 
         Args:
             graph_def: the graph, or the ``.pb`` file that holds it.
-            outputs: names of tensors or operations, nested as the results shall be. If None, the
+            outputs: names of tensors or operations, nested as the results are to be. If None, the
                 operations that depend on the inputs and that no other takes.
             inputs: names of the placeholders, see `from_session`.
             defaults: see `from_session`.

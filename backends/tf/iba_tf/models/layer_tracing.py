@@ -48,22 +48,22 @@ class LayerRecord:
 
     def run(self, layer: Any, call: Callable[[], Any]) -> Any:
         """Call a layer, record the call, and mark the results."""
-        noted = _Call(layer, self._count)
+        recorded = _Call(layer, self._count)
         self._count += 1
-        self._stack[-1].children.append(noted)
-        self._stack.append(noted)
+        self._stack[-1].children.append(recorded)
+        self._stack.append(recorded)
         try:
             results = call()
         finally:
             self._stack.pop()
-        return tf.nest.map_structure(lambda result: self._marked(noted, result), results)
+        return tf.nest.map_structure(lambda result: self._marked(recorded, result), results)
 
-    def _marked(self, noted: _Call, result: Any) -> Any:
+    def _marked(self, recorded: _Call, result: Any) -> Any:
         if not isinstance(result, tf.Tensor) or tf.executing_eagerly():
             return result
         with tf.name_scope(""):
-            marked = tf.identity(result, name=f"iba_layer_{noted.number}_{noted.results}")
-        noted.results += 1
+            marked = tf.identity(result, name=f"iba_layer_{recorded.number}_{recorded.results}")
+        recorded.results += 1
         if (mask := getattr(result, "_keras_mask", None)) is not None:
             marked._keras_mask = mask
         return marked
@@ -110,7 +110,7 @@ def recorded_layers() -> Iterator[LayerRecord]:
     record = LayerRecord()
     thread = get_ident()
 
-    def noting(call: Callable[..., Any]) -> Callable[..., Any]:
+    def recording_calls(call: Callable[..., Any]) -> Callable[..., Any]:
         @wraps(call)
         def wrapped(layer: Any, *args: Any, **kwargs: Any) -> Any:
             if get_ident() != thread:
@@ -121,7 +121,7 @@ def recorded_layers() -> Iterator[LayerRecord]:
 
         return wrapped
 
-    def tracing_anew(call: Callable[..., Any]) -> Callable[..., Any]:
+    def tracing_again(call: Callable[..., Any]) -> Callable[..., Any]:
         @wraps(call)
         def wrapped(function: Any, *args: Any, **kwargs: Any) -> Any:
             if get_ident() == thread and type(function) is _FUNCTION:
@@ -131,8 +131,8 @@ def recorded_layers() -> Iterator[LayerRecord]:
         return wrapped
 
     with _lock:
-        replaced: list[tuple[Any, Any]] = [(cls, noting) for cls in layer_classes()]
-        replaced.append((_FUNCTION, tracing_anew))
+        replaced: list[tuple[Any, Any]] = [(cls, recording_calls) for cls in layer_classes()]
+        replaced.append((_FUNCTION, tracing_again))
         calls = [cls.__call__ for cls, _ in replaced]
         for (cls, recording), call in zip(replaced, calls, strict=True):
             cls.__call__ = recording(call)

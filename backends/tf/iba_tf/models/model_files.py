@@ -52,7 +52,7 @@ _COMPUTING = (
 
 
 def load_file(path: Path) -> Any | None:
-    """Model of a file or folder; None where its name is that of no file of TensorFlow or Keras.
+    """Load the model in a file or folder; None if its name is not that of a TensorFlow or Keras file.
 
     Raises:
         StateError: it is missing, damaged, or holds code, which is not run.
@@ -69,7 +69,7 @@ def load_file(path: Path) -> Any | None:
 
 
 def load_keras(path: Path, library: str) -> Any:
-    """Model from a ``.keras`` file, loaded so that it can run no code of its own.
+    """Load a model from a ``.keras`` file in such a way that it cannot run code of its own.
 
     Args:
         path: the file.
@@ -80,11 +80,11 @@ def load_keras(path: Path, library: str) -> Any:
     """
     if library not in ("keras", "tf_keras"):
         raise StateError(f"library={library!r} is neither 'keras' nor 'tf_keras'")
-    # Keras 2 takes whatever is no archive for HDF5, and has no safe mode for that.
+    # Keras 2 reads any file that is no archive as HDF5, and has no safe mode for HDF5.
     if path.suffix != ".keras" or not zipfile.is_zipfile(path):
         raise StateError("it is no .keras file")
     if library == "tf_keras" and not _is_harmless(path):
-        raise StateError("it brings code along, or names functions that do more than compute")
+        raise StateError("it holds code, or names functions that do more than compute")
     return import_module(library).models.load_model(path, compile=False, safe_mode=True)
 
 
@@ -93,7 +93,7 @@ def _load_keras(path: Path) -> Any:
         raise StateError(f"there is no model file {str(path)!r}")
     try:
         return keras.saving.load_model(path, compile=False, safe_mode=True)
-    except Exception as error:  # Keras raises whatever the first wrong byte leads to.
+    except Exception as error:  # a damaged file may raise anything
         reason = " ".join(str(error).split())
         model = _load_legacy(path)
         if model is None:
@@ -116,10 +116,10 @@ def _load_legacy(path: Path) -> Any | None:
 
 
 def _is_harmless(path: Path) -> bool:
-    """Whether the model in a file is made of layers alone, and of functions that compute.
+    """Whether the model in a file consists of layers and of functions that only compute.
 
-    Keras 2 would run code that an HDF5 file brings along, import the modules that a file names, and call any
-    function of TensorFlow, those that write files among them.
+    Keras 2 would run code in an HDF5 file, import modules that the file names, and call any function of
+    TensorFlow, including those that write files.
     """
     try:
         configuration = json.loads(_configuration(path))

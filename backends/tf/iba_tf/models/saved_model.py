@@ -26,7 +26,7 @@ def is_saved_model(path: Path) -> bool:
 def open_saved_model(path: Path, signature: str | None, tags: str | Sequence[str] | None) -> Origin:
     """The model in a SavedModel folder; arguments and errors as of `GraphModel.from_saved_model`."""
     if not is_saved_model(path):
-        raise StateError(f"there is no SavedModel in {str(path)!r}: a folder with saved_model.pb is wanted")
+        raise StateError(f"there is no SavedModel in {str(path)!r}: a folder with saved_model.pb is needed")
     meta_graph = _graph_with(_read(path), tags, path)
     signatures = {
         name: definition
@@ -43,7 +43,7 @@ def open_saved_model(path: Path, signature: str | None, tags: str | Sequence[str
         return _load_session(meta_graph, signatures[name], path)
     except IBAError:
         raise
-    except Exception as error:  # TensorFlow raises whatever the first wrong byte leads to.
+    except Exception as error:  # a damaged file may raise anything
         reason = " ".join(str(error).split())
         raise StateError(f"the SavedModel in {str(path)!r} cannot be loaded: {reason}") from error
 

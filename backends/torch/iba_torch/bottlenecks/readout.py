@@ -21,22 +21,21 @@ from iba_core.framework.layout import DataFormat
 from iba_core.framework.namespace import host_array
 from iba_core.readout.bottleneck import Known, ReadoutBottleneck
 from iba_core.readout.formulas import WEIGHTS
-from iba_core.readout.state import GIVEN
+from iba_core.readout.state import GIVEN, require_layers
 from iba_core.readout.training import BETA
 from iba_torch.adapter import TorchAdapter
 from iba_torch.bottlenecks.estimator import TorchWelfordEstimator
 from iba_torch.bottlenecks.iba import IBA
-from iba_torch.bottlenecks.readout_model import ModelHooks, TorchReadoutModel
+from iba_torch.bottlenecks.readout_model import ModelHooks, TorchReadoutModel, layers_of
 from iba_torch.tail.channels import channel_hint, data_format_of
-from iba_torch.tail.places import LayerCall
 from iba_torch.tail.trees import tree_map
 
 
-class IBAReadout(ReadoutBottleneck, IBA):
+class IBAReadout(ReadoutBottleneck, IBA):  # type: ignore[misc]  # `analyze` takes a model, not a loss
     """A bottleneck for PyTorch models whose mask is computed from the features of several layers.
 
-    `iba_core.readout.bottleneck.ReadoutBottleneck` describes it. For a training loop of your own, `parameters()`
-    are those of the network alone.
+    `iba_core.readout.bottleneck.ReadoutBottleneck` describes it. For a training loop of your own,
+    `parameters()` are those of the network alone.
 
     Args:
         attach_layer: the layer after which the bottleneck goes; a module of the model or its dotted name.
@@ -58,16 +57,22 @@ class IBAReadout(ReadoutBottleneck, IBA):
         LayerError: the model has no such layer.
 
     Example:
-        >>> iba = IBAReadout(model.conv2, [model.conv2, model.conv4, model.fc], model)  # doctest: +SKIP
-        >>> iba.estimate(model, loader)  # doctest: +SKIP
-        >>> optimizer = torch.optim.Adam(iba.parameters(), lr=3e-4)  # doctest: +SKIP
-        >>> for x, target in loader:  # doctest: +SKIP
+        >>> iba = IBAReadout("conv", ["conv", "pool", "logits"], model)
+        >>> iba.estimate(model, batches)
+        >>> pairs = [(images, model(images).argmax(1)) for images in batches]
+        >>> history = iba.fit(pairs, nn.functional.cross_entropy, epochs=2)
+        >>> iba.analyze(x, model).shape
+        (2, 8, 8)
+
+        A training loop of your own:
+
+        >>> optimizer = torch.optim.Adam(iba.parameters(), lr=3e-4)
+        >>> for images, target in pairs:
         ...     with iba.restrict_flow():
-        ...         loss = functional.cross_entropy(model(x), target) + iba.capacity().mean()
+        ...         loss = nn.functional.cross_entropy(model(images), target) + iba.capacity().mean()
         ...     optimizer.zero_grad()
         ...     loss.backward()
         ...     optimizer.step()
-        >>> saliency = iba.analyze(image[None], model)  # doctest: +SKIP
     """
 
     def __init__(
@@ -85,7 +90,7 @@ class IBAReadout(ReadoutBottleneck, IBA):
             raise InputError(f"readout_layers={readout_layers!r} must be a list of one layer or more")
         make_estimator = TorchWelfordEstimator if estimator_type is None else estimator_type
         adapter = TorchAdapter(model)
-        own, *others = (_layer_of(adapter, layer) for layer in (attach_layer, *readout_layers))
+        own, *others = layers_of(adapter, [attach_layer, *readout_layers])
         if own.call is not None or kwargs.get("call") is not None:
             raise LayerError(f"the bottleneck at {own.name!r} needs a layer that runs once in a pass")
         estimators = [make_estimator() for _ in others]
@@ -93,15 +98,13 @@ class IBAReadout(ReadoutBottleneck, IBA):
             kwargs["estimator"] = make_estimator()
         for estimator in (kwargs["estimator"], *estimators):
             if not isinstance(estimator, nn.Module):
-                raise InputError(
-                    f"the estimator is of type {type(estimator).__name__}; an nn.Module was expected, "
-                    "whose buffers are saved with the readout network"
-                )
+                found = type(estimator).__name__
+                raise InputError(f"the estimator is of type {found}; an nn.Module with buffers was expected")
         super().__init__(own.module, **{"beta": BETA, **kwargs})
         self._set_up(robust)
         self.estimators = nn.ModuleList(estimators)
         # In a tuple, so that neither the model nor a layer becomes a child of this module.
-        self._models = (adapter.model,)
+        self._models: tuple[nn.Module, ...] = (adapter.model,)
         self._layers = (own, *others)
         self._hooks = ModelHooks(adapter.model, others, self._is_restricting, self._observe)
 
@@ -130,6 +133,10 @@ class IBAReadout(ReadoutBottleneck, IBA):
         if self._is_estimated():
             self._make_network()
 
+    @property
+    def _device(self) -> torch.device:
+        return next(self.model.parameters(), torch.zeros(())).device
+
     # -- passes that the user runs --------------------------------------------------------------------
 
     def _is_restricting(self) -> bool:
@@ -142,22 +149,19 @@ class IBAReadout(ReadoutBottleneck, IBA):
     def _restrict(self, x: torch.Tensor) -> torch.Tensor:
         known, model = self._what_is_known(), self._readout_model()
         if self._hooks.inputs is None:
-            raise LayerError(
-                f"layer {model.names[0]!r} runs outside of the model that the readout was made for; "
-                "call the model as a whole"
-            )
+            name = model.names[0]
+            raise LayerError(f"layer {name!r} runs outside of the readout's model; call the model as a whole")
         _, *readout_features = model.features_of_call(*self._hooks.inputs, len(x))
         known.readout.check(x, readout_features, model.names)
         noise = torch.randn_like(x, dtype=known.constants.mean.dtype)
         restricted = known.readout.restricted(self._weights(), x, readout_features, noise, known.constants)
         self.alpha, self._capacity = restricted.alpha.detach(), restricted.capacity
-        return restricted.z.to(x.dtype)
+        z: torch.Tensor = restricted.z.to(x.dtype)
+        return z
 
     # -- what the core asks for -----------------------------------------------------------------------
 
-    def _readout_model(
-        self, model: nn.Module | None = None, device: torch.device | str | None = None
-    ) -> TorchReadoutModel:
+    def _readout_model(self, model: nn.Module | None = None, device: Any = None) -> TorchReadoutModel:
         if not self._hooks.are_there:
             raise InputError("the readout bottleneck is detached from its model; make a new one")
         model = self.model if model is None else model
@@ -191,8 +195,7 @@ class IBAReadout(ReadoutBottleneck, IBA):
             layer.weight = nn.Parameter(torch.from_numpy(np.array(weight))[..., None])
             layer.bias = nn.Parameter(torch.from_numpy(np.array(bias)))
             layers += [layer, nn.ReLU()]
-        like = next(self.model.parameters(), torch.zeros(()))
-        return nn.Sequential(*layers[:-1]).to(like.device)
+        return nn.Sequential(*layers[:-1]).to(self._device)
 
     def _precision(self) -> str:
         mean = self.estimator.mean() if self.feature_mean is None else self.feature_mean
@@ -229,8 +232,7 @@ class IBAReadout(ReadoutBottleneck, IBA):
         _known_estimator(estimator).load_state_dict(state | {"_dtype_of": dtype_of})
 
     def _given(self, array: npt.NDArray[np.floating]) -> torch.Tensor:
-        like = next(self.model.parameters(), torch.zeros(()))
-        return torch.tensor(array, device=like.device)
+        return torch.tensor(array, device=self._device)
 
     def _guessed_formats(self, shapes: Sequence[tuple[int, ...]]) -> list[DataFormat]:
         hints = [channel_hint(layer.module) for layer in self._layers]
@@ -244,15 +246,10 @@ class IBAReadout(ReadoutBottleneck, IBA):
 
     def get_extra_state(self) -> torch.Tensor:
         """What the layers' names, layouts and input are, as JSON in bytes."""
-        own, *others = self._formats or [None] * len(self._layers)
-        facts = {
-            "layer_name": self._layers[0].name,
-            "channels": own,
-            "input_shape": self._input_shape,
-            "readout_layers": [layer.name for layer in self._layers[1:]],
-            "formats": others,
-            "robust": self.robust,
-        }
+        name, *names = (layer.name for layer in self._layers)
+        channels, *formats = self._formats or (None, *(None for _ in names))
+        facts = {"layer_name": name, "readout_layers": names, "channels": channels, "formats": formats}
+        facts |= {"input_shape": self._input_shape, "robust": self.robust}
         return torch.tensor(list(json.dumps(facts).encode()), dtype=torch.uint8)
 
     def set_extra_state(self, state: torch.Tensor) -> None:
@@ -267,12 +264,7 @@ class IBAReadout(ReadoutBottleneck, IBA):
             formats, shape = [facts["channels"], *facts["formats"]], facts["input_shape"]
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise StateError(f"the state is not that of a readout bottleneck ({error})") from error
-        names = [layer.name for layer in self._layers]
-        if theirs != names:
-            raise StateError(
-                f"the state is that of a bottleneck at {theirs[0]!r} reading {theirs[1:]}, "
-                f"not of one at {names[0]!r} reading {names[1:]}"
-            )
+        require_layers(theirs, [layer.name for layer in self._layers])
         self._formats = None if None in formats else formats
         self._input_shape = None if shape is None else tuple(shape)
         # States without the entry are older than the setting.
@@ -292,11 +284,6 @@ class IBAReadout(ReadoutBottleneck, IBA):
             given = state_dict.get(prefix + name)
             setattr(self, name, None if given is None else torch.empty_like(given))
         super()._load_from_state_dict(state_dict, prefix, *args)
-
-
-def _layer_of(adapter: TorchAdapter, layer: nn.Module | str) -> LayerCall:
-    split = adapter.split(layer)
-    return LayerCall(split.module, split.layer_name, split.call)
 
 
 def _require_module(model: object) -> None:

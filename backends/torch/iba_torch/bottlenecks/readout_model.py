@@ -152,6 +152,16 @@ class TorchReadoutModel(ReadoutModel):
         return {self._sites(shadow)[0]: replace}
 
 
+def layers_of(adapter: TorchAdapter, layers: Sequence[nn.Module | str]) -> list[LayerCall]:
+    """The calls that modules or their names stand for.
+
+    Raises:
+        LayerError: the model has no such layer.
+    """
+    splits = [adapter.split(layer) for layer in layers]
+    return [LayerCall(split.module, split.layer_name, split.call) for split in splits]
+
+
 def _call(model: nn.Module, inputs: Inputs) -> Any:
     # The pass may write into its inputs, and they are needed twice.
     return call_with(model, tree_map(lambda tensor: tensor.detach().clone(), inputs))
@@ -192,9 +202,9 @@ class _OwnPass(threading.local):
 class ModelHooks:
     """Hooks on the user's model, for passes that the user runs.
 
-    They keep what the model is called with where the flow is restricted, and show the readout layers' features
-    where the distribution is estimated. Each hook is a method, so that the hooks of a copied model belong to
-    the copied readout.
+    They keep what the model is called with where the flow is restricted, and show the readout layers'
+    features where the distribution is estimated. Each hook is a method, so that the hooks of a copied model
+    belong to the copied readout.
 
     Args:
         model: the model.

@@ -54,9 +54,7 @@ class Compiled:
         def flat(*given: Any) -> list[Any]:
             waiting = iter(given)
             filled = [next(waiting) if isinstance(leaf, torch.Tensor) else leaf for leaf in leaves]
-            results, output = pytree.tree_flatten(
-                self._function(*pytree.tree_unflatten(filled, structure))
-            )
+            results, output = pytree.tree_flatten(self._function(*pytree.tree_unflatten(filled, structure)))
             outputs.append(output)
             return results
 

@@ -151,7 +151,12 @@ class Replay:
                 f"(n * {self._batch}, {', '.join(map(str, self._shape))})"
             )
         habits = self._habits
-        assumptions = (habits.tail_takes_order, habits.features_unwritten, habits.memory_unreached, self._unread)
+        assumptions = (
+            habits.tail_takes_order,
+            habits.features_unwritten,
+            habits.memory_unreached,
+            self._unread,
+        )
         output = run_assuming(assumptions, partial(self._attempt, z, copies), self._suspects)
         try:
             self._check(z, output)
@@ -357,9 +362,7 @@ class Replay:
             return averaged
         return self._chains if is_sequential(module) else None
 
-    def _rewritten(
-        self, rewrite: Rewrite, site: Site, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> Any:
+    def _rewritten(self, rewrite: Rewrite, site: Site, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         # A checkpoint runs the modules again, which must then keep the same for the backward pass.
         output = rewrite(site.module, args, kwargs) if _saved_tensor_hooks() is self._keeping else None
         return site.run(args, kwargs) if output is None else output
@@ -394,9 +397,7 @@ class Replay:
             raise End(self, found[0].movedim(axis, 0))
         return output
 
-    def _output(
-        self, call: Call | None, site: Site, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> Any:
+    def _output(self, call: Call | None, site: Site, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         head = self._head
         assert head is not None, "it is open"
         if call is None:

@@ -684,7 +684,7 @@ def _is_object(value: Any) -> bool:
     return (
         hasattr(value, "__dict__")
         and not isinstance(value, (type, BaseException, dict, list, tuple, set))
-        and not kind.__module__.partition(".")[0] in ("torch", "builtins", "numpy", "threading", "_thread")
+        and kind.__module__.partition(".")[0] not in ("torch", "builtins", "numpy", "threading", "_thread")
         and kind.__reduce_ex__ is object.__reduce_ex__
         and kind.__reduce__ is object.__reduce__
         and not hasattr(kind, "__deepcopy__")
@@ -706,7 +706,9 @@ def _quieten(module: nn.Module) -> None:
     # Not by `nn.Module.eval`, which a model may have overridden.
     own = vars(module)
     own["training"] = False
-    if isinstance(module, nn.RNNBase) and any(p is not None and p.is_cuda for p in module._parameters.values()):
+    if isinstance(module, nn.RNNBase) and any(
+        p is not None and p.is_cuda for p in module._parameters.values()
+    ):
         # cuDNN keeps what its backward pass needs only in training mode, where nothing but dropout differs.
         own["training"], own["dropout"] = True, 0.0
     elif isinstance(module, nn.TransformerEncoderLayer):

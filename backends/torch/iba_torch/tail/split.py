@@ -194,9 +194,7 @@ class TorchSplit(Split):
         habits = self._habits
         order, unreached = habits.head_takes_order, habits.memory_unreached
         reorders = (
-            enabled()
-            and self.input_format == "channels_first"
-            and any(map(gains_by_order, tensors(inputs)))
+            enabled() and self.input_format == "channels_first" and any(map(gains_by_order, tensors(inputs)))
         )
         observer: Observer | None = None
 
@@ -248,9 +246,7 @@ class TorchSplit(Split):
 
         def own(tensor: torch.Tensor) -> torch.Tensor:
             last = reordered and gains_by_order(tensor)
-            return tensor.detach().clone(
-                memory_format=torch.channels_last if last else torch.preserve_format
-            )
+            return tensor.detach().clone(memory_format=torch.channels_last if last else torch.preserve_format)
 
         return tree_map(own, inputs)
 
