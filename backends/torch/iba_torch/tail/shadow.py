@@ -61,8 +61,8 @@ class Switch:
     @contextmanager
     def on(self, handlers: dict[Site, Handler], default: Handler | None = None) -> Iterator[None]:
         """Context in which the calls of this thread are handled."""
-        self.default, self.handlers, self.thread = default, handlers, get_ident()
         try:
+            self.default, self.handlers, self.thread = default, handlers, get_ident()
             yield
         finally:
             self.default, self.handlers = None, None
@@ -210,13 +210,11 @@ class Shadows:
                     # The others are most likely out of date as well, and hold what they were made from.
                     self._free = [other for other in self._free if other.is_current]
             shadow.refresh()
-            # A shadow that is not given back, after an interrupt, is no loss: the next one is new.
-            try:
-                yield shadow
-            finally:
-                shadow.clean()
-                with self._lock:
-                    self._free.append(shadow)
+            # After an error it is not given back: the next one is new, whatever was interrupted.
+            yield shadow
+            shadow.clean()
+            with self._lock:
+                self._free.append(shadow)
 
 
 class _Root:
@@ -454,8 +452,9 @@ class _Copier:
         if isinstance(tensor, nn.Parameter) and not tensor.is_inference():
             if type(tensor) is not nn.Parameter and not tensor.requires_grad:
                 return tensor  # Such as quantised weights, which carry more than numbers.
-            # Shares memory and version counter.
-            alias = nn.Parameter(tensor.detach(), requires_grad=False)
+            # Not `detach`, whose count of writes is the model's: then no gradient could be computed where the
+            # model is trained between the two passes, forward and backward.
+            alias = nn.Parameter(tensor.data, requires_grad=False)
             self.aliases.append(alias)
             return alias
         if tensor.requires_grad:

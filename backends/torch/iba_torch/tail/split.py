@@ -180,7 +180,7 @@ class TorchSplit(Split):
 
     def _patched(self) -> Any:
         """Context for all passes of a closure, since to patch for each would take as long as a layer."""
-        return nullcontext() if isinstance(self.model, nn.Module) else module_call_patch
+        return nullcontext() if isinstance(self.model, nn.Module) else module_call_patch.applied()
 
     def _run(self, shadow: Shadow, inputs: Inputs) -> Any:
         """What the model or the closure returns, run on the shadow."""

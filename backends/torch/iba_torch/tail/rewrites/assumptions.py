@@ -125,7 +125,8 @@ def run_assuming(
                 raise
             raise first from None
         for each in outcome.confirmed:
-            each.state = State.HOLDS
+            if each.is_unknown:
+                each.state = State.HOLDS
         for each in outcome.broken:
             each.state = State.BROKEN
         if not outcome.broken:
