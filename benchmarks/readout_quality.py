@@ -50,6 +50,9 @@ SHARE = 0.05
 CANDIDATES = 16
 """Number of candidates for each scene."""
 
+WAYS = ("per sample", "readout", "constant mask", "random")
+"""The compared methods."""
+
 Network = Any
 Generator = np.random.Generator
 
@@ -142,33 +145,7 @@ class Shuffled:
 
 def measure(results: Results, network: Network, readout: IBAReadout, names: Sequence[str]) -> None:
     """Explain the held-out photographs by every method."""
-    iba = IBA(network.get_submodule(LAYER), estimator=readout.estimator)
-    ways = ("per sample", "readout", "constant mask", "random")
-    found: dict[str, list[list[float]]] = {way: [] for way in ways}
-    for name in names:
-        image = torch.from_numpy(network.preprocessing(sample_image(name), "channels_first"))
-        target = int(_outputs(network, image[None]).argmax())
-
-        def probability(images: Any, target: int = target) -> Any:
-            x = torch.from_numpy(np.asarray(images, np.float32))
-            return _outputs(network, x).softmax(1)[:, target].numpy()
-
-        works = _works(network, readout, iba, image, target)
-        maps: dict[str, Any] = {}
-        for way in ways:
-            begin = perf_counter()
-            maps[way] = works[way]()
-            seconds, same = perf_counter() - begin, maps["per sample"]
-            found[way].append(
-                [
-                    float(np.corrcoef(maps[way].ravel(), same.ravel())[0, 1]),
-                    float(spearmanr(maps[way], same, axis=None).statistic),
-                    perturbation_area(probability, image.numpy(), maps[way], "insertion"),
-                    perturbation_area(probability, image.numpy(), maps[way], "deletion"),
-                    float(maps[way].sum()),
-                    seconds,
-                ]
-            )
+    found = _explained(network, readout, names)
     gains = np.mean(found["readout"], axis=0) - np.mean(found["constant mask"], axis=0)
     for what, index, sense in (
         ("correlation", 0, "at_least"),
@@ -188,13 +165,49 @@ def measure(results: Results, network: Network, readout: IBAReadout, names: Sequ
             Column("Bits", ",.0f"),
             Column("Time", ".2f", "s"),
         )
-        for way in ways:
+        for way in WAYS:
             numbers: list[Any] = np.array(found[way]).mean(0).tolist() if index is None else found[way][index]
             bits, seconds = numbers[4:]
             timed = way in ("per sample", "readout")
             table.rows.append(
                 [way, *numbers[:4], None if way == "random" else bits, seconds if timed else None]
             )
+
+
+def _explained(network: Network, readout: IBAReadout, names: Sequence[str]) -> dict[str, list[list[float]]]:
+    """Explain photographs by every method.
+
+    Returns:
+        For each method and photograph: the correlation and the rank correlation with the per-sample map,
+        the areas under insertion and deletion, the bits, and the seconds.
+    """
+    iba = IBA(network.get_submodule(LAYER), estimator=readout.estimator)
+    found: dict[str, list[list[float]]] = {way: [] for way in WAYS}
+    for name in names:
+        image = torch.from_numpy(network.preprocessing(sample_image(name), "channels_first"))
+        target = int(_outputs(network, image[None]).argmax())
+
+        def probability(images: Any, target: int = target) -> Any:
+            x = torch.from_numpy(np.asarray(images, np.float32))
+            return _outputs(network, x).softmax(1)[:, target].numpy()
+
+        works = _works(network, readout, iba, image, target)
+        maps: dict[str, Any] = {}
+        for way in WAYS:
+            begin = perf_counter()
+            maps[way] = works[way]()
+            seconds, same = perf_counter() - begin, maps["per sample"]
+            found[way].append(
+                [
+                    float(np.corrcoef(maps[way].ravel(), same.ravel())[0, 1]),
+                    float(spearmanr(maps[way], same, axis=None).statistic),
+                    perturbation_area(probability, image.numpy(), maps[way], "insertion"),
+                    perturbation_area(probability, image.numpy(), maps[way], "deletion"),
+                    float(maps[way].sum()),
+                    seconds,
+                ]
+            )
+    return found
 
 
 def _works(

@@ -80,42 +80,40 @@ def measure(
         results.timings(varied, timings)
         kept = results.data.setdefault("peak_bytes", {}).setdefault(varied, {})
         for framework in FRAMEWORKS:
-            held = (
-                peaks(
-                    "benchmarks.scale", "works_for_memory", framework=framework, varied=varied, values=values
-                )
-                if memory
-                else {}
-            )
+            held: dict[str, float] = {}
+            if memory:
+                arguments = {"framework": framework, "varied": varied, "values": values}
+                held = peaks("benchmarks.scale", "works_for_memory", **arguments)
             kept |= {f"{framework}: {value}": number for value, number in held.items()}
+            sizes = _sizes(varied, values)
+            slope = slope_of(sizes, [timings.seconds[f"{framework}: {value}"] for value in values])
             seconds = [timings.median(f"{framework}: {value}") for value in values]
-            slope = slope_of(
-                _sizes(varied, values), [timings.seconds[f"{framework}: {value}"] for value in values]
-            )
             megabytes = [number / 1e6 for number in held.values()]
             table.rows.append(
                 [
                     FRAMEWORKS[framework],
                     LABELS[varied],
-                    f"{_sizes(varied, values)[0]} … {_sizes(varied, values)[-1]}",
+                    f"{sizes[0]} … {sizes[-1]}",
                     f"{seconds[0]:.3f} … {seconds[-1]:.3f} s",
                     slope,
                     f"{megabytes[0]:.1f} … {megabytes[-1]:.1f} MB" if held else "",
                 ]
             )
             if varied == "images":
-                name = FRAMEWORKS[framework]
-                results.goal(
-                    f"{name}: slope of the time in images, distance from 1",
-                    abs(slope - SLOPE),
-                    at_most=SLOPE_WITHIN,
-                )
-                if held:
-                    results.goal(
-                        f"{name}: memory with {values[-1]} images, as a multiple of that with {FEW}",
-                        held[str(values[-1])] / held[str(FEW)],
-                        at_most=MEMORY_GROWTH,
-                    )
+                _judge(results, FRAMEWORKS[framework], slope, held, values[-1])
+
+
+def _judge(results: Results, name: str, slope: float, held: dict[str, float], most: int) -> None:
+    """Compare the slope, and the memory for the largest number of images, with the goals."""
+    results.goal(
+        f"{name}: slope of the time in images, distance from 1", abs(slope - SLOPE), at_most=SLOPE_WITHIN
+    )
+    if held:
+        results.goal(
+            f"{name}: memory with {most} images, as a multiple of that with {FEW}",
+            held[str(most)] / held[str(FEW)],
+            at_most=MEMORY_GROWTH,
+        )
 
 
 def slope_of(sizes: list[int], values: list[list[float]]) -> float:

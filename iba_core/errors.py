@@ -29,23 +29,51 @@ class InputError(IBAError, ValueError):
 
 
 class LayerError(IBAError, ValueError):
-    """A layer does not exist, does not run, or the model cannot be split there."""
+    """A layer does not exist, does not run, or the model cannot be split there.
+
+    Example:
+        >>> raise LayerError("no layer 'conv9'; the closest name is 'conv1'")
+        Traceback (most recent call last):
+        iba_core.errors.LayerError: no layer 'conv9'; the closest name is 'conv1'
+    """
 
 
 class NotEstimatedError(IBAError, RuntimeError):
-    """The mean and standard deviation of the features are needed, but not yet estimated."""
+    """The mean and standard deviation of the features are needed, but not yet estimated.
+
+    Example:
+        >>> issubclass(NotEstimatedError, RuntimeError)
+        True
+    """
 
 
 class StateError(IBAError, ValueError):
-    """A state file is missing, truncated, or of another kind."""
+    """A state file is missing, truncated, or of another kind.
+
+    Example:
+        >>> from iba_core.state import read_state
+        >>> read_state("missing.safetensors", kind="estimator")
+        Traceback (most recent call last):
+        iba_core.errors.StateError: path='missing.safetensors' is not a file; ...
+    """
 
 
 class OptimizationError(IBAError, ArithmeticError):
-    """The objective became non-finite."""
+    """The objective became non-finite.
+
+    Example:
+        >>> issubclass(OptimizationError, ArithmeticError)
+        True
+    """
 
 
 class MissingDependencyError(IBAError, ImportError):
-    """An optional package is not installed. The message names the extra that installs it."""
+    """An optional package is not installed. The message names the extra that installs it.
+
+    Example:
+        >>> issubclass(MissingDependencyError, ImportError)
+        True
+    """
 
 
 def is_whole_number(value: object, least: int = 0, most: int | None = None) -> bool:

@@ -194,7 +194,7 @@ def token_statistics(
     Example:
         >>> import torch
         >>> from iba_core.framework.adapter import find_adapter
-        >>> model = torch.nn.Sequential(torch.nn.Embedding(9, 4), torch.nn.Flatten(), torch.nn.LazyLinear(2))
+        >>> model = torch.nn.Sequential(torch.nn.Embedding(9, 4), torch.nn.Flatten(), torch.nn.Linear(12, 2))
         >>> tokens = torch.tensor([[1, 2, 0], [3, 4, 5]])  # 0 is padding
         >>> statistics = token_statistics(find_adapter(model), "0", [(tokens, tokens != 0)], length=3)
         >>> statistics.mean().shape, statistics.n_samples()

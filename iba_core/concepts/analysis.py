@@ -59,6 +59,12 @@ class LayerResult:
             concept has.
         embedding_iou: set IoU, on the held-out data, of the single hyperplane `embedding`; None if no data
             was held out.
+
+    Example:
+        >>> planes = ConceptEmbedding([1.0, 0.0], bias=0), ConceptEmbedding([3.0, 0.0], bias=2)
+        >>> result = LayerResult("conv", (7, 7), 2, planes, None, (0.4, 0.6), 0.5, 0.1, 0.5)
+        >>> result.mean_validation_iou, result.embedding.bias
+        (0.5, 1.0)
     """
 
     layer: str
@@ -92,6 +98,22 @@ class ConceptAnalysisResult:
         constant_iou: set IoU, on the held-out data, of the best mask that is the same for all images.
         held_out: data that the layers' `iou` is computed on: ``"test"``, ``"validation"`` or
             ``"training"``.
+
+    Example:
+        >>> plane = (ConceptEmbedding([1.0, 0.0], bias=0),)
+        >>> layers = [
+        ...     LayerResult(name, (7, 7), 2, plane, None, (iou,), iou, 0.1, iou)
+        ...     for name, iou in (("conv1", 0.2), ("conv2", 0.7))
+        ... ]
+        >>> result = ConceptAnalysisResult("face", tuple(layers), constant_iou=0.15, held_out="test")
+        >>> result.best.layer
+        'conv2'
+        >>> print(result.table())
+        Layer                     Features   IoU, validation  IoU, test  Random
+        ------------------------  ---------  ---------------  ---------  ------
+        conv1                     2 x 7 x 7  0.200            0.200      0.100
+        conv2 *                   2 x 7 x 7  0.700            0.700      0.100
+        the same mask everywhere                              0.150
     """
 
     concept_name: str

@@ -72,12 +72,10 @@ class BaseCAM:
         LayerError: the model has no such layer; the message offers the closest names.
 
     Example:
-        >>> import torch
-        >>> model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.Flatten(), torch.nn.LazyLinear(5))
-        >>> with GradCAM(model, target_layers=[model[0]]) as cam:
-        ...     maps = cam(input_tensor=torch.randn(1, 3, 8, 8), targets=[ClassifierOutputTarget(2)])
+        >>> with GradCAM(model, target_layers=["conv"]) as cam:
+        ...     maps = cam(input_tensor=x, targets=[ClassifierOutputTarget(2)] * 2)
         >>> maps.shape
-        (1, 8, 8)
+        (2, 8, 8)
     """
 
     method: ClassVar[Method]
@@ -233,31 +231,56 @@ class _Wanted(NamedTuple):
 
 
 class GradCAM(BaseCAM):
-    """Grad-CAM: see `grad_cam_weights` for the formula and `BaseCAM` for the arguments."""
+    """Grad-CAM: see `grad_cam_weights` for the formula and `BaseCAM` for the arguments.
+
+    Example:
+        >>> GradCAM(model, ["conv"])(x, targets=[2, 0]).shape
+        (2, 8, 8)
+    """
 
     method = Method(grad_cam_weights)
 
 
 class GradCAMPlusPlus(BaseCAM):
-    """Grad-CAM++: see `grad_cam_plus_plus_weights` for the formula and `BaseCAM` for the arguments."""
+    """Grad-CAM++: see `grad_cam_plus_plus_weights` for the formula and `BaseCAM` for the arguments.
+
+    Example:
+        >>> GradCAMPlusPlus(model, ["conv"])(x, targets=[2, 0]).shape
+        (2, 8, 8)
+    """
 
     method = Method(grad_cam_plus_plus_weights)
 
 
 class HiResCAM(BaseCAM):
-    """HiResCAM: see `hires_cam_weights` for the formula and `BaseCAM` for the arguments."""
+    """HiResCAM: see `hires_cam_weights` for the formula and `BaseCAM` for the arguments.
+
+    Example:
+        >>> HiResCAM(model, ["conv"])(x, targets=[2, 0]).shape
+        (2, 8, 8)
+    """
 
     method = Method(hires_cam_weights)
 
 
 class LayerCAM(BaseCAM):
-    """LayerCAM: see `layer_cam_weights` for the formula and `BaseCAM` for the arguments."""
+    """LayerCAM: see `layer_cam_weights` for the formula and `BaseCAM` for the arguments.
+
+    Example:
+        >>> LayerCAM(model, ["conv"])(x, targets=[2, 0]).shape
+        (2, 8, 8)
+    """
 
     method = Method(layer_cam_weights)
 
 
 class XGradCAM(BaseCAM):
-    """XGrad-CAM: see `xgrad_cam_weights` for the formula and `BaseCAM` for the arguments."""
+    """XGrad-CAM: see `xgrad_cam_weights` for the formula and `BaseCAM` for the arguments.
+
+    Example:
+        >>> XGradCAM(model, ["conv"])(x, targets=[2, 0]).shape
+        (2, 8, 8)
+    """
 
     method = Method(xgrad_cam_weights)
 
@@ -266,6 +289,10 @@ class EigenCAM(BaseCAM):
     """Eigen-CAM: see `principal_component` for the formula and `BaseCAM` for the arguments.
 
     The map depends on the layer alone; the targets do not matter.
+
+    Example:
+        >>> EigenCAM(model, ["conv"])(x).shape
+        (2, 8, 8)
     """
 
     method = Method(None, principal=True)

@@ -192,6 +192,11 @@ def save_heatmap(
     Raises:
         InputError: picture and heatmap differ in size.
         MissingDependencyError: matplotlib is not installed.
+
+    Example:
+        >>> import tempfile
+        >>> heatmap = [[0.1, 0.9], [0.2, 0.4]]
+        >>> save_heatmap(tempfile.mkdtemp() + "/cat.png", np.zeros((2, 2, 3), np.uint8), heatmap, "cat")
     """
     require_matplotlib()
     from matplotlib.figure import Figure

@@ -179,7 +179,7 @@ class ConceptEmbeddingTarget(ScoredOutput):
         data_format: where the channels of that output are; needed only if the shape does not tell.
 
     Raises:
-        InputError: as it is used, the embedding does not fit the output.
+        InputError: the embedding does not fit the output (raised when the target is used).
 
     Example:
         >>> from iba_core.concepts import ConceptEmbedding

@@ -251,6 +251,12 @@ class Hyperplane:
         losses: mean loss of the training images in each epoch, including weight decay.
         validation_losses: loss of the validation images after each epoch; empty without validation data.
         epochs: number of epochs after which these parameters were reached.
+
+    Example:
+        >>> plane = Hyperplane(np.array([3.0, 4.0, -10.0]), losses=(0.7, 0.4), validation_losses=(), epochs=2)
+        >>> weight, bias = split_parameters([plane.parameters], shape=(2, 1, 1))
+        >>> weight.ravel(), bias
+        (array([3., 4.]), array([-10.]))
     """
 
     parameters: FloatArray

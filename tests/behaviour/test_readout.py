@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -171,6 +172,16 @@ def test_explaining_costs_one_nested_and_one_restricted_pass(side):
     before = [side.backend.calls(side.model, name) for name in ("before", "after")]
     readout.analyze(images, side.model)
     assert [side.backend.calls(side.model, name) for name in ("before", "after")] == [n + 2 for n in before]
+
+
+def test_threads_may_share_a_readout(side):
+    readout = side.trained()
+    batches = [make_data(2, seed=seed)[0] for seed in range(8)]
+    expected = [side.capacity(readout, x) for x in batches]
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(lambda x: side.capacity(readout, x), batches))
+    for nats, known in zip(found, expected, strict=True):
+        np.testing.assert_allclose(nats, known, rtol=1e-6, atol=1e-7)
 
 
 def test_features_that_are_told_to_pass_carry_nothing(side):

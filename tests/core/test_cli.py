@@ -299,7 +299,7 @@ def test_target_by_index_or_name(iba, tmp_path, target):
 def test_target_among_the_unlikely_is_shown_too(iba, tmp_path):
     net = Network.load("tiny_nets:told")
     x = net.inputs(load_image("photos/one.jpg"))
-    logits = net.adapter.to_numpy(net.adapter.predict(net.adapter.to_inputs(x)))[0]
+    logits = net.adapter.framework.to_numpy(net.adapter.predict(net.adapter.to_inputs(x)))[0]
     least = int(logits.argmin())
     _, out, _ = iba("explain", "photos/one.jpg", *TOLD, "--target", least, "--out", tmp_path)
     first = next(i for i, line in enumerate(out.splitlines()) if line.startswith("one.jpg"))
@@ -408,7 +408,7 @@ def test_output_must_be_a_folder(fails, tmp_path):
         (("--size", "big"), "size='big' must be a number of pixels such as 224, or WIDTHxHEIGHT"),
         (("--stats", "net.keras"), "path='net.keras' is truncated or not a safetensors file"),
         (("--stats", "none"), "path='none' is not a file; a file with a saved estimator is needed"),
-        (("--stats", "told.safetensors", "--layer", "0"), "told.safetensors describes the layer '3', the"),
+        (("--stats", "told.safetensors", "--layer", "0"), "told.safetensors describes the layer '3', but"),
     ],
 )
 def test_wrong_options_of_explain(fails, tmp_path, options, message):

@@ -166,6 +166,15 @@ def get_imagenet_folder(
 
     Raises:
         InputError: see `ImageFolder`, or the transform is an unknown name.
+
+    Example:
+        >>> import tempfile
+        >>> root = Path(tempfile.mkdtemp())
+        >>> (root / "cat").mkdir()
+        >>> Image.new("RGB", (300, 400)).save(root / "cat" / "1.png")
+        >>> image, target = get_imagenet_folder(root)[0]
+        >>> image.shape, target
+        (torch.Size([3, 224, 224]), 0)
     """
     if isinstance(transform, str):
         if transform != "default":

@@ -222,7 +222,7 @@ class IoU(_CalledAsMetric, metrics.IoU, _Totals):
     """`iba_core.concepts.metrics.IoU` as a Keras metric: the mean (or sum) over all masks of a data set.
 
     Raises:
-        InputError: as it is updated, the reduction is neither the mean nor the sum.
+        InputError: the reduction is neither the mean nor the sum (raised by `update_state`).
 
     Example:
         >>> metric = IoU()

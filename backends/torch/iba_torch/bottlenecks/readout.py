@@ -248,8 +248,8 @@ class IBAReadout(ReadoutBottleneck, IBA):  # type: ignore[misc]  # `analyze` tak
         """What the layers' names, layouts and input are, as JSON in bytes."""
         name, *names = (layer.name for layer in self._layers)
         channels, *formats = self._formats or (None, *(None for _ in names))
-        facts = {"layer_name": name, "readout_layers": names, "channels": channels, "formats": formats}
-        facts |= {"input_shape": self._input_shape, "robust": self.robust}
+        facts: dict[str, Any] = {"layer_name": name, "readout_layers": names, "robust": self.robust}
+        facts |= {"channels": channels, "formats": formats, "input_shape": self._input_shape}
         return torch.tensor(list(json.dumps(facts).encode()), dtype=torch.uint8)
 
     def set_extra_state(self, state: torch.Tensor) -> None:
