@@ -11,7 +11,7 @@ from importlib.util import find_spec
 from itertools import islice
 from os import PathLike
 from pathlib import Path
-from typing import Literal, TypeAlias, TypeVar, get_args
+from typing import Literal, TypeVar, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -21,7 +21,7 @@ from iba_core.errors import IBAError, InputError, MissingDependencyError, closes
 from iba_core.framework.layout import DataFormat
 from iba_core.framework.namespace import Array, array_namespace
 
-Picture: TypeAlias = Image.Image | npt.NDArray[np.uint8]
+Picture = Image.Image | npt.NDArray[np.uint8]
 """A picture in memory: a Pillow image, or a uint8 array (H, W), (H, W, 1), (H, W, 3) or (H, W, 4)."""
 
 Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
