@@ -78,17 +78,19 @@ def explain_in_chunks(
         OptimizationError: the objective became NaN or infinite.
     """
     images = batch_size(inputs)
-    preferred = framework.preferred_batch(feature_shape, next(arrays_of(inputs)))
+    preferred = None
+    if images > 1 and max_batch is None:
+        preferred = framework.preferred_batch(feature_shape, next(arrays_of(inputs)))
     if together:
         at_once = images
-        if max_batch is None and images > 1 and preferred is not None:
-            max_batch = max(images, preferred)
+        max_batch = max_batch if preferred is None else max(images, preferred)
     else:
         at_once = _images_at_once(images, settings.samples, max_batch, preferred)
     starts = range(0, images, at_once)
     for start in get_tqdm()(starts, desc="Explaining", disable=not progbar or len(starts) == 1):
         stop = min(start + at_once, images)
-        with split.head(take(inputs, start, stop)) as head:
+        chunk = inputs if at_once >= images else take(inputs, start, stop)
+        with split.head(chunk) as head:
             tail = head.in_memory_order()
             optimizer, statistics, rows, callback = task(tail, start, stop)
             result = optimizer.run(

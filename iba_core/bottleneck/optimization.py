@@ -256,6 +256,7 @@ class BottleneckOptimizer:
         sizes = {copies: _chunk_sizes(copies, max_batch, images) for copies in set(schedule)}
         zeros = xp.zeros_like(problem.features)
         state = AdamState(zeros + settings.initial_alpha, zeros, zeros)
+        del zeros  # not held while the tail runs
         # All rows at once: taking one from a tensor of the device costs a call in each step.
         corrections = xp.unstack(self._tensor(bias_corrections(settings.steps), problem))
         convergence = Convergence(settings.tolerance, images) if settings.tolerance else None

@@ -74,8 +74,8 @@ def array_namespace(*arrays: Array) -> Namespace:
     """
     kinds = {type(array) for array in arrays if not isinstance(array, (bool, int, float, complex))}
     found = {id(namespace): namespace for namespace in map(NAMESPACES.__getitem__, kinds or {np.ndarray})}
-    if len(found) > 1 and np.ndarray not in kinds:
-        # NumPy's scalars go with the arrays of any framework.
+    # A registered framework takes NumPy's arrays as well, and every framework takes NumPy's scalars.
+    if len(found) > 1 and (np.ndarray not in kinds or any(id(own) in found for own in _registered.values())):
         found.pop(id(NAMESPACES[np.ndarray]), None)
     if len(found) > 1:
         names = ", ".join(sorted(f"{kind.__module__}.{kind.__qualname__}" for kind in kinds))

@@ -312,7 +312,9 @@ class TestThreads:
             torch.testing.assert_close(outputs, plain[0], rtol=0, atol=0)
             for gradient, other in zip(gradients, plain[1], strict=True):
                 assert torch.equal(gradient, other)
-        for (name, tensor), other in zip(trained.state_dict().items(), reference.state_dict().values(), strict=True):
+        for (name, tensor), other in zip(
+            trained.state_dict().items(), reference.state_dict().values(), strict=True
+        ):
             assert torch.equal(tensor, other), name
         assert all(len(maps) for maps in several)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial, wraps
+from functools import lru_cache, partial, wraps
 from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import numpy as np
@@ -14,7 +14,6 @@ import tensorflow as tf
 from tensorflow.python.eager import context  # nothing public turns eager execution on for a while
 
 from iba_core.bottleneck.noise import keyed_normal
-from iba_core.framework.cache import Cache
 from iba_core.framework.framework import F, Framework, X, rows_in_cache
 
 C = TypeVar("C", bound=Callable[..., Any])
@@ -141,7 +140,11 @@ class TensorFlowFramework(Framework):
 
         The graphs of the constants that were used least recently are dropped. See `Framework.compile`.
         """
-        graphs: Cache[Any] = Cache(_CONSTANTS)
+
+        @lru_cache(maxsize=_CONSTANTS)
+        def graph_for(constants: tuple[tuple[int, Any], ...]) -> Any:
+            return traced(partial(_run, function, constants), **options)
+
         pool: list[list[tf.Variable]] = []
         options = {"jit_compile": True} if jit_compile else {}
 
@@ -150,10 +153,11 @@ class TensorFlowFramework(Framework):
             del args  # nothing but `arguments` may hold the arrays that are donated
             donated = _lent(arguments, donate, pool) if donate is not None and not jit_compile else None
             leaves = tf.nest.flatten(arguments)
-            constants = {index: leaf for index, leaf in enumerate(leaves) if not _is_array(leaf)}
-            graph = graphs.get(_key(constants), lambda: traced(partial(_run, function, constants), **options))
+            constants = tuple((place, leaf) for place, leaf in enumerate(leaves) if not _is_array(leaf))
+            for place, _ in constants:
+                leaves[place] = None
             try:
-                return graph(*tf.nest.pack_sequence_as(arguments, _without(leaves, constants)))
+                return graph_for(constants)(*tf.nest.pack_sequence_as(arguments, leaves))
             finally:
                 if donated is not None:
                     pool.append(donated)
@@ -227,11 +231,11 @@ def _taken(lent: _Lent) -> tf.Tensor:
         return tf.identity(array)
 
 
-def _run(function: Callable[..., Any], constants: dict[int, Any], *arguments: Any) -> Any:
+def _run(function: Callable[..., Any], constants: tuple[tuple[int, Any], ...], *arguments: Any) -> Any:
     """Call `function` with its constants in their places, and with what was lent taken."""
     leaves = tf.nest.flatten(arguments)
-    for index, constant in constants.items():
-        leaves[index] = constant
+    for place, constant in constants:
+        leaves[place] = constant
     structure = tf.nest.pack_sequence_as(arguments, leaves)
     return function(
         *(
@@ -243,28 +247,8 @@ def _run(function: Callable[..., Any], constants: dict[int, Any], *arguments: An
     )
 
 
-def _without(leaves: list[Any], constants: dict[int, Any]) -> list[Any]:
-    return [None if index in constants else leaf for index, leaf in enumerate(leaves)]
-
-
 def _is_array(leaf: Any) -> bool:
     return tf.is_tensor(leaf) or isinstance(leaf, (np.ndarray, np.generic, tf.Variable))
-
-
-def _key(constants: dict[int, Any]) -> tuple[Any, ...]:
-    """What tells constants apart: their values where they have a hash, else their identity."""
-    return tuple(
-        (index, type(constant), constant if _has_hash(constant) else id(constant))
-        for index, constant in constants.items()
-    )
-
-
-def _has_hash(value: Any) -> bool:
-    try:
-        hash(value)
-    except TypeError:
-        return False
-    return True
 
 
 def _on_processor(tensor: tf.Tensor) -> bool:

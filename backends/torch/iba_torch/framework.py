@@ -21,7 +21,8 @@ class TorchFramework(Framework):
     Example:
         >>> import torch
         >>> framework = TorchFramework()
-        >>> value, _, gradient = framework.value_and_grad(lambda x: ((x**2).sum(), ()), torch.tensor([1.0, 2.0]))
+        >>> x = torch.tensor([1.0, 2.0])
+        >>> value, _, gradient = framework.value_and_grad(lambda x: ((x**2).sum(), ()), x)
         >>> value.item(), gradient.tolist()
         (5.0, [2.0, 4.0])
     """

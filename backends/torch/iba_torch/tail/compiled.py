@@ -22,10 +22,10 @@ class Compiled:
     What the function does is recorded as one graph of operations, through all that takes the place of modules
     while the tail of a model runs, and `torch.compile` makes machine code of that. The parameters and buffers
     of the model may change their values between calls. Arguments that are no tensors are constants, for each
-    value of which the function is recorded; the tail of a model counts as the same where its ``trace_key``
-    is. Nothing else may change: where the recording holds any other tensor, such as a skip connection around
-    the bottleneck that the next image has another one of, or where it fails, as on control flow that depends on
-    values, the function runs as it is, with a warning.
+    value of which the function is recorded; two tails of a model count as the same if their ``trace_key`` is.
+    Nothing else may change. If the recording holds any other tensor, such as a skip connection around the
+    bottleneck, or if it fails, as on control flow that depends on values, the function runs as it is, with a
+    warning.
 
     Args:
         function: takes and returns nested tuples and dicts of tensors; may write into those it takes.
@@ -65,13 +65,15 @@ class Compiled:
                 *(tensor.clone() for tensor in found)
             )
         except Exception as error:  # Whatever the first operation that cannot be recorded leads to.
-            return _refused(f"its operations cannot be recorded: {_line(error)}")
+            _warn(f"its operations cannot be recorded: {_line(error)}")
+            return None
         module.graph.eliminate_dead_code()
         module.recompile()
         held = [getattr(module, node.target) for node in module.graph.nodes if node.op == "get_attr"]
         known = set(map(id, state))
         if any(tensor.ndim and id(tensor) not in known for tensor in held):
-            return _refused("features of the image reach the tail around the bottleneck")
+            _warn("features of the image reach the tail around the bottleneck")
+            return None
         run = torch.compile(module, dynamic=False)
 
         def compiled(*given: Any) -> Any:
@@ -82,7 +84,8 @@ class Compiled:
             # The function may write into what it is given, which the first true call needs yet.
             compiled(*(leaf.clone() for leaf in found))
         except Exception as error:  # Such as that there is no compiler for C++.
-            return _refused(f"no machine code could be made of it: {_line(error)}")
+            _warn(f"no machine code could be made of it: {_line(error)}")
+            return None
         # The ids in the key belong to these tensors while the code is known.
         compiled.state = state  # type: ignore[attr-defined]
         return compiled
@@ -98,5 +101,5 @@ def _line(error: Exception) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())}"[:200]
 
 
-def _refused(reason: str) -> None:
+def _warn(reason: str) -> None:
     warnings.warn(f"the model runs uncompiled: {reason}", stacklevel=4)

@@ -89,9 +89,9 @@ class Habits:
 class Knowledge:
     """What passes have shown of a model: shapes of tensors at its places, and its habits.
 
-    The shapes are those in passes on two different numbers of images: what changes with the number is the axis
-    of the images, which a single pass cannot tell from another axis of the same size. Threads may share it; a
-    copy or a pickle of it is empty.
+    The shapes are those in passes on two different numbers of images. What changes with the number is the axis
+    of the images; a single pass cannot tell it from another axis of the same size. Threads may share the
+    object. A copy or a pickle of it is empty.
     """
 
     def __init__(self) -> None:
@@ -110,7 +110,10 @@ class Knowledge:
         """What is known of the model that is split at a place."""
         with self._lock:
             known = self._habits.setdefault(place.module, {})
-            return known.setdefault((place.number, place.side), Habits())
+            found = known.get((place.number, place.side))
+            if found is None:
+                known[place.number, place.side] = found = Habits()
+            return found
 
     def note(self, place: Place, batch: int, found: list[torch.Tensor]) -> None:
         """Keep the shapes of the tensors that a pass on `batch` images has `found` at a place."""

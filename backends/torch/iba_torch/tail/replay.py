@@ -104,7 +104,12 @@ class Replay:
         if self._end_origin is not None:
             counted.update(module for module, site in shadow.sites.items() if site.origin == self._end_origin)
         self._is_open = True
-        self._head_is_spoilt = False
+        self._head_is_spoilt = self._has_dropped = False
+        self._head: HeadPass | None = None
+        self._values: list[Value] = []
+        self._spared: list[Value] = []
+        self._steps: dict[Site, list[Call]] = {}
+        self._handlers: dict[Site, Handler | None] = {}
         self._take(head)
         self._begin(None, 1, None, False)
 
@@ -126,8 +131,11 @@ class Replay:
         """Let go of what the head has computed."""
         self._is_open = False
         self._inputs = None
-        self._values, self._spared, self._steps, self._handlers = [], [], {}, {}
-        self._head: HeadPass | None = None
+        self._values.clear()
+        self._spared.clear()
+        self._steps.clear()
+        self._handlers.clear()
+        self._head = None
         self._z_loan.forget()
         self._begin(None, 1, None, False)
 
@@ -198,7 +206,7 @@ class Replay:
         self._values = values
         self._steps = head.everything.plan()
         # The other modules are looked at when they first run.
-        self._handlers: dict[Site, Handler | None] = dict.fromkeys(self._steps, self._repeat)
+        self._handlers = dict.fromkeys(self._steps, self._repeat)
         if head.split_site is not None:
             self._handlers[head.split_site] = self._repeat
 
@@ -282,7 +290,8 @@ class Replay:
 
     def _settle_loans(self) -> tuple[list[Assumption], list[Assumption]]:
         """Take back what the pass got: the assumptions that it has broken, and those it has confirmed."""
-        broken, confirmed = [], []
+        broken: list[Assumption] = []
+        confirmed: list[Assumption] = []
         for loan in self._loans():
             written = loan.take_back()
             if written is None:
@@ -327,12 +336,9 @@ class Replay:
             placed = placed.contiguous()
         if placed is z or placed._base is not None:
             # PyTorch lets nothing write into a leaf of a graph or a view of one, should the tail do so.
-            leaf = placed._base if placed._is_view() else placed
+            leaf = placed if placed._base is None else placed._base
             is_safe = leaf.is_leaf and leaf.requires_grad and torch.is_grad_enabled()
-            if is_safe:
-                placed = self._z_loan.lend(placed, always_copy)
-            else:
-                placed = placed.clone()
+            placed = self._z_loan.lend(placed, always_copy) if is_safe else placed.clone()
         return placed.movedim(0, self._head.feature_axis)
 
     # -- one call -------------------------------------------------------------------------------------
@@ -416,9 +422,9 @@ class Replay:
                         self._observer.lend(tensor, leaf)
             return output
         if call.takes_z:
-            args, kwargs = replace_first((args, kwargs), self._z)  # type: ignore[arg-type]  # in a pass
+            args, kwargs = replace_first((args, kwargs), self._z)
         output = self._run_module(site, args, kwargs)
-        return replace_first(output, self._z) if call.gives_z else output  # type: ignore[arg-type]
+        return replace_first(output, self._z) if call.gives_z else output
 
     def _fill(self, leaf: Value | Shape | Feature) -> torch.Tensor:
         if isinstance(leaf, Value):

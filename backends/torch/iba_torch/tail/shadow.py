@@ -1,9 +1,9 @@
 """Shadows: copies of a model's modules that share its weights and leave it as it is.
 
-A shadow runs in place of the model. Its parameters are detached aliases of the model's memory, so updates of
-the weights are seen and no gradients are computed for them. Its buffers are its own, with the model's values
-at the start of each use. It is in evaluation mode. What a forward stores on its module stays in the shadow, and
-is gone after the use. So nothing of the model is touched, also while other threads train it.
+A shadow runs in place of the model. Its parameters share the memory of the model's, so it sees updates of the
+weights, and no gradients are computed for them. Its buffers are its own; each use starts with the model's
+values. It is in evaluation mode. What a forward stores on its module stays in the shadow, and is gone after
+the use. So the model is not touched, and other threads may train it meanwhile.
 """
 
 from __future__ import annotations
@@ -93,6 +93,7 @@ class Site:
         self.__wrapped__ = module.forward
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Output of the module for its arguments."""
         switch = self.switch
         handlers = switch.handlers
         if handlers is not None and switch.thread == get_ident():
@@ -447,7 +448,7 @@ class _Copier:
         return self._object(value) if id(value) in self._objects else value
 
     def _tensor(self, tensor: torch.Tensor) -> torch.Tensor:
-        if isinstance(tensor, nn.parameter.UninitializedTensorMixin):
+        if nn.parameter.is_lazy(tensor):
             return tensor
         if isinstance(tensor, nn.Parameter) and not tensor.is_inference():
             if type(tensor) is not nn.Parameter and not tensor.requires_grad:
@@ -679,7 +680,7 @@ def _holds_module(value: Any, seen: set[int]) -> bool:
 
 def _is_object(value: Any) -> bool:
     """Whether a value is an ordinary object, whose attributes are all that there is to it."""
-    kind = type(value)
+    kind: Any = type(value)
     return (
         hasattr(value, "__dict__")
         and not isinstance(value, (type, BaseException, dict, list, tuple, set))

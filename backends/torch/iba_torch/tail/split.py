@@ -206,7 +206,8 @@ class TorchSplit(Split):
             head = self._head_pass(shadow, inputs, remember=remember, compare=unreached not in relied)
             with observer or nullcontext():
                 self._pass(shadow, self._own(inputs, reordered), head)
-            broken, confirmed = [], []
+            broken: list[Assumption] = []
+            confirmed: list[Assumption] = []
             if observer is not None:
                 if reordered:
                     (broken if observer.depends_on_order else confirmed).append(order)

@@ -84,7 +84,5 @@ class Chains:
 
 
 def _forward_of(site: Site) -> Callable[[Any], Any]:
-    if site.own_forward is not None:
-        return site.own_forward  # type: ignore[no-any-return]  # anything that the user has set
-    forward = type(site.module).forward.__get__(site.module)
-    return forward  # type: ignore[no-any-return]  # as above
+    forward: Callable[[Any], Any] = site.own_forward or site.kind.forward.__get__(site.module)
+    return forward

@@ -12,7 +12,9 @@ from iba_torch.tail.shadow import own_forward
 
 NORMALIZATIONS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-_FORWARD = {kind: kind.forward for kind in (*NORMALIZATIONS, *CONVOLUTIONS, nn.AdaptiveAvgPool2d)}
+_FORWARD: dict[Any, Any] = {
+    kind: kind.forward for kind in (*NORMALIZATIONS, *CONVOLUTIONS, nn.AdaptiveAvgPool2d)
+}
 """What the modules do that have rewrites."""
 
 

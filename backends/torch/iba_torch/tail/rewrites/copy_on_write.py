@@ -10,8 +10,8 @@ from iba_torch.tail.rewrites.assumptions import Assumption
 class Loan:
     """Lends one tensor to pass after pass.
 
-    While it is not known whether the passes write into it, they get a copy, which shows whether they do. Those
-    after that share the memory, or go on to get copies.
+    While it is not known whether passes write into it, a pass gets a copy, which shows whether it does. Later
+    passes share the memory, or go on to get copies.
 
     Args:
         unwritten: that no pass writes into the tensor.

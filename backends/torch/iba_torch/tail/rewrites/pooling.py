@@ -28,7 +28,8 @@ def averaged(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -
     """
     if not is_average(module) or kwargs or len(args) != 1:
         return None
-    x = args[0]
+    x: Any = args[0]
     if not is_differentiated(x) or not is_plain(module) or not is_channels_last(x):
         return None
-    return x.permute(0, 2, 3, 1).flatten(1, 2).mean(1)[:, :, None, None]
+    averages: torch.Tensor = x.permute(0, 2, 3, 1).flatten(1, 2).mean(1)
+    return averages[:, :, None, None]

@@ -59,7 +59,7 @@ class Placeholder(torch.Tensor):
             raise PlaceholderRead(
                 f"{getattr(func, '__name__', func)} reads what the tail of a model had not read before"
             )
-        return super().__torch_function__(func, types, args, kwargs or {})
+        return super().__torch_function__(func, types, args, kwargs or {})  # type: ignore[no-untyped-call]
 
 
 class Unread(Assumption):
