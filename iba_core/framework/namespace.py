@@ -33,7 +33,13 @@ class _Namespaces(dict[type, Namespace]):
     """The namespace of each type of array. Looking up a type that is known runs no Python code."""
 
     def __missing__(self, kind: type) -> Namespace:
-        framework = kind.__module__.partition(".")[0]
+        # A user's subclass of an array is an array of the framework.
+        for base in kind.__mro__:
+            framework = base.__module__.partition(".")[0]
+            if framework in ("numpy", "torch") or framework in _registered:
+                break
+        else:
+            framework = kind.__module__.partition(".")[0]
         if framework in ("numpy", "torch"):
             self[kind] = import_module(f"array_api_compat.{framework}")
             return self[kind]

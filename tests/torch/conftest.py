@@ -1,4 +1,4 @@
-"""Small PyTorch models of every shape of forward pass, each with the layers it can be cut at."""
+"""Small PyTorch models of every shape of forward pass, each with the layers it can be split at."""
 
 from __future__ import annotations
 
@@ -256,7 +256,7 @@ def volumes():
 
 @dataclass(frozen=True)
 class Case:
-    """A model and the layers it can be cut at."""
+    """A model and the layers it can be split at."""
 
     build: Callable[[], nn.Module]
     layers: tuple[str, ...]

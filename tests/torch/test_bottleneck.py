@@ -547,7 +547,7 @@ class TestEstimate:
             assert iba.analyze(images(1), cross_entropy_of(model, 1)).shape == (6, 6)
             iba.detach()
 
-    def test_given_mean_and_std_stand_in_for_it(self, cases, images):
+    def test_mean_and_std_may_be_given_instead(self, cases, images):
         model = cases["residual"].make()
         iba = IBA(model.conv1)
         iba.estimate(model, [images(20)])
@@ -830,7 +830,7 @@ class TestWork:
         with WeightGradients() as seen:
             explainer.explain(images(1), target=1)
             iba.analyze(images(1), cross_entropy_of(model, 1))
-        # Three convolutions behind the layer, two steps, two ways.
+        # Three convolutions after the layer, two steps, two ways.
         assert seen.masks == [(True, False, False)] * 12
         with WeightGradients() as seen:
             model(images(1)).sum().backward()

@@ -1,7 +1,7 @@
-"""Explaining on an accelerator, which a tensor that only claims to be on one stands in for.
+"""Explaining on an accelerator, simulated by a tensor that only claims to be on one.
 
-Its numbers are the CPU's. What it checks is what goes wrong on a real device: an operation on tensors of two
-devices, NumPy's reach for memory that it cannot see, a dtype that the device does not have.
+Its numbers are the CPU's. It checks for the mistakes that show on a real device: an operation on tensors of
+two devices, NumPy's reach for memory that it cannot see, a dtype that the device does not have.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ class Device(TorchDispatchMode):
         super().__init__()
         self.name = torch.device(name)
         self.has_float64 = has_float64
-        self.reads = 0
+        self.values_asked = 0
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = dict(kwargs or {})
@@ -96,7 +96,7 @@ class Device(TorchDispatchMode):
         ]
         if there and here and func not in TO_ANY_DEVICE:
             raise RuntimeError(f"{func}: tensors of {[tuple(t.shape) for t in here]} are not on {self.name}")
-        self.reads += there and func is aten._local_scalar_dense.default
+        self.values_asked += there and func is aten._local_scalar_dense.default
         device = kwargs.get("device", self.name if there else torch.device("cpu"))
         if "device" in kwargs:
             kwargs["device"] = torch.device("cpu")
@@ -118,7 +118,7 @@ class Device(TorchDispatchMode):
 def device(request, monkeypatch):
     """The device, switched on."""
     if not request.param:
-        monkeypatch.setattr("iba_torch.bottlenecks.estimator._precision", lambda device: torch.float32)
+        monkeypatch.setattr("iba_torch.bottlenecks.estimator.precision_on", lambda device: torch.float32)
     with Device(has_float64=request.param) as mode:
         yield mode
 
@@ -141,7 +141,7 @@ LAYERS = [
 ]
 
 
-def test_the_stand_in_finds_mistakes(device):
+def test_the_simulated_device_finds_mistakes(device):
     layer = nn.Linear(3, 2).to(device.name)
     there, here = torch.randn(4, 3).to(device.name), torch.randn(4, 3)
     assert layer(there).device == device.name
@@ -153,9 +153,9 @@ def test_the_stand_in_finds_mistakes(device):
             there.double()
     expected = functional.linear(there.cpu(), layer.weight.cpu(), layer.bias.cpu())
     torch.testing.assert_close(layer(there).cpu(), expected)
-    before = device.reads
+    before = device.values_asked
     assert bool(there.isfinite().all())
-    assert device.reads == before + 1
+    assert device.values_asked == before + 1
 
 
 @pytest.mark.parametrize(("name", "layer", "tokens"), LAYERS, ids=lambda value: str(value).split("(")[0])
@@ -229,9 +229,9 @@ def test_the_device_is_read_no_more_often_for_more_steps_or_batches(cases, image
     iba = IBA(model.conv1, batch_size=2)
 
     def reads(function):
-        before = device.reads
+        before = device.values_asked
         function()
-        return device.reads - before
+        return device.values_asked - before
 
     few, many = (reads(lambda n=n: iba.estimate(model, [data(images, 4)] * n)) for n in (2, 7))
     assert few == many
@@ -242,12 +242,12 @@ def test_the_device_is_read_no_more_often_for_more_steps_or_batches(cases, image
 def test_an_accelerator_takes_a_whole_batch_at_once(cases, images, device):
     model = cases["residual"].make(torch.float32).to(device.name)
     explainer = Explainer(model, "conv1", steps=1, samples=4).fit([data(images, 6)], progbar=False)
-    sizes, tail = [], explainer._cut.tail
-    explainer._cut.tail = lambda z, carry: sizes.append(len(z)) or tail(z, carry)
+    sizes = []
+    model.conv2.register_forward_hook(lambda module, args, output: sizes.append(len(output)))
     explainer.explain(data(images, 40))
     assert max(sizes) == 160
-    adapter = TorchAdapter(model)
-    assert adapter.preferred_batch((80, 28, 28), next(model.parameters())) is None
+    framework = TorchAdapter.framework
+    assert framework.preferred_batch((80, 28, 28), next(model.parameters())) is None
 
 
 def test_estimators_meet(device):

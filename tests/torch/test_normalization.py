@@ -39,24 +39,24 @@ def test_output_and_gradient_are_those_of_the_module(kind, axes, options):
     torch.testing.assert_close(got, wanted, rtol=1e-12, atol=1e-12)
 
 
-def test_changes_while_a_cut_is_open_are_seen():
-    module, x, stand_in = normalization(), features(), ScaleAndShift()
+def test_changes_while_a_head_is_open_are_seen():
+    module, x, rewrite = normalization(), features(), ScaleAndShift()
     changes = (
         lambda: module.weight.mul_(2),
         lambda: module.running_mean.add_(1),
         lambda: setattr(module, "running_var", module.running_var + 1),
         lambda: setattr(module, "bias", nn.Parameter(module.bias + 1, requires_grad=False)),
     )
-    last = stand_in(module, (x,), {})
+    last = rewrite(module, (x,), {})
     for change in changes:
         with torch.no_grad():
             change()
-        found = stand_in(module, (x,), {})
+        found = rewrite(module, (x,), {})
         assert not torch.equal(found, last)
         torch.testing.assert_close(found, module(x), rtol=1e-12, atol=1e-12)
         last = found
     module.train()
-    assert stand_in(module, (x,), {}) is None
+    assert rewrite(module, (x,), {}) is None
 
 
 def test_weights_of_inference_mode_are_left_to_the_module():
@@ -183,17 +183,17 @@ def test_merged_with_a_convolution_output_and_gradient_are_those_of_the_modules(
 
 
 def test_merged_weights_follow_the_modules_and_the_order_in_memory():
-    first, second, x, stand_in = convolution(), normalization(), images(), ScaleAndShift()
-    last = stand_in.convolved(first, second, x)
+    first, second, x, rewrite = convolution(), normalization(), images(), ScaleAndShift()
+    last = rewrite.convolved(first, second, x)
     for tensor in (first.weight, first.bias, second.weight, second.running_var):
         with torch.no_grad():
             tensor.mul_(2)
-        found = stand_in.convolved(first, second, x)
+        found = rewrite.convolved(first, second, x)
         assert not torch.equal(found, last)
         torch.testing.assert_close(found, second(first(x)), rtol=1e-10, atol=1e-10)
         last = found
     reordered = x.detach().contiguous(memory_format=torch.channels_last).requires_grad_()
-    found = stand_in.convolved(first, second, reordered)
+    found = rewrite.convolved(first, second, reordered)
     assert found.is_contiguous(memory_format=torch.channels_last)
     torch.testing.assert_close(found, last, rtol=1e-10, atol=1e-10)
 

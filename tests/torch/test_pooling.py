@@ -25,7 +25,7 @@ def test_output_and_gradient_are_those_of_the_module_in_the_order_of_the_maps(dt
     wanted, got = (torch.autograd.grad(output, x, towards)[0] for output in (expected, found))
     torch.testing.assert_close(got, wanted)
     assert got.stride() == x.stride()
-    # What the stand-in is for: it can go once PyTorch does so itself.
+    # The rewrite is for this: it can go once PyTorch does so itself.
     assert wanted.stride() != x.stride()
 
 

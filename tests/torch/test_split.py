@@ -207,7 +207,7 @@ class TestWork:
     # What cannot be remembered runs again: windows of images, and what hides its tensors.
     AGAIN = frozenset({"table", "mix", "first.conv", "second.conv"})
 
-    def test_the_head_runs_once_and_the_layers_behind_it_in_every_pass(self, case, images, count_calls):
+    def test_the_head_runs_once_and_the_layers_after_it_in_every_pass(self, case, images, count_calls):
         for layer in case.layers:
             if ":" in layer:
                 continue

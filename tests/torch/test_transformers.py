@@ -69,7 +69,7 @@ def model_and_inputs(request):
 
 
 @pytest.mark.parametrize("images", [1, 2])
-def test_every_layer_can_be_cut_at_or_says_why_not(model_and_inputs, images):
+def test_every_layer_can_be_split_at_or_says_why_not(model_and_inputs, images):
     model, inputs = model_and_inputs
     inputs = {name: array[:images] for name, array in inputs.items()}
     adapter = TorchAdapter(model)

@@ -169,7 +169,7 @@ def test_a_model_compiled_while_a_head_is_open_is_split_too(images, x, monkeypat
     calls = nn.Module.__call__, nn.Module._call_impl
     first, second = network(), compiled_in_place(network())
     with monkeypatch.context() as patch:
-        patch.setattr("iba_torch.tail.calls._compiler_is_loaded", lambda: False)
+        patch.setattr("iba_torch.tail.calls.compiler_is_loaded", lambda: False)
         opened = TorchSplit(lambda inputs: first(inputs) + 0, first[0]).head(x)
         opened.__enter__()
     assert nn.Module._call_impl is not calls[1]

@@ -159,7 +159,7 @@ class TorchWelfordEstimator(nn.Module):
         self._n_samples = torch.zeros((), dtype=torch.int64, device=device)
         self._dtype_of = self._dtype_of.to(device)
         for name in _MOMENTS:
-            setattr(self, name, torch.zeros(shape, dtype=_precision(device), device=device))
+            setattr(self, name, torch.zeros(shape, dtype=precision_on(device), device=device))
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Self:
         # A model that goes to half precision must not take the sums along: only the device counts.
@@ -169,7 +169,7 @@ class TorchWelfordEstimator(nn.Module):
         for name in _MOMENTS:
             moment = getattr(self, name)
             # A device without float64 must never be asked for it, neither on the way in nor out.
-            narrow = _precision(device) == torch.float32
+            narrow = precision_on(device) == torch.float32
             moment = moment.float().to(device) if narrow else moment.to(device).double()
             setattr(self, name, moment)
         return self
@@ -185,5 +185,6 @@ class TorchWelfordEstimator(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *args)
 
 
-def _precision(device: torch.device) -> torch.dtype:
+def precision_on(device: torch.device) -> torch.dtype:
+    """The dtype in which sums over many samples are kept: float64 where the device has it."""
     return torch.float32 if device.type == "mps" else torch.float64

@@ -80,7 +80,7 @@ class _ModuleCallPatch:
             self._users.add(user)
             # Modules compiled in place skip `_call_impl`. But replacing `__call__` takes as long as some
             # layers, since Python then looks through all classes of modules.
-            name = "__call__" if _compiler_is_loaded() else "_call_impl"
+            name = "__call__" if compiler_is_loaded() else "_call_impl"
             call = getattr(nn.Module, name)
             # Others replace it, too, such as those who record what a pass does.
             if call not in self._own:
@@ -145,7 +145,7 @@ class _Uncompiled:
         with self._lock:
             self._users.add(user)
             # Not asked for where nothing can have been compiled: the compiler takes seconds to import.
-            if self._stance is None and _compiler_is_loaded() and hasattr(torch.compiler, "set_stance"):
+            if self._stance is None and compiler_is_loaded() and hasattr(torch.compiler, "set_stance"):
                 self._stance = torch.compiler.set_stance("force_eager")
 
     def discard(self, user: object) -> None:
@@ -180,5 +180,6 @@ class CallsEveryModule(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-def _compiler_is_loaded() -> bool:
+def compiler_is_loaded() -> bool:
+    """Whether PyTorch's compiler has been imported, so that there may be compiled modules."""
     return "torch._dynamo" in sys.modules

@@ -69,8 +69,8 @@ class LayerCall(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Habits:
-    """What the two parts of a model that is split at a place are assumed to do."""
+class AssumptionsAtPlace:
+    """Assumptions about the two parts of a model that is split at a place."""
 
     head_takes_order: Assumption = field(
         default_factory=lambda: Assumption("the head takes maps in any order in memory")
@@ -87,16 +87,19 @@ class Habits:
 
 
 class Knowledge:
-    """What passes have shown of a model: shapes of tensors at its places, and its habits.
+    """What passes have shown of a model: shapes of tensors at its places, and whether
+    assumptions about it hold.
 
-    The shapes are those in passes on two different numbers of images. What changes with the number is the axis
-    of the images; a single pass cannot tell it from another axis of the same size. Threads may share the
+    The shapes are those in passes on two different numbers of images. What changes with the number is the
+    axis of the images; a single pass cannot tell it from another axis of the same size. Threads may share the
     object. A copy or a pickle of it is empty.
     """
 
     def __init__(self) -> None:
         # What is known must not keep the model's modules alive.
-        self._habits: WeakKeyDictionary[nn.Module, dict[tuple[int, str], Habits]] = WeakKeyDictionary()
+        self._assumed: WeakKeyDictionary[nn.Module, dict[tuple[int, str], AssumptionsAtPlace]] = (
+            WeakKeyDictionary()
+        )
         self._seen: WeakKeyDictionary[nn.Module, dict[tuple[int, str], dict[int, list[tuple[int, ...]]]]] = (
             WeakKeyDictionary()
         )
@@ -106,13 +109,13 @@ class Knowledge:
         # A copy belongs to copies of the modules.
         return Knowledge, ()
 
-    def habits(self, place: Place) -> Habits:
-        """What is known of the model that is split at a place."""
+    def assumed(self, place: Place) -> AssumptionsAtPlace:
+        """The assumptions about the model that is split at a place."""
         with self._lock:
-            known = self._habits.setdefault(place.module, {})
+            known = self._assumed.setdefault(place.module, {})
             found = known.get((place.number, place.side))
             if found is None:
-                known[place.number, place.side] = found = Habits()
+                known[place.number, place.side] = found = AssumptionsAtPlace()
             return found
 
     def note(self, place: Place, batch: int, found: list[torch.Tensor]) -> None:

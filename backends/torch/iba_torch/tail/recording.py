@@ -111,7 +111,7 @@ class Result:
         kwargs: dict[str, Any],
         fill: Callable[[Value | Shape | Feature], torch.Tensor],
     ) -> Any:
-        """Do to the arguments what the call did, and return what it returned, for all copies.
+        """Repeat the call for all copies: write into the arguments, and return the output.
 
         Args:
             args: positional arguments of the repeated call.
@@ -208,7 +208,7 @@ class Call:
         """Drop what no repetition of the open call reads; return whether it reads its own input.
 
         The calls in a plain `nn.Sequential` see nothing but each other's outputs, so only the last
-        output before the cut can matter.
+        output before the split can matter.
         """
         if self.takes_z:
             return False

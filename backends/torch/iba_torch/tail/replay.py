@@ -13,7 +13,7 @@ from iba_core.errors import InputError, LayerError
 from iba_core.framework.adapter import Inputs
 from iba_core.framework.layout import DataFormat
 from iba_torch.tail.head import HeadPass
-from iba_torch.tail.places import Arguments, BatchAxes, Habits, Knowledge, LayerCall, Place
+from iba_torch.tail.places import Arguments, BatchAxes, AssumptionsAtPlace, Knowledge, LayerCall, Place
 from iba_torch.tail.precision import autocast_dtype
 from iba_torch.tail.recording import Call, Feature, Shape, Value, leaves
 from iba_torch.tail.rewrites.assumptions import Assumption, Outcome, State, enabled, is_of_torch, run_assuming
@@ -56,7 +56,7 @@ class Replay:
         reordered: whether the head ran with the channels last in memory.
         data_format: where the channels of the features are.
         knowledge: what is known of the model.
-        habits: likewise, of the two parts.
+        assumed: assumptions about its two parts.
         unread: likewise, of this tail.
         outside: context in which the head ran.
     """
@@ -74,12 +74,12 @@ class Replay:
         reordered: bool,
         data_format: DataFormat,
         knowledge: Knowledge,
-        habits: Habits,
+        assumed: AssumptionsAtPlace,
         unread: Unread,
         outside: AbstractContextManager[Any],
     ) -> None:
         self._layer, self._end_layer, self._run, self._run_head = layer, end_layer, run, run_head
-        self._shadow, self._knowledge, self._habits, self._unread = shadow, knowledge, habits, unread
+        self._shadow, self._knowledge, self._assumed, self._unread = shadow, knowledge, assumed, unread
         self._outside = outside
         self._uses_rewrites = enabled()
         self._inputs = tree_map(lambda tensor: _input_value(tensor, head.batch), inputs)
@@ -93,7 +93,7 @@ class Replay:
             and data_format == "channels_first"
         )
         self._inputs_key = constants(inputs)
-        self._z_loan = Loan(habits.features_unwritten)
+        self._z_loan = Loan(assumed.features_unwritten)
         merge = ScaleAndShift()
         counted = {call.site.module for call in head.everything.within() if call.site is not None}
         if head.split_site is not None:
@@ -116,7 +116,7 @@ class Replay:
     @property
     def prefers_channels_last(self) -> bool:
         """Whether the tail is faster where its maps have the channels last in memory."""
-        return self._gains and not self._habits.tail_takes_order.is_broken
+        return self._gains and not self._assumed.tail_takes_order.is_broken
 
     @property
     def trace_key(self) -> Hashable:
@@ -158,11 +158,11 @@ class Replay:
                 f"z has the shape {tuple(z.shape)}; the tail of layer {self._layer.name!r} takes "
                 f"(n * {self._batch}, {', '.join(map(str, self._shape))})"
             )
-        habits = self._habits
+        assumed = self._assumed
         assumptions = (
-            habits.tail_takes_order,
-            habits.features_unwritten,
-            habits.memory_unreached,
+            assumed.tail_takes_order,
+            assumed.features_unwritten,
+            assumed.memory_unreached,
             self._unread,
         )
         output = run_assuming(assumptions, partial(self._attempt, z, copies), self._suspects)
@@ -239,16 +239,16 @@ class Replay:
 
     def _attempt(self, z: torch.Tensor, copies: int, relied: frozenset[Assumption]) -> Outcome[Any]:
         """One pass that relies on assumptions."""
-        habits, unread = self._habits, self._unread
+        assumed, unread = self._assumed, self._unread
         if self._head_is_spoilt or (self._has_dropped and unread.is_broken):
             self._remember_everything()
         # Tensors without numbers, as within a compiler, show nothing.
         shows = type(z) is torch.Tensor
         finds_unread = shows and bool(self._spared) and unread.is_to_be_found
-        unknown = habits.memory_unreached.is_unknown or (self._gains and habits.tail_takes_order.is_unknown)
+        unknown = assumed.memory_unreached.is_unknown or (self._gains and assumed.tail_takes_order.is_unknown)
         observer = Observer() if shows and (finds_unread or unknown) else None
-        reordered = self._gains and habits.tail_takes_order in relied
-        copy = not self._uses_rewrites or habits.memory_unreached not in relied
+        reordered = self._gains and assumed.tail_takes_order in relied
+        copy = not self._uses_rewrites or assumed.memory_unreached not in relied
         self._begin(self._placed(z, reordered, copy), copies, observer, copy)
         try:
             output = self._pass()
@@ -259,8 +259,8 @@ class Replay:
         broken, confirmed = self._settle_loans()
         if observer is not None:
             if reordered:
-                (broken if observer.depends_on_order else confirmed).append(habits.tail_takes_order)
-            (broken if observer.reaches_memory else confirmed).append(habits.memory_unreached)
+                (broken if observer.depends_on_order else confirmed).append(assumed.tail_takes_order)
+            (broken if observer.reaches_memory else confirmed).append(assumed.memory_unreached)
             if finds_unread:
                 self._z = None
                 unread.note(observer.unread(self._spared))
@@ -277,7 +277,7 @@ class Replay:
             return [self._unread]
         if not isinstance(error, Exception):
             return []
-        order, unwritten = self._habits.tail_takes_order, self._habits.features_unwritten
+        order, unwritten = self._assumed.tail_takes_order, self._assumed.features_unwritten
         asks = self._observer is not None and self._observer.asks_for_order and order.is_unknown
         of_torch = is_of_torch(error)
         suspects = [order] if self._gains and order in relied and (of_torch or asks) else []
@@ -484,7 +484,7 @@ def check_calls(layer: LayerCall, n_calls: int) -> None:
 
 
 def _saved_tensor_hooks() -> Any:
-    """What decides on what is kept for the backward pass, set by checkpoints; None if nothing does."""
+    """Hooks that decide on the tensors kept for the backward pass, set by checkpoints; None if there are none."""
     hooks: Any = torch._C._autograd._top_saved_tensors_default_hooks(True)
     return None if hooks is None else hooks[0]
 

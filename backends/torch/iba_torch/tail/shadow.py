@@ -131,7 +131,7 @@ class Shadow:
         self.switch = Switch()
         self.sites: dict[nn.Module, Site] = {}
         self.facts: dict[Any, Any] = {}
-        """What has been found out of the modules, by whoever did."""
+        """What passes have found out about the modules."""
         self._copies: WeakKeyDictionary[nn.Module, nn.Module] = WeakKeyDictionary()
         self._roots: list[_Root] = []
 

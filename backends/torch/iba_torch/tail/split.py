@@ -17,7 +17,7 @@ from iba_core.framework.layout import DataFormat
 from iba_torch.tail.calls import module_call_patch, redirect_calls, unwrap
 from iba_torch.tail.channels import data_format_of
 from iba_torch.tail.head import HeadPass, Stop
-from iba_torch.tail.places import Habits, Knowledge, LayerCall, Place
+from iba_torch.tail.places import AssumptionsAtPlace, Knowledge, LayerCall, Place
 from iba_torch.tail.precision import without_autocast
 from iba_torch.tail.replay import InMemoryOrder, Replay, check_calls
 from iba_torch.tail.rewrites.assumptions import Assumption, Outcome, enabled, is_of_torch, run_assuming
@@ -159,7 +159,7 @@ class TorchSplit(Split):
                     reordered=found.reordered,
                     data_format=self.data_format,
                     knowledge=self._knowledge,
-                    habits=self._habits,
+                    assumed=self._assumed,
                     unread=self._unread,
                     outside=outside,
                 )
@@ -175,8 +175,8 @@ class TorchSplit(Split):
                     replay.close()
 
     @property
-    def _habits(self) -> Habits:
-        return self._knowledge.habits(Place(self.module, self.call or 0, self.where))
+    def _assumed(self) -> AssumptionsAtPlace:
+        return self._knowledge.assumed(Place(self.module, self.call or 0, self.where))
 
     def _patched(self) -> Any:
         """Context for all passes of a closure, since to patch for each would take as long as a layer."""
@@ -191,8 +191,8 @@ class TorchSplit(Split):
 
     def _run_head(self, shadow: Shadow, inputs: Inputs, *, remember: bool) -> _Found:
         """A pass of the head, which has found the features."""
-        habits = self._habits
-        order, unreached = habits.head_takes_order, habits.memory_unreached
+        assumed = self._assumed
+        order, unreached = assumed.head_takes_order, assumed.memory_unreached
         reorders = (
             enabled() and self.input_format == "channels_first" and any(map(gains_by_order, tensors(inputs)))
         )

@@ -39,8 +39,8 @@ class _Constants(NamedTuple):
 class ScaleAndShift:
     """Does what batch normalisation does where a pass is differentiated.
 
-    PyTorch's own backward pass also computes what constant statistics do not need, and keeps the input for
-    it, which can be a third of what a convolutional network keeps.
+    PyTorch's own backward pass also computes gradients for the statistics, which are constant here. It keeps
+    the input for that, up to a third of all memory that a convolutional network keeps.
 
     Every pass asks it. So it checks little, and computes again only what has changed.
     """
