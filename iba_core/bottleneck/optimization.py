@@ -262,8 +262,13 @@ class BottleneckOptimizer:
         convergence = Convergence(settings.tolerance, images) if settings.tolerance else None
         reports: list[StepReport] = []
         for step in get_tqdm()(range(settings.steps), desc="Bottleneck", disable=not progbar):
-            noise = self.noise(problem, sizes[schedule[step]], seed, step, settings.antithetic)
-            new, report = self._compiled_step(state, corrections[step], noise, problem)
+            # The noise has no name here, so that its memory can be reused.
+            new, report = self._compiled_step(
+                state,
+                corrections[step],
+                self.noise(problem, sizes[schedule[step]], seed, step, settings.antithetic),
+                problem,
+            )
             state = new if convergence is None else self._kept(state, new, convergence.running, problem)
             reports.append(report)
             if callback is not None:

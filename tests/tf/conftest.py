@@ -1,4 +1,4 @@
-"""Keras models of every shape of graph, small enough to cut everywhere."""
+"""Keras models of every shape of graph, small enough to split everywhere."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ def recurrent():
 
 
 def positions():
-    """A position code that is the same for all images reaches the tail around every cut."""
+    """A position code that is the same for all images reaches the tail around every split."""
     inputs = keras.Input((4, 3))
     x = layers.Dense(6, name="tokens")(inputs)
     code = keras.ops.mean(keras.ops.ones_like(inputs), axis=(0, 2), keepdims=True) * 0.3

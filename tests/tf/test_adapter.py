@@ -316,7 +316,7 @@ class TestExplainer:
             alone = explainer.explain(take(inputs, index, index + 1), **options)
             np.testing.assert_allclose(alone.capacity[0], together.capacity[index], rtol=1e-3, atol=1e-4)
 
-    def test_explaining_leaves_no_variable_and_no_graph_behind(self, small):
+    def test_explaining_leaves_no_variable_and_no_graph(self, small):
         x = np.random.default_rng(0).normal(size=(4, 8, 8, 3)).astype(np.float32)
         before = small.predict(x, verbose=0)
         inbound = {layer.name: len(layer._inbound_nodes) for layer in small.layers}

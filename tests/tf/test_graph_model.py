@@ -404,7 +404,7 @@ class TestNames:
             ("conv[1]", r"layer 'conv\[1\]': 'conv' has 1 result"),
         ],
     )
-    def test_what_cannot_be_cut_says_why(self, made, layer, message):
+    def test_what_cannot_be_split_says_why(self, made, layer, message):
         with pytest.raises(LayerError, match=message):
             TensorFlowAdapter(made).split(layer)
 

@@ -203,7 +203,7 @@ def test_branches_of_both_versions_are_split_around(new_control_flow):
             training = v1.placeholder_with_default(False, (), name="training")
             x = side = tf.tanh(x, name="feature")
             x = tf.cond(training, lambda: x * 0.0, lambda: tf.sin(x) + 1.0)
-            x = tf.identity(x, name="behind")
+            x = tf.identity(x, name="later")
             tf.cond(training, lambda: x, lambda: x * tf.exp(side), name="last")
             tf.identity(graph.get_operations()[-1].outputs[0], name="out")
     finally:
@@ -213,7 +213,7 @@ def test_branches_of_both_versions_are_split_around(new_control_flow):
     expected = (np.sin(np.tanh(x)) + 1) * np.exp(np.tanh(x))
     np.testing.assert_allclose(made.predict(x), expected, rtol=1e-5)
     np.testing.assert_array_equal(made.predict({"x": x, "training": True}), np.zeros((2, 4)))
-    for layer in ("feature", "behind"):
+    for layer in ("feature", "later"):
         check_split(made, layer, x)
 
 

@@ -121,7 +121,7 @@ def test_the_tail_is_differentiable_in_the_features_and_runs_in_a_function(case)
     )
 
 
-def test_splitting_and_running_leaves_nothing_behind(case):
+def test_splitting_and_running_changes_nothing(case):
     adapter, model, inputs = case.adapter, case.model, case.inputs
     before = snapshot(model, inputs)
     adapter.layers(inputs)
@@ -135,7 +135,7 @@ def test_splitting_and_running_leaves_nothing_behind(case):
     assert snapshot(model, inputs) == before
 
 
-def test_a_failing_tail_leaves_nothing_behind():
+def test_a_failing_tail_changes_nothing():
     inputs = keras.Input((4,))
     x = layers.Dense(4, name="features")(inputs)
 

@@ -1,7 +1,7 @@
 """A dataflow graph that can be split anywhere: nodes that take tensors and give tensors.
 
 There are two kinds of nodes: calls of Keras layers (`calls.CallGraph`) and operations of TensorFlow
-(`operations.OperationGraph`). How to run a node is a matter of its kind. What depends on what, which place a
+(`operations.OperationGraph`). How to run a node is a matter of its kind. The dependencies, which place a
 name stands for, where the channels are, and how a graph is split are the same for both.
 
 Tensors are called by name, such as ``"conv/Relu:0"``.
