@@ -135,7 +135,9 @@ class TverskyLoss(AreaFunction):
         super().__init__(reduction, data_format, **kwargs)
         if not smooth >= 0:
             raise InputError(f"smooth={smooth!r} must be at least 0")
-        self.factor_false_positives: float = require_fraction(factor_false_positives, "factor_false_positives")
+        self.factor_false_positives: float = require_fraction(
+            factor_false_positives, "factor_false_positives"
+        )
         self.target_thresh = target_thresh
         self.from_logit = from_logit
         self.smooth = smooth
