@@ -63,6 +63,10 @@ def to_saliency_map(
     """Saliency map, in bits per pixel, from the capacity of a layer's features, in nats.
 
     See `iba_core.to_saliency_map`; tensors, of any device, are taken as well.
+
+    Example:
+        >>> to_saliency_map(torch.full((4, 2, 2), float(np.log(2)))).tolist()
+        [[4.0, 4.0], [4.0, 4.0]]
     """
     return _to_saliency_map(host_array(capacity), shape, data_format)
 
@@ -108,11 +112,14 @@ class IBA(nn.Module):
         LayerError: the layer is scripted.
 
     Example:
-        >>> iba = IBA(model.conv4)  # doctest: +SKIP
-        >>> iba.estimate(model, loader, n_samples=5000)  # doctest: +SKIP
+        >>> iba = IBA(model.relu, optimization_steps=2)
+        >>> iba.estimate(model, batches)
         >>> def loss(x):
-        ...     return torch.nn.functional.cross_entropy(model(x), target.expand(len(x)))
-        >>> saliency = iba.analyze(image[None], loss)  # doctest: +SKIP
+        ...     return torch.nn.functional.cross_entropy(model(x), torch.ones(len(x)).long())
+        >>> saliency = iba.analyze(x[:1], loss)
+        >>> saliency.shape
+        (8, 8)
+        >>> iba.detach()
     """
 
     shared_by_shadows: ClassVar[bool] = True
@@ -242,9 +249,11 @@ class IBA(nn.Module):
         """Context in which the model runs up to the bottleneck and no further.
 
         Example:
-            >>> with iba.interrupt_execution():  # doctest: +SKIP
+            >>> iba = IBA(model.relu)
+            >>> with iba.interrupt_execution():
             ...     out = model(x)
             ...     print("this is not reached, and out is not defined")
+            >>> iba.detach()
         """
         with self._switched(interrupting=True):
             try:
@@ -269,8 +278,11 @@ class IBA(nn.Module):
         The mask is that of the last analysis; before the first, it is the one at `initial_alpha`.
 
         Example:
-            >>> with iba.restrict_flow():  # doctest: +SKIP
+            >>> iba = IBA(model.relu)
+            >>> iba.estimate(model, batches)
+            >>> with iba.restrict_flow():
             ...     out = model(x)
+            >>> iba.detach()
         """
         with self._switched(restricting=True):
             yield

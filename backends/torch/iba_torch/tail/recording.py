@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import count
 from typing import Any
@@ -118,11 +118,14 @@ class Result:
             kwargs: its keyword arguments.
             fill: gives the tensor that takes the place of a leaf.
         """
-        given = tensors((args, kwargs)) if self.reads_arguments else []
+        output: Any = self.output
+        if not self.reads_arguments:
+            return fill(output) if isinstance(output, LEAVES) else tree_map(fill, output, LEAVES)
+        given = tensors((args, kwargs))
         for index, leaf in self.writes:
             given[index].copy_(fill(leaf))
         return tree_map(
-            lambda leaf: given[leaf.index] if isinstance(leaf, Given) else fill(leaf), self.output, LEAVES
+            lambda leaf: given[leaf.index] if isinstance(leaf, Given) else fill(leaf), output, LEAVES
         )
 
     def own(self) -> None:
@@ -148,6 +151,8 @@ class Result:
 
 def leaves(tree: Any) -> list[Any]:
     """The leaves of a result's output, in order."""
+    if isinstance(tree, LEAVES):
+        return [tree]
     found: list[Any] = []
     tree_map(found.append, tree, LEAVES)
     return found
@@ -191,18 +196,22 @@ class Call:
             steps.setdefault(call.site, []).append(call)
         return steps
 
-    def within(self) -> Iterator[Call]:
+    def within(self) -> list[Call]:
         """The calls made inside of it, and those made in them."""
+        found = []
         for call in self.calls:
-            yield call
-            yield from call.within()
+            found.append(call)
+            found += call.within()
+        return found
 
-    def values(self) -> Iterator[Value]:
+    def values(self) -> list[Value]:
         """The tensors that are remembered of this call and those in it."""
+        found: list[Any] = []
         for call in (self, *self.within()):
             if call.result is not None:
-                kept = [*leaves(call.result.output), *(leaf for _, leaf in call.result.writes)]
-                yield from (leaf for leaf in kept if isinstance(leaf, Value))
+                found += leaves(call.result.output)
+                found += [leaf for _, leaf in call.result.writes]
+        return [leaf for leaf in found if isinstance(leaf, Value)]
 
     def prune(self) -> bool:
         """Drop what no repetition of the open call reads; return whether it reads its own input.
@@ -253,7 +262,7 @@ def record(
         None if the call must be run again instead: its output holds things whose tensors cannot be reached,
         or tensors that have no axis of the images, such as windows cut from them or a table of positions.
     """
-    if not (is_transparent(output) and axes.depends_on_images and axes.all_found(output)):
+    if not (axes.depends_on_images and is_transparent(output) and axes.all_found(output)):
         return None
     written = arguments.written()
     indices = count()

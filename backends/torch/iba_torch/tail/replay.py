@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Hashable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
+from torch import nn
 
 from iba_core.errors import InputError, LayerError
 from iba_core.framework.adapter import Inputs
@@ -19,7 +20,7 @@ from iba_torch.tail.recording import Call, Feature, Shape, Value, leaves
 from iba_torch.tail.rewrites.assumptions import Assumption, Outcome, State, enabled, is_of_torch, run_assuming
 from iba_torch.tail.rewrites.chains import Chains
 from iba_torch.tail.rewrites.conditions import is_sequential
-from iba_torch.tail.rewrites.copy_on_write import Loan
+from iba_torch.tail.rewrites.copy_on_write import Loan, forget, take_back
 from iba_torch.tail.rewrites.memory_order import gains_by_order, is_channels_last
 from iba_torch.tail.rewrites.normalization import ScaleAndShift, is_normalization
 from iba_torch.tail.rewrites.observer import Observer
@@ -39,6 +40,27 @@ class End(BaseException):
         super().__init__("the pass ends at a layer")
         self.replay = replay
         self.output = output
+
+
+class _Plan:
+    """Which rewrites do the calls of which modules.
+
+    Args:
+        counted: modules whose every call must be seen.
+    """
+
+    def __init__(self, counted: Collection[nn.Module]) -> None:
+        self.merge = ScaleAndShift()
+        self.chains = Chains(self.merge, counted)
+        self.chosen: dict[Site, Rewrite | None] = {}
+
+    def choose(self, site: Site) -> Rewrite | None:
+        """The rewrite for the calls of a module; None if there is none."""
+        if is_normalization(site.module):
+            return self.merge
+        if is_average(site.module):
+            return averaged
+        return self.chains if is_sequential(site.module) else None
 
 
 class Replay:
@@ -94,19 +116,12 @@ class Replay:
         )
         self._inputs_key = constants(inputs)
         self._z_loan = Loan(assumed.features_unwritten)
-        merge = ScaleAndShift()
-        counted = {call.site.module for call in head.everything.within() if call.site is not None}
-        if head.split_site is not None:
-            counted.add(head.split_site.module)
-        self._chains = Chains(merge, counted)
-        self._merge = merge
         self._end_origin = None if end_layer is None else id(end_layer.module)
-        if self._end_origin is not None:
-            counted.update(module for module, site in shadow.sites.items() if site.origin == self._end_origin)
+        self._plan = self._planned(head)
         self._is_open = True
         self._head_is_spoilt = self._has_dropped = False
         self._head: HeadPass | None = None
-        self._values: list[Value] = []
+        self._loans: list[Loan] = []
         self._spared: list[Value] = []
         self._steps: dict[Site, list[Call]] = {}
         self._handlers: dict[Site, Handler | None] = {}
@@ -131,7 +146,7 @@ class Replay:
         """Let go of what the head has computed."""
         self._is_open = False
         self._inputs = None
-        self._values.clear()
+        self._loans.clear()
         self._spared.clear()
         self._steps.clear()
         self._handlers.clear()
@@ -190,6 +205,21 @@ class Replay:
                 "gradients (torch.no_grad, detach)"
             )
 
+    def _planned(self, head: HeadPass) -> _Plan:
+        """The plan of the rewrites, which is that of all heads with the same calls on this shadow."""
+        counted = {call.site for call in head.everything.within() if call.site is not None}
+        if head.split_site is not None:
+            counted.add(head.split_site)
+        if self._end_origin is not None:
+            counted.update(site for site in self._shadow.sites.values() if site.origin == self._end_origin)
+        key = "plan", frozenset(counted)
+        plan = self._shadow.facts.get(key)
+        if plan is None:
+            self._shadow.facts[key] = plan = _Plan({site.module for site in counted})
+        # Weights may have changed since.
+        plan.merge.forget()
+        return cast(_Plan, plan)
+
     # -- what is remembered ---------------------------------------------------------------------------
 
     def _take(self, head: HeadPass) -> None:
@@ -203,7 +233,7 @@ class Replay:
         self._has_dropped = False
         self._spare()
         tree_map(values.append, self._inputs, Value)
-        self._values = values
+        self._loans = [self._z_loan, *(value.loan for value in values)]
         self._steps = head.everything.plan()
         # The other modules are looked at when they first run.
         self._handlers = dict.fromkeys(self._steps, self._repeat)
@@ -253,10 +283,14 @@ class Replay:
         try:
             output = self._pass()
         except BaseException:
-            for loan in self._loans():
-                loan.forget()
+            forget(self._loans)
             raise
-        broken, confirmed = self._settle_loans()
+        broken: list[Assumption] = []
+        confirmed: list[Assumption] = []
+        if take_back(self._loans):
+            # The loan gives copies from now on, but the pass is of no use.
+            self._head_is_spoilt = True
+            broken.append(Assumption("what the head remembers is not written into"))
         if observer is not None:
             if reordered:
                 (broken if observer.depends_on_order else confirmed).append(assumed.tail_takes_order)
@@ -283,45 +317,22 @@ class Replay:
         suspects = [order] if self._gains and order in relied and (of_torch or asks) else []
         return [*suspects, unwritten] if of_torch and unwritten.state is State.HOLDS else suspects
 
-    def _loans(self) -> Iterator[Loan]:
-        yield self._z_loan
-        for value in self._values:
-            yield value.loan
-
-    def _settle_loans(self) -> tuple[list[Assumption], list[Assumption]]:
-        """Take back what the pass got: the assumptions that it has broken, and those it has confirmed."""
-        broken: list[Assumption] = []
-        confirmed: list[Assumption] = []
-        for loan in self._loans():
-            written = loan.take_back()
-            if written is None:
-                continue
-            if not written:
-                confirmed.append(loan.unwritten)
-            elif loan.unwritten.is_unknown:
-                # It was a copy.
-                loan.unwritten.state = State.BROKEN
-            else:
-                broken.append(loan.unwritten)
-                self._head_is_spoilt = True
-        return broken, confirmed
-
     def _pass(self) -> Any:
         # Autocast that is on in here was asked for in here.
         asked = autocast_dtype(self._device) is not None
-        handlers: Any = self._handlers
-        with (
-            nullcontext() if asked else self._outside,
-            self._shadow.switch.on(handlers, self._first_call),
-            self._observer or nullcontext(),
-        ):
+        switch, handlers = self._shadow.switch, cast(Any, self._handlers)
+        inputs = tree_map(self._lend, self._inputs, Value)
+        with nullcontext() if asked else self._outside, self._observer or nullcontext():
             try:
-                return self._run(tree_map(self._lend, self._inputs, Value))
+                switch.set(handlers, self._first_call)
+                return self._run(inputs)
             except End as end:
                 if end.replay is not self:
                     raise
                 self._ended = True
                 return end.output
+            finally:
+                switch.handlers = None
 
     def _lend(self, value: Value) -> torch.Tensor:
         return value.lend(self._copies, self._always_copy)
@@ -358,15 +369,13 @@ class Replay:
         return site.run(args, kwargs) if handler is None else handler(site, args, kwargs)
 
     def _rewrite(self, site: Site) -> Rewrite | None:
-        """What may do the calls of a module."""
-        module = site.module
+        """The rewrite for the calls of a module; None if there is none."""
         if not self._uses_rewrites:
             return None
-        if is_normalization(module):
-            return self._merge
-        if is_average(module):
-            return averaged
-        return self._chains if is_sequential(module) else None
+        known = self._plan.chosen
+        if site not in known:
+            known[site] = self._plan.choose(site)
+        return known[site]
 
     def _rewritten(self, rewrite: Rewrite, site: Site, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         # A checkpoint runs the modules again, which must then keep the same for the backward pass.
@@ -422,15 +431,18 @@ class Replay:
                         self._observer.lend(tensor, leaf)
             return output
         if call.takes_z:
-            args, kwargs = replace_first((args, kwargs), self._z)
+            args, kwargs = replace_first((args, kwargs), self._current_z())
         output = self._run_module(site, args, kwargs)
-        return replace_first(output, self._z) if call.gives_z else output
+        return replace_first(output, self._current_z()) if call.gives_z else output
 
     def _fill(self, leaf: Value | Shape | Feature) -> torch.Tensor:
         if isinstance(leaf, Value):
             return self._lend(leaf)
         if isinstance(leaf, Shape):
             return leaf.make(self._copies)
+        return self._current_z()
+
+    def _current_z(self) -> torch.Tensor:
         assert self._z is not None, "in a pass"
         return self._z
 
@@ -484,7 +496,7 @@ def check_calls(layer: LayerCall, n_calls: int) -> None:
 
 
 def _saved_tensor_hooks() -> Any:
-    """Hooks that decide on the tensors kept for the backward pass, set by checkpoints; None if there are none."""
+    """Hooks that decide on the tensors kept for the backward pass, such as a checkpoint's, or None."""
     hooks: Any = torch._C._autograd._top_saved_tensors_default_hooks(True)
     return None if hooks is None else hooks[0]
 

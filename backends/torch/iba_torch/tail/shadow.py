@@ -58,11 +58,15 @@ class Switch:
         self.handlers: dict[Site, Handler] | None = None
         self.thread = 0
 
+    def set(self, handlers: dict[Site, Handler], default: Handler | None = None) -> None:
+        """Handle the calls of this thread from now on."""
+        self.default, self.handlers, self.thread = default, handlers, get_ident()
+
     @contextmanager
     def on(self, handlers: dict[Site, Handler], default: Handler | None = None) -> Iterator[None]:
         """Context in which the calls of this thread are handled."""
         try:
-            self.default, self.handlers, self.thread = default, handlers, get_ident()
+            self.set(handlers, default)
             yield
         finally:
             self.default, self.handlers = None, None

@@ -74,6 +74,13 @@ class TorchSplit(Split):
             takes the first axis for it, or the second where the layers speak for it: of sequence-first
             tensors with as many steps as images, that can be the wrong one.
         shadows: where to take shadows from.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
+        >>> split = TorchSplit(model, model[1])
+        >>> with split.head(torch.ones(1, 4)) as tail:
+        ...     torch.allclose(tail(tail.features), model(torch.ones(1, 4)))
+        True
     """
 
     def __init__(

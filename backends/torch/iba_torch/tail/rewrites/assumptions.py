@@ -54,24 +54,25 @@ class Assumption:
 
     Args:
         name: for `repr`.
+
+    Attributes:
+        state: what is known of it.
+        is_unknown: whether no pass has shown anything yet.
+        is_broken: whether a pass has shown that it does not hold.
     """
 
     def __init__(self, name: str) -> None:
         self.name = name
-        self.state = State.UNKNOWN
+        self.set(State.UNKNOWN)
 
     def __repr__(self) -> str:
         return f"<assumption {self.name!r} {self.state.value}>"
 
-    @property
-    def is_unknown(self) -> bool:
-        """Whether no pass has shown anything yet."""
-        return self.state is State.UNKNOWN
-
-    @property
-    def is_broken(self) -> bool:
-        """Whether a pass has shown that it does not hold."""
-        return self.state is State.BROKEN
+    def set(self, state: State) -> None:
+        """Take down what a pass has shown."""
+        # Attributes, which passes read many times, take less time than properties.
+        self.state = state
+        self.is_unknown, self.is_broken = state is State.UNKNOWN, state is State.BROKEN
 
 
 @dataclass(frozen=True)
@@ -98,7 +99,7 @@ def run_assuming(
 
     Args:
         assumptions: what the pass may rely on.
-        run: runs the pass, given the assumptions that it relies on. It is called again where one of them breaks.
+        run: runs the pass, given the assumptions that it relies on. It is called again if one breaks.
         suspects: gives the assumptions that may be the reason of an error. Without them the pass is tried
             again; where it fails as well, the error is the model's own and they are innocent.
 
@@ -117,18 +118,18 @@ def run_assuming(
                 first = first or (error if isinstance(error, Exception) else None)
                 accused.update((each, each.state) for each in blamed)
                 for each in blamed:
-                    each.state = State.BROKEN
+                    each.set(State.BROKEN)
                 continue
             for each, state in accused.items():
-                each.state = state
+                each.set(state)
             if first is None or not isinstance(error, Exception):
                 raise
             raise first from None
         for each in outcome.confirmed:
             if each.is_unknown:
-                each.state = State.HOLDS
+                each.set(State.HOLDS)
         for each in outcome.broken:
-            each.state = State.BROKEN
+            each.set(State.BROKEN)
         if not outcome.broken:
             return outcome.result
 

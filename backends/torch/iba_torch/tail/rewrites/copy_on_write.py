@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 
-from iba_torch.tail.rewrites.assumptions import Assumption
+from iba_torch.tail.rewrites.assumptions import Assumption, State
 
 
 class Loan:
@@ -34,13 +36,28 @@ class Loan:
         self._lent = (lent, lent._version)
         return lent
 
-    def take_back(self) -> bool | None:
-        """Whether the pass, now ended, has written into what it got; None if that does not matter."""
+    def take_back(self) -> bool:
+        """Take back the tensor from a pass that has ended; whether the pass has spoilt it."""
         if self._lent is None:
-            return None
+            return False
         (lent, version), self._lent = self._lent, None
-        return lent._version != version
+        written, was_copy = lent._version != version, self.unwritten.is_unknown
+        if written or was_copy:
+            self.unwritten.set(State.BROKEN if written else State.HOLDS)
+        return written and not was_copy
 
     def forget(self) -> None:
         """Take back what a pass got that broke off, which shows nothing."""
         self._lent = None
+
+
+def take_back(loans: Iterable[Loan]) -> bool:
+    """Take back all tensors from a pass that has ended; whether it has spoilt any."""
+    spoilt = [loan.take_back() for loan in loans]
+    return any(spoilt)
+
+
+def forget(loans: Iterable[Loan]) -> None:
+    """Take back what a pass got that broke off."""
+    for loan in loans:
+        loan.forget()

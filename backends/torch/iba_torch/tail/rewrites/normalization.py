@@ -93,6 +93,10 @@ class ScaleAndShift:
         constants = self._of((normalization, convolution), x.dtype, merge)
         return None if constants is None else convolution._conv_forward(x, *constants)
 
+    def forget(self) -> None:
+        """Compute everything again."""
+        self._known.clear()
+
     def _of(
         self, modules: tuple[Any, ...], dtype: torch.dtype, compute: Callable[..., Pair | None]
     ) -> Pair | None:
