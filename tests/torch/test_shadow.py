@@ -278,7 +278,7 @@ class TestThreads:
         explainer.explain(batches[0], 1, seed=0)
         wanted = [explainer.explain(x, 1, seed=0).capacity for x in batches]
 
-        # The weights stay, since the learning rate is 0; statistics, gradients and dropout are the training's.
+        # The weights stay, since the learning rate is 0; statistics, gradients, dropout are those of training.
         def train(model, rounds):
             torch.manual_seed(1)
             optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
