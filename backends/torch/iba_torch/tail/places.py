@@ -87,8 +87,7 @@ class AssumptionsAtPlace:
 
 
 class Knowledge:
-    """What passes have shown of a model: shapes of tensors at its places, and whether
-    assumptions about it hold.
+    """What passes have shown of a model: shapes of tensors, and whether assumptions hold.
 
     The shapes are those in passes on two different numbers of images. What changes with the number is the
     axis of the images; a single pass cannot tell it from another axis of the same size. Threads may share the

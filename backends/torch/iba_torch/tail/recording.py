@@ -85,7 +85,9 @@ class Feature:
     """Leaf of a result: the feature map, in whose place the tail gets `z`."""
 
 
-LEAVES = (Value, Given, Shape, Feature)
+_FILLED = (Value, Shape, Feature)
+
+LEAVES = (*_FILLED, Given)
 
 
 @dataclass
@@ -120,7 +122,7 @@ class Result:
         """
         output: Any = self.output
         if not self.reads_arguments:
-            return fill(output) if isinstance(output, LEAVES) else tree_map(fill, output, LEAVES)
+            return fill(output) if isinstance(output, _FILLED) else tree_map(fill, output, LEAVES)
         given = tensors((args, kwargs))
         for index, leaf in self.writes:
             given[index].copy_(fill(leaf))

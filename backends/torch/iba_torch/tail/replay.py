@@ -14,7 +14,7 @@ from iba_core.errors import InputError, LayerError
 from iba_core.framework.adapter import Inputs
 from iba_core.framework.layout import DataFormat
 from iba_torch.tail.head import HeadPass
-from iba_torch.tail.places import Arguments, BatchAxes, AssumptionsAtPlace, Knowledge, LayerCall, Place
+from iba_torch.tail.places import Arguments, AssumptionsAtPlace, BatchAxes, Knowledge, LayerCall, Place
 from iba_torch.tail.precision import autocast_dtype
 from iba_torch.tail.recording import Call, Feature, Shape, Value, leaves
 from iba_torch.tail.rewrites.assumptions import Assumption, Outcome, State, enabled, is_of_torch, run_assuming
