@@ -35,6 +35,9 @@ check: $(READY) ## lint, check the format, the types and the direction of import
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	@echo "$(BIN)/basedpyright --verifytypes iba_core --ignoreexternal"
+	@report=$$(PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/basedpyright --verifytypes iba_core --ignoreexternal) || \
+		{ echo "$$report"; exit 1; }
 	$(BIN)/lint-imports
 
 docs: $(READY) ## build the documentation's site in site/; every warning is an error

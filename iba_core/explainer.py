@@ -19,7 +19,7 @@ from iba_core.bottleneck.settings import BottleneckSettings, preset_settings
 from iba_core.bottleneck.statistics import Statistics
 from iba_core.default_layer import default_layer
 from iba_core.errors import InputError, NotEstimatedError, StateError
-from iba_core.framework.adapter import Inputs, Model, Split, Tail, find_adapter
+from iba_core.framework.adapter import Inputs, Model, ModelAdapter, Split, Tail, find_adapter
 from iba_core.framework.cache import Cache
 from iba_core.framework.framework import require_finite
 from iba_core.framework.inputs import (
@@ -104,14 +104,14 @@ class Explainer:
         compile: bool = False,
         **settings: Any,
     ) -> None:
-        self.adapter = find_adapter(model, backend)
+        self.adapter: ModelAdapter = find_adapter(model, backend)
         BottleneckSettings().override(**settings)  # names what is no setting
-        self.settings = BottleneckSettings(**{**preset_settings(preset), **settings})
+        self.settings: BottleneckSettings = BottleneckSettings(**{**preset_settings(preset), **settings})
         if estimator is not None and not isinstance(estimator, WelfordEstimator):
             raise InputError(
                 f"the estimator is of type {type(estimator).__name__}; a WelfordEstimator was expected"
             )
-        self.estimator = estimator or WelfordEstimator()
+        self.estimator: WelfordEstimator = estimator or WelfordEstimator()
         self.tokens = tokens
         self._jit_compile = bool(compile)
         self._estimated_format: DataFormat | None = None

@@ -522,7 +522,7 @@ def as_target(target: Any) -> Target:
 
     Example:
         >>> as_target(3)
-        ClassTarget(classes=array(3))
+        ClassTarget(classes=3)
     """
     if isinstance(target, Target):
         return target

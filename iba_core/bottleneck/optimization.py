@@ -562,8 +562,8 @@ class Convergence:
     def __init__(self, tolerance: float, images: int) -> None:
         self._tolerance = tolerance
         self._last: npt.NDArray[np.floating] | None = None
-        self.running = np.ones(images, bool)
-        self.steps = np.zeros(images, int)
+        self.running: npt.NDArray[np.bool_] = np.ones(images, bool)
+        self.steps: npt.NDArray[np.int_] = np.zeros(images, int)
 
     def see(self, maps: npt.NDArray[np.floating]) -> None:
         """Take in the maps after a step, (B, ...)."""

@@ -13,7 +13,7 @@ from iba_core.cli.concept import concept
 from iba_core.cli.options import MODEL, OUT, Backend, Layer, Model, Preprocess, Size
 from iba_core.framework.allocator import keep_freed_memory
 
-app = typer.Typer(
+app: typer.Typer = typer.Typer(
     name="iba",
     add_completion=False,
     pretty_exceptions_enable=False,

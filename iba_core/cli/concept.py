@@ -9,7 +9,7 @@ import typer
 
 from iba_core.cli.options import MODEL, OUT, Backend, Preprocess, Size
 
-concept = typer.Typer(
+concept: typer.Typer = typer.Typer(
     no_args_is_help=True,
     help="Learn a concept from pictures with masks, and find it in other pictures.",
 )

@@ -264,7 +264,7 @@ class ConceptAnalysis:
         progbar: bool = True,
         **settings: Any,
     ) -> None:
-        self.settings = TrainingSettings(**settings)
+        self.settings: TrainingSettings = TrainingSettings(**settings)
         if isinstance(layers, str) or not layers:
             raise InputError(f"layers={layers!r} must be a list with at least one layer")
         if ensemble_count < 1:
@@ -289,7 +289,7 @@ class ConceptAnalysis:
         self.use_bias = use_bias
         self.cache = cache
         self.progbar = progbar
-        self.stumps = [ModelStump(model, layer, backend) for layer in layers]
+        self.stumps: list[ModelStump] = [ModelStump(model, layer, backend) for layer in layers]
 
     def run(self) -> ConceptAnalysisResult:
         """Learn the concept in every layer.

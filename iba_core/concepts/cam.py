@@ -7,7 +7,7 @@ work for models of every framework, through the model's adapter. The formulas ar
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Any, ClassVar, NamedTuple, Self
 
@@ -86,14 +86,16 @@ class BaseCAM:
         target_layers: Any = None,
         reshape_transform: ReshapeTransform | None = None,
     ) -> None:
-        self.adapter = find_adapter(model)
+        self.adapter: ModelAdapter = find_adapter(model)
         self.model = model
         several = isinstance(target_layers, (list, tuple))
         if several and not target_layers:
             raise InputError(
                 "target_layers is empty; name a layer, or leave it out for the last layer that fits"
             )
-        self.target_layers = None if target_layers is None else target_layers if several else [target_layers]
+        self.target_layers: Sequence[Any] | None = (
+            target_layers if several or target_layers is None else [target_layers]
+        )
         self.reshape_transform = reshape_transform
         # Keep the splits, since a framework may compile the head of each once.
         self._splits: Cache[Split] = Cache(size=16)
@@ -238,7 +240,7 @@ class GradCAM(BaseCAM):
         (2, 8, 8)
     """
 
-    method = Method(grad_cam_weights)
+    method: ClassVar[Method] = Method(grad_cam_weights)
 
 
 class GradCAMPlusPlus(BaseCAM):
@@ -249,7 +251,7 @@ class GradCAMPlusPlus(BaseCAM):
         (2, 8, 8)
     """
 
-    method = Method(grad_cam_plus_plus_weights)
+    method: ClassVar[Method] = Method(grad_cam_plus_plus_weights)
 
 
 class HiResCAM(BaseCAM):
@@ -260,7 +262,7 @@ class HiResCAM(BaseCAM):
         (2, 8, 8)
     """
 
-    method = Method(hires_cam_weights)
+    method: ClassVar[Method] = Method(hires_cam_weights)
 
 
 class LayerCAM(BaseCAM):
@@ -271,7 +273,7 @@ class LayerCAM(BaseCAM):
         (2, 8, 8)
     """
 
-    method = Method(layer_cam_weights)
+    method: ClassVar[Method] = Method(layer_cam_weights)
 
 
 class XGradCAM(BaseCAM):
@@ -282,7 +284,7 @@ class XGradCAM(BaseCAM):
         (2, 8, 8)
     """
 
-    method = Method(xgrad_cam_weights)
+    method: ClassVar[Method] = Method(xgrad_cam_weights)
 
 
 class EigenCAM(BaseCAM):
@@ -295,7 +297,7 @@ class EigenCAM(BaseCAM):
         (2, 8, 8)
     """
 
-    method = Method(None, principal=True)
+    method: ClassVar[Method] = Method(None, principal=True)
 
 
 def last_spatial_layer(adapter: ModelAdapter, inputs: Inputs) -> str:

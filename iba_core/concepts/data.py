@@ -141,9 +141,9 @@ class SegmentationConcept2D:
         if rel_size is not None and (len(rel_size) != 2 or not all(0 < share <= 1 for share in rel_size)):
             raise InputError(f"rel_size={rel_size!r} must be (height, width), both above 0 and at most 1")
         self.name = name
-        self.train_data = _as_data(train_data)
-        self.val_data = None if val_data is None else _as_data(val_data)
-        self.test_data = None if test_data is None else _as_data(test_data)
+        self.train_data: SegmentationData = _as_data(train_data)
+        self.val_data: SegmentationData | None = None if val_data is None else _as_data(val_data)
+        self.test_data: SegmentationData | None = None if test_data is None else _as_data(test_data)
         self.rel_size = rel_size
 
     @classmethod

@@ -20,7 +20,7 @@ from iba_core.concepts.embedding import ConceptEmbedding
 from iba_core.concepts.hyperplanes import window_size
 from iba_core.concepts.laplace import factor_filters, logit_variance, moderated
 from iba_core.errors import InputError, LayerError
-from iba_core.framework.adapter import Inputs, Model, find_adapter
+from iba_core.framework.adapter import Inputs, Model, ModelAdapter, Split, find_adapter
 from iba_core.framework.layout import Layout
 from iba_core.framework.namespace import Array, sigmoid
 
@@ -116,9 +116,9 @@ class ModelStump:
 
     def __init__(self, model: Model, layer_id: Any, backend: str | None = None) -> None:
         self.model = model
-        self.adapter = find_adapter(model, backend)
-        self.split = self.adapter.split(layer_id)
-        self.layer_id = self.split.layer_name
+        self.adapter: ModelAdapter = find_adapter(model, backend)
+        self.split: Split = self.adapter.split(layer_id)
+        self.layer_id: str = self.split.layer_name
 
     def __call__(self, inputs: Inputs) -> Array:
         """Compute the feature maps (B, *feature map) of a batch of inputs, without a graph."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -81,8 +81,8 @@ class ConceptEmbedding:
         layer_id: str | None = None,
         **meta_info: Any,
     ) -> None:
-        self.normal_vec = _normal_vector(normal_vec)
-        self.scaling_factor = _number(scaling_factor, "scaling_factor")
+        self.normal_vec: FloatArray = _normal_vector(normal_vec)
+        self.scaling_factor: float = _number(scaling_factor, "scaling_factor")
         if self.scaling_factor == 0:
             raise InputError("scaling_factor is 0, so that every point would lie on the hyperplane")
         if bias is None and support_factor is None:
@@ -92,14 +92,14 @@ class ConceptEmbedding:
         if bias is not None and support_factor is not None:
             raise InputError("bias and support_factor are both given; give one, the other follows from it")
         if bias is not None:
-            self.bias = _number(bias, "bias")
+            self.bias: float = _number(bias, "bias")
         else:
             length = self.length
             self.bias = -_number(support_factor, "support_factor") * length * length
-        self.kernel_size = _kernel_size(kernel_size, self.normal_vec.shape)
+        self.kernel_size: tuple[int, ...] = _kernel_size(kernel_size, self.normal_vec.shape)
         self.concept_name = concept_name
         self.layer_id = layer_id
-        self.meta_info = dict(meta_info)
+        self.meta_info: dict[str, Any] = dict(meta_info)
 
     # -- the hyperplane ---------------------------------------------------------------------------
 
@@ -255,7 +255,7 @@ class ConceptEmbedding:
         )
 
     # Equality within a tolerance allows no hash.
-    __hash__ = None  # type: ignore[assignment]
+    __hash__: ClassVar[None] = None  # type: ignore[assignment]
 
     def as_target(self) -> ConceptEmbeddingTarget:
         """Return the target of keeping this concept, as `Explainer.explain` takes it.

@@ -73,7 +73,7 @@ class Net2VecLoss(AreaFunction):
         **kwargs: Any,
     ) -> None:
         super().__init__(reduction, data_format, **kwargs)
-        self.factor_pos_class = require_fraction(factor_pos_class, "factor_pos_class")
+        self.factor_pos_class: float = require_fraction(factor_pos_class, "factor_pos_class")
         self.target_thresh = target_thresh
 
     def values(self, outputs: Array, targets: Array) -> Array:
@@ -135,7 +135,9 @@ class TverskyLoss(AreaFunction):
         super().__init__(reduction, data_format, **kwargs)
         if not smooth >= 0:
             raise InputError(f"smooth={smooth!r} must be at least 0")
-        self.factor_false_positives = require_fraction(factor_false_positives, "factor_false_positives")
+        self.factor_false_positives: float = require_fraction(
+            factor_false_positives, "factor_false_positives"
+        )
         self.target_thresh = target_thresh
         self.from_logit = from_logit
         self.smooth = smooth
@@ -195,10 +197,10 @@ class BalancedBCELoss(BatchFunction):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        self.factor_pos_class = (
+        self.factor_pos_class: float | None = (
             None if factor_pos_class is None else require_fraction(factor_pos_class, "factor_pos_class")
         )
-        self.reduction = as_reduction(reduction)
+        self.reduction: Reduction = as_reduction(reduction)
         self.from_logit = from_logit
 
     def values(self, outputs: Array, targets: Array) -> Array:
@@ -261,11 +263,11 @@ class BalancedPenaltyReducedFocalLoss(BatchFunction):
             raise InputError(f"alpha={alpha!r} must be 0 or at least 1; in between, gradients are infinite")
         if not beta >= 0:
             raise InputError(f"beta={beta!r} must be at least 0")
-        self.factor_pos_class = require_fraction(factor_pos_class, "factor_pos_class")
+        self.factor_pos_class: float = require_fraction(factor_pos_class, "factor_pos_class")
         self.alpha = alpha
         self.beta = beta
         self.from_logit = from_logit
-        self.reduction = BatchReduction.sum
+        self.reduction: Reduction = BatchReduction.sum
 
     def values(self, outputs: Array, targets: Array) -> Array:
         """Compute the share of each pixel in the loss.
@@ -327,7 +329,7 @@ class WeightedLossSum(MaskFunction):
         if weights is not None and len(weights) != len(losses):
             raise InputError(f"weights has {len(weights)} entries for {len(losses)} losses; each needs one")
         self.losses = list(losses)
-        self.weights = [1.0 / len(losses)] * len(losses) if weights is None else list(weights)
+        self.weights: list[float] = [1.0 / len(losses)] * len(losses) if weights is None else list(weights)
 
     def forward(self, *inp: Array) -> Array:
         """Compute the weighted sum of the losses, each called with the same arguments."""

@@ -218,7 +218,7 @@ class AreaFunction(BatchFunction):
         super().__init__(**kwargs)
         if data_format is not None and data_format not in get_args(DataFormat):
             raise InputError(f"data_format={data_format!r} is neither 'channels_first' nor 'channels_last'")
-        self.reduction = as_reduction(reduction)
+        self.reduction: Reduction = as_reduction(reduction)
         self.data_format = data_format or self.default_data_format()
 
     @staticmethod

@@ -74,7 +74,7 @@ class IoU(AreaFunction):
         super().__init__(reduction, data_format, **kwargs)
         self.output_thresh = output_thresh
         self.label_thresh = label_thresh
-        self.smooth = _require_smooth(smooth)
+        self.smooth: float = _require_smooth(smooth)
 
     def values(self, outputs: Array, targets: Array) -> Array:
         """Compute the IoU of each mask, between 0 and 1.
@@ -122,7 +122,7 @@ class SetIoU(MaskFunction):
         super().__init__(**kwargs)
         self.output_thresh = output_thresh
         self.label_thresh = label_thresh
-        self.smooth = _require_smooth(smooth)
+        self.smooth: float = _require_smooth(smooth)
         self.reset()
 
     def counts(self, outputs: Array, targets: Array) -> tuple[Array, Array]:

@@ -20,7 +20,7 @@ from iba_core.bottleneck.adam import AdamState, adam_step, bias_corrections
 from iba_core.bottleneck.estimator import WelfordEstimator
 from iba_core.concepts.data import SegmentationConcept2D, SegmentationData
 from iba_core.concepts.detection import ConceptDetection, ModelStump
-from iba_core.concepts.hyperplanes import NO_PADDING, same_padding, windows
+from iba_core.concepts.hyperplanes import NO_PADDING, Padding, same_padding, windows
 from iba_core.concepts.laplace import cross_entropy_hessian, posterior_factor, tuned_factor, with_bias
 from iba_core.concepts.losses import BalancedBCELoss
 from iba_core.concepts.masks import MaskFunction
@@ -296,12 +296,12 @@ class HyperplaneTrainer:
     ) -> None:
         if not examples.targets.any():
             raise InputError("no training mask marks the concept; a mask must be white where the concept is")
-        self.kernel_size = tuple(kernel_size)
-        self.padding = same_padding(kernel_size) if apply_padding else NO_PADDING
+        self.kernel_size: tuple[int, ...] = tuple(kernel_size)
+        self.padding: Padding = same_padding(kernel_size) if apply_padding else NO_PADDING
         self.use_bias = use_bias
         self.settings = settings
         self.examples = examples
-        self.basis = standard_coordinates(examples.maps, kernel_size, use_bias)
+        self.basis: FloatArray = standard_coordinates(examples.maps, kernel_size, use_bias)
         self._framework = framework
         self._basis = self._tensor(self.basis)
         self._rate = self._tensor(settings.learning_rate)

@@ -1,7 +1,6 @@
 """Explaining a data set batch by batch, and how a batch is split, the same in both frameworks."""
 
 import weakref
-from functools import partial
 
 import numpy as np
 import pytest

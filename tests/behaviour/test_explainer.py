@@ -203,7 +203,7 @@ def test_saved_statistics_are_those_that_were_fitted(backend, tmp_path):
     loaded = Explainer(backend.small(), SMALL_LAYER, beta=1.0).load(tmp_path / "stats")
     x = backend.images(smooth_images(1))
     np.testing.assert_array_equal(loaded.explain(x, seed=0).capacity, known.explain(x, seed=0).capacity)
-    with pytest.raises(StateError, match=r"describes the layer 'second', but the explainer's layer is 'third'"):
+    with pytest.raises(StateError, match="layer 'second', but the explainer's layer is 'third'"):
         Explainer(backend.small(), "third").load(tmp_path / "stats")
 
 

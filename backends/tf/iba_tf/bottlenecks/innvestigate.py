@@ -117,15 +117,7 @@ class IBACopyInnvestigate(IBACopy):
             raise InputError(
                 f"neuron_selection_mode={neuron_selection_mode!r} is none of {', '.join(_MODES)}"
             )
-        library = keras_library_of(model)
-        if library is None:
-            raise InputError(
-                f"model of type {type(model).__name__} is no Keras model; IBACopy takes other models"
-            )
-        if len(getattr(model, "outputs", None) or [None]) != 1:
-            raise InputError(
-                f"the model has {len(model.outputs)} outputs; give a model with one, or name them to IBACopy"
-            )
+        _require_one_output(model)
         super().__init__(
             _default_layer(model) if feature_name is None else feature_name,
             None,
@@ -393,6 +385,17 @@ class IBACopyInnvestigate(IBACopy):
         has_estimator = all(value is not None for value in estimator.values())
         state.update(entries, estimator=estimator if has_estimator else None)
         return IBACopyInnvestigate.load(class_name, state)
+
+
+def _require_one_output(model: Any) -> None:
+    if keras_library_of(model) is None:
+        raise InputError(
+            f"model of type {type(model).__name__} is no Keras model; IBACopy takes other models"
+        )
+    if len(getattr(model, "outputs", None) or [None]) != 1:
+        raise InputError(
+            f"the model has {len(model.outputs)} outputs; give a model with one, or name them to IBACopy"
+        )
 
 
 def _default_layer(model: Any) -> str:

@@ -122,6 +122,18 @@ class TailLoss:
             lambda: BottleneckOptimizer(self.adapter.framework, self, layout, by_image=self.by_image),
         )
 
+    def require_tells_apart(self, images: int) -> None:
+        """Raise unless the loss can be that of each of several images.
+
+        Raises:
+            InputError: the loss is one for all images, and they are more than one.
+        """
+        if not self.by_image and images > 1:
+            raise InputError(
+                f"the feed holds {images} images, and a scalar model_loss cannot tell them apart: "
+                "give one image, or set a loss of shape (None,)"
+            )
+
 
 @dataclass
 class State:
@@ -330,15 +342,10 @@ class PerSampleBottleneck:
         state = self._state
         settings, statistics = hyperparameters.override(state.settings), state.statistics
         passing = None if pass_mask is None else np.asarray(pass_mask).astype(bool)
-        if not loss.by_image and rows_of(inputs) > 1:
-            raise InputError(
-                f"the feed holds {rows_of(inputs)} images, and a scalar model_loss cannot tell them apart: "
-                "give one image, or set a loss of shape (None,)"
-            )
+        loss.require_tells_apart(rows_of(inputs))
         if state.collected and seed is None:
             # The report draws the noise of each step once more, which takes a seed.
             _, seed = fresh_key()
-        framework = loss.adapter.framework
         recordings: list[Recording] = []
 
         def task(tail: Tail, start: int, stop: int) -> Task:
@@ -349,14 +356,14 @@ class PerSampleBottleneck:
             return Task(
                 optimizer,
                 statistics,
-                tuple(framework.asarray(row[start:stop], like=like) for row in rows),
+                tuple(loss.adapter.framework.asarray(row[start:stop], like=like) for row in rows),
                 recordings[-1].record if state.collected else None,
             )
 
         results: list[BottleneckResult] = []
         reports: list[Report] = []
         for chunk in explain_in_chunks(
-            framework,
+            loss.adapter.framework,
             loss.split,
             inputs,
             statistics.mean.shape,
@@ -374,7 +381,7 @@ class PerSampleBottleneck:
                 reports.append(recordings[-1].report(chunk.result, settings, seed, part))
         flow.keep(results, passing)
         state.report = joined(reports)
-        return np.concatenate([framework.to_numpy(result.capacity) for result in results])
+        return np.concatenate([loss.adapter.framework.to_numpy(result.capacity) for result in results])
 
     # -- state ------------------------------------------------------------------------------------
 

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import nn
+from torch.utils.hooks import RemovableHandle
 
 from iba_core.bottleneck.chunks import Chunk, Task, explain_in_chunks
 from iba_core.bottleneck.formulas import Mask, mask_from_alpha
@@ -148,13 +149,7 @@ class IBA(nn.Module):
         data_format: DataFormat | None = None,
     ) -> None:
         super().__init__()
-        if layer is not None and not isinstance(layer, nn.Module):
-            raise InputError(f"layer is of type {type(layer).__name__}; a module of the model was expected")
-        if isinstance(layer, torch.jit.ScriptModule):
-            raise LayerError(
-                f"layer is a scripted {layer.original_name}, on which PyTorch allows no hooks; put it into "
-                "an nn.Sequential and give that, or use the module that it was scripted from"
-            )
+        _require_layer(layer)
         if input_or_output not in ("input", "output"):
             raise InputError(f"input_or_output={input_or_output!r} is neither 'input' nor 'output'")
         if (feature_mean is None) != (feature_std is None):
@@ -195,13 +190,14 @@ class IBA(nn.Module):
         self._key = object()
         self._knowledge = Knowledge()
         self._shadows = Shadows()
-        self._handle = None
-        if layer is not None and input_or_output == "output":
-            self._handle = layer.register_forward_hook(self._on_output)
-        elif layer is not None:
-            self._handle = layer.register_forward_pre_hook(self._on_input, with_kwargs=True)
+        self._handle = None if layer is None else self._hook(layer)
 
     # -- in the model ---------------------------------------------------------------------------------
+
+    def _hook(self, layer: nn.Module) -> RemovableHandle:
+        if self.input_or_output == "output":
+            return layer.register_forward_hook(self._on_output)
+        return layer.register_forward_pre_hook(self._on_input, with_kwargs=True)
 
     @property
     def layer(self) -> nn.Module | None:
@@ -459,13 +455,17 @@ class IBA(nn.Module):
             )
         self._keep(chunk, split.data_format, settings, passing)
         nats = host_array(chunk.result.capacity)
-        if mode == "capacity":
-            return nats if images > 1 else nats[0]
-        spatial = tuple(next(arrays_of(input_t)).shape[2:])
-        layout = self._layout(nats.shape[1:], split.data_format)
-        fits = len(spatial) == len(layout.places(nats.shape[1:]))
-        maps = saliency_maps(nats, layout, spatial if fits else None)
+        maps = nats if mode == "capacity" else self._saliency(nats, input_t, split.data_format)
         return maps if images > 1 else maps[0]
+
+    def _saliency(
+        self, nats: npt.NDArray[np.floating], input_t: Inputs, data_format: DataFormat
+    ) -> npt.NDArray[np.floating]:
+        """Maps of the inputs where these have the spatial axes of the features, else of the features."""
+        spatial = tuple(next(arrays_of(input_t)).shape[2:])
+        layout = self._layout(nats.shape[1:], data_format)
+        fits = len(spatial) == len(layout.places(nats.shape[1:]))
+        return saliency_maps(nats, layout, spatial if fits else None)
 
     def capacity(self) -> torch.Tensor:
         """Information that each feature carries, in nats, of the shape of the feature map.
@@ -680,6 +680,16 @@ def _checked_loss(loss: Any, rows: torch.Tensor) -> torch.Tensor:
             f"a scalar or shape ({len(rows)},) was expected"
         )
     return loss
+
+
+def _require_layer(layer: Any) -> None:
+    if layer is not None and not isinstance(layer, nn.Module):
+        raise InputError(f"layer is of type {type(layer).__name__}; a module of the model was expected")
+    if isinstance(layer, torch.jit.ScriptModule):
+        raise LayerError(
+            f"layer is a scripted {layer.original_name}, on which PyTorch allows no hooks; put it into "
+            "an nn.Sequential and give that, or use the module that it was scripted from"
+        )
 
 
 def _as_buffer(array: npt.ArrayLike | torch.Tensor | None) -> torch.Tensor | None:
