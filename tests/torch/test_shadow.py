@@ -403,6 +403,9 @@ class TestSwitchedOff:
         with rewrites.disabled():
             without = explainer.explain(x, 1, seed=0)
         np.testing.assert_allclose(with_rewrites.capacity, without.capacity, rtol=2e-3, atol=1e-5)
+        adapter = TorchAdapter(model, rewrites=False)
+        other = Explainer(adapter, "0", steps=4, samples=3, estimator=explainer.estimator)
+        np.testing.assert_array_equal(other.explain(x, 1, seed=0).capacity, without.capacity)
 
 
 class TestAssumptions:

@@ -36,6 +36,7 @@ class TorchAdapter(ModelAdapter):
     Args:
         model: an `nn.Module`. A tuple of inputs becomes its positional arguments, a mapping its keyword
             arguments, anything else its only argument.
+        rewrites: whether faster equivalents of modules may be used, see `iba_torch.tail.rewrites`.
 
     Example:
         >>> import torch
@@ -47,8 +48,9 @@ class TorchAdapter(ModelAdapter):
     framework: ClassVar[Framework] = TorchFramework()
     data_format: DataFormat = "channels_first"
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, rewrites: bool = True) -> None:
         super().__init__(unwrap(model))
+        self._rewrites = rewrites
         self._knowledge = Knowledge()
         self._shadows = Shadows()
 
@@ -107,6 +109,7 @@ class TorchAdapter(ModelAdapter):
             end_layer=None if end_layer is None else self._find(end_layer),
             knowledge=self._knowledge,
             shadows=self._shadows,
+            rewrites=self._rewrites,
         )
 
     def _find(self, layer: nn.Module | str) -> LayerCall:

@@ -17,7 +17,7 @@ from iba_torch.tail.head import HeadPass
 from iba_torch.tail.places import Arguments, AssumptionsAtPlace, BatchAxes, Knowledge, LayerCall, Place
 from iba_torch.tail.precision import autocast_dtype
 from iba_torch.tail.recording import Call, Feature, Shape, Value, leaves
-from iba_torch.tail.rewrites.assumptions import Assumption, Outcome, State, enabled, is_of_torch, run_assuming
+from iba_torch.tail.rewrites.assumptions import Assumption, Outcome, State, is_of_torch, run_assuming
 from iba_torch.tail.rewrites.chains import Chains
 from iba_torch.tail.rewrites.conditions import is_sequential
 from iba_torch.tail.rewrites.copy_on_write import Loan, forget, take_back
@@ -81,6 +81,7 @@ class Replay:
         assumed: assumptions about its two parts.
         unread: likewise, of this tail.
         outside: context in which the head ran.
+        rewrites: whether rewrites may be used.
     """
 
     def __init__(
@@ -99,11 +100,12 @@ class Replay:
         assumed: AssumptionsAtPlace,
         unread: Unread,
         outside: AbstractContextManager[Any],
+        rewrites: bool,
     ) -> None:
         self._layer, self._end_layer, self._run, self._run_head = layer, end_layer, run, run_head
         self._shadow, self._knowledge, self._assumed, self._unread = shadow, knowledge, assumed, unread
         self._outside = outside
-        self._uses_rewrites = enabled()
+        self._uses_rewrites = rewrites
         self._inputs = tree_map(lambda tensor: _input_value(tensor, head.batch), inputs)
         self._batch, self._shape = head.batch, features.shape[1:]
         self._dtype, self._device = features.dtype, features.device

@@ -74,6 +74,7 @@ class TorchSplit(Split):
             takes the first axis for it, or the second where the layers speak for it: of sequence-first
             tensors with as many steps as images, that can be the wrong one.
         shadows: where to take shadows from.
+        rewrites: whether faster equivalents of modules may be used, see `iba_torch.tail.rewrites`.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
@@ -96,6 +97,7 @@ class TorchSplit(Split):
         end_layer: LayerCall | None = None,
         knowledge: Knowledge | None = None,
         shadows: Shadows | None = None,
+        rewrites: bool = True,
     ) -> None:
         if where not in ("output", "input"):
             raise InputError(f"where={where!r} is neither 'output' nor 'input'")
@@ -120,6 +122,7 @@ class TorchSplit(Split):
         self._shadows = Shadows() if shadows is None else shadows
         # Of this split alone: a tail that ends elsewhere reads other things.
         self._unread = Unread()
+        self._rewrites = rewrites
         self._is_counted = False
 
     def features(self, inputs: Inputs) -> torch.Tensor:
@@ -169,6 +172,7 @@ class TorchSplit(Split):
                     assumed=self._assumed,
                     unread=self._unread,
                     outside=outside,
+                    rewrites=self._uses_rewrites,
                 )
                 features = found.features
                 if replay.prefers_channels_last:
@@ -184,6 +188,10 @@ class TorchSplit(Split):
     @property
     def _assumed(self) -> AssumptionsAtPlace:
         return self._knowledge.assumed(Place(self.module, self.call or 0, self.where))
+
+    @property
+    def _uses_rewrites(self) -> bool:
+        return self._rewrites and enabled()
 
     def _patched(self) -> Any:
         """Context for all passes of a closure, since to patch for each would take as long as a layer."""
@@ -206,7 +214,9 @@ class TorchSplit(Split):
         assumed = self._assumed
         order, unreached = assumed.head_takes_order, assumed.memory_unreached
         reorders = (
-            enabled() and self.input_format == "channels_first" and any(map(gains_by_order, tensors(inputs)))
+            self._uses_rewrites
+            and self.input_format == "channels_first"
+            and any(map(gains_by_order, tensors(inputs)))
         )
         observer: Observer | None = None
 
