@@ -13,7 +13,6 @@ from importlib import import_module, metadata
 from typing import Any
 
 import numpy as np
-import scipy.special
 
 Array = Any
 """An array of any framework: `numpy.ndarray`, `torch.Tensor`, `tf.Tensor`, ..."""
@@ -133,12 +132,6 @@ def sigmoid(x: Array) -> Array:
         Array of the same shape and dtype, in (0, 1).
     """
     return NAMESPACES[type(x)].exp(log_sigmoid(x))
-
-
-def expit(x: Array) -> Array:
-    """Logistic function of the framework. It is faster than `sigmoid`, but not meant for gradients."""
-    own = getattr(NAMESPACES[type(x)], "sigmoid", None)
-    return scipy.special.expit(x) if own is None else own(x)
 
 
 def log_sigmoid(x: Array) -> Array:

@@ -518,7 +518,7 @@ def test_a_pass_that_fails_holds_no_inputs():
         model(x)
     handle.remove()
     # No results of a pass are kept, and no inputs.
-    assert live() == before
+    assert live() <= before
 
 
 def test_explaining_and_training_hold_no_memory():
