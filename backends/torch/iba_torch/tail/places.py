@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from iba_torch.tail.rewrites.assumptions import Assumption
-from iba_torch.tail.trees import is_transparent, tensors
+from iba_torch.tail.trees import examine
 
 
 class Arguments:
@@ -24,8 +24,7 @@ class Arguments:
     """
 
     def __init__(self, args: tuple[Any, ...], kwargs: dict[str, Any], compare: bool = False) -> None:
-        self.tensors = tensors((args, kwargs))
-        self.transparent = is_transparent((args, kwargs))
+        self.tensors, self.transparent = examine((args, kwargs))
         self._versions = [_version(tensor) for tensor in self.tensors]
         self._before = [tensor.clone() for tensor in self.tensors] if compare else []
 
@@ -188,8 +187,15 @@ class BatchAxes:
         return next((axis for axis in axes if len(shape) > axis and shape[axis] == self._batch), None)
 
     def all_found(self, output: Any) -> bool:
-        """Whether the number of images is the size of an axis of every tensor of the output."""
-        return all(self.find(tensor, index) is not None for index, tensor in enumerate(tensors(output)))
+        """Whether the number of images is the size of an axis of every tensor of the output.
+
+        Not so where the output may hold tensors that cannot be reached.
+        """
+        if not self.depends_on_images:
+            return False
+        found, transparent = examine(output)
+        axes = [self.find(tensor, index) for index, tensor in enumerate(found)]
+        return transparent and all(axis is not None for axis in axes)
 
 
 def _version(tensor: torch.Tensor) -> int:

@@ -15,7 +15,7 @@ from iba_torch.tail.rewrites.conditions import is_sequential
 from iba_torch.tail.rewrites.copy_on_write import Loan
 from iba_torch.tail.rewrites.unread import Placeholder
 from iba_torch.tail.shadow import Site
-from iba_torch.tail.trees import is_transparent, tensors, tree_map
+from iba_torch.tail.trees import tensors, tree_map
 
 
 class Value:
@@ -264,7 +264,7 @@ def record(
         None if the call must be run again instead: its output holds things whose tensors cannot be reached,
         or tensors that have no axis of the images, such as windows cut from them or a table of positions.
     """
-    if not (axes.depends_on_images and is_transparent(output) and axes.all_found(output)):
+    if not axes.all_found(output):
         return None
     written = arguments.written()
     indices = count()
@@ -281,4 +281,5 @@ def record(
     def write(tensor: torch.Tensor) -> Value | Feature:
         return Feature() if tensor is feature else keep(tensor, axes.guess(tensor))
 
-    return Result(tree_map(leaf, output), [(index, write(arguments.tensors[index])) for index in written])
+    kept = leaf(output) if isinstance(output, torch.Tensor) else tree_map(leaf, output)
+    return Result(kept, [(index, write(arguments.tensors[index])) for index in written])

@@ -157,7 +157,7 @@ class TorchSplit(Split):
                 replay = Replay(
                     self._layer,
                     self.end_layer,
-                    run=partial(self._run, shadow),
+                    run=self._runner(shadow),
                     run_head=lambda again: self._run_head(shadow, again, remember=True).head,
                     shadow=shadow,
                     inputs=inputs,
@@ -189,12 +189,17 @@ class TorchSplit(Split):
         """Context for all passes of a closure, since to patch for each would take as long as a layer."""
         return nullcontext() if isinstance(self.model, nn.Module) else module_call_patch.applied()
 
-    def _run(self, shadow: Shadow, inputs: Inputs) -> Any:
-        """What the model or the closure returns, run on the shadow."""
-        if not isinstance(self.model, nn.Module):
+    def _runner(self, shadow: Shadow) -> Callable[[Inputs], Any]:
+        """What runs the model or the closure on a shadow."""
+        model = self.model
+        if isinstance(model, nn.Module):
+            return partial(call_with, shadow.of(model))
+
+        def run(inputs: Inputs) -> Any:
             with redirect_calls(shadow.of):
-                return self.model(inputs)
-        return call_with(shadow.of(self.model), inputs)
+                return model(inputs)
+
+        return run
 
     def _run_head(self, shadow: Shadow, inputs: Inputs, *, remember: bool) -> _Found:
         """A pass of the head, which has found the features."""
@@ -260,12 +265,16 @@ class TorchSplit(Split):
 
     def _pass(self, shadow: Shadow, inputs: Inputs, head: HeadPass) -> None:
         """Run the model on `inputs`, which it may write into, up to where the head ends."""
-        with torch.no_grad(), shadow.switch.on({}, head):
+        run, switch = self._runner(shadow), shadow.switch
+        with torch.no_grad():
             try:
-                self._run(shadow, inputs)
+                switch.set({}, head)
+                run(inputs)
             except Stop as stop:
                 if stop.head is not head:
                     raise
+            finally:
+                switch.handlers = None
 
     def _raise_never_ran(self, shadow: Shadow, head: HeadPass) -> NoReturn:
         if head.n_calls:

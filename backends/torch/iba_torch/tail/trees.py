@@ -84,6 +84,13 @@ def is_transparent(tree: Any) -> bool:
     return all(isinstance(item, (torch.Tensor, *_PLAIN)) for item in _items(tree))
 
 
+def examine(tree: Any) -> tuple[list[torch.Tensor], bool]:
+    """The tensors of a nested structure, and whether there are no others that `tree_map` would miss."""
+    if isinstance(tree, torch.Tensor):
+        return [tree], True
+    return tensors(tree), is_transparent(tree)
+
+
 def _items(tree: Any) -> Iterator[Any]:
     """Everything in a nested structure that is no container of the kinds that `tree_map` looks into."""
     if isinstance(tree, (tuple, list)) and not isinstance(tree, PackedSequence):
