@@ -35,6 +35,7 @@ check: $(READY) ## lint, check the format, the types and the direction of import
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	@# What users see of the core has types. It looks for packages in the first Python of the PATH, and says much.
 	@echo "$(BIN)/basedpyright --verifytypes iba_core --ignoreexternal"
 	@report=$$(PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/basedpyright --verifytypes iba_core --ignoreexternal) || \
 		{ echo "$$report"; exit 1; }

@@ -283,8 +283,8 @@ class Explainer:
             InputError: inputs of the wrong shape or not finite, or a target that does not fit.
             OptimizationError: the objective became NaN or infinite.
         """
-        self._require_estimate()
         chosen = self._chosen(preset, settings)
+        self._require_estimate()
         require_seed(seed)
         return self._explain(x, as_target(target), _Options(chosen, seed, pass_mask, max_batch, progbar))
 
@@ -334,8 +334,8 @@ class Explainer:
             >>> [len(attribution) for attribution in explainer.explain_iter([x, x[:1]], progbar=False)]
             [2, 1]
         """
-        self._require_estimate()
         chosen = self._chosen(preset, settings)
+        self._require_estimate()
         require_seed(seed)
         whole = None if target is None else as_target(target)
 
@@ -427,7 +427,7 @@ class Explainer:
             like = full_precision(tail.features)
             return Task(optimizer, statistics, tuple(framework.asarray(row, like=like) for row in rows))
 
-        shape = self.estimator.mean().shape
+        shape = self.estimator.shape or ()
         chunks = explain_in_chunks(framework, split, inputs, shape, task=task, **options._asdict())
         is_class = isinstance(whole, ClassTarget)
         parts = [

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Protocol, runtime_checkable
 import numpy as np
 import numpy.typing as npt
 
-from iba_core.errors import InputError, is_whole_number
+from iba_core.errors import InputError
 from iba_core.framework.layout import DataFormat, Layout
 from iba_core.framework.namespace import (
     Array,
@@ -530,7 +530,7 @@ def as_target(target: Any) -> Target:
         return target.as_target()
     if callable(target):
         return ScoreTarget(target)
-    if target is None or is_whole_number(target):
+    if target is None or type(target) is int:
         return ClassTarget(target)
     try:
         return ClassTarget(host_array(target))

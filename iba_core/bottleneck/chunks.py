@@ -87,7 +87,7 @@ def explain_in_chunks(
     else:
         at_once = _images_at_once(images, settings.samples, max_batch, preferred)
     starts = range(0, images, at_once)
-    for start in get_tqdm()(starts, desc="Explaining", disable=not progbar or len(starts) == 1):
+    for start in get_tqdm()(starts, desc="Explaining") if progbar and len(starts) > 1 else starts:
         stop = min(start + at_once, images)
         chunk = inputs if at_once >= images else take(inputs, start, stop)
         with split.head(chunk) as head:

@@ -182,6 +182,7 @@ class BottleneckOptimizer:
         self._compiled_step = framework.compile(self._step, jit_compile=jit_compile, donate=2)
         self._compiled_outcome = framework.compile(self._outcome, jit_compile=jit_compile)
         self._constants: tuple[tuple[Any, ...], Statistics, _Constants] | None = None
+        self._corrections: tuple[tuple[Any, ...], Sequence[Array]] | None = None
 
     def run(
         self,
@@ -257,11 +258,11 @@ class BottleneckOptimizer:
         zeros = xp.zeros_like(problem.features)
         state = AdamState(zeros + settings.initial_alpha, zeros, zeros)
         del zeros  # not held while the tail runs
-        # All rows at once: taking one from a tensor of the device costs a call in each step.
-        corrections = xp.unstack(self._tensor(bias_corrections(settings.steps), problem))
+        corrections = self._corrections_of(settings.steps, problem)
         convergence = Convergence(settings.tolerance, images) if settings.tolerance else None
         reports: list[StepReport] = []
-        for step in get_tqdm()(range(settings.steps), desc="Bottleneck", disable=not progbar):
+        steps = range(settings.steps)
+        for step in get_tqdm()(steps, desc="Bottleneck") if progbar else steps:
             # The noise has no name here, so that its memory can be reused.
             new, report = self._compiled_step(
                 state,
@@ -352,6 +353,17 @@ class BottleneckOptimizer:
         )
         self._constants = (key, statistics, constants)
         return constants
+
+    def _corrections_of(self, steps: int, problem: Problem) -> Sequence[Array]:
+        """The bias corrections of all steps, (2,) each, on the device of the problem."""
+        features = problem.features
+        key = (steps, features.dtype, str(features.device))
+        known = self._corrections
+        if known is None or known[0] != key:
+            # All rows at once: taking one from a tensor of the device costs a call in each step.
+            rows = NAMESPACES[type(features)].unstack(self._tensor(bias_corrections(steps), problem))
+            self._corrections = known = (key, rows)
+        return known[1]
 
     # -- one step ---------------------------------------------------------------------------------
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from types import MappingProxyType
 from typing import Any
 
@@ -84,7 +85,7 @@ class BottleneckSettings:
                 f"precision={self.precision!r} must be None or one of {', '.join(map(repr, _PRECISIONS))}"
             )
 
-    @property
+    @cached_property
     def schedule(self) -> tuple[int, ...]:
         """Noisy copies of each image in each of the steps."""
         early = min(self.early_steps, self.steps)
