@@ -7,14 +7,12 @@ format. The maps are small, so its quadratic cost does not show.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import prod
 
 import numpy as np
 import numpy.typing as npt
 from scipy.ndimage import gaussian_filter1d
 
 from iba_core.framework.layout import Layout
-from iba_core.framework.namespace import NAMESPACES, Array
 
 
 def smoothing_matrix(size: int, std: float) -> npt.NDArray[np.float64]:
@@ -60,27 +58,3 @@ def smoothing_matrices(
     whole = np.eye(prefix + len(grid))
     whole[prefix:, prefix:] = grid
     return (whole,)
-
-
-def smooth(x: Array, matrices: Sequence[Array], layout: Layout) -> Array:
-    """Smooth a batch of maps along their spatial axes.
-
-    Args:
-        x: (B, *feature map).
-        matrices: the result of `smoothing_matrices`, as arrays of the kind of `x`. Without any, `x` is
-            returned.
-        layout: meaning of the axes of one map.
-
-    Returns:
-        Array of the shape of `x`.
-    """
-    xp = NAMESPACES[type(x)]
-    shape = tuple(int(size) for size in x.shape)
-    for axis, matrix in zip(layout.spatial_axes, matrices, strict=False):
-        before, size = prod(shape[: axis + 1]), shape[axis + 1]
-        after = prod(shape[axis + 2 :])
-        if after == 1:
-            x = xp.matmul(xp.reshape(x, (before, size)), xp.permute_dims(matrix, (1, 0)))
-        else:
-            x = xp.matmul(matrix, xp.reshape(x, (before, size, after)))
-    return xp.reshape(x, shape) if matrices else x

@@ -15,8 +15,9 @@ from iba_core.bottleneck.formulas import (
     capacity_slope,
     mask_from_alpha,
     restrict,
+    smooth,
 )
-from iba_core.bottleneck.smoothing import smooth, smoothing_matrices, smoothing_matrix
+from iba_core.bottleneck.smoothing import smoothing_matrices, smoothing_matrix
 from iba_core.framework.layout import Layout, Tokens
 from iba_core.framework.namespace import log_sigmoid, log_sum_exp, sigmoid
 from iba_core.targets import cross_entropy, cross_entropy_of_probabilities

@@ -37,9 +37,7 @@ class TorchFramework(Framework):
         tensor = array if isinstance(array, torch.Tensor) else torch.from_numpy(np.array(array, order="C"))
         return move_to(tensor, like)
 
-    def to_numpy(self, array: torch.Tensor) -> npt.NDArray[Any]:
-        """See `Framework.to_numpy`."""
-        return host_array(array)
+    to_numpy = staticmethod(host_array)
 
     def standard_normal(self, shape: Sequence[int], like: torch.Tensor) -> torch.Tensor:
         """See `Framework.standard_normal`; `torch.manual_seed` determines the numbers."""

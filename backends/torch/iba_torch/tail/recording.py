@@ -185,7 +185,15 @@ class Call:
     @property
     def is_watched(self) -> bool:
         """Whether hooks see the call."""
-        return self.site is not None and is_watched(self.site.module)
+        if self.site is None:
+            return False
+        module = self.site.module
+        return bool(module._forward_hooks or module._forward_pre_hooks) and is_watched(module)
+
+    @property
+    def has_watched(self) -> bool:
+        """Whether hooks see a call inside of it."""
+        return any(call.is_watched for call in self.within())
 
     def plan(self) -> dict[Site, list[Call]]:
         """The calls of each module that take place when the pass is repeated, in their order.

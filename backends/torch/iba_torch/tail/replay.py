@@ -230,7 +230,7 @@ class Replay:
         head.everything.prune()
         values: list[Value] = list(head.everything.values())
         # A hook may give what it sees to somebody.
-        watched = not self._uses_rewrites or any(call.is_watched for call in head.everything.within())
+        watched = not self._uses_rewrites or head.everything.has_watched
         self._spared = [] if watched else [value for value in values if value.tensor.is_floating_point()]
         self._has_dropped = False
         self._spare()
