@@ -36,7 +36,7 @@ def functional():
     return keras.Model(inputs, layers.Dense(3, name="logits")(layers.Flatten(name="flat")(x)))
 
 
-@keras.saving.register_keras_serializable("iba_tests")
+@keras.saving.register_keras_serializable("iba_tests_of_copies")
 class Subclassed(keras.Model):
     def __init__(self, **kwargs):
         super().__init__(**kwargs)
