@@ -119,12 +119,8 @@ class Layout:
         spatial = self.spatial_shape(shape)
         return spatial if self.tokens is None else self.tokens.places(spatial[0])
 
-    def keeps_places(self, axes: Sequence[int]) -> bool:
-        """Whether a permutation of a map's axes leaves the spatial axes in their order."""
-        return tuple(axis for axis in axes if axis != self.channel_axis) == self.spatial_axes
-
     def permuted(self, axes: Sequence[int]) -> Layout:
-        """Layout after a permutation of a map's axes. It must be one that `keeps_places`."""
+        """Layout after a permutation of a map's axes. The spatial axes must stay in their order."""
         return Layout(self.ndim, tuple(axes).index(self.channel_axis), self.tokens)
 
     def to_channels_first(self) -> tuple[int, ...]:

@@ -135,10 +135,6 @@ def test_tokens_must_fill_their_grid():
         Tokens(grid=(0, 3))
 
 
-def test_a_permutation_keeps_the_places_unless_it_swaps_spatial_axes():
+def test_a_layout_can_be_permuted():
     first = Layout.of((8, 4, 5), "channels_first")
-    assert first.keeps_places((1, 2, 0))
-    assert first.keeps_places((0, 1, 2))
-    assert not first.keeps_places((2, 1, 0))
     assert first.permuted((1, 2, 0)) == Layout.of((4, 5, 8), "channels_last")
-    assert not Layout.of((4, 5, 8), "channels_last").keeps_places((1, 2, 0))
