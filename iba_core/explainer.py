@@ -71,7 +71,7 @@ class Explainer:
         model: a trained model of any framework that a backend serves. It is not changed.
         layer: the layer that the bottleneck comes after, an object or its name. If None, `fit` chooses one
             on its first batch, see `iba_core.default_layer`.
-        backend: name of the backend, where it must not follow from the model.
+        backend: name of the backend. If None, it follows from the model.
         estimator: statistics of the layer's features, gathered before, in place of `fit`.
         tokens: how to read a layer whose features are a sequence of tokens, such as
             ``Tokens(prefix=1, grid=(14, 14))`` for a vision transformer.

@@ -218,7 +218,7 @@ def find_adapter(model: Model, backend: str | None = None) -> ModelAdapter:
 
     Args:
         model: a model of any framework that a backend serves; or an adapter, which is returned.
-        backend: name of the backend, where it must not follow from the model.
+        backend: name of the backend. If None, it follows from the model.
 
     Raises:
         InputError: no backend, or not the one named, owns the model.
