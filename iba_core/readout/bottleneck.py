@@ -24,7 +24,7 @@ from iba_core.framework.inputs import (
     arrays_of,
     batch_size,
     common_shape,
-    inputs_of_batch,
+    samples_of,
     take,
 )
 from iba_core.framework.layout import DataFormat, Layout, Tokens
@@ -50,7 +50,6 @@ from iba_core.readout.training import (
     TrainingSettings,
     read_checkpoint,
 )
-from iba_core.utils import get_tqdm
 
 Mode = Literal["saliency", "capacity"]
 
@@ -246,28 +245,21 @@ class ReadoutBottleneck(ABC):
         """
         if n_samples < 1:
             raise InputError(f"n_samples={n_samples} must be 1 or more")
-        readout_model, seen = self._readout_model(model, device), 0
+        readout_model = self._readout_model(model, device)
         show = self.progbar if progbar is None else progbar
-        bar = get_tqdm()(total=n_samples, desc="Estimating", unit="img", disable=not show)
-        with self._all_or_nothing(), bar:
+        with self._all_or_nothing():
             if reset:
                 self.reset_estimate()
                 self._input_shape = None
-            for batch in dataloader:
-                inputs = readout_model.to_inputs(take(inputs_of_batch(batch), 0, n_samples - seen))
-                if not batch_size(inputs):
-                    continue
-                if not seen:
+            for number, samples in enumerate(samples_of(dataloader, n_samples, show)):
+                inputs = readout_model.to_inputs(samples)
+                if not number:
                     self._formats = readout_model.data_formats(take(inputs, 0, 1))
                 features = readout_model.features(inputs)
                 for estimator, maps in zip(self._all_estimators(), features, strict=True):
                     self._take_in(estimator, maps)
                 shape = tuple(int(size) for size in next(arrays_of(inputs)).shape[1:])
                 self._input_shape = common_shape(self._input_shape, shape)
-                seen += batch_size(inputs)
-                bar.update(batch_size(inputs))
-                if seen >= n_samples:
-                    break
             self._check_estimates(readout_model.names)
             self._make_network()
 
