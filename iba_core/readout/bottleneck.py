@@ -173,6 +173,10 @@ class ReadoutBottleneck(ABC):
         """Show a batch of features to an estimator."""
 
     @abstractmethod
+    def _used_by(self, estimator: Any) -> Sequence[Any]:
+        """Models and graphs that an estimator may compute features with; they are no part of its state."""
+
+    @abstractmethod
     def _moments_of(self, estimator: Any) -> Mapping[str, npt.ArrayLike]:
         """State of an estimator by the names of `iba_core.bottleneck.estimator.STATE`.
 
@@ -283,8 +287,11 @@ class ReadoutBottleneck(ABC):
     def _all_or_nothing(self) -> Iterator[None]:
         """Context in which an exception undoes every change of this object and its estimators."""
         things = (self, *self._all_estimators())
-        # Estimators may change their arrays in place.
-        before = [_shallow(vars(self)), *(copy.deepcopy(vars(each)) for each in things[1:])]
+        before = [_shallow(vars(self))]
+        for estimator in things[1:]:
+            # It may change its arrays in place.
+            kept = {id(each): each for each in self._used_by(estimator)}
+            before.append(copy.deepcopy(vars(estimator), kept))
         try:
             yield
         except BaseException:
@@ -610,6 +617,8 @@ class ReadoutBottleneck(ABC):
         return Readout(own, tuple(others), self.relu, self.robust)
 
     def _make_network(self) -> None:
+        # Estimators of a user's own may have changed without a sign of it.
+        self._known.clear()
         readout = self._make_readout()
         if self.network is None:
             weights = readout.initial_weights(self.initial_alpha, self._draw_seed())
