@@ -29,6 +29,7 @@ from iba_core.framework.inputs import (
     check_shape,
     common_shape,
     inputs_of_batch,
+    samples_of,
     take,
     targets_of_batch,
 )
@@ -163,18 +164,13 @@ class Explainer:
         estimator, framework = WelfordEstimator(), self.adapter.framework
         layer, split = self._layer, None if self._layer is None else self._split_at(None)
         input_shape: InputShape | None = None
-        with get_tqdm()(total=n_samples, desc="Estimating", unit="img", disable=not progbar) as bar:
-            for batch in batches:
-                inputs = take(inputs_of_batch(batch), 0, n_samples - estimator.n_samples())
-                inputs = self.adapter.to_inputs(inputs)
-                if split is None:
-                    layer = default_layer(self.adapter, take(inputs, 0, 1))
-                    split = self.adapter.split(layer)
-                input_shape = common_shape(input_shape, tuple(next(arrays_of(inputs)).shape[1:]))
-                estimator.fit(framework.to_numpy(split.features(inputs)))
-                bar.update(batch_size(inputs))
-                if estimator.n_samples() >= n_samples:
-                    break
+        for samples in samples_of(batches, n_samples, progbar):
+            inputs = self.adapter.to_inputs(samples)
+            if split is None:
+                layer = default_layer(self.adapter, take(inputs, 0, 1))
+                split = self.adapter.split(layer)
+            input_shape = common_shape(input_shape, tuple(next(arrays_of(inputs)).shape[1:]))
+            estimator.fit(framework.to_numpy(split.features(inputs)))
         if split is None or estimator.n_samples() < 2:
             raise InputError(
                 f"batches held {estimator.n_samples()} samples; at least 2 are needed to estimate the "

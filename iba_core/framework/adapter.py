@@ -11,7 +11,7 @@ import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from importlib import metadata
 from typing import Any, ClassVar
 
@@ -84,10 +84,6 @@ class Tail:
     def in_memory_order(self) -> Tail:
         """The same tail with the axes of the feature maps in the order that is fastest to compute with."""
         return self
-
-    def with_features(self, features: Array) -> Tail:
-        """The same tail for other values of the features."""
-        return replace(self, features=features)
 
 
 class Split(ABC):

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from iba_core.errors import InputError
 from iba_core.framework.namespace import Array
+from iba_core.utils import get_tqdm
 
 InputShape = tuple[int | None, ...]
 """Sizes of the axes of one input, None for any."""
@@ -64,6 +65,28 @@ def inputs_of_batch(batch: Any) -> Any:
             raise InputError("a batch is an empty tuple; give arrays, or tuples (inputs, ...)")
         return batch[0]
     return batch
+
+
+def samples_of(batches: Iterable[Any], n_samples: int, progbar: bool) -> Iterator[Any]:
+    """The inputs of each batch of a data set, up to exactly `n_samples` samples.
+
+    Empty batches are left out. No batch is asked for that is not needed.
+
+    Args:
+        batches: each the inputs or a tuple (inputs, ...).
+        n_samples: stop after so many.
+        progbar: show how many have been used.
+    """
+    seen = 0
+    with get_tqdm()(total=n_samples, desc="Estimating", unit="img", disable=not progbar) as bar:
+        for batch in batches:
+            inputs = take(inputs_of_batch(batch), 0, n_samples - seen)
+            if size := batch_size(inputs):
+                yield inputs
+                seen += size
+                bar.update(size)
+                if seen >= n_samples:
+                    break
 
 
 def targets_of_batch(batch: Any) -> Any:

@@ -24,7 +24,7 @@ from iba_core.framework.inputs import (
     arrays_of,
     batch_size,
     common_shape,
-    inputs_of_batch,
+    samples_of,
     take,
 )
 from iba_core.framework.layout import DataFormat, Layout, Tokens
@@ -50,7 +50,6 @@ from iba_core.readout.training import (
     TrainingSettings,
     read_checkpoint,
 )
-from iba_core.utils import get_tqdm
 
 Mode = Literal["saliency", "capacity"]
 
@@ -174,6 +173,10 @@ class ReadoutBottleneck(ABC):
         """Show a batch of features to an estimator."""
 
     @abstractmethod
+    def _used_by(self, estimator: Any) -> Sequence[Any]:
+        """Models and graphs that an estimator may compute features with; they are no part of its state."""
+
+    @abstractmethod
     def _moments_of(self, estimator: Any) -> Mapping[str, npt.ArrayLike]:
         """State of an estimator by the names of `iba_core.bottleneck.estimator.STATE`.
 
@@ -246,28 +249,21 @@ class ReadoutBottleneck(ABC):
         """
         if n_samples < 1:
             raise InputError(f"n_samples={n_samples} must be 1 or more")
-        readout_model, seen = self._readout_model(model, device), 0
+        readout_model = self._readout_model(model, device)
         show = self.progbar if progbar is None else progbar
-        bar = get_tqdm()(total=n_samples, desc="Estimating", unit="img", disable=not show)
-        with self._all_or_nothing(), bar:
+        with self._all_or_nothing():
             if reset:
                 self.reset_estimate()
                 self._input_shape = None
-            for batch in dataloader:
-                inputs = readout_model.to_inputs(take(inputs_of_batch(batch), 0, n_samples - seen))
-                if not batch_size(inputs):
-                    continue
-                if not seen:
+            for number, samples in enumerate(samples_of(dataloader, n_samples, show)):
+                inputs = readout_model.to_inputs(samples)
+                if not number:
                     self._formats = readout_model.data_formats(take(inputs, 0, 1))
                 features = readout_model.features(inputs)
                 for estimator, maps in zip(self._all_estimators(), features, strict=True):
                     self._take_in(estimator, maps)
                 shape = tuple(int(size) for size in next(arrays_of(inputs)).shape[1:])
                 self._input_shape = common_shape(self._input_shape, shape)
-                seen += batch_size(inputs)
-                bar.update(batch_size(inputs))
-                if seen >= n_samples:
-                    break
             self._check_estimates(readout_model.names)
             self._make_network()
 
@@ -291,8 +287,11 @@ class ReadoutBottleneck(ABC):
     def _all_or_nothing(self) -> Iterator[None]:
         """Context in which an exception undoes every change of this object and its estimators."""
         things = (self, *self._all_estimators())
-        # Estimators may change their arrays in place.
-        before = [_shallow(vars(self)), *(copy.deepcopy(vars(each)) for each in things[1:])]
+        before = [_shallow(vars(self))]
+        for estimator in things[1:]:
+            # It may change its arrays in place.
+            kept = {id(each): each for each in self._used_by(estimator)}
+            before.append(copy.deepcopy(vars(estimator), kept))
         try:
             yield
         except BaseException:
@@ -618,6 +617,8 @@ class ReadoutBottleneck(ABC):
         return Readout(own, tuple(others), self.relu, self.robust)
 
     def _make_network(self) -> None:
+        # Estimators of a user's own may have changed without a sign of it.
+        self._known.clear()
         readout = self._make_readout()
         if self.network is None:
             weights = readout.initial_weights(self.initial_alpha, self._draw_seed())

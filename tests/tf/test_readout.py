@@ -9,7 +9,7 @@ import tensorflow as tf
 from keras import layers
 
 from iba_core import InputError, LayerError, NotEstimatedError, StateError, Tokens, WelfordEstimator
-from iba_tf import IBAReadout
+from iba_tf import IBAReadout, TFWelfordEstimator
 
 
 def data_of(models, model, batch=12):
@@ -158,6 +158,51 @@ def test_estimators_and_features_of_ones_own(models):
     np.testing.assert_array_equal(other.analyze(x), given.analyze(x))
     with pytest.raises(InputError, match="go together"):
         IBAReadout("conv1", ["conv2"], model, feature_mean=seen.mean(0))
+
+
+@pytest.mark.parametrize("kind", ["keras", "graph"])
+def test_an_estimation_that_fails_leaves_an_estimator_its_model(models, kind):
+    model = models.randomize(models.plain())
+    x = data_of(models, model)
+    with tf.Graph().as_default() as graph:
+        tf.compat.v1.placeholder(tf.float32, (None, 2), name="x")
+    tensor = model.get_layer("conv1").output if kind == "keras" else "x:0"
+    estimator = TFWelfordEstimator(tensor, graph)
+    readout = make_readout(models, model, "conv1", ["conv2"], estimator=estimator)
+    before = estimator.mean()
+    with pytest.raises(InputError):
+        readout.estimate(model, [x, np.full_like(x, np.nan)])
+    assert readout.estimator is estimator
+    np.testing.assert_array_equal(estimator.mean(), before)
+    model.get_layer("conv1").set_weights([w * 2 for w in model.get_layer("conv1").get_weights()])
+    estimator.reset()
+    if kind == "keras":
+        estimator.fit({model.inputs[0]: x})
+        np.testing.assert_allclose(estimator.mean(), model_part(model, "conv1")(x).numpy().mean(0), atol=1e-5)
+    else:
+        with tf.compat.v1.Session(graph=graph) as session:
+            estimator.fit({"x:0": np.eye(2)}, session)
+        np.testing.assert_array_equal(estimator.mean(), [0.5, 0.5])
+
+
+def test_an_estimator_of_ones_own_may_keep_something_else_than_moments(models):
+    class Extremes(WelfordEstimator):
+        top = 0.0
+
+        def fit(self, x):
+            self.top = max(self.top, float(np.max(x)))
+            if not self.n_samples():
+                super().fit(x)
+
+        def std(self):
+            return np.full_like(self.mean(), self.top)
+
+    model = models.randomize(models.plain())
+    x = data_of(models, model)
+    readout = make_readout(models, model, "conv1", ["conv2"], estimator_type=Extremes)
+    before = readout.analyze(x[:1])
+    readout.estimate(model, [x * 3], reset=False)
+    assert not np.allclose(readout.analyze(x[:1]), before)
 
 
 def test_many_explanations_are_traced_once(models):

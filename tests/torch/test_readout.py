@@ -627,3 +627,30 @@ def test_estimators_of_ones_own_are_kept_by_the_state_dict_alone(tmp_path):
     np.testing.assert_array_equal(fresh.analyze(x), readout.analyze(x))
     with pytest.raises(InputError, match=r"Own.*state_dict"):
         readout.save(tmp_path / "readout.safetensors")
+
+
+class Counting(TorchWelfordEstimator):
+    """Knows the model, and counts in place."""
+
+    def __init__(self):
+        super().__init__()
+        self.models, self.batches = [], np.zeros(1)
+
+    def forward(self, x):
+        self.batches += 1
+        return super().forward(x)
+
+
+def test_an_estimation_that_fails_leaves_an_estimator_its_model():
+    model, readout = make_readout(estimator_type=Counting)
+    estimator = readout.estimator
+    estimator.models.append(model)
+    mean, counted = estimator.mean(), int(estimator.batches[0])
+    x, y = make_data()
+    x[9:] = np.nan
+    with pytest.raises(InputError):
+        readout.estimate(model, batches(x, y))
+    assert readout.estimator is estimator
+    assert estimator.models[0] is model
+    assert estimator.batches[0] == counted
+    np.testing.assert_array_equal(estimator.mean(), mean)

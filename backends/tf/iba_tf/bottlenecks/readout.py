@@ -17,6 +17,7 @@ from iba_core.framework.adapter import Inputs
 from iba_core.framework.layout import DataFormat, Tokens
 from iba_core.readout.bottleneck import Known, ReadoutBottleneck
 from iba_core.readout.state import ReadoutState
+from iba_tf.adapter import TensorFlowAdapter
 from iba_tf.bottlenecks.readout_model import KerasReadoutModel
 
 
@@ -261,6 +262,10 @@ class IBAReadout(ReadoutBottleneck):
 
     def _take_in(self, estimator: WelfordEstimator, features: tf.Tensor) -> None:
         estimator.fit(np.asarray(tf.cast(features, tf.float64)))
+
+    def _used_by(self, estimator: WelfordEstimator) -> Sequence[Any]:
+        kinds = (keras.Model, TensorFlowAdapter, tf.Graph, tf.Tensor)
+        return [self.model, *(value for value in vars(estimator).values() if isinstance(value, kinds))]
 
     def _moments_of(self, estimator: WelfordEstimator) -> Mapping[str, npt.ArrayLike]:
         return estimator.state_dict()

@@ -28,15 +28,12 @@ from iba_core.framework.framework import require_finite
 from iba_core.framework.inputs import (
     InputShape,
     arrays_of,
-    batch_size,
     check_shape,
     common_shape,
-    inputs_of_batch,
-    take,
+    samples_of,
 )
 from iba_core.framework.layout import DataFormat, Layout, Tokens
 from iba_core.framework.namespace import host_array
-from iba_core.utils import get_tqdm
 from iba_torch.adapter import TorchAdapter
 from iba_torch.bottlenecks.estimator import TorchWelfordEstimator
 from iba_torch.tail.calls import CallsEveryModule, not_redirected, uncompiled
@@ -327,20 +324,13 @@ class IBA(nn.Module):
         estimator = copy.deepcopy(self.estimator)
         if reset:
             estimator.reset()
-        seen, input_shape = 0, None if reset else self._input_shape
-        with get_tqdm()(total=n_samples, desc="Estimating", unit="img", disable=not show) as bar:
-            for batch in dataloader:
-                inputs = adapter.to_inputs(take(inputs_of_batch(batch), 0, n_samples - seen), device)
-                if not batch_size(inputs):
-                    continue
-                with self._passing_all():
-                    features = split.features(inputs)
-                _take_in(estimator, features)
-                input_shape = common_shape(input_shape, tuple(next(arrays_of(inputs)).shape[1:]))
-                seen += batch_size(inputs)
-                bar.update(batch_size(inputs))
-                if seen >= n_samples:
-                    break
+        input_shape = None if reset else self._input_shape
+        for samples in samples_of(dataloader, n_samples, show):
+            inputs = adapter.to_inputs(samples, device)
+            with self._passing_all():
+                features = split.features(inputs)
+            _take_in(estimator, features)
+            input_shape = common_shape(input_shape, tuple(next(arrays_of(inputs)).shape[1:]))
         total = int(estimator.n_samples())
         if total < 2:
             raise InputError(

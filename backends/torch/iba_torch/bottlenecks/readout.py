@@ -220,6 +220,9 @@ class IBAReadout(ReadoutBottleneck, IBA):  # type: ignore[misc]  # `analyze` tak
     def _take_in(self, estimator: nn.Module, features: torch.Tensor) -> None:
         estimator(features)
 
+    def _used_by(self, estimator: nn.Module) -> Sequence[Any]:
+        return self._models
+
     def _moments_of(self, estimator: nn.Module) -> Mapping[str, npt.ArrayLike]:
         state = _known_estimator(estimator).state_dict()
         return {name: host_array(state[f"_{name}"]) for name in STATE}
