@@ -375,9 +375,13 @@ class IBACopy(PerSampleBottleneck):
         Raises:
             NotEstimatedError: nothing has been analysed.
         """
-        copied = self._copied
-        with self.flow.restricted(None if copied is None else copied.load_flow):
+        with self.flow.restricted(self, self._load_flow):
             yield
+
+    def _load_flow(self, restricting: bool) -> None:
+        # The copied graph may have been made since the context was entered.
+        if self._copied is not None:
+            self._copied.load_flow(restricting)
 
     # -- estimating and explaining ----------------------------------------------------------------
 

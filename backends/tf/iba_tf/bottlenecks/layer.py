@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import keras
@@ -551,7 +552,7 @@ class _LayerInGraph:
         if self._copy is None:
             raise nothing_kept()
         running, flow = _session(session), self._copy.flow
-        with flow.restricted(lambda: self._flow.load(flow, running)):
+        with flow.restricted(running, partial(self._flow.load, flow, running)):
             yield
 
 
