@@ -6,6 +6,7 @@ import secrets
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache, partial, wraps
+from threading import Lock
 from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import numpy as np
@@ -21,6 +22,10 @@ C = TypeVar("C", bound=Callable[..., Any])
 _CONSTANTS = 32
 """How many combinations of constants a compiled function keeps its graphs for."""
 
+_switching = Lock()
+_users_of_plain_shapes = 0
+"""How many contexts need TensorFlow's switch for plain integers in shapes, where it was off."""
+
 
 @contextmanager
 def eagerly() -> Iterator[None]:
@@ -31,15 +36,27 @@ def eagerly() -> Iterator[None]:
     if tf.executing_eagerly() or tf.inside_function():
         yield
         return
-    v1_shapes = type(tf.TensorShape([1])[0]) is not int
-    if v1_shapes:
-        tf.compat.v1.enable_v2_tensorshape()
+    with _plain_shapes(), context.eager_mode():
+        yield
+
+
+@contextmanager
+def _plain_shapes() -> Iterator[None]:
+    """Context with plain integers in shapes. All threads share the switch; the last one turns it back."""
+    global _users_of_plain_shapes  # noqa: PLW0603
+    with _switching:
+        switched = _users_of_plain_shapes > 0 or type(tf.TensorShape([1])[0]) is not int
+        if switched:
+            tf.compat.v1.enable_v2_tensorshape()
+            _users_of_plain_shapes += 1
     try:
-        with context.eager_mode():
-            yield
+        yield
     finally:
-        if v1_shapes:
-            tf.compat.v1.disable_v2_tensorshape()
+        if switched:
+            with _switching:
+                _users_of_plain_shapes -= 1
+                if not _users_of_plain_shapes:
+                    tf.compat.v1.disable_v2_tensorshape()
 
 
 def runs_eagerly(function: C) -> C:
