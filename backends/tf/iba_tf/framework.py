@@ -168,7 +168,7 @@ class TensorFlowFramework(Framework):
         def call(*args: Any) -> Any:
             arguments = list(args)
             del args  # nothing but `arguments` may hold the arrays that are donated
-            donated = _lent(arguments, donate, pool) if donate is not None and not jit_compile else None
+            donated = _donate(arguments, donate, pool) if donate is not None and not jit_compile else None
             leaves = tf.nest.flatten(arguments)
             constants = tuple((place, leaf) for place, leaf in enumerate(leaves) if not _is_array(leaf))
             for place, _ in constants:
@@ -190,14 +190,14 @@ class TensorFlowFramework(Framework):
         return held
 
 
-class _Lent(NamedTuple):
+class _Donated(NamedTuple):
     """An array in a variable that nothing else refers to."""
 
     variable: tf.Variable
     shape: tf.TensorShape
 
 
-def _lent(arguments: list[Any], donate: int, pool: list[list[tf.Variable]]) -> list[tf.Variable] | None:
+def _donate(arguments: list[Any], donate: int, pool: list[list[tf.Variable]]) -> list[tf.Variable] | None:
     """Move the donated arrays from the arguments into variables, which can release their memory.
 
     Args:
@@ -218,7 +218,7 @@ def _lent(arguments: list[Any], donate: int, pool: list[list[tf.Variable]]) -> l
         variables = pool.pop()
     except IndexError:
         variables = []
-    moved: list[_Lent] = []
+    moved: list[_Donated] = []
     while arrays:
         array = arrays.pop()
         place = len(moved)
@@ -229,7 +229,7 @@ def _lent(arguments: list[Any], donate: int, pool: list[list[tf.Variable]]) -> l
         else:
             # A new variable would take more time.
             variables[place].assign(array, read_value=False)
-        moved.append(_Lent(variables[place], array.shape))
+        moved.append(_Donated(variables[place], array.shape))
         del array
     arguments[donate] = tuple(moved)
     return variables
@@ -239,25 +239,25 @@ def _holds(variable: tf.Variable, array: tf.Tensor) -> bool:
     return bool(variable.dtype == array.dtype and variable.device == array.device)
 
 
-def _taken(lent: _Lent) -> tf.Tensor:
+def _received(donated: _Donated) -> tf.Tensor:
     """The array in a variable, which is emptied."""
-    array = tf.ensure_shape(lent.variable.read_value(), lent.shape)
-    emptied = lent.variable.assign(tf.zeros([0], array.dtype), read_value=False)
+    array = tf.ensure_shape(donated.variable.read_value(), donated.shape)
+    emptied = donated.variable.assign(tf.zeros([0], array.dtype), read_value=False)
     # Without this order the variable might be emptied last, and the function could not reuse the memory.
     with tf.control_dependencies([emptied]):
         return tf.identity(array)
 
 
 def _run(function: Callable[..., Any], constants: tuple[tuple[int, Any], ...], *arguments: Any) -> Any:
-    """Call `function` with its constants in their places, and with what was lent taken."""
+    """Call `function` with its constants in their places, and with the arrays that are donated."""
     leaves = tf.nest.flatten(arguments)
     for place, constant in constants:
         leaves[place] = constant
     structure = tf.nest.pack_sequence_as(arguments, leaves)
     return function(
         *(
-            tuple(_taken(leaf) for leaf in argument)
-            if isinstance(argument, tuple) and argument and isinstance(argument[0], _Lent)
+            tuple(_received(leaf) for leaf in argument)
+            if isinstance(argument, tuple) and argument and isinstance(argument[0], _Donated)
             else argument
             for argument in structure
         )
