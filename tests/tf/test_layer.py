@@ -421,6 +421,22 @@ class TestEstimating:
         bound.iba.fit(IMAGES)
         assert bound.iba.estimator.n_samples() == 24
 
+    def test_an_estimator_has_a_fit_of_its_own(self):
+        class OfTheFirst(WelfordEstimator):
+            batches = 0
+
+            def fit(self, x):
+                self.batches += 1
+                super().fit(x[:1])
+
+        estimator = OfTheFirst()
+        _, iba = build(estimator=estimator)
+        iba.fit_generator([IMAGES, IMAGES], progbar=False)
+        with pytest.raises(InputError, match="finite"):
+            iba.fit_generator([IMAGES, np.full_like(IMAGES, np.nan)], progbar=False)
+        assert iba.estimator is estimator
+        assert (estimator.batches, estimator.n_samples()) == (2, 2)
+
     def test_an_empty_generator_is_an_error(self):
         _, iba = build()
         with pytest.raises(InputError, match="gave no samples"):

@@ -291,20 +291,20 @@ class PerSampleBottleneck:
         """
         if n_samples is not None and n_samples < 1:
             raise InputError(f"n_samples={n_samples} must be 1 or more")
-        estimator = self._state.estimator
-        seen = WelfordEstimator(*(estimator.shape or ()))
+        estimator, seen = copy(self._state.estimator), 0
         with get_tqdm()(total=n_samples, desc="Estimating", unit="sample", disable=not progbar) as bar:
             for batch in batches:
-                left = None if n_samples is None else n_samples - seen.n_samples()
-                size = rows_of(batch) if left is None else min(rows_of(batch), left)
+                size = rows_of(batch) if n_samples is None else min(rows_of(batch), n_samples - seen)
                 values = features(take(batch, 0, size))
-                seen.fit(np.asarray(tf.cast(values, tf.float64)))
+                estimator.fit(np.asarray(tf.cast(values, tf.float64)))
+                seen += size
                 bar.update(size)
-                if seen.n_samples() == n_samples:
+                if seen == n_samples:
                     break
-        if not seen.n_samples():
+        if not seen:
             raise InputError("the generator gave no samples; give at least two")
-        estimator.merge(seen)
+        # The estimator stays the same object, since users may have given it.
+        vars(self._state.estimator).update(vars(estimator))
 
     # -- explaining -------------------------------------------------------------------------------
 
