@@ -12,7 +12,7 @@ import keras
 import tensorflow as tf
 from tensorflow.core.framework.graph_pb2 import GraphDef
 
-from iba_core.errors import InputError
+from iba_core.errors import InputError, StateError
 from iba_core.framework.adapter import Inputs
 from iba_core.framework.cache import Cache
 from iba_tf.adapter import TensorFlowAdapter
@@ -228,8 +228,10 @@ class Original:
             vars(self).update(vars(Original.of(feature, outputs, state["keras_model"], None)))
             values, own = state["values"], self.model.variables
             # A subclassed model gets another name when it is copied, and its name is part of the variables'.
-            names = own if own.keys() <= values.keys() else values
-            for name, variable in zip(names, own.values(), strict=False):
+            names = list(own if own.keys() <= values.keys() else values)
+            if [values[name].shape for name in names] != [value_of(x).shape for x in own.values()]:
+                raise StateError("the copied model has other variables than the original")
+            for name, variable in zip(names, own.values(), strict=True):
                 variable.assign(values[name])
 
 
