@@ -78,6 +78,11 @@ def log(x: Tensor) -> Tensor:
     return tf.math.log(x)
 
 
+def sigmoid(x: Tensor) -> Tensor:
+    """Logistic function, elementwise. It is not in the standard, but PyTorch has it, too."""
+    return tf.sigmoid(x)
+
+
 def sqrt(x: Tensor) -> Tensor:
     """Square root."""
     return tf.sqrt(x)
