@@ -15,6 +15,7 @@ from tensorflow.core.framework.graph_pb2 import GraphDef
 from iba_core.errors import InputError, StateError
 from iba_core.framework.adapter import Inputs
 from iba_core.framework.cache import Cache
+from iba_core.framework.layout import DataFormat
 from iba_tf.adapter import TensorFlowAdapter
 from iba_tf.framework import eagerly
 from iba_tf.graphs.calls import function_to
@@ -170,6 +171,11 @@ class Original:
     def graph(self) -> OperationGraph | None:
         """The graph to the wanted outputs, if it is the same for all inputs."""
         return None if self.model.graph is None else self._select(self.model.graph)
+
+    @property
+    def data_format(self) -> DataFormat:
+        """See `GraphModel.data_format`."""
+        return self.model.data_format
 
     def prepare(
         self, inputs: Inputs, needed: Callable[[OperationGraph], set[str]] | None = None
