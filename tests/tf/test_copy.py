@@ -640,6 +640,16 @@ class TestRestrictedFlow:
             raise ZeroDivisionError
         np.testing.assert_allclose(session.run(logits, fed), before, rtol=1e-5, atol=1e-6)
 
+    def test_a_copied_graph_that_is_made_meanwhile_is_restricted_until_the_end(self, bound):
+        bound.iba.analyze({bound.image: IMAGES[:1]}, {"table": TABLE[:1], bound.target: 2}, beta=1000)
+        copied = copy.deepcopy(bound.iba)
+        before = copied.predict({"image": IMAGES[:1], "table": TABLE[:1]})[0]
+        fed = {"image:0": IMAGES[:1], "table:0": TABLE[:1]}
+        with copied.restrict_flow(), copied.copied_session_and_graph_as_default():
+            session, (logits, _) = v1.get_default_session(), copied.get_copied_outputs()
+            assert not np.allclose(session.run(logits, fed), before, atol=1e-2)
+        np.testing.assert_allclose(session.run(logits, fed), before, rtol=1e-5, atol=1e-6)
+
 
 class TestWrongUse:
     @pytest.mark.parametrize(

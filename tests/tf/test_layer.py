@@ -421,6 +421,22 @@ class TestEstimating:
         bound.iba.fit(IMAGES)
         assert bound.iba.estimator.n_samples() == 24
 
+    def test_an_estimator_has_a_fit_of_its_own(self):
+        class OfTheFirst(WelfordEstimator):
+            batches = 0
+
+            def fit(self, x):
+                self.batches += 1
+                super().fit(x[:1])
+
+        estimator = OfTheFirst()
+        _, iba = build(estimator=estimator)
+        iba.fit_generator([IMAGES, IMAGES], progbar=False)
+        with pytest.raises(InputError, match="finite"):
+            iba.fit_generator([IMAGES, np.full_like(IMAGES, np.nan)], progbar=False)
+        assert iba.estimator is estimator
+        assert (estimator.batches, estimator.n_samples()) == (2, 2)
+
     def test_an_empty_generator_is_an_error(self):
         _, iba = build()
         with pytest.raises(InputError, match="gave no samples"):
@@ -895,6 +911,30 @@ class TestInAVersion1Graph:
             explainer = Explainer(model, layer="features", steps=4, samples=5, beta=0.01)
             explainer.fit([old.X], progbar=False)
             return explainer.explain(old.X[:1], target=2, seed=7).capacity[0]
+
+    def test_each_session_is_restricted_by_its_own_contexts(self, old):
+        target = old.iba.set_classification_loss(old.logits)
+        old.iba.fit({old.x: old.X})
+        old.iba.analyze({old.x: old.X[:1], target: [2]}, beta=1000)
+        before = old.session.run(old.logits, {old.x: old.X[:1]})
+
+        def restricted():
+            outputs = [session.run(old.logits, {old.x: old.X[:1]}) for session in (old.session, other)]
+            return [not np.allclose(output, before, rtol=1e-3) for output in outputs]
+
+        with tf.compat.v1.Session(graph=old.graph) as other:
+            other.run(old.v1.global_variables_initializer())
+            with old.iba.restrict_flow(old.session), old.iba.restrict_flow(old.session):
+                with old.iba.restrict_flow(other):
+                    assert restricted() == [True, True]
+                assert restricted() == [True, False]
+                overlapping = old.iba.restrict_flow(other)
+                overlapping.__enter__()
+            assert restricted() == [False, True]
+            with old.iba.restrict_flow(old.session):
+                overlapping.__exit__(None, None, None)
+                assert restricted() == [True, False]
+            assert restricted() == [False, False]
 
     def test_it_follows_the_session(self, old):
         labels = tf.compat.v1.placeholder(tf.int32, (None,), name="labels")

@@ -24,32 +24,17 @@ CASES = {
     "astype bool": (lambda xp, a: xp.astype(a, xp.bool), WHOLE),
     "asarray": (lambda xp, a: xp.asarray(a), A),
     "asarray dtype": (lambda xp, a: xp.asarray(a, dtype=xp.float64), A),
-    "zeros": (lambda xp, a: xp.zeros((2, 3), dtype=xp.float64), A),
-    "ones": (lambda xp, a: xp.ones(4, dtype=xp.int64), A),
     "zeros_like": (lambda xp, a: xp.zeros_like(a), A),
     "ones_like dtype": (lambda xp, a: xp.ones_like(a, dtype=xp.int32), A),
-    "full_like": (lambda xp, a: xp.full_like(a, 2.5), A),
-    "arange": (lambda xp, a: xp.arange(5), A),
-    "arange steps": (lambda xp, a: xp.arange(1, 7, 2, dtype=xp.float64), A),
-    "abs": (lambda xp, a: xp.abs(a), A),
-    "sign": (lambda xp, a: xp.sign(a), WHOLE),
     "exp": (lambda xp, a: xp.exp(a), A),
     "log": (lambda xp, a: xp.log(a), POSITIVE),
-    "log1p": (lambda xp, a: xp.log1p(a), POSITIVE),
-    "expm1": (lambda xp, a: xp.expm1(a), A),
     "sqrt": (lambda xp, a: xp.sqrt(a), POSITIVE),
     "square": (lambda xp, a: xp.square(a), A),
     "tanh": (lambda xp, a: xp.tanh(a), A),
-    "pow": (lambda xp, a: xp.pow(a, 2.5), POSITIVE),
-    "pow scalar base": (lambda xp, a: xp.pow(2, a), A),
     "maximum": (lambda xp, a, b: xp.maximum(a, b), A, B),
     "maximum scalar": (lambda xp, a: xp.maximum(a, 0), A),
+    "maximum of dtypes": (lambda xp, a, b: xp.maximum(a, b), A, B.astype(np.float64)),
     "maximum NaN": (lambda xp, a: xp.maximum(a, 0.0), SPECIAL),
-    "minimum scalar": (lambda xp, a: xp.minimum(0.5, a), A),
-    "minimum of dtypes": (lambda xp, a, b: xp.minimum(a, b), A, B.astype(np.float64)),
-    "clip": (lambda xp, a: xp.clip(a, -0.5, 0.5), A),
-    "clip above": (lambda xp, a: xp.clip(a, max=1), WHOLE),
-    "clip below": (lambda xp, a: xp.clip(a, 0), A),
     "logaddexp": (lambda xp, a, b: xp.logaddexp(a, b), 100 * A, 100 * B),
     "logaddexp scalar": (lambda xp, a: xp.logaddexp(a, 0.0), 1000 * A),
     "logaddexp infinite": (lambda xp, a: xp.logaddexp(a, a), np.array([np.inf, -np.inf, 0.0])),
@@ -59,23 +44,15 @@ CASES = {
     "where scalar in float64": (lambda xp, a: xp.where(a > 0, a, 0), ROW),
     "isfinite": (lambda xp, a: xp.isfinite(a), SPECIAL),
     "isfinite integers": (lambda xp, a: xp.isfinite(a), WHOLE),
-    "isnan": (lambda xp, a: xp.isnan(a), SPECIAL),
     "logical_and": (lambda xp, a: xp.logical_and(a > 0, a < 2), WHOLE),
-    "logical_or": (lambda xp, a: xp.logical_or(a > 0, a < -2), WHOLE),
     "logical_not": (lambda xp, a: xp.logical_not(a > 0), WHOLE),
     "sum": (lambda xp, a: xp.sum(a), A),
     "sum axes": (lambda xp, a: xp.sum(a, axis=(0, -1), keepdims=True), A),
     "sum integers": (lambda xp, a: xp.sum(a, axis=1), WHOLE.astype(np.int32)),
     "sum booleans": (lambda xp, a: xp.sum(a > 0, axis=0), A),
     "mean": (lambda xp, a: xp.mean(a, axis=1), A),
-    "var": (lambda xp, a: xp.var(a, axis=(0, 2)), A),
-    "std": (lambda xp, a: xp.std(a, axis=1, correction=1, keepdims=True), A),
     "max": (lambda xp, a: xp.max(a, axis=-1, keepdims=True), A),
     "min": (lambda xp, a: xp.min(a, axis=0), A),
-    "argmax": (lambda xp, a: xp.argmax(a), A),
-    "argmax axis": (lambda xp, a: xp.argmax(a, axis=1, keepdims=True), A),
-    "any": (lambda xp, a: xp.any(a > 1, axis=2), A),
-    "any of numbers": (lambda xp, a: xp.any(a, axis=0), WHOLE),
     "all": (lambda xp, a: xp.all(a > -1, axis=(0, 1)), A),
     "take": (lambda xp, a: xp.take(a, xp.asarray([2, 0]), axis=1), A),
     "take_along_axis": (lambda xp, a, i: xp.take_along_axis(a, i, axis=1), A, INDICES),
@@ -86,7 +63,6 @@ CASES = {
     "matrix_transpose": (lambda xp, a: xp.matrix_transpose(a), A),
     "expand_dims": (lambda xp, a: xp.expand_dims(a, axis=-1), A),
     "squeeze": (lambda xp, a: xp.squeeze(a[:1], axis=0), A),
-    "broadcast_to": (lambda xp, a: xp.broadcast_to(a, (5, 4)), ROW),
     "concat": (lambda xp, a, b: xp.concat([a, b], axis=-1), A, B),
     "concat flat": (lambda xp, a, b: xp.concat([a, b], axis=None), A, ROW),
     "stack": (lambda xp, a, b: xp.stack([a, b], axis=1), A, B),
@@ -97,7 +73,6 @@ CASES = {
     "matmul row": (lambda xp, a, b: xp.matmul(b, a), SQUARE, ROW),
     "matmul column": (lambda xp, a, b: xp.matmul(a, b), SQUARE, ROW),
     "matmul inner": (lambda xp, a: xp.matmul(a, a), ROW),
-    "tensordot": (lambda xp, a, b: xp.tensordot(a, b, axes=([2], [0])), A.astype(float), SQUARE),
 }
 
 
@@ -115,28 +90,6 @@ def test_function_is_numpys(case, compiled):
     assert found.dtype == expected.dtype
     assert found.shape == expected.shape
     np.testing.assert_allclose(found, expected, rtol=2e-6, atol=1e-6 if found.dtype == np.float32 else 1e-14)
-
-
-@pytest.mark.parametrize(
-    ("kind", "answers"),
-    [
-        ("bool", (True, False, False)),
-        ("integral", (False, True, False)),
-        ("signed integer", (False, True, False)),
-        ("real floating", (False, False, True)),
-        (("bool", "numeric"), (True, True, True)),
-    ],
-    ids=str,
-)
-def test_isdtype(kind, answers):
-    dtypes = (namespace.bool, namespace.int64, namespace.float32)
-    assert tuple(namespace.isdtype(dtype, kind) for dtype in dtypes) == answers
-
-
-def test_default_dtypes():
-    assert namespace.zeros((2,)).dtype == namespace.float32
-    assert namespace.arange(3).dtype == namespace.int64
-    assert namespace.arange(0.0, 1.0, 0.5).dtype == namespace.float32
 
 
 @pytest.mark.parametrize("dtype", [tf.float32, tf.float64])

@@ -360,6 +360,25 @@ def test_the_data_format_is_that_of_the_nearest_layers(data_format):
     assert adapter.data_format == data_format
 
 
+def test_the_data_format_follows_the_graph_of_the_inputs():
+    class Either(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.relu = layers.Activation("relu", name="relu")
+
+        def call(self, x):
+            data_format = "NCHW" if x.shape[1] == 3 else "NHWC"
+            return tf.nn.bias_add(self.relu(x), tf.zeros(3), data_format=data_format)
+
+    adapter = TensorFlowAdapter(Either())
+    split = adapter.split("relu")
+    first, last = np.zeros((1, 3, 4, 5)), np.zeros((1, 4, 5, 3))
+    for x, data_format in (first, "channels_first"), (last, "channels_last"), (first, "channels_first"):
+        split.features(x)
+        for known in split, adapter.split("relu"):
+            assert (known.data_format, known.input_format) == (data_format, data_format)
+
+
 def test_the_data_format_is_kerass_own_where_no_layer_has_one():
     inputs = keras.Input((3, 4, 5))
     model = keras.Model(inputs, layers.Activation("relu", name="relu")(inputs))

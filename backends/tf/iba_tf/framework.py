@@ -6,6 +6,7 @@ import secrets
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache, partial, wraps
+from threading import Lock
 from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import numpy as np
@@ -21,6 +22,10 @@ C = TypeVar("C", bound=Callable[..., Any])
 _CONSTANTS = 32
 """How many combinations of constants a compiled function keeps its graphs for."""
 
+_switching = Lock()
+_users_of_plain_shapes = 0
+"""How many contexts need TensorFlow's switch for plain integers in shapes, where it was off."""
+
 
 @contextmanager
 def eagerly() -> Iterator[None]:
@@ -31,15 +36,27 @@ def eagerly() -> Iterator[None]:
     if tf.executing_eagerly() or tf.inside_function():
         yield
         return
-    v1_shapes = type(tf.TensorShape([1])[0]) is not int
-    if v1_shapes:
-        tf.compat.v1.enable_v2_tensorshape()
+    with _plain_shapes(), context.eager_mode():
+        yield
+
+
+@contextmanager
+def _plain_shapes() -> Iterator[None]:
+    """Context with plain integers in shapes. All threads share the switch; the last one turns it back."""
+    global _users_of_plain_shapes  # noqa: PLW0603
+    with _switching:
+        switched = _users_of_plain_shapes > 0 or type(tf.TensorShape([1])[0]) is not int
+        if switched:
+            tf.compat.v1.enable_v2_tensorshape()
+            _users_of_plain_shapes += 1
     try:
-        with context.eager_mode():
-            yield
+        yield
     finally:
-        if v1_shapes:
-            tf.compat.v1.disable_v2_tensorshape()
+        if switched:
+            with _switching:
+                _users_of_plain_shapes -= 1
+                if not _users_of_plain_shapes:
+                    tf.compat.v1.disable_v2_tensorshape()
 
 
 def runs_eagerly(function: C) -> C:
@@ -151,7 +168,7 @@ class TensorFlowFramework(Framework):
         def call(*args: Any) -> Any:
             arguments = list(args)
             del args  # nothing but `arguments` may hold the arrays that are donated
-            donated = _lent(arguments, donate, pool) if donate is not None and not jit_compile else None
+            donated = _donate(arguments, donate, pool) if donate is not None and not jit_compile else None
             leaves = tf.nest.flatten(arguments)
             constants = tuple((place, leaf) for place, leaf in enumerate(leaves) if not _is_array(leaf))
             for place, _ in constants:
@@ -173,14 +190,14 @@ class TensorFlowFramework(Framework):
         return held
 
 
-class _Lent(NamedTuple):
+class _Donated(NamedTuple):
     """An array in a variable that nothing else refers to."""
 
     variable: tf.Variable
     shape: tf.TensorShape
 
 
-def _lent(arguments: list[Any], donate: int, pool: list[list[tf.Variable]]) -> list[tf.Variable] | None:
+def _donate(arguments: list[Any], donate: int, pool: list[list[tf.Variable]]) -> list[tf.Variable] | None:
     """Move the donated arrays from the arguments into variables, which can release their memory.
 
     Args:
@@ -201,7 +218,7 @@ def _lent(arguments: list[Any], donate: int, pool: list[list[tf.Variable]]) -> l
         variables = pool.pop()
     except IndexError:
         variables = []
-    moved: list[_Lent] = []
+    moved: list[_Donated] = []
     while arrays:
         array = arrays.pop()
         place = len(moved)
@@ -212,7 +229,7 @@ def _lent(arguments: list[Any], donate: int, pool: list[list[tf.Variable]]) -> l
         else:
             # A new variable would take more time.
             variables[place].assign(array, read_value=False)
-        moved.append(_Lent(variables[place], array.shape))
+        moved.append(_Donated(variables[place], array.shape))
         del array
     arguments[donate] = tuple(moved)
     return variables
@@ -222,25 +239,25 @@ def _holds(variable: tf.Variable, array: tf.Tensor) -> bool:
     return bool(variable.dtype == array.dtype and variable.device == array.device)
 
 
-def _taken(lent: _Lent) -> tf.Tensor:
+def _received(donated: _Donated) -> tf.Tensor:
     """The array in a variable, which is emptied."""
-    array = tf.ensure_shape(lent.variable.read_value(), lent.shape)
-    emptied = lent.variable.assign(tf.zeros([0], array.dtype), read_value=False)
+    array = tf.ensure_shape(donated.variable.read_value(), donated.shape)
+    emptied = donated.variable.assign(tf.zeros([0], array.dtype), read_value=False)
     # Without this order the variable might be emptied last, and the function could not reuse the memory.
     with tf.control_dependencies([emptied]):
         return tf.identity(array)
 
 
 def _run(function: Callable[..., Any], constants: tuple[tuple[int, Any], ...], *arguments: Any) -> Any:
-    """Call `function` with its constants in their places, and with what was lent taken."""
+    """Call `function` with its constants in their places, and with the arrays that are donated."""
     leaves = tf.nest.flatten(arguments)
     for place, constant in constants:
         leaves[place] = constant
     structure = tf.nest.pack_sequence_as(arguments, leaves)
     return function(
         *(
-            tuple(_taken(leaf) for leaf in argument)
-            if isinstance(argument, tuple) and argument and isinstance(argument[0], _Lent)
+            tuple(_received(leaf) for leaf in argument)
+            if isinstance(argument, tuple) and argument and isinstance(argument[0], _Donated)
             else argument
             for argument in structure
         )

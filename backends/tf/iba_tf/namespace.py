@@ -55,16 +55,6 @@ def astype(x: Tensor, dtype: tf.DType, *, copy: builtins.bool = True) -> Tensor:
     return tf.cast(x, dtype)
 
 
-def zeros(shape: int | Sequence[int], *, dtype: tf.DType | None = None) -> Tensor:
-    """Zeros, float32 where no dtype is given."""
-    return tf.zeros(shape, dtype or float32)
-
-
-def ones(shape: int | Sequence[int], *, dtype: tf.DType | None = None) -> Tensor:
-    """Ones, float32 where no dtype is given."""
-    return tf.ones(shape, dtype or float32)
-
-
 def zeros_like(x: Tensor, *, dtype: tf.DType | None = None) -> Tensor:
     """Zeros of the shape of `x`."""
     return tf.zeros_like(x, dtype)
@@ -75,33 +65,7 @@ def ones_like(x: Tensor, *, dtype: tf.DType | None = None) -> Tensor:
     return tf.ones_like(x, dtype)
 
 
-def full_like(x: Tensor, fill_value: float, *, dtype: tf.DType | None = None) -> Tensor:
-    """`fill_value` in the shape of `x`."""
-    return tf.fill(tf.shape(x), tf.cast(fill_value, dtype or x.dtype))
-
-
-def arange(
-    start: float, /, stop: float | None = None, step: float = 1, *, dtype: tf.DType | None = None
-) -> Tensor:
-    """Numbers from `start` to before `stop`, or from 0 to before `start`; integers are int64."""
-    start, stop = (0, start) if stop is None else (start, stop)
-    if dtype is None:
-        whole = builtins.all(isinstance(value, (int, np.integer)) for value in (start, stop, step))
-        dtype = int64 if whole else float32
-    return tf.range(start, stop, step, dtype=dtype)
-
-
 # -- element by element -----------------------------------------------------------------------------
-
-
-def abs(x: Tensor) -> Tensor:
-    """Absolute values."""
-    return tf.abs(x)
-
-
-def sign(x: Tensor) -> Tensor:
-    """-1, 0 or 1."""
-    return tf.sign(x)
 
 
 def exp(x: Tensor) -> Tensor:
@@ -112,16 +76,6 @@ def exp(x: Tensor) -> Tensor:
 def log(x: Tensor) -> Tensor:
     """Natural logarithm."""
     return tf.math.log(x)
-
-
-def log1p(x: Tensor) -> Tensor:
-    """``log(1 + x)``, exact for small `x`."""
-    return tf.math.log1p(x)
-
-
-def expm1(x: Tensor) -> Tensor:
-    """``exp(x) - 1``, exact for small `x`."""
-    return tf.math.expm1(x)
 
 
 def sigmoid(x: Tensor) -> Tensor:
@@ -144,28 +98,9 @@ def tanh(x: Tensor) -> Tensor:
     return tf.tanh(x)
 
 
-def pow(x1: Tensor, x2: Tensor) -> Tensor:
-    """`x1` to the power of `x2`."""
-    return tf.pow(*_promoted(x1, x2))
-
-
 def maximum(x1: Tensor, x2: Tensor) -> Tensor:
     """The greater of each pair; NaN if either is NaN."""
     return tf.maximum(*_promoted(x1, x2))
-
-
-def minimum(x1: Tensor, x2: Tensor) -> Tensor:
-    """The smaller of each pair; NaN if either is NaN."""
-    return tf.minimum(*_promoted(x1, x2))
-
-
-def clip(x: Tensor, min: Tensor | None = None, max: Tensor | None = None) -> Tensor:
-    """`x` moved into [min, max]; None leaves a side open. The dtype stays that of `x`."""
-    if min is not None:
-        x = tf.maximum(x, tf.cast(min, x.dtype))
-    if max is not None:
-        x = tf.minimum(x, tf.cast(max, x.dtype))
-    return x
 
 
 def logaddexp(x1: Tensor, x2: Tensor) -> Tensor:
@@ -188,19 +123,9 @@ def isfinite(x: Tensor) -> Tensor:
     return tf.math.is_finite(x) if x.dtype.is_floating else tf.ones_like(x, bool)
 
 
-def isnan(x: Tensor) -> Tensor:
-    """Whether NaN."""
-    return tf.math.is_nan(x) if x.dtype.is_floating else tf.zeros_like(x, bool)
-
-
 def logical_and(x1: Tensor, x2: Tensor) -> Tensor:
     """Whether both hold."""
     return tf.logical_and(x1, x2)
-
-
-def logical_or(x1: Tensor, x2: Tensor) -> Tensor:
-    """Whether one of them holds."""
-    return tf.logical_or(x1, x2)
 
 
 def logical_not(x: Tensor) -> Tensor:
@@ -225,19 +150,6 @@ def mean(x: Tensor, *, axis: Axis = None, keepdims: builtins.bool = False) -> Te
     return tf.reduce_mean(x, axis, keepdims)
 
 
-def var(x: Tensor, *, axis: Axis = None, correction: float = 0.0, keepdims: builtins.bool = False) -> Tensor:
-    """Sum of squared distances from the mean, divided by the number of values less `correction`."""
-    squares = tf.square(x - tf.reduce_mean(x, axis, keepdims=True))
-    total = tf.reduce_sum(squares, axis, keepdims)
-    count = tf.cast(tf.size(x), x.dtype) / tf.cast(tf.size(total), x.dtype)
-    return total / (count - correction)
-
-
-def std(x: Tensor, *, axis: Axis = None, correction: float = 0.0, keepdims: builtins.bool = False) -> Tensor:
-    """Square root of `var`."""
-    return tf.sqrt(var(x, axis=axis, correction=correction, keepdims=keepdims))
-
-
 def max(x: Tensor, *, axis: Axis = None, keepdims: builtins.bool = False) -> Tensor:
     """Greatest value."""
     return tf.reduce_max(x, axis, keepdims)
@@ -246,20 +158,6 @@ def max(x: Tensor, *, axis: Axis = None, keepdims: builtins.bool = False) -> Ten
 def min(x: Tensor, *, axis: Axis = None, keepdims: builtins.bool = False) -> Tensor:
     """Smallest value."""
     return tf.reduce_min(x, axis, keepdims)
-
-
-def argmax(x: Tensor, *, axis: int | None = None, keepdims: builtins.bool = False) -> Tensor:
-    """Index of the greatest value, int64; into the flattened `x` where no axis is given."""
-    if axis is not None:
-        index = tf.argmax(x, axis)
-        return tf.expand_dims(index, axis) if keepdims else index
-    index = tf.argmax(tf.reshape(x, [-1]))
-    return tf.reshape(index, [1] * x.ndim) if keepdims else index
-
-
-def any(x: Tensor, *, axis: Axis = None, keepdims: builtins.bool = False) -> Tensor:
-    """Whether one of the values is not 0."""
-    return tf.reduce_any(tf.cast(x, bool), axis, keepdims)
 
 
 def all(x: Tensor, *, axis: Axis = None, keepdims: builtins.bool = False) -> Tensor:
@@ -313,11 +211,6 @@ def squeeze(x: Tensor, axis: int | Sequence[int]) -> Tensor:
     return tf.squeeze(x, axis)
 
 
-def broadcast_to(x: Tensor, shape: Sequence[int]) -> Tensor:
-    """`x`, repeated to fill a shape."""
-    return tf.broadcast_to(x, shape)
-
-
 def concat(arrays: Sequence[Tensor], *, axis: int | None = 0) -> Tensor:
     """Tensors joined along an axis; None flattens them first."""
     arrays = _promoted(*arrays)
@@ -353,32 +246,6 @@ def matmul(x1: Tensor, x2: Tensor) -> Tensor:
     if x2.ndim == 1:
         product = tf.squeeze(product, -1)
     return tf.squeeze(product, -1 if x2.ndim == 1 else -2) if x1.ndim == 1 else product
-
-
-def tensordot(x1: Tensor, x2: Tensor, *, axes: int | Sequence[Sequence[int]] = 2) -> Tensor:
-    """Sum of products over the given axes of both."""
-    return tf.tensordot(*_promoted(x1, x2), axes)
-
-
-# -- dtypes ---------------------------------------------------------------------------------------
-
-
-def isdtype(dtype: tf.DType, kind: Any) -> builtins.bool:
-    """Whether a dtype is another, or of a kind such as ``"real floating"``, or one of several."""
-    if isinstance(kind, tuple):
-        return builtins.any(isdtype(dtype, each) for each in kind)
-    if not isinstance(kind, str):
-        return builtins.bool(dtype == kind)
-    kinds = {
-        "bool": dtype.is_bool,
-        "signed integer": dtype.is_integer and not dtype.is_unsigned,
-        "unsigned integer": dtype.is_unsigned,
-        "integral": dtype.is_integer,
-        "real floating": dtype.is_floating,
-        "complex floating": dtype.is_complex,
-        "numeric": dtype.is_integer or dtype.is_floating or dtype.is_complex,
-    }
-    return builtins.bool(kinds[kind])
 
 
 def _promoted(*values: Tensor) -> list[Tensor]:

@@ -133,7 +133,7 @@ class CopiedGraph:
         if self._session is None:
             self._session = v1.Session(graph=self.graph, config=self._config)
             self.load_variables()
-            self.load_flow()
+            self.load_flow(self._flow.is_open)
         return self._session
 
     def load_variables(self) -> None:
@@ -142,10 +142,10 @@ class CopiedGraph:
             bindings = self._source.bindings
             load_values({load: bindings[name] for name, load in self._loads.items()}, self._session)
 
-    def load_flow(self) -> None:
-        """Copy the state of the flow into the session, if there is one yet."""
+    def load_flow(self, restricting: bool) -> None:
+        """Copy the state of the flow into the session, if there is one yet, and restrict it or not."""
         if self._session is not None:
-            self._bottleneck_flow.load(self._flow, self._session)
+            self._bottleneck_flow.load(self._flow, self._session, restricting)
 
     # -- losses -----------------------------------------------------------------------------------
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from threading import RLock
 from typing import Any
 
 import keras
@@ -37,6 +38,9 @@ from iba_tf.graphs.operations import OperationGraph, canonical, node_of
 from iba_tf.models.graph_model import GraphModel
 
 v1 = tf.compat.v1
+
+_copying = RLock()
+"""Held while a graph is copied, so that threads that share a bottleneck make one copy."""
 
 
 class IBACopy(PerSampleBottleneck):
@@ -206,18 +210,19 @@ class IBACopy(PerSampleBottleneck):
             yield
 
     def _copy(self) -> CopiedGraph:
-        if self._copied is None:
-            graph = self._original.graph
-            if graph is None:
-                raise LayerError(
-                    "the model has no graph before it is called: its graph follows from its inputs; give a "
-                    "concrete function, or a model with declared inputs"
-                )
-            with eagerly():
-                self._copied = CopiedGraph(
-                    graph, self._feature_in(graph), self.flow, self.name, self._session_config
-                )
-        return self._copied
+        with _copying:
+            if self._copied is None:
+                graph = self._original.graph
+                if graph is None:
+                    raise LayerError(
+                        "the model has no graph before it is called: its graph follows from its inputs; give "
+                        "a concrete function, or a model with declared inputs"
+                    )
+                with eagerly():
+                    self._copied = CopiedGraph(
+                        graph, self._feature_in(graph), self.flow, self.name, self._session_config
+                    )
+            return self._copied
 
     def assert_variables_equal(self) -> None:
         """Check that all variables of the copy have the same values as in the original.
@@ -375,9 +380,13 @@ class IBACopy(PerSampleBottleneck):
         Raises:
             NotEstimatedError: nothing has been analysed.
         """
-        copied = self._copied
-        with self.flow.restricted(None if copied is None else copied.load_flow):
+        with self.flow.restricted(self, self._load_flow):
             yield
+
+    def _load_flow(self, restricting: bool) -> None:
+        # The copied graph may have been made since the context was entered.
+        if self._copied is not None:
+            self._copied.load_flow(restricting)
 
     # -- estimating and explaining ----------------------------------------------------------------
 

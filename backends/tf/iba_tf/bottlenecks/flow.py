@@ -53,13 +53,14 @@ class Flow(tf.Module):
         )
         self.is_empty = True
         self._lock = RLock()
-        self._open: set[object] = set()
+        # What each open context restricts, by the context's mark.
+        self._open: dict[object, Any] = {}
 
     def __call__(self, features: tf.Tensor) -> tf.Tensor:
         """`features`, restricted or not."""
         if not tf.executing_eagerly():
             return tf.cond(self.restricting, lambda: self._restrict(features), lambda: tf.identity(features))
-        if self._open.isdisjoint(_ENTERED.get()):
+        if not any(mark in self._open for mark in _ENTERED.get()):
             return tf.identity(features)
         with self._lock:
             return self._restrict(features)
@@ -84,6 +85,11 @@ class Flow(tf.Module):
     def state(self) -> tuple[tf.Variable, ...]:
         """All variables: `restricting`, `passed`, `blocked`, `mean` and `std`."""
         return self.restricting, self.passed, self.blocked, self.mean, self.std
+
+    @property
+    def is_open(self) -> bool:
+        """Whether any context of `restricted` is open."""
+        return bool(self._open)
 
     def keep(self, results: Sequence[BottleneckResult], pass_mask: npt.ArrayLike | None) -> None:
         """Pass what an analysis has kept from now on.
@@ -116,11 +122,13 @@ class Flow(tf.Module):
             self.is_empty = False
 
     @contextmanager
-    def restricted(self, load: Callable[[], None] | None = None) -> Iterator[None]:
+    def restricted(self, place: Any = None, load: Callable[[bool], None] | None = None) -> Iterator[None]:
         """Context in which features are restricted.
 
         Args:
-            load: brings the state into a session, as often as it changes.
+            place: what `load` brings the state into, such as a session.
+            load: brings the state there, as often as contexts of that place change. Its argument tells
+                whether any is open.
 
         Raises:
             NotEstimatedError: nothing has been analysed.
@@ -129,24 +137,24 @@ class Flow(tf.Module):
             raise nothing_kept()
         mark = object()
         try:
-            with self._changing(load):
-                self._open.add(mark)
+            with self._changing(place, load):
+                self._open[mark] = place
             _ENTERED.set(_ENTERED.get() | {mark})
             yield
         finally:
             _ENTERED.set(_ENTERED.get() - {mark})
-            with self._changing(load):
-                self._open.discard(mark)
+            with self._changing(place, load):
+                self._open.pop(mark, None)
 
     @contextmanager
-    def _changing(self, load: Callable[[], None] | None) -> Iterator[None]:
+    def _changing(self, place: Any, load: Callable[[bool], None] | None) -> Iterator[None]:
         """Context in which contexts are opened or closed; the variable follows."""
         with self._lock:
             yield
             with eagerly():
-                self.restricting.assign(bool(self._open))
+                self.restricting.assign(self.is_open)
             if load is not None:
-                load()
+                load(place in self._open.values())
 
     def __getstate__(self) -> dict[str, Any]:
         with self._lock, eagerly():
@@ -181,9 +189,11 @@ class GraphFlow:
         self.outputs = flow(features)
         self._loads = [Load(variable.handle, variable.dtype) for variable in flow.state]
 
-    def load(self, flow: Flow, session: tf.compat.v1.Session) -> None:
-        """Bring the state of an eager flow into a session of the graph."""
-        load_values(dict(zip(self._loads, flow.state, strict=True)), session)
+    def load(self, flow: Flow, session: tf.compat.v1.Session, restricting: bool) -> None:
+        """Bring the state of an eager flow into a session of the graph, which restricts features or not."""
+        restrict_flow, *kept = self._loads
+        load_values(dict(zip(kept, flow.state[1:], strict=True)), session)
+        session.run(restrict_flow.operation, {restrict_flow.value: restricting})
 
 
 class Load:

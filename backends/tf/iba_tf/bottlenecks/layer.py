@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
+from threading import RLock
 from typing import Any
 
 import keras
@@ -481,6 +483,7 @@ class _LayerInGraph:
         self.target: tf.Tensor | None = None
         self._kept: tf.Tensor | None = None
         self._copy: IBACopy | None = None
+        self._lock = RLock()
 
     @property
     def is_classification(self) -> bool:
@@ -537,13 +540,16 @@ class _LayerInGraph:
         """A copy that explains by the layer's statistics and settings, with the variables' present values."""
         if self._kept is None:
             require_loss(None)
-        if self._copy is None or self._copy.session is not session:
-            self._copy = IBACopy(self.outputs, [self._kept], session=session)
-            self._copy.keep_first_output(is_classification=self.is_classification)
-        else:
-            self._copy.update_variables()
-        self._copy.share(state)
-        return self._copy
+        with self._lock:
+            copy = self._copy
+            if copy is None or copy.session is not session:
+                copy = IBACopy(self.outputs, [self._kept], session=session)
+                copy.keep_first_output(is_classification=self.is_classification)
+            else:
+                copy.update_variables()
+            copy.share(state)
+            self._copy = copy
+            return copy
 
     @contextmanager
     def restricted(self, session: tf.compat.v1.Session | None) -> Iterator[None]:
@@ -551,7 +557,7 @@ class _LayerInGraph:
         if self._copy is None:
             raise nothing_kept()
         running, flow = _session(session), self._copy.flow
-        with flow.restricted(lambda: self._flow.load(flow, running)):
+        with flow.restricted(running, partial(self._flow.load, flow, running)):
             yield
 
 

@@ -12,9 +12,10 @@ import keras
 import tensorflow as tf
 from tensorflow.core.framework.graph_pb2 import GraphDef
 
-from iba_core.errors import InputError
+from iba_core.errors import InputError, StateError
 from iba_core.framework.adapter import Inputs
 from iba_core.framework.cache import Cache
+from iba_core.framework.layout import DataFormat
 from iba_tf.adapter import TensorFlowAdapter
 from iba_tf.framework import eagerly
 from iba_tf.graphs.calls import function_to
@@ -171,6 +172,11 @@ class Original:
         """The graph to the wanted outputs, if it is the same for all inputs."""
         return None if self.model.graph is None else self._select(self.model.graph)
 
+    @property
+    def data_format(self) -> DataFormat:
+        """See `GraphModel.data_format`."""
+        return self.model.data_format
+
     def prepare(
         self, inputs: Inputs, needed: Callable[[OperationGraph], set[str]] | None = None
     ) -> tuple[OperationGraph, list[tf.Tensor | None]]:
@@ -228,8 +234,10 @@ class Original:
             vars(self).update(vars(Original.of(feature, outputs, state["keras_model"], None)))
             values, own = state["values"], self.model.variables
             # A subclassed model gets another name when it is copied, and its name is part of the variables'.
-            names = own if own.keys() <= values.keys() else values
-            for name, variable in zip(names, own.values(), strict=False):
+            names = list(own if own.keys() <= values.keys() else values)
+            if [values[name].shape for name in names] != [value_of(x).shape for x in own.values()]:
+                raise StateError("the copied model has other variables than the original")
+            for name, variable in zip(names, own.values(), strict=True):
                 variable.assign(values[name])
 
 

@@ -30,7 +30,7 @@ from iba_core.targets import ClassTarget, Loss, main_output
 from iba_core.utils import get_tqdm
 from iba_tf.adapter import TensorFlowAdapter
 from iba_tf.bottlenecks.flow import Flow
-from iba_tf.bottlenecks.report import Recording, Report, joined, variable_names
+from iba_tf.bottlenecks.report import Recording, Report, Reporter, joined, variable_names
 from iba_tf.framework import fresh_key
 from iba_tf.graphs.split import GraphSplit
 
@@ -100,7 +100,7 @@ class TailLoss:
     loss: Loss | None = None
     classes: int = 0
     by_image: bool = True
-    _optimizers: Cache[BottleneckOptimizer] = field(default_factory=lambda: Cache(size=2), repr=False)
+    _reporters: Cache[Reporter] = field(default_factory=lambda: Cache(size=2), repr=False)
 
     @property
     def is_classification(self) -> bool:
@@ -114,13 +114,15 @@ class TailLoss:
             return self.loss(output, *rows)
         return tf.reshape(output, (-1,)) if self.by_image else output
 
-    def optimizer(self, feature_shape: Sequence[int]) -> BottleneckOptimizer:
-        """The optimizer for feature maps of a shape; the step that it compiles is kept."""
+    def reporter(self, feature_shape: Sequence[int]) -> Reporter:
+        """The optimizer for feature maps of a shape, and its reporter; what they compile is kept."""
         layout = Layout.of(feature_shape, self.split.data_format)
-        return self._optimizers.get(
-            layout,
-            lambda: BottleneckOptimizer(self.adapter.framework, self, layout, by_image=self.by_image),
-        )
+
+        def made() -> Reporter:
+            optimizer = BottleneckOptimizer(self.adapter.framework, self, layout, by_image=self.by_image)
+            return Reporter(optimizer, self.is_classification)
+
+        return self._reporters.get(layout, made)
 
     def require_tells_apart(self, images: int) -> None:
         """Raise unless the loss can be that of each of several images.
@@ -291,20 +293,20 @@ class PerSampleBottleneck:
         """
         if n_samples is not None and n_samples < 1:
             raise InputError(f"n_samples={n_samples} must be 1 or more")
-        estimator = self._state.estimator
-        seen = WelfordEstimator(*(estimator.shape or ()))
+        estimator, seen = copy(self._state.estimator), 0
         with get_tqdm()(total=n_samples, desc="Estimating", unit="sample", disable=not progbar) as bar:
             for batch in batches:
-                left = None if n_samples is None else n_samples - seen.n_samples()
-                size = rows_of(batch) if left is None else min(rows_of(batch), left)
+                size = rows_of(batch) if n_samples is None else min(rows_of(batch), n_samples - seen)
                 values = features(take(batch, 0, size))
-                seen.fit(np.asarray(tf.cast(values, tf.float64)))
+                estimator.fit(np.asarray(tf.cast(values, tf.float64)))
+                seen += size
                 bar.update(size)
-                if seen.n_samples() == n_samples:
+                if seen == n_samples:
                     break
-        if not seen.n_samples():
+        if not seen:
             raise InputError("the generator gave no samples; give at least two")
-        estimator.merge(seen)
+        # The estimator stays the same object, since users may have given it.
+        vars(self._state.estimator).update(vars(estimator))
 
     # -- explaining -------------------------------------------------------------------------------
 
@@ -350,11 +352,11 @@ class PerSampleBottleneck:
 
         def task(tail: Tail, start: int, stop: int) -> Task:
             like = full_precision(tail.features)
-            optimizer = loss.optimizer(tail.features.shape[1:])
+            reporter = loss.reporter(tail.features.shape[1:])
             if state.collected:
-                recordings.append(Recording(optimizer, state.collected, loss.is_classification))
+                recordings.append(Recording(reporter, state.collected))
             return Task(
-                optimizer,
+                reporter.optimizer,
                 statistics,
                 tuple(loss.adapter.framework.asarray(row[start:stop], like=like) for row in rows),
                 recordings[-1].record if state.collected else None,

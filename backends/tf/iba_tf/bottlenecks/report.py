@@ -52,58 +52,21 @@ def variable_names(is_classification: bool) -> list[str]:
     return sorted((*_EVERY_STEP, *_FIRST_ONLY, *(_OF_A_CLASSIFICATION if is_classification else ())))
 
 
-class Recording:
-    """Remembers alpha at each step, and computes the other variables afterwards.
+class Reporter:
+    """Computes the variables of a step, by a function that is compiled once.
 
     Args:
         optimizer: runs the steps.
-        collected: names of the variables to report.
         is_classification: whether the model is asked to keep a class.
     """
 
-    def __init__(
-        self, optimizer: BottleneckOptimizer, collected: Sequence[str], is_classification: bool
-    ) -> None:
-        self._optimizer = optimizer
-        self._collected = collected
+    def __init__(self, optimizer: BottleneckOptimizer, is_classification: bool) -> None:
+        self.optimizer = optimizer
         self._is_classification = is_classification
-        self._alphas: list[tf.Tensor] = []
-        self._compiled = optimizer.framework.compile(self._variables)
-
-    def record(self, step: int, state: AdamState, report: StepReport) -> None:
-        """Remember alpha after a step."""
-        self._alphas.append(state.parameter)
-
-    def report(
-        self,
-        result: BottleneckResult,
-        settings: BottleneckSettings,
-        seed: int,
-        pass_mask: npt.ArrayLike | None,
-    ) -> Report:
-        """Report of an optimisation that has ended; arguments as given to it."""
-        problem = result.problem
-        constant = {
-            "feature": problem.features,
-            "feature_mean": problem.mean,
-            "feature_std": problem.std,
-            "pass_mask": np.broadcast_to(0.0 if pass_mask is None else pass_mask, problem.features.shape),
-        }
-        alphas = [tf.zeros_like(result.alpha) + settings.initial_alpha, *self._alphas]
-        report: Report = {}
-        for step, alpha in enumerate(alphas):
-            (noise,) = self._optimizer.noise(problem, (settings.samples,), seed, step)
-            values = self._compiled(alpha, noise, problem)
-            if step == 0:
-                report["init"] = self._chosen({**values, **constant})
-            report[step if step < settings.steps else "final"] = self._chosen(values)
-        return report
-
-    def _chosen(self, values: dict[str, Any]) -> dict[str, npt.NDArray[Any]]:
-        return {name: np.array(values[name]) for name in self._collected if name in values}
+        self.variables = optimizer.framework.compile(self._variables)
 
     def _variables(self, alpha: tf.Tensor, noise: tf.Tensor, problem: Problem) -> dict[str, tf.Tensor]:
-        optimizer, images = self._optimizer, alpha.shape[0]
+        optimizer, images = self.optimizer, alpha.shape[0]
         mask = mask_from_alpha(alpha, problem.matrices, optimizer.layout)
         eps = problem.mean + problem.std * noise
         features, passed, blocked = (tf.repeat(x, noise.shape[0], axis=0) for x in (problem.features, *mask))
@@ -132,7 +95,53 @@ class Recording:
     def _of_classification(self, z: tf.Tensor, problem: Problem) -> dict[str, tf.Tensor]:
         logits = main_output(problem.tail_outputs(z))
         rows = (tf.repeat(row, z.shape[0] // row.shape[0], axis=0) for row in problem.rows)
-        return {"logits": logits, "cross_entropy": self._optimizer.loss(logits, *rows)}
+        return {"logits": logits, "cross_entropy": self.optimizer.loss(logits, *rows)}
+
+
+class Recording:
+    """Remembers alpha at each step, and computes the other variables afterwards.
+
+    Args:
+        reporter: computes them.
+        collected: names of the variables to report.
+    """
+
+    def __init__(self, reporter: Reporter, collected: Sequence[str]) -> None:
+        self._reporter = reporter
+        self._collected = collected
+        self._alphas: list[tf.Tensor] = []
+
+    def record(self, step: int, state: AdamState, report: StepReport) -> None:
+        """Remember alpha after a step."""
+        self._alphas.append(state.parameter)
+
+    def report(
+        self,
+        result: BottleneckResult,
+        settings: BottleneckSettings,
+        seed: int,
+        pass_mask: npt.ArrayLike | None,
+    ) -> Report:
+        """Report of an optimisation that has ended; arguments as given to it."""
+        problem = result.problem
+        constant = {
+            "feature": problem.features,
+            "feature_mean": problem.mean,
+            "feature_std": problem.std,
+            "pass_mask": np.broadcast_to(0.0 if pass_mask is None else pass_mask, problem.features.shape),
+        }
+        alphas = [tf.zeros_like(result.alpha) + settings.initial_alpha, *self._alphas]
+        report: Report = {}
+        for step, alpha in enumerate(alphas):
+            (noise,) = self._reporter.optimizer.noise(problem, (settings.samples,), seed, step)
+            values = self._reporter.variables(alpha, noise, problem)
+            if step == 0:
+                report["init"] = self._chosen({**values, **constant})
+            report[step if step < settings.steps else "final"] = self._chosen(values)
+        return report
+
+    def _chosen(self, values: dict[str, Any]) -> dict[str, npt.NDArray[Any]]:
+        return {name: np.array(values[name]) for name in self._collected if name in values}
 
 
 def joined(reports: Sequence[Report]) -> Report:

@@ -34,6 +34,10 @@ class Source(Protocol):
     def graph(self) -> DataflowGraph | None:
         """The graph, if it is the same for all inputs."""
 
+    @property
+    def data_format(self) -> DataFormat:
+        """Where the channels of the first input are, as far as it is known before the model has run."""
+
     def prepare(
         self, inputs: Inputs, needed: Callable[[Any], set[str]] | None = None
     ) -> tuple[DataflowGraph, list[tf.Tensor | None]]:
@@ -92,13 +96,11 @@ class GraphSplit(Split):
         self._divisions: Cache[Division] = Cache(_KEPT)
         self._passes: Cache[_Passes] = Cache(_KEPT)
         self._latest: Division | None = None
-        self.layer_name = ""
-        self.data_format: DataFormat = "channels_last"
-        self.input_format: DataFormat = "channels_last"
         if source.graph is not None:
             self._division(source.graph)
         else:
             self.layer_name = source.check_layer(layer)
+            self.data_format = self.input_format = source.data_format
             if end_layer is not None:
                 source.check_layer(end_layer)
 
@@ -129,14 +131,14 @@ class GraphSplit(Split):
             yield Tail(features, passes.tail, tuple(carry))
 
     def _division(self, graph: DataflowGraph) -> Division:
-        return self._divisions.get(graph, lambda: self._divided(graph))
-
-    def _divided(self, graph: DataflowGraph) -> Division:
-        division = Division.of(graph, self._layer, self._end_layer, self._replace, self._rewrite)
-        self.layer_name = division.layer_name
-        self.data_format = graph.data_format(division.features)
-        self.input_format = graph.data_format(graph.inputs[0].tensor)
-        self._latest = division
+        division = self._divisions.get(
+            graph, lambda: Division.of(graph, self._layer, self._end_layer, self._replace, self._rewrite)
+        )
+        if division is not self._latest:
+            self.layer_name = division.layer_name
+            self.data_format = graph.data_format(division.features)
+            self.input_format = graph.data_format(graph.inputs[0].tensor)
+            self._latest = division
         return division
 
     def _prepared(self, inputs: Inputs, features_only: bool) -> tuple[_Passes, list[tf.Tensor | None]]:

@@ -125,7 +125,11 @@ def recorded_layers() -> Iterator[LayerRecord]:
         @wraps(call)
         def wrapped(function: Any, *args: Any, **kwargs: Any) -> Any:
             if get_ident() == thread and type(function) is _FUNCTION:
-                function = tf.function(function.python_function, input_signature=function.input_signature)
+                function = tf.function(
+                    function.python_function,
+                    input_signature=function.input_signature,
+                    autograph=function._autograph,
+                )
             return call(function, *args, **kwargs)
 
         return wrapped
