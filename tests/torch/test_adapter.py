@@ -23,6 +23,9 @@ def test_it_is_found_for_modules_and_for_nothing_else():
     with pytest.raises(InputError, match=r"no backend serves a model of type builtins\.int"):
         find_adapter(3)
     assert TorchAdapter.load("some-other-network") is None
+    for use in (TorchAdapter, lambda model: IBA(nn.ReLU()).estimate(model, [torch.ones(4, 2)])):
+        with pytest.raises(InputError, match="model is of type NoneType"):
+            use(None)
 
 
 def test_without_torch_one_line_says_what_to_install():
@@ -64,6 +67,12 @@ def test_unknown_layers_are_errors_that_offer_the_closest_names(cases):
         adapter.split(nn.Linear(2, 2))
     assert adapter.split(model.down1[0]).layer_name == "down1.0"
     assert adapter.split(model).layer_name == "UNet"
+
+
+def test_the_model_itself_goes_by_its_class():
+    adapter = TorchAdapter(nn.Linear(4, 2))
+    name = adapter.split(adapter.model).layer_name
+    assert (name, adapter.split(name).module) == ("Linear", adapter.model)
 
 
 def test_a_module_of_several_names_is_found_by_each_of_them(images):

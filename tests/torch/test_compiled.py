@@ -8,6 +8,8 @@ import torch
 from torch import nn
 
 from iba_core import Explainer
+from iba_torch import TorchAdapter
+from iba_torch.framework import TorchFramework
 
 
 class Network(nn.Module):
@@ -66,6 +68,15 @@ def test_compiled_steps_are_the_steps(machine_code):
     assert "aten.convolution_backward.default" in operations
     compiled.explain(images(1), 1, seed=0)
     assert len(machine_code) > made
+
+
+def test_two_ends_are_recorded_apart(machine_code):
+    framework, adapter, x = TorchFramework(), TorchAdapter(Network().eval()), images(2)
+    run = framework.compile(lambda tail, z: tail(z), jit_compile=True)
+    for end in ("third", "norm", None):
+        with adapter.split("second", end).head(x) as tail, torch.no_grad():
+            torch.testing.assert_close(run(tail.run, tail.features), tail(tail.features))
+    assert len(machine_code) == 3
 
 
 def test_new_weights_are_seen(machine_code):

@@ -10,6 +10,7 @@ import pickle
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -21,6 +22,7 @@ from torch.utils.checkpoint import checkpoint
 from iba_core import Explainer, InputError, LayerError, NotEstimatedError
 from iba_torch import IBA, TorchAdapter, TorchSplit
 from iba_torch.tail import rewrites
+from iba_torch.tail.rewrites.assumptions import Assumption, Outcome, State, run_assuming
 from iba_torch.tail.shadow import Shadows
 from iba_torch.tail.trees import tensors
 
@@ -63,7 +65,7 @@ class TestCopies:
                     change(parameter)
             flags = [module.training for module in model.modules()]
             # With gradients: fused attention would be rounded in another way.
-            wanted = copy_in_evaluation_mode(model)(x.clone()).detach()
+            wanted = in_evaluation_mode(model)(x.clone()).detach()
             torch.testing.assert_close(TorchAdapter(model).predict(x), wanted)
             torch.testing.assert_close(output(model, x, layer)[0], wanted)
             assert [module.training for module in model.modules()] == flags
@@ -201,6 +203,52 @@ class TestCopies:
         assert model.notes.text == "new"
         assert wanted.shape == (1, 2)
 
+    def test_sets_arrays_long_lists_and_renormalised_embeddings_are_its_own(self):
+        class Storing(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.layer, self.active, self.used = nn.Conv2d(3, 2, 1), {"scale"}, set()
+                self.counts, self.losses = np.zeros(3), [0.0] * 2000
+                self.embedding = nn.Embedding(3, 2, max_norm=0.1)
+
+            def forward(self, x):
+                assert not self.used
+                assert len(self.losses) < 2002
+                self.used.add("forward")
+                self.losses.append(1.0)
+                self.counts[0] += 1
+                y = self.layer(x).mean((2, 3)) + self.embedding(torch.tensor(1))
+                return y * self.counts[0] * (2 if "scale" in self.active else 1)
+
+        model, x = Storing(), photographs(1)
+        weight = model.embedding.weight.detach().clone()
+        adapter = TorchAdapter(model)
+        first = adapter.predict(x)
+        torch.testing.assert_close(adapter.predict(x), first)
+        assert (model.active, model.used, len(model.losses), model.counts[0]) == ({"scale"}, set(), 2000, 0)
+        assert torch.equal(model.embedding.weight, weight)
+        model.active.remove("scale")
+        torch.testing.assert_close(adapter.predict(x), first / 2)
+        model.counts[0], model.losses[:] = 1, [0.0] * 2001
+        torch.testing.assert_close(adapter.predict(x), first)
+        with torch.no_grad():
+            model.embedding.weight.neg_()
+        wanted = copy.deepcopy(model)(x).detach()
+        torch.testing.assert_close(adapter.predict(x), wanted)
+
+    def test_objects_that_release_something_are_shared(self):
+        released = []
+
+        class Resource:
+            def __del__(self):
+                released.append(self)
+
+        model, x = network(), photographs(1)
+        model.resource = Resource()
+        TorchAdapter(model).predict(x)
+        gc.collect()
+        assert not released
+
     def test_a_generator_of_the_model_keeps_its_state(self):
         class Noisy(nn.Module):
             def __init__(self):
@@ -212,7 +260,9 @@ class TestCopies:
 
         model = Noisy()
         before = model.generator.get_state()
-        TorchAdapter(model).predict(photographs(1))
+        adapter = TorchAdapter(model)
+        first = adapter.predict(photographs(1))
+        torch.testing.assert_close(adapter.predict(photographs(1)), first)
         assert torch.equal(model.generator.get_state(), before)
 
     @pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
@@ -252,8 +302,8 @@ class Notes:
     text = "new"
 
 
-def copy_in_evaluation_mode(model):
-    """The model itself, with the flags of a copy: its own are put back by the test."""
+def in_evaluation_mode(model):
+    """Runs the model itself in evaluation mode, and puts its flags back."""
     flags = {module: module.training for module in model.modules()}
 
     def run(x):
@@ -386,7 +436,7 @@ class TestSwitchedOff:
             for on in (True, False):
                 split = TorchAdapter(model).split(layer)
                 for _ in range(2):
-                    with rewrites.disabled() if not on else threading.Lock(), split.head(x) as tail:
+                    with nullcontext() if on else rewrites.disabled(), split.head(x) as tail:
                         z = tail.features.repeat_interleave(2, 0).requires_grad_()
                         outputs = tensors(tail(z))
                         total = sum(each.sin().sum() for each in outputs)
@@ -444,6 +494,72 @@ class TestAssumptions:
                 for _ in range(3):
                     z = tail.features.clone().requires_grad_()
                     torch.testing.assert_close(tail(z).detach(), wanted)
+
+    def test_they_end_with_what_they_were_observed_on(self):
+        class Plain(nn.Module):
+            def forward(self, x):
+                return x
+
+        class Doubling(nn.Module):
+            def forward(self, x):
+                x.detach().numpy()[:] *= 2
+                return x
+
+        class Skipping(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.first, self.second, self.third = (nn.Conv2d(3, 3, 1) for _ in range(3))
+                self.last = Plain()
+
+            def forward(self, x):
+                skip = self.first(x)
+                y = self.second(skip.tanh())
+                return (self.third(y) + self.last(skip)).mean((2, 3))
+
+        model, x = Skipping(), photographs(2)
+        split = TorchAdapter(model).split("second")
+
+        def check(split, run):
+            with split.head(x) as tail:
+                for _ in range(3):
+                    z = tail.features.clone().requires_grad_()
+                    torch.testing.assert_close(tail(z).detach(), run(x.clone()).detach())
+
+        check(split, model)
+        model.last = Doubling()
+        check(split, model)
+
+        model.last, shadows = Plain(), Shadows()
+
+        def doubled(x):
+            first = model.first(x)
+            y = model.second(first.tanh())
+            first.detach().numpy()[:] *= 2
+            return model.third(y) + first
+
+        for closure in (model.forward, doubled):
+            check(TorchSplit(closure, model.second, shadows=shadows), closure)
+
+    def test_other_threads_see_only_what_has_been_shown(self):
+        assumption, seen = Assumption("it holds"), []
+
+        def run(relied):
+            seen.append((assumption in relied, assumption.state))
+            if relied or fails:
+                raise RuntimeError("first" if relied else "again")
+            return Outcome("done")
+
+        def blame(error, relied):
+            return relied
+
+        fails = True
+        with pytest.raises(RuntimeError, match="first"):
+            run_assuming([assumption], run, blame)
+        assert assumption.is_unknown
+        fails = False
+        assert run_assuming([assumption], run, blame) == "done"
+        assert seen == [(True, State.UNKNOWN), (False, State.UNKNOWN)] * 2
+        assert assumption.is_broken
 
     def test_errors_of_the_model_pass_through_as_they_are(self):
         """Also those that it raises once: no pass is tried again to find out."""

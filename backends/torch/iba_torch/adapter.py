@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from iba_core.errors import LayerError, closest
+from iba_core.errors import InputError, LayerError, closest
 from iba_core.framework.adapter import Inputs, LayerInfo, ModelAdapter
 from iba_core.framework.framework import Framework
 from iba_core.framework.layout import DataFormat
@@ -49,6 +49,8 @@ class TorchAdapter(ModelAdapter):
     data_format: DataFormat = "channels_first"
 
     def __init__(self, model: nn.Module, rewrites: bool = True) -> None:
+        if not isinstance(model, nn.Module):
+            raise InputError(f"model is of type {type(model).__name__}; an nn.Module was expected")
         super().__init__(unwrap(model))
         self._rewrites = rewrites
         self._knowledge = Knowledge()
@@ -115,6 +117,8 @@ class TorchAdapter(ModelAdapter):
     def _find(self, layer: nn.Module | str) -> LayerCall:
         # A module that is reachable under several names goes by each of them.
         modules = dict(self.model.named_modules(remove_duplicate=False))
+        # The model itself goes by the name of its class.
+        modules.setdefault(type(self.model).__name__, modules.pop(""))
         call = None
         if isinstance(layer, nn.Module):
             module = unwrap(layer)
@@ -128,13 +132,13 @@ class TorchAdapter(ModelAdapter):
             for wrapper in ("module.", "_orig_mod."):
                 if name not in modules:
                     name = name.removeprefix(wrapper)
-            if not name or name not in modules:
-                raise LayerError(f"the model has no layer {layer!r}; {closest(layer, filter(None, modules))}")
+            if name not in modules:
+                raise LayerError(f"the model has no layer {layer!r}; {closest(layer, modules)}")
             module = modules[name]
         else:
             raise LayerError(f"layer={layer!r} is neither a module of the model nor the name of one")
         shown = name if call is None else f"{name}:{call}"
-        return LayerCall(module, shown or type(module).__name__, call)
+        return LayerCall(module, shown, call)
 
     def predict(self, inputs: Inputs) -> Any:
         """The model's output for `inputs`, in evaluation mode and without a graph."""

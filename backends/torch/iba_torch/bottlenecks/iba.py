@@ -211,6 +211,7 @@ class IBA(nn.Module):
             raise InputError("the bottleneck cannot be detached: it hangs on no layer, or not any more")
         self._handle.remove()
         self._handle = None
+        self._shadows = Shadows()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """The features as the next layer gets them. There is no need to call this method yourself.
@@ -373,12 +374,12 @@ class IBA(nn.Module):
                 takes with tensors whose first axis is the batch. Of B images, each is explained by
                 itself.
             model_loss_fn: closure that maps copies of each image, one image's after the other's, to the loss
-                of the model on them: a scalar, their mean, or one loss for each. How many copies they are,
-                it has to see from what it gets: of B images they come `batch_size` at a time, or in parts,
-                see `max_batch`. Targets of one's own for each image are repeated with
+                of the model on them: a scalar, their mean, or one loss for each. The number of copies can
+                change between calls: there are `batch_size` of each image, or fewer, see `max_batch`.
+                Where each image has a target, repeat the targets with
                 ``targets.repeat_interleave(len(x) // len(targets))``.
             mode: ``"saliency"`` for a map of the input, ``"capacity"`` for the features.
-            beta: instead of the constructor's, as all that follow, unless None.
+            beta: replaces the constructor's value; None keeps it.
             optimization_steps: likewise.
             min_std: likewise.
             lr: likewise.

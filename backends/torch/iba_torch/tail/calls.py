@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import sys
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import contextmanager, suppress
+from types import FunctionType
 from typing import Any
+from weakref import ref
 
 import torch
 from torch import nn
@@ -22,6 +24,21 @@ def unwrap(module: nn.Module) -> nn.Module:
             module = module._modules["_orig_mod"]  # type: ignore[assignment]  # the key is there
         else:
             return module
+
+
+def what_runs(model: Any) -> Hashable:
+    """Equal for closures that run the same code on the same modules; None for other callables."""
+    if isinstance(model, nn.Module):
+        return ref(model)
+    if not hasattr(model, "__code__"):
+        return None
+    held = [getattr(model, "__self__", None), *map(model.__globals__.get, model.__code__.co_names)]
+    for cell in model.__closure__ or ():
+        with suppress(ValueError):  # Not filled yet.
+            held.append(cell.cell_contents)
+    modules = (ref(item) for item in held if isinstance(item, nn.Module))
+    codes = (item.__code__ for item in held if isinstance(item, FunctionType))
+    return (model.__code__, *modules, *codes)
 
 
 def is_watched(module: nn.Module) -> bool:
@@ -149,7 +166,7 @@ class _Uncompiled:
                 self._stance = torch.compiler.set_stance("force_eager")
 
     def discard(self, user: object) -> None:
-        """A user less."""
+        """Remove a user."""
         with self._lock:
             self._users.discard(user)
             if not self._users and self._stance is not None:

@@ -64,7 +64,8 @@ class HeadPass:
         self.n_calls = 0
         self.end_numbers: dict[Call, int] = {}
         self._features: torch.Tensor | None = None
-        self._layer, self._side, self._end_layer = layer, side, end_layer
+        self.side = side
+        self._layer, self._end_layer = layer, end_layer
         self._origin = id(layer.module)
         self._end_origin = None if end_layer is None else id(end_layer.module)
         self._knowledge = knowledge
@@ -126,7 +127,7 @@ class HeadPass:
     ) -> Any:
         site = call.site
         assert site is not None, "it is called"
-        is_before = self._side == "input" and site.origin == self._origin
+        is_before = self.side == "input" and site.origin == self._origin
         arguments = Arguments(args, kwargs, self._compare) if remember or at_split else None
         if is_before:
             self._look(self._place(call, "input"), (args, kwargs))
@@ -164,7 +165,7 @@ class HeadPass:
         return BatchAxes(place, arguments, self.batch, self._knowledge)
 
     def _reach(self, call: Call, feature: torch.Tensor | None, axes: BatchAxes) -> NoReturn:
-        place = f"the {self._side} of layer {self._layer.name!r}"
+        place = f"the {self.side} of layer {self._layer.name!r}"
         if feature is None:
             raise LayerError(f"{place} holds no tensor that could be replaced")
         if not feature.is_floating_point():

@@ -86,18 +86,15 @@ class AssumptionsAtPlace:
 
 
 class Knowledge:
-    """What passes have shown of a model: shapes of tensors, and whether assumptions hold.
+    """The shapes of tensors that passes have shown of a model.
 
-    The shapes are those in passes on two different numbers of images. What changes with the number is the
+    They are those in passes on two different numbers of images. What changes with the number is the
     axis of the images; a single pass cannot tell it from another axis of the same size. Threads may share the
     object. A copy or a pickle of it is empty.
     """
 
     def __init__(self) -> None:
         # What is known must not keep the model's modules alive.
-        self._assumed: WeakKeyDictionary[nn.Module, dict[tuple[int, str], AssumptionsAtPlace]] = (
-            WeakKeyDictionary()
-        )
         self._seen: WeakKeyDictionary[nn.Module, dict[tuple[int, str], dict[int, list[tuple[int, ...]]]]] = (
             WeakKeyDictionary()
         )
@@ -106,15 +103,6 @@ class Knowledge:
     def __reduce__(self) -> tuple[type[Knowledge], tuple[()]]:
         # A copy belongs to copies of the modules.
         return Knowledge, ()
-
-    def assumed(self, place: Place) -> AssumptionsAtPlace:
-        """The assumptions about the model that is split at a place."""
-        with self._lock:
-            known = self._assumed.setdefault(place.module, {})
-            found = known.get((place.number, place.side))
-            if found is None:
-                known[place.number, place.side] = found = AssumptionsAtPlace()
-            return found
 
     def note(self, place: Place, batch: int, found: list[torch.Tensor]) -> None:
         """Keep the shapes of the tensors that a pass on `batch` images has `found` at a place."""

@@ -116,9 +116,10 @@ class Replay:
             and head.feature_axis == 0
             and data_format == "channels_first"
         )
-        self._inputs_key = constants(inputs)
         self._z_loan = Loan(assumed.features_unwritten)
         self._end_origin = None if end_layer is None else id(end_layer.module)
+        end = end_layer and (self._end_origin, end_layer.call)
+        self._constants = id(layer.module), layer.call, head.side, end, constants(inputs)
         self._plan = self._planned(head)
         self._is_open = True
         self._head_is_spoilt = self._has_dropped = False
@@ -138,7 +139,7 @@ class Replay:
     @property
     def trace_key(self) -> Hashable:
         """What a compiled step depends on besides the shapes of its arguments."""
-        return (autocast_dtype(self._device), self._dtype, self._shape, self._inputs_key, self._uses_rewrites)
+        return (autocast_dtype(self._device), self._dtype, self._shape, self._constants, self._uses_rewrites)
 
     def state(self) -> list[torch.Tensor]:
         """The parameters and buffers that passes may use."""
@@ -148,6 +149,7 @@ class Replay:
         """Let go of what the head has computed."""
         self._is_open = False
         self._inputs = None
+        self._plan.merge.forget()
         self._loans.clear()
         self._spared.clear()
         self._steps.clear()
@@ -218,8 +220,6 @@ class Replay:
         plan = self._shadow.facts.get(key)
         if plan is None:
             self._shadow.facts[key] = plan = _Plan({site.module for site in counted})
-        # Weights may have changed since.
-        plan.merge.forget()
         return cast(_Plan, plan)
 
     # -- what is remembered ---------------------------------------------------------------------------
@@ -272,7 +272,7 @@ class Replay:
     def _attempt(self, z: torch.Tensor, copies: int, relied: frozenset[Assumption]) -> Outcome[Any]:
         """One pass that relies on assumptions."""
         assumed, unread = self._assumed, self._unread
-        if self._head_is_spoilt or (self._has_dropped and unread.is_broken):
+        if self._head_is_spoilt or (self._has_dropped and unread not in relied):
             self._remember_everything()
         # Tensors without numbers, as within a compiler, show nothing.
         shows = type(z) is torch.Tensor
@@ -281,7 +281,8 @@ class Replay:
         observer = Observer() if shows and (finds_unread or unknown) else None
         reordered = self._gains and assumed.tail_takes_order in relied
         copy = not self._uses_rewrites or assumed.memory_unreached not in relied
-        self._begin(self._placed(z, reordered, copy), copies, observer, copy)
+        placed = self._placed(z, reordered, copy or assumed.features_unwritten not in relied)
+        self._begin(placed, copies, observer, copy)
         try:
             output = self._pass()
         except BaseException:
@@ -310,6 +311,8 @@ class Replay:
     def _suspects(self, error: BaseException, relied: frozenset[Assumption]) -> Collection[Assumption]:
         """The assumptions that may be the reason of an error."""
         if isinstance(error, PlaceholderRead):
+            # This is more than a suspicion.
+            self._unread.set(State.BROKEN)
             return [self._unread]
         if not isinstance(error, Exception):
             return []
@@ -317,7 +320,8 @@ class Replay:
         asks = self._observer is not None and self._observer.asks_for_order and order.is_unknown
         of_torch = is_of_torch(error)
         suspects = [order] if self._gains and order in relied and (of_torch or asks) else []
-        return [*suspects, unwritten] if of_torch and unwritten.state is State.HOLDS else suspects
+        holds = unwritten in relied and unwritten.state is State.HOLDS
+        return [*suspects, unwritten] if of_torch and holds else suspects
 
     def _pass(self) -> Any:
         # Autocast that is on in here was asked for in here.
@@ -334,7 +338,7 @@ class Replay:
                 self._ended = True
                 return end.output
             finally:
-                switch.handlers = None
+                switch.handlers = switch.default = None
 
     def _lend(self, value: Value) -> torch.Tensor:
         return value.lend(self._copies, self._always_copy)

@@ -2,8 +2,9 @@
 
 A shadow runs in place of the model. Its parameters share the memory of the model's, so it sees updates of the
 weights, and no gradients are computed for them. Its buffers are its own; each use starts with the model's
-values. It is in evaluation mode. What a forward stores on its module stays in the shadow, and is gone after
-the use. So the model is not touched, and other threads may train it meanwhile.
+values. So do NumPy arrays, generators and long lists of plain values. It is in evaluation mode. What a
+forward stores on its module stays in the shadow, and is gone after the use. So the model is not touched, and
+other threads may train it meanwhile.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import threading
 from collections import OrderedDict, defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
+from copy import copy as shallow_copy
 from functools import partial
 from threading import get_ident
 from types import BuiltinFunctionType, CellType, FunctionType, MethodType, ModuleType
@@ -23,11 +25,12 @@ import torch
 from torch import nn
 
 from iba_core.errors import LayerError
+from iba_core.framework.cache import Cache
 from iba_torch.tail.calls import unwrap
 
 _ATOMIC = frozenset(
     {
-        *(type(None), bool, int, float, complex, str, bytes, type, type(...), range, slice, np.ndarray),
+        *(type(None), bool, int, float, complex, str, bytes, type, type(...), range, slice),
         *(torch.dtype, torch.device, torch.Size, torch.layout, torch.memory_format),
         *(BuiltinFunctionType, ModuleType),
     }
@@ -35,9 +38,13 @@ _ATOMIC = frozenset(
 """Types whose values a shadow shares with the model."""
 
 _DICTS = (dict, OrderedDict, defaultdict)
-_LISTS = (list, deque)
+_LISTS = (list, deque, set)
 _MANY = 1000
-"""A container of more plain values is data, such as a vocabulary, and is shared."""
+"""A container of more plain values is data, such as a vocabulary: each use starts with the model's values."""
+_LARGE = 100_000
+"""Data and NumPy arrays with more values, and data in subclasses of containers, are shared with the model."""
+_POOL = 8
+"""How many shadows wait in a pool for the next pass."""
 
 Handler = Callable[["Site", tuple[Any, ...], dict[str, Any]], Any]
 
@@ -190,6 +197,8 @@ class Shadows:
     """
 
     def __init__(self) -> None:
+        self.assumed: Cache[Any] = Cache(64)
+        """The assumptions about each split of a model or closure; empty after a change of modules."""
         self._free: list[Shadow] = []
         self._lock = threading.Lock()
 
@@ -211,6 +220,8 @@ class Shadows:
                 shadow = self._free.pop() if self._free else None
             if shadow is None or not shadow.is_current:
                 shadow = Shadow()
+                # What has been seen of the modules need not be true of others.
+                self.assumed.clear()
                 with self._lock:
                     # The others are most likely out of date as well, and hold what they were made from.
                     self._free = [other for other in self._free if other.is_current]
@@ -219,7 +230,8 @@ class Shadows:
             yield shadow
             shadow.clean()
             with self._lock:
-                self._free.append(shadow)
+                if len(self._free) < _POOL:
+                    self._free.append(shadow)
 
 
 class _Root:
@@ -232,6 +244,7 @@ class _Root:
 
     def __init__(self, original: nn.Module, copies: WeakKeyDictionary[nn.Module, nn.Module]) -> None:
         found = _Found(original)
+        self._before = _Snapshot(found.containers, found.tensors)
         copier = _Copier(found, copies)
         with torch.no_grad():
             for module in found.modules:
@@ -246,13 +259,12 @@ class _Root:
                 if not isinstance(copy, _Through):
                     _quieten(copy)
                     self.copies.append((copy, ref(module)))
-        self._before = _Snapshot(found.containers, found.tensors)
         self._made = copier.made
         self._own, self._theirs = copier.own, copier.theirs
-        self._aliases = copier.aliases
+        self._aliases, self._refreshed = copier.aliases, copier.refreshed
 
     def settle(self) -> None:
-        """Take down how the copies are, once they are complete."""
+        """Record how the copies are, once they are complete."""
         self._after = _Snapshot(self._made, ())
 
     @property
@@ -265,6 +277,8 @@ class _Root:
     def refresh(self) -> None:
         for own, theirs in zip(self._own, self._theirs, strict=True):
             own.copy_(theirs)
+        for copy, original in self._refreshed:
+            _refresh(copy, original)
 
     def clean(self) -> None:
         self._after.restore()
@@ -292,6 +306,12 @@ class _Shared(nn.Module):
         # In a tuple, so that it is no child.
         self.shared = (module,)
 
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(vars(self)["shared"][0], name)
+
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         return self.shared[0].forward(*args, **kwargs)
 
@@ -302,7 +322,7 @@ class _Found:
     Attributes:
         modules: the modules, each once.
         tensors: parameters, buffers and other tensors.
-        containers: dicts and lists, those of the attributes of modules and objects included.
+        containers: dicts, lists and sets, those of the attributes of modules and objects included.
         objects: ids of the objects whose attributes are copied.
     """
 
@@ -335,7 +355,7 @@ class _Found:
         elif isinstance(value, (*_DICTS, *_LISTS)):
             if not is_data(value):
                 self._look_into(value)
-        elif isinstance(value, (tuple, set, frozenset)):
+        elif isinstance(value, (tuple, frozenset)):
             self._todo.extend(value)
         elif isinstance(value, (FunctionType, MethodType, partial)):
             self._todo.extend(_bound(value))
@@ -357,7 +377,7 @@ class _Found:
             reached.add(id(item))
             if isinstance(item, _DICTS):
                 todo += [] if is_data(item) else item.values()
-            elif isinstance(item, (*_LISTS, tuple, set, frozenset)):
+            elif isinstance(item, (*_LISTS, tuple, frozenset)):
                 todo += [] if is_data(item) else item
             elif _is_object(item):
                 objects.append(id(item))
@@ -373,10 +393,11 @@ class _Copier:
 
     Attributes:
         memo: the copies, by the id of the original.
-        made: dicts and lists that are the copies' own.
+        made: dicts, lists and sets that are the copies' own.
         own: tensors of the copies that have memory of their own.
         theirs: the originals of these.
         aliases: tensors that share the memory of the model's parameters.
+        refreshed: other copies that each use fills anew, with their originals.
     """
 
     def __init__(self, found: _Found, copies: WeakKeyDictionary[nn.Module, nn.Module]) -> None:
@@ -385,6 +406,13 @@ class _Copier:
         self.own: list[torch.Tensor] = []
         self.theirs: list[torch.Tensor] = []
         self.aliases: list[torch.Tensor] = []
+        self.refreshed: list[tuple[Any, Any]] = []
+        # Embeddings with this option write into their weight.
+        self._written = {
+            id(module._parameters.get("weight"))
+            for module in found.modules
+            if isinstance(module, (nn.Embedding, nn.EmbeddingBag)) and module.max_norm is not None
+        }
         self._objects = found.objects
         self._known: set[int] = set()
         for module in found.modules:
@@ -410,7 +438,7 @@ class _Copier:
             copy._modules[next(iter(module._modules))] = self.memo[id(unwrap(module))]
             return
         attributes = vars(copy)
-        for name, value in vars(module).items():
+        for name, value in list(vars(module).items()):
             if name != "_compiled_call_impl":
                 attributes[name] = self(value)
         self.made.append(attributes)
@@ -437,7 +465,7 @@ class _Copier:
             if all(item is old for item, old in zip(items, value, strict=True)):
                 return value
             return value._make(items) if hasattr(value, "_make") else type(value)(items)
-        if isinstance(value, (set, frozenset)):
+        if isinstance(value, frozenset):
             return type(value)(map(self, value))
         if isinstance(value, MethodType):
             owner = value.__self__ if is_shared(value.__self__) else self(value.__self__)
@@ -448,13 +476,20 @@ class _Copier:
         if isinstance(value, FunctionType):
             return self._function(value)
         if isinstance(value, torch.Generator):
-            return value.clone_state() if hasattr(value, "clone_state") else value
+            return self._refreshable(value, value.clone_state()) if hasattr(value, "clone_state") else value
+        if type(value) is np.ndarray and value.size <= _LARGE and value.flags.writeable:
+            return self._refreshable(value, value.copy())
         return self._object(value) if id(value) in self._objects else value
+
+    def _refreshable(self, value: Any, copy: Any) -> Any:
+        self.refreshed.append((copy, value))
+        return copy
 
     def _tensor(self, tensor: torch.Tensor) -> torch.Tensor:
         if nn.parameter.is_lazy(tensor):
             return tensor
-        if isinstance(tensor, nn.Parameter) and not tensor.is_inference():
+        is_written = id(tensor) in self._written
+        if isinstance(tensor, nn.Parameter) and not tensor.is_inference() and not is_written:
             if type(tensor) is not nn.Parameter and not tensor.requires_grad:
                 return tensor  # Such as quantised weights, which carry more than numbers.
             # Not `detach`, whose count of writes is the model's: then no gradient could be computed where the
@@ -462,7 +497,7 @@ class _Copier:
             alias = nn.Parameter(tensor.data, requires_grad=False)
             self.aliases.append(alias)
             return alias
-        if tensor.requires_grad:
+        if tensor.requires_grad and not is_written:
             # No buffer, but computed from parameters, as by weight normalisation: nothing writes into it.
             return tensor.detach()
         copy = tensor.detach().clone()
@@ -473,23 +508,29 @@ class _Copier:
         return copy
 
     def _container(self, value: Any) -> Any:
-        if is_data(value):
-            return value
         copy: Any
+        if is_data(value):
+            if len(value) > _LARGE or type(value) not in (*_DICTS, *_LISTS):
+                return value
+            return self._refreshable(value, shallow_copy(value))
         if isinstance(value, defaultdict):
             copy = defaultdict(value.default_factory)
         elif isinstance(value, deque):
             copy = deque(maxlen=value.maxlen)
+        elif isinstance(value, set):
+            copy = type(value)(map(self, list(value)))
+            self.made.append(copy)
+            return copy
         elif type(value) in (dict, OrderedDict, list):
             copy = type(value)()
         else:
             return self._special(value)
         self.memo[id(value)] = copy
         if isinstance(value, dict):
-            for key, item in value.items():
+            for key, item in list(value.items()):
                 copy[key] = self(item)
         else:
-            copy.extend(map(self, value))
+            copy.extend(map(self, list(value)))
         self.made.append(copy)
         return copy
 
@@ -541,7 +582,7 @@ class _Copier:
             return value
         self.memo[id(value)] = copy
         attributes = vars(copy)
-        for name, item in vars(value).items():
+        for name, item in list(vars(value).items()):
             attributes[name] = self(item)
         self.made.append(attributes)
         return copy
@@ -577,7 +618,8 @@ class _Snapshot:
         filled = [container for container in containers if container]
         self._empty = [container for container in containers if not container]
         self._dicts = [_Filled(each) for each in filled if isinstance(each, dict)]
-        self._lists = [(each, [*each]) for each in filled if not isinstance(each, dict)]
+        self._lists = [(each, [*each]) for each in filled if isinstance(each, (list, deque))]
+        self._sets = [(each, {*each}) for each in filled if isinstance(each, set)]
         self._tensors = [(tensor, _address(tensor)) for tensor in tensors]
 
     def holds(self) -> bool:
@@ -590,6 +632,8 @@ class _Snapshot:
         for container, items in self._lists:
             if [*map(id, container)] != [*map(id, items)]:
                 return False
+        if any(container != items for container, items in self._sets):
+            return False
         return all(_address(tensor) == address for tensor, address in self._tensors)
 
     def restore(self) -> None:
@@ -605,6 +649,10 @@ class _Snapshot:
             if [*map(id, container)] != [*map(id, items)]:
                 container.clear()
                 container.extend(items)
+        for members, had in self._sets:
+            if members != had:
+                members.clear()
+                members.update(had)
 
 
 class _Filled:
@@ -614,8 +662,8 @@ class _Filled:
 
     def __init__(self, container: dict[Any, Any]) -> None:
         self.container = container
-        self.keys = [*container]
-        self.values = [*container.values()]
+        items = [*container.items()]
+        self.keys, self.values = [key for key, _ in items], [value for _, value in items]
         self.ids = [*map(id, self.values)]
 
     def differs_in_mode(self) -> bool:
@@ -692,8 +740,21 @@ def _is_object(value: Any) -> bool:
         and kind.__reduce_ex__ is object.__reduce_ex__
         and kind.__reduce__ is object.__reduce__
         and not hasattr(kind, "__deepcopy__")
+        # A copy's could release what the model needs.
+        and not hasattr(kind, "__del__")
         and not hasattr(kind, "__slots__")
     )
+
+
+def _refresh(copy: Any, original: Any) -> None:
+    """Give a copy the values that its original has now."""
+    if isinstance(copy, torch.Generator):
+        copy.set_state(original.get_state())
+    elif isinstance(copy, np.ndarray):
+        np.copyto(copy, original)
+    else:
+        copy.clear()
+        copy.extend(original) if isinstance(copy, (list, deque)) else copy.update(original)
 
 
 def _address(tensor: torch.Tensor) -> int:

@@ -7,6 +7,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal, NamedTuple, NoReturn
+from weakref import ref
 
 import torch
 from torch import nn
@@ -14,10 +15,10 @@ from torch import nn
 from iba_core.errors import InputError, LayerError
 from iba_core.framework.adapter import Inputs, Split, Tail
 from iba_core.framework.layout import DataFormat
-from iba_torch.tail.calls import module_call_patch, redirect_calls, unwrap
+from iba_torch.tail.calls import module_call_patch, redirect_calls, unwrap, what_runs
 from iba_torch.tail.channels import data_format_of
 from iba_torch.tail.head import HeadPass, Stop
-from iba_torch.tail.places import AssumptionsAtPlace, Knowledge, LayerCall, Place
+from iba_torch.tail.places import AssumptionsAtPlace, Knowledge, LayerCall
 from iba_torch.tail.precision import without_autocast
 from iba_torch.tail.replay import InMemoryOrder, Replay, check_calls
 from iba_torch.tail.rewrites.assumptions import Assumption, Outcome, enabled, is_of_torch, run_assuming
@@ -123,6 +124,7 @@ class TorchSplit(Split):
         # Of this split alone: a tail that ends elsewhere reads other things.
         self._unread = Unread()
         self._rewrites = rewrites
+        self._itself = object()
         self._is_counted = False
 
     def features(self, inputs: Inputs) -> torch.Tensor:
@@ -187,7 +189,11 @@ class TorchSplit(Split):
 
     @property
     def _assumed(self) -> AssumptionsAtPlace:
-        return self._knowledge.assumed(Place(self.module, self.call or 0, self.where))
+        end = self.end_layer
+        place = ref(self.module), self.call, self.where, end and (ref(end.module), end.call)
+        runs = what_runs(self.model) or self._itself
+        assumed: AssumptionsAtPlace = self._shadows.assumed.get((place, runs), AssumptionsAtPlace)
+        return assumed
 
     @property
     def _uses_rewrites(self) -> bool:
@@ -284,7 +290,7 @@ class TorchSplit(Split):
                 if stop.head is not head:
                     raise
             finally:
-                switch.handlers = None
+                switch.handlers = switch.default = None
 
     def _raise_never_ran(self, shadow: Shadow, head: HeadPass) -> NoReturn:
         if head.n_calls:

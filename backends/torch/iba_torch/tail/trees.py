@@ -53,11 +53,11 @@ def tensors(tree: Any) -> list[torch.Tensor]:
 
 
 def constants(tree: Any) -> tuple[Any, ...]:
-    """What a nested structure holds besides tensors with axes, in order; each comparable and hashable."""
+    """What a nested structure holds, in order and hashable; of tensors with axes, their shapes."""
     found: list[Any] = []
     for item in _items(tree):
         if isinstance(item, torch.Tensor):
-            found.append(None if item.ndim else item.item())
+            found.append(tuple(item.shape) if item.ndim else item.item())
         else:
             found.append(item if isinstance(item, _PLAIN) else id(item))
     return tuple((type(item), item) for item in found)

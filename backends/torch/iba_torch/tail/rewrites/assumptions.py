@@ -69,7 +69,7 @@ class Assumption:
         return f"<assumption {self.name!r} {self.state.value}>"
 
     def set(self, state: State) -> None:
-        """Take down what a pass has shown."""
+        """Record what a pass has shown."""
         # Attributes, which passes read many times, take less time than properties.
         self.state = state
         self.is_unknown, self.is_broken = state is State.UNKNOWN, state is State.BROKEN
@@ -107,28 +107,25 @@ def run_assuming(
         BaseException: what `run` raises where no assumption is to blame.
     """
     first: BaseException | None = None
-    accused: dict[Assumption, State] = {}
+    # Kept here until the pass succeeds without them: other threads rely on the same assumptions.
+    accused: set[Assumption] = set()
     while True:
-        relied = frozenset(each for each in assumptions if not each.is_broken)
+        relied = frozenset(each for each in assumptions if not each.is_broken) - accused
         try:
             outcome = run(relied)
         except BaseException as error:
             blamed = suspects(error, relied)
             if blamed:
                 first = first or (error if isinstance(error, Exception) else None)
-                accused.update((each, each.state) for each in blamed)
-                for each in blamed:
-                    each.set(State.BROKEN)
+                accused.update(blamed)
                 continue
-            for each, state in accused.items():
-                each.set(state)
             if first is None or not isinstance(error, Exception):
                 raise
             raise first from None
         for each in outcome.confirmed:
             if each.is_unknown:
                 each.set(State.HOLDS)
-        for each in outcome.broken:
+        for each in accused.union(outcome.broken):
             each.set(State.BROKEN)
         if not outcome.broken:
             return outcome.result

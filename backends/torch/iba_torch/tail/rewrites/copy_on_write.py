@@ -21,7 +21,7 @@ class Loan:
 
     def __init__(self, unwritten: Assumption | None = None) -> None:
         self.unwritten = unwritten or Assumption("the tail does not write into what it is given")
-        self._lent: tuple[torch.Tensor, int] | None = None
+        self._lent: tuple[torch.Tensor, int, bool] | None = None
 
     def lend(self, tensor: torch.Tensor, always_copy: bool = False) -> torch.Tensor:
         """A tensor like `tensor` for one pass.
@@ -33,17 +33,19 @@ class Loan:
         if always_copy or self.unwritten.is_broken:
             return tensor.clone()
         lent = tensor.clone() if self.unwritten.is_unknown else tensor
-        self._lent = (lent, lent._version)
+        self._lent = lent, lent._version, lent is not tensor
         return lent
 
     def take_back(self) -> bool:
         """Take back the tensor from a pass that has ended; whether the pass has spoilt it."""
         if self._lent is None:
             return False
-        (lent, version), self._lent = self._lent, None
-        written, was_copy = lent._version != version, self.unwritten.is_unknown
-        if written or was_copy:
-            self.unwritten.set(State.BROKEN if written else State.HOLDS)
+        (lent, version, was_copy), self._lent = self._lent, None
+        written = lent._version != version
+        if written:
+            self.unwritten.set(State.BROKEN)
+        elif was_copy and self.unwritten.is_unknown:
+            self.unwritten.set(State.HOLDS)
         return written and not was_copy
 
     def forget(self) -> None:

@@ -42,7 +42,8 @@ class ScaleAndShift:
     PyTorch's own backward pass also computes gradients for the statistics, which are constant here. It keeps
     the input for that, up to a third of all memory that a convolutional network keeps.
 
-    Every pass asks it. So it checks little, and computes again only what has changed.
+    Every pass of a head's tail asks it. What it has computed is kept until `forget`, unless the model itself
+    writes into the tensors; it does not see writes into the weights from outside.
     """
 
     def __init__(self) -> None:
@@ -51,7 +52,7 @@ class ScaleAndShift:
     def __call__(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> torch.Tensor | None:
-        """Output of the call; None where `module` is no batch normalisation, or not one of this kind."""
+        """Output of the call; None where the module has to run itself."""
         if not is_normalization(module) or kwargs or len(args) != 1:
             return None
         x = args[0]
@@ -100,7 +101,7 @@ class ScaleAndShift:
     def _of(
         self, modules: tuple[Any, ...], dtype: torch.dtype, compute: Callable[..., Pair | None]
     ) -> Pair | None:
-        """What `compute` gives for the modules, computed anew once a tensor of theirs has changed.
+        """What `compute` gives for the modules, computed once for each open head.
 
         Returns:
             None where it gives nothing; where the tensors are of another precision than `dtype`, or that is

@@ -15,7 +15,7 @@ from iba_torch.tail.trees import tensors
 _Tensor: Any = torch.Tensor
 
 _ASKS = frozenset({_Tensor.view, _Tensor.stride, _Tensor.is_contiguous, _Tensor.view_as})
-"""What a tensor's order in memory has a say in: it can be refused, or answered otherwise."""
+"""Operations that fail, or answer differently, in some orders in memory."""
 
 _DEPENDS = frozenset({torch.as_strided, _Tensor.as_strided, _Tensor.as_strided_, _Tensor.storage_offset})
 """What gives other numbers where the order in memory is another."""

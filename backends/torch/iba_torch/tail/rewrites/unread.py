@@ -75,7 +75,7 @@ class Unread(Assumption):
         return self._indices is None and not self.is_broken
 
     def note(self, indices: Iterable[int]) -> None:
-        """Take down the indices of the tensors that nothing has read."""
+        """Record the indices of the tensors that nothing has read."""
         self._indices = frozenset(indices)
 
     def among(self, remembered: Sequence[T]) -> list[T]:
