@@ -370,9 +370,11 @@ def test_the_data_format_follows_the_graph_of_the_inputs():
             data_format = "NCHW" if x.shape[1] == 3 else "NHWC"
             return tf.nn.bias_add(self.relu(x), tf.zeros(3), data_format=data_format)
 
-    adapter = TensorFlowAdapter(Either())
-    split = adapter.split("relu")
     first, last = np.zeros((1, 3, 4, 5)), np.zeros((1, 4, 5, 3))
+    model = Either()
+    model(last)
+    adapter = TensorFlowAdapter(model)
+    split = adapter.split("relu")
     for x, data_format in (first, "channels_first"), (last, "channels_last"), (first, "channels_first"):
         split.features(x)
         for known in split, adapter.split("relu"):
