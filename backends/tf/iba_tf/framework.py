@@ -43,7 +43,7 @@ def eagerly() -> Iterator[None]:
 @contextmanager
 def _plain_shapes() -> Iterator[None]:
     """Context with plain integers in shapes. All threads share the switch; the last one turns it back."""
-    global _users_of_plain_shapes  # noqa: PLW0603
+    global _users_of_plain_shapes  # noqa: PLW0603  # the setting is the process's, and so is the count
     with _switching:
         switched = _users_of_plain_shapes > 0 or type(tf.TensorShape([1])[0]) is not int
         if switched:
@@ -179,7 +179,7 @@ class TensorFlowFramework(Framework):
                 if donated is not None:
                     pool.append(donated)
 
-        return call  # type: ignore[return-value]
+        return call  # type: ignore[return-value]  # it takes and returns what `function` does
 
     def barrier(self, x: X, after: Any) -> X:
         """See `Framework.barrier`."""

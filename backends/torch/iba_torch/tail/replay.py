@@ -243,7 +243,7 @@ class Replay:
             self._handlers[head.split_site] = self._repeat
 
     def _spare(self) -> None:
-        """Let go of what nothing reads, as far as that is known."""
+        """Let go of the tensors that nothing reads, as far as that is known."""
         for value in self._unread.among(self._spared):
             value.drop()
             self._has_dropped = True
