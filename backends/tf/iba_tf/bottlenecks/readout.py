@@ -126,7 +126,7 @@ class IBAReadout(ReadoutBottleneck):
         variables: list[keras.Variable] = self.network.trainable_variables
         return variables
 
-    def estimate(  # type: ignore[override]  # TensorFlow's users know of no device
+    def estimate(  # type: ignore[override]  # callers give n_samples third, where the base has a device
         self,
         model: keras.Model,
         dataloader: Iterable[Any],

@@ -49,7 +49,7 @@ class Call(Node):
     takes_training: bool
 
     @property
-    def kind(self) -> str:  # type: ignore[override]
+    def kind(self) -> str:  # type: ignore[override]  # derived here, where a node of operations stores it
         """See `Node.kind`."""
         return type(self.operation).__name__
 
