@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import partial
 from itertools import chain
 from typing import Any, ClassVar
 
@@ -16,7 +17,7 @@ from iba_core.framework.framework import Framework
 from iba_core.framework.layout import DataFormat
 from iba_torch.framework import TorchFramework, move_to
 from iba_torch.tail.calls import unwrap
-from iba_torch.tail.places import Knowledge, LayerCall
+from iba_torch.tail.places import AssumptionsAtPlace, Knowledge, LayerCall
 from iba_torch.tail.shadow import Handler, Shadows, Site
 from iba_torch.tail.split import TorchSplit, call_with
 from iba_torch.tail.trees import tree_map
@@ -153,9 +154,11 @@ class TorchAdapter(ModelAdapter):
         return self._predict(inputs, None)
 
     def _predict(self, inputs: Inputs, handler: Handler | None) -> Any:
-        own = tree_map(lambda tensor: tensor.detach().clone(), inputs)
-        with self._shadows.lease() as shadow, torch.no_grad(), shadow.switch.on({}, handler):
-            return call_with(shadow.of(self.model), own)
+        with self._shadows.lease() as shadow, shadow.switch.on({}, handler):
+            whole = self._shadows.assumed.get("whole", AssumptionsAtPlace)
+            run = partial(call_with, shadow.of(self.model))
+            make = partial(tree_map, lambda tensor: tensor.detach().clone())
+            return self._shadows.run(shadow, whole, run, make, inputs)
 
     def as_tensors(self, inputs: Inputs, device: torch.device | str | None = None) -> Inputs:
         """`inputs` with every array as a tensor of the model's device and floating-point dtype.

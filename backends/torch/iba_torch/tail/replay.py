@@ -13,6 +13,7 @@ from torch import nn
 from iba_core.errors import InputError, LayerError
 from iba_core.framework.adapter import Inputs
 from iba_core.framework.layout import DataFormat
+from iba_torch.tail.effects import Effect
 from iba_torch.tail.head import HeadPass
 from iba_torch.tail.places import Arguments, AssumptionsAtPlace, BatchAxes, Knowledge, LayerCall, Place
 from iba_torch.tail.precision import autocast_dtype
@@ -71,6 +72,7 @@ class Replay:
         end_layer: the call that the tail ends at; None for the end of the model.
         run: runs the model on inputs.
         run_head: runs the head again, remembering all.
+        allow: prepares for an effect that a pass was ended by, and gives the assumption that it breaks.
         shadow: what runs, of this object alone while the head is open.
         inputs: what the head ran on.
         features: what it found.
@@ -90,6 +92,7 @@ class Replay:
         end_layer: LayerCall | None,
         run: Callable[[Inputs], Any],
         run_head: Callable[[Inputs], HeadPass],
+        allow: Callable[[Effect], Collection[Assumption]],
         shadow: Shadow,
         inputs: Inputs,
         features: torch.Tensor,
@@ -103,6 +106,7 @@ class Replay:
         rewrites: bool,
     ) -> None:
         self._layer, self._end_layer, self._run, self._run_head = layer, end_layer, run, run_head
+        self._allow = allow
         self._shadow, self._knowledge, self._assumed, self._unread = shadow, knowledge, assumed, unread
         self._outside = outside
         self._uses_rewrites = rewrites
@@ -128,6 +132,7 @@ class Replay:
         self._spared: list[Value] = []
         self._steps: dict[Site, list[Call]] = {}
         self._handlers: dict[Site, Handler | None] = {}
+        shadow.stays = not assumed.state_stays.is_broken
         self._take(head)
         self._begin(None, 1, None, False)
 
@@ -264,6 +269,7 @@ class Replay:
         if z is None:
             return
         self._reached = self._ended = False
+        self._compares = self._assumed.memory_unreached.is_unknown and not copy
         self._calls_after = 0
         self._end_calls = len(self._head.end_numbers) if self._head is not None else 0
         self._keeping = _saved_tensor_hooks()
@@ -290,6 +296,9 @@ class Replay:
             raise
         broken: list[Assumption] = []
         confirmed: list[Assumption] = []
+        self._note_state((copies, self._constants), copy)
+        if self._compares and any(loan.is_written_unseen() for loan in self._loans):
+            broken.append(assumed.memory_unreached)
         if take_back(self._loans):
             # The loan gives copies from now on, but the pass is of no use.
             self._head_is_spoilt = True
@@ -306,10 +315,24 @@ class Replay:
             # Code that PyTorch does not see, in an extension, may have read them: then it has met NaN.
             finite = all(bool(x.isfinite().all()) for x in tensors(output) if x.is_floating_point())
             (confirmed if finite else broken).append(unread)
-        return Outcome(output, broken, confirmed)
+        return Outcome(output, broken, [*confirmed, *assumed.effects])
+
+    def _note_state(self, kind: Hashable, compare: bool) -> None:
+        """Find out whether a pass of a kind leaves the state of the modules as it is."""
+        assumed = self._assumed
+        if assumed.state_stays.is_broken or kind in assumed.unchanging:
+            return
+        if self._shadow.has_changed(compare):
+            # The pass began in the state of the model, so its result is right.
+            assumed.state_stays.set(State.BROKEN)
+            self._shadow.stays = False
+        else:
+            assumed.unchanging.add(kind)
 
     def _suspects(self, error: BaseException, relied: frozenset[Assumption]) -> Collection[Assumption]:
         """The assumptions that may be the reason of an error."""
+        if isinstance(error, Effect):
+            return self._allow(error)
         if isinstance(error, PlaceholderRead):
             # This is more than a suspicion.
             self._unread.set(State.BROKEN)
@@ -326,22 +349,26 @@ class Replay:
     def _pass(self) -> Any:
         # Autocast that is on in here was asked for in here.
         asked = autocast_dtype(self._device) is not None
-        switch, handlers = self._shadow.switch, cast(Any, self._handlers)
+        shadow, assumed = self._shadow, self._assumed
+        if assumed.state_stays.is_broken:
+            shadow.reset()
         inputs = tree_map(self._lend, self._inputs, Value)
-        with nullcontext() if asked else self._outside, self._observer or nullcontext():
+        with (
+            nullcontext() if asked else self._outside,
+            self._observer or nullcontext(),
+            assumed.watching(shadow.weights),
+        ):
             try:
-                switch.set(handlers, self._first_call)
-                return self._run(inputs)
+                with shadow.switch.on(cast(Any, self._handlers), self._first_call):
+                    return self._run(inputs)
             except End as end:
                 if end.replay is not self:
                     raise
                 self._ended = True
                 return end.output
-            finally:
-                switch.handlers = switch.default = None
 
     def _lend(self, value: Value) -> torch.Tensor:
-        return value.lend(self._copies, self._always_copy)
+        return value.lend(self._copies, self._always_copy, self._compares)
 
     def _placed(self, z: torch.Tensor, reordered: bool, always_copy: bool) -> torch.Tensor:
         """`z` as the model is to see it."""
@@ -355,7 +382,9 @@ class Replay:
             # PyTorch lets nothing write into a leaf of a graph or a view of one, should the tail do so.
             leaf = placed if placed._base is None else placed._base
             is_safe = leaf.is_leaf and leaf.requires_grad and torch.is_grad_enabled()
-            placed = self._z_loan.lend(placed, always_copy) if is_safe else placed.clone()
+            # What is lent while nothing is known is a copy, and shows whether the pass writes into it.
+            is_unknown = self._assumed.memory_unreached.is_unknown and self._z_loan.unwritten.is_unknown
+            placed = self._z_loan.lend(placed, always_copy) if is_safe or is_unknown else placed.clone()
         return placed.movedim(0, self._head.feature_axis)
 
     # -- one call -------------------------------------------------------------------------------------

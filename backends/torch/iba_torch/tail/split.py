@@ -18,6 +18,7 @@ from iba_core.framework.layout import DataFormat
 from iba_core.framework.outputs import OwnOutputs
 from iba_torch.tail.calls import module_call_patch, redirect_calls, unwrap, what_runs
 from iba_torch.tail.channels import data_format_of
+from iba_torch.tail.effects import Effect
 from iba_torch.tail.head import HeadPass, Stop
 from iba_torch.tail.places import AssumptionsAtPlace, Knowledge, LayerCall
 from iba_torch.tail.precision import without_autocast
@@ -27,7 +28,7 @@ from iba_torch.tail.rewrites.memory_order import gains_by_order
 from iba_torch.tail.rewrites.observer import Observer
 from iba_torch.tail.rewrites.unread import Unread
 from iba_torch.tail.shadow import Shadow, Shadows
-from iba_torch.tail.trees import tensors, tree_map
+from iba_torch.tail.trees import constants, tensors, tree_map
 
 
 @dataclass(frozen=True, eq=False)
@@ -159,6 +160,7 @@ class TorchSplit(Split):
             if self.end_layer is not None and not self._is_counted:
                 # A tail that ends early does not see how often the layers run.
                 self._count_calls(shadow, inputs)
+            assumed = self._assumed
             found = self._run_head(shadow, inputs, remember=True)
             with without_autocast(found.features.device) as outside:
                 replay = Replay(
@@ -166,6 +168,7 @@ class TorchSplit(Split):
                     self.end_layer,
                     run=self._runner(shadow),
                     run_head=lambda again: self._run_head(shadow, again, remember=True).head,
+                    allow=lambda effect: self._shadows.allow(effect, shadow, assumed),
                     shadow=shadow,
                     inputs=inputs,
                     features=found.features,
@@ -173,7 +176,7 @@ class TorchSplit(Split):
                     reordered=found.reordered,
                     data_format=self.data_format,
                     knowledge=self._knowledge,
-                    assumed=self._assumed,
+                    assumed=assumed,
                     unread=self._unread,
                     outside=outside,
                     rewrites=self._uses_rewrites,
@@ -193,8 +196,8 @@ class TorchSplit(Split):
         """See `Split.own_outputs`."""
         with self._shadows.lease() as shadow, self._patched():
             if not isinstance(self.model, nn.Module):
-                with torch.no_grad():
-                    return OwnOutputs(self._runner(shadow)(self._own(inputs)), batch_size(inputs), True)
+                outputs = self._shadows.run(shadow, self._assumed, self._runner(shadow), self._own, inputs)
+                return OwnOutputs(outputs, batch_size(inputs), True)
             return self._count_calls(shadow, inputs)
 
     @property
@@ -228,24 +231,35 @@ class TorchSplit(Split):
     def _run_head(self, shadow: Shadow, inputs: Inputs, *, remember: bool) -> _Found:
         """A pass of the head, which has found the features."""
         assumed = self._assumed
-        order, unreached = assumed.head_takes_order, assumed.memory_unreached
+        order, unreached, stays = assumed.head_takes_order, assumed.memory_unreached, assumed.state_stays
         reorders = (
             self._uses_rewrites
             and self.input_format == "channels_first"
             and any(map(gains_by_order, tensors(inputs)))
         )
         observer: Observer | None = None
+        kind = "head", constants(inputs)
 
         def attempt(relied: frozenset[Assumption]) -> Outcome[tuple[HeadPass, bool]]:
             nonlocal observer
             reordered = reorders and order in relied
             unknown = unreached.is_unknown or (reordered and order.is_unknown)
             observer = Observer() if unknown else None
-            head = self._head_pass(shadow, inputs, remember=remember, compare=unreached not in relied)
+            # What passes leave on the modules, the tail finds only where all modules run again.
+            remembers = remember and stays in relied
+            compare = unreached not in relied or unreached.is_unknown
+            head = self._head_pass(shadow, inputs, remember=remembers, compare=compare)
             with observer or nullcontext():
-                self._pass(shadow, self._own(inputs, reordered), head)
+                self._pass(shadow, assumed, self._own(inputs, reordered), head)
             broken: list[Assumption] = []
             confirmed: list[Assumption] = []
+            if remembers and kind not in assumed.unchanging:
+                if shadow.has_changed(compare):
+                    broken.append(stays)
+                else:
+                    assumed.unchanging.add(kind)
+            if head.writes_unseen and unreached in relied:
+                broken.append(unreached)
             if observer is not None:
                 if reordered:
                     (broken if observer.depends_on_order else confirmed).append(order)
@@ -254,12 +268,14 @@ class TorchSplit(Split):
             return Outcome((head, reordered), broken, confirmed)
 
         def suspects(error: BaseException, relied: frozenset[Assumption]) -> Collection[Assumption]:
+            if isinstance(error, Effect):
+                return self._shadows.allow(error, shadow, assumed)
             if not (reorders and order in relied and isinstance(error, Exception)):
                 return []
             asks = observer is not None and observer.asks_for_order and order.is_unknown
             return [order] if is_of_torch(error) or asks else []
 
-        head, reordered = run_assuming((order, unreached), attempt, suspects)
+        head, reordered = run_assuming((order, unreached, stays), attempt, suspects)
         if not head.has_features:
             self._raise_never_ran(shadow, head)
         features = head.take_features()
@@ -289,18 +305,16 @@ class TorchSplit(Split):
 
         return tree_map(own, inputs)
 
-    def _pass(self, shadow: Shadow, inputs: Inputs, head: HeadPass) -> Any:
+    def _pass(self, shadow: Shadow, assumed: AssumptionsAtPlace, inputs: Inputs, head: HeadPass) -> Any:
         """Run the model on `inputs`, which it may write into, up to where the head ends."""
-        run, switch = self._runner(shadow), shadow.switch
-        with torch.no_grad():
+        run = self._runner(shadow)
+        with shadow.used(), torch.no_grad(), assumed.watching(shadow.weights):
             try:
-                switch.set({}, head)
-                return run(inputs)
+                with shadow.switch.on({}, head):
+                    return run(inputs)
             except Stop as stop:
                 if stop.head is not head:
                     raise
-            finally:
-                switch.handlers = switch.default = None
 
     def _raise_never_ran(self, shadow: Shadow, head: HeadPass) -> NoReturn:
         if head.n_calls:
@@ -324,9 +338,16 @@ class TorchSplit(Split):
                 return tensor.detach().clone()
             return tensor.detach()[:1].clone() if batch > 1 else tensor.detach().repeat_interleave(2, 0)
 
-        others = tree_map(another_number, inputs)
-        counter = self._head_pass(shadow, others, remember=False, stop=False)
-        outputs = self._pass(shadow, others, counter)
+        counters: list[HeadPass] = []
+
+        def run(others: Inputs) -> Any:
+            counters.append(self._head_pass(shadow, others, remember=False, stop=False))
+            with shadow.switch.on({}, counters[-1]):
+                return self._runner(shadow)(others)
+
+        make = partial(tree_map, another_number)
+        outputs = self._shadows.run(shadow, self._assumed, run, make, inputs)
+        counter = counters[-1]
         check_calls(self._layer, counter.n_calls)
         if counter.n_calls <= (self.call or 0):
             self._raise_never_ran(shadow, counter)
@@ -339,7 +360,7 @@ class TorchSplit(Split):
         if end is not None and ends <= (end.call or 0):
             raise LayerError(f"layer {end.name!r} runs {ends} time(s) when the model is called")
         self._is_counted = True
-        return OwnOutputs(outputs, batch_size(others))
+        return OwnOutputs(outputs, counter.batch)
 
 
 def call_with(model: nn.Module, inputs: Inputs) -> Any:
