@@ -10,9 +10,17 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from iba_core.errors import LayerError
 from iba_core.framework.framework import F, Framework, rows_in_cache
 from iba_core.framework.namespace import host_array
+from iba_torch.tail.checkpoints import refuse_reentrant
+from iba_torch.tail.effects import randomness
 from iba_torch.tail.trees import tree_map
+
+_NO_GRADIENT = (
+    "the score does not depend on the features: what it is computed from runs without gradients "
+    "(torch.no_grad, detach, integers), or without the layer"
+)
 
 
 class TorchFramework(Framework):
@@ -43,6 +51,10 @@ class TorchFramework(Framework):
         """See `Framework.standard_normal`; `torch.manual_seed` determines the numbers."""
         return torch.randn(tuple(shape), dtype=like.dtype, device=like.device)
 
+    def randomness(self, seed: int | None) -> AbstractContextManager[None]:
+        """See `Framework.randomness`."""
+        return randomness(seed)
+
     def preferred_batch(self, shape: Sequence[int], like: torch.Tensor) -> int | None:
         """See `Framework.preferred_batch`."""
         return rows_in_cache(shape) if like.device.type == "cpu" else None
@@ -63,7 +75,15 @@ class TorchFramework(Framework):
             # An inference tensor cannot be differentiated; a copy made out here can.
             variable = (x.clone() if x.is_inference() else x.detach()).requires_grad_()
             value, auxiliary = function(variable)
-            (gradient,) = torch.autograd.grad(value, variable)
+            if not value.requires_grad:
+                raise LayerError(_NO_GRADIENT)
+            try:
+                (gradient,) = torch.autograd.grad(value, variable, allow_unused=True)
+            except RuntimeError as error:
+                refuse_reentrant(error)
+                raise
+            if gradient is None:
+                raise LayerError(_NO_GRADIENT)
         return value.detach(), tree_map(torch.Tensor.detach, auxiliary), gradient
 
     def compile(self, function: F, *, jit_compile: bool = False, donate: int | None = None) -> F:

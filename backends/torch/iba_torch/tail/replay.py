@@ -13,6 +13,7 @@ from torch import nn
 from iba_core.errors import InputError, LayerError
 from iba_core.framework.adapter import Inputs
 from iba_core.framework.layout import DataFormat
+from iba_torch.tail.checkpoints import require_no_reentrant, saved_tensor_hooks
 from iba_torch.tail.effects import Effect
 from iba_torch.tail.head import HeadPass
 from iba_torch.tail.places import Arguments, AssumptionsAtPlace, BatchAxes, Knowledge, LayerCall, Place
@@ -272,7 +273,7 @@ class Replay:
         self._compares = self._assumed.memory_unreached.is_unknown and not copy
         self._calls_after = 0
         self._end_calls = len(self._head.end_numbers) if self._head is not None else 0
-        self._keeping = _saved_tensor_hooks()
+        self._keeping = saved_tensor_hooks()
         self._differentiates = torch.is_grad_enabled()
 
     def _attempt(self, z: torch.Tensor, copies: int, relied: frozenset[Assumption]) -> Outcome[Any]:
@@ -400,6 +401,7 @@ class Replay:
                 handler = partial(self._rewritten, rewrite)
             elif isinstance(site.module, torch.jit.ScriptModule):
                 handler = self._scripted
+        self._require_gradient()
         self._handlers[site] = handler
         return site.run(args, kwargs) if handler is None else handler(site, args, kwargs)
 
@@ -414,7 +416,7 @@ class Replay:
 
     def _rewritten(self, rewrite: Rewrite, site: Site, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         # A checkpoint runs the modules again, which must then keep the same for the backward pass.
-        output = rewrite(site.module, args, kwargs) if _saved_tensor_hooks() is self._keeping else None
+        output = rewrite(site.module, args, kwargs) if saved_tensor_hooks() is self._keeping else None
         return site.run(args, kwargs) if output is None else output
 
     def _scripted(self, site: Site, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -452,6 +454,7 @@ class Replay:
         assert head is not None, "it is open"
         if call is None:
             self._calls_after += self._reached and site is head.split_site
+            self._require_gradient()
             if isinstance(site.module, torch.jit.ScriptModule):
                 return self._scripted(site, args, kwargs)
             return self._run_module(site, args, kwargs)
@@ -483,6 +486,11 @@ class Replay:
         assert self._z is not None, "in a pass"
         return self._z
 
+    def _require_gradient(self) -> None:
+        """Refuse a part whose gradient would be missing or another, where one is asked for."""
+        if self._differentiates and not torch.is_grad_enabled():
+            require_no_reentrant()
+
     def _require_no_checkpoint(self) -> None:
         """A checkpoint would run the layer again in the backward pass, without what was put in its place.
 
@@ -491,7 +499,7 @@ class Replay:
         """
         if not self._differentiates:
             return
-        if _saved_tensor_hooks() is not self._keeping or not torch.is_grad_enabled():
+        if saved_tensor_hooks() is not self._keeping or not torch.is_grad_enabled():
             raise LayerError(
                 f"layer {self._layer.name!r} runs inside of torch.utils.checkpoint, or without gradients "
                 "(torch.no_grad); turn that off to explain at this layer"
@@ -530,12 +538,6 @@ def check_calls(layer: LayerCall, n_calls: int) -> None:
             f"by its name, '{layer.name}:0' to '{layer.name}:{n_calls - 1}', "
             f"or with call=0 to call={n_calls - 1}"
         )
-
-
-def _saved_tensor_hooks() -> Any:
-    """Hooks that decide on the tensors kept for the backward pass, such as a checkpoint's, or None."""
-    hooks: Any = torch._C._autograd._top_saved_tensors_default_hooks(True)
-    return None if hooks is None else hooks[0]
 
 
 def _input_value(tensor: torch.Tensor, batch: int) -> Value:
