@@ -18,7 +18,7 @@ from iba_torch.framework import TorchFramework, move_to
 from iba_torch.tail.calls import unwrap
 from iba_torch.tail.places import Knowledge, LayerCall
 from iba_torch.tail.shadow import Handler, Shadows, Site
-from iba_torch.tail.split import TorchSplit, call_with
+from iba_torch.tail.split import TorchSplit, call_with, owned
 from iba_torch.tail.trees import tree_map
 
 _CALL_SUFFIX = re.compile(r"(?P<name>.+):(?P<call>\d+)")
@@ -153,7 +153,7 @@ class TorchAdapter(ModelAdapter):
         return self._predict(inputs, None)
 
     def _predict(self, inputs: Inputs, handler: Handler | None) -> Any:
-        own = tree_map(lambda tensor: tensor.detach().clone(), inputs)
+        own = owned(inputs)
         with self._shadows.lease() as shadow, torch.no_grad(), shadow.switch.on({}, handler):
             return call_with(shadow.of(self.model), own)
 
