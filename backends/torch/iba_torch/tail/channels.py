@@ -1,8 +1,8 @@
 """Where tensors keep their channels, as a pass of the model shows it.
 
-A convolution takes the channels first, a linear layer last. A sum has the axes of its terms, and a permutation
-moves them. So every operation says something about the axes of what it takes and gives, and that holds for all
-tensors that have an axis in common: before it, after it, and on a skip connection around it.
+A convolution takes the channels first, a linear layer last. A sum has the axes of its terms, and a
+permutation moves them. So every operation says something about the axes of what it takes and gives, and that
+holds for all tensors that have an axis in common: before it, after it, and on a skip connection around it.
 """
 
 from __future__ import annotations

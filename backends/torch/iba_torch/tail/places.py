@@ -82,13 +82,13 @@ class Learnt:
         is_counted: whether a whole pass has shown how often the layers run.
         axes: axes of the tensor at the place, that of the images included.
         data_format: where the channels of the feature map are.
-        checked: as of `iba_core.framework.adapter.Split`.
+        mixing: whether the model mixes the images of a batch, for each shape of the inputs.
     """
 
     is_counted: bool = False
     axes: Axes | None = None
     data_format: DataFormat | None = None
-    checked: dict[Any, bool] = field(default_factory=dict)
+    mixing: dict[Any, bool] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -13,10 +13,11 @@ import torch
 from torch import nn
 
 from iba_core.errors import InputError, LayerError
-from iba_core.framework.adapter import Inputs, Split, Tail
-from iba_core.framework.inputs import Shared
+from iba_core.framework.adapter import Activation, Inputs, Split, Tail
+from iba_core.framework.comparison import OwnOutputs
+from iba_core.framework.inputs import Shared, arrays_of
 from iba_core.framework.layout import DataFormat
-from iba_core.framework.outputs import OwnOutputs
+from iba_torch.tail.activations import last_activation
 from iba_torch.tail.calls import module_call_patch, redirect_calls, unwrap, what_runs
 from iba_torch.tail.channels import ChannelTracker, read_format
 from iba_torch.tail.head import HeadPass, Stop
@@ -43,6 +44,12 @@ class TorchTail(Tail):
             return self
         features = self.features.permute(0, 2, 3, 1).contiguous()
         return replace(self, features=features, run=InMemoryOrder(self.run), axes=(1, 2, 0))
+
+    def activations(self) -> list[Activation | None]:
+        """See `Tail.activations`; found in the graph of a pass."""
+        with torch.enable_grad():
+            outputs = self(self.features.detach().requires_grad_())
+        return [last_activation(output.grad_fn) for output in arrays_of(outputs)]
 
 
 class _Found(NamedTuple):
@@ -128,6 +135,8 @@ class TorchSplit(Split):
         self._rewrites = rewrites
         self._itself = object()
         self._own_kept: tuple[Inputs, OwnOutputs] | None = None
+        # What has been checked once need not be checked again for another closure that does the same.
+        self._mixing = self._learnt.mixing
 
     def run_features(self, inputs: Inputs) -> torch.Tensor:
         """Feature maps (B, *feature map) of a batch: one pass of the head, without a graph.
@@ -156,7 +165,6 @@ class TorchSplit(Split):
         """
         with self._shadows.lease() as shadow, self._patched():
             self._look_around(shadow, inputs)
-            self._checked = self._learnt.checked
             found = self._run_head(shadow, inputs, remember=True)
             with without_autocast(found.features.device) as outside:
                 replay = Replay(
@@ -281,8 +289,8 @@ class TorchSplit(Split):
             if found is None:
                 shape = tuple(features.shape[1:])
                 raise LayerError(
-                    f"the feature maps of layer {self.layer_name!r} have the shape {shape}, and the model does "
-                    "not show whether their channels come first or last; say it with "
+                    f"the feature maps of layer {self.layer_name!r} have the shape {shape}, and the model "
+                    "does not show whether their channels come first or last; say it with "
                     "data_format='channels_first' or data_format='channels_last'"
                 )
             learnt.data_format = found
@@ -336,6 +344,7 @@ class TorchSplit(Split):
             if not self._knowledge.knows(self.module) and not isinstance(self.model, nn.Module):
                 self._run_twice(shadow, inputs)
             learnt.is_counted = True
+            self._mixing = learnt.mixing
 
     def _run_whole(self, shadow: Shadow, inputs: Inputs) -> OwnOutputs:
         """Run the whole model on another number of images, or a closure on those that it knows of."""
