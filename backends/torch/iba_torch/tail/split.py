@@ -362,6 +362,11 @@ class TorchSplit(Split):
         self.input_format = self._knowledge.input_format or "channels_first"
         if self.end_layer is not None:
             outputs = self._end_output(counter)
+        elif isinstance(outputs, list) and any(isinstance(each, Mapping) for each in outputs):
+            raise InputError(
+                "the model returns a list with a dict for each image; put it into a module that returns a "
+                "tensor with a row per image"
+            )
         return OwnOutputs(outputs, counter.batch, is_closure)
 
     def _run_twice(self, shadow: Shadow, inputs: Inputs) -> None:
