@@ -224,6 +224,7 @@ class Explainer:
             "data_format": self._estimated_format or self._format(split),
             "input_shape": self._input_shape,
             "input_format": split.input_format,
+            "framework": self.adapter.framework.name,
         }
         write_state(path, self.estimator.state_dict(), KIND, {**(metadata or {}), **known})
 
@@ -257,8 +258,10 @@ class Explainer:
         split = self.adapter.split(layer, data_format=self.data_format)
         input_shape = self._input_shape
         if (known := metadata.get("input_shape")) is not None:
-            axes = _permutation(known, metadata["input_format"], split.input_format)
-            input_shape = tuple(known[axis] for axis in axes)
+            # A model of the same framework takes them as they were.
+            is_own = metadata.get("framework") == self.adapter.framework.name
+            saved = split.input_format if is_own else metadata["input_format"]
+            input_shape = tuple(known[axis] for axis in _permutation(known, saved, split.input_format))
         self._layer, self.estimator, self._input_shape = layer, estimator, input_shape
         self._estimated_format = metadata.get("data_format")
         return self

@@ -27,8 +27,9 @@ from iba_torch.adapter import TorchAdapter
 from iba_torch.bottlenecks.estimator import TorchWelfordEstimator
 from iba_torch.bottlenecks.iba import IBA
 from iba_torch.bottlenecks.readout_model import ModelHooks, TorchReadoutModel, layers_of
-from iba_torch.tail.channels import channel_hint, data_format_of
 from iba_torch.tail.trees import tree_map
+
+_CHANNELS_LAST = (nn.Linear, nn.Bilinear, nn.LayerNorm, nn.Embedding, nn.RNNBase, nn.MultiheadAttention)
 
 
 class IBAReadout(ReadoutBottleneck, IBA):  # type: ignore[misc]  # `analyze` takes a model, not a loss
@@ -238,8 +239,11 @@ class IBAReadout(ReadoutBottleneck, IBA):  # type: ignore[misc]  # `analyze` tak
         return torch.tensor(array, device=self._device)
 
     def _guessed_formats(self, shapes: Sequence[tuple[int, ...]]) -> list[DataFormat]:
-        hints = [channel_hint(layer.module) for layer in self._layers]
-        return [data_format_of(shape, hint) for shape, hint in zip(shapes, hints, strict=True)]
+        modules = [layer.module for layer in self._layers]
+        return [
+            "channels_last" if len(shape) > 1 and isinstance(module, _CHANNELS_LAST) else "channels_first"
+            for shape, module in zip(shapes, modules, strict=True)
+        ]
 
     # -- state ----------------------------------------------------------------------------------------
 

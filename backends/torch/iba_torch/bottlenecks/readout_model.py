@@ -21,7 +21,7 @@ from iba_torch.adapter import TorchAdapter
 from iba_torch.tail.places import LayerCall
 from iba_torch.tail.precision import without_autocast
 from iba_torch.tail.shadow import Handler, Shadow, Shadows, Site
-from iba_torch.tail.split import TorchSplit, call_with
+from iba_torch.tail.split import TorchSplit, call_with, owned
 from iba_torch.tail.trees import first_tensor, replace_first, tree_map
 
 Features = tuple[torch.Tensor, ...]
@@ -164,7 +164,7 @@ def layers_of(adapter: TorchAdapter, layers: Sequence[nn.Module | str]) -> list[
 
 def _call(model: nn.Module, inputs: Inputs) -> Any:
     # The pass may write into its inputs, and they are needed twice.
-    return call_with(model, tree_map(lambda tensor: tensor.detach().clone(), inputs))
+    return call_with(model, owned(inputs))
 
 
 def _copied(features: torch.Tensor | None) -> torch.Tensor | None:
