@@ -152,7 +152,7 @@ class IBAReadout(ReadoutBottleneck, IBA):  # type: ignore[misc]  # `analyze` tak
         if self._hooks.inputs is None:
             name = model.names[0]
             raise LayerError(f"layer {name!r} runs outside of the readout's model; call the model as a whole")
-        _, *readout_features = model.features_of_call(*self._hooks.inputs, len(x))
+        _, *readout_features = model.features_of_call(*self._hooks.inputs)
         known.readout.check(x, readout_features, model.names)
         noise = torch.randn_like(x, dtype=known.constants.mean.dtype)
         restricted = known.readout.restricted(self._weights(), x, readout_features, noise, known.constants)
@@ -168,7 +168,14 @@ class IBAReadout(ReadoutBottleneck, IBA):  # type: ignore[misc]  # `analyze` tak
         model = self.model if model is None else model
         _require_module(model)
         return TorchReadoutModel(
-            model, self._layers, self.input_or_output, self._shadows, self._passing_all, device
+            model,
+            self._layers,
+            self.input_or_output,
+            self._shadows,
+            self._knowledge,
+            self._passing_all,
+            self.data_format,
+            device,
         )
 
     def _settings(self) -> BottleneckSettings:
@@ -179,7 +186,8 @@ class IBAReadout(ReadoutBottleneck, IBA):  # type: ignore[misc]  # `analyze` tak
         return input_t
 
     def _spatial_shape(self, inputs: Inputs) -> tuple[int, ...]:
-        return tuple(next(arrays_of(inputs)).shape[2:])
+        image = tuple(next(arrays_of(inputs)).shape[1:])
+        return image[:-1] if self._knowledge.input_format == "channels_last" else image[1:]
 
     def _weights(self) -> list[torch.Tensor]:
         return [weight[..., 0] if weight.ndim == 3 else weight for weight in self.network.parameters()]

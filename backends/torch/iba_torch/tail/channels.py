@@ -90,12 +90,17 @@ _ON_CHANNELS = re.compile(r"(layer|rms)_norm")
 
 
 class ChannelTracker(TorchDispatchMode):
-    """Context of a pass that finds out what the axes of its tensors mean."""
+    """Context of a pass that finds out what the axes of its tensors mean.
+
+    Attributes:
+        normalized_rows: the most rows of a batch that was normalised by its own statistics; 0 if none was.
+    """
 
     supports_higher_order_operators = True
 
     def __init__(self) -> None:
         super().__init__()
+        self.normalized_rows = 0
         self._known: Any = WeakTensorKeyDictionary()
 
     def follow(self, tensor: torch.Tensor) -> Axes:
@@ -117,6 +122,8 @@ class ChannelTracker(TorchDispatchMode):
         output = func(*args, **(kwargs or {}))
         if any(axes is not None for axes in given):
             name = str(getattr(func, "_opname", func)).rstrip("_")
+            if "batch_norm" in name and any(arg is True for arg in args):
+                self.normalized_rows = max(self.normalized_rows, len(args[0]))
             for tensor in tensors(output):
                 self._known[tensor] = _of_output(name, args, given, tensor.shape)
         return output

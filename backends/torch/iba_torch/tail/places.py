@@ -82,12 +82,15 @@ class Learnt:
         is_counted: whether a whole pass has shown how often the layers run.
         axes: axes of the tensor at the place, that of the images included.
         data_format: where the channels of the feature map are.
+        mixes: whether a closure normalises the images by the statistics of their batch. What it returns for a
+            batch as a whole would not show it.
         mixing: whether the model mixes the images of a batch, for each shape of the inputs.
     """
 
     is_counted: bool = False
     axes: Axes | None = None
     data_format: DataFormat | None = None
+    mixes: bool = False
     mixing: dict[Any, bool] = field(default_factory=dict)
 
 

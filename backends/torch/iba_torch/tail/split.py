@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from iba_core.errors import InputError, LayerError
-from iba_core.framework.adapter import Activation, Inputs, Split, Tail
+from iba_core.framework.adapter import Activation, Inputs, MixedImagesError, Split, Tail
 from iba_core.framework.comparison import OwnOutputs
 from iba_core.framework.inputs import Shared, arrays_of
 from iba_core.framework.layout import DataFormat
@@ -67,6 +67,9 @@ class TorchSplit(Split):
     is then the model run again, with remembered outputs in place of those modules and the given feature
     map in place of the layer's. Whatever the model does between modules, skip connections included,
     stays as it is. What runs is a shadow of the model, which itself is not touched.
+
+    Attributes:
+        images_axis: the axis of the images in the model's own tensor at the layer, once that has run.
 
     Args:
         model: the model; or a closure of the inputs that runs modules, and whose return value is what a tail
@@ -123,6 +126,7 @@ class TorchSplit(Split):
         self.where = where
         self.call = call
         self.end_layer = end_layer
+        self.images_axis = 0
         self._layer = LayerCall(self.module, self.layer_name, call)
         self._given_format = data_format
         self._knowledge = Knowledge() if knowledge is None else knowledge
@@ -165,6 +169,8 @@ class TorchSplit(Split):
         """
         with self._shadows.lease() as shadow, self._patched():
             self._look_around(shadow, inputs)
+            if self._learnt.mixes and batch_size(inputs) > 1:
+                raise MixedImagesError(self.layer_name)
             found = self._run_head(shadow, inputs, remember=True)
             with without_autocast(found.features.device) as outside:
                 replay = Replay(
@@ -191,7 +197,7 @@ class TorchSplit(Split):
                     features = features.contiguous()
                 del found
                 try:
-                    yield TorchTail(features, replay)
+                    yield TorchTail(features, replay, one_by_one=self._learnt.mixes)
                 finally:
                     replay.close()
 
@@ -201,7 +207,7 @@ class TorchSplit(Split):
         if kept is not None and kept[0] is inputs:
             return kept[1]
         with self._shadows.lease() as shadow, self._patched():
-            return self._run_whole(shadow, inputs)
+            return self._run_whole(shadow, inputs)[0]
 
     @property
     def _assumed(self) -> AssumptionsAtPlace:
@@ -273,6 +279,7 @@ class TorchSplit(Split):
         if not head.has_features:
             self._raise_never_ran(shadow, head)
         features = head.take_features()
+        self.images_axis = head.feature_axis
         self.data_format = self._given_format or self._found_format(head, features)
         return _Found(head, features, reordered)
 
@@ -340,14 +347,24 @@ class TorchSplit(Split):
         """Run the whole model once, if that has not been done, to see how often the layers run and more."""
         learnt = self._learnt
         if not learnt.is_counted:
-            self._own_kept = inputs, self._run_whole(shadow, inputs)
-            if not self._knowledge.knows(self.module) and not isinstance(self.model, nn.Module):
-                self._run_twice(shadow, inputs)
+            own, normalized = self._run_whole(shadow, inputs)
+            if not isinstance(self.model, nn.Module):
+                if normalized or not self._knowledge.knows(self.module):
+                    normalized = self._run_twice(shadow, inputs)
+                # That of each image by its own statistics counts as one of a single row.
+                learnt.mixes = normalized > 1
+            if learnt.mixes:
+                self._warn_of_mixing()
+            self._own_kept = inputs, own
             learnt.is_counted = True
             self._mixing = learnt.mixing
 
-    def _run_whole(self, shadow: Shadow, inputs: Inputs) -> OwnOutputs:
-        """Run the whole model on another number of images, or a closure on those that it knows of."""
+    def _run_whole(self, shadow: Shadow, inputs: Inputs) -> tuple[OwnOutputs, int]:
+        """Run the whole model on another number of images, or a closure on those that it knows of.
+
+        Returns:
+            The outputs, and `ChannelTracker.normalized_rows`.
+        """
         is_closure = not isinstance(self.model, nn.Module)
         others = inputs if is_closure else _other_number(inputs)
         tracker = ChannelTracker()
@@ -367,13 +384,23 @@ class TorchSplit(Split):
                 "the model returns a list with a dict for each image; put it into a module that returns a "
                 "tensor with a row per image"
             )
-        return OwnOutputs(outputs, counter.batch, is_closure)
+        return OwnOutputs(outputs, counter.batch, is_closure), tracker.normalized_rows
 
-    def _run_twice(self, shadow: Shadow, inputs: Inputs) -> None:
-        """Run a closure on two copies of each image, which shows what changes with their number."""
+    def _run_twice(self, shadow: Shadow, inputs: Inputs) -> int:
+        """Run a closure on two copies of each image, which shows what changes with their number.
+
+        Returns:
+            `ChannelTracker.normalized_rows`.
+        """
         twice = _of_images(inputs, lambda tensor: tensor.repeat_interleave(2, 0))
-        counter = self._head_pass(shadow, twice, remember=False, tracker=ChannelTracker())
-        self._pass(shadow, owned(twice), counter)
+        tracker = ChannelTracker()
+        counter = self._head_pass(shadow, twice, remember=False, tracker=tracker)
+        own = owned(twice)
+        for tensor in tensors(own):
+            tracker.follow(tensor)
+        with tracker:
+            self._pass(shadow, own, counter)
+        return tracker.normalized_rows
 
     def _end_output(self, counter: HeadPass) -> torch.Tensor:
         """What the end layer gave in a whole pass, the images first."""
