@@ -131,7 +131,8 @@ def test_an_output_without_classes_has_a_principal_component(backend):
     x = backend.images(np.random.default_rng(0).normal(size=(2, 8, 8, 3)).astype(np.float32))
     adapter = find_adapter(model)
     maps = backend.module("concepts.cam").EigenCAM(model, "act")(x)
-    activity = backend.channels_last(backend.to_numpy(adapter.split("act").features(adapter.to_inputs(x)))) ** 2
+    features = adapter.split("act").features(adapter.to_inputs(x))
+    activity = backend.channels_last(backend.to_numpy(features)) ** 2
     for found, energy in zip(maps, activity.sum(axis=-1), strict=True):
         assert np.corrcoef(found.ravel(), energy.ravel())[0, 1] > 0.7
 
