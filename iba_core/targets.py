@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
@@ -21,6 +21,7 @@ from iba_core.framework.namespace import (
     log_sum_exp,
     softmax,
 )
+from iba_core.framework.outputs import main_output
 
 Loss = Callable[..., Array]
 """``loss(outputs, *rows)``: losses (N,) of a model's outputs for N feature maps, in nats. `rows` are tensors
@@ -83,24 +84,6 @@ def distribution_cross_entropy(logits: Array, probabilities: Array) -> Array:
     """
     xp, logits = array_namespace(logits), full_precision(logits)
     return log_sum_exp(logits) - xp.sum(xp.astype(probabilities, logits.dtype) * logits, axis=-1)
-
-
-def main_output(outputs: Any) -> Any:
-    """Find the main array of a model's output: ``.logits`` if there is one, else the first entry.
-
-    Outputs in half precision become float32, so that losses are computed in at least that.
-
-    Example:
-        >>> main_output({"scores": [np.array([1.0, 2.0]), None]})
-        array([1., 2.])
-    """
-    if hasattr(outputs, "logits"):
-        return main_output(outputs.logits)
-    if isinstance(outputs, Mapping):
-        return main_output(next(iter(outputs.values())))
-    if isinstance(outputs, (tuple, list)):
-        return main_output(outputs[0])
-    return full_precision(outputs)
 
 
 def _class_loss(outputs: Any, classes: Array) -> Array:
