@@ -1,7 +1,8 @@
 """What an explanation has to be: the paper's formulas in NumPy, in float64, on passes of the whole model.
 
-Nothing of the library is used except the noise of a seed, which is part of its public promise. A caller gives
-the slopes of its model's losses, from a pass of the whole model with other features in the place of a layer's.
+Nothing of the library is used except the noise of a seed, which is part of its public promise. A caller
+gives the slopes of its model's losses, from a pass of the whole model with other features in the place of a
+layer's.
 """
 
 from __future__ import annotations
