@@ -35,19 +35,34 @@ def main_output(outputs: Any, output: int | str | None = None) -> Any:
         >>> main_output({"hidden": np.zeros((1, 3, 2)), "scores": np.ones((1, 2))})
         array([[1., 1.]])
     """
+    return full_precision(_main_array(outputs, output))
+
+
+def _main_array(outputs: Any, output: int | str | None) -> Any:
     if output is not None:
-        return main_output(_entry(outputs, output))
+        return _main_array(_entry(outputs, output), None)
     if hasattr(outputs, "logits"):
-        return main_output(outputs.logits)
+        return _main_array(outputs.logits, None)
     if isinstance(outputs, Mapping):
-        return main_output(_main_entry({key: x for key, x in outputs.items() if x is not None}))
+        return _main_array(_main_entry({key: x for key, x in outputs.items() if x is not None}), None)
     if isinstance(outputs, (tuple, list)):
-        return main_output(next((x for x in outputs if x is not None), None))
+        return _main_array(next((x for x in outputs if x is not None), None), None)
     if not hasattr(outputs, "shape"):
         raise InputError(
             f"the model returns {type(outputs).__name__}, in which no array is found; name one with output="
         )
-    return full_precision(outputs)
+    return outputs
+
+
+def main_index(outputs: Any, output: int | str | None = None) -> int:
+    """Number of the main output among the arrays of a model's output, in the order of `arrays_of`.
+
+    Example:
+        >>> main_index({"hidden": np.zeros((1, 3, 2)), "logits": np.ones((1, 2))})
+        1
+    """
+    main = _main_array(outputs, output)
+    return next((i for i, array in enumerate(arrays_of(outputs)) if array is main), 0)
 
 
 def _main_entry(entries: dict[Any, Any]) -> Any:
