@@ -148,10 +148,12 @@ class KerasSubject(Subject):
             keras.config.set_dtype_policy(policy)
         generator = np.random.default_rng(0)
         for weight in model.weights:
-            if "gamma" in weight.path or "variance" in weight.path:
+            if "gamma" in weight.path:
                 weight.assign(generator.uniform(0.5, 1.5, weight.shape))
-            elif "bias" in weight.path or "beta" in weight.path or "mean" in weight.path:
+            elif "bias" in weight.path or "beta" in weight.path:
                 weight.assign(generator.normal(0, 0.1, weight.shape))
+        (draw,) = draws.values()
+        adapt_averages(model, draw(generator, 8))
         super().__init__(model, draws)
 
     def given(self, inputs: Inputs) -> np.ndarray:
@@ -177,3 +179,14 @@ class KerasSubject(Subject):
                 del one.call
             loss = -tf.reduce_sum(tf.math.log(probabilities[:, target]))
         return tape.gradient(loss, leaf).numpy()
+
+
+def adapt_averages(model: keras.Model, x: np.ndarray) -> None:
+    """Give batch normalisations the averages of some images, so that no layer of a deep model dies out."""
+    norms = [layer for layer in model.layers if isinstance(layer, keras.layers.BatchNormalization)]
+    momenta = [layer.momentum for layer in norms]
+    for layer in norms:
+        layer.momentum = 0.0
+    model(x, training=True)
+    for layer, momentum in zip(norms, momenta, strict=True):
+        layer.momentum = momentum

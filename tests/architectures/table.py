@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import keras
@@ -23,20 +23,26 @@ class Architecture:
         layers: three layers, an early, a middle and a late one, and the axes of their feature maps: C for
             channels, H, W and T for places.
         quick: whether it is among those that always run.
+        options: what the explainer has to be told.
     """
 
     name: str
     make: Callable[[], Subject]
     layers: Mapping[str, str]
     quick: bool = False
+    options: Mapping[str, Any] = field(default_factory=dict)
 
 
-def _torch(build: Callable[[], tuple[Any, Any]], layers: Mapping[str, str], quick: bool = False):
-    return Architecture(build.__name__, lambda: TorchSubject(*build()), layers, quick)
+def _torch(
+    build: Callable[[], tuple[Any, Any]], layers: Mapping[str, str], quick: bool = False, **options: Any
+) -> Architecture:
+    return Architecture(build.__name__, lambda: TorchSubject(*build()), layers, quick, options)
 
 
-def _keras(name: str, size: int, layers: Mapping[str, str], quick: bool = False, **options: Any):
-    draws = {"images": lambda generator, n: generator.uniform(0, 255, size=(n, size, size, 3))}
+def _keras(
+    name: str, size: int, layers: Mapping[str, str], quick: bool = False, **options: Any
+) -> Architecture:
+    draws = {"images": lambda generator, n: generator.normal(size=(n, size, size, 3))}
 
     def build() -> keras.Model:
         make = getattr(keras.applications, name)
@@ -69,8 +75,19 @@ ARCHITECTURES = [
     _torch(m.t5, {"transformer.encoder.block.0": "TC", "transformer.encoder.block.1.layer.1": "TC", "transformer.decoder.block.1": "TC"}),
     _torch(m.wav2vec2, {"wav2vec2.feature_extractor.conv_layers.0": "CT", "wav2vec2.feature_projection.projection": "TC", "wav2vec2.encoder.layers.1": "TC"}),
     _torch(m.ast, {"audio_spectrogram_transformer.embeddings": "TC", "audio_spectrogram_transformer.layers.1": "TC", "audio_spectrogram_transformer.layernorm": "TC"}),
-    _torch(m.clip, {"vision_model.embeddings": "TC", "vision_model.encoder.layers.1": "TC", "visual_projection": "C"}),
-    _torch(m.clip_five_captions, {"vision_model.embeddings.patch_embedding": "CHW", "vision_model.encoder.layers.0.mlp": "TC", "vision_model.post_layernorm": "C"}),
-    _torch(m.siglip, {"vision_model.embeddings": "TC", "vision_model.encoder.layers.1": "TC", "vision_model.encoder.layers.2.mlp.fc2": "TC"}),
-    _keras("MobileNetV2", 32, {"Conv1_relu": "HWC", "block_3_project_BN": "HWC", "out_relu": "HWC"}, quick=True, alpha=0.35),
+    _torch(m.clip, {"vision_model.embeddings": "TC", "vision_model.encoder.layers.1": "TC", "visual_projection": "C"}, output="logits_per_image"),
+    _torch(m.clip_five_captions, {"vision_model.embeddings.patch_embedding": "CHW", "vision_model.encoder.layers.0.mlp": "TC", "vision_model.post_layernorm": "C"}, output="logits_per_image"),
+    _torch(m.siglip, {"vision_model.embeddings": "TC", "vision_model.encoder.layers.1": "TC", "vision_model.encoder.layers.2.mlp.fc2": "TC"}, output="logits_per_image"),
+    _keras("VGG16", 32, {"block2_pool": "HWC", "block3_conv3": "HWC", "block5_conv3": "HWC"}),
+    _keras("ResNet50", 32, {"conv2_block1_out": "HWC", "conv3_block2_1_relu": "HWC", "conv4_block6_out": "HWC"}),
+    _keras("ResNet50V2", 32, {"conv2_block2_preact_bn": "HWC", "conv3_block3_out": "HWC", "conv4_block5_out": "HWC"}),
+    _keras("DenseNet121", 32, {"pool2_conv": "HWC", "conv3_block11_2_conv": "HWC", "conv4_block17_concat": "HWC"}),
+    _keras("EfficientNetB0", 32, {"stem_activation": "HWC", "block3b_add": "HWC", "block5b_add": "HWC"}),
+    _keras("EfficientNetV2B0", 32, {"block2b_expand_activation": "HWC", "block3b_add": "HWC", "block5c_activation": "HWC"}),
+    _keras("Xception", 71, {"block2_sepconv1_bn": "HWC", "block6_sepconv3": "HWC", "block13_sepconv2_bn": "HWC"}),
+    _keras("InceptionV3", 75, {"mixed0": "HWC", "mixed4": "HWC", "mixed7": "HWC"}),
+    _keras("NASNetMobile", 32, {"normal_concat_1": "HWC", "reduction_concat_reduce_4": "HWC", "normal_concat_7": "HWC"}),
+    _keras("MobileNetV2", 32, {"Conv1_relu": "HWC", "block_3_project_BN": "HWC", "block_12_add": "HWC"}, quick=True, alpha=0.35),
+    _keras("MobileNetV3Small", 32, {"expanded_conv_squeeze_excite_mul": "HWC", "expanded_conv_3_project_bn": "HWC", "expanded_conv_7_add": "HWC"}),
+    _keras("ConvNeXtTiny", 32, {"convnext_tiny_stage_0_block_1_identity": "HWC", "convnext_tiny_stage_1_block_2_pointwise_conv_1": "HWC", "convnext_tiny_stage_2_block_7_layer_scale": "HWC"}),
 ]  # fmt: skip
