@@ -10,7 +10,7 @@ from iba_core.framework.framework import Framework
 from iba_core.framework.inputs import arrays_of, map_arrays
 from iba_core.framework.layout import Layout
 from iba_core.framework.namespace import Array
-from iba_core.framework.outputs import first_output
+from iba_core.targets import first_output
 
 _PARTS = 24
 

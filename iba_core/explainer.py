@@ -36,9 +36,17 @@ from iba_core.framework.inputs import (
 )
 from iba_core.framework.layout import DataFormat, Layout, Tokens
 from iba_core.framework.namespace import Array, full_precision
-from iba_core.framework.outputs import OfOutput, first_output, main_index, main_output
 from iba_core.state import read_state, write_state
-from iba_core.targets import ClassTarget, Loss, Target, as_target
+from iba_core.targets import (
+    ClassTarget,
+    Loss,
+    OfOutput,
+    Target,
+    as_target,
+    first_output,
+    main_index,
+    main_output,
+)
 from iba_core.utils import get_tqdm
 
 
@@ -440,7 +448,9 @@ class Explainer:
             raw = self._run(tail.run, tail.features, tail.carry)
             choose = main_output if whole.needs_main_output else first_output
             outputs = framework.to_numpy(choose(raw, self.output))
-            activation = self._activation(tail, raw, outputs, whole)
+            # Only numbers from 0 to 1 leave it open what they are.
+            is_open = outputs.ndim == 2 and outputs.min() >= 0 and outputs.max() <= 1
+            activation = self._activation(tail, raw, whole) if is_open else "other"
             loss, rows = whole.ending_in(activation).select(start, stop, images).resolve(outputs)
             if self.output is not None:
                 loss = OfOutput(loss, self.output)
@@ -448,7 +458,7 @@ class Explainer:
             ordered = layout if tail.axes is None else layout.permuted(tail.axes)
             optimizer = self._optimizer(loss, ordered, settings.precision)
             like = full_precision(tail.features)
-            return Task(optimizer, statistics, tuple(framework.asarray(row, like=like) for row in rows))
+            return Task(optimizer, statistics, tuple([framework.asarray(row, like=like) for row in rows]))
 
         shape = self.estimator.shape or ()
         chunks = explain_in_chunks(framework, split, inputs, shape, task=task, **options._asdict())
@@ -471,10 +481,8 @@ class Explainer:
                 stacklevel=5,
             )
 
-    def _activation(self, tail: Tail, raw: Any, outputs: npt.NDArray[Any], whole: Target) -> str:
-        """The function that the output ends in; the model is asked only where the numbers leave it open."""
-        if outputs.ndim != 2 or not (outputs.min() >= 0 and outputs.max() <= 1):
-            return "other"
+    def _activation(self, tail: Tail, raw: Any, whole: Target) -> str:
+        """The function that the output ends in, which the model is asked once."""
         key = (self._layer, whole.layer)
         if key not in self._activations:
             found, index = tail.activations(), main_index(raw, self.output)
@@ -555,10 +563,10 @@ class Explainer:
                 inputs = inputs[None]
             check_shape(tuple(inputs.shape[1:]), self._input_shape, split.input_format == "channels_first")
         inputs = self.adapter.to_inputs(inputs)
-        if not batch_size(inputs):
-            raise InputError("x is an empty batch")
         for array in arrays_of(inputs):
             require_finite(self.adapter.framework.to_numpy(array), "x")
+        if not batch_size(inputs):
+            raise InputError("x is an empty batch")
         return inputs
 
     def _split_at(self, end_layer: Any) -> Split:

@@ -14,8 +14,8 @@ from torch import nn
 
 from iba_core.errors import InputError, LayerError
 from iba_core.framework.adapter import Inputs, Split, Tail
+from iba_core.framework.comparison import OwnOutputs
 from iba_core.framework.layout import DataFormat
-from iba_core.framework.outputs import OwnOutputs
 from iba_torch.tail.calls import module_call_patch, redirect_calls, unwrap, what_runs
 from iba_torch.tail.channels import data_format_of
 from iba_torch.tail.head import HeadPass, Stop
