@@ -7,9 +7,12 @@ work for models of every framework, through the model's adapter. The formulas ar
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
+from functools import partial
+from numbers import Real
 from types import TracebackType
-from typing import Any, ClassVar, NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -47,7 +50,7 @@ class Method(NamedTuple):
     """The settings in which one class activation map differs from another."""
 
     weighting: Weighting | None
-    """Factors of the activations; None for the activations themselves, which need no gradients."""
+    """Factors of the activations; None for the activations themselves."""
     principal: bool = False
     """Whether to take the principal component of the channels in every call."""
 
@@ -78,7 +81,7 @@ class BaseCAM:
         (2, 8, 8)
     """
 
-    method: ClassVar[Method]
+    method: Method
 
     def __init__(
         self,
@@ -130,7 +133,8 @@ class BaseCAM:
                 score, the index of a class, a `ConceptEmbedding`, or a `Target`.
             aug_smooth: average the maps of the images and of their mirror images, each also darker and
                 brighter by a tenth. This takes six times as long.
-            eigen_smooth: take the first principal component of the weighted channels instead of their sum.
+            eigen_smooth: take the first principal component of the weighted channels instead of their sum,
+                with the sign that makes it grow along with that sum.
 
         Returns:
             Array (B, *spatial axes of the input), float32, each map from 0 to 1.
@@ -173,18 +177,14 @@ class BaseCAM:
         )
 
     def _layer_maps(self, split: Split, inputs: Inputs, wanted: list[_Wanted], principal: bool) -> Array:
-        gradients = None
-        if self.method.weighting is None:
-            activations = split.features(inputs)
-        else:
-            with split.head(inputs) as tail:
-                activations = tail.features
+        with split.head(inputs) as tail:
+            activations = tail.features
 
-                def score(z: Array) -> tuple[Array, tuple[()]]:
-                    outputs = main_output(tail(z))
-                    return sum(target.score(outputs[target.images]) for target in wanted), ()
+            def score(z: Array) -> tuple[Array, tuple[()]]:
+                outputs = main_output(tail(z))
+                return sum(target.score(outputs[target.images]) for target in wanted), ()
 
-                *_, gradients = self.adapter.framework.value_and_grad(score, activations)
+            *_, gradients = self.adapter.framework.value_and_grad(score, activations)
         transform, tokens, data_format = self.reshape_transform, None, split.data_format
         if isinstance(transform, Tokens):
             tokens = transform
@@ -205,6 +205,8 @@ class BaseCAM:
         return [self._want(targets, slice(0, images))]
 
     def _want(self, target: Any, images: slice) -> _Wanted:
+        if target is None and self.method.weighting is None:
+            return _Wanted(images, _predicted_if_any, None)
         if target is None or isinstance(target, (int, np.integer)):
             target = ClassifierOutputTarget(None if target is None else int(target))
         elif not callable(target):
@@ -232,6 +234,12 @@ class _Wanted(NamedTuple):
     """Layer that gives these outputs; None for the model's own output."""
 
 
+def _predicted_if_any(outputs: Array) -> Array:
+    """Score the classes predicted; give 0, which says nothing, where the outputs are no rows of classes."""
+    xp = array_namespace(outputs)
+    return xp.sum(xp.max(outputs, axis=1)) if len(outputs.shape) == 2 else xp.sum(outputs) * 0
+
+
 class GradCAM(BaseCAM):
     """Grad-CAM: see `grad_cam_weights` for the formula and `BaseCAM` for the arguments.
 
@@ -240,18 +248,41 @@ class GradCAM(BaseCAM):
         (2, 8, 8)
     """
 
-    method: ClassVar[Method] = Method(grad_cam_weights)
+    method = Method(grad_cam_weights)
 
 
 class GradCAMPlusPlus(BaseCAM):
     """Grad-CAM++: see `grad_cam_plus_plus_weights` for the formula and `BaseCAM` for the arguments.
+
+    Args:
+        model: see `BaseCAM`.
+        target_layers: see `BaseCAM`.
+        reshape_transform: see `BaseCAM`.
+        epsilon: 0 for the paper's formula; 1e-6 for the maps of pytorch-grad-cam, which adds that constant
+            to a denominator. Where gradients are well below 1e-3, as they are deep in most networks, the two
+            are different maps.
+
+    Raises:
+        InputError: no backend serves the model, or `epsilon` is negative.
+        LayerError: the model has no such layer; the message offers the closest names.
 
     Example:
         >>> GradCAMPlusPlus(model, ["conv"])(x, targets=[2, 0]).shape
         (2, 8, 8)
     """
 
-    method: ClassVar[Method] = Method(grad_cam_plus_plus_weights)
+    def __init__(
+        self,
+        model: Model,
+        target_layers: Any = None,
+        reshape_transform: ReshapeTransform | None = None,
+        *,
+        epsilon: float = 0.0,
+    ) -> None:
+        if isinstance(epsilon, bool) or not isinstance(epsilon, Real) or not 0 <= epsilon < math.inf:
+            raise InputError(f"epsilon={epsilon!r} is no constant to add to a denominator; give 0 or 1e-6")
+        super().__init__(model, target_layers, reshape_transform)
+        self.method = Method(partial(grad_cam_plus_plus_weights, epsilon=float(epsilon)))
 
 
 class HiResCAM(BaseCAM):
@@ -262,7 +293,7 @@ class HiResCAM(BaseCAM):
         (2, 8, 8)
     """
 
-    method: ClassVar[Method] = Method(hires_cam_weights)
+    method = Method(hires_cam_weights)
 
 
 class LayerCAM(BaseCAM):
@@ -273,7 +304,7 @@ class LayerCAM(BaseCAM):
         (2, 8, 8)
     """
 
-    method: ClassVar[Method] = Method(layer_cam_weights)
+    method = Method(layer_cam_weights)
 
 
 class XGradCAM(BaseCAM):
@@ -284,20 +315,23 @@ class XGradCAM(BaseCAM):
         (2, 8, 8)
     """
 
-    method: ClassVar[Method] = Method(xgrad_cam_weights)
+    method = Method(xgrad_cam_weights)
 
 
 class EigenCAM(BaseCAM):
     """Eigen-CAM: see `principal_component` for the formula and `BaseCAM` for the arguments.
 
-    The map depends on the layer alone; the targets do not matter.
+    The map depends on the layer alone, but for its sign, which no principal component has of its own. It is
+    positive where the evidence for the targets is: where activations times gradients are largest. An output
+    that is no batch of rows has no predicted class; with ``targets=None``, the map is then positive where the
+    layer is most active.
 
     Example:
         >>> EigenCAM(model, ["conv"])(x).shape
         (2, 8, 8)
     """
 
-    method: ClassVar[Method] = Method(None, principal=True)
+    method = Method(None, principal=True)
 
 
 def last_spatial_layer(adapter: ModelAdapter, inputs: Inputs) -> str:
