@@ -26,7 +26,7 @@ from iba_core.concepts.training import (
 )
 from iba_core.errors import InputError
 from iba_core.framework.adapter import Model
-from iba_core.pictures.plotting import axes_to_draw_into
+from iba_core.pictures.plotting import axes_to_draw_into, caption
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -196,10 +196,10 @@ class ConceptAnalysisResult:
         random = [result.random_iou for result in self.layers]
         ax.bar(places + 0.2, random, 0.4, color="#c8c8c8", label="random hyperplane")
         ax.axhline(self.constant_iou, color="#555555", linestyle="--", label="same mask everywhere")
-        ax.set_xticks(places, [result.layer for result in self.layers])
+        ax.set_xticks(places, [caption(result.layer) for result in self.layers], parse_math=False)
         ax.set_ylim(0, 1)
         ax.set_ylabel(f"set IoU, {self.held_out} data")
-        ax.set_title(f"{self.concept_name}: where the model knows it")
+        ax.set_title(caption(f"{self.concept_name}: where the model knows it"), parse_math=False)
         ax.spines[["top", "right"]].set_visible(False)
         ax.legend(frameon=False)
         return ax

@@ -13,6 +13,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from iba_core.errors import InputError
+from iba_core.files import shown
 from iba_core.framework.layout import DataFormat
 from iba_core.pictures.images import Preprocessing, image_files, load_image
 from iba_core.pictures.masks import mask_picture
@@ -245,8 +246,8 @@ class SegmentationConcept2D:
         missing = [path for path in files if _place(path, images) not in found]
         if missing:
             raise InputError(
-                f"{missing[0]} has no mask in {masks} ({len(missing)} of {len(files)} pictures have none); a "
-                "mask must have the relative path and the name of its picture"
+                f"{shown(missing[0])} has no mask in {shown(masks)} ({len(missing)} of {len(files)} pictures "
+                "have none); a mask must have the relative path and the name of its picture"
             )
         paths = [found[_place(path, images)] for path in files]
         return cls.from_pictures(name, files, paths, preprocessing, data_format, **options)
@@ -327,7 +328,7 @@ def _as_data(data: Data) -> SegmentationData:
 
 
 def _picture(source: Any) -> Any:
-    return load_image(source) if isinstance(source, (str, Path)) else source
+    return load_image(source) if isinstance(source, (str, PathLike)) else source
 
 
 def _place(path: Path, folder: str | PathLike[str]) -> str:

@@ -12,8 +12,8 @@ import numpy.typing as npt
 
 from iba_core.concepts.hyperplanes import signed_distance
 from iba_core.concepts.targets import ConceptEmbeddingTarget
-from iba_core.errors import InputError, StateError
-from iba_core.state import read_state, write_state
+from iba_core.errors import InputError
+from iba_core.state import interpreting, read_state, write_state
 
 _KIND = "concept embedding"
 
@@ -435,10 +435,8 @@ class ConceptEmbedding:
         """
         arrays, metadata = read_state(filepath, _KIND, ("normal_vec", "bias", "scaling_factor"))
         settings: dict[str, Any] = {**metadata, **arrays}
-        try:
+        with interpreting(filepath, _KIND):
             return cls(**settings)
-        except (InputError, TypeError) as error:
-            raise StateError(f"path={str(filepath)!r} holds an invalid concept embedding: {error}") from error
 
     def __repr__(self) -> str:
         return (

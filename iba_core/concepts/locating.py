@@ -15,12 +15,19 @@ from iba_core.concepts.embedding import ConceptEmbedding
 from iba_core.concepts.hyperplanes import same_padding, windows
 from iba_core.concepts.laplace import logit_variance, moderated, with_bias
 from iba_core.errors import InputError
+from iba_core.files import require_writable
 from iba_core.framework.adapter import Inputs, Model
 from iba_core.framework.inputs import arrays_of
 from iba_core.framework.layout import Layout
 from iba_core.framework.namespace import sigmoid
 from iba_core.pictures.images import Picture
-from iba_core.pictures.plotting import COLORMAP, axes_to_draw_into, require_matplotlib
+from iba_core.pictures.plotting import (
+    COLORMAP,
+    axes_to_draw_into,
+    caption,
+    require_matplotlib,
+    save_figure,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -175,7 +182,7 @@ def plot_heatmap(picture: Picture, heatmap: npt.ArrayLike, title: str = "", ax: 
         bar.solids.set_alpha(1)
     bar.set_label("probability")
     ax.set_axis_off()
-    ax.set_title(title, fontsize=11)
+    ax.set_title(caption(title), fontsize=11, parse_math=False)
     return ax
 
 
@@ -191,7 +198,7 @@ def save_heatmap(
         title: line above the heatmap.
 
     Raises:
-        InputError: picture and heatmap differ in size.
+        InputError: picture and heatmap differ in size, or the file cannot be written.
         MissingDependencyError: matplotlib is not installed.
 
     Example:
@@ -200,6 +207,7 @@ def save_heatmap(
         >>> save_heatmap(tempfile.mkdtemp() + "/cat.png", np.zeros((2, 2, 3), np.uint8), heatmap, "cat")
     """
     require_matplotlib()
+    require_writable(path)
     from matplotlib.figure import Figure
 
     height, width = np.shape(heatmap)
@@ -209,4 +217,4 @@ def save_heatmap(
     plot_heatmap(picture, heatmap, title, right)
     left.imshow(np.asarray(picture))
     left.set_axis_off()
-    figure.savefig(path, format="png", dpi=150)
+    save_figure(figure, path)
