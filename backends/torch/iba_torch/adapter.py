@@ -95,13 +95,20 @@ class TorchAdapter(ModelAdapter):
             if site.origin in names
         ]
 
-    def split(self, layer: nn.Module | str, end_layer: nn.Module | str | None = None) -> TorchSplit:
+    def split(
+        self,
+        layer: nn.Module | str,
+        end_layer: nn.Module | str | None = None,
+        *,
+        data_format: DataFormat | None = None,
+    ) -> TorchSplit:
         """Divide the model at the output of `layer`.
 
         Args:
             layer: a module of the model or its dotted name. Where it runs more than once in a pass, the
                 name followed by a colon and the number of the call, counted from 0: ``"relu:2"``.
             end_layer: a layer, named in the same way, whose output the tail gives instead of the model's.
+            data_format: where the channels of the feature map are; None to find that out.
 
         Raises:
             LayerError: the model has no such layer.
@@ -112,6 +119,7 @@ class TorchAdapter(ModelAdapter):
             module,
             layer_name=name,
             call=call,
+            data_format=data_format,
             end_layer=None if end_layer is None else self._find(end_layer),
             knowledge=self._knowledge,
             shadows=self._shadows,
@@ -153,7 +161,7 @@ class TorchAdapter(ModelAdapter):
         with self._shadows.lease() as shadow, torch.no_grad(), shadow.switch.on({}, handler):
             return call_with(shadow.of(self.model), own)
 
-    def to_inputs(self, inputs: Inputs, device: torch.device | str | None = None) -> Inputs:
+    def as_tensors(self, inputs: Inputs, device: torch.device | str | None = None) -> Inputs:
         """`inputs` with every array as a tensor of the model's device and floating-point dtype.
 
         Args:

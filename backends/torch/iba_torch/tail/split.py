@@ -15,6 +15,7 @@ from torch import nn
 from iba_core.errors import InputError, LayerError
 from iba_core.framework.adapter import Inputs, Split, Tail
 from iba_core.framework.layout import DataFormat
+from iba_core.framework.outputs import OwnOutputs
 from iba_torch.tail.calls import module_call_patch, redirect_calls, unwrap, what_runs
 from iba_torch.tail.channels import data_format_of
 from iba_torch.tail.head import HeadPass, Stop
@@ -100,6 +101,7 @@ class TorchSplit(Split):
         shadows: Shadows | None = None,
         rewrites: bool = True,
     ) -> None:
+        super().__init__()
         if where not in ("output", "input"):
             raise InputError(f"where={where!r} is neither 'output' nor 'input'")
         if call is not None and call < 0:
@@ -127,7 +129,7 @@ class TorchSplit(Split):
         self._itself = object()
         self._is_counted = False
 
-    def features(self, inputs: Inputs) -> torch.Tensor:
+    def run_features(self, inputs: Inputs) -> torch.Tensor:
         """Feature maps (B, *feature map) of a batch: one pass of the head, without a graph.
 
         The first time, one image, or twice the only one, also runs through the whole model, which shows how
@@ -144,7 +146,7 @@ class TorchSplit(Split):
             return found.features.contiguous() if found.reordered else found.features
 
     @contextmanager
-    def head(self, inputs: Inputs) -> Iterator[TorchTail]:
+    def open_head(self, inputs: Inputs) -> Iterator[TorchTail]:
         """Run the head once on `inputs` (batch size B) and give the tail for them.
 
         What runs is in evaluation mode, without gradients for parameters; under autocast, head and tail
@@ -186,6 +188,14 @@ class TorchSplit(Split):
                     yield TorchTail(features, replay)
                 finally:
                     replay.close()
+
+    def own_outputs(self, inputs: Inputs) -> OwnOutputs:
+        """See `Split.own_outputs`."""
+        with self._shadows.lease() as shadow, self._patched():
+            if not isinstance(self.model, nn.Module):
+                with torch.no_grad():
+                    return OwnOutputs(self._runner(shadow)(self._own(inputs)), batch_size(inputs), True)
+            return self._count_calls(shadow, inputs)
 
     @property
     def _assumed(self) -> AssumptionsAtPlace:
@@ -279,13 +289,13 @@ class TorchSplit(Split):
 
         return tree_map(own, inputs)
 
-    def _pass(self, shadow: Shadow, inputs: Inputs, head: HeadPass) -> None:
+    def _pass(self, shadow: Shadow, inputs: Inputs, head: HeadPass) -> Any:
         """Run the model on `inputs`, which it may write into, up to where the head ends."""
         run, switch = self._runner(shadow), shadow.switch
         with torch.no_grad():
             try:
                 switch.set({}, head)
-                run(inputs)
+                return run(inputs)
             except Stop as stop:
                 if stop.head is not head:
                     raise
@@ -305,7 +315,7 @@ class TorchSplit(Split):
             reason = "; in an exported model layers are no modules, but torch.export.unflatten makes them so"
         raise LayerError(f"layer {self.layer_name!r} does not run when the model is called{reason}")
 
-    def _count_calls(self, shadow: Shadow, inputs: Inputs) -> None:
+    def _count_calls(self, shadow: Shadow, inputs: Inputs) -> OwnOutputs:
         """Run the whole model on another number of images."""
         batch = batch_size(inputs)
 
@@ -316,7 +326,7 @@ class TorchSplit(Split):
 
         others = tree_map(another_number, inputs)
         counter = self._head_pass(shadow, others, remember=False, stop=False)
-        self._pass(shadow, others, counter)
+        outputs = self._pass(shadow, others, counter)
         check_calls(self._layer, counter.n_calls)
         if counter.n_calls <= (self.call or 0):
             self._raise_never_ran(shadow, counter)
@@ -329,6 +339,7 @@ class TorchSplit(Split):
         if end is not None and ends <= (end.call or 0):
             raise LayerError(f"layer {end.name!r} runs {ends} time(s) when the model is called")
         self._is_counted = True
+        return OwnOutputs(outputs, batch_size(others))
 
 
 def call_with(model: nn.Module, inputs: Inputs) -> Any:
