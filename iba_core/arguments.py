@@ -264,7 +264,7 @@ def require_numbers(
             return tuple(require_number(name, entry, least, most, above=above) for entry in entries)
         except InputError:
             pass
-    many = "" if counts is None else " or ".join(map(str, counts)) + " "
+    many = "" if counts is None else " or ".join(map(str, dict.fromkeys(counts))) + " "
     raise InputError(
         f"{given(name, value)} must be a sequence of {many}finite numbers{_range(least, most, above)}"
     )

@@ -6,6 +6,7 @@ import json
 import os
 import uuid
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,6 @@ import numpy.typing as npt
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from iba_core.arguments import require_path
 from iba_core.errors import InputError, StateError
 
 _KIND = "iba_kind"
@@ -46,7 +46,7 @@ def write_state(
         >>> read_state(path, kind="example")
         ({'mean': array([0., 0.])}, {'layer': 'fc'})
     """
-    target = require_path("path", path)
+    target = Path(path)
     tensors = {name: _storable(name, value) for name, value in arrays.items()}
     try:
         text = json.dumps(dict(metadata or {}))
@@ -87,7 +87,7 @@ def read_state(
     Example:
         See `write_state`.
     """
-    target = require_path("path", path)
+    target = Path(path)
     if not target.is_file():
         raise StateError(f"path={str(target)!r} is not a file; a file with a saved {kind} is needed")
     try:

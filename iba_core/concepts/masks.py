@@ -12,7 +12,7 @@ import numpy as np
 
 from iba_core.arguments import given, require_data_format
 from iba_core.errors import InputError
-from iba_core.framework.arrays import require_array
+from iba_core.framework.arrays import as_array
 from iba_core.framework.layout import DataFormat
 from iba_core.framework.namespace import Array, Namespace, array_namespace
 
@@ -101,10 +101,29 @@ def as_masks(outputs: Array, targets: Array) -> tuple[Namespace, Array, Array]:
 
 
 def _as_mask_array(name: str, masks: Any) -> Array:
-    """An array of any framework as it is; lists as an array of NumPy, whose values are checked."""
-    if hasattr(masks, "shape") and not isinstance(masks, (np.ndarray, np.generic)):
-        return masks
-    return require_array(name, masks)
+    """An array of any framework as it is; lists as an array of NumPy.
+
+    Raises:
+        InputError: it is no array of real numbers, or holds NaN.
+    """
+    if isinstance(masks, (np.ndarray, np.generic)) or not hasattr(masks, "shape"):
+        masks = as_array(name, masks)
+    if "complex" in str(masks.dtype) or "string" in str(masks.dtype):
+        raise InputError(f"{given(name, masks)} must hold real numbers")
+    if _holds_nan(masks):
+        raise InputError(f"{name} holds NaN; every value must be a number")
+    return masks
+
+
+def _holds_nan(masks: Array) -> bool:
+    """Whether a value is NaN; False while a framework traces a function, whose tensors have no values yet."""
+    if not hasattr(masks, "numpy") and not isinstance(masks, np.ndarray):
+        return False
+    xp = array_namespace(masks)
+    try:
+        return not bool(xp.all(masks == masks))  # noqa: PLR0124  # only NaN differs from itself
+    except RuntimeError:  # PyTorch traces, too, such as in `torch.func.vmap`
+        return False
 
 
 def binarize(masks: Array, threshold: float) -> Array:
