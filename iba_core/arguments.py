@@ -7,7 +7,6 @@ so that a NumPy number can be stored and compared like any other.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from math import isfinite
 from pathlib import Path
@@ -417,23 +416,3 @@ def require_sequence(name: str, value: Any, what: str, least: int = 1) -> None:
     if count < least:
         few = "is empty" if not count else f"has {count} entries"
         raise InputError(f"{name} {few}; it must be a list of {what}, {least} or more")
-
-
-# -- files ---------------------------------------------------------------------------------------------------
-
-
-def require_path(name: str, value: Any) -> Path:
-    """Return the path of a file or folder.
-
-    Raises:
-        InputError: it is neither a text nor a path, or is empty.
-
-    Example:
-        >>> require_path("path", "")
-        Traceback (most recent call last):
-        iba_core.errors.InputError: path='' must be the path of a file
-    """
-    text = os.fspath(value) if isinstance(value, os.PathLike) else value
-    if not isinstance(text, str) or not text or "\0" in text:
-        raise InputError(f"{given(name, value)} must be the path of a file")
-    return Path(text)

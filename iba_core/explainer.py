@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from os import PathLike
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple, Self, get_args
 
 import numpy.typing as npt
 
@@ -46,7 +46,7 @@ from iba_core.framework.inputs import (
 from iba_core.framework.layout import DataFormat, Layout, Tokens
 from iba_core.framework.namespace import Array, full_precision
 from iba_core.framework.outputs import OfOutput, first_output, main_index, main_output
-from iba_core.state import read_state, write_state
+from iba_core.state import interpreting, read_state, write_state
 from iba_core.targets import ClassTarget, Loss, Target, as_target
 from iba_core.utils import get_tqdm
 
@@ -245,7 +245,9 @@ class Explainer:
         """
         arrays, metadata = read_state(path, KIND, required=STATE)
         estimator = WelfordEstimator()
-        estimator.load_state_dict(dict(arrays))
+        with interpreting(path, KIND):
+            estimator.load_state_dict(dict(arrays))
+            _require_facts(metadata)
         saved, layer = metadata.get("layer"), self._layer
         if layer is None:
             if saved is None:
@@ -604,6 +606,21 @@ class Explainer:
 
 def _run(run: Callable[[Array, tuple[Array, ...]], Any], z: Array, carry: tuple[Array, ...]) -> Any:
     return run(z, carry)
+
+
+def _require_facts(metadata: Mapping[str, Any]) -> None:
+    """Check what `Explainer.save` wrote beside the distribution; older files lack some of it."""
+    layer, shape = metadata.get("layer"), metadata.get("input_shape")
+    if layer is not None and not isinstance(layer, str):
+        raise StateError(f"layer={layer!r} is no name")
+    if shape is not None and not (
+        isinstance(shape, list) and all(size is None or isinstance(size, int) for size in shape)
+    ):
+        raise StateError(f"input_shape={shape!r} is no shape")
+    formats = [metadata.get("data_format"), *([] if shape is None else [metadata["input_format"]])]
+    for data_format in formats:
+        if data_format not in (None, *get_args(DataFormat)):
+            raise StateError(f"{data_format!r} is neither 'channels_first' nor 'channels_last'")
 
 
 def _permutation(

@@ -15,7 +15,6 @@ import numpy.typing as npt
 from iba_core.arguments import (
     LARGEST_COUNT,
     require_bool,
-    require_path,
     require_sequence,
     require_sizes,
     require_type,
@@ -34,8 +33,9 @@ from iba_core.concepts.training import (
     split_parameters,
 )
 from iba_core.errors import InputError
+from iba_core.files import as_path
 from iba_core.framework.adapter import Model
-from iba_core.pictures.plotting import axes_to_draw_into
+from iba_core.pictures.plotting import axes_to_draw_into, caption
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -205,10 +205,10 @@ class ConceptAnalysisResult:
         random = [result.random_iou for result in self.layers]
         ax.bar(places + 0.2, random, 0.4, color="#c8c8c8", label="random hyperplane")
         ax.axhline(self.constant_iou, color="#555555", linestyle="--", label="same mask everywhere")
-        ax.set_xticks(places, [result.layer for result in self.layers])
+        ax.set_xticks(places, [caption(result.layer) for result in self.layers], parse_math=False)
         ax.set_ylim(0, 1)
         ax.set_ylabel(f"set IoU, {self.held_out} data")
-        ax.set_title(f"{self.concept_name}: where the model knows it")
+        ax.set_title(caption(f"{self.concept_name}: where the model knows it"), parse_math=False)
         ax.spines[["top", "right"]].set_visible(False)
         ax.legend(frameon=False)
         return ax
@@ -289,7 +289,7 @@ class ConceptAnalysis:
         if kernel_size is not None:
             height, width = require_sizes("kernel_size", kernel_size)
             kernel_size = height, width
-        if cache is not None and not require_path("cache", cache).is_dir():
+        if cache is not None and not as_path(cache, "cache").is_dir():
             raise InputError(f"cache={str(cache)!r} is not a folder")
         if use_laplace:
             self.settings.require_laplace()

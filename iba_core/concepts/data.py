@@ -17,7 +17,6 @@ from iba_core.arguments import (
     require_data_format,
     require_number,
     require_numbers,
-    require_path,
     require_seed,
     require_sequence,
     require_sizes,
@@ -26,6 +25,7 @@ from iba_core.arguments import (
     require_whole,
 )
 from iba_core.errors import InputError
+from iba_core.files import as_path, shown
 from iba_core.framework.arrays import as_array, require_array
 from iba_core.framework.layout import DataFormat
 from iba_core.pictures.images import Preprocessing, image_files, load_image
@@ -273,14 +273,14 @@ class SegmentationConcept2D:
         Raises:
             InputError: a folder is missing or empty, or a picture has no mask.
         """
-        images, masks = require_path("images", images), require_path("masks", masks)
+        images, masks = as_path(images, "images")("masks", masks)
         found = {_place(path, masks): path for path in image_files(masks)}
         files = image_files(images)
         missing = [path for path in files if _place(path, images) not in found]
         if missing:
             raise InputError(
-                f"{missing[0]} has no mask in {masks} ({len(missing)} of {len(files)} pictures have none); a "
-                "mask must have the relative path and the name of its picture"
+                f"{shown(missing[0])} has no mask in {shown(masks)} ({len(missing)} of {len(files)} pictures "
+                "have none); a mask must have the relative path and the name of its picture"
             )
         paths = [found[_place(path, images)] for path in files]
         return cls.from_pictures(name, files, paths, preprocessing, data_format, **options)
@@ -364,7 +364,7 @@ def _as_data(name: str, data: Data) -> SegmentationData:
 
 
 def _picture(source: Any) -> Any:
-    return load_image(source) if isinstance(source, (str, Path)) else source
+    return load_image(source) if isinstance(source, (str, PathLike)) else source
 
 
 def _place(path: Path, folder: str | PathLike[str]) -> str:

@@ -13,7 +13,6 @@ from iba_core.arguments import (
     given,
     require_bool,
     require_number,
-    require_path,
     require_sizes,
     require_text,
     require_type,
@@ -21,9 +20,10 @@ from iba_core.arguments import (
 )
 from iba_core.concepts.hyperplanes import signed_distance
 from iba_core.concepts.targets import ConceptEmbeddingTarget
-from iba_core.errors import InputError, StateError
+from iba_core.errors import InputError
+from iba_core.files import as_path
 from iba_core.framework.arrays import as_array, require_array
-from iba_core.state import read_state, write_state
+from iba_core.state import interpreting, read_state, write_state
 
 _KIND = "concept embedding"
 
@@ -442,7 +442,7 @@ class ConceptEmbedding:
             >>> ConceptEmbedding.load(path) == plane
             True
         """
-        filepath = require_path("filepath", filepath)
+        filepath = as_path(filepath, "filepath")
         if not require_bool("overwrite", overwrite) and filepath.exists():
             raise InputError(f"filepath={str(filepath)!r} exists; give overwrite=True to replace it")
         metadata = self.settings
@@ -456,13 +456,11 @@ class ConceptEmbedding:
         Raises:
             StateError: the file is missing, truncated, or contains something else.
         """
-        filepath = require_path("filepath", filepath)
+        filepath = as_path(filepath, "filepath")
         arrays, metadata = read_state(filepath, _KIND, ("normal_vec", "bias", "scaling_factor"))
         settings: dict[str, Any] = {**metadata, **arrays}
-        try:
+        with interpreting(filepath, _KIND):
             return cls(**settings)
-        except (InputError, TypeError) as error:
-            raise StateError(f"path={str(filepath)!r} holds an invalid concept embedding: {error}") from error
 
     def __repr__(self) -> str:
         return (

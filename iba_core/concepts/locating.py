@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from iba_core.arguments import require_path, require_sequence, require_type
+from iba_core.arguments import require_sequence, require_type
 from iba_core.concepts.data import resize_map
 from iba_core.concepts.detection import ModelStump, filters_of
 from iba_core.concepts.embedding import ConceptEmbedding
 from iba_core.concepts.hyperplanes import same_padding, windows
 from iba_core.concepts.laplace import logit_variance, moderated, with_bias
 from iba_core.errors import InputError
+from iba_core.files import as_path, require_writable
 from iba_core.framework.adapter import Inputs, Model
 from iba_core.framework.arrays import require_array
 from iba_core.framework.framework import require_finite
@@ -23,7 +24,13 @@ from iba_core.framework.inputs import require_inputs
 from iba_core.framework.layout import Layout
 from iba_core.framework.namespace import sigmoid
 from iba_core.pictures.images import Picture
-from iba_core.pictures.plotting import COLORMAP, axes_to_draw_into, require_matplotlib
+from iba_core.pictures.plotting import (
+    COLORMAP,
+    axes_to_draw_into,
+    caption,
+    require_matplotlib,
+    save_figure,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -180,7 +187,7 @@ def plot_heatmap(picture: Picture, heatmap: npt.ArrayLike, title: str = "", ax: 
         bar.solids.set_alpha(1)
     bar.set_label("probability")
     ax.set_axis_off()
-    ax.set_title(title, fontsize=11)
+    ax.set_title(caption(title), fontsize=11, parse_math=False)
     return ax
 
 
@@ -196,7 +203,7 @@ def save_heatmap(
         title: line above the heatmap.
 
     Raises:
-        InputError: picture and heatmap differ in size.
+        InputError: picture and heatmap differ in size, or the file cannot be written.
         MissingDependencyError: matplotlib is not installed.
 
     Example:
@@ -204,9 +211,10 @@ def save_heatmap(
         >>> heatmap = [[0.1, 0.9], [0.2, 0.4]]
         >>> save_heatmap(tempfile.mkdtemp() + "/cat.png", np.zeros((2, 2, 3), np.uint8), heatmap, "cat")
     """
-    path = require_path("path", path)
+    path = as_path(path, "path")
     values = require_array("heatmap", heatmap, ndim=2, least=0, most=1, form="one map (H, W)")
     require_matplotlib()
+    require_writable(path)
     from matplotlib.figure import Figure
 
     height, width = values.shape
@@ -216,7 +224,7 @@ def save_heatmap(
     plot_heatmap(picture, heatmap, title, right)
     left.imshow(_pixels(picture), cmap="gray")
     left.set_axis_off()
-    figure.savefig(path, format="png", dpi=150)
+    save_figure(figure, path)
 
 
 def _pixels(picture: Picture) -> npt.NDArray[Any]:

@@ -121,7 +121,7 @@ def _holds_nan(masks: Array) -> bool:
         return False
     xp = array_namespace(masks)
     try:
-        return not bool(xp.all(masks == masks))  # noqa: PLR0124  # only NaN differs from itself
+        return not bool(xp.all(masks == masks))  # only NaN differs from itself
     except RuntimeError:  # PyTorch traces, too, such as in `torch.func.vmap`
         return False
 

@@ -22,7 +22,6 @@ from iba_core.arguments import (
     require_bool,
     require_callable,
     require_number,
-    require_path,
     require_seed,
     require_type,
     require_whole,
@@ -36,6 +35,7 @@ from iba_core.concepts.laplace import cross_entropy_hessian, posterior_factor, t
 from iba_core.concepts.losses import BalancedBCELoss
 from iba_core.concepts.masks import MaskFunction
 from iba_core.errors import InputError, OptimizationError
+from iba_core.files import as_path
 from iba_core.framework.framework import Framework
 from iba_core.framework.namespace import Array, array_namespace, sigmoid
 from iba_core.utils import get_tqdm
@@ -557,7 +557,7 @@ def train_detection_model(
     require_type("concept", concept, SegmentationConcept2D, "a SegmentationConcept2D", optional=True)
     require_bool("progbar", progbar)
     if cache is not None:
-        cache = require_path("cache", cache)
+        cache = as_path(cache, "cache")
         if cache.is_dir() or not cache.parent.is_dir():
             raise InputError(f"cache={str(cache)!r} cannot be written; the path of a file was expected")
     concept = model.concept if concept is None else concept

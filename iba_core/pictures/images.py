@@ -5,6 +5,7 @@ Everything runs on Pillow and NumPy. Pictures are RGB Pillow images or uint8 arr
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
@@ -25,13 +26,13 @@ from iba_core.arguments import (
     require_data_format,
     require_number,
     require_numbers,
-    require_path,
     require_seed,
     require_sizes,
     require_type,
     require_whole,
 )
 from iba_core.errors import IBAError, InputError, MissingDependencyError
+from iba_core.files import as_path, is_file, shown
 from iba_core.framework.arrays import as_array, require_array
 from iba_core.framework.layout import DataFormat
 from iba_core.framework.namespace import Array, array_namespace
@@ -43,6 +44,28 @@ Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
 
 SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
 """Suffixes, in lower case, of the files that `image_files` finds."""
+
+FORMATS = (
+    "AVIF",
+    "BMP",
+    "DIB",
+    "GIF",
+    "ICO",
+    "JPEG",
+    "JPEG2000",
+    "PCX",
+    "PNG",
+    "PPM",
+    "QOI",
+    "SGI",
+    "TGA",
+    "TIFF",
+    "WEBP",
+)
+"""Formats of the images that are read, whatever a file is called: those of pixels that Pillow decodes itself.
+
+For others, it starts programs (Ghostscript for PostScript), or opens whatever is inside.
+"""
 
 _T = TypeVar("_T")
 
@@ -66,13 +89,14 @@ def load_image(path: str | PathLike[str]) -> Image.Image:
     channel become 8, and the first of several frames is used.
 
     Args:
-        path: an image file in any format that Pillow reads.
+        path: an image file in one of the `FORMATS`.
 
     Returns:
         An RGB image.
 
     Raises:
-        InputError: the file is missing, not an image, truncated, or has far more pixels than a photograph.
+        InputError: the file is missing, not an image of these formats, damaged, or has far more pixels than a
+            photograph (`PIL.Image.MAX_IMAGE_PIXELS`).
 
     Example:
         >>> import tempfile
@@ -90,8 +114,8 @@ def read_image(
     """Read an image file, the right way up, and convert it.
 
     Args:
-        path: an image file in any format that Pillow reads.
-        convert: function of the open image and the name of its format.
+        path: an image file in one of the `FORMATS`.
+        convert: function of the upright image and the name of the file's format.
 
     Returns:
         The result of `convert`.
@@ -99,23 +123,30 @@ def read_image(
     Raises:
         InputError: see `load_image`.
     """
-    path = require_path("path", path)
-    if not path.is_file():
+    path = as_path(path)
+    name = shown(path)
+    if not is_file(path):
+        found = "is no file" if os.path.lexists(path) else "does not exist"
         raise InputError(
-            f"{path} {'is a folder' if path.is_dir() else 'does not exist'}; an image file was expected"
+            f"{name} {'is a folder' if os.path.isdir(path) else found}; an image file was expected"
         )
+    # Which formats there are depends on Pillow's version.
+    Image.init()
+    formats = [kind for kind in FORMATS if kind in Image.OPEN]
     try:
-        with Image.open(path) as image:
-            return convert(ImageOps.exif_transpose(image), image.format)
+        with Image.open(path, formats=formats) as image:
+            kind, upright = image.format, ImageOps.exif_transpose(image)
+            upright.load()
     except UnidentifiedImageError as error:
-        raise InputError(f"{path} is not an image that Pillow can read") from error
+        raise InputError(f"{name} is not an image; the formats are {', '.join(formats)}") from error
     except Image.DecompressionBombError as error:
-        raise InputError(f"{path} has more pixels than a photograph: {error}") from error
+        raise InputError(f"{name} has more pixels than a photograph: {error}") from error
+    except Exception as error:  # Pillow's decoders raise anything for a damaged file
+        raise InputError(f"{name} cannot be read, it may be damaged: {error}") from error
+    try:
+        return convert(upright, kind)
     except InputError as error:
-        raise InputError(f"{path}: {error}") from error
-    # Pillow's decoders raise any of these for a damaged file.
-    except (OSError, SyntaxError, ValueError, EOFError) as error:
-        raise InputError(f"{path} cannot be read, it may be damaged: {error}") from error
+        raise InputError(f"{name}: {error}") from error
 
 
 def image_files(folder: str | PathLike[str]) -> list[Path]:
@@ -130,19 +161,18 @@ def image_files(folder: str | PathLike[str]) -> list[Path]:
     Raises:
         InputError: there is no such folder, or it contains no image.
     """
-    folder = require_path("folder", folder)
-    if not folder.is_dir():
-        raise InputError(
-            f"{folder} {'is a file' if folder.exists() else 'does not exist'}; a folder was expected"
-        )
+    folder = as_path(folder, "folder")
+    if not os.path.isdir(folder):
+        found = "is a file" if os.path.lexists(folder) else "does not exist"
+        raise InputError(f"{shown(folder)} {found}; a folder was expected")
     files = sorted(
         path
         for path in folder.rglob("*")
-        if path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and path.is_file()
+        if path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and is_file(path)
     )
     if not files:
         raise InputError(
-            f"{folder} holds no image, not even in a subfolder; image files end in "
+            f"{shown(folder)} holds no image, not even in a subfolder; image files end in "
             + ", ".join(sorted(SUFFIXES))
         )
     return files

@@ -9,7 +9,6 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from iba_core.arguments import require_path
 from iba_core.errors import InputError
 from iba_core.framework.arrays import as_array
 from iba_core.pictures.images import read_image
@@ -48,23 +47,22 @@ def mask_picture(source: Image.Image | npt.NDArray[Any] | str | PathLike[str]) -
                [255,   0]], dtype=uint8)
     """
     if isinstance(source, (str, PathLike)):
-        path = require_path("source", source)
         # Keep the file's format, since the images that Pillow derives from it do not.
-        return read_image(path, lambda image, kind: _of_image(image, str(path), kind))
+        return read_image(source, _of_image)
     if isinstance(source, Image.Image):
-        return _of_image(source, "source", source.format)
-    return _of_image(_from_array(as_array("source", source)), "source", None)
+        return _of_image(source, source.format)
+    return _of_image(_from_array(as_array("source", source)), None)
 
 
-def _of_image(image: Image.Image, name: str, kind: str | None) -> Image.Image:
+def _of_image(image: Image.Image, kind: str | None) -> Image.Image:
     values = _values(image)
     marked = values > _FOREGROUND
     if not marked.any() and values.any() and kind not in _LOSSY:
         labels = np.asarray(image) if image.mode == "P" else values
         if labels.max() > 1:
             raise InputError(
-                f"{name} has values up to {labels.max()}, none above {_FOREGROUND}; a mask must be black and "
-                "white, or transparent, or have the value 1 where the concept is and 0 elsewhere"
+                f"the mask has values up to {labels.max()}, none above {_FOREGROUND}; a mask must be black "
+                "and white, or transparent, or have the value 1 where the concept is and 0 elsewhere"
             )
         marked = labels == 1
     return Image.fromarray(np.where(marked, 255, 0).astype(np.uint8))

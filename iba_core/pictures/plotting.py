@@ -10,14 +10,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from iba_core.arguments import given, require_number, require_path, require_type
+from iba_core.arguments import given, require_number, require_type
 from iba_core.errors import InputError, MissingDependencyError
+from iba_core.files import require_writable, shown, write_atomically
 from iba_core.framework.arrays import require_array
 from iba_core.pictures.images import to_unit_interval
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.colors import Colormap, Normalize
+    from matplotlib.figure import Figure
 
 COLORMAP = "inferno"
 """Colour map of all maps. Its lightness grows evenly, and its hues differ from a grey picture."""
@@ -42,6 +44,29 @@ def require_matplotlib() -> None:
         import matplotlib  # noqa: F401
     except ImportError as error:
         raise MissingDependencyError("plotting needs matplotlib: pip install 'iba-core[plot]'") from error
+
+
+def caption(text: object) -> str:
+    """Text for a figure, which has its line breaks and nothing else that is not shown as itself.
+
+    Draw it with ``parse_math=False``: a name may hold dollar signs.
+    """
+    return "\n".join(map(shown, str(text).split("\n")))
+
+
+def save_figure(figure: Figure, path: str | PathLike[str], **options: Any) -> None:
+    """Write a figure as a PNG, whole or not at all.
+
+    Args:
+        figure: the figure.
+        path: the file.
+        **options: of matplotlib's ``savefig``.
+
+    Raises:
+        InputError: the file cannot be written.
+    """
+    with write_atomically(path) as file:
+        figure.savefig(file, format="png", dpi=150, **options)
 
 
 def axes_to_draw_into(ax: Axes | None) -> Axes:
@@ -154,7 +179,7 @@ def save_overlay(
         vmax: value at the top of the colour bar, in bits per pixel; the maximum of all maps if None.
 
     Raises:
-        InputError: there is no map, a shape is wrong, or a map is not finite.
+        InputError: there is no map, a shape is wrong, a map is not finite, or the file cannot be written.
         MissingDependencyError: matplotlib is not installed.
 
     Example:
@@ -162,7 +187,7 @@ def save_overlay(
         >>> saliency = np.array([[0.0, 0.5], [1.0, 2.0]])
         >>> save_overlay(tempfile.mkdtemp() + "/map.png", np.zeros((2, 2)), {"3.5 bits": saliency})
     """
-    path = require_path("path", path)
+    require_writable(path)
     if not isinstance(maps, Mapping) or not maps or not all(isinstance(line, str) for line in maps):
         raise InputError(f"{given('maps', maps)} must be a dict of saliency maps by the line above each")
     for name, text in (("title", title), ("subtitle", subtitle)):
@@ -186,18 +211,19 @@ def save_overlay(
     ax = axes(0, panel_width)
     ax.imshow(_as_colours(picture, "picture"), cmap="gray", vmin=0, vmax=1)
     ax.set_axis_off()
-    ax.set_title(subtitle, fontsize=11)
+    ax.set_title(caption(subtitle), fontsize=11, parse_math=False)
     for index, (line, saliency) in enumerate(saliencies.items(), start=1):
         ax = axes(index * (panel_width + gap), panel_width)
         _draw_map(ax, saliency, greys[index - 1], cmap, norm, _ALPHAS)
-        ax.set_title(line, fontsize=11)
+        ax.set_title(caption(line), fontsize=11, parse_math=False)
     _draw_colorbar(axes(total_width - bar, bar), cmap, norm, _ALPHAS, "bits / pixel", 11)
     if title:
         lines = max(text.count("\n") + 1 for text in (subtitle, *maps))
         above = 0.2 + 0.18 * lines
-        figure.text(0, 1 + above / panel_height, title, fontsize=13, fontweight="bold")
+        text = caption(title)
+        figure.text(0, 1 + above / panel_height, text, fontsize=13, fontweight="bold", parse_math=False)
     # "tight" makes room for the text around the panels.
-    figure.savefig(path, format="png", dpi=150, bbox_inches="tight", pad_inches=0.2)
+    save_figure(figure, path, bbox_inches="tight", pad_inches=0.2)
 
 
 def _draw_map(

@@ -12,11 +12,12 @@ from typing import Any, Literal, NamedTuple, Self
 import numpy as np
 import numpy.typing as npt
 
-from iba_core.arguments import require_bool, require_callable, require_choice, require_path, require_whole
+from iba_core.arguments import require_bool, require_callable, require_choice, require_whole
 from iba_core.bottleneck.saliency import saliency_maps
 from iba_core.bottleneck.settings import BottleneckSettings
 from iba_core.bottleneck.statistics import Statistics
 from iba_core.errors import InputError, NotEstimatedError, OptimizationError
+from iba_core.files import as_path
 from iba_core.framework.adapter import Inputs
 from iba_core.framework.cache import Cache
 from iba_core.framework.inputs import (
@@ -445,7 +446,7 @@ class ReadoutBottleneck(ABC):
         if progbar is not None:
             require_bool("progbar", progbar)
         if checkpoint is not None:
-            checkpoint = require_path("checkpoint", checkpoint)
+            checkpoint = as_path(checkpoint, "checkpoint")
             if not checkpoint.parent.is_dir():
                 raise InputError(
                     f"checkpoint={str(checkpoint)!r} cannot be written: its folder does not exist"

@@ -35,13 +35,13 @@ from iba_core.arguments import LARGEST_COUNT, require_seed, require_whole
 from iba_core.bottleneck.adam import AdamState, adam_step, bias_corrections
 from iba_core.bottleneck.noise import seeded_normal
 from iba_core.bottleneck.settings import plain_settings
-from iba_core.errors import InputError, OptimizationError, StateError
+from iba_core.errors import InputError, OptimizationError
 from iba_core.framework.inputs import batch_size
 from iba_core.framework.namespace import Array, array_namespace
 from iba_core.readout.formulas import Readout, ReadoutConstants
 from iba_core.readout.model import NestedPass, ReadoutModel
 from iba_core.readout.state import ReadoutState
-from iba_core.state import read_state, write_state
+from iba_core.state import interpreting, read_state, write_state
 from iba_core.utils import get_tqdm
 
 KIND = "readout training"
@@ -408,7 +408,7 @@ def read_checkpoint(path: str | PathLike[str]) -> tuple[ReadoutState, Progress]:
         StateError: the file is missing, truncated, of another kind or incomplete.
     """
     arrays, metadata = read_state(path, KIND, required=[f"training.{name}" for name in _MOMENTS])
-    try:
+    with interpreting(path, "checkpoint of a readout network"):
         state, facts = ReadoutState.of(arrays, metadata["readout"]), metadata["training"]
         has_best = facts["best_value"] is not None
         start = Progress.of(state.weights)
@@ -420,5 +420,3 @@ def read_checkpoint(path: str | PathLike[str]) -> tuple[ReadoutState, Progress]:
             steps=facts["steps"],
             reports=tuple(EpochReport(**report) for report in facts["reports"]),
         )
-    except (KeyError, TypeError) as error:
-        raise StateError(f"path={str(path)!r} is no checkpoint of a readout network ({error})") from error

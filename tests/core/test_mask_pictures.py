@@ -109,7 +109,9 @@ def test_what_cannot_be_understood_is_named(source, message):
 
 def test_files_that_cannot_be_understood_are_named(tmp_path):
     Image.fromarray(np.full((3, 4), 7, np.uint8)).save(tmp_path / "seven.png")
-    with pytest.raises(InputError, match=r"seven\.png has values up to 7, .* have the value 1 where"):
+    with pytest.raises(
+        InputError, match=r"seven\.png: the mask has values up to 7, .* have the value 1 where"
+    ):
         mask_picture(tmp_path / "seven.png")
     (tmp_path / "text.png").write_text("no picture")
     with pytest.raises(InputError, match=r"text\.png is not an image"):

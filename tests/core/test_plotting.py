@@ -1,3 +1,5 @@
+import errno
+import os
 import subprocess
 import sys
 
@@ -10,7 +12,7 @@ from PIL import Image
 from scipy import ndimage
 
 from iba_core.errors import InputError, MissingDependencyError
-from iba_core.pictures.plotting import plot_saliency_map, save_overlay
+from iba_core.pictures.plotting import caption, plot_saliency_map, save_overlay
 
 
 @pytest.fixture
@@ -267,3 +269,31 @@ print("matplotlib.pyplot" in sys.modules)
     command = [sys.executable, "-c", code, str(tmp_path / "a.png")]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
+
+
+@pytest.mark.parametrize(
+    "name", ["$x_{$", r"a\frac$b$", "\x1b[31m", os.fsdecode(b"caf\xe9"), "two\nlines", "a" * 500]
+)
+def test_any_name_is_drawn(tmp_path, saliency, picture, name):
+    save_overlay(tmp_path / "map.png", picture, {name: saliency}, title=name, subtitle=name)
+    assert Image.open(tmp_path / "map.png").width > 100
+
+
+def test_dollar_signs_are_no_formulas():
+    assert caption("5 $ and 6 $\x07\nmore") == "5 $ and 6 $\\x07\nmore"
+
+
+def test_a_figure_is_written_whole_or_not_at_all(tmp_path, saliency, picture, monkeypatch):
+    path = tmp_path / "map.png"
+    path.write_bytes(b"old")
+
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(InputError, match=r"map\.png' cannot be written: No space left on device"):
+        save_overlay(path, picture, {"": saliency})
+    assert path.read_bytes() == b"old"
+    assert os.listdir(tmp_path) == ["map.png"]
+    with pytest.raises(InputError, match="its folder does not exist"):
+        save_overlay(tmp_path / "none" / "map.png", picture, {"": saliency})

@@ -13,8 +13,9 @@ import torch
 from PIL import Image
 from torch.utils.data import Dataset
 
-from iba_core.arguments import require_callable, require_path, require_type, require_whole
+from iba_core.arguments import require_callable, require_type, require_whole
 from iba_core.errors import InputError
+from iba_core.files import as_path
 from iba_core.pictures.images import image_files, load_image
 
 _MEAN = np.array([0.485, 0.456, 0.406], np.float32)
@@ -133,7 +134,7 @@ class ImageFolder(Dataset[tuple[Any, int]]):
     def __init__(
         self, root: str | PathLike[str], transform: Callable[[Image.Image], Any] | None = None
     ) -> None:
-        self.root: Path = require_path("root", root)
+        self.root: Path = as_path(root, "root")
         require_callable("transform", transform, "a function of a Pillow image", optional=True)
         self.transform = transform
         folders = sorted(entry for entry in self.root.glob("*/") if entry.is_dir())
