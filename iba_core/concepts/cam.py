@@ -17,6 +17,7 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 import numpy.typing as npt
 
+from iba_core.arguments import is_whole_number, require_bool, require_callable
 from iba_core.concepts.activation_maps import (
     Weighting,
     activation_maps,
@@ -33,7 +34,7 @@ from iba_core.errors import InputError, LayerError
 from iba_core.framework.adapter import Inputs, Model, ModelAdapter, Split, find_adapter
 from iba_core.framework.cache import Cache
 from iba_core.framework.framework import Framework, require_finite
-from iba_core.framework.inputs import arrays_of, batch_size, take
+from iba_core.framework.inputs import arrays_of, batch_size, require_inputs, take
 from iba_core.framework.layout import DataFormat, Layout, Tokens
 from iba_core.framework.namespace import Array, array_namespace, host_array
 from iba_core.targets import Target, as_target, common_layer, main_output
@@ -99,6 +100,8 @@ class BaseCAM:
         self.target_layers: Sequence[Any] | None = (
             target_layers if several or target_layers is None else [target_layers]
         )
+        if not isinstance(reshape_transform, Tokens):
+            require_callable("reshape_transform", reshape_transform, "Tokens or a function", optional=True)
         self.reshape_transform = reshape_transform
         # Keep the splits, since a framework may compile the head of each once.
         self._splits: Cache[Split] = Cache(size=16)
@@ -144,9 +147,9 @@ class BaseCAM:
                 cannot be resized to the input.
             LayerError: a layer does not run, or runs more than once and the call is not named.
         """
-        inputs = self.adapter.to_inputs(input_tensor)
-        if not batch_size(inputs):
-            raise InputError("input_tensor is an empty batch")
+        require_bool("aug_smooth", aug_smooth)
+        require_bool("eigen_smooth", eigen_smooth)
+        inputs = require_inputs("input_tensor", input_tensor, self.adapter.to_inputs)
         for array in arrays_of(inputs):
             require_finite(self.adapter.framework.to_numpy(array), "input_tensor")
         wanted = self._wanted(targets, batch_size(inputs))
@@ -200,17 +203,19 @@ class BaseCAM:
             targets = host_array(targets).tolist()
         if isinstance(targets, (list, tuple)):
             if len(targets) != images:
-                raise InputError(f"{len(targets)} targets are given for {images} images; give one for each")
+                raise InputError(
+                    f"targets holds {len(targets)} targets for {images} images; give one for each"
+                )
             return [self._want(target, slice(i, i + 1)) for i, target in enumerate(targets)]
         return [self._want(targets, slice(0, images))]
 
     def _want(self, target: Any, images: slice) -> _Wanted:
         if target is None and self.method.weighting is None:
             return _Wanted(images, _predicted_if_any, None)
-        if target is None or isinstance(target, (int, np.integer)):
-            target = ClassifierOutputTarget(None if target is None else int(target))
-        elif not callable(target):
-            target = as_target(target)
+        if target is None or is_whole_number(target):
+            target = ClassifierOutputTarget(target)
+        elif not callable(target) or isinstance(target, type):
+            target = as_target(target, "targets")
 
         framework = self.adapter.framework
 

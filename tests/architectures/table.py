@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import keras
-import numpy as np
 
 from tests.architectures import torch_models
 from tests.architectures.subjects import KerasSubject, Subject, TorchSubject

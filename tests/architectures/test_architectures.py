@@ -17,7 +17,10 @@ TOLERANCE = 1e-7
 
 CASES = [
     pytest.param(
-        architecture, layer, id=f"{architecture.name}-{layer}", marks=[] if architecture.quick else pytest.mark.soak
+        architecture,
+        layer,
+        id=f"{architecture.name}-{layer}",
+        marks=[] if architecture.quick else pytest.mark.soak,
     )
     for architecture in ARCHITECTURES
     for layer in architecture.layers
@@ -51,7 +54,9 @@ def test_an_architecture_is_explained_as_the_formulas_say(architecture: Architec
         assert np.abs(alpha - settings.initial_alpha).mean() > 0.2
         right.append(bottleneck.capacity(alpha))
     right = np.stack(right)
-    channels_last = {"data_format": "channels_last"} if axes == "HWC" and "torch" in type(subject).__name__ else {}
+    channels_last = (
+        {"data_format": "channels_last"} if axes == "HWC" and "torch" in type(subject).__name__ else {}
+    )
 
     def make() -> Explainer:
         options = {name: getattr(settings, name) for name in ("beta", "steps", "samples", "initial_alpha")}

@@ -6,8 +6,6 @@ Each function gives a model and what its inputs are made of, see `Kind`.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import transformers
@@ -123,7 +121,11 @@ def pvt():
 
 def regnet():
     config = transformers.RegNetConfig(
-        embedding_size=8, hidden_sizes=[8, 16, 24, 32], depths=[1, 1, 2, 1], groups_width=4, num_labels=CLASSES
+        embedding_size=8,
+        hidden_sizes=[8, 16, 24, 32],
+        depths=[1, 1, 2, 1],
+        groups_width=4,
+        num_labels=CLASSES,
     )
     return transformers.RegNetForImageClassification(config), pictures(64)
 

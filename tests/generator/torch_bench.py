@@ -126,7 +126,11 @@ class TorchBench(Bench):
     def state(self) -> dict[str, Any]:
         modules = dict(self._model.named_modules())
         return {
-            "random state": (torch.get_rng_state().numpy().tobytes(), random.getstate(), repr(np.random.get_state())),
+            "random state": (
+                torch.get_rng_state().numpy().tobytes(),
+                random.getstate(),
+                repr(np.random.get_state()),
+            ),
             "weights or buffers": {
                 name: value.detach().numpy().tobytes() for name, value in self._model.state_dict().items()
             },
@@ -137,7 +141,15 @@ class TorchBench(Bench):
                 *(p.requires_grad for p in self._model.parameters()),
             ],
             "hooks or attributes": {
-                name: {key: value if key == "forward" else len(value) if hasattr(value, "__len__") and "hook" in key else None for key, value in vars(module).items() if key != "last"}
+                name: {
+                    key: value
+                    if key == "forward"
+                    else len(value)
+                    if hasattr(value, "__len__") and "hook" in key
+                    else None
+                    for key, value in vars(module).items()
+                    if key != "last"
+                }
                 | {"last": id(vars(module).get("last"))}
                 for name, module in modules.items()
             },
@@ -201,7 +213,11 @@ class TorchBench(Bench):
     def readout(self) -> tuple[Any, Any]:
         case = self.case
         readout = IBAReadout(
-            case.layer, case.readout_layers, self._model, sigma=case.settings.smooth_std, **case.extra.get("readout", {})
+            case.layer,
+            case.readout_layers,
+            self._model,
+            sigma=case.settings.smooth_std,
+            **case.extra.get("readout", {}),
         )
         try:
             readout.estimate(self._model, [(self.arguments(batch),) for batch in case.batches])
@@ -213,7 +229,10 @@ class TorchBench(Bench):
             drawn = []
             with torch.no_grad():
                 for weight in readout.network.parameters():
-                    value = generator.normal(size=weight.shape) / weight.shape[-2 if weight.ndim == 3 else -1] ** 0.5
+                    value = (
+                        generator.normal(size=weight.shape)
+                        / weight.shape[-2 if weight.ndim == 3 else -1] ** 0.5
+                    )
                     weight.copy_(torch.from_numpy(value))
                     drawn.append(value[..., 0] if value.ndim == 3 else value)
             return drawn
