@@ -481,7 +481,7 @@ class Explainer:
             warnings.warn(
                 f"the model reads some of its input by a way around layer {split.layer_name!r}, such as a "
                 "skip connection: the map and its bits are about what passes through that layer alone",
-                stacklevel=5,
+                stacklevel=4,
             )
 
     def _activation(self, tail: Tail, raw: Any, whole: Target) -> str:
