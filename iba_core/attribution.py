@@ -16,6 +16,7 @@ from iba_core.errors import InputError, StateError
 from iba_core.framework.layout import DataFormat, Layout
 from iba_core.pictures.plotting import plot_saliency_map
 from iba_core.state import read_state, write_state
+from iba_core.targets import class_probabilities
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -44,6 +45,10 @@ class Attribution:
         seed: seed of the noise; None if it had none.
         steps_taken: (B,), optimiser steps until the map had converged; all steps unless `settings` have a
             tolerance. None in files of older versions.
+        activation: the function that the outputs end in, ``"softmax"``, ``"sigmoid"``, ``"other"``, or
+            ``"unknown"``. None in files of older versions.
+        complete: whether the model reads its input through the layer alone. If not, as for a layer beside a
+            skip connection, the map and its bits are about one of several ways. None if that is not known.
 
     Example:
         >>> attribution = explainer.explain(x, target=1, seed=0)
@@ -63,6 +68,8 @@ class Attribution:
     classes: npt.NDArray[np.integer] | None = None
     seed: int | None = None
     steps_taken: npt.NDArray[np.integer] | None = None
+    activation: str | None = None
+    complete: bool | None = None
 
     def __len__(self) -> int:
         """Number of images."""
@@ -72,6 +79,19 @@ class Attribution:
     def total_bits(self) -> npt.NDArray[np.floating]:
         """Bits that pass the bottleneck, in total for each image, (B,)."""
         return to_bits(self.capacity.reshape(len(self), -1).sum(axis=1))
+
+    @property
+    def probabilities(self) -> npt.NDArray[np.floating]:
+        """Probabilities of the classes for the unrestricted images, (B, K).
+
+        Those of a single sigmoid are of two classes, absent and present.
+
+        Raises:
+            InputError: the outputs are not those of a classifier.
+        """
+        if self.outputs.ndim != 2:
+            raise InputError(f"outputs of shape {self.outputs.shape} are not those of a classifier")
+        return class_probabilities(self.outputs, self.activation)
 
     @property
     def layout(self) -> Layout:
@@ -117,6 +137,8 @@ class Attribution:
             "layer": self.layer,
             "data_format": self.data_format,
             "seed": self.seed,
+            "activation": self.activation,
+            "complete": self.complete,
             "settings": asdict(self.settings),
         }
         write_state(path, arrays, _KIND, metadata)

@@ -16,6 +16,7 @@ from iba_core.concepts.hyperplanes import same_padding, windows
 from iba_core.concepts.laplace import logit_variance, moderated, with_bias
 from iba_core.errors import InputError
 from iba_core.framework.adapter import Inputs, Model
+from iba_core.framework.inputs import arrays_of
 from iba_core.framework.layout import Layout
 from iba_core.framework.namespace import sigmoid
 from iba_core.pictures.images import Picture
@@ -100,7 +101,7 @@ def locate(
     Args:
         model: the model that the concept was learnt for, of any framework.
         embeddings: the concept, or the members of an ensemble, whose probabilities are averaged.
-        inputs: a batch of images as the model takes them.
+        inputs: a batch of images as the model takes them; of several inputs, the first one.
         layer: layer of the embeddings; by default their `layer_id`.
         backend: name of the backend; None to derive it from the model.
 
@@ -131,7 +132,7 @@ def locate(
     stump = ModelStump(model, layer, backend)
     images = stump.adapter.to_inputs(inputs)
     probabilities = mean_probability(stump.maps(images), embeddings)
-    shape = tuple(int(size) for size in images.shape[1:])
+    shape = tuple(int(size) for size in next(arrays_of(images)).shape[1:])
     height, width = Layout.of(shape, stump.split.input_format).spatial_shape(shape)
     return np.stack([resize_map(heatmap, (height, width)) for heatmap in probabilities])
 

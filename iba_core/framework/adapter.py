@@ -8,17 +8,21 @@ module has been.
 from __future__ import annotations
 
 import sys
+import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, replace
 from importlib import metadata
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
-from iba_core.errors import InputError, MissingDependencyError, closest
+from iba_core.errors import InputError, LayerError, MissingDependencyError, closest
+from iba_core.framework.comparison import OwnOutputs, difference, epsilon_of
 from iba_core.framework.framework import Framework
+from iba_core.framework.inputs import arrays_of, batch_size, take
 from iba_core.framework.layout import DataFormat
-from iba_core.framework.namespace import BACKENDS, Array
+from iba_core.framework.namespace import BACKENDS, NAMESPACES, Array
+from iba_core.framework.shared import SharedInputs
 
 Model = Any
 """A model of any framework."""
@@ -27,6 +31,10 @@ Inputs = Any
 """What a model is called with: one array, or a tuple or dict of arrays with a leading batch axis."""
 
 _ALIASES = {"tf": "tensorflow", "keras": "tensorflow", "pytorch": "torch"}
+
+
+Activation = Literal["softmax", "sigmoid", "other"]
+"""The function that an output ends in."""
 
 
 @dataclass(frozen=True)
@@ -59,12 +67,15 @@ class Tail:
             connection. Empty where `run` keeps them.
         axes: the axes of one of the model's own feature maps, in the order in which `features` has them;
             None if that is the model's own order.
+        one_by_one: whether feature maps must pass alone, because the model mixes those of a batch, as a
+            normalisation by the statistics of the batch does.
     """
 
     features: Array
     run: Callable[[Array, tuple[Array, ...]], Any]
     carry: tuple[Array, ...] = ()
     axes: tuple[int, ...] | None = None
+    one_by_one: bool = False
 
     def __call__(self, z: Array) -> Any:
         """Outputs of the model for feature maps, differentiable in `z`.
@@ -85,11 +96,20 @@ class Tail:
         """The same tail with the axes of the feature maps in the order that is fastest to compute with."""
         return self
 
+    def activations(self) -> list[Activation | None]:
+        """The function that each array of the outputs ends in, in the order of `arrays_of`.
+
+        Returns:
+            ``"softmax"``, ``"sigmoid"`` or ``"other"``; None where it cannot be told.
+        """
+        return []
+
 
 class Split(ABC):
     """A model divided at a layer into a *head*, up to the layer, and a *tail*, after it.
 
-    It holds nothing about the images that it runs on.
+    It holds nothing about the images that it runs on. For each new shape of the inputs, it checks against the
+    model itself that it reads the model rightly, and refuses it otherwise.
 
     Attributes:
         layer_name: name of the layer, for messages and files.
@@ -101,7 +121,31 @@ class Split(ABC):
     data_format: DataFormat
     input_format: DataFormat
 
+    def __init__(self) -> None:
+        # Whether the images of a batch are mixed, for each shape of the inputs that has been checked.
+        self._mixing: dict[Any, bool] = {}
+        self._features_mix: bool | None = None
+
+    # -- what a backend gives ---------------------------------------------------------------------------
+
     @abstractmethod
+    def run_features(self, inputs: Inputs) -> Array:
+        """Run the head on a batch, without a graph, as `features` says."""
+
+    @abstractmethod
+    def open_head(self, inputs: Inputs) -> AbstractContextManager[Tail]:
+        """Run the head once and give the tail, as `head` says."""
+
+    @abstractmethod
+    def own_outputs(self, inputs: Inputs) -> OwnOutputs:
+        """What the model, or the layer that the tail ends at, gives without a split.
+
+        It is for one image of `inputs`, or for several that are all the first image. Their number is not that
+        of `inputs`, unless that is one.
+        """
+
+    # -- what the core uses -----------------------------------------------------------------------------
+
     def features(self, inputs: Inputs) -> Array:
         """Run the head on a batch, without a graph.
 
@@ -111,16 +155,120 @@ class Split(ABC):
         Raises:
             LayerError: the layer does not run, or the model cannot be split there.
         """
+        if self._features_mix:
+            return self._one_by_one(inputs)
+        found = self.run_features(inputs)
+        if self._features_mix is None and int(found.shape[0]) > 1:
+            alone = self.run_features(take(inputs, 0, 1))
+            own = OwnOutputs(alone, 1)
+            self._features_mix = difference(own, found, int(found.shape[0]), epsilon_of(found)) is not None
+            if self._features_mix:
+                self._warn_of_mixing()
+                return self._one_by_one(inputs)
+        return found
 
-    @abstractmethod
     def head(self, inputs: Inputs) -> AbstractContextManager[Tail]:
         """Run the head once on `inputs` (batch size B) and give the tail for them.
 
         The tail may be used inside the context only. The model stays as it is.
 
+        For a new shape of the inputs, the tail must first repeat what the model gives by itself for the first
+        image. That takes a pass of the model on one or two images and two passes of the tail.
+
         Raises:
-            LayerError: the layer does not run, or the model cannot be split there.
+            LayerError: the layer does not run, the model cannot be split there, or the tail does not repeat
+                the model.
+            MixedImagesError: the model mixes the images of a batch, and there are several.
         """
+        arrays = [inputs] if hasattr(inputs, "shape") else arrays_of(inputs)
+        key = tuple((tuple(x.shape), str(x.dtype)) for x in arrays)
+        return self._checked_head(inputs, key) if self._mixing.get(key, True) else self.open_head(inputs)
+
+    # -- the check --------------------------------------------------------------------------------------
+
+    @contextmanager
+    def _checked_head(self, inputs: Inputs, key: Any) -> Iterator[Tail]:
+        with self.open_head(inputs) as tail:
+            if key not in self._mixing:
+                self._mixing[key] = self._mixes(tail, inputs)
+            if not self._mixing[key]:
+                yield tail
+            elif int(tail.features.shape[0]) == 1:
+                yield replace(tail, one_by_one=True)
+            else:
+                raise MixedImagesError(self.layer_name)
+
+    def _mixes(self, tail: Tail, inputs: Inputs) -> bool:
+        """Whether the model mixes the images of a batch.
+
+        Raises:
+            LayerError: the tail does not repeat the model.
+        """
+        own, images = self.own_outputs(inputs), int(tail.features.shape[0])
+        found = _off(own, tail, images)
+        if found is None:
+            return False
+        if not own.together:
+            with self.open_head(take(inputs, 0, 1)) as alone:
+                outputs = alone(alone.features)
+            if difference(own, outputs, 1, epsilon_of(tail.features)) is None:
+                self._warn_of_mixing()
+                return True
+        again = self.own_outputs(inputs)
+        if difference(own, again.outputs, again.images, epsilon_of(tail.features)) is not None:
+            warnings.warn(
+                "the model gives other outputs for the same input each time, so it could not be checked that "
+                f"the part after layer {self.layer_name!r} repeats it",
+                stacklevel=2,
+            )
+            return False
+        raise LayerError(
+            f"the part of the model after layer {self.layer_name!r} does not repeat the model: {found}; name "
+            "another layer, or the inputs that all images share (shared=)"
+        )
+
+    def _warn_of_mixing(self) -> None:
+        warnings.warn(
+            f"what the model gives for an image at layer {self.layer_name!r} depends on the other images of "
+            "the batch, as with a normalisation by the statistics of the batch: each is explained alone",
+            stacklevel=2,
+        )
+
+    def _one_by_one(self, inputs: Inputs) -> Array:
+        images = [self.run_features(take(inputs, i, i + 1)) for i in range(batch_size(inputs))]
+        return NAMESPACES[type(images[0])].concat(images, axis=0)
+
+
+class MixedImagesError(LayerError):
+    """A model mixes the images of a batch, so each must be explained alone.
+
+    Args:
+        layer: name of the layer.
+
+    Example:
+        >>> issubclass(MixedImagesError, LayerError)
+        True
+    """
+
+    def __init__(self, layer: str) -> None:
+        super().__init__(
+            f"the model mixes the images of a batch at or after layer {layer!r}; explain them one by one"
+        )
+
+
+def _off(own: OwnOutputs, tail: Tail, images: int) -> str | None:
+    """What is different in the tail's output for the first image, beside other images and copies."""
+    features, epsilon = tail.features, epsilon_of(tail.features)
+    xp = NAMESPACES[type(features)]
+    # As many rows as the model itself was given would not show which axis is that of the images.
+    copies = 2 + (2 * images == own.images)
+    # The copies of an image differ from it, unless the outputs are those of all images together.
+    scales = [1.0 if own.together else 0.5] * (copies - 1)
+    z = xp.stack([features, *(features * scale for scale in scales)], axis=1)
+    z = xp.reshape(z, (images * copies, *features.shape[1:]))
+    found = difference(own, tail(z), images * copies, epsilon)
+    # The second pass shows whether the first has spoilt anything.
+    return found or difference(own, tail(z), images * copies, epsilon)
 
 
 class ModelAdapter(ABC):
@@ -139,6 +287,7 @@ class ModelAdapter(ABC):
 
     def __init__(self, model: Model) -> None:
         self.model = model
+        self.shared = SharedInputs()
 
     @classmethod
     @abstractmethod
@@ -162,13 +311,14 @@ class ModelAdapter(ABC):
         """List the layers in the order in which they run on `inputs`, with the shapes of their outputs."""
 
     @abstractmethod
-    def split(self, layer: Any, end_layer: Any = None) -> Split:
+    def split(self, layer: Any, end_layer: Any = None, *, data_format: DataFormat | None = None) -> Split:
         """Divide the model at the output of `layer`.
 
         Args:
             layer: a layer object or its name.
             end_layer: where the tail ends: a layer after (or at) the split, whose output the tail gives
                 instead of the model's. None for the end of the model.
+            data_format: where the channels of the feature map are; None to find that out.
 
         Raises:
             LayerError: there is no such layer (the message offers the closest names), or the model
@@ -180,8 +330,24 @@ class ModelAdapter(ABC):
         """Run the model on `inputs`, in evaluation mode and without a graph."""
 
     @abstractmethod
-    def to_inputs(self, inputs: Inputs) -> Inputs:
-        """Make every array of `inputs` a tensor of the model's device and floating-point dtype."""
+    def as_tensors(self, inputs: Inputs, device: Any = None) -> Inputs:
+        """Make every array of `inputs` a tensor of the model's floating-point dtype.
+
+        Args:
+            inputs: the inputs. Those that are `Shared` stay marked so.
+            device: where to put them; the model's if None.
+        """
+
+    def to_inputs(self, inputs: Inputs, device: Any = None) -> Inputs:
+        """Make every array of `inputs` a tensor, and mark those that all images share.
+
+        Arguments are those of `as_tensors`.
+
+        Raises:
+            InputError: it is not clear which inputs all images share.
+        """
+        tensors = self.as_tensors(inputs, device)
+        return tensors if hasattr(tensors, "shape") else self.shared.mark(tensors, self.predict)
 
 
 def backends() -> list[str]:

@@ -1,8 +1,13 @@
-"""Batches of inputs: one array, or a tuple, list or dict of arrays that share their leading axis."""
+"""Batches of inputs: one array, or a tuple, list or dict of arrays.
+
+An array has the images along its first axis. Where its first axis is of another size, or it is marked as
+`Shared`, all images share it.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from iba_core.errors import InputError
@@ -13,34 +18,68 @@ InputShape = tuple[int | None, ...]
 """Sizes of the axes of one input, None for any."""
 
 
+@dataclass(frozen=True, eq=False)
+class Shared:
+    """An input that all images of a batch share, such as the captions that a model compares each image with.
+
+    Attributes:
+        array: the input, which the model gets as it is for any number of images.
+
+    Example:
+        >>> take((np.zeros((2, 3)), Shared(np.ones((2, 4)))), 0, 1)[1].array.shape
+        (2, 4)
+    """
+
+    array: Array
+
+
+Path = tuple[Any, ...]
+"""Where an array is in nested inputs: keys and indices, from outside in."""
+
+
+def leaves_of(inputs: Any, path: Path = ()) -> Iterator[tuple[Path, Any]]:
+    """Every array of `inputs` with its path, in order; what is shared as the `Shared` that marks it."""
+    if isinstance(inputs, Mapping):
+        for key, value in inputs.items():
+            yield from leaves_of(value, (*path, key))
+    elif isinstance(inputs, (tuple, list)):
+        for index, value in enumerate(inputs):
+            yield from leaves_of(value, (*path, index))
+    elif isinstance(inputs, Shared) or hasattr(inputs, "shape"):
+        yield path, inputs
+
+
 def arrays_of(inputs: Any) -> Iterator[Array]:
     """Every array of `inputs`, in order. Other values, such as flags, are left out."""
-    if isinstance(inputs, Mapping):
-        for value in inputs.values():
-            yield from arrays_of(value)
-    elif isinstance(inputs, (tuple, list)):
-        for value in inputs:
-            yield from arrays_of(value)
-    elif hasattr(inputs, "shape"):
-        yield inputs
+    for _, leaf in leaves_of(inputs):
+        yield leaf.array if isinstance(leaf, Shared) else leaf
 
 
 def map_arrays(function: Callable[[Array], Any], inputs: Any) -> Any:
-    """Apply `function` to every array of `inputs`."""
+    """Apply `function` to every array of `inputs`. What is shared stays marked so."""
+
+    def apply(_: Path, leaf: Any) -> Any:
+        return Shared(function(leaf.array)) if isinstance(leaf, Shared) else function(leaf)
+
+    return map_leaves(apply, inputs)
+
+
+def map_leaves(function: Callable[[Path, Any], Any], inputs: Any, path: Path = ()) -> Any:
+    """Apply `function` to every path and leaf of `inputs`, see `leaves_of`."""
     if isinstance(inputs, Mapping):
-        return {key: map_arrays(function, value) for key, value in inputs.items()}
+        return {key: map_leaves(function, value, (*path, key)) for key, value in inputs.items()}
     if isinstance(inputs, (tuple, list)):
-        return tuple(map_arrays(function, value) for value in inputs)
-    return function(inputs) if hasattr(inputs, "shape") else inputs
+        return tuple(map_leaves(function, value, (*path, i)) for i, value in enumerate(inputs))
+    return function(path, inputs) if isinstance(inputs, Shared) or hasattr(inputs, "shape") else inputs
 
 
 def batch_size(inputs: Any) -> int:
-    """Length of the first axis of the first array.
+    """Length of the first axis of the first array that is not shared.
 
     Raises:
-        InputError: there is no array, or it has no axis.
+        InputError: there is no such array, or it has no axis.
     """
-    first = next(arrays_of(inputs), None)
+    first = next((leaf for _, leaf in leaves_of(inputs) if not isinstance(leaf, Shared)), None)
     if first is None or not len(first.shape):
         raise InputError(f"the input of type {type(inputs).__name__} holds no array with a batch axis")
     return int(first.shape[0])
@@ -48,10 +87,18 @@ def batch_size(inputs: Any) -> int:
 
 def take(inputs: Any, start: int, stop: int) -> Any:
     """Take the samples from `start` to `stop` of every array that has the length of the batch."""
+    return of_images(inputs, lambda array: array[start:stop])
+
+
+def of_images(inputs: Any, function: Callable[[Array], Array]) -> Any:
+    """Apply `function` to the arrays of `inputs` that have the images along their first axis."""
     size = batch_size(inputs)
-    return map_arrays(
-        lambda array: array[start:stop] if len(array.shape) and array.shape[0] == size else array, inputs
-    )
+
+    def apply(_: Path, leaf: Any) -> Any:
+        shared = isinstance(leaf, Shared) or not len(leaf.shape) or leaf.shape[0] != size
+        return leaf if shared else function(leaf)
+
+    return map_leaves(apply, inputs)
 
 
 def inputs_of_batch(batch: Any) -> Any:

@@ -107,7 +107,7 @@ class TensorFlowAdapter(ModelAdapter):
         return self.network.layers(inputs)
 
     @runs_eagerly
-    def split(self, layer: Any, end_layer: Any = None) -> Split:
+    def split(self, layer: Any, end_layer: Any = None, *, data_format: DataFormat | None = None) -> Split:
         """Split the model after a layer.
 
         Args:
@@ -117,18 +117,19 @@ class TensorFlowAdapter(ModelAdapter):
                 ``"lstm[1]"`` is the second one. In a `GraphModel` also an operation, a tensor, or the name
                 of one, or of a scope.
             end_layer: a layer, named likewise, whose output the tail gives instead of the model's.
+            data_format: where the channels of the feature map are; None to find that out.
 
         Raises:
             LayerError: see `ModelAdapter.split`.
         """
-        return self.network.split(layer, end_layer)
+        return self.network.split(layer, end_layer, data_format=data_format)
 
     def predict(self, inputs: Inputs) -> Any:
         """See `ModelAdapter.predict`; NumPy arrays where the caller does not run eagerly."""
         return _outside(self.network.predict, inputs)
 
-    def to_inputs(self, inputs: Inputs) -> Inputs:
-        """See `ModelAdapter.to_inputs`; the inputs are also checked against the model's input shapes.
+    def as_tensors(self, inputs: Inputs, device: Any = None) -> Inputs:
+        """See `ModelAdapter.as_tensors`; the inputs are also checked against the model's input shapes.
 
         Where the caller does not run eagerly, inside a TensorFlow 1 graph, the arrays are NumPy's.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from itertools import chain
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -18,7 +18,7 @@ from iba_torch.framework import TorchFramework, move_to
 from iba_torch.tail.calls import unwrap
 from iba_torch.tail.places import Knowledge, LayerCall
 from iba_torch.tail.shadow import Handler, Shadows, Site
-from iba_torch.tail.split import TorchSplit, call_with
+from iba_torch.tail.split import TorchSplit, call_with, owned
 from iba_torch.tail.trees import tree_map
 
 _CALL_SUFFIX = re.compile(r"(?P<name>.+):(?P<call>\d+)")
@@ -51,7 +51,13 @@ class TorchAdapter(ModelAdapter):
     def __init__(self, model: nn.Module, rewrites: bool = True) -> None:
         if not isinstance(model, nn.Module):
             raise InputError(f"model is of type {type(model).__name__}; an nn.Module was expected")
+        if any(kind.__module__.partition(".")[0] == "keras" for kind in type(model).__mro__):
+            raise InputError(
+                f"model is a Keras {type(model).__name__} that runs on PyTorch, whose layers are no modules; "
+                "load it in a process with KERAS_BACKEND=tensorflow to explain it"
+            )
         super().__init__(unwrap(model))
+        self._takes_list: bool | None = None
         self._rewrites = rewrites
         self._knowledge = Knowledge()
         self._shadows = Shadows()
@@ -91,13 +97,20 @@ class TorchAdapter(ModelAdapter):
             if site.origin in names
         ]
 
-    def split(self, layer: nn.Module | str, end_layer: nn.Module | str | None = None) -> TorchSplit:
+    def split(
+        self,
+        layer: nn.Module | str,
+        end_layer: nn.Module | str | None = None,
+        *,
+        data_format: DataFormat | None = None,
+    ) -> TorchSplit:
         """Divide the model at the output of `layer`.
 
         Args:
             layer: a module of the model or its dotted name. Where it runs more than once in a pass, the
                 name followed by a colon and the number of the call, counted from 0: ``"relu:2"``.
             end_layer: a layer, named in the same way, whose output the tail gives instead of the model's.
+            data_format: where the channels of the feature map are; None to find that out.
 
         Raises:
             LayerError: the model has no such layer.
@@ -108,6 +121,7 @@ class TorchAdapter(ModelAdapter):
             module,
             layer_name=name,
             call=call,
+            data_format=data_format,
             end_layer=None if end_layer is None else self._find(end_layer),
             knowledge=self._knowledge,
             shadows=self._shadows,
@@ -145,11 +159,11 @@ class TorchAdapter(ModelAdapter):
         return self._predict(inputs, None)
 
     def _predict(self, inputs: Inputs, handler: Handler | None) -> Any:
-        own = tree_map(lambda tensor: tensor.detach().clone(), inputs)
+        own = owned(inputs)
         with self._shadows.lease() as shadow, torch.no_grad(), shadow.switch.on({}, handler):
             return call_with(shadow.of(self.model), own)
 
-    def to_inputs(self, inputs: Inputs, device: torch.device | str | None = None) -> Inputs:
+    def as_tensors(self, inputs: Inputs, device: torch.device | str | None = None) -> Inputs:
         """`inputs` with every array as a tensor of the model's device and floating-point dtype.
 
         Args:
@@ -160,23 +174,51 @@ class TorchAdapter(ModelAdapter):
         Returns:
             The same nest; what needs no conversion keeps its memory.
         """
-        state = chain(self.model.parameters(), self.model.buffers())
-        like = next((tensor for tensor in state if tensor.is_floating_point()), None)
+        state = [*self.model.parameters(), *self.model.buffers()]
+        floating = [tensor for tensor in state if tensor.is_floating_point()]
+        like = next((tensor for tensor in floating if not tensor.is_meta), None)
+        dtype = floating[0].dtype if floating else None
+        # Offloaded weights are on no device; whatever loads them moves the inputs to where they are needed.
+        target = like.device if device is None and like is not None else device
 
         def convert(array: Any) -> Any:
             if isinstance(array, list) and not _is_numbers(array):
                 return [visit(item) for item in array]
             tensor = array if isinstance(array, torch.Tensor) else _tensor_of(array)
-            if like is not None:
-                return move_to(tensor, like, device)
+            if dtype is not None:
+                return move_to(tensor, dtype, target)
             if tensor.is_floating_point() and tensor is not array:
                 tensor = tensor.to(torch.get_default_dtype())
-            return tensor if device is None else tensor.to(device)
+            return tensor if target is None else tensor.to(target)
 
         def visit(tree: Any) -> Any:
             return tree_map(convert, tree, (torch.Tensor, np.ndarray, np.generic, list))
 
-        return visit(inputs)
+        converted = visit(inputs)
+        if isinstance(converted, (list, tuple)):
+            self._require_no_list(converted)
+        return converted
+
+    def _require_no_list(self, inputs: Sequence[Any]) -> None:
+        """Refuse a list of images, which looks like several inputs.
+
+        Raises:
+            InputError: the model takes such a list.
+        """
+        if not inputs or not all(isinstance(each, torch.Tensor) and each.ndim == 3 for each in inputs):
+            return
+        if self._takes_list is None:
+            try:
+                self._predict([list(inputs)], None)
+            except Exception:  # whatever a model raises, it takes no list
+                self._takes_list = False
+            else:
+                self._takes_list = True
+        if self._takes_list:
+            raise InputError(
+                "the model takes a list of images; put it into a module whose forward takes one batch x of "
+                "shape (N, C, H, W), calls the model with list(x) and returns a tensor with a row per image"
+            )
 
 
 def _tensor_of(array: Any) -> torch.Tensor:

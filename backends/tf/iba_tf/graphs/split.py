@@ -12,6 +12,7 @@ import tensorflow as tf
 from iba_core.errors import InputError, LayerError
 from iba_core.framework.adapter import Inputs, Split, Tail
 from iba_core.framework.cache import Cache
+from iba_core.framework.comparison import OwnOutputs
 from iba_core.framework.layout import DataFormat
 from iba_tf.framework import eagerly, runs_eagerly, traced
 from iba_tf.graphs.dataflow import DataflowGraph, Node, Shape, TensorName
@@ -64,6 +65,7 @@ class GraphSplit(Split):
         replace: split inside the layer: its argument is the feature map, and the tail takes restricted
             features in place of the layer's result. This is for a bottleneck that is a layer of the model.
         rewrite: makes the tail faster; None for no rewrite.
+        data_format: where the channels of the feature map are; None to find that out.
 
     Raises:
         LayerError: there is no such place, the tensor is no batch of floating-point feature maps, or no
@@ -89,7 +91,10 @@ class GraphSplit(Split):
         *,
         replace: bool = False,
         rewrite: Rewrite | None = None,
+        data_format: DataFormat | None = None,
     ) -> None:
+        super().__init__()
+        self._given_format = data_format
         self._source = source
         self._layer, self._end_layer = layer, end_layer
         self._replace, self._rewrite = replace, rewrite
@@ -105,7 +110,11 @@ class GraphSplit(Split):
                 source.check_layer(end_layer)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        options = {"replace": self._replace, "rewrite": self._rewrite}
+        options = {
+            "replace": self._replace,
+            "rewrite": self._rewrite,
+            "data_format": self._given_format,
+        }
         return _made_again, (self._source, self._layer, self._end_layer, options)
 
     @property
@@ -117,18 +126,32 @@ class GraphSplit(Split):
         return None if shape.rank is None else tuple(shape[1:])
 
     @runs_eagerly
-    def features(self, inputs: Inputs) -> tf.Tensor:
+    def run_features(self, inputs: Inputs) -> tf.Tensor:
         """See `Split.features`; inputs that the features do not depend on may be left out of a dict."""
         passes, tensors = self._prepared(inputs, features_only=True)
         return passes.head(tensors)[0]
 
     @contextmanager
-    def head(self, inputs: Inputs) -> Iterator[Tail]:
+    def open_head(self, inputs: Inputs) -> Iterator[Tail]:
         """See `Split.head`; within it, operations run eagerly wherever the caller is."""
         with eagerly():
             passes, tensors = self._prepared(inputs, features_only=False)
             features, *carry = passes.head(tensors)
             yield Tail(features, passes.tail, tuple(carry))
+
+    @runs_eagerly
+    def own_outputs(self, inputs: Inputs) -> OwnOutputs:
+        """See `Split.own_outputs`: the whole graph runs on the first image."""
+        graph, tensors = self._source.prepare(inputs)
+        division = self._division(graph)
+        batched = batched_inputs(graph.inputs, tensors)
+        values = {
+            entry.tensor: x[:1] if flag else x
+            for entry, x, flag in zip(graph.inputs, tensors, batched, strict=True)
+            if x is not None
+        }
+        flat = graph.evaluate(division.flat_outputs, values)
+        return OwnOutputs(tf.nest.pack_sequence_as(division.outputs, flat), 1)
 
     def _division(self, graph: DataflowGraph) -> Division:
         division = self._divisions.get(
@@ -136,7 +159,7 @@ class GraphSplit(Split):
         )
         if division is not self._latest:
             self.layer_name = division.layer_name
-            self.data_format = graph.data_format(division.features)
+            self.data_format = self._given_format or graph.data_format(division.features)
             self.input_format = graph.data_format(graph.inputs[0].tensor)
             self._latest = division
         return division

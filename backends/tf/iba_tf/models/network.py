@@ -118,9 +118,9 @@ class Network(ABC):
             for place in graph.places
         ]
 
-    def split(self, layer: Any, end_layer: Any = None, *, replace: bool = False) -> GraphSplit:
+    def split(self, layer: Any, end_layer: Any = None, **options: Any) -> GraphSplit:
         """Split the model at a layer; arguments and errors as of `GraphSplit`."""
-        return GraphSplit(self, layer, end_layer, replace=replace, rewrite=self.rewrite)
+        return GraphSplit(self, layer, end_layer, rewrite=self.rewrite, **options)
 
 
 def _prediction(graph: DataflowGraph) -> Callable[..., Any]:
