@@ -16,7 +16,7 @@ def main():
     for s in range(o.seed, o.seed + o.count):
         try:
             b = B.draw(s)
-            v = Judge(b).run()
+            v = Judge(b, 4 if o.backend != 'torch' and o.count>1 else None).run()
         except Exception:
             print("SEED", s, "judge broke"); traceback.print_exc(); tot["broke"] += 1; continue
         if o.count == 1: print(b.case)
