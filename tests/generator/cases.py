@@ -216,7 +216,9 @@ def draw_case(draw: Draw, number: int, program: Program, signature: Signature, s
     fitting = [
         name
         for name, other in program.places.items()
-        if other.calls == 1 and not other.axes.startswith("(") and len(other.features) in ({1, spatial + 1} if spatial else {1, 2, 3})
+        if other.calls == 1
+        and not other.axes.startswith("(")
+        and len(other.features) in ({1, spatial + 1} if spatial else {1, 2, 3})
     ]
     readout_layers = draw.sample(fitting, min(2, len(fitting))) if place.calls == 1 else []
     generator = np.random.default_rng(draw.randrange(2**32))

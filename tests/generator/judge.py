@@ -122,7 +122,9 @@ class Judge:
         """A class of the backend."""
         capacity, losses = self.asking(kind, use)
         error = compare("capacity", capacity, self._right(self.reference.capacity))
-        return error if losses is None else max(error, compare("model's losses", losses, self.reference.losses))
+        return (
+            error if losses is None else max(error, compare("model's losses", losses, self.reference.losses))
+        )
 
     def _right(self, right: np.ndarray | None) -> np.ndarray:
         if right is None:
@@ -215,7 +217,9 @@ class Judge:
         errors = []
         for inputs, chosen in zip(ones, indices, strict=True):
             targets = [case.targets[index] for index in chosen]
-            found = explainer.explain(case.arguments(inputs), kind(np.array(targets)), seed=case.settings.seed)
+            found = explainer.explain(
+                case.arguments(inputs), kind(np.array(targets)), seed=case.settings.seed
+            )
             errors.append(self._compare(found, self._right(reference.capacity)[chosen]))
             errors.append(compare("model's losses", found.model_losses, reference.losses[:, chosen]))
         return max(errors)
@@ -252,7 +256,9 @@ class Judge:
         generator = np.random.default_rng(self.case.number)
         normal = generator.normal(size=self.reference.features.shape[1 + self.reference.channel])
         concept = ConceptEmbedding(normal, bias=0.3)
-        found = locate(self.bench.adapter(True), concept, self.case.arguments(self.case.inputs), self.case.layer)
+        found = locate(
+            self.bench.adapter(True), concept, self.case.arguments(self.case.inputs), self.case.layer
+        )
         right = self.reference.located(normal, 0.3)
         return 0.0 if right is None else compare("probability", found, right, SINGLE)
 

@@ -35,7 +35,9 @@ class KerasBench(Bench):
     def draw(cls, number: int) -> KerasBench:
         seed = 1000 * number
         model, program, signature, kind, draw = _built(seed)
-        text = "\n".join([f"{kind} model:", *program.lines, f"return {signature.returns}", "", *_shown(program.layers)])
+        text = "\n".join(
+            [f"{kind} model:", *program.lines, f"return {signature.returns}", "", *_shown(program.layers)]
+        )
         case = draw_case(draw, number, program, signature, text)
         if kind == "subclassed":
             case.readout_layers = []  # it takes models with a graph of layers
@@ -121,7 +123,11 @@ class KerasBench(Bench):
             "flags": [layer.trainable for layer in everything],
             "attributes": [sorted(vars(layer)) for layer in everything],
             "methods": [(layer.call, type(layer).__call__) for layer in everything],
-            "process settings": (keras.config.floatx(), tf.executing_eagerly(), tf.config.functions_run_eagerly()),
+            "process settings": (
+                keras.config.floatx(),
+                tf.executing_eagerly(),
+                tf.config.functions_run_eagerly(),
+            ),
         }
 
     def adapter(self, rewrites: bool) -> TensorFlowAdapter:
@@ -194,7 +200,14 @@ class KerasBench(Bench):
                 copied = iba.get_copied_outputs()
                 main = copied[0] if outputs is not None else signature.main(copied)
                 wanted = v1.placeholder(tf.float64, (None, self.one_hot.shape[1]))
-                iba.set_model_loss(_loss(case, main, wanted, SimpleNamespace(log=tf.math.log, sum=tf.reduce_sum, logsumexp=tf.reduce_logsumexp)))
+                iba.set_model_loss(
+                    _loss(
+                        case,
+                        main,
+                        wanted,
+                        SimpleNamespace(log=tf.math.log, sum=tf.reduce_sum, logsumexp=tf.reduce_logsumexp),
+                    )
+                )
             second[wanted] = self.one_hot
         nats = iba.analyze(feed, second, **options)
         return (nats if case.images > 1 else nats[None]), None
@@ -268,14 +281,19 @@ def _built(seed: int, after: str | None = None, extra: Any = None) -> tuple[Any,
         model = assemble(program, signature, kind, after, extra)
         if kind == "subclassed":
             zeros = signature.draw(np.random.default_rng(0), 2)
-            model([tf.constant(x) for x in zeros] if len(zeros) > 1 else tf.constant(zeros[0]), training=False)
+            model(
+                [tf.constant(x) for x in zeros] if len(zeros) > 1 else tf.constant(zeros[0]), training=False
+            )
     generator = np.random.default_rng(draw.randrange(2**32))
     weights = []
     for variable, weight in zip(model.weights, model.get_weights(), strict=True):
         if not np.issubdtype(weight.dtype, np.floating):
             weights.append(weight)
             continue
-        value = generator.normal(size=weight.shape) / (np.prod(weight.shape[:-1]) if weight.ndim > 1 else 4) ** 0.5
+        value = (
+            generator.normal(size=weight.shape)
+            / (np.prod(weight.shape[:-1]) if weight.ndim > 1 else 4) ** 0.5
+        )
         name = variable.path
         weights.append(0.5 + np.abs(value) if "variance" in name or "gamma" in name else value)
     model.set_weights(weights)
@@ -284,7 +302,21 @@ def _built(seed: int, after: str | None = None, extra: Any = None) -> tuple[Any,
 
 def _shown(layers: dict[str, Any], indent: str = "  ") -> Iterator[str]:
     for name, layer in layers.items():
-        keys = ("filters", "kernel_size", "strides", "padding", "units", "activation", "axis", "groups", "num_heads", "key_dim", "rate", "dims", "target_shape")
+        keys = (
+            "filters",
+            "kernel_size",
+            "strides",
+            "padding",
+            "units",
+            "activation",
+            "axis",
+            "groups",
+            "num_heads",
+            "key_dim",
+            "rate",
+            "dims",
+            "target_shape",
+        )
         config = {} if isinstance(layer, keras.Model) or type(layer).__name__ == "Own" else layer.get_config()
         shown = ", ".join(f"{key}={config[key]!r}" for key in keys if key in config)
         yield f"{indent}{name} = {type(layer).__name__}({shown})"

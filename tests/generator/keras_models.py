@@ -17,7 +17,9 @@ part = Parts()
 SCOPE = {"keras": keras, "ops": ops, "layers": layers}
 
 
-def call(program: Program, kind: Any, *args: Any, axes: str | None = None, to: Any = None, **options: Any) -> str:
+def call(
+    program: Program, kind: Any, *args: Any, axes: str | None = None, to: Any = None, **options: Any
+) -> str:
     """Append a layer that is called once on x. `to` are the new sizes of axes."""
     layer = kind(*args, **options)
     name = program.add(layer, axes)
@@ -104,7 +106,9 @@ def activation(p: Program) -> None:
 
 @part(*EVERY)
 def raw(p: Program) -> None:
-    p.line(p.draw.choice(("x = ops.relu(x)", "x = ops.tanh(x)", "x = 1.5 * x", "x = x - 0.2", "x = ops.gelu(x)")))
+    p.line(
+        p.draw.choice(("x = ops.relu(x)", "x = ops.tanh(x)", "x = 1.5 * x", "x = x - 0.2", "x = ops.gelu(x)"))
+    )
 
 
 @part(*EVERY, weight=1.5)
@@ -187,7 +191,9 @@ def dense(p: Program) -> None:
 def pool(p: Program) -> None:
     h, w = p.places_shape
     if min(h, w) >= 4 and p.draw.flip(0.7):
-        call(p, p.draw.choice((layers.MaxPooling2D, layers.AveragePooling2D)), 2, to={"H": h // 2, "W": w // 2})
+        call(
+            p, p.draw.choice((layers.MaxPooling2D, layers.AveragePooling2D)), 2, to={"H": h // 2, "W": w // 2}
+        )
     elif p.draw.flip(0.3):
         call(p, layers.UpSampling2D, 2, to={"H": 2 * h, "W": 2 * w})
     else:
@@ -277,7 +283,10 @@ def distributed(p: Program) -> None:
 def folded(p: Program) -> None:
     t, c, out = p.sizes["T"], p.channels, p.draw.size()
     name = p.add(layers.Dense(out), "(BT)C")
-    p.line(f"x = ops.reshape(self.{name}(ops.reshape(x, (-1, {c}))), (-1, {t}, {out}))", "places folded into the batch")
+    p.line(
+        f"x = ops.reshape(self.{name}(ops.reshape(x, (-1, {c}))), (-1, {t}, {out}))",
+        "places folded into the batch",
+    )
     p.turn("BTC", C=out)
 
 
@@ -289,7 +298,10 @@ def dense_vector(p: Program) -> None:
 
 def to_vector(p: Program) -> None:
     """Leave one vector for each image."""
-    pooled = {"BHWC": (layers.GlobalAveragePooling2D, layers.GlobalMaxPooling2D), "BTC": (layers.GlobalAveragePooling1D,)}
+    pooled = {
+        "BHWC": (layers.GlobalAveragePooling2D, layers.GlobalMaxPooling2D),
+        "BTC": (layers.GlobalAveragePooling1D,),
+    }
     size = p.channels
     for side in p.places_shape:
         size *= side
@@ -322,7 +334,9 @@ def draw_input(draw: Draw) -> tuple[Program, Signature]:
         sizes |= {"H": max(sizes["H"], 4), "W": max(sizes["W"], 4)}
     if form != "tokens":
         program = Program(draw, form, sizes, separator="/")
-        return program, Signature(["float"], [tuple(sizes[axis] for axis in form if axis != "B")], [False], form)
+        return program, Signature(
+            ["float"], [tuple(sizes[axis] for axis in form if axis != "B")], [False], form
+        )
     program = Program(draw, "BTC", sizes, separator="/")
     words = draw.randint(3, 9)
     call(program, layers.Embedding, words, sizes["C"], mask_zero=draw.flip(0.2))
@@ -406,8 +420,12 @@ def assemble(p: Program, signature: Signature, kind: str, after: str | None = No
     if kind == "subclassed":
         return subclass(p, keras.Model, parameters, signature.returns)
     inputs = [
-        keras.Input(shape[1:] if shared else shape, name=name, dtype="float64" if what == "float" else "int64")
-        for name, what, shape, shared in zip("xyz", signature.kinds, signature.shapes, signature.shared, strict=False)
+        keras.Input(
+            shape[1:] if shared else shape, name=name, dtype="float64" if what == "float" else "int64"
+        )
+        for name, what, shape, shared in zip(
+            "xyz", signature.kinds, signature.shapes, signature.shared, strict=False
+        )
     ]
     if kind == "sequential":
         return keras.Sequential([*inputs, *p.layers.values()])

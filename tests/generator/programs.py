@@ -106,7 +106,9 @@ class Program:
     def take(self, name: str, inner: Program) -> None:
         """Take over what is true of a block that stands here under a name."""
         for child, place in inner.places.items():
-            self.places[f"{name}{self.separator}{child}"] = Place(place.axes, place.calls * self.places[name].calls)
+            self.places[f"{name}{self.separator}{child}"] = Place(
+                place.axes, place.calls * self.places[name].calls
+            )
         self.quirks |= inner.quirks
         self.turn(inner.axes, **inner.sizes)
 

@@ -213,19 +213,30 @@ class Reference:
             if not place_shape:
                 x = x.mean(axis=tuple(range(1, x.ndim - 1))) if x.ndim > 2 else x
             elif x.ndim == 2:
-                x = np.broadcast_to(x[(slice(None), *[None] * len(place_shape))], (len(x), *place_shape, x.shape[-1]))
+                x = np.broadcast_to(
+                    x[(slice(None), *[None] * len(place_shape))], (len(x), *place_shape, x.shape[-1])
+                )
             else:
                 x = np.moveaxis(np.stack([resized(c, place_shape) for c in np.moveaxis(x, -1, 0)]), 0, -1)
             parts.append(x)
         alpha = np.concatenate(parts, axis=-1)
-        if (alpha.shape[-1], self.features.shape[1 + self.channel]) != (weights[0].shape[1], len(weights[-1])):
-            raise ValueError(f"the readout network is for {weights[0].shape[1]} and {len(weights[-1])} channels")
+        if (alpha.shape[-1], self.features.shape[1 + self.channel]) != (
+            weights[0].shape[1],
+            len(weights[-1]),
+        ):
+            raise ValueError(
+                f"the readout network is for {weights[0].shape[1]} and {len(weights[-1])} channels"
+            )
         for number in range(3):
             alpha = alpha @ weights[2 * number].T + weights[2 * number + 1]
             alpha = np.maximum(alpha, 0) if number < 2 else alpha
         alpha = np.moveaxis(alpha, -1, self.channel + 1)
-        matrices = [smoothing(self.features.shape[1 + axis], self.case.settings.smooth_std) for axis in self.spatial]
-        return np.stack([self._nats(r, a, self.statistics, matrices) for r, a in zip(self.features, alpha, strict=True)])
+        matrices = [
+            smoothing(self.features.shape[1 + axis], self.case.settings.smooth_std) for axis in self.spatial
+        ]
+        return np.stack(
+            [self._nats(r, a, self.statistics, matrices) for r, a in zip(self.features, alpha, strict=True)]
+        )
 
 
 def _unit(maps: np.ndarray) -> np.ndarray:

@@ -127,7 +127,11 @@ class TorchBench(Bench):
     def state(self) -> dict[str, Any]:
         modules = dict(self._model.named_modules())
         return {
-            "random state": (torch.get_rng_state().numpy().tobytes(), random.getstate(), repr(np.random.get_state())),
+            "random state": (
+                torch.get_rng_state().numpy().tobytes(),
+                random.getstate(),
+                repr(np.random.get_state()),
+            ),
             "weights or buffers": {
                 name: value.detach().numpy().tobytes() for name, value in self._model.state_dict().items()
             },
@@ -138,7 +142,15 @@ class TorchBench(Bench):
                 *(p.requires_grad for p in self._model.parameters()),
             ],
             "hooks or attributes": {
-                name: {key: value if key == "forward" else len(value) if hasattr(value, "__len__") and "hook" in key else None for key, value in vars(module).items() if key != "last"}
+                name: {
+                    key: value
+                    if key == "forward"
+                    else len(value)
+                    if hasattr(value, "__len__") and "hook" in key
+                    else None
+                    for key, value in vars(module).items()
+                    if key != "last"
+                }
                 | {"last": id(vars(module).get("last"))}
                 for name, module in modules.items()
             },

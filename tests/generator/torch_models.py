@@ -224,7 +224,11 @@ def norm(p: Program) -> None:
     own = {0: nn.BatchNorm1d, 1: nn.BatchNorm1d, 2: nn.BatchNorm2d}[dims](c)
     layers: list[nn.Module] = [own, own]
     if dims:
-        layers += [nn.GroupNorm(1, c), nn.GroupNorm(c, c), (nn.InstanceNorm1d, nn.InstanceNorm2d)[dims - 1](c)]
+        layers += [
+            nn.GroupNorm(1, c),
+            nn.GroupNorm(c, c),
+            (nn.InstanceNorm1d, nn.InstanceNorm2d)[dims - 1](c),
+        ]
     else:
         layers.append(nn.LayerNorm(c))
     layer = p.draw.choice(layers)
@@ -359,7 +363,9 @@ def own_attention(p: Program) -> None:
     def grow(inner: Program) -> None:
         c, n, t = inner.channels, heads(inner), inner.sizes["T"]
         qkv = inner.add(nn.Linear(c, 3 * c), "BTC")
-        inner.line(f"q, k, v = (m.reshape(len(x), {t}, {n}, -1).transpose(1, 2) for m in self.{qkv}(x).chunk(3, -1))")
+        inner.line(
+            f"q, k, v = (m.reshape(len(x), {t}, {n}, -1).transpose(1, 2) for m in self.{qkv}(x).chunk(3, -1))"
+        )
         inner.line(f"a = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(len(x), {t}, {c})")
         out = inner.add(nn.Linear(c, c), "BTC")
         inner.line(f"x = x + self.{out}(a)")
@@ -371,7 +377,9 @@ def own_attention(p: Program) -> None:
 def recurrent(p: Program) -> None:
     out, both = p.draw.size(), p.draw.flip(0.3)
     kind = p.draw.choice((nn.LSTM, nn.GRU, nn.RNN))
-    layer = kind(p.channels, out, num_layers=p.draw.choice((1, 1, 2)), bidirectional=both, batch_first=p.axes == "BTC")
+    layer = kind(
+        p.channels, out, num_layers=p.draw.choice((1, 1, 2)), bidirectional=both, batch_first=p.axes == "BTC"
+    )
     name = p.add(layer)
     p.line(f"x, _ = self.{name}(x)")
     p.turn(p.axes, C=out * (1 + both))

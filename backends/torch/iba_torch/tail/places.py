@@ -154,16 +154,20 @@ class Knowledge:
         """Whether whole passes on two numbers of images have come to a module."""
         return any(seen.axes for seen in self._seen.get(module, {}).values())
 
-    def note(self, place: Place, batch: int, signature: Signature, found: list[torch.Tensor]) -> None:
-        """Keep the shapes of the tensors that a pass on `batch` images has `found` at a place."""
+    def note(self, place: Place, batch: int, signature: Signature, found: list[torch.Tensor]) -> bool:
+        """Keep the shapes of the tensors that a pass on `batch` images has `found` at a place.
+
+        Returns:
+            Whether their axes of the images are known.
+        """
         shapes = [tuple(tensor.shape) for tensor in found]
         with self._lock:
             seen = self._seen.setdefault(place.module, {}).setdefault((place.number, place.side), _Seen())
             seen.shapes.setdefault(signature, {})[batch] = shapes
             if len(seen.shapes) > _SIGNATURES:
                 seen.shapes.popitem(last=False)
-        for index, shape in enumerate(shapes):
-            self.axis(place, index, shape, batch, signature)
+        axes = [self.axis(place, index, shape, batch, signature) for index, shape in enumerate(shapes)]
+        return None not in axes
 
     def axis(
         self, place: Place, index: int, shape: tuple[int, ...], batch: int, signature: Signature

@@ -154,6 +154,7 @@ class TorchSplit(Split):
         """
         with self._shadows.lease() as shadow, self._patched():
             self._look_around(shadow, inputs)
+            self._own_kept = None
             found = self._run_head(shadow, inputs, remember=False)
             return found.features.contiguous() if found.reordered else found.features
 
@@ -168,8 +169,8 @@ class TorchSplit(Split):
             LayerError: the layer never runs, or the model cannot be split there.
         """
         with self._shadows.lease() as shadow, self._patched():
-            self._look_around(shadow, inputs)
-            if self._learnt.mixes and batch_size(inputs) > 1:
+            learnt = self._look_around(shadow, inputs)
+            if learnt.mixes and batch_size(inputs) > 1:
                 raise MixedImagesError(self.layer_name)
             found = self._run_head(shadow, inputs, remember=True)
             with without_autocast(found.features.device) as outside:
@@ -197,7 +198,7 @@ class TorchSplit(Split):
                     features = features.contiguous()
                 del found
                 try:
-                    yield TorchTail(features, replay, one_by_one=self._learnt.mixes)
+                    yield TorchTail(features, replay, one_by_one=learnt.mixes)
                 finally:
                     replay.close()
 
@@ -280,16 +281,15 @@ class TorchSplit(Split):
             self._raise_never_ran(shadow, head)
         features = head.take_features()
         self.images_axis = head.feature_axis
-        self.data_format = self._given_format or self._found_format(head, features)
+        self.data_format = self._given_format or self._found_format(head, features, assumed.learnt)
         return _Found(head, features, reordered)
 
-    def _found_format(self, head: HeadPass, features: torch.Tensor) -> DataFormat:
+    def _found_format(self, head: HeadPass, features: torch.Tensor, learnt: Learnt) -> DataFormat:
         """Where the channels of the feature map are, as a whole pass has shown it.
 
         Raises:
             LayerError: it has not shown that.
         """
-        learnt = self._learnt
         if learnt.data_format is None:
             axes = learnt.axes or []
             found = read_format([axis for index, axis in enumerate(axes) if index != head.feature_axis])
@@ -343,40 +343,30 @@ class TorchSplit(Split):
             reason = "; in an exported model layers are no modules, but torch.export.unflatten makes them so"
         raise LayerError(f"layer {self.layer_name!r} does not run when the model is called{reason}")
 
-    def _look_around(self, shadow: Shadow, inputs: Inputs) -> None:
+    def _look_around(self, shadow: Shadow, inputs: Inputs) -> Learnt:
         """Run the whole model once, if that has not been done, to see how often the layers run and more."""
         learnt = self._learnt
         if not learnt.is_counted:
-            own, normalized = self._run_whole(shadow, inputs)
-            if not isinstance(self.model, nn.Module):
-                if normalized or not self._knowledge.knows(self.module):
-                    normalized = self._run_twice(shadow, inputs)
-                # That of each image by its own statistics counts as one of a single row.
-                learnt.mixes = normalized > 1
+            own, counter, tracker = self._run_whole(shadow, inputs)
+            if own.together and (tracker.normalized_rows or not counter.knows_axes):
+                twice = _of_images(inputs, lambda tensor: tensor.repeat_interleave(2, 0))
+                *_, tracker = self._tracked(shadow, twice)
+                # A normalisation of each image by its own statistics counts as one of a single row.
+                learnt.mixes = tracker.normalized_rows > 1
             if learnt.mixes:
                 self._warn_of_mixing()
             self._own_kept = inputs, own
             learnt.is_counted = True
             self._mixing = learnt.mixing
+        self.input_format = self._knowledge.input_format or "channels_first"
+        return learnt
 
-    def _run_whole(self, shadow: Shadow, inputs: Inputs) -> tuple[OwnOutputs, int]:
-        """Run the whole model on another number of images, or a closure on those that it knows of.
-
-        Returns:
-            The outputs, and `ChannelTracker.normalized_rows`.
-        """
+    def _run_whole(self, shadow: Shadow, inputs: Inputs) -> tuple[OwnOutputs, HeadPass, ChannelTracker]:
+        """Run the whole model on another number of images, or a closure on those that it knows of."""
         is_closure = not isinstance(self.model, nn.Module)
-        others = inputs if is_closure else _other_number(inputs)
-        tracker = ChannelTracker()
-        counter = self._head_pass(shadow, others, remember=False, tracker=tracker)
-        own = owned(others)
-        followed = [tracker.follow(tensor) for tensor in tensors(own)]
-        with tracker:
-            outputs = self._pass(shadow, own, counter)
+        outputs, counter, tracker = self._tracked(shadow, inputs if is_closure else _other_number(inputs))
         self._check_calls(shadow, counter)
         self._learnt.axes = counter.axes
-        self._knowledge.input_format = read_format(followed[0][1:]) or self._knowledge.input_format
-        self.input_format = self._knowledge.input_format or "channels_first"
         if self.end_layer is not None:
             outputs = self._end_output(counter)
         elif isinstance(outputs, list) and any(isinstance(each, Mapping) for each in outputs):
@@ -384,23 +374,18 @@ class TorchSplit(Split):
                 "the model returns a list with a dict for each image; put it into a module that returns a "
                 "tensor with a row per image"
             )
-        return OwnOutputs(outputs, counter.batch, is_closure), tracker.normalized_rows
+        return OwnOutputs(outputs, counter.batch, is_closure), counter, tracker
 
-    def _run_twice(self, shadow: Shadow, inputs: Inputs) -> int:
-        """Run a closure on two copies of each image, which shows what changes with their number.
-
-        Returns:
-            `ChannelTracker.normalized_rows`.
-        """
-        twice = _of_images(inputs, lambda tensor: tensor.repeat_interleave(2, 0))
+    def _tracked(self, shadow: Shadow, inputs: Inputs) -> tuple[Any, HeadPass, ChannelTracker]:
+        """Run the whole model, and find out what its axes mean."""
         tracker = ChannelTracker()
-        counter = self._head_pass(shadow, twice, remember=False, tracker=tracker)
-        own = owned(twice)
-        for tensor in tensors(own):
-            tracker.follow(tensor)
+        counter = self._head_pass(shadow, inputs, remember=False, tracker=tracker)
+        own = owned(inputs)
+        axes = [tracker.follow(tensor) for tensor in tensors(own)]
         with tracker:
-            self._pass(shadow, own, counter)
-        return tracker.normalized_rows
+            outputs = self._pass(shadow, own, counter)
+        self._knowledge.input_format = read_format(axes[0][1:]) or self._knowledge.input_format
+        return outputs, counter, tracker
 
     def _end_output(self, counter: HeadPass) -> torch.Tensor:
         """What the end layer gave in a whole pass, the images first."""
