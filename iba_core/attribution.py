@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 import numpy.typing as npt
 
+from iba_core.arguments import require_sequence, require_type, require_whole
 from iba_core.bottleneck.saliency import to_bits
 from iba_core.bottleneck.settings import BottleneckSettings
 from iba_core.errors import InputError, StateError
@@ -120,6 +121,7 @@ class Attribution:
         Raises:
             InputError: the maps do not have two spatial axes.
         """
+        index = require_whole("index", index, -len(self), len(self) - 1)
         if self.saliency.ndim != 3:
             raise InputError(
                 f"only maps with two spatial axes can be drawn; these have {self.saliency.ndim - 1}"
@@ -197,7 +199,13 @@ class Attribution:
 
         Args:
             parts: at least one attribution.
+
+        Raises:
+            InputError: `parts` is empty, or holds something else.
         """
+        require_sequence("parts", parts, "attributions")
+        for part in parts:
+            require_type("parts", part, Attribution, "a list of attributions")
         joined: dict[str, Any] = {
             name: np.concatenate([getattr(part, name) for part in parts], axis=int(name in _PER_STEP))
             for name in _ARRAYS

@@ -10,6 +10,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from iba_core.arguments import given
 from iba_core.errors import InputError
 
 _unfinished: set[Path] = set()
@@ -51,7 +52,7 @@ def as_path(path: Any, argument: str = "path") -> Path:
     except TypeError:
         text = ""
     if not text or "\0" in text:
-        raise InputError(f"{argument}={path!r} is not the name of a file")
+        raise InputError(f"{given(argument, path)} is not the name of a file")
     return Path(text)
 
 

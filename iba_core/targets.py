@@ -3,25 +3,35 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal, Protocol, Self, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
 
+from iba_core.arguments import (
+    given,
+    require_callable,
+    require_choice,
+    require_data_format,
+    require_numbers,
+    require_sequence,
+    require_type,
+    require_whole,
+)
 from iba_core.errors import InputError
+from iba_core.framework.arrays import as_array, require_array, require_mask
+from iba_core.framework.inputs import arrays_of
 from iba_core.framework.layout import DataFormat, Layout
 from iba_core.framework.namespace import (
     Array,
     array_namespace,
     floored_log,
     full_precision,
-    host_array,
     log_sum_exp,
     softmax,
 )
-from iba_core.framework.outputs import main_output as main_output
 
 Loss = Callable[..., Array]
 """``loss(outputs, *rows)``: losses (N,) of a model's outputs for N feature maps, in nats. `rows` are tensors
@@ -46,8 +56,8 @@ def cross_entropy(logits: Array, classes: Array) -> Array:
         >>> cross_entropy(np.array([[0.0, np.log(3.0)]]), np.array([0])).round(4)  # log(4)
         array([1.3863])
     """
-    logits = full_precision(logits)
-    return log_sum_exp(logits) - _chosen(logits, classes)
+    chosen = _chosen(logits, classes)
+    return log_sum_exp(full_precision(logits)) - full_precision(chosen)
 
 
 def cross_entropy_of_probabilities(probabilities: Array, classes: Array) -> Array:
@@ -86,6 +96,121 @@ def distribution_cross_entropy(logits: Array, probabilities: Array) -> Array:
     """
     xp, logits = array_namespace(logits), full_precision(logits)
     return log_sum_exp(logits) - xp.sum(xp.astype(probabilities, logits.dtype) * logits, axis=-1)
+
+
+def main_output(outputs: Any, output: int | str | None = None) -> Any:
+    """Find the array of a model's output that a target is about.
+
+    Of several outputs it is the one called ``logits``, as attribute or key. Otherwise it is the only array of
+    a mapping, or its only floating-point array with two axes. Of a tuple or list, it is the first entry.
+    Entries that are None do not count. Outputs in half precision become float32, so that losses are computed
+    in at least that.
+
+    Args:
+        outputs: what the model returns: an array, or a mapping, tuple, list or object of arrays.
+        output: name or number of the output to use.
+
+    Raises:
+        InputError: there is no such output, or it is not clear which one is meant.
+
+    Example:
+        >>> main_output({"scores": [np.array([1.0, 2.0]), None]})
+        array([1., 2.])
+        >>> main_output({"hidden": np.zeros((1, 3, 2)), "scores": np.ones((1, 2))})
+        array([[1., 1.]])
+    """
+    return full_precision(_main_array(outputs, output))
+
+
+def _main_array(outputs: Any, output: int | str | None) -> Any:
+    if output is not None:
+        return _main_array(_entry(outputs, output), None)
+    if hasattr(outputs, "logits"):
+        return _main_array(outputs.logits, None)
+    if isinstance(outputs, Mapping):
+        return _main_array(_main_entry({key: x for key, x in outputs.items() if x is not None}), None)
+    if isinstance(outputs, (tuple, list)):
+        return _main_array(next((x for x in outputs if x is not None), None), None)
+    if not hasattr(outputs, "shape"):
+        raise InputError(
+            f"the model returns {type(outputs).__name__}, in which no array is found; name one with output="
+        )
+    return outputs
+
+
+def main_index(outputs: Any, output: int | str | None = None) -> int:
+    """Number of the main output among the arrays of a model's output, in the order of `arrays_of`.
+
+    Example:
+        >>> main_index({"hidden": np.zeros((1, 3, 2)), "logits": np.ones((1, 2))})
+        1
+    """
+    main = _main_array(outputs, output)
+    return next((i for i, array in enumerate(arrays_of(outputs)) if array is main), 0)
+
+
+def _main_entry(entries: dict[Any, Any]) -> Any:
+    if "logits" in entries:
+        return entries["logits"]
+    if len(entries) == 1:
+        return next(iter(entries.values()))
+    flat = [
+        x for x in entries.values() if hasattr(x, "shape") and len(x.shape) == 2 and "float" in str(x.dtype)
+    ]
+    if len(flat) != 1:
+        raise InputError(f"the model has the outputs {list(entries)}; say which one is meant with output=")
+    return flat[0]
+
+
+def _entry(outputs: Any, output: int | str) -> Any:
+    try:
+        if isinstance(output, str) and not isinstance(outputs, Mapping):
+            return getattr(outputs, output)
+        if isinstance(output, int) and isinstance(outputs, Mapping):
+            return list(outputs.values())[output]
+        return outputs[output]
+    except (AttributeError, IndexError, KeyError, TypeError):
+        names = list(outputs) if isinstance(outputs, Mapping) else type(outputs).__name__
+        raise InputError(f"output={output!r} is not among the model's outputs: {names}") from None
+
+
+def first_output(outputs: Any, output: int | str | None = None) -> Any:
+    """`main_output`, or the first array where it is not clear which one is meant.
+
+    It is for targets that look at all outputs themselves.
+
+    Example:
+        >>> first_output({"a": np.zeros((1, 2)), "b": np.ones((1, 2))})
+        array([[0., 0.]])
+    """
+    try:
+        return main_output(outputs, output)
+    except InputError:
+        if output is not None or (first := next(arrays_of(outputs), None)) is None:
+            raise
+        return full_precision(first)
+
+
+@dataclass(frozen=True)
+class OfOutput:
+    """A loss of one of several outputs.
+
+    Attributes:
+        loss: the loss; it gets that output alone.
+        output: name or number of the output.
+
+    Example:
+        >>> loss = OfOutput(lambda outputs: outputs.sum(axis=1), "scores")
+        >>> loss({"scores": np.ones((1, 2)), "hidden": np.zeros((1, 5))})
+        array([2.])
+    """
+
+    loss: Any
+    output: int | str
+
+    def __call__(self, outputs: Any, *rows: Array) -> Array:
+        """Compute the loss."""
+        return self.loss(main_output(outputs, self.output), *rows)
 
 
 def _class_loss(outputs: Any, classes: Array) -> Array:
@@ -193,8 +318,8 @@ _DISTRIBUTION_LOSSES: dict[OutputKind, Loss] = {
 
 
 def _check_activation(activation: str | None) -> None:
-    if activation not in (None, "softmax", "sigmoid", "other", "unknown"):
-        raise InputError(f"activation={activation!r} is none of 'softmax', 'sigmoid' and 'other'")
+    if activation is not None:
+        require_choice("activation", activation, ("softmax", "sigmoid", "other", "unknown"))
 
 
 def are_probabilities(outputs: npt.NDArray[Any]) -> bool:
@@ -346,6 +471,13 @@ class ClassTarget(Target):
 
     def __post_init__(self) -> None:
         _check_activation(self.activation)
+        if self.classes is not None and type(self.classes) is not int:
+            classes = as_array("target", self.classes)
+            if classes.dtype.kind not in "iu" or classes.ndim > 1 or not classes.size:
+                raise InputError(
+                    f"{given('target', self.classes)} must be a class (a whole number), or one for each image"
+                )
+            object.__setattr__(self, "classes", classes)
 
     def ending_in(self, activation: str) -> Self:
         """See `Target.ending_in`."""
@@ -387,8 +519,10 @@ class ClassTarget(Target):
                 "high, or a callable on the output"
             )
         classes = np.argmax(outputs, axis=1) if self.classes is None else np.asarray(self.classes)
-        if not np.issubdtype(classes.dtype, np.integer):
-            raise InputError(f"target={classes.tolist()!r} must be a whole number, or one per image")
+        if classes.shape not in ((), (1,), (images,)):
+            raise InputError(
+                f"target has shape {classes.shape} for {images} images; give one class, or one for each image"
+            )
         outside = np.atleast_1d(classes)[(np.atleast_1d(classes) < 0) | (np.atleast_1d(classes) >= count)]
         if outside.size:
             raise InputError(f"target={outside[0]} is outside the model's {count} classes, 0 to {count - 1}")
@@ -479,6 +613,11 @@ class RegressionTarget(Target):
     values: npt.ArrayLike | None = None
     images: slice = field(default_factory=lambda: slice(None))
 
+    def __post_init__(self) -> None:
+        require_type("images", self.images, slice, "a slice")
+        if self.values is not None:
+            object.__setattr__(self, "values", require_array("values", self.values))
+
     def select(self, start: int, stop: int, images: int) -> Target:
         """See `Target.select`."""
         return replace(self, images=slice(start, stop))
@@ -487,7 +626,7 @@ class RegressionTarget(Target):
         """See `Target.resolve`. The row of an image holds its values."""
         if self.values is None:
             return _squared_difference, (outputs,)
-        values = host_array(self.values)
+        values = np.asarray(self.values)
         if values.ndim == outputs.ndim:
             values = values[self.images]
         if values.shape not in (outputs.shape, outputs.shape[1:]):
@@ -518,19 +657,29 @@ class SegmentationTarget(Target):
     mask: npt.ArrayLike
     data_format: DataFormat = "channels_first"
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "index", require_whole("index", self.index))
+        require_data_format("data_format", self.data_format)
+        mask = require_mask("mask", self.mask)
+        if mask.ndim != 2 or not mask.any():
+            raise InputError(
+                f"mask has shape {mask.shape} and {mask.sum()} pixels set; it must be (H, W), with at least "
+                "one pixel set"
+            )
+        object.__setattr__(self, "mask", mask)
+
     def resolve(self, outputs: npt.NDArray[Any]) -> tuple[Loss, tuple[npt.NDArray[Any], ...]]:
         """See `Target.resolve`. The rows are the class and the weight of each pixel."""
-        mask = host_array(self.mask).astype(bool)
+        mask = np.asarray(self.mask)
         if outputs.ndim != 4:
             raise InputError(f"a segmentation was expected, but the model's output has shape {outputs.shape}")
         layout = Layout.of(outputs.shape[1:], self.data_format)
         count, size = outputs.shape[layout.channel_axis + 1], layout.spatial_shape(outputs.shape[1:])
-        if mask.shape != size or not mask.any():
+        if mask.shape != size:
             raise InputError(
-                f"mask has shape {mask.shape} and {mask.sum()} pixels set; it must have the shape {size} of "
-                "the model's output and at least one pixel set"
+                f"mask has shape {mask.shape}; it must have the shape {size} of the model's output"
             )
-        if not 0 <= self.index < count:
+        if self.index >= count:
             raise InputError(f"index={self.index} is outside the model's {count} classes, 0 to {count - 1}")
         weights = np.broadcast_to(mask / mask.sum(), (len(outputs), *size)).astype(outputs.dtype)
         classes = np.full((len(outputs), *size), self.index, np.int64)
@@ -557,6 +706,9 @@ class ScoreTarget(Target):
     score: Callable[[Any], Array]
 
     needs_main_output: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        require_callable("score", self.score, "a function of the model's output")
 
     def __call__(self, outputs: Any) -> Array:
         """Compute the loss, minus the score."""
@@ -589,12 +741,12 @@ class SumTarget(Target):
     weights: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
-        if not self.targets or (self.weights is not None and len(self.weights) != len(self.targets)):
-            raise InputError(
-                f"there are {len(self.targets)} targets and weights={self.weights}; give one or more "
-                "targets, and a weight for each"
-            )
-        object.__setattr__(self, "layer", common_layer(as_target(target).layer for target in self.targets))
+        require_sequence("targets", self.targets, "targets")
+        object.__setattr__(self, "targets", tuple(as_target(target, "targets") for target in self.targets))
+        if self.weights is not None:
+            weights = require_numbers("weights", self.weights, counts=(len(self.targets),))
+            object.__setattr__(self, "weights", weights)
+        object.__setattr__(self, "layer", common_layer(target.layer for target in self.targets))
 
     def ending_in(self, activation: str) -> Target:
         """See `Target.ending_in`."""
@@ -602,12 +754,12 @@ class SumTarget(Target):
 
     def select(self, start: int, stop: int, images: int) -> Target:
         """See `Target.select`."""
-        parts = tuple(as_target(target).select(start, stop, images) for target in self.targets)
+        parts = tuple(target.select(start, stop, images) for target in self.targets)
         return SumTarget(parts, self.weights)
 
     def resolve(self, outputs: npt.NDArray[Any]) -> tuple[Loss, tuple[npt.NDArray[Any], ...]]:
         """See `Target.resolve`. The rows of the targets follow one another."""
-        losses, rows = zip(*(as_target(target).resolve(outputs) for target in self.targets), strict=True)
+        losses, rows = zip(*(target.resolve(outputs) for target in self.targets), strict=True)
         weights = self.weights or (1.0,) * len(losses)
         loss = _WeightedSum(losses, tuple(map(len, rows)), weights)
         return loss, tuple(array for arrays in rows for array in arrays)
@@ -649,12 +801,13 @@ def common_layer(layers: Iterable[Any]) -> Any:
     return different[0]
 
 
-def as_target(target: Any) -> Target:
+def as_target(target: Any, name: str = "target") -> Target:
     """Convert an argument of a user to a `Target`.
 
     Args:
         target: a target; an object with a method ``as_target``, such as a `ConceptEmbedding`; a callable
             score; the index of a class, or one for each image; or None for the predicted class.
+        name: name of the argument, for the message.
 
     Raises:
         InputError: it is none of these.
@@ -667,14 +820,14 @@ def as_target(target: Any) -> Target:
         return target
     if isinstance(target, HasTarget):
         return target.as_target()
-    if callable(target):
+    if callable(target) and not isinstance(target, type):
         return ScoreTarget(target)
     if target is None or type(target) is int:
         return ClassTarget(target)
     try:
-        return ClassTarget(host_array(target))
-    except (TypeError, ValueError, RuntimeError) as error:
+        return ClassTarget(target)
+    except InputError as error:
         raise InputError(
-            f"target is a {type(target).__name__}; a class, one class per image, a callable or a Target was "
-            "expected"
+            f"{given(name, target)} must be a class (a whole number), one per image, a function of the "
+            "output or a Target"
         ) from error

@@ -10,6 +10,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from iba_core.errors import InputError
+from iba_core.framework.arrays import as_array
 from iba_core.pictures.images import read_image
 
 _FOREGROUND = 127
@@ -50,7 +51,7 @@ def mask_picture(source: Image.Image | npt.NDArray[Any] | str | PathLike[str]) -
         return read_image(source, _of_image)
     if isinstance(source, Image.Image):
         return _of_image(source, source.format)
-    return _of_image(_from_array(source), None)
+    return _of_image(_from_array(as_array("source", source)), None)
 
 
 def _of_image(image: Image.Image, kind: str | None) -> Image.Image:
@@ -87,10 +88,10 @@ def _from_array(array: npt.NDArray[Any]) -> Image.Image:
     pixels = pixels[..., 0] if pixels.ndim == 3 and pixels.shape[2] == 1 else pixels
     if 0 in pixels.shape or not (pixels.ndim == 2 or (pixels.ndim == 3 and pixels.shape[2] in (3, 4))):
         raise InputError(
-            f"a mask has shape {pixels.shape}; (H, W), (H, W, 1), (H, W, 3) or (H, W, 4) was expected"
+            f"source has shape {pixels.shape}; (H, W), (H, W, 1), (H, W, 3) or (H, W, 4) was expected"
         )
     if pixels.dtype == bool:
         pixels = pixels * np.uint8(255)
     if pixels.dtype not in (np.uint8, np.uint16):
-        raise InputError(f"a mask is an array of {pixels.dtype}; it must hold booleans, uint8 or uint16")
+        raise InputError(f"source is an array of {pixels.dtype}; it must hold booleans, uint8 or uint16")
     return Image.fromarray(np.ascontiguousarray(pixels))

@@ -10,6 +10,7 @@ from typing import Any, Self, get_args
 import numpy as np
 import numpy.typing as npt
 
+from iba_core.arguments import given
 from iba_core.bottleneck.estimator import STATE, WelfordEstimator
 from iba_core.errors import StateError
 from iba_core.framework.layout import DataFormat, Layout, Tokens
@@ -60,6 +61,8 @@ class ReadoutState:
         Raises:
             StateError: something is missing or does not fit.
         """
+        if not isinstance(facts, Mapping):
+            raise StateError(f"{given('facts', facts)} must be the entry of that name of a state")
         lacking = [name for name in _FACTS if name not in facts]
         lacking += [f"network.{name}" for name in WEIGHTS if f"network.{name}" not in arrays]
         if lacking:
@@ -71,8 +74,8 @@ class ReadoutState:
             for group in _groups(len(facts["readout_layers"]))
         )
         mean, std = (arrays.get(name) for name in GIVEN)
-        given = None if mean is None or std is None else (mean, std)
-        state = cls(tuple(arrays[f"network.{name}"] for name in WEIGHTS), estimators, given, facts)
+        known = None if mean is None or std is None else (mean, std)
+        state = cls(tuple(arrays[f"network.{name}"] for name in WEIGHTS), estimators, known, dict(facts))
         state._require_sound()
         own, *others = (shape[0] for shape in state.shapes())
         sizes = readout_sizes(sum(others), own)

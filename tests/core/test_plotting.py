@@ -174,13 +174,13 @@ def test_pyplots_state_stays_as_it_was(saliency):
     [
         ({"saliency_map": np.zeros((1, 4, 4))}, r"saliency_map has shape \(1, 4, 4\)"),
         ({"saliency_map": np.zeros((0, 4))}, r"saliency_map has shape \(0, 4\)"),
-        ({"saliency_map": np.array([[1, np.nan]])}, "not finite"),
+        ({"saliency_map": np.array([[1, np.nan]])}, "saliency_map holds nan"),
         ({"img": np.zeros((5, 4))}, r"img has shape \(5, 4\), but the saliency map \(4, 4\)"),
         ({"img": np.zeros((3, 4, 4))}, r"img has shape \(3, 4, 4\); \(H, W\)"),
-        ({"min_alpha": 0.8}, "min_alpha=0.8 and max_alpha=0.7"),
+        ({"min_alpha": 0.8}, "min_alpha=0.8 is greater than max_alpha=0.7"),
         ({"max_alpha": 1.2}, "max_alpha=1.2"),
-        ({"vmax": 0}, "vmax=0 must be positive"),
-        ({"vmax": float("nan")}, "vmax=nan must be positive"),
+        ({"vmax": 0}, "vmax=0 must be a finite number, above 0"),
+        ({"vmax": float("nan")}, "vmax=nan must be a finite number, above 0"),
     ],
 )
 def test_nonsense_is_refused_before_anything_is_drawn(ax, options, message):
@@ -248,11 +248,11 @@ def test_long_titles_are_not_cut_off(tmp_path):
 
 def test_save_overlay_refuses_nonsense(tmp_path):
     path = tmp_path / "a.png"
-    with pytest.raises(InputError, match="maps is empty"):
+    with pytest.raises(InputError, match="maps={} must be a dict"):
         save_overlay(path, np.zeros((4, 4)), {})
     with pytest.raises(InputError, match=r"maps\['PyTorch'\] has shape \(4,\)"):
         save_overlay(path, np.zeros((4, 4)), {"PyTorch": np.zeros(4)})
-    with pytest.raises(InputError, match=r"img has shape \(5, 4\), but the saliency map \(4, 4\)"):
+    with pytest.raises(InputError, match=r"picture has shape \(5, 4\), but the saliency map \(4, 4\)"):
         save_overlay(path, np.zeros((5, 4)), {"": np.zeros((4, 4))})
     assert not path.exists()
 

@@ -12,8 +12,8 @@ import tensorflow as tf
 from iba_core.errors import InputError, LayerError
 from iba_core.framework.adapter import Inputs, Split, Tail
 from iba_core.framework.cache import Cache
+from iba_core.framework.comparison import OwnOutputs
 from iba_core.framework.layout import DataFormat
-from iba_core.framework.outputs import OwnOutputs
 from iba_tf.framework import eagerly, runs_eagerly, traced
 from iba_tf.graphs.dataflow import DataflowGraph, Node, Shape, TensorName
 from iba_tf.graphs.graph_inputs import batched_inputs
