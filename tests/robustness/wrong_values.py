@@ -186,7 +186,9 @@ def numbers(counts: Sequence[int] | None = None, each: Accepts | None = None) ->
     return accepts
 
 
-def array(ndim: Sequence[int] | None = None, shape: Sequence[int] | None = None, *, finite: bool = True) -> Accepts:
+def array(
+    ndim: Sequence[int] | None = None, shape: Sequence[int] | None = None, *, finite: bool = True
+) -> Accepts:
     """Real numbers that NumPy can read, of a number of axes or of a shape, none of them empty."""
 
     def accepts(value: Any) -> bool:
