@@ -5,14 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from iba_core.errors import IBAError, LayerError
-from iba_core.framework.adapter import Inputs, LayerInfo, ModelAdapter
-from iba_core.framework.inputs import arrays_of, map_arrays
+from iba_core.framework.adapter import Inputs, LayerInfo, ModelAdapter, Split
+from iba_core.framework.framework import Framework
+from iba_core.framework.inputs import Shared, arrays_of, map_leaves
 from iba_core.framework.layout import Layout
 from iba_core.framework.namespace import Array
-from iba_core.targets import main_output
+from iba_core.targets import first_output
 
 _PARTS = 24
 
@@ -51,6 +51,20 @@ def default_layer(adapter: ModelAdapter, inputs: Inputs) -> str:
     raise LayerError("no layer with two spatial axes lets all information pass; name one with layer=")
 
 
+def everything_passes(adapter: ModelAdapter, name: str, inputs: Inputs) -> bool:
+    """Whether a model can be split at a layer, and its output depends on the input through that alone.
+
+    Args:
+        adapter: adapter of the model.
+        name: name of the layer.
+        inputs: a batch of one input.
+    """
+    try:
+        return nothing_passes_by(adapter.framework, adapter.split(name), inputs)
+    except IBAError:
+        return False
+
+
 def _from_the_middle(names: list[str]) -> list[str]:
     middle = len(names) // 2
     return [names[i] for i in sorted(range(len(names)), key=lambda i: abs(i - middle))]
@@ -67,32 +81,34 @@ def _parts(adapter: ModelAdapter, info: LayerInfo, image: tuple[int, ...]) -> fl
     return float(whole / 2.0 ** round(np.log2(whole / side))) if 1 < side < whole else None
 
 
-def everything_passes(adapter: ModelAdapter, name: str, inputs: Inputs) -> bool:
-    """Whether the output depends on the input through this layer alone.
+def nothing_passes_by(framework: Framework, split: Split, inputs: Inputs) -> bool:
+    """Whether the output depends on the input through the layer of a split alone.
 
     The features of the input replace those of another, noisy input. If the outputs are equal, nothing has
     reached the tail another way.
 
     Args:
-        adapter: adapter of the model.
-        name: name of the layer.
+        framework: the model's framework.
+        split: the model, split at the layer.
         inputs: a batch of one input.
     """
-    generator, framework = np.random.default_rng(0), adapter.framework
+    generator = np.random.default_rng(0)
 
-    def disturbed(x: Array) -> npt.NDArray[Any]:
+    def disturbed(_: Any, x: Array) -> Array:
+        if isinstance(x, Shared):
+            return x
         array = framework.to_numpy(x)
-        return np.asarray(array + generator.standard_normal(array.shape), dtype=array.dtype)
+        if np.issubdtype(array.dtype, np.floating):
+            other = np.asarray(array + generator.standard_normal(array.shape), dtype=array.dtype)
+        else:
+            # Of whole numbers, such as those of words, only the ones that are there are sure to be known.
+            other = np.roll(array, 1, axis=-1) if array.ndim > 1 else array
+        return framework.asarray(other, like=x)
 
-    other = adapter.to_inputs(map_arrays(disturbed, inputs))
-    try:
-        split = adapter.split(name)
-        with split.head(inputs) as tail:
-            features = tail.features
-            expected = framework.to_numpy(main_output(tail(features)))
-        with split.head(other) as tail:
-            found = framework.to_numpy(main_output(tail(features)))
-    except IBAError:
-        return False
+    with split.open_head(inputs) as tail:
+        features = tail.features
+        expected = framework.to_numpy(first_output(tail(features)))
+    with split.open_head(map_leaves(disturbed, inputs)) as tail:
+        found = framework.to_numpy(first_output(tail(features)))
     # Some devices add in another order each time; a real leak changes the outputs by far more.
     return bool(np.allclose(found, expected, rtol=1e-4, atol=1e-4 * float(np.abs(expected).max())))

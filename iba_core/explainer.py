@@ -2,24 +2,32 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from os import PathLike
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple, Self, get_args
 
 import numpy.typing as npt
 
+from iba_core.arguments import (
+    LARGEST_COUNT,
+    require_bool,
+    require_data_format,
+    require_seed,
+    require_type,
+    require_whole,
+)
 from iba_core.attribution import Attribution
 from iba_core.bottleneck.chunks import Task, explain_in_chunks
 from iba_core.bottleneck.estimator import KIND, STATE, Moments, WelfordEstimator
 from iba_core.bottleneck.formulas import Mask
-from iba_core.bottleneck.noise import require_seed
 from iba_core.bottleneck.optimization import BottleneckOptimizer, BottleneckResult, PassMask
 from iba_core.bottleneck.saliency import saliency_maps
 from iba_core.bottleneck.settings import BottleneckSettings, preset_settings
 from iba_core.bottleneck.statistics import Statistics
-from iba_core.default_layer import default_layer
-from iba_core.errors import InputError, NotEstimatedError, StateError
-from iba_core.framework.adapter import Inputs, Model, ModelAdapter, Split, Tail, find_adapter
+from iba_core.default_layer import default_layer, nothing_passes_by
+from iba_core.errors import IBAError, InputError, NotEstimatedError, StateError
+from iba_core.framework.adapter import Activation, Inputs, Model, ModelAdapter, Split, Tail, find_adapter
 from iba_core.framework.cache import Cache
 from iba_core.framework.framework import require_finite
 from iba_core.framework.inputs import (
@@ -29,14 +37,25 @@ from iba_core.framework.inputs import (
     check_shape,
     common_shape,
     inputs_of_batch,
+    require_batches,
+    require_inputs,
     samples_of,
     take,
     targets_of_batch,
 )
 from iba_core.framework.layout import DataFormat, Layout, Tokens
 from iba_core.framework.namespace import Array, full_precision
-from iba_core.state import read_state, write_state
-from iba_core.targets import ClassTarget, Loss, Target, as_target, main_output
+from iba_core.state import interpreting, read_state, write_state
+from iba_core.targets import (
+    ClassTarget,
+    Loss,
+    OfOutput,
+    Target,
+    as_target,
+    first_output,
+    main_index,
+    main_output,
+)
 from iba_core.utils import get_tqdm
 
 
@@ -58,6 +77,7 @@ class _Known(NamedTuple):
     rows: tuple[npt.NDArray[Any], ...]
     """Data of the target, a row per image."""
     layout: Layout
+    activation: str
 
 
 class Explainer:
@@ -78,6 +98,13 @@ class Explainer:
             ``Tokens(prefix=1, grid=(14, 14))`` for a vision transformer.
         preset: name of a set of hyperparameters, ``"default"`` (the paper's) or ``"fast"``, see
             `iba_core.bottleneck.settings.PRESETS`. Hyperparameters that are given override it.
+        data_format: where the channels of the layer's features are, ``"channels_first"`` or
+            ``"channels_last"``; None to find that out.
+        shared: names or positions of the inputs that all images of a batch share, such as the captions that
+            each image is compared with; ``()`` for none. If None, it is learnt from the model where an input
+            is as long as the batch.
+        output: name or number of the output that targets are about, of a model that has several. A callable
+            target gets this output alone. If None, see `iba_core.targets.main_output`.
         compile: let the framework's compiler make machine code of the steps. That takes seconds to minutes
             for each shape, and is not always faster: measure it on your device.
         **settings: hyperparameters, see `BottleneckSettings`.
@@ -102,19 +129,25 @@ class Explainer:
         estimator: WelfordEstimator | None = None,
         tokens: Tokens | None = None,
         preset: str | None = None,
+        data_format: DataFormat | None = None,
+        shared: Sequence[str | int] | None = None,
+        output: str | int | None = None,
         compile: bool = False,
         **settings: Any,
     ) -> None:
         self.adapter: ModelAdapter = find_adapter(model, backend)
         BottleneckSettings().override(**settings)  # names what is no setting
         self.settings: BottleneckSettings = BottleneckSettings(**{**preset_settings(preset), **settings})
-        if estimator is not None and not isinstance(estimator, WelfordEstimator):
-            raise InputError(
-                f"the estimator is of type {type(estimator).__name__}; a WelfordEstimator was expected"
-            )
+        require_type("estimator", estimator, WelfordEstimator, "a WelfordEstimator", optional=True)
+        require_type("tokens", tokens, Tokens, "iba_core.Tokens", optional=True)
         self.estimator: WelfordEstimator = estimator or WelfordEstimator()
         self.tokens = tokens
-        self._jit_compile = bool(compile)
+        require_data_format("data_format", data_format, optional=True)
+        self.data_format = data_format or (None if tokens is None else "channels_last")
+        self.output = output
+        if shared is not None:
+            self.adapter.shared.give(shared)
+        self._jit_compile = require_bool("compile", compile)
         self._estimated_format: DataFormat | None = None
         self._known: tuple[Moments, float, DataFormat, Statistics] | None = None
         self._input_shape: InputShape | None = None
@@ -122,6 +155,9 @@ class Explainer:
         # Each loss keeps a compiled step, and each layer that a tail ends at a split.
         self._optimizers: Cache[BottleneckOptimizer] = Cache(size=4)
         self._splits: Cache[Split] = Cache(size=4)
+        # Facts about the model: by layers, and by the place of an output after them.
+        self._complete: dict[Any, bool | None] = {}
+        self._activations: dict[Any, Activation | None] = {}
         self._run = self._compiled_run()
         if layer is not None:
             self._split_at(None)
@@ -133,7 +169,7 @@ class Explainer:
 
     def __getstate__(self) -> dict[str, Any]:
         # A layer of a copied model is found by its name. Compiled functions are made again.
-        return {**vars(self), "_layer": self.layer, "_run": None}
+        return {**vars(self), "_layer": self.layer, "_run": None, "_complete": {}, "_activations": {}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
@@ -149,7 +185,7 @@ class Explainer:
         Args:
             batches: an iterable of batches, each the inputs or a tuple (inputs, ...): a data loader, a
                 generator, a list. Inputs are an array with a leading batch axis, or a tuple or dict of
-                them.
+                them. One array is taken as a single batch.
             n_samples: stop after exactly this number; fewer are used where the batches end before.
             progbar: show the progress.
 
@@ -159,16 +195,17 @@ class Explainer:
         Raises:
             InputError: there are no batches, or fewer than two samples, or values that are not finite.
         """
-        if n_samples < 2:
-            raise InputError(f"n_samples={n_samples} is too few for a standard deviation; give 2 or more")
+        n_samples = require_whole("n_samples", n_samples, 2)
+        batches = require_batches("batches", batches)
+        require_bool("progbar", progbar)
         estimator, framework = WelfordEstimator(), self.adapter.framework
         layer, split = self._layer, None if self._layer is None else self._split_at(None)
         input_shape: InputShape | None = None
         for samples in samples_of(batches, n_samples, progbar):
-            inputs = self.adapter.to_inputs(samples)
+            inputs = require_inputs("batches", samples, self.adapter.to_inputs)
             if split is None:
                 layer = default_layer(self.adapter, take(inputs, 0, 1))
-                split = self.adapter.split(layer)
+                split = self.adapter.split(layer, data_format=self.data_format)
             input_shape = common_shape(input_shape, tuple(next(arrays_of(inputs)).shape[1:]))
             estimator.fit(framework.to_numpy(split.features(inputs)))
         if split is None or estimator.n_samples() < 2:
@@ -196,6 +233,7 @@ class Explainer:
             "data_format": self._estimated_format or self._format(split),
             "input_shape": self._input_shape,
             "input_format": split.input_format,
+            "framework": self.adapter.framework.name,
         }
         write_state(path, self.estimator.state_dict(), KIND, {**(metadata or {}), **known})
 
@@ -216,7 +254,9 @@ class Explainer:
         """
         arrays, metadata = read_state(path, KIND, required=STATE)
         estimator = WelfordEstimator()
-        estimator.load_state_dict(dict(arrays))
+        with interpreting(path, KIND):
+            estimator.load_state_dict(dict(arrays))
+            _require_facts(metadata)
         saved, layer = metadata.get("layer"), self._layer
         if layer is None:
             if saved is None:
@@ -226,11 +266,13 @@ class Explainer:
             raise StateError(
                 f"{path} describes the layer {saved!r}, but the explainer's layer is {self.layer!r}"
             )
-        split = self.adapter.split(layer)
+        split = self.adapter.split(layer, data_format=self.data_format)
         input_shape = self._input_shape
         if (known := metadata.get("input_shape")) is not None:
-            axes = _permutation(known, metadata["input_format"], split.input_format)
-            input_shape = tuple(known[axis] for axis in axes)
+            # A model of the same framework takes them as they were.
+            is_own = metadata.get("framework") == self.adapter.framework.name
+            saved = split.input_format if is_own else metadata["input_format"]
+            input_shape = tuple(known[axis] for axis in _permutation(known, saved, split.input_format))
         self._layer, self.estimator, self._input_shape = layer, estimator, input_shape
         self._estimated_format = metadata.get("data_format")
         return self
@@ -281,7 +323,7 @@ class Explainer:
         """
         chosen = self._chosen(preset, settings)
         self._require_estimate()
-        require_seed(seed)
+        require_seed("seed", seed)
         return self._explain(x, as_target(target), _Options(chosen, seed, pass_mask, max_batch, progbar))
 
     def explain_iter(
@@ -332,7 +374,9 @@ class Explainer:
         """
         chosen = self._chosen(preset, settings)
         self._require_estimate()
-        require_seed(seed)
+        require_seed("seed", seed)
+        require_bool("progbar", progbar)
+        batches = require_batches("batches", batches)
         whole = None if target is None else as_target(target)
 
         def attributions() -> Iterator[Attribution]:
@@ -359,7 +403,7 @@ class Explainer:
         """
         split = None if self._layer is None else self._split_at(None)
         outputs = self.adapter.predict(self._checked(x, split))
-        return self.adapter.framework.to_numpy(main_output(outputs))
+        return self.adapter.framework.to_numpy(first_output(outputs, self.output))
 
     def predict_restricted(
         self,
@@ -385,6 +429,9 @@ class Explainer:
             NotEstimatedError: the distribution of the features has not been estimated.
             InputError: the inputs are not those of the attribution.
         """
+        require_type("attribution", attribution, Attribution, "what explain gave for x")
+        samples = require_whole("samples", samples, 1, LARGEST_COUNT)
+        require_seed("seed", seed)
         split, framework = self._ready(), self.adapter.framework
         inputs = self._checked(x, split)
         if batch_size(inputs) != len(attribution):
@@ -394,12 +441,12 @@ class Explainer:
         settings = attribution.settings
         with framework.randomness(seed), split.head(inputs) as tail:
             statistics = self._statistics(split, settings.active_neurons_threshold)
-            optimizer = self._optimizer(main_output, self._layout(split, statistics), None)
+            optimizer = self._optimizer(first_output, self._layout(split, statistics), None)
             problem = optimizer.problem(tail, statistics, settings=settings, pass_mask=pass_mask)
             passed = framework.asarray(attribution.mask, like=problem.features)
             (noise,) = optimizer.noise(problem, (samples,), seed, step=settings.steps)
             z = optimizer.restricted(problem, Mask(passed, 1.0 - passed), noise)
-            outputs = framework.to_numpy(main_output(tail(z)))
+            outputs = framework.to_numpy(first_output(tail(z), self.output))
         return outputs.reshape(len(attribution), samples, *outputs.shape[1:])
 
     # -- helpers ----------------------------------------------------------------------------------
@@ -410,26 +457,56 @@ class Explainer:
         images = batch_size(inputs)
         if settings.precision is not None:  # refused at once, if at all
             framework.reduced_precision(settings.precision, next(arrays_of(inputs)))
+        if (whole.layer, self._layer) not in self._complete:
+            self._look_around(split, take(inputs, 0, 1), (whole.layer, self._layer))
         known: list[_Known] = []
 
         def task(tail: Tail, start: int, stop: int) -> Task:
             statistics = self._statistics(split, settings.active_neurons_threshold)
             layout = self._layout(split, statistics)
-            outputs = framework.to_numpy(main_output(self._run(tail.run, tail.features, tail.carry)))
-            loss, rows = whole.select(start, stop, images).resolve(outputs)
-            known.append(_Known(outputs, rows, layout))
+            raw = self._run(tail.run, tail.features, tail.carry)
+            choose = main_output if whole.needs_main_output else first_output
+            outputs = framework.to_numpy(choose(raw, self.output))
+            # Only numbers from 0 to 1 leave it open what they are.
+            is_open = outputs.ndim == 2 and outputs.min() >= 0 and outputs.max() <= 1
+            activation = self._activation(tail, raw, whole) if is_open else "other"
+            loss, rows = whole.ending_in(activation).select(start, stop, images).resolve(outputs)
+            if self.output is not None:
+                loss = OfOutput(loss, self.output)
+            known.append(_Known(outputs, rows, layout, activation))
             ordered = layout if tail.axes is None else layout.permuted(tail.axes)
             optimizer = self._optimizer(loss, ordered, settings.precision)
             like = full_precision(tail.features)
-            return Task(optimizer, statistics, tuple(framework.asarray(row, like=like) for row in rows))
+            return Task(optimizer, statistics, tuple([framework.asarray(row, like=like) for row in rows]))
 
         shape = self.estimator.shape or ()
         chunks = explain_in_chunks(framework, split, inputs, shape, task=task, **options._asdict())
-        is_class = isinstance(whole, ClassTarget)
         parts = [
-            self._attribution(chunk.result, known[-1], inputs, split, is_class, options) for chunk in chunks
+            self._attribution(chunk.result, known[-1], inputs, split, whole, options) for chunk in chunks
         ]
         return parts[0] if len(parts) == 1 else Attribution.concatenate(parts)
+
+    def _look_around(self, split: Split, one: Inputs, key: Any) -> None:
+        """Find out, once for a layer, whether some information passes it by, and say so."""
+        try:
+            complete = nothing_passes_by(self.adapter.framework, split, one)
+        except IBAError:
+            complete = None
+        self._complete[key] = complete
+        if complete is False:
+            warnings.warn(
+                f"the model reads some of its input by a way around layer {split.layer_name!r}, such as a "
+                "skip connection: the map and its bits are about what passes through that layer alone",
+                stacklevel=4,
+            )
+
+    def _activation(self, tail: Tail, raw: Any, whole: Target) -> str:
+        """The function that the output ends in, which the model is asked once."""
+        key = (self._layer, whole.layer)
+        if key not in self._activations:
+            found, index = tail.activations(), main_index(raw, self.output)
+            self._activations[key] = found[index] if index < len(found) else None
+        return self._activations[key] or "unknown"
 
     def _attribution(
         self,
@@ -437,7 +514,7 @@ class Explainer:
         known: _Known,
         inputs: Inputs,
         split: Split,
-        is_class: bool,
+        whole: Target,
         options: _Options,
     ) -> Attribution:
         framework = self.adapter.framework
@@ -454,8 +531,10 @@ class Explainer:
             layer=split.layer_name,
             data_format=self._format(split),
             settings=options.settings,
-            classes=known.rows[0] if is_class else None,
+            classes=known.rows[0] if isinstance(whole, ClassTarget) else None,
             seed=options.seed,
+            activation=known.activation,
+            complete=self._complete[whole.layer, self._layer],
         )
 
     def _chosen(self, preset: str | None, settings: dict[str, Any]) -> BottleneckSettings:
@@ -502,17 +581,19 @@ class Explainer:
             if len(inputs.shape) == len(self._input_shape):
                 inputs = inputs[None]
             check_shape(tuple(inputs.shape[1:]), self._input_shape, split.input_format == "channels_first")
-        inputs = self.adapter.to_inputs(inputs)
-        if not batch_size(inputs):
-            raise InputError("x is an empty batch")
+        inputs = require_inputs("x", inputs, self.adapter.to_inputs)
         for array in arrays_of(inputs):
             require_finite(self.adapter.framework.to_numpy(array), "x")
+        if not batch_size(inputs):
+            raise InputError("x is an empty batch")
         return inputs
 
     def _split_at(self, end_layer: Any) -> Split:
         """The model split at the explainer's layer, its tail up to `end_layer`."""
         key = (self._layer, end_layer)
-        return self._splits.get(key, lambda: self.adapter.split(self._layer, end_layer))
+        return self._splits.get(
+            key, lambda: self.adapter.split(self._layer, end_layer, data_format=self.data_format)
+        )
 
     def _optimizer(self, loss: Loss, layout: Layout, precision: str | None) -> BottleneckOptimizer:
         """What optimises for a loss, with the step that it has compiled."""
@@ -538,6 +619,21 @@ class Explainer:
 
 def _run(run: Callable[[Array, tuple[Array, ...]], Any], z: Array, carry: tuple[Array, ...]) -> Any:
     return run(z, carry)
+
+
+def _require_facts(metadata: Mapping[str, Any]) -> None:
+    """Check what `Explainer.save` wrote beside the distribution; older files lack some of it."""
+    layer, shape = metadata.get("layer"), metadata.get("input_shape")
+    if layer is not None and not isinstance(layer, str):
+        raise StateError(f"layer={layer!r} is no name")
+    if shape is not None and not (
+        isinstance(shape, list) and all(size is None or isinstance(size, int) for size in shape)
+    ):
+        raise StateError(f"input_shape={shape!r} is no shape")
+    formats = [metadata.get("data_format"), *([] if shape is None else [metadata["input_format"]])]
+    for data_format in formats:
+        if data_format not in (None, *get_args(DataFormat)):
+            raise StateError(f"{data_format!r} is neither 'channels_first' nor 'channels_last'")
 
 
 def _permutation(

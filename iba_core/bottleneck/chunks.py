@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from iba_core.arguments import require_bool, require_whole
 from iba_core.bottleneck.optimization import BottleneckOptimizer, BottleneckResult, Callback, PassMask
 from iba_core.bottleneck.settings import BottleneckSettings
 from iba_core.bottleneck.statistics import Statistics
-from iba_core.errors import InputError
-from iba_core.framework.adapter import Inputs, Split, Tail
+from iba_core.framework.adapter import Inputs, MixedImagesError, Split, Tail
+from iba_core.framework.arrays import require_mask
 from iba_core.framework.framework import Framework
 from iba_core.framework.inputs import arrays_of, batch_size, take
 from iba_core.framework.namespace import Array
@@ -78,6 +80,12 @@ def explain_in_chunks(
         OptimizationError: the objective became NaN or infinite.
     """
     images = batch_size(inputs)
+    if max_batch is not None:
+        require_whole("max_batch", max_batch, 1)
+    if progbar is not False:
+        require_bool("progbar", progbar)
+    if pass_mask is not None:
+        pass_mask = require_mask("pass_mask", pass_mask)
     preferred = None
     if images > 1 and max_batch is None:
         preferred = framework.preferred_batch(feature_shape, next(arrays_of(inputs)))
@@ -86,31 +94,40 @@ def explain_in_chunks(
         max_batch = max_batch if preferred is None else max(images, preferred)
     else:
         at_once = _images_at_once(images, settings.samples, max_batch, preferred)
-    starts = range(0, images, at_once)
-    for start in get_tqdm()(starts, desc="Explaining") if progbar and len(starts) > 1 else starts:
-        stop = min(start + at_once, images)
-        chunk = inputs if at_once >= images else take(inputs, start, stop)
-        with framework.randomness(seed), split.head(chunk) as head:
-            tail = head.in_memory_order()
-            optimizer, statistics, rows, callback = task(tail, start, stop)
-            result = optimizer.run(
-                tail,
-                statistics,
-                rows,
-                settings,
-                seed=seed,
-                pass_mask=_of_images(pass_mask, len(feature_shape), start, stop),
-                max_batch=max_batch,
-                progbar=progbar and len(starts) == 1,
-                callback=callback,
-            )
-            yield Chunk(start, stop, tail, result)
+    start, one_bar = 0, at_once >= images
+    bars = progbar and not one_bar
+    with get_tqdm()(total=images, desc="Explaining") if bars else nullcontext() as bar:
+        while start < images:
+            stop = min(start + at_once, images)
+            chunk = inputs if at_once >= images else take(inputs, start, stop)
+            try:
+                with framework.randomness(seed), split.head(chunk) as head:
+                    tail = head.in_memory_order()
+                    optimizer, statistics, rows, callback = task(tail, start, stop)
+                    result = optimizer.run(
+                        tail,
+                        statistics,
+                        rows,
+                        settings,
+                        seed=seed,
+                        pass_mask=_of_images(pass_mask, len(feature_shape), start, stop),
+                        max_batch=1 if tail.one_by_one else max_batch,
+                        progbar=progbar and one_bar,
+                        callback=callback,
+                    )
+                    yield Chunk(start, stop, tail, result)
+            except MixedImagesError:
+                if at_once == 1 or together:
+                    raise
+                at_once = 1
+                continue
+            if bar is not None:
+                bar.update(stop - start)
+            start = stop
 
 
 def _images_at_once(images: int, samples: int, max_batch: int | None, preferred: int | None) -> int:
     """How many images of a batch to explain together; the copies of one image are never divided."""
-    if max_batch is not None and max_batch < 1:
-        raise InputError(f"max_batch={max_batch} must be 1 or more")
     rows = max_batch or preferred
     return images if rows is None else max(1, rows // samples)
 

@@ -48,6 +48,6 @@ def refuse_reentrant(error: BaseException) -> None:
 
 def _refuse() -> NoReturn:
     raise LayerError(
-        "the model runs a part after the layer in torch.utils.checkpoint with use_reentrant=True, which gives "
-        "no gradient for features; give it use_reentrant=False, or turn checkpointing off"
+        "the model runs a part after the layer in torch.utils.checkpoint with use_reentrant=True, which "
+        "gives no gradient for features; give it use_reentrant=False, or turn checkpointing off"
     ) from None

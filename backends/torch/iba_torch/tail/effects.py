@@ -19,7 +19,7 @@ from iba_torch.tail.trees import tensors
 
 
 class Effect(BaseException):
-    """Ends a pass before it does something. No `Exception`, so that no model that catches those catches it."""
+    """Ends a pass before it does something. No `Exception`, so that no model catches it."""
 
 
 class Draw(Effect):
@@ -38,7 +38,7 @@ class WeightWrite(Effect):
         self.address = address
 
 
-class Effects(TorchDispatchMode):
+class Effects(TorchDispatchMode):  # type: ignore[no-untyped-call]  # PyTorch's own
     """Context that ends a pass at its first effect.
 
     Args:
@@ -46,17 +46,19 @@ class Effects(TorchDispatchMode):
         weights: gives where the memory begins of the weights that it may not write into.
     """
 
+    supports_higher_order_operators = True
+
     def __init__(self, may_draw: bool, weights: Callable[[], Collection[int]]) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]  # PyTorch's own
         self._may_draw, self._weights = may_draw, weights
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         given = kwargs or {}
-        if not self._may_draw and torch.Tag.nondeterministic_seeded in func.tags:
-            if _draws(_named(func, args, given)):
-                raise Draw("random numbers are drawn")
+        is_random = not self._may_draw and torch.Tag.nondeterministic_seeded in func.tags
+        if is_random and _draws(_named(func, args, given)):
+            raise Draw("random numbers are drawn")
         if func._schema.is_mutable:
             for argument in func._schema.arguments:
                 if argument.alias_info is not None and argument.alias_info.is_write:

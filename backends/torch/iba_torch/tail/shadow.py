@@ -219,7 +219,7 @@ class Shadow:
         return {address_of(alias) for root in self._roots for alias, _ in root.aliases}
 
     def own_weight(self, address: int) -> list[int]:
-        """Give the copies memory of their own for the weights that begin at an address; the parameters' ids."""
+        """Give the copies memory of their own for the weights at an address; the ids of the parameters."""
         return [id(original) for root in self._roots for original in root.own_weight(address)]
 
     def forget_gone(self) -> None:
@@ -245,6 +245,7 @@ class Shadows:
         """Ids of the parameters that passes write into."""
         # Threads share it without a lock, which a child that is forked meanwhile would never get.
         self._free: deque[Shadow] = deque(maxlen=_POOL)
+        self._latest: Callable[[], Shadow | None] = lambda: None
 
     def __reduce__(self) -> tuple[type[Shadows], tuple[()]]:
         return Shadows, ()
@@ -262,15 +263,17 @@ class Shadows:
         with leave:
             try:
                 shadow = self._free.pop()
-                is_current = shadow.is_current
             except IndexError:
-                is_current = False
-            if not is_current:
-                # The others are most likely out of date as well, and hold what they were made from.
-                self._free.clear()
-                # What has been seen of the modules need not be true of others.
-                self.assumed.clear()
+                shadow = None
+            if shadow is None or not shadow.is_current:
+                latest = shadow or self._latest()
+                if latest is not None and not latest.is_current:
+                    # What has been seen of the modules need not be true of others. The other shadows are most
+                    # likely out of date as well, and hold what they were made from.
+                    self.assumed.clear()
+                    self._free.clear()
                 shadow = Shadow(self.written)
+                self._latest = ref(shadow)
             shadow.refresh()
             shadow.stays = shadow.is_used = False
             # After an error it is not given back: the next one is new, whatever was interrupted.
@@ -278,8 +281,8 @@ class Shadows:
             if shadow.has_changed():
                 if shadow.stays:
                     raise LayerError(
-                        "the model stores something on its modules or in their buffers in some passes only, so "
-                        "the passes of one explanation differ; turn that off in the model"
+                        "the model stores something on its modules or in their buffers in some passes only, "
+                        "so the passes of one explanation differ; turn that off in the model"
                     )
                 shadow.reset()
             shadow.forget_gone()
@@ -290,32 +293,19 @@ class Shadows:
         self.written.update(shadow.own_weight(address))
         self._free.clear()
 
-    def run(
-        self,
-        shadow: Shadow,
-        assumed: AssumptionsAtPlace,
-        run: Callable[[Any], T],
-        make: Callable[[Any], Any],
-        inputs: Any,
-    ) -> T:
-        """Result of a pass of a whole model, without a graph.
+    def run(self, shadow: Shadow, assumed: AssumptionsAtPlace, run: Callable[[], T]) -> T:
+        """Result of a pass of a whole model, run again where an effect ended it.
 
         Args:
             shadow: what runs.
             assumed: the assumptions about the pass.
             run: runs it.
-            make: makes the inputs for it, which the pass may write into.
-            inputs: of these.
         """
-
-        def attempt(relied: frozenset[Assumption]) -> Outcome[T]:
-            with shadow.used(), torch.no_grad(), assumed.watching(shadow.weights):
-                return Outcome(run(make(inputs)), confirmed=assumed.effects)
 
         def suspects(error: BaseException, relied: frozenset[Assumption]) -> list[Assumption]:
             return self.allow(error, shadow, assumed) if isinstance(error, Effect) else []
 
-        return run_assuming((), attempt, suspects)
+        return run_assuming((), lambda relied: Outcome(run(), confirmed=assumed.effects), suspects)
 
     def allow(self, effect: Effect, shadow: Shadow, assumed: AssumptionsAtPlace) -> list[Assumption]:
         """Prepare for an effect that a pass on a shadow was ended by; the assumption that it breaks."""

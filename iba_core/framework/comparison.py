@@ -1,120 +1,15 @@
-"""What a model returns: the array that a target is about, and the comparison of two passes."""
+"""Comparison of what a model returns in two passes."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from iba_core.errors import InputError
 from iba_core.framework.inputs import arrays_of
-from iba_core.framework.namespace import Array, full_precision, host_array
-
-
-def main_output(outputs: Any, output: int | str | None = None) -> Any:
-    """Find the array of a model's output that a target is about.
-
-    Of several outputs it is the one called ``logits``, as attribute or key. Otherwise it is the only array of
-    a mapping, or its only floating-point array with two axes. Of a tuple or list, it is the first entry.
-    Entries that are None do not count. Outputs in half precision become float32, so that losses are computed
-    in at least that.
-
-    Args:
-        outputs: what the model returns: an array, or a mapping, tuple, list or object of arrays.
-        output: name or number of the output to use.
-
-    Raises:
-        InputError: there is no such output, or it is not clear which one is meant.
-
-    Example:
-        >>> main_output({"scores": [np.array([1.0, 2.0]), None]})
-        array([1., 2.])
-        >>> main_output({"hidden": np.zeros((1, 3, 2)), "scores": np.ones((1, 2))})
-        array([[1., 1.]])
-    """
-    if output is not None:
-        return main_output(_entry(outputs, output))
-    if hasattr(outputs, "logits"):
-        return main_output(outputs.logits)
-    if isinstance(outputs, Mapping):
-        return main_output(_main_entry({key: x for key, x in outputs.items() if x is not None}))
-    if isinstance(outputs, (tuple, list)):
-        return main_output(next((x for x in outputs if x is not None), None))
-    if not hasattr(outputs, "shape"):
-        raise InputError(
-            f"the model returns {type(outputs).__name__}, in which no array is found; name one with output="
-        )
-    return full_precision(outputs)
-
-
-def _main_entry(entries: dict[Any, Any]) -> Any:
-    if "logits" in entries:
-        return entries["logits"]
-    if len(entries) == 1:
-        return next(iter(entries.values()))
-    flat = [
-        x for x in entries.values() if hasattr(x, "shape") and len(x.shape) == 2 and "float" in str(x.dtype)
-    ]
-    if len(flat) != 1:
-        raise InputError(f"the model has the outputs {list(entries)}; say which one is meant with output=")
-    return flat[0]
-
-
-def _entry(outputs: Any, output: int | str) -> Any:
-    try:
-        if isinstance(output, str) and not isinstance(outputs, Mapping):
-            return getattr(outputs, output)
-        if isinstance(output, int) and isinstance(outputs, Mapping):
-            return list(outputs.values())[output]
-        return outputs[output]
-    except (AttributeError, IndexError, KeyError, TypeError):
-        names = list(outputs) if isinstance(outputs, Mapping) else type(outputs).__name__
-        raise InputError(f"output={output!r} is not among the model's outputs: {names}") from None
-
-
-def first_output(outputs: Any, output: int | str | None = None) -> Any:
-    """`main_output`, or the first array where it is not clear which one is meant.
-
-    It is for targets that look at all outputs themselves.
-
-    Example:
-        >>> first_output({"a": np.zeros((1, 2)), "b": np.ones((1, 2))})
-        array([[0., 0.]])
-    """
-    try:
-        return main_output(outputs, output)
-    except InputError:
-        if output is not None or (first := next(arrays_of(outputs), None)) is None:
-            raise
-        return full_precision(first)
-
-
-@dataclass(frozen=True)
-class OfOutput:
-    """A loss of one of several outputs.
-
-    Attributes:
-        loss: the loss; it gets that output alone.
-        output: name or number of the output.
-
-    Example:
-        >>> loss = OfOutput(lambda outputs: outputs.sum(axis=1), "scores")
-        >>> loss({"scores": np.ones((1, 2)), "hidden": np.zeros((1, 5))})
-        array([2.])
-    """
-
-    loss: Any
-    output: int | str
-
-    def __call__(self, outputs: Any, *rows: Array) -> Array:
-        """Compute the loss."""
-        return self.loss(main_output(outputs, self.output), *rows)
-
-
-# -- comparing -----------------------------------------------------------------------------------------
+from iba_core.framework.namespace import Array, host_array
 
 
 @dataclass(frozen=True)
