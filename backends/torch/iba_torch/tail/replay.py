@@ -424,7 +424,6 @@ class Replay:
         if self._observer is not None:
             # What the code in there does is not seen.
             self._observer.read((args, kwargs))
-            self._observer.asks_for_order = True
         return site.run(args, kwargs)
 
     def _run_module(self, site: Site, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

@@ -14,8 +14,8 @@ from iba_torch.tail.trees import tensors
 
 _Tensor: Any = torch.Tensor
 
-_ASKS = frozenset({_Tensor.view, _Tensor.stride, _Tensor.is_contiguous, _Tensor.view_as})
-"""Operations that fail, or answer differently, in some orders in memory."""
+_ASKS = frozenset({_Tensor.stride, _Tensor.is_contiguous})
+"""What answers differently in some orders in memory, so that Python code may refuse one."""
 
 _DEPENDS = frozenset({torch.as_strided, _Tensor.as_strided, _Tensor.as_strided_, _Tensor.storage_offset})
 """What gives other numbers where the order in memory is another."""
@@ -23,7 +23,7 @@ _DEPENDS = frozenset({torch.as_strided, _Tensor.as_strided, _Tensor.as_strided_,
 _REACHES = frozenset(
     {
         *(_Tensor.data_ptr, _Tensor.numpy, _Tensor.untyped_storage, _Tensor.storage, _Tensor.set_),
-        *(_Tensor.__array__, _Tensor.__dlpack__, _Tensor.data.__get__),
+        *(_Tensor.__array__, _Tensor.__dlpack__, _Tensor.data.__get__, _Tensor.data.__set__),
     }
 )
 """What gives a tensor's memory to code that may write into it without PyTorch's knowledge."""
@@ -33,7 +33,7 @@ class Observer(TorchFunctionMode):
     """Context that notes what a pass does with its tensors.
 
     Attributes:
-        asks_for_order: whether something may be refused because of the order of a tensor in memory.
+        asks_for_order: whether the model's own code may refuse the order of a tensor in memory.
         depends_on_order: whether a result may be another in another order.
         reaches_memory: whether something may write into a tensor unseen.
     """
