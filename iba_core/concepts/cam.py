@@ -7,13 +7,17 @@ work for models of every framework, through the model's adapter. The formulas ar
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
+from functools import partial
+from numbers import Real
 from types import TracebackType
-from typing import Any, ClassVar, NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import numpy.typing as npt
 
+from iba_core.arguments import is_whole_number, require_bool, require_callable
 from iba_core.concepts.activation_maps import (
     Weighting,
     activation_maps,
@@ -30,7 +34,7 @@ from iba_core.errors import InputError, LayerError
 from iba_core.framework.adapter import Inputs, Model, ModelAdapter, Split, find_adapter
 from iba_core.framework.cache import Cache
 from iba_core.framework.framework import Framework, require_finite
-from iba_core.framework.inputs import arrays_of, batch_size, take
+from iba_core.framework.inputs import arrays_of, batch_size, require_inputs, take
 from iba_core.framework.layout import DataFormat, Layout, Tokens
 from iba_core.framework.namespace import Array, array_namespace, host_array
 from iba_core.targets import Target, as_target, common_layer, main_output
@@ -47,7 +51,7 @@ class Method(NamedTuple):
     """The settings in which one class activation map differs from another."""
 
     weighting: Weighting | None
-    """Factors of the activations; None for the activations themselves, which need no gradients."""
+    """Factors of the activations; None for the activations themselves."""
     principal: bool = False
     """Whether to take the principal component of the channels in every call."""
 
@@ -78,7 +82,7 @@ class BaseCAM:
         (2, 8, 8)
     """
 
-    method: ClassVar[Method]
+    method: Method
 
     def __init__(
         self,
@@ -96,6 +100,8 @@ class BaseCAM:
         self.target_layers: Sequence[Any] | None = (
             target_layers if several or target_layers is None else [target_layers]
         )
+        if not isinstance(reshape_transform, Tokens):
+            require_callable("reshape_transform", reshape_transform, "Tokens or a function", optional=True)
         self.reshape_transform = reshape_transform
         # Keep the splits, since a framework may compile the head of each once.
         self._splits: Cache[Split] = Cache(size=16)
@@ -130,7 +136,8 @@ class BaseCAM:
                 score, the index of a class, a `ConceptEmbedding`, or a `Target`.
             aug_smooth: average the maps of the images and of their mirror images, each also darker and
                 brighter by a tenth. This takes six times as long.
-            eigen_smooth: take the first principal component of the weighted channels instead of their sum.
+            eigen_smooth: take the first principal component of the weighted channels instead of their sum,
+                with the sign that makes it grow along with that sum.
 
         Returns:
             Array (B, *spatial axes of the input), float32, each map from 0 to 1.
@@ -140,9 +147,9 @@ class BaseCAM:
                 cannot be resized to the input.
             LayerError: a layer does not run, or runs more than once and the call is not named.
         """
-        inputs = self.adapter.to_inputs(input_tensor)
-        if not batch_size(inputs):
-            raise InputError("input_tensor is an empty batch")
+        require_bool("aug_smooth", aug_smooth)
+        require_bool("eigen_smooth", eigen_smooth)
+        inputs = require_inputs("input_tensor", input_tensor, self.adapter.to_inputs)
         for array in arrays_of(inputs):
             require_finite(self.adapter.framework.to_numpy(array), "input_tensor")
         wanted = self._wanted(targets, batch_size(inputs))
@@ -173,18 +180,14 @@ class BaseCAM:
         )
 
     def _layer_maps(self, split: Split, inputs: Inputs, wanted: list[_Wanted], principal: bool) -> Array:
-        gradients = None
-        if self.method.weighting is None:
-            activations = split.features(inputs)
-        else:
-            with split.head(inputs) as tail:
-                activations = tail.features
+        with split.head(inputs) as tail:
+            activations = tail.features
 
-                def score(z: Array) -> tuple[Array, tuple[()]]:
-                    outputs = main_output(tail(z))
-                    return sum(target.score(outputs[target.images]) for target in wanted), ()
+            def score(z: Array) -> tuple[Array, tuple[()]]:
+                outputs = main_output(tail(z))
+                return sum(target.score(outputs[target.images]) for target in wanted), ()
 
-                *_, gradients = self.adapter.framework.value_and_grad(score, activations)
+            *_, gradients = self.adapter.framework.value_and_grad(score, activations)
         transform, tokens, data_format = self.reshape_transform, None, split.data_format
         if isinstance(transform, Tokens):
             tokens = transform
@@ -200,15 +203,19 @@ class BaseCAM:
             targets = host_array(targets).tolist()
         if isinstance(targets, (list, tuple)):
             if len(targets) != images:
-                raise InputError(f"{len(targets)} targets are given for {images} images; give one for each")
+                raise InputError(
+                    f"targets holds {len(targets)} targets for {images} images; give one for each"
+                )
             return [self._want(target, slice(i, i + 1)) for i, target in enumerate(targets)]
         return [self._want(targets, slice(0, images))]
 
     def _want(self, target: Any, images: slice) -> _Wanted:
-        if target is None or isinstance(target, (int, np.integer)):
-            target = ClassifierOutputTarget(None if target is None else int(target))
-        elif not callable(target):
-            target = as_target(target)
+        if target is None and self.method.weighting is None:
+            return _Wanted(images, _predicted_if_any, None)
+        if target is None or is_whole_number(target):
+            target = ClassifierOutputTarget(target)
+        elif not callable(target) or isinstance(target, type):
+            target = as_target(target, "targets")
 
         framework = self.adapter.framework
 
@@ -232,6 +239,12 @@ class _Wanted(NamedTuple):
     """Layer that gives these outputs; None for the model's own output."""
 
 
+def _predicted_if_any(outputs: Array) -> Array:
+    """Score the classes predicted; give 0, which says nothing, where the outputs are no rows of classes."""
+    xp = array_namespace(outputs)
+    return xp.sum(xp.max(outputs, axis=1)) if len(outputs.shape) == 2 else xp.sum(outputs) * 0
+
+
 class GradCAM(BaseCAM):
     """Grad-CAM: see `grad_cam_weights` for the formula and `BaseCAM` for the arguments.
 
@@ -240,18 +253,41 @@ class GradCAM(BaseCAM):
         (2, 8, 8)
     """
 
-    method: ClassVar[Method] = Method(grad_cam_weights)
+    method = Method(grad_cam_weights)
 
 
 class GradCAMPlusPlus(BaseCAM):
     """Grad-CAM++: see `grad_cam_plus_plus_weights` for the formula and `BaseCAM` for the arguments.
+
+    Args:
+        model: see `BaseCAM`.
+        target_layers: see `BaseCAM`.
+        reshape_transform: see `BaseCAM`.
+        epsilon: 0 for the paper's formula; 1e-6 for the maps of pytorch-grad-cam, which adds that constant
+            to a denominator. Where gradients are well below 1e-3, as they are deep in most networks, the two
+            are different maps.
+
+    Raises:
+        InputError: no backend serves the model, or `epsilon` is negative.
+        LayerError: the model has no such layer; the message offers the closest names.
 
     Example:
         >>> GradCAMPlusPlus(model, ["conv"])(x, targets=[2, 0]).shape
         (2, 8, 8)
     """
 
-    method: ClassVar[Method] = Method(grad_cam_plus_plus_weights)
+    def __init__(
+        self,
+        model: Model,
+        target_layers: Any = None,
+        reshape_transform: ReshapeTransform | None = None,
+        *,
+        epsilon: float = 0.0,
+    ) -> None:
+        if isinstance(epsilon, bool) or not isinstance(epsilon, Real) or not 0 <= epsilon < math.inf:
+            raise InputError(f"epsilon={epsilon!r} is no constant to add to a denominator; give 0 or 1e-6")
+        super().__init__(model, target_layers, reshape_transform)
+        self.method = Method(partial(grad_cam_plus_plus_weights, epsilon=float(epsilon)))
 
 
 class HiResCAM(BaseCAM):
@@ -262,7 +298,7 @@ class HiResCAM(BaseCAM):
         (2, 8, 8)
     """
 
-    method: ClassVar[Method] = Method(hires_cam_weights)
+    method = Method(hires_cam_weights)
 
 
 class LayerCAM(BaseCAM):
@@ -273,7 +309,7 @@ class LayerCAM(BaseCAM):
         (2, 8, 8)
     """
 
-    method: ClassVar[Method] = Method(layer_cam_weights)
+    method = Method(layer_cam_weights)
 
 
 class XGradCAM(BaseCAM):
@@ -284,20 +320,23 @@ class XGradCAM(BaseCAM):
         (2, 8, 8)
     """
 
-    method: ClassVar[Method] = Method(xgrad_cam_weights)
+    method = Method(xgrad_cam_weights)
 
 
 class EigenCAM(BaseCAM):
     """Eigen-CAM: see `principal_component` for the formula and `BaseCAM` for the arguments.
 
-    The map depends on the layer alone; the targets do not matter.
+    The map depends on the layer alone, but for its sign, which no principal component has of its own. It is
+    positive where the evidence for the targets is: where activations times gradients are largest. An output
+    that is no batch of rows has no predicted class; with ``targets=None``, the map is then positive where the
+    layer is most active.
 
     Example:
         >>> EigenCAM(model, ["conv"])(x).shape
         (2, 8, 8)
     """
 
-    method: ClassVar[Method] = Method(None, principal=True)
+    method = Method(None, principal=True)
 
 
 def last_spatial_layer(adapter: ModelAdapter, inputs: Inputs) -> str:

@@ -10,7 +10,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from iba_core.errors import LayerError
+from iba_core.arguments import given
+from iba_core.errors import InputError, LayerError
 from iba_core.framework.framework import F, Framework, rows_in_cache
 from iba_core.framework.namespace import host_array
 from iba_torch.tail.trees import tree_map
@@ -86,6 +87,22 @@ class TorchFramework(Framework):
         from iba_torch.tail.compiled import Compiled
 
         return cast(F, Compiled(function))
+
+
+def require_device(name: str, device: Any) -> torch.device:
+    """Return a device of PyTorch, or the one that a text such as ``"cuda:0"`` names.
+
+    Raises:
+        InputError: there is no such device.
+    """
+    try:
+        if isinstance(device, (str, torch.device)):
+            return torch.device(device)
+    except RuntimeError as error:
+        raise InputError(
+            f"{name}={device!r} is no device of PyTorch: {str(error).splitlines()[0]}"
+        ) from error
+    raise InputError(f"{given(name, device)} must be a device of PyTorch, such as 'cpu' or 'cuda:0'")
 
 
 def move_to(
