@@ -170,7 +170,8 @@ class TorchSplit(Split):
         """
         with self._shadows.lease() as shadow, self._patched():
             learnt = self._look_around(shadow, inputs)
-            if learnt.mixes and batch_size(inputs) > 1:
+            mixes = learnt.mixes and not isinstance(self.model, nn.Module)
+            if mixes and batch_size(inputs) > 1:
                 raise MixedImagesError(self.layer_name)
             found = self._run_head(shadow, inputs, remember=True)
             with without_autocast(found.features.device) as outside:
@@ -198,7 +199,7 @@ class TorchSplit(Split):
                     features = features.contiguous()
                 del found
                 try:
-                    yield TorchTail(features, replay, one_by_one=learnt.mixes)
+                    yield TorchTail(features, replay, one_by_one=mixes)
                 finally:
                     replay.close()
 
@@ -217,6 +218,11 @@ class TorchSplit(Split):
         runs = what_runs(self.model) or self._itself
         assumed: AssumptionsAtPlace = self._shadows.assumed.get((place, runs), AssumptionsAtPlace)
         return assumed
+
+    @property
+    def mixes_images(self) -> bool:
+        """Whether a pass on several images has normalised them by the statistics of their batch."""
+        return self._learnt.mixes
 
     @property
     def _learnt(self) -> Learnt:
@@ -351,9 +357,9 @@ class TorchSplit(Split):
             if own.together and (tracker.normalized_rows or not counter.knows_axes):
                 twice = _of_images(inputs, lambda tensor: tensor.repeat_interleave(2, 0))
                 *_, tracker = self._tracked(shadow, twice)
-                # A normalisation of each image by its own statistics counts as one of a single row.
-                learnt.mixes = tracker.normalized_rows > 1
-            if learnt.mixes:
+            # A normalisation of each image by its own statistics counts as one of a single row.
+            learnt.mixes = tracker.normalized_rows > 1
+            if learnt.mixes and own.together:
                 self._warn_of_mixing()
             self._own_kept = inputs, own
             learnt.is_counted = True
