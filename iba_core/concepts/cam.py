@@ -30,7 +30,14 @@ from iba_core.concepts.activation_maps import (
 from iba_core.concepts.targets import ClassifierOutputTarget, ScoredOutput
 from iba_core.default_layer import everything_passes
 from iba_core.errors import InputError, LayerError
-from iba_core.framework.adapter import Inputs, Model, ModelAdapter, Split, find_adapter
+from iba_core.framework.adapter import (
+    Inputs,
+    MixedImagesError,
+    Model,
+    ModelAdapter,
+    Split,
+    find_adapter,
+)
 from iba_core.framework.cache import Cache
 from iba_core.framework.framework import Framework, require_finite
 from iba_core.framework.inputs import arrays_of, batch_size, take
@@ -69,6 +76,12 @@ class BaseCAM:
         reshape_transform: how to read a layer whose output is a sequence of tokens, such as
             ``Tokens(prefix=1, grid=(14, 14))`` for a vision transformer; or a function that makes feature
             maps of the output.
+        data_format: where the channels of the layers' outputs are, ``"channels_first"`` or
+            ``"channels_last"``; None to find that out.
+        shared: names or positions of the inputs that all images of a batch share; ``()`` for none. If None,
+            it is learnt from the model where an input is as long as the batch.
+        output: name or number of the output that targets are about, of a model that has several. If None, see
+            `iba_core.targets.main_output`.
 
     Raises:
         InputError: no backend serves the model.
@@ -88,9 +101,17 @@ class BaseCAM:
         model: Model,
         target_layers: Any = None,
         reshape_transform: ReshapeTransform | None = None,
+        *,
+        data_format: DataFormat | None = None,
+        shared: Sequence[str | int] | None = None,
+        output: str | int | None = None,
     ) -> None:
         self.adapter: ModelAdapter = find_adapter(model)
         self.model = model
+        self.data_format = data_format
+        self.output = output
+        if shared is not None:
+            self.adapter.shared.give(shared)
         several = isinstance(target_layers, (list, tuple))
         if several and not target_layers:
             raise InputError(
@@ -141,7 +162,7 @@ class BaseCAM:
 
         Raises:
             InputError: the inputs are empty or not finite, the targets do not fit, or the maps of a layer
-                cannot be resized to the input.
+                cannot be resized to the input, or it is not clear which of several outputs is meant.
             LayerError: a layer does not run, or runs more than once and the call is not named.
         """
         inputs = self.adapter.to_inputs(input_tensor)
@@ -165,7 +186,9 @@ class BaseCAM:
         return np.asarray(np.mean(views, axis=0), dtype=np.float32)
 
     def _split(self, layer: Any, end_layer: Any = None) -> Split:
-        return self._splits.get((layer, end_layer), lambda: self.adapter.split(layer, end_layer))
+        return self._splits.get(
+            (layer, end_layer), lambda: self.adapter.split(layer, end_layer, data_format=self.data_format)
+        )
 
     def _maps(
         self, splits: list[Split], inputs: Inputs, wanted: list[_Wanted], principal: bool
@@ -177,11 +200,24 @@ class BaseCAM:
         )
 
     def _layer_maps(self, split: Split, inputs: Inputs, wanted: list[_Wanted], principal: bool) -> Array:
+        try:
+            return self._maps_together(split, inputs, wanted, principal)
+        except MixedImagesError:
+            return np.concatenate(
+                [
+                    host_array(
+                        self._maps_together(split, take(inputs, i, i + 1), _of_image(wanted, i), principal)
+                    )
+                    for i in range(batch_size(inputs))
+                ]
+            )
+
+    def _maps_together(self, split: Split, inputs: Inputs, wanted: list[_Wanted], principal: bool) -> Array:
         with split.head(inputs) as tail:
             activations = tail.features
 
             def score(z: Array) -> tuple[Array, tuple[()]]:
-                outputs = main_output(tail(z))
+                outputs = main_output(tail(z), self.output)
                 return sum(target.score(outputs[target.images]) for target in wanted), ()
 
             *_, gradients = self.adapter.framework.value_and_grad(score, activations)
@@ -234,6 +270,13 @@ class _Wanted(NamedTuple):
     """Layer that gives these outputs; None for the model's own output."""
 
 
+def _of_image(wanted: list[_Wanted], image: int) -> list[_Wanted]:
+    """What is wanted of one image, when it is a batch of its own."""
+    return [
+        each._replace(images=slice(0, 1)) for each in wanted if each.images.start <= image < each.images.stop
+    ]
+
+
 def _predicted_if_any(outputs: Array) -> Array:
     """Score the classes predicted; give 0, which says nothing, where the outputs are no rows of classes."""
     xp = array_namespace(outputs)
@@ -261,6 +304,7 @@ class GradCAMPlusPlus(BaseCAM):
         epsilon: 0 for the paper's formula; 1e-6 for the maps of pytorch-grad-cam, which adds that constant
             to a denominator. Where gradients are well below 1e-3, as they are deep in most networks, the two
             are different maps.
+        **options: further arguments of `BaseCAM`.
 
     Raises:
         InputError: no backend serves the model, or `epsilon` is negative.
@@ -278,10 +322,11 @@ class GradCAMPlusPlus(BaseCAM):
         reshape_transform: ReshapeTransform | None = None,
         *,
         epsilon: float = 0.0,
+        **options: Any,
     ) -> None:
         if isinstance(epsilon, bool) or not isinstance(epsilon, Real) or not 0 <= epsilon < math.inf:
             raise InputError(f"epsilon={epsilon!r} is no constant to add to a denominator; give 0 or 1e-6")
-        super().__init__(model, target_layers, reshape_transform)
+        super().__init__(model, target_layers, reshape_transform, **options)
         self.method = Method(partial(grad_cam_plus_plus_weights, epsilon=float(epsilon)))
 
 

@@ -123,7 +123,11 @@ def pvt():
 
 def regnet():
     config = transformers.RegNetConfig(
-        embedding_size=8, hidden_sizes=[8, 16, 24, 32], depths=[1, 1, 2, 1], groups_width=4, num_labels=CLASSES
+        embedding_size=8,
+        hidden_sizes=[8, 16, 24, 32],
+        depths=[1, 1, 2, 1],
+        groups_width=4,
+        num_labels=CLASSES,
     )
     return transformers.RegNetForImageClassification(config), pictures(64)
 
