@@ -5,15 +5,22 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from os import PathLike
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple, Self, get_args
 
 import numpy.typing as npt
 
+from iba_core.arguments import (
+    LARGEST_COUNT,
+    require_bool,
+    require_data_format,
+    require_seed,
+    require_type,
+    require_whole,
+)
 from iba_core.attribution import Attribution
 from iba_core.bottleneck.chunks import Task, explain_in_chunks
 from iba_core.bottleneck.estimator import KIND, STATE, Moments, WelfordEstimator
 from iba_core.bottleneck.formulas import Mask
-from iba_core.bottleneck.noise import require_seed
 from iba_core.bottleneck.optimization import BottleneckOptimizer, BottleneckResult, PassMask
 from iba_core.bottleneck.saliency import saliency_maps
 from iba_core.bottleneck.settings import BottleneckSettings, preset_settings
@@ -30,13 +37,15 @@ from iba_core.framework.inputs import (
     check_shape,
     common_shape,
     inputs_of_batch,
+    require_batches,
+    require_inputs,
     samples_of,
     take,
     targets_of_batch,
 )
 from iba_core.framework.layout import DataFormat, Layout, Tokens
 from iba_core.framework.namespace import Array, full_precision
-from iba_core.state import read_state, write_state
+from iba_core.state import interpreting, read_state, write_state
 from iba_core.targets import (
     ClassTarget,
     Loss,
@@ -129,17 +138,16 @@ class Explainer:
         self.adapter: ModelAdapter = find_adapter(model, backend)
         BottleneckSettings().override(**settings)  # names what is no setting
         self.settings: BottleneckSettings = BottleneckSettings(**{**preset_settings(preset), **settings})
-        if estimator is not None and not isinstance(estimator, WelfordEstimator):
-            raise InputError(
-                f"the estimator is of type {type(estimator).__name__}; a WelfordEstimator was expected"
-            )
+        require_type("estimator", estimator, WelfordEstimator, "a WelfordEstimator", optional=True)
+        require_type("tokens", tokens, Tokens, "iba_core.Tokens", optional=True)
         self.estimator: WelfordEstimator = estimator or WelfordEstimator()
         self.tokens = tokens
-        self.data_format = data_format
+        require_data_format("data_format", data_format, optional=True)
+        self.data_format = data_format or (None if tokens is None else "channels_last")
         self.output = output
         if shared is not None:
             self.adapter.shared.give(shared)
-        self._jit_compile = bool(compile)
+        self._jit_compile = require_bool("compile", compile)
         self._estimated_format: DataFormat | None = None
         self._known: tuple[Moments, float, DataFormat, Statistics] | None = None
         self._input_shape: InputShape | None = None
@@ -177,7 +185,7 @@ class Explainer:
         Args:
             batches: an iterable of batches, each the inputs or a tuple (inputs, ...): a data loader, a
                 generator, a list. Inputs are an array with a leading batch axis, or a tuple or dict of
-                them.
+                them. One array is taken as a single batch.
             n_samples: stop after exactly this number; fewer are used where the batches end before.
             progbar: show the progress.
 
@@ -187,13 +195,14 @@ class Explainer:
         Raises:
             InputError: there are no batches, or fewer than two samples, or values that are not finite.
         """
-        if n_samples < 2:
-            raise InputError(f"n_samples={n_samples} is too few for a standard deviation; give 2 or more")
+        n_samples = require_whole("n_samples", n_samples, 2)
+        batches = require_batches("batches", batches)
+        require_bool("progbar", progbar)
         estimator, framework = WelfordEstimator(), self.adapter.framework
         layer, split = self._layer, None if self._layer is None else self._split_at(None)
         input_shape: InputShape | None = None
         for samples in samples_of(batches, n_samples, progbar):
-            inputs = self.adapter.to_inputs(samples)
+            inputs = require_inputs("batches", samples, self.adapter.to_inputs)
             if split is None:
                 layer = default_layer(self.adapter, take(inputs, 0, 1))
                 split = self.adapter.split(layer, data_format=self.data_format)
@@ -224,6 +233,7 @@ class Explainer:
             "data_format": self._estimated_format or self._format(split),
             "input_shape": self._input_shape,
             "input_format": split.input_format,
+            "framework": self.adapter.framework.name,
         }
         write_state(path, self.estimator.state_dict(), KIND, {**(metadata or {}), **known})
 
@@ -244,7 +254,9 @@ class Explainer:
         """
         arrays, metadata = read_state(path, KIND, required=STATE)
         estimator = WelfordEstimator()
-        estimator.load_state_dict(dict(arrays))
+        with interpreting(path, KIND):
+            estimator.load_state_dict(dict(arrays))
+            _require_facts(metadata)
         saved, layer = metadata.get("layer"), self._layer
         if layer is None:
             if saved is None:
@@ -257,8 +269,10 @@ class Explainer:
         split = self.adapter.split(layer, data_format=self.data_format)
         input_shape = self._input_shape
         if (known := metadata.get("input_shape")) is not None:
-            axes = _permutation(known, metadata["input_format"], split.input_format)
-            input_shape = tuple(known[axis] for axis in axes)
+            # A model of the same framework takes them as they were.
+            is_own = metadata.get("framework") == self.adapter.framework.name
+            saved = split.input_format if is_own else metadata["input_format"]
+            input_shape = tuple(known[axis] for axis in _permutation(known, saved, split.input_format))
         self._layer, self.estimator, self._input_shape = layer, estimator, input_shape
         self._estimated_format = metadata.get("data_format")
         return self
@@ -309,7 +323,7 @@ class Explainer:
         """
         chosen = self._chosen(preset, settings)
         self._require_estimate()
-        require_seed(seed)
+        require_seed("seed", seed)
         return self._explain(x, as_target(target), _Options(chosen, seed, pass_mask, max_batch, progbar))
 
     def explain_iter(
@@ -360,7 +374,9 @@ class Explainer:
         """
         chosen = self._chosen(preset, settings)
         self._require_estimate()
-        require_seed(seed)
+        require_seed("seed", seed)
+        require_bool("progbar", progbar)
+        batches = require_batches("batches", batches)
         whole = None if target is None else as_target(target)
 
         def attributions() -> Iterator[Attribution]:
@@ -413,6 +429,9 @@ class Explainer:
             NotEstimatedError: the distribution of the features has not been estimated.
             InputError: the inputs are not those of the attribution.
         """
+        require_type("attribution", attribution, Attribution, "what explain gave for x")
+        samples = require_whole("samples", samples, 1, LARGEST_COUNT)
+        require_seed("seed", seed)
         split, framework = self._ready(), self.adapter.framework
         inputs = self._checked(x, split)
         if batch_size(inputs) != len(attribution):
@@ -478,7 +497,7 @@ class Explainer:
             warnings.warn(
                 f"the model reads some of its input by a way around layer {split.layer_name!r}, such as a "
                 "skip connection: the map and its bits are about what passes through that layer alone",
-                stacklevel=5,
+                stacklevel=4,
             )
 
     def _activation(self, tail: Tail, raw: Any, whole: Target) -> str:
@@ -562,7 +581,7 @@ class Explainer:
             if len(inputs.shape) == len(self._input_shape):
                 inputs = inputs[None]
             check_shape(tuple(inputs.shape[1:]), self._input_shape, split.input_format == "channels_first")
-        inputs = self.adapter.to_inputs(inputs)
+        inputs = require_inputs("x", inputs, self.adapter.to_inputs)
         for array in arrays_of(inputs):
             require_finite(self.adapter.framework.to_numpy(array), "x")
         if not batch_size(inputs):
@@ -600,6 +619,21 @@ class Explainer:
 
 def _run(run: Callable[[Array, tuple[Array, ...]], Any], z: Array, carry: tuple[Array, ...]) -> Any:
     return run(z, carry)
+
+
+def _require_facts(metadata: Mapping[str, Any]) -> None:
+    """Check what `Explainer.save` wrote beside the distribution; older files lack some of it."""
+    layer, shape = metadata.get("layer"), metadata.get("input_shape")
+    if layer is not None and not isinstance(layer, str):
+        raise StateError(f"layer={layer!r} is no name")
+    if shape is not None and not (
+        isinstance(shape, list) and all(size is None or isinstance(size, int) for size in shape)
+    ):
+        raise StateError(f"input_shape={shape!r} is no shape")
+    formats = [metadata.get("data_format"), *([] if shape is None else [metadata["input_format"]])]
+    for data_format in formats:
+        if data_format not in (None, *get_args(DataFormat)):
+            raise StateError(f"{data_format!r} is neither 'channels_first' nor 'channels_last'")
 
 
 def _permutation(

@@ -7,16 +7,21 @@ work for models of every framework, through the model's adapter. The formulas ar
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from functools import partial
-from numbers import Real
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 
 import numpy as np
 import numpy.typing as npt
 
+from iba_core.arguments import (
+    is_whole_number,
+    require_bool,
+    require_callable,
+    require_data_format,
+    require_number,
+)
 from iba_core.concepts.activation_maps import (
     Weighting,
     activation_maps,
@@ -40,7 +45,7 @@ from iba_core.framework.adapter import (
 )
 from iba_core.framework.cache import Cache
 from iba_core.framework.framework import Framework, require_finite
-from iba_core.framework.inputs import arrays_of, batch_size, take
+from iba_core.framework.inputs import arrays_of, batch_size, require_inputs, take
 from iba_core.framework.layout import DataFormat, Layout, Tokens
 from iba_core.framework.namespace import Array, array_namespace, host_array
 from iba_core.targets import Target, as_target, common_layer, main_output
@@ -76,12 +81,11 @@ class BaseCAM:
         reshape_transform: how to read a layer whose output is a sequence of tokens, such as
             ``Tokens(prefix=1, grid=(14, 14))`` for a vision transformer; or a function that makes feature
             maps of the output.
-        data_format: where the channels of the layers' outputs are, ``"channels_first"`` or
-            ``"channels_last"``; None to find that out.
+        data_format: where the channels of the target layers' outputs are; None to find that out.
         shared: names or positions of the inputs that all images of a batch share; ``()`` for none. If None,
             it is learnt from the model where an input is as long as the batch.
-        output: name or number of the output that targets are about, of a model that has several. If None, see
-            `iba_core.targets.main_output`.
+        output: name or number of the output that targets are about, of a model that has several. If None,
+            see `iba_core.targets.main_output`.
 
     Raises:
         InputError: no backend serves the model.
@@ -104,12 +108,13 @@ class BaseCAM:
         *,
         data_format: DataFormat | None = None,
         shared: Sequence[str | int] | None = None,
-        output: str | int | None = None,
+        output: int | str | None = None,
     ) -> None:
-        self.adapter: ModelAdapter = find_adapter(model)
-        self.model = model
+        require_data_format("data_format", data_format, optional=True)
         self.data_format = data_format
         self.output = output
+        self.adapter: ModelAdapter = find_adapter(model)
+        self.model = model
         if shared is not None:
             self.adapter.shared.give(shared)
         several = isinstance(target_layers, (list, tuple))
@@ -120,6 +125,8 @@ class BaseCAM:
         self.target_layers: Sequence[Any] | None = (
             target_layers if several or target_layers is None else [target_layers]
         )
+        if not isinstance(reshape_transform, Tokens):
+            require_callable("reshape_transform", reshape_transform, "Tokens or a function", optional=True)
         self.reshape_transform = reshape_transform
         # Keep the splits, since a framework may compile the head of each once.
         self._splits: Cache[Split] = Cache(size=16)
@@ -162,12 +169,12 @@ class BaseCAM:
 
         Raises:
             InputError: the inputs are empty or not finite, the targets do not fit, or the maps of a layer
-                cannot be resized to the input, or it is not clear which of several outputs is meant.
+                cannot be resized to the input.
             LayerError: a layer does not run, or runs more than once and the call is not named.
         """
-        inputs = self.adapter.to_inputs(input_tensor)
-        if not batch_size(inputs):
-            raise InputError("input_tensor is an empty batch")
+        require_bool("aug_smooth", aug_smooth)
+        require_bool("eigen_smooth", eigen_smooth)
+        inputs = require_inputs("input_tensor", input_tensor, self.adapter.to_inputs)
         for array in arrays_of(inputs):
             require_finite(self.adapter.framework.to_numpy(array), "input_tensor")
         wanted = self._wanted(targets, batch_size(inputs))
@@ -187,7 +194,8 @@ class BaseCAM:
 
     def _split(self, layer: Any, end_layer: Any = None) -> Split:
         return self._splits.get(
-            (layer, end_layer), lambda: self.adapter.split(layer, end_layer, data_format=self.data_format)
+            (layer, end_layer),
+            lambda: self.adapter.split(layer, end_layer, data_format=self.data_format),
         )
 
     def _maps(
@@ -201,18 +209,15 @@ class BaseCAM:
 
     def _layer_maps(self, split: Split, inputs: Inputs, wanted: list[_Wanted], principal: bool) -> Array:
         try:
-            return self._maps_together(split, inputs, wanted, principal)
+            return self._maps_of_all(split, inputs, wanted, principal)
         except MixedImagesError:
-            return np.concatenate(
-                [
-                    host_array(
-                        self._maps_together(split, take(inputs, i, i + 1), _of_image(wanted, i), principal)
-                    )
-                    for i in range(batch_size(inputs))
-                ]
-            )
+            maps = [
+                self._maps_of_all(split, take(inputs, i, i + 1), _of_image(wanted, i), principal)
+                for i in range(batch_size(inputs))
+            ]
+            return np.concatenate([host_array(image) for image in maps])
 
-    def _maps_together(self, split: Split, inputs: Inputs, wanted: list[_Wanted], principal: bool) -> Array:
+    def _maps_of_all(self, split: Split, inputs: Inputs, wanted: list[_Wanted], principal: bool) -> Array:
         with split.head(inputs) as tail:
             activations = tail.features
 
@@ -236,17 +241,19 @@ class BaseCAM:
             targets = host_array(targets).tolist()
         if isinstance(targets, (list, tuple)):
             if len(targets) != images:
-                raise InputError(f"{len(targets)} targets are given for {images} images; give one for each")
+                raise InputError(
+                    f"targets holds {len(targets)} targets for {images} images; give one for each"
+                )
             return [self._want(target, slice(i, i + 1)) for i, target in enumerate(targets)]
         return [self._want(targets, slice(0, images))]
 
     def _want(self, target: Any, images: slice) -> _Wanted:
         if target is None and self.method.weighting is None:
             return _Wanted(images, _predicted_if_any, None)
-        if target is None or isinstance(target, (int, np.integer)):
-            target = ClassifierOutputTarget(None if target is None else int(target))
-        elif not callable(target):
-            target = as_target(target)
+        if target is None or is_whole_number(target):
+            target = ClassifierOutputTarget(target)
+        elif not callable(target) or isinstance(target, type):
+            target = as_target(target, "targets")
 
         framework = self.adapter.framework
 
@@ -271,10 +278,8 @@ class _Wanted(NamedTuple):
 
 
 def _of_image(wanted: list[_Wanted], image: int) -> list[_Wanted]:
-    """What is wanted of one image, when it is a batch of its own."""
-    return [
-        each._replace(images=slice(0, 1)) for each in wanted if each.images.start <= image < each.images.stop
-    ]
+    """What is wanted of one image, once it is a batch of its own."""
+    return [one._replace(images=slice(0, 1)) for one in wanted if one.images.start <= image < one.images.stop]
 
 
 def _predicted_if_any(outputs: Array) -> Array:
@@ -304,7 +309,7 @@ class GradCAMPlusPlus(BaseCAM):
         epsilon: 0 for the paper's formula; 1e-6 for the maps of pytorch-grad-cam, which adds that constant
             to a denominator. Where gradients are well below 1e-3, as they are deep in most networks, the two
             are different maps.
-        **options: further arguments of `BaseCAM`.
+        **options: `data_format`, `shared` and `output`, see `BaseCAM`.
 
     Raises:
         InputError: no backend serves the model, or `epsilon` is negative.
@@ -324,10 +329,9 @@ class GradCAMPlusPlus(BaseCAM):
         epsilon: float = 0.0,
         **options: Any,
     ) -> None:
-        if isinstance(epsilon, bool) or not isinstance(epsilon, Real) or not 0 <= epsilon < math.inf:
-            raise InputError(f"epsilon={epsilon!r} is no constant to add to a denominator; give 0 or 1e-6")
+        epsilon = require_number("epsilon", epsilon, 0)
         super().__init__(model, target_layers, reshape_transform, **options)
-        self.method = Method(partial(grad_cam_plus_plus_weights, epsilon=float(epsilon)))
+        self.method = Method(partial(grad_cam_plus_plus_weights, epsilon=epsilon))
 
 
 class HiResCAM(BaseCAM):

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from iba_core.arguments import given, require_iterable
 from iba_core.errors import InputError
 from iba_core.framework.namespace import Array
 from iba_core.utils import get_tqdm
@@ -112,6 +113,51 @@ def inputs_of_batch(batch: Any) -> Any:
             raise InputError("a batch is an empty tuple; give arrays, or tuples (inputs, ...)")
         return batch[0]
     return batch
+
+
+def require_inputs(name: str, inputs: Any, convert: Callable[[Any], Any]) -> Any:
+    """Bring inputs to a model, under the name that the caller knows.
+
+    Args:
+        name: name of the argument.
+        inputs: the argument.
+        convert: makes tensors of the model of them, such as `ModelAdapter.to_inputs`.
+
+    Raises:
+        InputError: they hold no array of numbers, no row, or an array that the model does not take.
+    """
+    try:
+        converted = convert(inputs)
+        if not batch_size(converted):
+            raise InputError("the batch is empty")
+    except InputError as error:
+        raise error if str(error).startswith(name) else InputError(f"{name}: {error}") from error
+    return converted
+
+
+def require_batches(name: str, batches: Any) -> Iterable[Any]:
+    """Return an iterable of batches. One array of samples is taken as a single batch.
+
+    Args:
+        name: name of the argument.
+        batches: the argument.
+
+    Raises:
+        InputError: it is no iterable of batches.
+
+    Example:
+        >>> import numpy as np
+        >>> [batch.shape for batch in require_batches("batches", np.zeros((5, 3)))]
+        [(5, 3)]
+    """
+    if hasattr(batches, "shape") and len(batches.shape) > 1 and hasattr(batches, "__getitem__"):
+        return [batches]
+    what = "an iterable of batches, such as a data loader or a list of arrays"
+    require_iterable(name, batches, what)
+    if hasattr(batches, "shape"):
+        raise InputError(f"{given(name, batches)} must be {what}")
+    iterable: Iterable[Any] = batches
+    return iterable
 
 
 def samples_of(batches: Iterable[Any], n_samples: int, progbar: bool) -> Iterator[Any]:

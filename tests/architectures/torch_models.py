@@ -6,8 +6,6 @@ Each function gives a model and what its inputs are made of, see `Kind`.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import transformers

@@ -162,7 +162,7 @@ def test_overlay():
     [
         ({"img": np.zeros((3, 3, 3))}, "shape"),
         ({"mask": np.full((2, 3), 1.5)}, "mask has values"),
-        ({"img": np.full((2, 3, 3), np.nan)}, "img has values"),
+        ({"img": np.full((2, 3, 3), np.nan)}, "img holds nan at index"),
         ({"image_weight": 1.1}, "image_weight=1.1"),
         ({"colormap": "yet"}, "jet"),
         ({"colormap": 3}, "colormap=3"),

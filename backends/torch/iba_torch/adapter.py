@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 import re
-from itertools import chain
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from torch import nn
 
+from iba_core.arguments import given, require_bool
 from iba_core.errors import InputError, LayerError, closest
 from iba_core.framework.adapter import Inputs, LayerInfo, ModelAdapter
+from iba_core.framework.arrays import as_array
 from iba_core.framework.framework import Framework
 from iba_core.framework.layout import DataFormat
 from iba_torch.framework import TorchFramework, move_to
 from iba_torch.tail.calls import unwrap
 from iba_torch.tail.places import Knowledge, LayerCall
 from iba_torch.tail.shadow import Handler, Shadows, Site
-from iba_torch.tail.split import TorchSplit, call_with
-from iba_torch.tail.trees import tree_map
+from iba_torch.tail.split import TorchSplit, call_with, owned
+from iba_torch.tail.trees import tensors, tree_map
 
 _CALL_SUFFIX = re.compile(r"(?P<name>.+):(?P<call>\d+)")
 
@@ -50,11 +52,19 @@ class TorchAdapter(ModelAdapter):
 
     def __init__(self, model: nn.Module, rewrites: bool = True) -> None:
         if not isinstance(model, nn.Module):
-            raise InputError(f"model is of type {type(model).__name__}; an nn.Module was expected")
+            raise InputError(f"{given('model', model)} must be an nn.Module")
+        if any(kind.__module__.partition(".")[0] == "keras" for kind in type(model).__mro__):
+            raise InputError(
+                f"model is a Keras {type(model).__name__} that runs on PyTorch, whose layers are no modules; "
+                "load it in a process with KERAS_BACKEND=tensorflow to explain it"
+            )
         super().__init__(unwrap(model))
-        self._rewrites = rewrites
+        self._takes_list: bool | None = None
+        self._rewrites = require_bool("rewrites", rewrites)
         self._knowledge = Knowledge()
         self._shadows = Shadows()
+        self._takes_floats: dict[Any, bool] = {}
+        """Which inputs of whole numbers the model takes only as floating-point numbers."""
 
     @classmethod
     def owns(cls, model: Any) -> bool:
@@ -153,7 +163,7 @@ class TorchAdapter(ModelAdapter):
         return self._predict(inputs, None)
 
     def _predict(self, inputs: Inputs, handler: Handler | None) -> Any:
-        own = tree_map(lambda tensor: tensor.detach().clone(), inputs)
+        own = owned(inputs)
         with self._shadows.lease() as shadow, torch.no_grad(), shadow.switch.on({}, handler):
             return call_with(shadow.of(self.model), own)
 
@@ -168,30 +178,94 @@ class TorchAdapter(ModelAdapter):
         Returns:
             The same nest; what needs no conversion keeps its memory.
         """
-        state = chain(self.model.parameters(), self.model.buffers())
-        like = next((tensor for tensor in state if tensor.is_floating_point()), None)
+        state = [*self.model.parameters(), *self.model.buffers()]
+        floating = [tensor for tensor in state if tensor.is_floating_point()]
+        like = next((tensor for tensor in floating if not tensor.is_meta), None)
+        dtype = floating[0].dtype if floating else None
+        # Offloaded weights are on no device; whatever loads them moves the inputs to where they are needed.
+        target = like.device if device is None and like is not None else device
 
         def convert(array: Any) -> Any:
             if isinstance(array, list) and not _is_numbers(array):
                 return [visit(item) for item in array]
             tensor = array if isinstance(array, torch.Tensor) else _tensor_of(array)
-            if like is not None:
-                return move_to(tensor, like, device)
+            if dtype is not None:
+                return move_to(tensor, dtype, target)
             if tensor.is_floating_point() and tensor is not array:
                 tensor = tensor.to(torch.get_default_dtype())
-            return tensor if device is None else tensor.to(device)
+            return tensor if target is None else tensor.to(target)
 
         def visit(tree: Any) -> Any:
             return tree_map(convert, tree, (torch.Tensor, np.ndarray, np.generic, list))
 
-        return visit(inputs)
+        converted = self._of_its_kind(visit(inputs))
+        if isinstance(converted, (list, tuple)):
+            self._require_no_list(converted)
+        return converted
+
+    def _require_no_list(self, inputs: Sequence[Any]) -> None:
+        """Refuse a list of images, which looks like several inputs.
+
+        Raises:
+            InputError: the model takes such a list.
+        """
+        if not inputs or not all(isinstance(each, torch.Tensor) and each.ndim == 3 for each in inputs):
+            return
+        if self._takes_list is None:
+            try:
+                self._predict([list(inputs)], None)
+            except Exception:  # whatever a model raises, it takes no list
+                self._takes_list = False
+            else:
+                self._takes_list = True
+        if self._takes_list:
+            raise InputError(
+                "the model takes a list of images; put it into a module whose forward takes one batch x of "
+                "shape (N, C, H, W), calls the model with list(x) and returns a tensor with a row per image"
+            )
+
+    def _of_its_kind(self, inputs: Inputs) -> Inputs:
+        """`inputs` with whole numbers as floating-point numbers, if the model takes them only so.
+
+        Whole numbers are tokens or pixels, which no shape tells. So the model is asked, once for each kind of
+        inputs: where it fails on whole numbers and runs on the same in floating point, that is meant.
+        """
+        found = [tensor for tensor in tensors(inputs) if _is_whole(tensor)]
+        if not found:
+            return inputs
+        like = next((each for each in self.model.parameters() if each.is_floating_point()), None)
+        dtype = torch.get_default_dtype() if like is None else like.dtype
+        key = tuple((tensor.dtype, tensor.ndim) for tensor in found)
+        if key not in self._takes_floats:
+            self._takes_floats[key] = self._runs_on_floats_only(inputs, dtype)
+        return _as_floats(inputs, dtype) if self._takes_floats[key] else inputs
+
+    def _runs_on_floats_only(self, inputs: Inputs, dtype: torch.dtype) -> bool:
+        try:
+            self.predict(inputs)
+        # Whatever the model raises; it is asked again below, and raises that once more when it runs.
+        except Exception:
+            try:
+                self.predict(_as_floats(inputs, dtype))
+            except Exception:
+                return False
+            return True
+        return False
 
 
 def _tensor_of(array: Any) -> torch.Tensor:
-    array = np.asarray(array)
+    array = as_array("the input", array)
     # PyTorch takes no array whose axes run backwards, and warns of one that must not be written into.
     shares = array.flags.c_contiguous and array.flags.writeable
     return torch.from_numpy(array if shares else array.copy())
+
+
+def _is_whole(tensor: torch.Tensor) -> bool:
+    return not (tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool)
+
+
+def _as_floats(inputs: Inputs, dtype: torch.dtype) -> Inputs:
+    return tree_map(lambda tensor: tensor.to(dtype) if _is_whole(tensor) else tensor, inputs)
 
 
 def _is_numbers(items: list[Any]) -> bool:
