@@ -1,12 +1,18 @@
 from __future__ import annotations
-import argparse, collections, sys, time, traceback
-from tests.generator.judge import Judge, reason
+
+import argparse
+import collections
+import time
+import traceback
+
+from tests.generator.judge import Judge
 
 
 def bench_class(b):
     if b == "torch":
-        from tests.generator.torch_bench import TorchBench
         import torch
+
+        from tests.generator.torch_bench import TorchBench
 
         torch.set_num_threads(1)
         return TorchBench

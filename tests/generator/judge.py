@@ -45,7 +45,7 @@ class Verdict:
     error: float = 0.0
 
 
-class Wrong(AssertionError):
+class WrongError(AssertionError):
     """The library gave something else than what is right."""
 
     def __init__(self, text: str, error: float = np.inf) -> None:
@@ -57,19 +57,19 @@ def compare(what: str, found: Any, right: np.ndarray, tolerance: float = TOLERAN
     """Relative error.
 
     Raises:
-        Wrong: it is too large, or the shape differs.
+        WrongError: it is too large, or the shape differs.
     """
     found = np.asarray(found)
     if found.shape != right.shape:
-        raise Wrong(f"{what} has shape {found.shape}, not {right.shape}")
+        raise WrongError(f"{what} has shape {found.shape}, not {right.shape}")
     if not np.isfinite(found).all():
-        raise Wrong(f"{what} is not finite")
+        raise WrongError(f"{what} is not finite")
     if not right.size:
         return 0.0
     error = float(np.abs(found - right).max() / max(np.abs(right).max(), 1e-12))
     if error > tolerance:
         correlation = np.corrcoef(found.ravel(), right.ravel())[0, 1] if right.size > 1 else np.nan
-        raise Wrong(f"{what} differs by {error:.2g} (relative), correlation {correlation:.3f}", error)
+        raise WrongError(f"{what} differs by {error:.2g} (relative), correlation {correlation:.3f}", error)
     return error
 
 
@@ -128,7 +128,7 @@ class Judge:
 
     def _right(self, right: np.ndarray | None) -> np.ndarray:
         if right is None:
-            raise Wrong("explained, although nothing depends on the layer")
+            raise WrongError("explained, although nothing depends on the layer")
         return right
 
     def _verdict(self, face: str, use: Callable[[], float]) -> Verdict:
@@ -149,7 +149,7 @@ class Judge:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 error = use()
-        except Wrong as wrong:
+        except WrongError as wrong:
             return Verdict(face, "failed", str(wrong), self.asked, wrong.error)
         except IBAError as refusal:
             text = str(refusal)
@@ -163,21 +163,27 @@ class Judge:
             return Verdict(face, "failed", f"raw {type(error).__name__} at {where}: {str(error)[:300]}")
         return Verdict(face, "right", "", self.asked, error)
 
-    def asking(self, kind: type, use: Callable[..., Any]) -> Any:
-        """What a class of the library gives. Where it asks for an argument that it takes, it is told."""
+    def asking(self, kind: Callable[..., Any], use: Callable[..., Any]) -> Any:
+        """What a class of the library gives. Where it asks for an argument, it is told.
+
+        Raises:
+            WrongError: it asks for an argument that it does not take.
+        """
         signature, place = self.case.signature, self.case.place
         names = "xyz" if self.case.named else range(3)
         shared = tuple(name for name, is_shared in zip(names, signature.shared, strict=False) if is_shared)
         answers = {"data_format": place.data_format, "shared": shared}
-        known, told = inspect.signature(kind.__init__).parameters, {}
+        known, told = inspect.signature(kind).parameters, {}
         while True:
             try:
                 return use(**told)
             except IBAError as refusal:
-                new = [name for name in answers if f"{name}=" in str(refusal) and name in known]
-                if not set(new) - set(told):
+                new = [name for name in answers if f"{name}=" in str(refusal) and name not in told]
+                if not new:
                     raise
-                told |= {name: answers[name] for name in new}
+                if new[0] not in known:
+                    raise WrongError(f"asks for {new[0]}=, which {kind.__name__} does not take") from refusal
+                told[new[0]] = answers[new[0]]
                 self.asked = ", ".join(told)
 
     # -- the classes that all backends share -----------------------------------------------------------
@@ -233,8 +239,11 @@ class Judge:
         )
 
     def _predict(self) -> float:
-        explainer = Explainer(self.bench.adapter(True), self.case.layer)
-        found = explainer.predict(self.case.arguments(self.case.inputs))
+        def use(**options: Any) -> np.ndarray:
+            explainer = Explainer(self.bench.adapter(True), self.case.layer, **options)
+            return explainer.predict(self.case.arguments(self.case.inputs))
+
+        found = self.asking(Explainer, use)
         if not self.case.independent:
             return 0.0
         return compare("output", found, self.bench.outputs(self.case.inputs))
@@ -256,9 +265,9 @@ class Judge:
         generator = np.random.default_rng(self.case.number)
         normal = generator.normal(size=self.reference.features.shape[1 + self.reference.channel])
         concept = ConceptEmbedding(normal, bias=0.3)
-        found = locate(
-            self.bench.adapter(True), concept, self.case.arguments(self.case.inputs), self.case.layer
-        )
+        inputs = self.case.arguments(self.case.inputs)
+        adapter = self.bench.adapter(True)
+        found = self.asking(locate, partial(locate, adapter, concept, inputs, self.case.layer))
         right = self.reference.located(normal, 0.3)
         return 0.0 if right is None else compare("probability", found, right, SINGLE)
 
@@ -267,7 +276,7 @@ class Judge:
         try:
             right = self.reference.readout(weights)
         except ValueError as error:
-            raise Wrong(str(error)) from error
+            raise WrongError(str(error)) from error
         return compare("capacity", found, right)
 
 

@@ -66,7 +66,10 @@ def resized(maps: np.ndarray, shape: Sequence[int]) -> np.ndarray:
     """Maps (B, *places), resized linearly between the centres of the places."""
     for axis, (size, wanted) in enumerate(zip(maps.shape[1:], shape, strict=True), start=1):
         centres = (np.arange(wanted) + 0.5) * size / wanted - 0.5
-        maps = np.apply_along_axis(lambda row: np.interp(centres, np.arange(len(row)), row), axis, maps)
+        rows = np.moveaxis(maps, axis, -1)
+        places = np.arange(size)
+        found = [np.interp(centres, places, row) for row in rows.reshape(-1, size)]
+        maps = np.moveaxis(np.reshape(found, (*rows.shape[:-1], wanted)), -1, axis)
     return maps
 
 

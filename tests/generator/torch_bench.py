@@ -36,7 +36,8 @@ class TorchBench(Bench):
         for attempt in range(100):
             draw = Draw(1000 * number + attempt)
             model, program, signature = draw_model(draw)
-            text = f"{source(program, 'Net', ', '.join('xyz'[: len(signature.kinds)]), signature.returns)}\n{model}"
+            parameters = ", ".join("xyz"[: len(signature.kinds)])
+            text = f"{source(program, 'Net', parameters, signature.returns)}\n{model}"
             case = draw_case(draw, number, program, signature, text)
             if draw.flip(0.15):
                 model.train()
