@@ -34,14 +34,14 @@ class Verdict:
         face: the class, and how it was used.
         outcome: ``"right"``, ``"refused"`` or ``"failed"``.
         text: the reason of a refusal, what is wrong otherwise.
-        asked: what the library had to be told before it explained, such as ``"data_format"``.
+        told: what the library had to be told before it explained, such as ``"data_format"``.
         error: relative error of what is right or wrong.
     """
 
     face: str
     outcome: str
     text: str = ""
-    asked: str = ""
+    told: str = ""
     error: float = 0.0
 
 
@@ -144,13 +144,13 @@ class Judge:
         return verdict
 
     def _judged(self, face: str, use: Callable[[], float]) -> Verdict:
-        self.asked = ""
+        self.told = ""
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 error = use()
         except WrongError as wrong:
-            return Verdict(face, "failed", str(wrong), self.asked, wrong.error)
+            return Verdict(face, "failed", str(wrong), self.told, wrong.error)
         except IBAError as refusal:
             text = str(refusal)
             if "\n" in text or not text:
@@ -161,7 +161,7 @@ class Judge:
             own = [frame for frame in frames if "iba_" in frame.filename] or frames
             where = f"{Path(own[-1].filename).name}:{own[-1].lineno}"
             return Verdict(face, "failed", f"raw {type(error).__name__} at {where}: {str(error)[:300]}")
-        return Verdict(face, "right", "", self.asked, error)
+        return Verdict(face, "right", "", self.told, error)
 
     def asking(self, kind: Callable[..., Any], use: Callable[..., Any]) -> Any:
         """What a class of the library gives. Where it asks for an argument, it is told.
@@ -172,8 +172,13 @@ class Judge:
         signature, place = self.case.signature, self.case.place
         names = "xyz" if self.case.named else range(3)
         shared = tuple(name for name, is_shared in zip(names, signature.shared, strict=False) if is_shared)
-        answers = {"data_format": place.data_format, "shared": shared}
-        known, told = inspect.signature(kind).parameters, {}
+        activation = "other" if signature.end == "none" else signature.end
+        answers = {"data_format": place.data_format, "shared": shared, "activation": activation}
+        known, told = {*inspect.signature(kind).parameters}, {}
+        if kind is Explainer:
+            known.add("activation")  # of the target
+        if "kwargs" in known:
+            known.add("data_format")
         while True:
             try:
                 return use(**told)
@@ -184,7 +189,7 @@ class Judge:
                 if new[0] not in known:
                     raise WrongError(f"asks for {new[0]}=, which {kind.__name__} does not take") from refusal
                 told[new[0]] = answers[new[0]]
-                self.asked = ", ".join(told)
+                self.told = ", ".join(told)
 
     # -- the classes that all backends share -----------------------------------------------------------
 
@@ -207,6 +212,7 @@ class Judge:
 
     def _explained(self, rewrites: bool, loaded: bool, alone: bool, **options: Any) -> float:
         case, reference = self.case, self.reference
+        of_target = {name: options.pop(name) for name in ("activation",) if name in options}
         explainer = self._explainer(rewrites, **options)
         batches = [(case.arguments(batch),) for batch in case.batches]
         explainer.fit(batches, progbar=False)
@@ -224,7 +230,7 @@ class Judge:
         for inputs, chosen in zip(ones, indices, strict=True):
             targets = [case.targets[index] for index in chosen]
             found = explainer.explain(
-                case.arguments(inputs), kind(np.array(targets)), seed=case.settings.seed
+                case.arguments(inputs), kind(np.array(targets), **of_target), seed=case.settings.seed
             )
             errors.append(self._compare(found, self._right(reference.capacity)[chosen]))
             errors.append(compare("model's losses", found.model_losses, reference.losses[:, chosen]))

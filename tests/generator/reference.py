@@ -43,7 +43,9 @@ def class_loss(bench: Bench, target: int) -> Callable[[Any, Any], Any]:
             return ops.logsumexp(outputs) - outputs[:, target]
         if classes == 1:
             return -ops.log(outputs[:, 0] if target else 1 - outputs[:, 0])
-        return -ops.log(outputs[:, target])
+        loss = -ops.log(outputs[:, target])
+        # What sums to 1 in the model need not where the bottleneck comes after the softmax.
+        return loss + ops.logsumexp(ops.log(outputs)) if end == "softmax" else loss
 
     return loss
 

@@ -250,6 +250,8 @@ def torch_loss(case: Case, outputs: torch.Tensor, targets: torch.Tensor) -> torc
         return -chosen
     if end == "none":
         return outputs.logsumexp(1) - chosen
+    if end == "softmax":
+        return outputs.sum(1).log() - chosen.log()
     return -torch.where(targets == 0, 1 - chosen, chosen).log() if single else -chosen.log()
 
 
