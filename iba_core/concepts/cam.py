@@ -190,10 +190,9 @@ class BaseCAM:
         self, splits: list[Split], inputs: Inputs, wanted: list[_Wanted], principal: bool
     ) -> npt.NDArray[np.float32]:
         shape = tuple(int(size) for size in next(arrays_of(inputs)).shape[1:])
-        spatial = Layout.of(shape, splits[0].input_format).spatial_shape(shape)
-        return combine_layers(
-            (self._layer_maps(split, inputs, wanted, principal) for split in splits), spatial
-        )
+        maps = [self._layer_maps(split, inputs, wanted, principal) for split in splits]
+        # A split may know the axes of the inputs once it has run.
+        return combine_layers(maps, Layout.of(shape, splits[0].input_format).spatial_shape(shape))
 
     def _layer_maps(self, split: Split, inputs: Inputs, wanted: list[_Wanted], principal: bool) -> Array:
         with split.head(inputs) as tail:

@@ -7,7 +7,7 @@ An array has the images along its first axis. Where its first axis is of another
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
 
 from iba_core.arguments import given, require_iterable
@@ -39,7 +39,15 @@ Path = tuple[Any, ...]
 
 
 def leaves_of(inputs: Any, path: Path = ()) -> Iterator[tuple[Path, Any]]:
-    """Every array of `inputs` with its path, in order; what is shared as the `Shared` that marks it."""
+    """Every array of `inputs` with its path, in order; what is shared as the `Shared` that marks it.
+
+    Outputs of models may also be dataclasses, whose fields are looked through, or other objects with `logits`.
+    """
+    if not isinstance(inputs, (type, Shared, Mapping)) and not hasattr(inputs, "shape"):
+        if is_dataclass(inputs):
+            inputs = {field.name: getattr(inputs, field.name) for field in fields(inputs)}
+        elif hasattr(inputs, "logits"):
+            inputs = {"logits": inputs.logits}
     if isinstance(inputs, Mapping):
         for key, value in inputs.items():
             yield from leaves_of(value, (*path, key))

@@ -85,7 +85,7 @@ class SharedInputs:
         names = ", ".join(str(path[-1] if len(path) == 1 else path) for path in paths)
         raise InputError(
             f"it is not clear whether each of the {images} images has its own part of the inputs {names}, or "
-            "all share them; name the shared ones with shared=, or give shared=() for none"
+            "all share them; mark the shared ones with iba_core.Shared, or give Explainer(shared=...)"
         )
 
 
