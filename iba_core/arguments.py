@@ -7,6 +7,7 @@ so that a NumPy number can be stored and compared like any other.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from math import isfinite
 from pathlib import Path
@@ -158,7 +159,7 @@ def is_whole_number(value: object, least: int = 0, most: float | None = None) ->
     )
 
 
-def require_whole(name: str, value: Any, least: int = 0, most: float | None = None) -> int:
+def require_whole(name: str, value: Any, least: int = 0, most: int = sys.maxsize) -> int:
     """Return an integer of Python or NumPy within a range.
 
     Raises:
@@ -172,8 +173,8 @@ def require_whole(name: str, value: Any, least: int = 0, most: float | None = No
         iba_core.errors.InputError: n_samples='10' must be a whole number, 2 or more
     """
     if not is_whole_number(value, least, most):
-        most = _worth_saying(most, value)
-        within = f", {least} or more" if most is None else f" from {least} to {most}"
+        limit = _worth_saying(most, value)
+        within = f", {least} or more" if limit is None else f" from {least} to {limit}"
         raise InputError(f"{given(name, value)} must be a whole number{within}")
     return int(value)
 
@@ -226,7 +227,7 @@ def require_sizes(
         or (count is not None and len(entries) != count)
         or not all(is_whole_number(entry, least, most) for entry in entries)
     ):
-        form = "(height, width), " if count == 2 else "" if count is None else f"{count} sizes, "
+        form = "(height, width), " if count == 2 else "" if count is None else f"a list of {count} "
         raise InputError(f"{given(name, value)} must be {form}whole numbers from {least} to {most}")
     return tuple(int(entry) for entry in entries)
 
@@ -416,3 +417,30 @@ def require_sequence(name: str, value: Any, what: str, least: int = 1) -> None:
     if count < least:
         few = "is empty" if not count else f"has {count} entries"
         raise InputError(f"{name} {few}; it must be a list of {what}, {least} or more")
+
+
+def require_iterable(name: str, value: Any, what: str) -> None:
+    """Check what is gone through once, such as a list or a generator; neither a text nor a mapping.
+
+    Args:
+        name: name of the argument.
+        value: the argument.
+        what: what was expected.
+
+    Raises:
+        InputError: it is none.
+    """
+    if not is_iterable(value):
+        raise InputError(f"{given(name, value)} must be {what}")
+
+
+def is_iterable(value: Any) -> bool:
+    """Whether a value can be gone through, and is neither a text nor a mapping.
+
+    Example:
+        >>> is_iterable([1]), is_iterable("ab"), is_iterable(np.array(1.0))
+        (True, False, False)
+    """
+    # An array without axes has the method, but cannot be gone through.
+    has_entries = hasattr(value, "__iter__") and getattr(value, "shape", None) != ()
+    return has_entries and not isinstance(value, (str, bytes, Mapping, type))

@@ -143,7 +143,7 @@ class Explainer:
         self.estimator: WelfordEstimator = estimator or WelfordEstimator()
         self.tokens = tokens
         require_data_format("data_format", data_format, optional=True)
-        self.data_format = data_format
+        self.data_format = data_format or (None if tokens is None else "channels_last")
         self.output = output
         if shared is not None:
             self.adapter.shared.give(shared)

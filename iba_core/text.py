@@ -17,7 +17,7 @@ from rich.color import Color
 from rich.style import Style
 from rich.text import Text
 
-from iba_core.arguments import LARGEST_COUNT, given, require_type, require_whole
+from iba_core.arguments import LARGEST_COUNT, given, require_iterable, require_type, require_whole
 from iba_core.attribution import Attribution
 from iba_core.bottleneck.estimator import STATE, WelfordEstimator
 from iba_core.errors import InputError
@@ -184,8 +184,7 @@ class TokenBits:
 
 def _texts(name: str, value: Any) -> tuple[str, ...]:
     """Strings as a tuple; one text is not a sequence of them."""
-    if isinstance(value, (str, bytes)) or not hasattr(value, "__iter__"):
-        raise InputError(f"{given(name, value)} must be a list of texts")
+    require_iterable(name, value, "a list of texts")
     texts = tuple(value)
     for text in texts:
         require_type(name, text, str, "a list of texts")

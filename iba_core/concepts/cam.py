@@ -7,17 +7,21 @@ work for models of every framework, through the model's adapter. The formulas ar
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from functools import partial
-from numbers import Real
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 
 import numpy as np
 import numpy.typing as npt
 
-from iba_core.arguments import is_whole_number, require_bool, require_callable
+from iba_core.arguments import (
+    is_whole_number,
+    require_bool,
+    require_callable,
+    require_data_format,
+    require_number,
+)
 from iba_core.concepts.activation_maps import (
     Weighting,
     activation_maps,
@@ -70,6 +74,9 @@ class BaseCAM:
         reshape_transform: how to read a layer whose output is a sequence of tokens, such as
             ``Tokens(prefix=1, grid=(14, 14))`` for a vision transformer; or a function that makes feature
             maps of the output.
+        data_format: where the channels of the target layers' outputs are; None to find that out.
+        output: name or number of the output that targets are about, of a model that has several. If None,
+            see `iba_core.targets.main_output`.
 
     Raises:
         InputError: no backend serves the model.
@@ -89,7 +96,13 @@ class BaseCAM:
         model: Model,
         target_layers: Any = None,
         reshape_transform: ReshapeTransform | None = None,
+        *,
+        data_format: DataFormat | None = None,
+        output: int | str | None = None,
     ) -> None:
+        require_data_format("data_format", data_format, optional=True)
+        self.data_format = data_format
+        self.output = output
         self.adapter: ModelAdapter = find_adapter(model)
         self.model = model
         several = isinstance(target_layers, (list, tuple))
@@ -168,7 +181,10 @@ class BaseCAM:
         return np.asarray(np.mean(views, axis=0), dtype=np.float32)
 
     def _split(self, layer: Any, end_layer: Any = None) -> Split:
-        return self._splits.get((layer, end_layer), lambda: self.adapter.split(layer, end_layer))
+        return self._splits.get(
+            (layer, end_layer),
+            lambda: self.adapter.split(layer, end_layer, data_format=self.data_format),
+        )
 
     def _maps(
         self, splits: list[Split], inputs: Inputs, wanted: list[_Wanted], principal: bool
@@ -184,7 +200,7 @@ class BaseCAM:
             activations = tail.features
 
             def score(z: Array) -> tuple[Array, tuple[()]]:
-                outputs = main_output(tail(z))
+                outputs = main_output(tail(z), self.output)
                 return sum(target.score(outputs[target.images]) for target in wanted), ()
 
             *_, gradients = self.adapter.framework.value_and_grad(score, activations)
@@ -266,6 +282,7 @@ class GradCAMPlusPlus(BaseCAM):
         epsilon: 0 for the paper's formula; 1e-6 for the maps of pytorch-grad-cam, which adds that constant
             to a denominator. Where gradients are well below 1e-3, as they are deep in most networks, the two
             are different maps.
+        **options: `data_format` and `output`, see `BaseCAM`.
 
     Raises:
         InputError: no backend serves the model, or `epsilon` is negative.
@@ -283,11 +300,11 @@ class GradCAMPlusPlus(BaseCAM):
         reshape_transform: ReshapeTransform | None = None,
         *,
         epsilon: float = 0.0,
+        **options: Any,
     ) -> None:
-        if isinstance(epsilon, bool) or not isinstance(epsilon, Real) or not 0 <= epsilon < math.inf:
-            raise InputError(f"epsilon={epsilon!r} is no constant to add to a denominator; give 0 or 1e-6")
-        super().__init__(model, target_layers, reshape_transform)
-        self.method = Method(partial(grad_cam_plus_plus_weights, epsilon=float(epsilon)))
+        epsilon = require_number("epsilon", epsilon, 0)
+        super().__init__(model, target_layers, reshape_transform, **options)
+        self.method = Method(partial(grad_cam_plus_plus_weights, epsilon=epsilon))
 
 
 class HiResCAM(BaseCAM):

@@ -273,7 +273,7 @@ class SegmentationConcept2D:
         Raises:
             InputError: a folder is missing or empty, or a picture has no mask.
         """
-        images, masks = as_path(images, "images")("masks", masks)
+        images, masks = as_path(images, "images"), as_path(masks, "masks")
         found = {_place(path, masks): path for path in image_files(masks)}
         files = image_files(images)
         missing = [path for path in files if _place(path, images) not in found]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from iba_core.arguments import (
     given,
+    is_iterable,
     require_bool,
     require_number,
     require_sizes,
@@ -245,7 +246,7 @@ class ConceptEmbedding:
                 (relative where they are above 1).
         """
         _require_embedding("other", other)
-        require_number("tolerance", tolerance, 0)
+        tolerance = float(require_number("tolerance", tolerance, 0))
         if self.normal_vec.shape != other.normal_vec.shape:
             return False
         a, b = self.unique(), other.unique()
@@ -509,7 +510,7 @@ def _members(entry: Any, depth: int) -> Iterator[ConceptEmbedding]:
     """The embeddings in nested sequences; a list that holds itself has no end."""
     if isinstance(entry, ConceptEmbedding):
         yield entry
-    elif isinstance(entry, (str, bytes, Mapping)) or not hasattr(entry, "__iter__") or depth > _DEEPEST:
+    elif not is_iterable(entry) or depth > _DEEPEST:
         raise InputError(f"{given('embeddings', entry)} must be concept embeddings, or lists of them")
     else:
         for part in entry:

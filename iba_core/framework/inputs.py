@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from iba_core.arguments import given
+from iba_core.arguments import given, require_iterable
 from iba_core.errors import InputError
 from iba_core.framework.namespace import Array
 from iba_core.utils import get_tqdm
@@ -152,15 +152,10 @@ def require_batches(name: str, batches: Any) -> Iterable[Any]:
     """
     if hasattr(batches, "shape") and len(batches.shape) > 1 and hasattr(batches, "__getitem__"):
         return [batches]
-    if (
-        isinstance(batches, (str, bytes, Mapping))
-        or not hasattr(batches, "__iter__")
-        or hasattr(batches, "shape")
-    ):
-        raise InputError(
-            f"{given(name, batches)} must be an iterable of batches, such as a data loader or a list of "
-            "arrays"
-        )
+    what = "an iterable of batches, such as a data loader or a list of arrays"
+    require_iterable(name, batches, what)
+    if hasattr(batches, "shape"):
+        raise InputError(f"{given(name, batches)} must be {what}")
     iterable: Iterable[Any] = batches
     return iterable
 

@@ -24,6 +24,7 @@ from iba_core.arguments import (
     require_bool,
     require_choice,
     require_data_format,
+    require_iterable,
     require_number,
     require_numbers,
     require_seed,
@@ -439,10 +440,7 @@ def image_batches(
     """
     require_data_format("data_format", data_format)
     batch_size = require_whole("batch_size", batch_size, 1)
-    if isinstance(files, (str, PathLike)) or not hasattr(files, "__iter__"):
-        raise InputError(
-            f"{given('files', files)} must be a list of image files, such as that of image_files"
-        )
+    require_iterable("files", files, "a list of image files, such as that of image_files")
     require_type("preprocessing", preprocessing, Preprocessing, "a Preprocessing")
     return (
         np.stack([preprocessing(load_image(file), data_format) for file in batch])

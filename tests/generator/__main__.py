@@ -1,18 +1,12 @@
 from __future__ import annotations
-
-import argparse
-import collections
-import time
-import traceback
-
-from tests.generator.judge import Judge
+import argparse, collections, sys, time, traceback
+from tests.generator.judge import Judge, reason
 
 
 def bench_class(b):
     if b == "torch":
-        import torch
-
         from tests.generator.torch_bench import TorchBench
+        import torch
 
         torch.set_num_threads(1)
         return TorchBench
@@ -33,7 +27,7 @@ def main():
     for s in range(o.seed, o.seed + o.count):
         try:
             b = B.draw(s)
-            v = Judge(b).run()
+            v = Judge(b, 4 if o.backend != "torch" and o.count > 1 else None).run()
         except Exception:
             print("SEED", s, "judge broke")
             traceback.print_exc()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
@@ -12,6 +12,9 @@ import numpy as np
 from tests.generator.programs import Draw, Place, Program
 
 Inputs = tuple[np.ndarray, ...]
+Face = Callable[..., tuple[np.ndarray, np.ndarray | None]]
+"""Explains a case by a class of the library, given further arguments of it: capacities (B, *feature map), and the
+model's losses (steps, B) where the class keeps them."""
 
 
 @dataclass
@@ -98,7 +101,6 @@ class Case:
     """Whether the model is called with keyword arguments."""
     independent: bool = True
     """Whether an image's outputs do not depend on the others of its batch."""
-    extra: dict[str, Any] = field(default_factory=dict)
 
     @property
     def images(self) -> int:
@@ -177,12 +179,14 @@ class Bench(ABC):
         """The library's adapter of the model."""
 
     @abstractmethod
-    def faces(self) -> Iterator[tuple[str, Callable[[], tuple[np.ndarray, np.ndarray | None]]]]:
-        """The backend's own classes, by name: each gives the capacities (B, *feature map), and the losses."""
+    def faces(self) -> Iterator[tuple[str, type, Face]]:
+        """The backend's own classes: a name, the class, and how to use it."""
+
+    readout_class: ClassVar[type]
 
     @abstractmethod
-    def readout(self) -> tuple[Any, Any]:
-        """The backend's readout bottleneck, estimated, and a function that sets the network's weights."""
+    def readout(self, **options: Any) -> tuple[np.ndarray, list[np.ndarray]]:
+        """Capacities (B, *feature map) by a readout bottleneck, and the random weights of its network."""
 
 
 def draw_settings(draw: Draw) -> Settings:

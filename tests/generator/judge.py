@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import random
 import re
 import tempfile
 import traceback
@@ -78,10 +79,15 @@ def differing(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
 
 
 class Judge:
-    """Judges one case."""
+    """Judges one case.
 
-    def __init__(self, bench: Bench) -> None:
-        self.bench, self.case = bench, bench.case
+    Args:
+        bench: the case.
+        most: of the library's classes and ways to use them, at most so many, drawn at random.
+    """
+
+    def __init__(self, bench: Bench, most: int | None = None) -> None:
+        self.bench, self.case, self.most = bench, bench.case, most
         self.reference = Reference(bench)
         self.verdicts: list[Verdict] = []
 
@@ -99,19 +105,22 @@ class Judge:
             ("Explainer, loaded, one image", partial(self._explain, False, True, True)),
             ("Explainer.predict", self._predict),
         ]
-        for name, use in self.bench.faces():
-            faces.append((name, partial(self._own, use)))
+        for name, kind, use in self.bench.faces():
+            faces.append((name, partial(self._own, kind, use)))
         if self.case.readout_layers:
             faces.append(("IBAReadout", self._readout))
         if not nothing and self.reference.input_shape:
             faces += [(cam.__name__, partial(self._cam, cam)) for cam in (GradCAM, HiResCAM, LayerCAM)]
             if len(self.reference.input_shape) == 2:
                 faces.append(("locate", self._locate))
-        return faces
+        if self.most is None or len(faces) <= self.most:
+            return faces
+        kept = sorted(random.Random(self.case.number).sample(range(len(faces)), self.most))
+        return [faces[index] for index in kept]
 
-    def _own(self, use: Callable[[], tuple[np.ndarray, np.ndarray | None]]) -> float:
+    def _own(self, kind: type, use: Callable[..., tuple[np.ndarray, np.ndarray | None]]) -> float:
         """A class of the backend."""
-        capacity, losses = use()
+        capacity, losses = self.asking(kind, use)
         error = compare("capacity", capacity, self._right(self.reference.capacity))
         return (
             error if losses is None else max(error, compare("model's losses", losses, self.reference.losses))
@@ -154,6 +163,23 @@ class Judge:
             return Verdict(face, "failed", f"raw {type(error).__name__} at {where}: {str(error)[:300]}")
         return Verdict(face, "right", "", self.asked, error)
 
+    def asking(self, kind: type, use: Callable[..., Any]) -> Any:
+        """What a class of the library gives. Where it asks for an argument that it takes, it is told."""
+        signature, place = self.case.signature, self.case.place
+        names = "xyz" if self.case.named else range(3)
+        shared = tuple(name for name, is_shared in zip(names, signature.shared, strict=False) if is_shared)
+        answers = {"data_format": place.data_format, "shared": shared}
+        known, told = inspect.signature(kind.__init__).parameters, {}
+        while True:
+            try:
+                return use(**told)
+            except IBAError as refusal:
+                new = [name for name in answers if f"{name}=" in str(refusal) and name in known]
+                if not set(new) - set(told):
+                    raise
+                told |= {name: answers[name] for name in new}
+                self.asked = ", ".join(told)
+
     # -- the classes that all backends share -----------------------------------------------------------
 
     def _explainer(self, rewrites: bool, **options: Any) -> Explainer:
@@ -170,24 +196,8 @@ class Judge:
         )
 
     def _explain(self, rewrites: bool, loaded: bool, alone: bool) -> float:
-        """Explain all images, or each alone; where the library asks for something, tell it once."""
-        try:
-            return self._explained(rewrites, loaded, alone)
-        except IBAError as refusal:
-            options = self._answer(str(refusal))
-            if not options:
-                raise
-        self.asked = ", ".join(options)
-        return self._explained(rewrites, loaded, alone, **options)
-
-    def _answer(self, refusal: str) -> dict[str, Any]:
-        """Options that a refusal asks for and that the class takes."""
-        signature, place = self.case.signature, self.case.place
-        names = "xyz" if self.case.named else range(3)
-        shared = tuple(name for name, is_shared in zip(names, signature.shared, strict=False) if is_shared)
-        answers = {"data_format": place.data_format, "shared": shared}
-        known = inspect.signature(Explainer.__init__).parameters
-        return {name: answers[name] for name in answers if f"{name}=" in refusal and name in known}
+        """Explain all images, or one alone."""
+        return self.asking(Explainer, partial(self._explained, rewrites, loaded, alone))
 
     def _explained(self, rewrites: bool, loaded: bool, alone: bool, **options: Any) -> float:
         case, reference = self.case, self.reference
@@ -231,9 +241,12 @@ class Judge:
 
     def _cam(self, kind: Any) -> float:
         columns = [target if self.case.signature.classes > 1 else 0 for target in self.case.targets]
-        maps = kind(self.bench.adapter(True), [self.case.layer])(
-            self.case.arguments(self.case.inputs), targets=columns
-        )
+
+        def use(**options: Any) -> np.ndarray:
+            cam = kind(self.bench.adapter(True), [self.case.layer], **options)
+            return cam(self.case.arguments(self.case.inputs), targets=columns)
+
+        maps = self.asking(kind, use)
         right, defined = self.reference.activation_maps(kind.__name__)
         if maps.shape != right.shape:
             compare("map", maps, right)
@@ -250,9 +263,7 @@ class Judge:
         return 0.0 if right is None else compare("probability", found, right, SINGLE)
 
     def _readout(self) -> float:
-        readout, set_weights = self.bench.readout()
-        weights = set_weights(np.random.default_rng(self.case.number))
-        found = self.bench.analyze(readout)
+        found, weights = self.asking(self.bench.readout_class, self.bench.readout)
         try:
             right = self.reference.readout(weights)
         except ValueError as error:

@@ -13,7 +13,7 @@ import numpy as np
 import tensorflow as tf
 
 from iba_tf import IBACopy, IBALayer, IBAReadout, TensorFlowAdapter
-from tests.generator.cases import Bench, Case, Inputs, draw_case
+from tests.generator.cases import Bench, Case, Face, Inputs, draw_case
 from tests.generator.keras_models import assemble, draw_program, is_chain
 from tests.generator.programs import Draw, Place
 
@@ -24,10 +24,11 @@ v1 = tf.compat.v1
 class KerasBench(Bench):
     backend = "tensorflow"
 
-    def __init__(self, case: Case, kind: str, draw_seed: int) -> None:
+    def __init__(self, case: Case, model: keras.Model, kind: str, draw_seed: int) -> None:
         super().__init__(case)
-        self.kind, self._seed = kind, draw_seed
-        self._model, self._layers = case.extra.pop("model")
+        self._model, self.kind, self._seed = model, kind, draw_seed
+        # Some layers set attributes when they are first called.
+        model(self.tensors(case.inputs), training=False)
         self.own, self._own_layers = self._again()
 
     @classmethod
@@ -38,14 +39,16 @@ class KerasBench(Bench):
             [f"{kind} model:", *program.lines, f"return {signature.returns}", "", *_shown(program.layers)]
         )
         case = draw_case(draw, number, program, signature, text)
-        case.extra["model"] = model, program.layers
-        return cls(case, kind, seed)
+        if kind == "subclassed":
+            case.readout_layers = []  # it takes models with a graph of layers
+        case.named &= kind != "subclassed"
+        return cls(case, model, kind, seed)
 
     def _again(self, after: str | None = None, extra: Any = None) -> tuple[keras.Model, dict[str, Any]]:
         """The same model anew, with the same weights, and perhaps with a further layer."""
         with same_random_state():
             model, program, *_ = _built(self._seed, after, extra)
-        model(self.tensors(self.case.inputs, model), training=False)
+        model(self.tensors(self.case.inputs), training=False)
         model.set_weights(self._model.get_weights())
         return model, program.layers
 
@@ -53,7 +56,7 @@ class KerasBench(Bench):
     def model(self) -> keras.Model:
         return self._model
 
-    def tensors(self, inputs: Inputs, model: Any = None) -> Any:
+    def tensors(self, inputs: Inputs) -> Any:
         found = [tf.constant(x) for x in inputs]
         return found if len(found) > 1 else found[0]
 
@@ -143,26 +146,24 @@ class KerasBench(Bench):
             "smooth_std": settings.smooth_std,
         }
 
-    def faces(self) -> Iterator[tuple[str, Callable[[], Any]]]:
+    def faces(self) -> Iterator[tuple[str, type, Face]]:
         case = self.case
-        name = case.layer
-        if (
-            self.kind != "subclassed"
-            and name in case.program.layers
-            and f"x = self.{name}(x)" in case.program.lines
-        ):
-            yield "IBALayer", self.iba_layer
-        if not any(case.signature.shared):
-            yield "IBACopy", self.iba_copy
+        name, by_class = case.layer, case.settings.kind == "class" and case.signature.end == "none"
+        at_top = name in case.program.layers and f"x = self.{name}(x)" in case.program.lines
+        if self.kind != "subclassed" and at_top:
+            yield "IBALayer", IBALayer, self.iba_layer
+        # A subclassed model has no graph for a loss of one's own.
+        if self.kind != "subclassed" or by_class:
+            yield "IBACopy", IBACopy, self.iba_copy
 
     @property
     def one_hot(self) -> np.ndarray:
         return np.eye(max(2, self.case.signature.classes))[self.case.targets]
 
-    def iba_layer(self) -> tuple[np.ndarray, None]:
+    def iba_layer(self, **further: Any) -> tuple[np.ndarray, None]:
         case, signature = self.case, self.case.signature
         with float64():
-            layer = IBALayer(**self.settings)
+            layer = IBALayer(**self.settings, **further)
             model, _ = self._again(case.layer, layer)
         main = signature.main(model.output)
         feed = self.feed(case.inputs)
@@ -180,12 +181,12 @@ class KerasBench(Bench):
         nats = layer.analyze(feed, target=target, seed=case.settings.seed)
         return (nats if case.images > 1 else nats[None]), None
 
-    def iba_copy(self) -> tuple[np.ndarray, None]:
+    def iba_copy(self, **further: Any) -> tuple[np.ndarray, None]:
         case, signature = self.case, self.case.signature
         outputs = None
         if self.kind != "subclassed" and signature.returns != "x":
             outputs = [signature.main(self._model.output)]
-        iba = IBACopy(case.layer, outputs, graph=self._model, **self.settings)
+        iba = IBACopy(case.layer, outputs, graph=self._model, **self.settings, **further)
         for batch in case.batches:
             iba.fit(self.feed(batch))
         feed = self.feed(case.inputs)
@@ -217,27 +218,21 @@ class KerasBench(Bench):
             return inputs[0] if len(inputs) == 1 else inputs
         return dict(zip("xyz", inputs, strict=False))
 
-    def readout(self) -> tuple[Any, Any]:
-        case = self.case
-        readout = IBAReadout(case.layer, case.readout_layers, self._model, sigma=case.settings.smooth_std)
+    readout_class = IBAReadout
+
+    def readout(self, **options: Any) -> tuple[np.ndarray, list[np.ndarray]]:
+        case, own, weights = self.case, [], []
+        generator = np.random.default_rng(case.number)
+        sigma = case.settings.smooth_std
+        readout = IBAReadout(case.layer, case.readout_layers, self._model, sigma=sigma, **options)
         readout.estimate(self._model, [(case.arguments(batch),) for batch in case.batches], progbar=False)
-
-        def set_weights(generator: np.random.Generator) -> list[np.ndarray]:
-            own, drawn = [], []
-            for weight in readout.network.get_weights():
-                value = (
-                    generator.normal(size=weight.shape) / weight.shape[-2 if weight.ndim > 1 else -1] ** 0.5
-                )
-                own.append(value)
-                drawn.append(value.reshape(value.shape[-2:]).T if value.ndim > 1 else value)
-            readout.network.set_weights(own)
-            return drawn
-
-        return readout, set_weights
-
-    def analyze(self, readout: Any) -> np.ndarray:
-        nats = readout.analyze(self.case.arguments(self.case.inputs), mode="capacity")
-        return nats if self.case.images > 1 else nats[None]
+        for weight in readout.network.get_weights():
+            fan = weight.shape[-2] if weight.ndim > 1 else 1
+            own.append(generator.normal(size=weight.shape) / fan**0.5)
+            weights.append(own[-1].reshape(weight.shape[-2:]).T if weight.ndim > 1 else own[-1])
+        readout.network.set_weights(own)
+        nats = readout.analyze(case.arguments(case.inputs), mode="capacity")
+        return (nats if case.images > 1 else nats[None]), weights
 
 
 def _loss(case: Case, main: Any, wanted: Any, ops: Any) -> Any:

@@ -33,8 +33,14 @@ def body(program: Program, returns: str = "x") -> str:
     return "\n".join([*program.lines, f"return {returns}"])
 
 
+def name_layers(program: Program) -> None:
+    for name, layer in program.layers.items():
+        layer.name = name
+
+
 def function(program: Program, parameters: str, returns: str, **fields: Any) -> Callable[..., Any]:
     """A program as a function of its inputs."""
+    name_layers(program)
     scope = {**SCOPE, "self": SimpleNamespace(**program.layers, **fields)}
     text = "\n".join(f"    {line}" for line in body(program, returns).split("\n"))
     exec(f"def run({parameters}):\n{text}", scope)
@@ -43,6 +49,7 @@ def function(program: Program, parameters: str, returns: str, **fields: Any) -> 
 
 def subclass(program: Program, base: type, parameters: str = "x", returns: str = "x", **options: Any) -> Any:
     """A subclassed model, or a layer of one's own, whose `call` is the program."""
+    name_layers(program)
     scope: dict[str, Any] = {**SCOPE, "base": base}
     text = "\n".join(f"        {line}" for line in body(program, returns).split("\n"))
     several = "inputs" if "," in parameters else parameters
@@ -409,8 +416,7 @@ def assemble(p: Program, signature: Signature, kind: str, after: str | None = No
     `extra` is a layer to put after the layer named `after`.
     """
     parameters = ", ".join("xyz"[: len(signature.kinds)])
-    for name, layer in p.layers.items():
-        layer.name = name
+    name_layers(p)
     if kind == "subclassed":
         return subclass(p, keras.Model, parameters, signature.returns)
     inputs = [

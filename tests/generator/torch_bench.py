@@ -6,6 +6,7 @@ import copy
 import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,7 +15,7 @@ import torch
 from torch import nn
 
 from iba_torch import IBA, IBAReadout, TorchAdapter
-from tests.generator.cases import Bench, Case, Inputs, draw_case
+from tests.generator.cases import Bench, Case, Face, Inputs, draw_case
 from tests.generator.programs import Draw, Place
 from tests.generator.reference import class_loss
 from tests.generator.torch_models import Checkpoints, draw_model, source
@@ -161,11 +162,11 @@ class TorchBench(Bench):
 
     # -- the library's classes -----------------------------------------------------------------------
 
-    def faces(self) -> Iterator[tuple[str, Callable[[], Any]]]:
-        yield "IBA, estimated", lambda: self.iba(loaded=False)
-        yield "IBA, loaded", lambda: self.iba(loaded=True)
+    def faces(self) -> Iterator[tuple[str, type, Face]]:
+        yield "IBA, estimated", IBA, partial(self.iba, False)
+        yield "IBA, loaded", IBA, partial(self.iba, True)
 
-    def iba(self, loaded: bool) -> tuple[np.ndarray, np.ndarray]:
+    def iba(self, loaded: bool, **further: Any) -> tuple[np.ndarray, np.ndarray]:
         case, settings = self.case, self.case.settings
         name, _, number = case.layer.partition(":")
         options: dict[str, Any] = {
@@ -175,7 +176,7 @@ class TorchBench(Bench):
             "lr": settings.learning_rate,
             "batch_size": settings.samples,
             "call": int(number) if number else None,
-            **case.extra.get("iba", {}),
+            **further,
         }
         layer = self._model.get_submodule(name)
         iba = IBA(layer, **options)
@@ -210,41 +211,25 @@ class TorchBench(Bench):
             return dict(zip("xyz", tensors, strict=False))
         return tensors[0] if len(tensors) == 1 else tensors
 
-    def readout(self) -> tuple[Any, Any]:
-        case = self.case
-        readout = IBAReadout(
-            case.layer,
-            case.readout_layers,
-            self._model,
-            sigma=case.settings.smooth_std,
-            **case.extra.get("readout", {}),
-        )
+    readout_class = IBAReadout
+
+    def readout(self, **options: Any) -> tuple[np.ndarray, list[np.ndarray]]:
+        case, weights = self.case, []
+        generator = np.random.default_rng(case.number)
+        sigma = case.settings.smooth_std
+        readout = IBAReadout(case.layer, case.readout_layers, self._model, sigma=sigma, **options)
         try:
             readout.estimate(self._model, [(self.arguments(batch),) for batch in case.batches])
-        except BaseException:
-            readout.detach()
-            raise
-
-        def set_weights(generator: np.random.Generator) -> list[np.ndarray]:
-            drawn = []
             with torch.no_grad():
                 for weight in readout.network.parameters():
-                    value = (
-                        generator.normal(size=weight.shape)
-                        / weight.shape[-2 if weight.ndim == 3 else -1] ** 0.5
-                    )
+                    fan = weight.shape[1] if weight.ndim > 1 else 1
+                    value = generator.normal(size=weight.shape) / fan**0.5
                     weight.copy_(torch.from_numpy(value))
-                    drawn.append(value[..., 0] if value.ndim == 3 else value)
-            return drawn
-
-        return readout, set_weights
-
-    def analyze(self, readout: IBAReadout) -> np.ndarray:
-        try:
-            nats = readout.analyze(self.arguments(self.case.inputs), mode="capacity")
+                    weights.append(value[..., 0] if value.ndim == 3 else value)
+            nats = readout.analyze(self.arguments(case.inputs), mode="capacity")
         finally:
             readout.detach()
-        return nats if self.case.images > 1 else nats[None]
+        return (nats if case.images > 1 else nats[None]), weights
 
 
 @contextmanager

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import inspect
+import os
 import random
 import re
+import shutil
 import signal
+import tempfile
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -52,6 +55,10 @@ def _stop(number: int, frame: FrameType | None) -> None:
 def run(door: Door, changed: Mapping[str, Any] | None = None) -> Any:
     """Call a door with arguments that are right, except for the changed ones; the first of what it yields."""
     arguments = {name: rule.valid() for name, rule in door.arguments.items()} | dict(changed or {})
+    # What a call writes goes into a folder of its own.
+    home = os.getcwd()
+    place = tempfile.mkdtemp()
+    os.chdir(place)
     before = signal.signal(signal.SIGALRM, _stop)
     signal.alarm(SECONDS)
     try:
@@ -66,6 +73,8 @@ def run(door: Door, changed: Mapping[str, Any] | None = None) -> Any:
     finally:
         signal.alarm(0)
         signal.signal(signal.SIGALRM, before)
+        os.chdir(home)
+        shutil.rmtree(place)
 
 
 def fault_of(door: Door, argument: str, make: Callable[[], Any], totals: Counter[str]) -> str | None:

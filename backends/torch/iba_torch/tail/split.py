@@ -429,8 +429,9 @@ def _of_images(inputs: Inputs, function: Callable[[torch.Tensor], torch.Tensor])
     batch = batch_size(inputs)
 
     def apply(leaf: torch.Tensor | Shared) -> Any:
-        is_shared = isinstance(leaf, Shared) or leaf.shape[:1] != (batch,)
-        return leaf if is_shared else function(leaf.detach())
+        if isinstance(leaf, Shared) or leaf.shape[:1] != (batch,):
+            return leaf
+        return function(leaf.detach())
 
     return tree_map(apply, inputs, _LEAVES)
 
