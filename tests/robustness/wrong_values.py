@@ -1,4 +1,4 @@
-"""Values that nobody means, and what an argument may be: the material of the walk through all public doors."""
+"""Values that nobody means, and what an argument may be: the material of the walk through all doors."""
 
 from __future__ import annotations
 
