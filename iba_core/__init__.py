@@ -20,6 +20,7 @@ from iba_core.errors import (
     StateError,
 )
 from iba_core.explainer import Explainer
+from iba_core.framework.inputs import Shared
 from iba_core.framework.layout import Tokens
 from iba_core.pictures.images import load_image, load_monkeys, sample_crops, sample_image, to_unit_interval
 from iba_core.pictures.plotting import plot_saliency_map
@@ -53,6 +54,7 @@ __all__ = [
     "RegressionTarget",
     "ScoreTarget",
     "SegmentationTarget",
+    "Shared",
     "StateError",
     "Statistics",
     "SumTarget",

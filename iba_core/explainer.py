@@ -45,9 +45,17 @@ from iba_core.framework.inputs import (
 )
 from iba_core.framework.layout import DataFormat, Layout, Tokens
 from iba_core.framework.namespace import Array, full_precision
-from iba_core.framework.outputs import OfOutput, first_output, main_index, main_output
 from iba_core.state import interpreting, read_state, write_state
-from iba_core.targets import ClassTarget, Loss, Target, as_target
+from iba_core.targets import (
+    ClassTarget,
+    Loss,
+    OfOutput,
+    Target,
+    as_target,
+    first_output,
+    main_index,
+    main_output,
+)
 from iba_core.utils import get_tqdm
 
 
@@ -135,7 +143,7 @@ class Explainer:
         self.estimator: WelfordEstimator = estimator or WelfordEstimator()
         self.tokens = tokens
         require_data_format("data_format", data_format, optional=True)
-        self.data_format = data_format
+        self.data_format = data_format or (None if tokens is None else "channels_last")
         self.output = output
         if shared is not None:
             self.adapter.shared.give(shared)
@@ -225,6 +233,7 @@ class Explainer:
             "data_format": self._estimated_format or self._format(split),
             "input_shape": self._input_shape,
             "input_format": split.input_format,
+            "framework": self.adapter.framework.name,
         }
         write_state(path, self.estimator.state_dict(), KIND, {**(metadata or {}), **known})
 
@@ -260,8 +269,10 @@ class Explainer:
         split = self.adapter.split(layer, data_format=self.data_format)
         input_shape = self._input_shape
         if (known := metadata.get("input_shape")) is not None:
-            axes = _permutation(known, metadata["input_format"], split.input_format)
-            input_shape = tuple(known[axis] for axis in axes)
+            # A model of the same framework takes them as they were.
+            is_own = metadata.get("framework") == self.adapter.framework.name
+            saved = split.input_format if is_own else metadata["input_format"]
+            input_shape = tuple(known[axis] for axis in _permutation(known, saved, split.input_format))
         self._layer, self.estimator, self._input_shape = layer, estimator, input_shape
         self._estimated_format = metadata.get("data_format")
         return self
@@ -456,7 +467,9 @@ class Explainer:
             raw = self._run(tail.run, tail.features, tail.carry)
             choose = main_output if whole.needs_main_output else first_output
             outputs = framework.to_numpy(choose(raw, self.output))
-            activation = self._activation(tail, raw, outputs, whole)
+            # Only numbers from 0 to 1 leave it open what they are.
+            is_open = outputs.ndim == 2 and outputs.min() >= 0 and outputs.max() <= 1
+            activation = self._activation(tail, raw, whole) if is_open else "other"
             loss, rows = whole.ending_in(activation).select(start, stop, images).resolve(outputs)
             if self.output is not None:
                 loss = OfOutput(loss, self.output)
@@ -464,7 +477,7 @@ class Explainer:
             ordered = layout if tail.axes is None else layout.permuted(tail.axes)
             optimizer = self._optimizer(loss, ordered, settings.precision)
             like = full_precision(tail.features)
-            return Task(optimizer, statistics, tuple(framework.asarray(row, like=like) for row in rows))
+            return Task(optimizer, statistics, tuple([framework.asarray(row, like=like) for row in rows]))
 
         shape = self.estimator.shape or ()
         chunks = explain_in_chunks(framework, split, inputs, shape, task=task, **options._asdict())
@@ -484,13 +497,11 @@ class Explainer:
             warnings.warn(
                 f"the model reads some of its input by a way around layer {split.layer_name!r}, such as a "
                 "skip connection: the map and its bits are about what passes through that layer alone",
-                stacklevel=5,
+                stacklevel=4,
             )
 
-    def _activation(self, tail: Tail, raw: Any, outputs: npt.NDArray[Any], whole: Target) -> str:
-        """The function that the output ends in; the model is asked only where the numbers leave it open."""
-        if outputs.ndim != 2 or not (outputs.min() >= 0 and outputs.max() <= 1):
-            return "other"
+    def _activation(self, tail: Tail, raw: Any, whole: Target) -> str:
+        """The function that the output ends in, which the model is asked once."""
         key = (self._layer, whole.layer)
         if key not in self._activations:
             found, index = tail.activations(), main_index(raw, self.output)
@@ -573,6 +584,8 @@ class Explainer:
         inputs = require_inputs("x", inputs, self.adapter.to_inputs)
         for array in arrays_of(inputs):
             require_finite(self.adapter.framework.to_numpy(array), "x")
+        if not batch_size(inputs):
+            raise InputError("x is an empty batch")
         return inputs
 
     def _split_at(self, end_layer: Any) -> Split:

@@ -176,7 +176,8 @@ def write_npz(
         {'mean': array([0., 0.])}
     """
     with write_atomically(path, argument) as file:
-        np.savez(file, **{name: np.asarray(value) for name, value in arrays.items()})
+        entries: dict[str, Any] = {name: np.asarray(value) for name, value in arrays.items()}
+        np.savez(file, **entries)
 
 
 def read_npz(path: str | os.PathLike[str], argument: str = "path") -> dict[str, npt.NDArray[Any]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal, Protocol, Self, runtime_checkable
 
@@ -22,6 +22,7 @@ from iba_core.arguments import (
 )
 from iba_core.errors import InputError
 from iba_core.framework.arrays import as_array, require_array, require_mask
+from iba_core.framework.inputs import arrays_of
 from iba_core.framework.layout import DataFormat, Layout
 from iba_core.framework.namespace import (
     Array,
@@ -31,7 +32,6 @@ from iba_core.framework.namespace import (
     log_sum_exp,
     softmax,
 )
-from iba_core.framework.outputs import main_output as main_output
 
 Loss = Callable[..., Array]
 """``loss(outputs, *rows)``: losses (N,) of a model's outputs for N feature maps, in nats. `rows` are tensors
@@ -56,8 +56,8 @@ def cross_entropy(logits: Array, classes: Array) -> Array:
         >>> cross_entropy(np.array([[0.0, np.log(3.0)]]), np.array([0])).round(4)  # log(4)
         array([1.3863])
     """
-    logits = full_precision(logits)
-    return log_sum_exp(logits) - _chosen(logits, classes)
+    chosen = _chosen(logits, classes)
+    return log_sum_exp(full_precision(logits)) - full_precision(chosen)
 
 
 def cross_entropy_of_probabilities(probabilities: Array, classes: Array) -> Array:
@@ -96,6 +96,121 @@ def distribution_cross_entropy(logits: Array, probabilities: Array) -> Array:
     """
     xp, logits = array_namespace(logits), full_precision(logits)
     return log_sum_exp(logits) - xp.sum(xp.astype(probabilities, logits.dtype) * logits, axis=-1)
+
+
+def main_output(outputs: Any, output: int | str | None = None) -> Any:
+    """Find the array of a model's output that a target is about.
+
+    Of several outputs it is the one called ``logits``, as attribute or key. Otherwise it is the only array of
+    a mapping, or its only floating-point array with two axes. Of a tuple or list, it is the first entry.
+    Entries that are None do not count. Outputs in half precision become float32, so that losses are computed
+    in at least that.
+
+    Args:
+        outputs: what the model returns: an array, or a mapping, tuple, list or object of arrays.
+        output: name or number of the output to use.
+
+    Raises:
+        InputError: there is no such output, or it is not clear which one is meant.
+
+    Example:
+        >>> main_output({"scores": [np.array([1.0, 2.0]), None]})
+        array([1., 2.])
+        >>> main_output({"hidden": np.zeros((1, 3, 2)), "scores": np.ones((1, 2))})
+        array([[1., 1.]])
+    """
+    return full_precision(_main_array(outputs, output))
+
+
+def _main_array(outputs: Any, output: int | str | None) -> Any:
+    if output is not None:
+        return _main_array(_entry(outputs, output), None)
+    if hasattr(outputs, "logits"):
+        return _main_array(outputs.logits, None)
+    if isinstance(outputs, Mapping):
+        return _main_array(_main_entry({key: x for key, x in outputs.items() if x is not None}), None)
+    if isinstance(outputs, (tuple, list)):
+        return _main_array(next((x for x in outputs if x is not None), None), None)
+    if not hasattr(outputs, "shape"):
+        raise InputError(
+            f"the model returns {type(outputs).__name__}, in which no array is found; name one with output="
+        )
+    return outputs
+
+
+def main_index(outputs: Any, output: int | str | None = None) -> int:
+    """Number of the main output among the arrays of a model's output, in the order of `arrays_of`.
+
+    Example:
+        >>> main_index({"hidden": np.zeros((1, 3, 2)), "logits": np.ones((1, 2))})
+        1
+    """
+    main = _main_array(outputs, output)
+    return next((i for i, array in enumerate(arrays_of(outputs)) if array is main), 0)
+
+
+def _main_entry(entries: dict[Any, Any]) -> Any:
+    if "logits" in entries:
+        return entries["logits"]
+    if len(entries) == 1:
+        return next(iter(entries.values()))
+    flat = [
+        x for x in entries.values() if hasattr(x, "shape") and len(x.shape) == 2 and "float" in str(x.dtype)
+    ]
+    if len(flat) != 1:
+        raise InputError(f"the model has the outputs {list(entries)}; say which one is meant with output=")
+    return flat[0]
+
+
+def _entry(outputs: Any, output: int | str) -> Any:
+    try:
+        if isinstance(output, str) and not isinstance(outputs, Mapping):
+            return getattr(outputs, output)
+        if isinstance(output, int) and isinstance(outputs, Mapping):
+            return list(outputs.values())[output]
+        return outputs[output]
+    except (AttributeError, IndexError, KeyError, TypeError):
+        names = list(outputs) if isinstance(outputs, Mapping) else type(outputs).__name__
+        raise InputError(f"output={output!r} is not among the model's outputs: {names}") from None
+
+
+def first_output(outputs: Any, output: int | str | None = None) -> Any:
+    """`main_output`, or the first array where it is not clear which one is meant.
+
+    It is for targets that look at all outputs themselves.
+
+    Example:
+        >>> first_output({"a": np.zeros((1, 2)), "b": np.ones((1, 2))})
+        array([[0., 0.]])
+    """
+    try:
+        return main_output(outputs, output)
+    except InputError:
+        if output is not None or (first := next(arrays_of(outputs), None)) is None:
+            raise
+        return full_precision(first)
+
+
+@dataclass(frozen=True)
+class OfOutput:
+    """A loss of one of several outputs.
+
+    Attributes:
+        loss: the loss; it gets that output alone.
+        output: name or number of the output.
+
+    Example:
+        >>> loss = OfOutput(lambda outputs: outputs.sum(axis=1), "scores")
+        >>> loss({"scores": np.ones((1, 2)), "hidden": np.zeros((1, 5))})
+        array([2.])
+    """
+
+    loss: Any
+    output: int | str
+
+    def __call__(self, outputs: Any, *rows: Array) -> Array:
+        """Compute the loss."""
+        return self.loss(main_output(outputs, self.output), *rows)
 
 
 def _class_loss(outputs: Any, classes: Array) -> Array:

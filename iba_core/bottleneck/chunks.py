@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -94,7 +95,8 @@ def explain_in_chunks(
     else:
         at_once = _images_at_once(images, settings.samples, max_batch, preferred)
     start, one_bar = 0, at_once >= images
-    with get_tqdm()(total=images, desc="Explaining", disable=not progbar or one_bar) as bar:
+    bars = progbar and not one_bar
+    with get_tqdm()(total=images, desc="Explaining") if bars else nullcontext() as bar:
         while start < images:
             stop = min(start + at_once, images)
             chunk = inputs if at_once >= images else take(inputs, start, stop)
@@ -119,7 +121,8 @@ def explain_in_chunks(
                     raise
                 at_once = 1
                 continue
-            bar.update(stop - start)
+            if bar is not None:
+                bar.update(stop - start)
             start = stop
 
 

@@ -8,13 +8,20 @@ work for models of every framework, through the model's adapter. The formulas ar
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from types import TracebackType
-from typing import Any, ClassVar, NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import numpy.typing as npt
 
-from iba_core.arguments import is_whole_number, require_bool, require_callable
+from iba_core.arguments import (
+    is_whole_number,
+    require_bool,
+    require_callable,
+    require_data_format,
+    require_number,
+)
 from iba_core.concepts.activation_maps import (
     Weighting,
     activation_maps,
@@ -48,7 +55,7 @@ class Method(NamedTuple):
     """The settings in which one class activation map differs from another."""
 
     weighting: Weighting | None
-    """Factors of the activations; None for the activations themselves, which need no gradients."""
+    """Factors of the activations; None for the activations themselves."""
     principal: bool = False
     """Whether to take the principal component of the channels in every call."""
 
@@ -67,6 +74,9 @@ class BaseCAM:
         reshape_transform: how to read a layer whose output is a sequence of tokens, such as
             ``Tokens(prefix=1, grid=(14, 14))`` for a vision transformer; or a function that makes feature
             maps of the output.
+        data_format: where the channels of the target layers' outputs are; None to find that out.
+        output: name or number of the output that targets are about, of a model that has several. If None,
+            see `iba_core.targets.main_output`.
 
     Raises:
         InputError: no backend serves the model.
@@ -79,14 +89,20 @@ class BaseCAM:
         (2, 8, 8)
     """
 
-    method: ClassVar[Method]
+    method: Method
 
     def __init__(
         self,
         model: Model,
         target_layers: Any = None,
         reshape_transform: ReshapeTransform | None = None,
+        *,
+        data_format: DataFormat | None = None,
+        output: int | str | None = None,
     ) -> None:
+        require_data_format("data_format", data_format, optional=True)
+        self.data_format = data_format
+        self.output = output
         self.adapter: ModelAdapter = find_adapter(model)
         self.model = model
         several = isinstance(target_layers, (list, tuple))
@@ -133,7 +149,8 @@ class BaseCAM:
                 score, the index of a class, a `ConceptEmbedding`, or a `Target`.
             aug_smooth: average the maps of the images and of their mirror images, each also darker and
                 brighter by a tenth. This takes six times as long.
-            eigen_smooth: take the first principal component of the weighted channels instead of their sum.
+            eigen_smooth: take the first principal component of the weighted channels instead of their sum,
+                with the sign that makes it grow along with that sum.
 
         Returns:
             Array (B, *spatial axes of the input), float32, each map from 0 to 1.
@@ -164,7 +181,10 @@ class BaseCAM:
         return np.asarray(np.mean(views, axis=0), dtype=np.float32)
 
     def _split(self, layer: Any, end_layer: Any = None) -> Split:
-        return self._splits.get((layer, end_layer), lambda: self.adapter.split(layer, end_layer))
+        return self._splits.get(
+            (layer, end_layer),
+            lambda: self.adapter.split(layer, end_layer, data_format=self.data_format),
+        )
 
     def _maps(
         self, splits: list[Split], inputs: Inputs, wanted: list[_Wanted], principal: bool
@@ -176,18 +196,14 @@ class BaseCAM:
         )
 
     def _layer_maps(self, split: Split, inputs: Inputs, wanted: list[_Wanted], principal: bool) -> Array:
-        gradients = None
-        if self.method.weighting is None:
-            activations = split.features(inputs)
-        else:
-            with split.head(inputs) as tail:
-                activations = tail.features
+        with split.head(inputs) as tail:
+            activations = tail.features
 
-                def score(z: Array) -> tuple[Array, tuple[()]]:
-                    outputs = main_output(tail(z))
-                    return sum(target.score(outputs[target.images]) for target in wanted), ()
+            def score(z: Array) -> tuple[Array, tuple[()]]:
+                outputs = main_output(tail(z), self.output)
+                return sum(target.score(outputs[target.images]) for target in wanted), ()
 
-                *_, gradients = self.adapter.framework.value_and_grad(score, activations)
+            *_, gradients = self.adapter.framework.value_and_grad(score, activations)
         transform, tokens, data_format = self.reshape_transform, None, split.data_format
         if isinstance(transform, Tokens):
             tokens = transform
@@ -210,6 +226,8 @@ class BaseCAM:
         return [self._want(targets, slice(0, images))]
 
     def _want(self, target: Any, images: slice) -> _Wanted:
+        if target is None and self.method.weighting is None:
+            return _Wanted(images, _predicted_if_any, None)
         if target is None or is_whole_number(target):
             target = ClassifierOutputTarget(target)
         elif not callable(target) or isinstance(target, type):
@@ -237,6 +255,12 @@ class _Wanted(NamedTuple):
     """Layer that gives these outputs; None for the model's own output."""
 
 
+def _predicted_if_any(outputs: Array) -> Array:
+    """Score the classes predicted; give 0, which says nothing, where the outputs are no rows of classes."""
+    xp = array_namespace(outputs)
+    return xp.sum(xp.max(outputs, axis=1)) if len(outputs.shape) == 2 else xp.sum(outputs) * 0
+
+
 class GradCAM(BaseCAM):
     """Grad-CAM: see `grad_cam_weights` for the formula and `BaseCAM` for the arguments.
 
@@ -245,18 +269,42 @@ class GradCAM(BaseCAM):
         (2, 8, 8)
     """
 
-    method: ClassVar[Method] = Method(grad_cam_weights)
+    method = Method(grad_cam_weights)
 
 
 class GradCAMPlusPlus(BaseCAM):
     """Grad-CAM++: see `grad_cam_plus_plus_weights` for the formula and `BaseCAM` for the arguments.
+
+    Args:
+        model: see `BaseCAM`.
+        target_layers: see `BaseCAM`.
+        reshape_transform: see `BaseCAM`.
+        epsilon: 0 for the paper's formula; 1e-6 for the maps of pytorch-grad-cam, which adds that constant
+            to a denominator. Where gradients are well below 1e-3, as they are deep in most networks, the two
+            are different maps.
+        **options: `data_format` and `output`, see `BaseCAM`.
+
+    Raises:
+        InputError: no backend serves the model, or `epsilon` is negative.
+        LayerError: the model has no such layer; the message offers the closest names.
 
     Example:
         >>> GradCAMPlusPlus(model, ["conv"])(x, targets=[2, 0]).shape
         (2, 8, 8)
     """
 
-    method: ClassVar[Method] = Method(grad_cam_plus_plus_weights)
+    def __init__(
+        self,
+        model: Model,
+        target_layers: Any = None,
+        reshape_transform: ReshapeTransform | None = None,
+        *,
+        epsilon: float = 0.0,
+        **options: Any,
+    ) -> None:
+        epsilon = require_number("epsilon", epsilon, 0)
+        super().__init__(model, target_layers, reshape_transform, **options)
+        self.method = Method(partial(grad_cam_plus_plus_weights, epsilon=epsilon))
 
 
 class HiResCAM(BaseCAM):
@@ -267,7 +315,7 @@ class HiResCAM(BaseCAM):
         (2, 8, 8)
     """
 
-    method: ClassVar[Method] = Method(hires_cam_weights)
+    method = Method(hires_cam_weights)
 
 
 class LayerCAM(BaseCAM):
@@ -278,7 +326,7 @@ class LayerCAM(BaseCAM):
         (2, 8, 8)
     """
 
-    method: ClassVar[Method] = Method(layer_cam_weights)
+    method = Method(layer_cam_weights)
 
 
 class XGradCAM(BaseCAM):
@@ -289,20 +337,23 @@ class XGradCAM(BaseCAM):
         (2, 8, 8)
     """
 
-    method: ClassVar[Method] = Method(xgrad_cam_weights)
+    method = Method(xgrad_cam_weights)
 
 
 class EigenCAM(BaseCAM):
     """Eigen-CAM: see `principal_component` for the formula and `BaseCAM` for the arguments.
 
-    The map depends on the layer alone; the targets do not matter.
+    The map depends on the layer alone, but for its sign, which no principal component has of its own. It is
+    positive where the evidence for the targets is: where activations times gradients are largest. An output
+    that is no batch of rows has no predicted class; with ``targets=None``, the map is then positive where the
+    layer is most active.
 
     Example:
         >>> EigenCAM(model, ["conv"])(x).shape
         (2, 8, 8)
     """
 
-    method: ClassVar[Method] = Method(None, principal=True)
+    method = Method(None, principal=True)
 
 
 def last_spatial_layer(adapter: ModelAdapter, inputs: Inputs) -> str:

@@ -18,6 +18,7 @@ import numpy.typing as npt
 from iba_core.arguments import (
     LARGEST_COUNT,
     require_bool,
+    require_data_format,
     require_sequence,
     require_sizes,
     require_text,
@@ -31,7 +32,7 @@ from iba_core.concepts.laplace import factor_filters, logit_variance, moderated
 from iba_core.errors import InputError, LayerError
 from iba_core.framework.adapter import Inputs, Model, ModelAdapter, Split, find_adapter
 from iba_core.framework.arrays import require_array
-from iba_core.framework.layout import Layout
+from iba_core.framework.layout import DataFormat, Layout
 from iba_core.framework.namespace import Array, sigmoid
 
 FloatArray = npt.NDArray[np.floating]
@@ -106,6 +107,7 @@ class ModelStump:
         model: a model of any framework that a backend serves. It is not changed.
         layer_id: the layer, an object or its name.
         backend: name of the backend; None to derive it from the model.
+        data_format: where the channels of the layer's output are; None to find that out.
 
     Attributes:
         model: the model.
@@ -125,10 +127,17 @@ class ModelStump:
         (2, 8, 8, 4)
     """
 
-    def __init__(self, model: Model, layer_id: Any, backend: str | None = None) -> None:
+    def __init__(
+        self,
+        model: Model,
+        layer_id: Any,
+        backend: str | None = None,
+        data_format: DataFormat | None = None,
+    ) -> None:
+        require_data_format("data_format", data_format, optional=True)
         self.model = model
         self.adapter: ModelAdapter = find_adapter(model, backend)
-        self.split: Split = self.adapter.split(layer_id)
+        self.split: Split = self.adapter.split(layer_id, data_format=data_format)
         self.layer_id: str = self.split.layer_name
 
     def __call__(self, inputs: Inputs) -> Array:

@@ -20,8 +20,8 @@ from iba_core.files import as_path, require_writable
 from iba_core.framework.adapter import Inputs, Model
 from iba_core.framework.arrays import require_array
 from iba_core.framework.framework import require_finite
-from iba_core.framework.inputs import require_inputs
-from iba_core.framework.layout import Layout
+from iba_core.framework.inputs import arrays_of, require_inputs
+from iba_core.framework.layout import DataFormat, Layout
 from iba_core.framework.namespace import sigmoid
 from iba_core.pictures.images import Picture
 from iba_core.pictures.plotting import (
@@ -105,15 +105,17 @@ def locate(
     inputs: Inputs,
     layer: str | None = None,
     backend: str | None = None,
+    data_format: DataFormat | None = None,
 ) -> npt.NDArray[np.float32]:
     """Find a concept in images.
 
     Args:
         model: the model that the concept was learnt for, of any framework.
         embeddings: the concept, or the members of an ensemble, whose probabilities are averaged.
-        inputs: a batch of images as the model takes them.
+        inputs: a batch of images as the model takes them; of several inputs, the first one.
         layer: layer of the embeddings; by default their `layer_id`.
         backend: name of the backend; None to derive it from the model.
+        data_format: where the channels of the layer's output are; None to find that out.
 
     Returns:
         float32 (B, height, width), with height and width of the images: the probability of the concept,
@@ -140,11 +142,12 @@ def locate(
     layer = embeddings[0].layer_id if layer is None else layer
     if layer is None:
         raise InputError("layer is missing; give it, or embeddings with a layer_id")
-    stump = ModelStump(model, layer, backend)
+    stump = ModelStump(model, layer, backend, data_format)
     images = require_inputs("inputs", inputs, stump.adapter.to_inputs)
-    require_finite(stump.adapter.framework.to_numpy(images), "inputs")
+    for array in arrays_of(images):
+        require_finite(stump.adapter.framework.to_numpy(array), "inputs")
     probabilities = mean_probability(stump.maps(images), embeddings)
-    shape = tuple(int(size) for size in images.shape[1:])
+    shape = tuple(int(size) for size in next(arrays_of(images)).shape[1:])
     height, width = Layout.of(shape, stump.split.input_format).spatial_shape(shape)
     return np.stack([resize_map(heatmap, (height, width)) for heatmap in probabilities])
 

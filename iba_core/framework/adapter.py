@@ -18,11 +18,11 @@ from typing import Any, ClassVar, Literal
 
 from iba_core.arguments import require_text
 from iba_core.errors import InputError, LayerError, MissingDependencyError, closest
+from iba_core.framework.comparison import OwnOutputs, difference, epsilon_of
 from iba_core.framework.framework import Framework
-from iba_core.framework.inputs import batch_size, leaves_of, take
+from iba_core.framework.inputs import arrays_of, batch_size, take
 from iba_core.framework.layout import DataFormat
 from iba_core.framework.namespace import BACKENDS, NAMESPACES, Array
-from iba_core.framework.outputs import OwnOutputs, difference, epsilon_of
 from iba_core.framework.shared import SharedInputs
 
 Model = Any
@@ -123,7 +123,8 @@ class Split(ABC):
     input_format: DataFormat
 
     def __init__(self) -> None:
-        self._checked: dict[Any, bool] = {}
+        # Whether the images of a batch are mixed, for each shape of the inputs that has been checked.
+        self._mixing: dict[Any, bool] = {}
         self._features_mix: bool | None = None
 
     # -- what a backend gives ---------------------------------------------------------------------------
@@ -167,8 +168,7 @@ class Split(ABC):
                 return self._one_by_one(inputs)
         return found
 
-    @contextmanager
-    def head(self, inputs: Inputs) -> Iterator[Tail]:
+    def head(self, inputs: Inputs) -> AbstractContextManager[Tail]:
         """Run the head once on `inputs` (batch size B) and give the tail for them.
 
         The tail may be used inside the context only. The model stays as it is.
@@ -181,18 +181,23 @@ class Split(ABC):
                 the model.
             MixedImagesError: the model mixes the images of a batch, and there are several.
         """
-        key = tuple((tuple(x.shape), str(x.dtype)) for _, x in _plain_leaves(inputs))
-        with self.open_head(inputs) as tail:
-            if key not in self._checked:
-                self._checked[key] = self._mixes(tail, inputs)
-            if self._checked[key]:
-                if int(tail.features.shape[0]) > 1:
-                    raise MixedImagesError(self.layer_name)
-                yield replace(tail, one_by_one=True)
-            else:
-                yield tail
+        arrays = [inputs] if hasattr(inputs, "shape") else arrays_of(inputs)
+        key = tuple((tuple(x.shape), str(x.dtype)) for x in arrays)
+        return self._checked_head(inputs, key) if self._mixing.get(key, True) else self.open_head(inputs)
 
     # -- the check --------------------------------------------------------------------------------------
+
+    @contextmanager
+    def _checked_head(self, inputs: Inputs, key: Any) -> Iterator[Tail]:
+        with self.open_head(inputs) as tail:
+            if key not in self._mixing:
+                self._mixing[key] = self._mixes(tail, inputs)
+            if not self._mixing[key]:
+                yield tail
+            elif int(tail.features.shape[0]) == 1:
+                yield replace(tail, one_by_one=True)
+            else:
+                raise MixedImagesError(self.layer_name)
 
     def _mixes(self, tail: Tail, inputs: Inputs) -> bool:
         """Whether the model mixes the images of a batch.
@@ -265,11 +270,6 @@ def _off(own: OwnOutputs, tail: Tail, images: int) -> str | None:
     found = difference(own, tail(z), images * copies, epsilon)
     # The second pass shows whether the first has spoilt anything.
     return found or difference(own, tail(z), images * copies, epsilon)
-
-
-def _plain_leaves(inputs: Inputs) -> Iterator[tuple[Any, Array]]:
-    for path, leaf in leaves_of(inputs):
-        yield path, getattr(leaf, "array", leaf)
 
 
 class ModelAdapter(ABC):
@@ -347,7 +347,8 @@ class ModelAdapter(ABC):
         Raises:
             InputError: it is not clear which inputs all images share.
         """
-        return self.shared.mark(self.as_tensors(inputs, device), self.predict)
+        tensors = self.as_tensors(inputs, device)
+        return tensors if hasattr(tensors, "shape") else self.shared.mark(tensors, self.predict)
 
 
 def backends() -> list[str]:

@@ -7,9 +7,9 @@ from itertools import combinations
 from typing import Any
 
 from iba_core.errors import InputError
+from iba_core.framework.comparison import OwnOutputs, difference
 from iba_core.framework.inputs import Path, Shared, batch_size, leaves_of, map_leaves, of_images
 from iba_core.framework.namespace import NAMESPACES, Array
-from iba_core.framework.outputs import OwnOutputs, difference
 
 
 class SharedInputs:

@@ -350,7 +350,9 @@ def test_preprocessing_refuses_nonsense(options, message):
 
 
 def test_preset_offers_the_closest_name():
-    with pytest.raises(InputError, match="name='imagnet' is no preprocessing; the closest name is 'imagenet'"):
+    with pytest.raises(
+        InputError, match="name='imagnet' is no preprocessing; the closest name is 'imagenet'"
+    ):
         Preprocessing.preset("imagnet")
     with pytest.raises(InputError, match="mean=.* 1 finite numbers"):
         Preprocessing.preset("imagenet", channels=1)

@@ -17,7 +17,16 @@ from iba_core import (
     SegmentationTarget,
     SumTarget,
 )
-from iba_core.targets import are_probabilities, as_target, class_probabilities, main_output
+from iba_core.targets import (
+    OfOutput,
+    are_probabilities,
+    as_target,
+    class_probabilities,
+    first_output,
+    kind_of_outputs,
+    main_index,
+    main_output,
+)
 
 LOGITS = np.array([[0.0, 3.0, 1.0], [4.0, 0.0, 2.0]])
 
@@ -163,3 +172,82 @@ def test_losses_add_up():
     np.testing.assert_array_equal(target.select(1, 2, 2).targets[1].classes, [2])
     with pytest.raises(InputError, match="weights=.* must be a sequence of 2 finite numbers"):
         SumTarget((1, 2), weights=(1.0,))
+
+
+class TestSigmoid:
+    """Probabilities that do not sum to 1."""
+
+    OUTPUTS = np.array([[0.2, 0.9, 0.6], [0.4, 0.3, 0.5]])
+
+    def test_the_loss_is_that_of_the_class_alone(self):
+        loss, rows = ClassTarget([0, 2], activation="sigmoid").resolve(self.OUTPUTS)
+        np.testing.assert_allclose(loss(self.OUTPUTS, *rows), -np.log([0.2, 0.5]))
+
+    def test_a_single_output_is_a_classifier_of_two_classes(self):
+        outputs = np.array([[0.25], [0.75]])
+        for classes, expected in (([1, 1], [0.25, 0.75]), ([0, 0], [0.75, 0.25]), (None, [0.75, 0.75])):
+            loss, rows = ClassTarget(classes, activation="sigmoid").resolve(outputs)
+            np.testing.assert_allclose(loss(outputs, *rows), -np.log(expected))
+        np.testing.assert_allclose(class_probabilities(outputs, "sigmoid"), [[0.75, 0.25], [0.25, 0.75]])
+        with pytest.raises(InputError, match="target=2 is outside the model's 2 classes"):
+            ClassTarget(2, activation="sigmoid").resolve(outputs)
+
+    def test_the_distribution_is_the_sum_over_the_classes(self):
+        loss, rows = DistributionTarget("sigmoid").resolve(self.OUTPUTS)
+        p = self.OUTPUTS
+        entropy = -(p * np.log(p) + (1 - p) * np.log(1 - p)).sum(axis=1)
+        np.testing.assert_allclose(loss(p, *rows), entropy)
+        assert (loss(p * 0.9, *rows) > entropy).all()
+
+    def test_it_is_known_from_the_model_alone(self):
+        assert kind_of_outputs(self.OUTPUTS, "sigmoid") == "sigmoid"
+        assert kind_of_outputs(self.OUTPUTS, "other") == "logits"
+        assert kind_of_outputs(self.OUTPUTS) == "logits"
+        assert kind_of_outputs(np.array([[0.5, 0.5]]), "sigmoid") == "sigmoid"
+        assert kind_of_outputs(np.array([[0.5, 0.5]]), "unknown") == "softmax"
+        assert kind_of_outputs(np.array([[0.5, 1.5]]), "unknown") == "logits"
+        with pytest.raises(InputError, match="lie between 0 and 1 and do not sum to 1"):
+            kind_of_outputs(self.OUTPUTS, "unknown")
+
+    def test_what_the_user_says_counts(self):
+        assert ClassTarget(1, activation="other").ending_in("sigmoid").activation == "other"
+        assert ClassTarget(1).ending_in("sigmoid").activation == "sigmoid"
+        assert LogitTarget(1).ending_in("sigmoid").activation is None
+        both = SumTarget((ClassTarget(1), LogitTarget(0))).ending_in("sigmoid")
+        assert [part.activation for part in both.targets] == ["sigmoid", None]
+        with pytest.raises(InputError, match="activation='tanh' is none of"):
+            ClassTarget(1, activation="tanh")
+
+
+def test_of_several_outputs_the_logits_or_the_only_table_is_meant():
+    hidden, other = np.zeros((2, 4, 5)), np.ones((2, 7))
+    assert main_output({"embedding": other, "logits": LOGITS}) is LOGITS
+    assert main_output({"loss": None, "logits": LOGITS}) is LOGITS
+    assert main_output({"loss": None, "x": hidden}) is hidden
+    assert main_output({"hidden": hidden, "scores": LOGITS, "index": np.ones((2, 3), int)}) is LOGITS
+    assert main_output((None, LOGITS)) is LOGITS
+    with pytest.raises(InputError, match=r"the outputs \['embedding', 'scores'\]; say which one .* output="):
+        main_output({"embedding": other, "scores": LOGITS})
+    assert first_output({"embedding": other, "scores": LOGITS}) is other
+
+
+def test_an_output_is_chosen_by_name_or_number():
+    outputs = {"embedding": np.ones((2, 7)), "scores": (LOGITS, None)}
+    for output in ("scores", 1):
+        assert main_output(outputs, output) is LOGITS
+        assert main_index(outputs, output) == 1
+    assert main_output(SimpleNamespace(scores=LOGITS), "scores") is LOGITS
+    assert main_output([np.ones(2), LOGITS], 1) is LOGITS
+    for output in ("score", 2):
+        with pytest.raises(
+            InputError, match=r"output=.* is not among the model's outputs: \['embedding', 'scores'\]"
+        ):
+            main_output(outputs, output)
+    loss, rows = ClassTarget(1).resolve(LOGITS)
+    np.testing.assert_array_equal(OfOutput(loss, "scores")(outputs, *rows), loss(LOGITS, *rows))
+    assert OfOutput(loss, "scores") == OfOutput(loss, "scores")
+
+
+def test_a_model_without_arrays_is_refused():
+    with pytest.raises(InputError, match="returns NoneType, in which no array is found"):
+        main_output((None, None))

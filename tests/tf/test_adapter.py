@@ -349,6 +349,7 @@ def test_chunks_of_copies_pass_one_after_the_other():
     outputs = keras.layers.Dense(2)(keras.layers.GlobalAveragePooling2D()(x))
     x = np.random.default_rng(0).normal(size=(4, 4, 4, 3)).astype(np.float32)
     explainer = Explainer(TensorFlowAdapter(keras.Model(inputs, outputs)), "features").fit([x], progbar=False)
+    explainer.explain(x[:1], 0, samples=6, steps=1, max_batch=2)  # checks the split against the model
     seen.clear()
     explainer.explain(x[:1], 0, samples=6, steps=1, max_batch=2)
     # The first one gives the outputs.

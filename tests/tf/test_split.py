@@ -381,16 +381,17 @@ def test_the_data_format_follows_the_graph_of_the_inputs():
             assert (known.data_format, known.input_format) == (data_format, data_format)
 
 
-def test_the_data_format_is_kerass_own_where_no_layer_has_one():
+def test_the_user_says_where_the_channels_are_if_no_layer_does():
     inputs = keras.Input((3, 4, 5))
-    model = keras.Model(inputs, layers.Activation("relu", name="relu")(inputs))
-    before = keras.config.image_data_format()
-    try:
-        for data_format in ("channels_first", "channels_last"):
-            keras.config.set_image_data_format(data_format)
-            assert TensorFlowAdapter(model).split("relu").data_format == data_format
-    finally:
-        keras.config.set_image_data_format(before)
+    adapter = TensorFlowAdapter(keras.Model(inputs, layers.Activation("relu", name="relu")(inputs)))
+    with pytest.raises(LayerError, match=r"no layer around 'relu' says which axis .* \(None, 3, 4, 5\)"):
+        adapter.split("relu")
+    for data_format in ("channels_first", "channels_last"):
+        split = adapter.split("relu", data_format=data_format)
+        with split.head(np.ones((2, 3, 4, 5), np.float32)):
+            assert (split.data_format, split.input_format) == (data_format, data_format)
+    with pytest.raises(InputError, match="data_format='first' is neither"):
+        adapter.split("relu", data_format="first")
 
 
 def test_low_precision_features_keep_their_dtype():

@@ -104,7 +104,7 @@ def test_a_module_of_several_names_is_found_by_each_of_them(images):
 def test_inputs_take_the_dtype_of_the_model(dtype):
     adapter = TorchAdapter(nn.Linear(2, 2).to(dtype))
     flag, ids = object(), np.array([1, 2])
-    found = adapter.to_inputs(
+    found = adapter.as_tensors(
         {
             "a": np.zeros((2, 2), np.float32),
             "b": (torch.zeros(2), ids),

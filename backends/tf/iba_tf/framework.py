@@ -15,6 +15,7 @@ import tensorflow as tf
 from tensorflow.python.eager import context  # nothing public turns eager execution on for a while
 
 from iba_core.bottleneck.noise import keyed_normal
+from iba_core.errors import LayerError
 from iba_core.framework.framework import F, Framework, X, rows_in_cache
 
 C = TypeVar("C", bound=Callable[..., Any])
@@ -70,16 +71,48 @@ def runs_eagerly(function: C) -> C:
     return wrapped  # type: ignore[return-value]  # `wraps` keeps the signature, which the checker cannot see
 
 
-def traced(function: Callable[..., Any], **options: Any) -> Any:
+class Traced:
+    """A `tf.function` that an interrupt cannot leave half made.
+
+    A function whose first trace was interrupted fails from then on. So it is kept only once it has run.
+
+    Args:
+        function: takes and returns nested structures of tensors.
+        options: options of `tf.function`.
+    """
+
+    def __init__(self, function: Callable[..., Any], options: dict[str, Any]) -> None:
+        self._python, self._options = function, options
+        self._proven: Any = None
+
+    def __call__(self, *args: Any) -> Any:
+        """Run it, traced before for new shapes."""
+        function = self._proven
+        if function is not None:
+            return function(*args)
+        function = self._made()
+        results = function(*args)
+        self._proven = function
+        return results
+
+    def get_concrete_function(self, *specs: Any) -> Any:
+        """The graph for arguments of some shapes."""
+        return self._made().get_concrete_function(*specs)
+
+    def _made(self) -> Any:
+        # TensorFlow counts traces per code object, and would warn of too many if several objects trace the
+        # same method. Each partial is counted separately.
+        return tf.function(partial(self._python), autograph=False, **self._options)
+
+
+def traced(function: Callable[..., Any], **options: Any) -> Traced:
     """Return `function` as a `tf.function` whose Python code AutoGraph does not rewrite.
 
     Args:
         function: takes and returns nested structures of tensors.
         **options: options of `tf.function`.
     """
-    # TensorFlow counts traces per code object, and would warn of too many if several objects trace the same
-    # method. Each partial is counted separately.
-    return tf.function(partial(function), autograph=False, **options)
+    return Traced(function, options)
 
 
 def fresh_key() -> tuple[int, int]:
@@ -149,7 +182,12 @@ class TensorFlowFramework(Framework):
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(x)
             value, auxiliary = function(x)
-        gradient = tape.gradient(value, x, unconnected_gradients=tf.UnconnectedGradients.ZERO)
+        gradient = tape.gradient(value, x)
+        if gradient is None:
+            raise LayerError(
+                "what is to be explained does not depend on the layer's features by anything that can be "
+                "differentiated: name a layer before it, or give a target with a gradient"
+            )
         return value, auxiliary, gradient
 
     def compile(self, function: F, *, jit_compile: bool = False, donate: int | None = None) -> F:

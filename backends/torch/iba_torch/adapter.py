@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from itertools import chain
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -20,7 +20,7 @@ from iba_torch.framework import TorchFramework, move_to
 from iba_torch.tail.calls import unwrap
 from iba_torch.tail.places import Knowledge, LayerCall
 from iba_torch.tail.shadow import Handler, Shadows, Site
-from iba_torch.tail.split import TorchSplit, call_with
+from iba_torch.tail.split import TorchSplit, call_with, owned
 from iba_torch.tail.trees import tensors, tree_map
 
 _CALL_SUFFIX = re.compile(r"(?P<name>.+):(?P<call>\d+)")
@@ -53,7 +53,13 @@ class TorchAdapter(ModelAdapter):
     def __init__(self, model: nn.Module, rewrites: bool = True) -> None:
         if not isinstance(model, nn.Module):
             raise InputError(f"{given('model', model)} must be an nn.Module")
+        if any(kind.__module__.partition(".")[0] == "keras" for kind in type(model).__mro__):
+            raise InputError(
+                f"model is a Keras {type(model).__name__} that runs on PyTorch, whose layers are no modules; "
+                "load it in a process with KERAS_BACKEND=tensorflow to explain it"
+            )
         super().__init__(unwrap(model))
+        self._takes_list: bool | None = None
         self._rewrites = require_bool("rewrites", rewrites)
         self._knowledge = Knowledge()
         self._shadows = Shadows()
@@ -157,7 +163,7 @@ class TorchAdapter(ModelAdapter):
         return self._predict(inputs, None)
 
     def _predict(self, inputs: Inputs, handler: Handler | None) -> Any:
-        own = tree_map(lambda tensor: tensor.detach().clone(), inputs)
+        own = owned(inputs)
         with self._shadows.lease() as shadow, torch.no_grad(), shadow.switch.on({}, handler):
             return call_with(shadow.of(self.model), own)
 
@@ -172,23 +178,51 @@ class TorchAdapter(ModelAdapter):
         Returns:
             The same nest; what needs no conversion keeps its memory.
         """
-        state = chain(self.model.parameters(), self.model.buffers())
-        like = next((tensor for tensor in state if tensor.is_floating_point()), None)
+        state = [*self.model.parameters(), *self.model.buffers()]
+        floating = [tensor for tensor in state if tensor.is_floating_point()]
+        like = next((tensor for tensor in floating if not tensor.is_meta), None)
+        dtype = floating[0].dtype if floating else None
+        # Offloaded weights are on no device; whatever loads them moves the inputs to where they are needed.
+        target = like.device if device is None and like is not None else device
 
         def convert(array: Any) -> Any:
             if isinstance(array, list) and not _is_numbers(array):
                 return [visit(item) for item in array]
             tensor = array if isinstance(array, torch.Tensor) else _tensor_of(array)
-            if like is not None:
-                return move_to(tensor, like, device)
+            if dtype is not None:
+                return move_to(tensor, dtype, target)
             if tensor.is_floating_point() and tensor is not array:
                 tensor = tensor.to(torch.get_default_dtype())
-            return tensor if device is None else tensor.to(device)
+            return tensor if target is None else tensor.to(target)
 
         def visit(tree: Any) -> Any:
             return tree_map(convert, tree, (torch.Tensor, np.ndarray, np.generic, list))
 
-        return self._of_its_kind(visit(inputs))
+        converted = self._of_its_kind(visit(inputs))
+        if isinstance(converted, (list, tuple)):
+            self._require_no_list(converted)
+        return converted
+
+    def _require_no_list(self, inputs: Sequence[Any]) -> None:
+        """Refuse a list of images, which looks like several inputs.
+
+        Raises:
+            InputError: the model takes such a list.
+        """
+        if not inputs or not all(isinstance(each, torch.Tensor) and each.ndim == 3 for each in inputs):
+            return
+        if self._takes_list is None:
+            try:
+                self._predict([list(inputs)], None)
+            except Exception:  # whatever a model raises, it takes no list
+                self._takes_list = False
+            else:
+                self._takes_list = True
+        if self._takes_list:
+            raise InputError(
+                "the model takes a list of images; put it into a module whose forward takes one batch x of "
+                "shape (N, C, H, W), calls the model with list(x) and returns a tensor with a row per image"
+            )
 
     def _of_its_kind(self, inputs: Inputs) -> Inputs:
         """`inputs` with whole numbers as floating-point numbers, if the model takes them only so.

@@ -11,7 +11,7 @@ import numpy.typing as npt
 import torch
 
 from iba_core.arguments import given
-from iba_core.errors import InputError
+from iba_core.errors import InputError, LayerError
 from iba_core.framework.framework import F, Framework, rows_in_cache
 from iba_core.framework.namespace import host_array
 from iba_torch.tail.trees import tree_map
@@ -37,7 +37,7 @@ class TorchFramework(Framework):
         """See `Framework.asarray`. The last axis of a NumPy array is the innermost in memory."""
         # In the order of a permuted array, operations with other tensors take twice as long, and some longer.
         tensor = array if isinstance(array, torch.Tensor) else torch.from_numpy(np.array(array, order="C"))
-        return move_to(tensor, like)
+        return move_to(tensor, like.dtype, like.device)
 
     to_numpy = staticmethod(host_array)
 
@@ -60,12 +60,23 @@ class TorchFramework(Framework):
     def value_and_grad(
         self, function: Callable[[torch.Tensor], tuple[torch.Tensor, Any]], x: torch.Tensor
     ) -> tuple[torch.Tensor, Any, torch.Tensor]:
-        """See `Framework.value_and_grad`."""
+        """See `Framework.value_and_grad`.
+
+        Raises:
+            LayerError: the value does not depend on `x`.
+        """
         with torch.inference_mode(False), torch.enable_grad():
             # An inference tensor cannot be differentiated; a copy made out here can.
             variable = (x.clone() if x.is_inference() else x.detach()).requires_grad_()
             value, auxiliary = function(variable)
-            (gradient,) = torch.autograd.grad(value, variable)
+            gradient = None
+            if value.requires_grad:
+                (gradient,) = torch.autograd.grad(value, variable, allow_unused=True)
+        if gradient is None:
+            raise LayerError(
+                "what is to be kept of the output does not depend on the layer, or is cut off from it "
+                "(torch.no_grad, detach, argmax, whole numbers); choose another layer, target or output="
+            )
         return value.detach(), tree_map(torch.Tensor.detach, auxiliary), gradient
 
     def compile(self, function: F, *, jit_compile: bool = False, donate: int | None = None) -> F:
@@ -95,17 +106,17 @@ def require_device(name: str, device: Any) -> torch.device:
 
 
 def move_to(
-    tensor: torch.Tensor, like: torch.Tensor, device: torch.device | str | None = None
+    tensor: torch.Tensor, dtype: torch.dtype, device: torch.device | str | None = None
 ) -> torch.Tensor:
-    """A tensor on the device of another; floating-point values and bytes take its dtype.
+    """A tensor on a device; floating-point values and bytes take a dtype.
 
     Args:
         tensor: the tensor.
-        like: gives the dtype, and the device unless it is given.
-        device: another device.
+        dtype: the dtype.
+        device: the device; None to leave the tensor where it is.
     """
     # Bytes are pixels; what counts, such as the numbers of tokens, comes in wider integers. The dtype comes
     # first, since not every device has float64.
     is_value = tensor.is_floating_point() or tensor.dtype == torch.uint8
-    tensor = tensor.to(like.dtype) if is_value else tensor
-    return tensor.to(like.device if device is None else device)
+    tensor = tensor.to(dtype) if is_value else tensor
+    return tensor if device is None else tensor.to(device)

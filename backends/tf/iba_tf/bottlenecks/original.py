@@ -20,6 +20,7 @@ from iba_tf.adapter import TensorFlowAdapter
 from iba_tf.framework import eagerly
 from iba_tf.graphs.calls import function_to
 from iba_tf.graphs.dataflow import TensorName
+from iba_tf.graphs.graph_inputs import Fed
 from iba_tf.graphs.operations import OperationGraph, canonical, node_of
 from iba_tf.graphs.split import GraphSplit
 from iba_tf.models.graph_model import GraphModel
@@ -179,7 +180,7 @@ class Original:
 
     def prepare(
         self, inputs: Inputs, needed: Callable[[OperationGraph], set[str]] | None = None
-    ) -> tuple[OperationGraph, list[tf.Tensor | None]]:
+    ) -> tuple[OperationGraph, Fed]:
         """See `GraphModel.prepare`."""
         graph, tensors = self.model.prepare(
             inputs, None if needed is None else lambda graph: needed(self._select(graph))

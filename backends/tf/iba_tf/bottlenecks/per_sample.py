@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, field
+from threading import RLock
 from typing import Any, NamedTuple
 
 import keras
@@ -32,11 +34,10 @@ from iba_core.framework.arrays import as_array, require_array, require_mask
 from iba_core.framework.cache import Cache
 from iba_core.framework.framework import require_finite
 from iba_core.framework.inputs import batch_size as rows_of
-from iba_core.framework.inputs import take
+from iba_core.framework.inputs import samples_of
 from iba_core.framework.layout import DataFormat, Layout
 from iba_core.framework.namespace import full_precision
 from iba_core.targets import ClassTarget, Loss, main_output
-from iba_core.utils import get_tqdm
 from iba_tf.adapter import TensorFlowAdapter
 from iba_tf.bottlenecks.flow import Flow
 from iba_tf.bottlenecks.report import Recording, Report, Reporter, joined, variable_names
@@ -47,6 +48,9 @@ _ADAMS = (keras.optimizers.Adam, tf.compat.v1.train.AdamOptimizer)
 
 _SETTINGS = {"batch_size": "samples"}
 """What the core calls the hyperparameters that have another name here."""
+
+_merging = RLock()
+"""Held while an estimator takes in what another one has gathered."""
 
 GIVEN = ("feature_mean", "feature_std", "feature_active")
 """Names of statistics that users give in place of an estimator."""
@@ -305,20 +309,19 @@ class PerSampleBottleneck:
         if n_samples is not None:
             require_whole("n_samples", n_samples, 1)
         require_bool("progbar", progbar)
-        estimator, seen = copy(self._state.estimator), 0
-        with get_tqdm()(total=n_samples, desc="Estimating", unit="sample", disable=not progbar) as bar:
-            for batch in batches:
-                size = rows_of(batch) if n_samples is None else min(rows_of(batch), n_samples - seen)
-                values = features(take(batch, 0, size))
-                estimator.fit(np.asarray(tf.cast(values, tf.float64)))
-                seen += size
-                bar.update(size)
-                if seen == n_samples:
-                    break
-        if not seen:
+        own = self._state.estimator
+        # What is new is gathered apart, since another thread may take in samples meanwhile.
+        gathered = copy(own)
+        gathered.reset()
+        for samples in samples_of(map(_as_one, batches), n_samples or sys.maxsize, progbar):
+            gathered.fit(np.asarray(tf.cast(features(samples), tf.float64)))
+        if not gathered.n_samples():
             raise InputError("the generator gave no samples; give at least two")
-        # The estimator stays the same object, since users may have given it.
-        vars(self._state.estimator).update(vars(estimator))
+        with _merging:
+            # The estimator stays the same object, since users may have given it.
+            merged = copy(own)
+            merged.merge(gathered)
+            vars(own).update(vars(merged))
 
     # -- explaining -------------------------------------------------------------------------------
 
@@ -444,6 +447,11 @@ class PerSampleBottleneck:
     def _feature_name(self) -> str | None:
         """Name of the features that the statistics describe."""
         raise NotImplementedError
+
+
+def _as_one(inputs: Any) -> tuple[Any]:
+    """A batch of a data set that holds nothing but inputs, which may be a tuple themselves."""
+    return (inputs,)
 
 
 def to_saliency_map(

@@ -98,7 +98,9 @@ class IBAReadout(ReadoutBottleneck):
         if (feature_mean is None) != (feature_std is None):
             raise InputError("feature_mean and feature_std go together; give both or neither")
         make_estimator = WelfordEstimator if estimator_type is None else estimator_type
-        self._passes = KerasReadoutModel(model, [attach_layer, *readout_layers], jit_compile)
+        known_format = data_format if tokens is None else "channels_last"
+        layers = [attach_layer, *readout_layers]
+        self._passes = KerasReadoutModel(model, layers, jit_compile, data_format=known_format)
         self.model = model
         self.sigma = sigma
         self.min_std = min_std
@@ -205,7 +207,7 @@ class IBAReadout(ReadoutBottleneck):
             raise InputError(f"model={shown!r} is not the model that the readout was made for")
         if device is None:
             return self._passes
-        return KerasReadoutModel(self.model, self._passes.names, self._passes.jit_compile, device)
+        return self._passes.on(device)
 
     def _settings(self) -> BottleneckSettings:
         return BottleneckSettings(

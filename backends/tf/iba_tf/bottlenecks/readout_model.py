@@ -16,6 +16,10 @@ from iba_core.framework.layout import DataFormat, Layout
 from iba_core.framework.namespace import host_array
 from iba_core.readout.model import NestedPass, ReadoutModel
 from iba_tf.framework import TensorFlowFramework, traced
+from iba_tf.graphs.calls import CallGraph
+from iba_tf.graphs.dataflow import TensorName
+from iba_tf.graphs.graph_inputs import plain
+from iba_tf.graphs.split import as_format, channels_of
 from iba_tf.models.network import KerasNetwork
 
 
@@ -27,6 +31,7 @@ class KerasReadoutModel(ReadoutModel):
         layers: the layers, their names or symbolic tensors; that of the bottleneck first.
         jit_compile: compile the steps of a training with XLA.
         device: where to bring the data; TensorFlow's choice if None.
+        data_format: where the channels of the bottleneck's features are; None to find that out.
 
     Attributes:
         precision: of the bottleneck, ``"float32"`` or ``"float64"``.
@@ -38,7 +43,12 @@ class KerasReadoutModel(ReadoutModel):
     framework = TensorFlowFramework()
 
     def __init__(
-        self, model: keras.Model, layers: Sequence[Any], jit_compile: bool, device: Any = None
+        self,
+        model: keras.Model,
+        layers: Sequence[Any],
+        jit_compile: bool,
+        device: Any = None,
+        data_format: DataFormat | None = None,
     ) -> None:
         network = KerasNetwork(model)
         graph = network.graph
@@ -54,18 +64,25 @@ class KerasReadoutModel(ReadoutModel):
         self.jit_compile = jit_compile
         self.precision = "float64" if graph.tensor(self._tensors[0]).dtype == tf.float64 else "float32"
         self._model, self._graph, self._device = model, graph, device
-        self._split = network.split(self.names[0])
+        self._given_format = data_format
+        self._split = network.split(self.names[0], data_format=data_format)
         # A smaller last batch of a data set must not cost one more trace for each of its sizes.
         self._features = traced(self._evaluate, reduce_retracing=True)
 
     def __reduce__(self) -> tuple[Any, ...]:
         # A graph belongs to one model object. A copy finds the layers in its own model, by their names.
-        return KerasReadoutModel, (self._model, self.names, self.jit_compile, self._device)
+        own = self._model, self.names, self.jit_compile, self._device, self._given_format
+        return KerasReadoutModel, own
+
+    def on(self, device: Any) -> KerasReadoutModel:
+        """The same model and layers, with the data on a device."""
+        own = self._model, self.names, self.jit_compile
+        return KerasReadoutModel(*own, device, self._given_format)
 
     def to_inputs(self, inputs: Inputs) -> tuple[tf.Tensor, ...]:
         """See `ReadoutModel.to_inputs`; the tensors are in the order in which the model takes them."""
         with tf.device(self._device):
-            return tuple(self._graph.prepare(inputs))
+            return tuple(plain(self._graph.prepare(inputs)))
 
     def to_targets(self, values: tuple[Any, ...]) -> tuple[Any, ...]:
         """See `ReadoutModel.to_targets`."""
@@ -94,7 +111,11 @@ class KerasReadoutModel(ReadoutModel):
 
     def data_formats(self, inputs: Inputs = None) -> list[DataFormat]:
         """See `ReadoutModel.data_formats`; the layers tell, without a pass."""
-        return [self._graph.data_format(tensor) for tensor in self._tensors]
+        own = self._split.data_format
+        return [
+            own,
+            *(_format_of(self._graph, *each) for each in zip(self.names[1:], self._tensors[1:], strict=True)),
+        ]
 
     def features(self, inputs: tuple[tf.Tensor, ...]) -> tuple[tf.Tensor, ...]:
         """See `ReadoutModel.features`."""
@@ -111,3 +132,7 @@ class KerasReadoutModel(ReadoutModel):
     def _evaluate(self, inputs: tuple[tf.Tensor, ...]) -> tuple[tf.Tensor, ...]:
         values = {entry.tensor: x for entry, x in zip(self._graph.inputs, inputs, strict=True)}
         return tuple(self._graph.evaluate(self._tensors, values))
+
+
+def _format_of(graph: CallGraph, name: str, tensor: TensorName) -> DataFormat:
+    return as_format(channels_of(graph, name, tensor, tensor), graph.rank(tensor))

@@ -11,21 +11,27 @@ from __future__ import annotations
 
 import inspect
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, get_args
+from typing import Any, ClassVar
 
 import keras
 import tensorflow as tf
 from keras import KerasTensor
 
 from iba_core.errors import LayerError
-from iba_core.framework.layout import DataFormat
+from iba_core.framework.cache import Cache
+from iba_tf.framework import traced
+from iba_tf.graphs.channels import Axes, Found, channels_of_layer, nearest
 from iba_tf.graphs.dataflow import DataflowGraph, Node, Place, Shape, TensorName, Values
 from iba_tf.graphs.graph_inputs import GraphInput
+from iba_tf.graphs.operations import OperationGraph
 
 _MASK = "#mask"
 """What follows the name of a tensor in the name of its mask."""
+
+_KEPT = 64
+"""How many calls a graph keeps the operations of."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,12 +63,6 @@ class Call(Node):
     def outputs(self) -> tuple[TensorName, ...]:
         """See `Node.outputs`."""
         return self.results
-
-    @property
-    def data_format(self) -> DataFormat | None:
-        """See `Node.data_format`."""
-        stated = getattr(self.operation, "data_format", None)
-        return stated if stated in get_args(DataFormat) else None
 
     def run(self, values: dict[TensorName, Any]) -> None:
         """Add the results to `values`, which has the arguments."""
@@ -114,6 +114,7 @@ class CallGraph(DataflowGraph):
         self.nodes: dict[str, Call] = builder.calls
         self.layers = tuple(builder.places)
         self.symbols = builder.symbols
+        self._insides: Cache[OperationGraph | None] = Cache(_KEPT)
         self._producers = {name: call for call in self.nodes.values() for name in call.results}
 
     @classmethod
@@ -161,12 +162,54 @@ class CallGraph(DataflowGraph):
         """See `DataflowGraph.companions`: the mask."""
         return (tensor + _MASK,)
 
-    def _default_data_format(self, tensor: TensorName) -> DataFormat:
-        """For images, Keras' own setting decides."""
-        if len(self.symbols[tensor].shape) == 4:
-            found: DataFormat = keras.config.image_data_format()
-            return found
-        return "channels_last"
+    # -- channels ---------------------------------------------------------------------------------
+
+    def inside(self, node: Any) -> OperationGraph | None:
+        """See `DataflowGraph.inside`."""
+        return self._insides.get(node, lambda: _operations_of(node, self.symbols))
+
+    def stated_channels(self, node: Any, tensor: TensorName) -> int | None:
+        """See `DataflowGraph.stated_channels`."""
+        axis, rank = channels_of_layer(node.operation), len(self.symbols[tensor].shape)
+        return None if axis is None or not -rank <= axis < rank else axis % rank
+
+    def carried(self, node: Any, tensor: TensorName, axes: Axes, backwards: bool) -> Found:
+        """See `DataflowGraph.carried`: the operations of the call tell."""
+        inside = self.inside(node)
+        if inside is None:
+            return None, []
+        taken = dict(zip(dict.fromkeys(node.inputs), (entry.tensor for entry in inside.inputs), strict=True))
+        given = dict(zip(node.results, inside.flat_outputs, strict=True))
+        start, beyond = (given, taken) if backwards else (taken, given)
+        found, ends = nearest(inside, [(start[tensor], axes)], backwards)
+        names = {inner: outer for outer, inner in beyond.items()}
+        return found, [(names[inner], moved) for inner, moved in ends]
+
+
+def _operations_of(call: Call, symbols: Mapping[TensorName, KerasTensor]) -> OperationGraph | None:
+    """The operations that one call leaves in a function; None where it cannot be traced for any batch."""
+    names = list(dict.fromkeys(call.inputs))
+
+    def run(*tensors: tf.Tensor) -> list[tf.Tensor]:
+        values = dict(zip(names, tensors, strict=True))
+        with keras.StatelessScope():
+            call.run(values)
+        return [tf.identity(values[name]) for name in call.results]
+
+    specs = [tf.TensorSpec(symbols[name].shape, tf.as_dtype(symbols[name].dtype)) for name in names]
+    try:
+        concrete = traced(run).get_concrete_function(*specs)
+        return OperationGraph(
+            concrete.graph.as_graph_def(),
+            [GraphInput(x.name, x.name, x.dtype, tuple(x.shape)) for x in concrete.inputs[: len(names)]],
+            [x.name for x in concrete.outputs],
+            {
+                x.name: value
+                for x, value in zip(concrete.inputs[len(names) :], concrete.captured_inputs, strict=True)
+            },
+        )
+    except Exception:  # the layer's own code may raise anything for open shapes
+        return None
 
 
 def function_to(output: KerasTensor) -> keras.Function:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
-from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -21,8 +20,8 @@ import tensorflow as tf
 
 from iba_core.errors import LayerError, closest
 from iba_core.framework.adapter import Inputs
-from iba_core.framework.layout import DataFormat
-from iba_tf.graphs.graph_inputs import GraphInput, tensors_for
+from iba_tf.graphs.channels import Axes, Found
+from iba_tf.graphs.graph_inputs import Fed, GraphInput, tensors_for
 
 TensorName = str
 """Such as ``"conv/Relu:0"``."""
@@ -57,18 +56,8 @@ class Node(ABC):
         """Names of the tensors that it gives."""
 
     @property
-    def data_format(self) -> DataFormat | None:
-        """Where the channels of its tensors are, if it says so itself."""
-        return None
-
-    @property
     def reads_sizes(self) -> bool:
         """Whether only the shapes of its inputs matter."""
-        return False
-
-    @property
-    def keeps_channels(self) -> bool:
-        """Whether the channels stay channels where it changes the number of axes."""
         return False
 
 
@@ -84,6 +73,7 @@ class Place:
         object: the layer; None for an operation.
         inputs: names of its arguments, where they are known.
         symbols: Keras' symbolic tensors of the results, where it has them.
+        channels: the axis of its results that holds channels, if the layer says so; it may be negative.
     """
 
     name: str
@@ -92,6 +82,7 @@ class Place:
     object: Any = None
     inputs: tuple[TensorName, ...] = ()
     symbols: tuple[Any, ...] = ()
+    channels: int | None = None
 
     def named(self, index: int) -> str:
         """Name of one of the results."""
@@ -256,7 +247,7 @@ class DataflowGraph(ABC):
                 found.update(node.outputs)
         return found
 
-    def prepare(self, inputs: Inputs, needed: set[str] | None = None) -> list[tf.Tensor | None]:
+    def prepare(self, inputs: Inputs, needed: set[str] | None = None) -> Fed:
         """Make tensors of a user's inputs, of the dtypes that the model takes; see `tensors_for`."""
         return tensors_for(self.inputs, inputs, needed)
 
@@ -321,55 +312,40 @@ class DataflowGraph(ABC):
 
     # -- channels ---------------------------------------------------------------------------------
 
-    def data_format(self, tensor: TensorName) -> DataFormat:
-        """Where the channels of a tensor are.
+    def inside(self, node: Any) -> Any:
+        """The operations of a node that is a call, as a graph; None where they are not known, or it is one.
 
-        The nearest nodes that say so decide, those before the tensor first. A node that changes the number of
-        axes breaks the connection, unless it only adds or drops an axis of size 1. A transposition may turn
-        the format around.
+        The graph's inputs are those of the node, each once.
         """
-        for backwards in (True, False):
-            queue = deque([(tensor, False)])
-            seen = {tensor}
-            while queue:
-                current, swapped = queue.popleft()
-                for node in self._neighbours(current, backwards):
-                    if node.data_format is not None:
-                        return _swapped(node.data_format) if swapped else node.data_format
-                    turned = swapped ^ self._swaps(node)
-                    for near in node.inputs if backwards else node.outputs:
-                        if near not in seen and self._same_axes(node, current, near):
-                            seen.add(near)
-                            queue.append((near, turned))
-        return self._default_data_format(tensor)
+        return None
 
-    def _neighbours(self, tensor: TensorName, backwards: bool) -> list[Node]:
+    @abstractmethod
+    def stated_channels(self, node: Any, tensor: TensorName) -> int | None:
+        """The axis of a tensor that holds channels, if a node that makes or takes it says so."""
+
+    @abstractmethod
+    def carried(self, node: Any, tensor: TensorName, axes: Axes, backwards: bool) -> Found:
+        """What is found about channels within a node, or where the axes of a tensor are beyond it."""
+
+    def rank(self, tensor: TensorName) -> int | None:
+        """Number of axes of a tensor; None where it is not known."""
+        found: int | None = self.tensor(tensor).shape.rank
+        return found
+
+    def neighbours(self, tensor: TensorName, backwards: bool) -> list[Node]:
+        """The node that makes a tensor, or those that take it."""
         if not backwards:
             return self.consumers(tensor)
-        node = None if tensor in self._given else self.producer(tensor)
+        node = None if self.is_end(tensor, backwards) or tensor in self.bindings else self.producer(tensor)
         return [] if node is None else [node]
 
+    def is_end(self, tensor: TensorName, backwards: bool) -> bool:
+        """Whether a tensor is an input, or an output, of the graph."""
+        return tensor in (self._inputs if backwards else self.flat_outputs)
+
     @cached_property
-    def _given(self) -> set[TensorName]:
-        return {*self.bindings, *(entry.tensor for entry in self.inputs)}
-
-    def _same_axes(self, node: Node, one: TensorName, other: TensorName) -> bool:
-        if other not in self.moving:
-            return False
-        ranks = [self.tensor(name).shape.rank for name in (one, other)]
-        return ranks[0] == ranks[1] or node.keeps_channels
-
-    def _swaps(self, node: Node) -> bool:
-        """Whether a node moves the channels to the other end."""
-        return False
-
-    def _default_data_format(self, tensor: TensorName) -> DataFormat:
-        """Where the channels are if no node says so."""
-        return "channels_last"
-
-
-def _swapped(data_format: DataFormat) -> DataFormat:
-    return "channels_first" if data_format == "channels_last" else "channels_last"
+    def _inputs(self) -> set[TensorName]:
+        return {entry.tensor for entry in self.inputs}
 
 
 # -- names ----------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ import tensorflow as tf
 
 from iba_core.errors import InputError
 from iba_core.framework.adapter import Inputs
+from iba_core.framework.inputs import Shared
 
 
 @dataclass(frozen=True)
@@ -32,9 +33,11 @@ class GraphInput:
     default: Any = None
 
 
-def tensors_for(
-    entries: Sequence[GraphInput], inputs: Inputs, needed: set[str] | None = None
-) -> list[tf.Tensor | None]:
+Fed = list[tf.Tensor | Shared | None]
+"""A tensor for each input of a graph, marked where all images share it; None for those that are missing."""
+
+
+def tensors_for(entries: Sequence[GraphInput], inputs: Inputs, needed: set[str] | None = None) -> Fed:
     """Make tensors of a user's inputs, one for each input of a graph; None for those that are missing.
 
     Args:
@@ -77,7 +80,9 @@ def _by_name(entries: Sequence[GraphInput], inputs: Inputs) -> dict[str, Any]:
     return {required[0]: inputs}
 
 
-def _fitting(entry: GraphInput, value: Any) -> tf.Tensor:
+def _fitting(entry: GraphInput, value: Any) -> tf.Tensor | Shared:
+    if isinstance(value, Shared):
+        return Shared(_fitting(entry, value.array))
     tensor = as_tensor(entry.name, value, None)
     shape = entry.shape
     if shape is not None:
@@ -93,8 +98,10 @@ def _fitting(entry: GraphInput, value: Any) -> tf.Tensor:
     return tf.cast(tensor, entry.dtype) if tensor.dtype != entry.dtype else tensor
 
 
-def as_tensor(name: Any, value: Any, floating: tf.DType | None) -> tf.Tensor:
+def as_tensor(name: Any, value: Any, floating: tf.DType | None) -> Any:
     """Make a tensor of an input's value; floating-point NumPy arrays take the dtype `floating`."""
+    if isinstance(value, Shared):
+        return Shared(as_tensor(name, value.array, floating))
     try:
         tensor = tf.convert_to_tensor(value if tf.is_tensor(value) else np.asarray(value))
     except (TypeError, ValueError) as error:
@@ -114,32 +121,37 @@ def name_of(entries: Sequence[GraphInput], key: Any) -> str:
     return str(name)
 
 
-def batched_inputs(entries: Sequence[GraphInput], tensors: Sequence[tf.Tensor | None]) -> list[bool]:
+def plain(fed: Fed) -> list[tf.Tensor | None]:
+    """The tensors without marks."""
+    return [x.array if isinstance(x, Shared) else x for x in fed]
+
+
+def batched_inputs(entries: Sequence[GraphInput], fed: Fed) -> list[bool]:
     """Tell which inputs have a row for each image.
 
-    These are the inputs whose first axis is that of the first input that has axes.
+    These are the inputs that are not marked as shared, whose first axis has the length of that of the first
+    such input, and which the model declares like that one.
 
     Args:
         entries: the inputs of a graph.
-        tensors: a tensor for each; None for those that are missing.
+        fed: a tensor for each.
 
     Raises:
-        InputError: no input has axes.
+        InputError: no input has a row for each image.
     """
-    pairs = [(entry, x) for entry, x in zip(entries, tensors, strict=True) if x is not None]
-    first = next((pair for pair in pairs if pair[1].shape.rank), None)
-    if first is None:
+    pairs = zip(entries, fed, strict=True)
+    own = [(entry, x) for entry, x in pairs if tf.is_tensor(x) and x.shape.rank]
+    if not own:
         raise InputError("no input has a batch axis")
-    reference, example = first[0].shape, first[1]
+    (reference, example), *_ = own
 
-    def is_batched(entry: GraphInput, x: tf.Tensor | None) -> bool:
-        if x is None or not x.shape.rank:
+    def is_batched(entry: GraphInput, x: tf.Tensor | Shared | None) -> bool:
+        if not tf.is_tensor(x) or not x.shape.rank or x.shape[0] != example.shape[0]:
             return False
-        if entry.shape is None or reference is None:
-            return bool(x.shape[0] == example.shape[0])
-        return entry.shape[0] == reference[0]
+        declared = entry.shape is not None and reference.shape is not None
+        return not declared or entry.shape[0] == reference.shape[0]
 
-    return [is_batched(entry, x) for entry, x in zip(entries, tensors, strict=True)]
+    return [is_batched(entry, x) for entry, x in zip(entries, fed, strict=True)]
 
 
 def is_several(inputs: Any) -> bool:
@@ -148,4 +160,4 @@ def is_several(inputs: Any) -> bool:
 
 
 def _is_array(value: Any) -> bool:
-    return hasattr(value, "shape") and hasattr(value, "dtype")
+    return isinstance(value, Shared) or (hasattr(value, "shape") and hasattr(value, "dtype"))

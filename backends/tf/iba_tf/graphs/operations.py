@@ -25,11 +25,12 @@ from tensorflow.core.framework.node_def_pb2 import NodeDef
 from tensorflow.python.eager import context  # nothing public registers the functions of a graph
 
 from iba_core.errors import InputError, LayerError, closest
-from iba_core.framework.layout import DataFormat
 from iba_tf.framework import eagerly, runs_eagerly, traced
+from iba_tf.graphs.channels import Axes, Found
 from iba_tf.graphs.dataflow import DataflowGraph, Node, Place, Shape, TensorName, Values
 from iba_tf.graphs.graph_inputs import GraphInput
 from iba_tf.graphs.inlining import inline_calls, output_count
+from iba_tf.graphs.operation_axes import OperationAxes
 
 Binding: TypeAlias = tf.Variable | tf.Tensor
 """What a tensor of a graph stands for, where no operation of the graph computes it."""
@@ -39,14 +40,6 @@ REFERENCES = ("Variable", "VariableV2", "TemporaryVariable")
 
 _SIZES = ("Shape", "ShapeN", "Size", "Rank")
 _PASS_ON = ("Identity", "IdentityN", "StopGradient", "Snapshot", "EnsureShape", "PlaceholderWithDefault")
-_FORMATS: dict[str, DataFormat] = {
-    "NHWC": "channels_last",
-    "NDHWC": "channels_last",
-    "NCHW": "channels_first",
-    "NCDHW": "channels_first",
-}
-_SWAPS = {(0, 2, 1), (0, 3, 1, 2), (0, 2, 3, 1), (0, 4, 1, 2, 3), (0, 2, 3, 4, 1)}
-_KEEPS_CHANNELS = ("ExpandDims", "Squeeze", "Transpose")
 
 
 class Operation(Node):
@@ -73,21 +66,9 @@ class Operation(Node):
         return tuple(f"{self.name}:{index}" for index in range(output_count(self.definition)))
 
     @property
-    def data_format(self) -> DataFormat | None:
-        """See `Node.data_format`."""
-        if "data_format" not in self.definition.attr:
-            return None
-        return _FORMATS.get(self.definition.attr["data_format"].s.decode())
-
-    @property
     def reads_sizes(self) -> bool:
         """See `Node.reads_sizes`."""
         return self.op in _SIZES
-
-    @property
-    def keeps_channels(self) -> bool:
-        """See `Node.keeps_channels`."""
-        return self.op in _KEEPS_CHANNELS
 
     @property
     def passes_on(self) -> bool:
@@ -356,12 +337,44 @@ class OperationGraph(DataflowGraph):
             elif not user.reads_sizes:
                 yield user.name
 
-    def _swaps(self, node: Node) -> bool:
-        """Whether an operation is a transposition that moves the channels to the other end."""
-        if node.kind != "Transpose":
-            return False
-        permutation = tf.get_static_value(self._tensors[node.inputs[1]])
-        return permutation is not None and tuple(int(axis) for axis in permutation) in _SWAPS
+    # -- channels ---------------------------------------------------------------------------------
+
+    @cached_property
+    def _axes(self) -> OperationAxes:
+        return OperationAxes(self.tensor, self.moving.__contains__)
+
+    @cached_property
+    def _channels_of_layers(self) -> dict[TensorName, int]:
+        return {
+            name: place.channels
+            for place in self.layers
+            for name in place.tensors
+            if place.channels is not None
+        }
+
+    def stated_channels(self, node: Any, tensor: TensorName) -> int | None:
+        """See `DataflowGraph.stated_channels`; a layer of Keras speaks for its operations."""
+        axis, rank = self._channels_of_layers.get(tensor), self.rank(tensor)
+        if axis is not None and rank is not None and -rank <= axis < rank and tensor in node.outputs:
+            return axis % rank
+        return self._axes.stated(node, tensor)
+
+    def carried(self, node: Any, tensor: TensorName, axes: Axes, backwards: bool) -> Found:
+        """See `DataflowGraph.carried`."""
+        reached: list[tuple[TensorName, Axes]] = []
+        for near in node.inputs if backwards else node.outputs:
+            if near not in self.moving or near in self.of_sizes:
+                continue
+            sources = self._axes.sources(node, *((near, tensor) if backwards else (tensor, near)))
+            if sources is None:
+                continue
+            if backwards:
+                own = {source: axes[axis] for axis, source in enumerate(sources) if source is not None}
+                moved = tuple(own.get(axis) for axis in range(self.rank(near) or 0))
+            else:
+                moved = tuple(None if source is None else axes[source] for source in sources)
+            reached.append((near, moved))
+        return None, reached
 
 
 def _in_order(nodes: Iterable[Operation]) -> dict[str, Operation]:

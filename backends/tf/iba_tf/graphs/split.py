@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Protocol
+from functools import cached_property
+from typing import Any, Protocol, get_args
 
+import keras
 import tensorflow as tf
 
 from iba_core.errors import InputError, LayerError
-from iba_core.framework.adapter import Inputs, Split, Tail
+from iba_core.framework.adapter import Activation, Inputs, Split, Tail
 from iba_core.framework.cache import Cache
+from iba_core.framework.comparison import OwnOutputs
 from iba_core.framework.layout import DataFormat
-from iba_core.framework.outputs import OwnOutputs
 from iba_tf.framework import eagerly, runs_eagerly, traced
+from iba_tf.graphs.channels import channel_axis, nearest
 from iba_tf.graphs.dataflow import DataflowGraph, Node, Shape, TensorName
-from iba_tf.graphs.graph_inputs import batched_inputs
+from iba_tf.graphs.endings import ending
+from iba_tf.graphs.graph_inputs import Fed, batched_inputs, plain
 
 _UNSLICED = (tf.variant, tf.resource)
 """Dtypes that hold something as a whole, such as a list of tensors, of which no image has a part."""
@@ -41,7 +45,7 @@ class Source(Protocol):
 
     def prepare(
         self, inputs: Inputs, needed: Callable[[Any], set[str]] | None = None
-    ) -> tuple[DataflowGraph, list[tf.Tensor | None]]:
+    ) -> tuple[DataflowGraph, Fed]:
         """The graph for some inputs, and their tensors; None for those that are missing and not needed."""
 
     def check_layer(self, layer: Any) -> str:
@@ -94,6 +98,8 @@ class GraphSplit(Split):
         data_format: DataFormat | None = None,
     ) -> None:
         super().__init__()
+        if data_format not in (None, *get_args(DataFormat)):
+            raise InputError(f"data_format={data_format!r} is neither 'channels_first' nor 'channels_last'")
         self._given_format = data_format
         self._source = source
         self._layer, self._end_layer = layer, end_layer
@@ -105,7 +111,8 @@ class GraphSplit(Split):
             self._division(source.graph)
         else:
             self.layer_name = source.check_layer(layer)
-            self.data_format = self.input_format = source.data_format
+            self.input_format = source.data_format
+            self.data_format = data_format or self.input_format
             if end_layer is not None:
                 source.check_layer(end_layer)
 
@@ -137,40 +144,59 @@ class GraphSplit(Split):
         with eagerly():
             passes, tensors = self._prepared(inputs, features_only=False)
             features, *carry = passes.head(tensors)
-            yield Tail(features, passes.tail, tuple(carry))
+            yield GraphTail(features, passes.tail, tuple(carry), division=passes.division)
 
     @runs_eagerly
     def own_outputs(self, inputs: Inputs) -> OwnOutputs:
         """See `Split.own_outputs`: the whole graph runs on the first image."""
-        graph, tensors = self._source.prepare(inputs)
-        division = self._division(graph)
-        batched = batched_inputs(graph.inputs, tensors)
-        values = {
-            entry.tensor: x[:1] if flag else x
-            for entry, x, flag in zip(graph.inputs, tensors, batched, strict=True)
-            if x is not None
-        }
-        flat = graph.evaluate(division.flat_outputs, values)
-        return OwnOutputs(tf.nest.pack_sequence_as(division.outputs, flat), 1)
+        passes, tensors = self._prepared(inputs, features_only=False)
+        return OwnOutputs(passes.own_outputs(tensors), 1)
 
     def _division(self, graph: DataflowGraph) -> Division:
         division = self._divisions.get(
-            graph, lambda: Division.of(graph, self._layer, self._end_layer, self._replace, self._rewrite)
+            graph,
+            lambda: Division.of(
+                graph,
+                self._layer,
+                self._end_layer,
+                self._replace,
+                self._rewrite,
+                self._given_format is not None,
+            ),
         )
         if division is not self._latest:
             self.layer_name = division.layer_name
-            self.data_format = self._given_format or graph.data_format(division.features)
-            self.input_format = graph.data_format(graph.inputs[0].tensor)
+            self.data_format = self._given_format or division.data_format
+            self.input_format = input_format_of(graph, self._given_format)
             self._latest = division
         return division
 
     def _prepared(self, inputs: Inputs, features_only: bool) -> tuple[_Passes, list[tf.Tensor | None]]:
         needed = (lambda graph: self._division(graph).feature_inputs) if features_only else None
-        graph, tensors = self._source.prepare(inputs, needed)
+        graph, fed = self._source.prepare(inputs, needed)
         division = self._division(graph)
+        batched, tensors = batched_inputs(graph.inputs, fed), plain(fed)
         shapes = (None if x is None else (tuple(x.shape[1:]), x.dtype) for x in tensors)
-        key = (graph, features_only, *shapes)
-        return self._passes.get(key, lambda: _Passes(division, tensors, features_only)), tensors
+        key = (graph, features_only, *batched, *shapes)
+        passes = self._passes.get(key, lambda: _Passes(division, tensors, batched, features_only))
+        self.data_format = self._given_format or passes.data_format
+        return passes, tensors
+
+
+@dataclass(frozen=True, eq=False)
+class GraphTail(Tail):
+    """The part of a graph after a place.
+
+    Attributes:
+        division: how the graph is divided.
+    """
+
+    division: Any = None
+
+    def activations(self) -> list[Activation | None]:
+        """See `Tail.activations`."""
+        endings: list[Activation | None] = self.division.endings
+        return endings
 
 
 def _made_again(source: Source, layer: Any, end_layer: Any, options: dict[str, Any]) -> GraphSplit:
@@ -192,6 +218,7 @@ class Division:
         frontier: tensors of the head that the tail takes, too.
         measured: nodes that read the sizes of tensors of the head.
         feature_inputs: names of the inputs that the features depend on.
+        channels: axis of the features' tensor that holds channels; None where that is not known.
     """
 
     graph: DataflowGraph
@@ -203,12 +230,28 @@ class Division:
     frontier: tuple[TensorName, ...]
     measured: tuple[Node, ...]
     feature_inputs: set[str]
+    channels: int | None
 
     @classmethod
     def of(
-        cls, graph: DataflowGraph, layer: Any, end_layer: Any, replace: bool, rewrite: Rewrite | None
+        cls,
+        graph: DataflowGraph,
+        layer: Any,
+        end_layer: Any,
+        replace: bool,
+        rewrite: Rewrite | None,
+        is_format_given: bool,
     ) -> Division:
-        """Divide `graph` at `layer`; arguments and errors as of `GraphSplit`."""
+        """Divide `graph` at `layer`; arguments and errors as of `GraphSplit`.
+
+        Args:
+            graph: what is divided.
+            layer: see `GraphSplit`.
+            end_layer: likewise.
+            replace: likewise.
+            rewrite: likewise.
+            is_format_given: whether the user says where the channels are.
+        """
         place, index = graph.find_place(layer)
         name, start = place.named(index), place.tensors[index]
         features = place.inputs[0] if replace else start
@@ -230,9 +273,19 @@ class Division:
             nodes = rewrite(nodes, flat)
         reached = {features, *(source for node in graph.needed_for([features]) for source in node.inputs)}
         inputs = {entry.name for entry in graph.inputs if entry.tensor in reached}
-        return cls(
-            graph, name, features, start, outputs, tuple(nodes), tuple(frontier), tuple(measured), inputs
-        )
+        channels = None if is_format_given else channels_of(graph, name, features, start)
+        parts = tuple(nodes), tuple(frontier), tuple(measured)
+        return cls(graph, name, features, start, outputs, *parts, inputs, channels)
+
+    @property
+    def data_format(self) -> DataFormat:
+        """Where the channels are, unless the images turn out not to be on the first axis of the features."""
+        return as_format(self.channels, self.graph.rank(self.features))
+
+    @cached_property
+    def endings(self) -> list[Activation | None]:
+        """The function that each output ends in, in the order of `arrays_of`."""
+        return [ending(self.graph, name) for name in _in_order(self.outputs)]
 
     @property
     def flat_outputs(self) -> list[TensorName]:
@@ -244,6 +297,59 @@ class Division:
     def sources(self) -> list[TensorName]:
         """The tensors of the head whose sizes are read in the tail."""
         return list(dict.fromkeys(source for node in self.measured for source in node.inputs))
+
+
+def _in_order(outputs: Any) -> Iterator[TensorName]:
+    """The names in a nested structure, in its own order; TensorFlow sorts dicts by their keys."""
+    if isinstance(outputs, str):
+        yield outputs
+        return
+    for part in outputs.values() if isinstance(outputs, Mapping) else outputs:
+        yield from _in_order(part)
+
+
+def channels_of(graph: DataflowGraph, name: str, features: TensorName, start: TensorName) -> int | None:
+    """The axis of a tensor that holds channels; None where even their number is not known.
+
+    Args:
+        graph: the graph.
+        name: of the layer that gives the tensor.
+        features: the tensor.
+        start: the tensor that stands for it in what follows; mostly the same.
+
+    Raises:
+        LayerError: nothing says which axis it is, or two layers say different things.
+    """
+    found, rank = channel_axis(graph, name, features, start), graph.rank(features)
+    if found is None and rank is not None:
+        raise LayerError(
+            f"no layer around {name!r} says which axis of its output, of shape "
+            f"{tuple(graph.tensor(features).shape)}, holds the channels; say so by data_format="
+        )
+    return found
+
+
+def as_format(axis: int | None, rank: int | None) -> DataFormat:
+    """The format of a batch of feature maps whose channels are on an axis."""
+    return "channels_first" if axis == 1 and rank != 2 else "channels_last"
+
+
+def input_format_of(graph: DataflowGraph, wanted: DataFormat | None = None) -> DataFormat:
+    """Where the channels of the first input are: what takes it says so, or else the user, or else Keras.
+
+    Args:
+        graph: the graph.
+        wanted: what the user says of the features.
+    """
+    tensor = graph.inputs[0].tensor
+    rank = graph.rank(tensor)
+    found, _ = nearest(graph, [(tensor, tuple(range(rank or 0)))], backwards=False)
+    if rank is not None and rank > 2 and found in (1, rank - 1):
+        return "channels_first" if found == 1 else "channels_last"
+    if wanted is not None:
+        return wanted
+    of_keras: DataFormat = keras.config.image_data_format()
+    return of_keras if rank is not None and rank > 3 else "channels_last"
 
 
 def _check_features(graph: DataflowGraph, name: str, features: TensorName) -> None:
@@ -354,6 +460,22 @@ class _Rows:
         x = tf.reshape(x, [*self.one[: self.axis], images, *own, *self.one[self.axis + 1 :]])
         return tf.transpose(x, [self.axis, *(axis for axis in range(len(x.shape)) if axis != self.axis)])
 
+    def axis_after_split(self, axis: int) -> int:
+        """Where an axis of the tensor is in the row of an image, counted without the axis of the images."""
+        return self._order.index(axis)
+
+    @property
+    def row(self) -> Shape:
+        """Shape of the row of an image."""
+        return tuple(self.one[axis] for axis in self._order)
+
+    @property
+    def _order(self) -> list[int]:
+        """The axes of a row, by their numbers in the tensor."""
+        if self.axis is None or self.one[self.axis] > 1:
+            return list(range(len(self.one)))
+        return [axis for axis in range(len(self.one)) if axis != self.axis]
+
     def join(self, x: tf.Tensor) -> tf.Tensor:
         """Undo `split`, for as many images as there are rows."""
         if self.plain:
@@ -370,17 +492,24 @@ class _Passes:
     Args:
         division: what is run.
         inputs: some inputs of that shape; None for those that are missing.
+        batched: which of them have a row for each image.
         features_only: leave the tail out.
     """
 
-    def __init__(self, division: Division, inputs: Sequence[tf.Tensor | None], features_only: bool) -> None:
-        self._division, self._graph = division, division.graph
+    def __init__(
+        self,
+        division: Division,
+        inputs: Sequence[tf.Tensor | None],
+        batched: Sequence[bool],
+        features_only: bool,
+    ) -> None:
+        self.division = self._division = division
+        self._graph = division.graph
         present = [x is not None for x in inputs]
         given = [x for x in inputs if x is not None]
         self._given = [
             entry.tensor for entry, is_there in zip(self._graph.inputs, present, strict=True) if is_there
         ]
-        batched = batched_inputs(self._graph.inputs, inputs)
         self._batched = [flag for flag, is_there in zip(batched, present, strict=True) if is_there]
         main = [division.features, *(() if features_only else division.frontier)]
         taken = [*main, *(name for tensor in main for name in self._graph.companions(tensor))]
@@ -396,6 +525,7 @@ class _Passes:
             for flag, x in zip(self._batched, given, strict=True)
         ]
         self._run_head = traced(self._trace_head, input_signature=specs)
+        self._run_all = traced(self._trace_all)
         self.tail = _TailFunction(self._trace_tail, self._graph.runs_in_python)
 
     def head(self, inputs: Sequence[tf.Tensor | None]) -> list[tf.Tensor]:
@@ -410,6 +540,35 @@ class _Passes:
                     "not keep the images apart; split the model elsewhere"
                 )
         return found
+
+    def own_outputs(self, inputs: Sequence[tf.Tensor | None]) -> Any:
+        """What the whole graph gives for the first image."""
+        given = (x for x in inputs if x is not None)
+        return self._run_all(*(x[:1] if flag else x for x, flag in zip(given, self._batched, strict=True)))
+
+    @cached_property
+    def data_format(self) -> DataFormat:
+        """Where the channels of the feature maps are.
+
+        Raises:
+            LayerError: that is not known, or they are neither first nor last.
+        """
+        rows, axis = self._rows[self._division.features], self._division.channels
+        shape = rows.row
+        if len(shape) == 1:
+            return "channels_last"
+        place = None if axis is None else rows.axis_after_split(axis)
+        if place not in (0, len(shape) - 1):
+            where = (
+                "which axis holds the channels is not known"
+                if place is None
+                else (f"the channels are on axis {place}, neither the first nor the last")
+            )
+            raise LayerError(
+                f"layer {self._division.layer_name!r} gives {tuple(shape)} for each image, and {where}; say "
+                "how to read it by data_format=, or name another layer"
+            )
+        return "channels_first" if place == 0 else "channels_last"
 
     def _check_features(self) -> None:
         features = self._rows[self._division.features]
@@ -441,6 +600,18 @@ class _Passes:
         tensors = self._graph.evaluate(self._taken, dict(zip(self._given, inputs, strict=True)))
         images = tf.shape(next(x for x, flag in zip(inputs, self._batched, strict=True) if flag))[0]
         return [self._rows[name].split(x, images) for name, x in zip(self._taken, tensors, strict=True)]
+
+    def _trace_all(self, *inputs: tf.Tensor) -> Any:
+        division, graph = self._division, self._graph
+        values = dict(zip(self._given, inputs, strict=True))
+        if division.start != division.features:
+            # What the model has in place of the tail's start is a bottleneck, which passes everything here.
+            taken = [division.features, *graph.companions(division.features)]
+            given = [division.start, *graph.companions(division.start)]
+            found = zip(given, graph.evaluate(taken, values), strict=True)
+            values.update((name, x) for name, x in found if x is not None)
+        flat = graph.evaluate(division.flat_outputs, values)
+        return tf.nest.pack_sequence_as(division.outputs, [tf.identity(x) for x in flat])
 
     def _trace_tail(self, z: tf.Tensor, carry: tuple[tf.Tensor, ...]) -> Any:
         division, graph = self._division, self._graph

@@ -11,7 +11,6 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-import keras
 import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
@@ -22,7 +21,9 @@ from iba_core.framework.adapter import Inputs
 from iba_core.framework.cache import Cache
 from iba_core.framework.layout import DataFormat
 from iba_tf.framework import eagerly, runs_eagerly
+from iba_tf.graphs.graph_inputs import Fed
 from iba_tf.graphs.operations import OperationGraph
+from iba_tf.graphs.split import input_format_of
 from iba_tf.models.layer_tracing import layer_classes
 from iba_tf.models.network import Network
 from iba_tf.models.origins import FixedOrigin, Origin, function_origin, keras_origin, value_of
@@ -279,17 +280,14 @@ class GraphModel(Network):
 
     @property
     def data_format(self) -> DataFormat:
-        """See `Network.data_format`; before a model without declared inputs has run, Keras' own setting."""
+        """See `Network.data_format`; before a model without declared inputs has run, what its layers say."""
         graph = self.graph or (self._own(self._origin.latest) if self._origin.latest else None)
-        if graph is None:
-            found: DataFormat = keras.config.image_data_format()
-            return found
-        return graph.data_format(graph.inputs[0].tensor)
+        return self._origin.data_format if graph is None else input_format_of(graph)
 
     @runs_eagerly
     def prepare(
         self, inputs: Inputs, needed: Callable[[Any], set[str]] | None = None
-    ) -> tuple[OperationGraph, list[tf.Tensor | None]]:
+    ) -> tuple[OperationGraph, Fed]:
         """See `Network.prepare`."""
         if self.graph is None:
             graph, tensors = self._origin.traced_for(inputs)

@@ -4,6 +4,9 @@ A layer's results are marked in the graph by operations that change nothing and 
 marks survive the inlining of function calls. So it is known which layer gave a tensor of the final graph,
 however the model came to call the layer: from a method, a list, a branch, or a nested `tf.function`. Marks in
 the body of a loop are not in the final graph, since no single tensor of it is the layer's result.
+
+Keras has no hook for calls, so the classes' own `__call__` is wrapped, once and for good. Outside of a trace
+of this library, the wrapper only passes calls on.
 """
 
 from __future__ import annotations
@@ -12,20 +15,21 @@ import re
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import wraps
-from threading import RLock, get_ident
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import keras
 import tensorflow as tf
 
+from iba_tf.graphs.channels import channels_of_layer
 from iba_tf.graphs.dataflow import Place, TensorName
 
 _MARK = re.compile(r"(?:^|/)iba_layer_(\d+)_(\d+)(?:_\d+)?$")
 _FUNCTION = type(tf.function(lambda: None))
-_lock = RLock()
+_records: WeakKeyDictionary[tf.Graph, LayerRecord] = WeakKeyDictionary()
+"""The record of each function that is being traced."""
 
 
 @dataclass(eq=False)
@@ -96,55 +100,73 @@ def _inside(call: _Call, path: str, marks: dict[tuple[int, int], list[TensorName
         copies = list(zip(*results, strict=False))
         for copy, tensors in enumerate(copies):
             again = f":{copy}" if len(copies) > 1 else ""
-            yield Place(f"{path_of_child}{again}", type(child.layer).__name__, tuple(tensors), child.layer)
+            yield Place(
+                f"{path_of_child}{again}",
+                type(child.layer).__name__,
+                tuple(tensors),
+                child.layer,
+                channels=channels_of_layer(child.layer),
+            )
 
 
-@contextmanager
-def recorded_layers() -> Iterator[LayerRecord]:
-    """Record the calls of Keras layers that this thread makes, all of them in inference mode.
+def record_layers(record: LayerRecord) -> None:
+    """Record the calls of Keras layers in the function that is being traced, all of them in inference mode.
 
-    Keras has no hook for calls, so the classes' own `__call__` is replaced meanwhile. Other threads pass
-    through it unchanged. A `tf.function` that this thread calls meanwhile is traced again: its earlier traces
-    say nothing about layers, and it must not keep a trace with these marks.
+    The record belongs to the graph of that function. Graphs within it are found by it, and other threads have
+    other graphs. So nothing has to be undone, wherever an interrupt strikes.
     """
-    record = LayerRecord()
-    thread = get_ident()
+    for cls in layer_classes():
+        if "_iba_records" not in vars(cls.__call__):
+            cls.__call__ = _recording(cls.__call__)
+    if "_iba_records" not in vars(_FUNCTION.__call__):
+        _FUNCTION.__call__ = _tracing_again(_FUNCTION.__call__)
+    _records[tf.compat.v1.get_default_graph()] = record
 
-    def recording_calls(call: Callable[..., Any]) -> Callable[..., Any]:
-        @wraps(call)
-        def wrapped(layer: Any, *args: Any, **kwargs: Any) -> Any:
-            if get_ident() != thread:
-                return call(layer, *args, **kwargs)
-            if kwargs.get("training"):
-                kwargs = {**kwargs, "training": False}
-            return record.run(layer, lambda: call(layer, *args, **kwargs))
 
-        return wrapped
+def _record_here() -> LayerRecord | None:
+    """The record of the function that is being traced, or of one that it is traced within."""
+    if not _records or tf.executing_eagerly():
+        return None
+    graph = tf.compat.v1.get_default_graph()
+    while graph is not None and graph not in _records:
+        graph = getattr(graph, "outer_graph", None)
+    return None if graph is None else _records[graph]
 
-    def tracing_again(call: Callable[..., Any]) -> Callable[..., Any]:
-        @wraps(call)
-        def wrapped(function: Any, *args: Any, **kwargs: Any) -> Any:
-            if get_ident() == thread and type(function) is _FUNCTION:
-                function = tf.function(
-                    function.python_function,
-                    input_signature=function.input_signature,
-                    autograph=function._autograph,
-                )
-            return call(function, *args, **kwargs)
 
-        return wrapped
+def _recording(call: Callable[..., Any]) -> Callable[..., Any]:
+    """The call of a layer, recorded while a model is traced by this library."""
 
-    with _lock:
-        replaced: list[tuple[Any, Any]] = [(cls, recording_calls) for cls in layer_classes()]
-        replaced.append((_FUNCTION, tracing_again))
-        calls = [cls.__call__ for cls, _ in replaced]
-        for (cls, recording), call in zip(replaced, calls, strict=True):
-            cls.__call__ = recording(call)
-        try:
-            yield record
-        finally:
-            for (cls, _), call in zip(replaced, calls, strict=True):
-                cls.__call__ = call
+    @wraps(call)
+    def wrapped(layer: Any, *args: Any, **kwargs: Any) -> Any:
+        record = _record_here()
+        if record is None:
+            return call(layer, *args, **kwargs)
+        if kwargs.get("training"):
+            kwargs = {**kwargs, "training": False}
+        return record.run(layer, lambda: call(layer, *args, **kwargs))
+
+    wrapped._iba_records = True  # type: ignore[attr-defined]  # a mark, so that it is wrapped once
+    return wrapped
+
+
+def _tracing_again(call: Callable[..., Any]) -> Callable[..., Any]:
+    """The call of a `tf.function`, which is traced again while a model is traced by this library.
+
+    Its earlier traces say nothing about layers, and it must not keep a trace with marks.
+    """
+
+    @wraps(call)
+    def wrapped(function: Any, *args: Any, **kwargs: Any) -> Any:
+        if type(function) is _FUNCTION and _record_here() is not None:
+            function = tf.function(
+                function.python_function,
+                input_signature=function.input_signature,
+                autograph=function._autograph,
+            )
+        return call(function, *args, **kwargs)
+
+    wrapped._iba_records = True  # type: ignore[attr-defined]  # a mark, so that it is wrapped once
+    return wrapped
 
 
 def layer_classes() -> list[type]:

@@ -17,9 +17,9 @@ from iba_core.framework.layout import DataFormat
 from iba_tf.framework import runs_eagerly, traced
 from iba_tf.graphs.calls import CallGraph
 from iba_tf.graphs.dataflow import DataflowGraph
-from iba_tf.graphs.graph_inputs import batched_inputs, is_several, name_of
+from iba_tf.graphs.graph_inputs import Fed, batched_inputs, is_several, name_of, plain
 from iba_tf.graphs.normalization import merged
-from iba_tf.graphs.split import GraphSplit, Rewrite
+from iba_tf.graphs.split import GraphSplit, Rewrite, input_format_of
 
 _KEPT = 8
 """How many graphs of a model have a compiled prediction."""
@@ -47,7 +47,7 @@ class Network(ABC):
     @abstractmethod
     def prepare(
         self, inputs: Inputs, needed: Callable[[Any], set[str]] | None = None
-    ) -> tuple[DataflowGraph, list[tf.Tensor | None]]:
+    ) -> tuple[DataflowGraph, Fed]:
         """Make tensors of a user's inputs, of the dtypes that the model takes, and find the graph for them.
 
         Args:
@@ -83,7 +83,7 @@ class Network(ABC):
                 entry.name: x for entry, x in zip(graph.inputs, tensors, strict=True) if entry.name in given
             }
             # Inputs with a row for each image come first: there a batch is counted.
-            return dict(sorted(named.items(), key=lambda item: item[1] is None or not item[1].shape.rank))
+            return dict(sorted(named.items(), key=lambda item: not _has_rows(item[1])))
         _, tensors = self.prepare(inputs)
         flat = tensors[: len(inputs) if is_several(inputs) else 1]
         return flat[0] if len(flat) == 1 else tuple(flat)
@@ -92,7 +92,7 @@ class Network(ABC):
     def predict(self, inputs: Inputs) -> Any:
         """The model's output in inference mode."""
         graph, tensors = self.prepare(inputs)
-        return self._predictions.get(graph, lambda: _prediction(graph))(*tensors)
+        return self._predictions.get(graph, lambda: _prediction(graph))(*plain(tensors))
 
     @runs_eagerly
     def layers(self, inputs: Inputs) -> list[LayerInfo]:
@@ -101,7 +101,7 @@ class Network(ABC):
         batched = batched_inputs(graph.inputs, tensors)
         one = {
             entry.tensor: x[:1] if flag else x
-            for entry, x, flag in zip(graph.inputs, tensors, batched, strict=True)
+            for entry, x, flag in zip(graph.inputs, plain(tensors), batched, strict=True)
             if x is not None
         }
         names = list(dict.fromkeys(place.tensors[0] for place in graph.places if len(place.tensors) == 1))
@@ -121,6 +121,10 @@ class Network(ABC):
     def split(self, layer: Any, end_layer: Any = None, **options: Any) -> GraphSplit:
         """Split the model at a layer; arguments and errors as of `GraphSplit`."""
         return GraphSplit(self, layer, end_layer, rewrite=self.rewrite, **options)
+
+
+def _has_rows(x: Any) -> bool:
+    return bool(tf.is_tensor(x) and x.shape.rank)
 
 
 def _prediction(graph: DataflowGraph) -> Callable[..., Any]:
@@ -169,11 +173,11 @@ class KerasNetwork(Network):
     @property
     def data_format(self) -> DataFormat:
         """See `Network.data_format`."""
-        return self.graph.data_format(self.graph.inputs[0].tensor)
+        return input_format_of(self.graph)
 
     def prepare(
         self, inputs: Inputs, needed: Callable[[Any], set[str]] | None = None
-    ) -> tuple[DataflowGraph, list[tf.Tensor | None]]:
+    ) -> tuple[DataflowGraph, Fed]:
         """See `Network.prepare`."""
         return self.graph, self.graph.prepare(inputs, None if needed is None else needed(self.graph))
 

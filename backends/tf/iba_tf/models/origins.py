@@ -6,7 +6,7 @@ import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import count
-from typing import Any
+from typing import Any, get_args
 
 import keras
 import numpy.typing as npt
@@ -15,11 +15,13 @@ import tensorflow as tf
 from iba_core.errors import InputError, LayerError, closest
 from iba_core.framework.adapter import Inputs
 from iba_core.framework.cache import Cache
+from iba_core.framework.inputs import Shared
+from iba_core.framework.layout import DataFormat
 from iba_tf.framework import eagerly, traced
 from iba_tf.graphs.dataflow import TensorName
-from iba_tf.graphs.graph_inputs import GraphInput, as_tensor
+from iba_tf.graphs.graph_inputs import Fed, GraphInput, as_tensor, plain
 from iba_tf.graphs.operations import Binding, OperationGraph
-from iba_tf.models.layer_tracing import recorded_layers
+from iba_tf.models.layer_tracing import LayerRecord, record_layers
 
 _KEPT = 32
 """How many shapes of inputs a model keeps graphs for."""
@@ -41,6 +43,12 @@ class Origin(ABC):
         """The graph that was traced last, where it follows from the inputs."""
         return None
 
+    @property
+    def data_format(self) -> DataFormat:
+        """Where the channels of the inputs are, as far as it is known before a model has run."""
+        found: DataFormat = keras.config.image_data_format()
+        return found
+
     @abstractmethod
     def variables(self) -> dict[str, tf.Variable]:
         """The variables that the model reads unless it is a copy, by name."""
@@ -49,7 +57,7 @@ class Origin(ABC):
         """The values that the original's variables have now."""
         return {name: value_of(variable) for name, variable in self.variables().items()}
 
-    def traced_for(self, inputs: Inputs) -> tuple[OperationGraph, list[tf.Tensor]]:
+    def traced_for(self, inputs: Inputs) -> tuple[OperationGraph, Fed]:
         """The graph for some inputs, and the inputs in the order of the graph's own."""
         raise NotImplementedError
 
@@ -128,6 +136,13 @@ class TracedOrigin(Origin):
         """See `Origin.latest`."""
         return self._latest
 
+    @property
+    def data_format(self) -> DataFormat:
+        """See `Origin.data_format`: that of its layers, if they all have the same."""
+        stated = {layer.data_format for layer in self._layers or () if hasattr(layer, "data_format")}
+        found = stated.intersection(get_args(DataFormat))
+        return found.pop() if len(found) == 1 else super().data_format
+
     def variables(self) -> dict[str, tf.Variable]:
         """See `Origin.variables`: those of the holder, and any others that a trace has found."""
         variables, names = variables_of(self._holder)
@@ -135,7 +150,7 @@ class TracedOrigin(Origin):
 
     def to_inputs(self, inputs: Inputs) -> Inputs:
         """See `Origin.to_inputs`."""
-        if isinstance(inputs, list) and not any(hasattr(value, "shape") for value in inputs):
+        if isinstance(inputs, list) and not any(_is_array(value) for value in inputs):
             return as_tensor("x", inputs, self._floating)
         if isinstance(inputs, Mapping):
             return {key: as_tensor(key, value, self._floating) for key, value in inputs.items()}
@@ -145,11 +160,11 @@ class TracedOrigin(Origin):
             )
         return as_tensor("x", inputs, self._floating)
 
-    def traced_for(self, inputs: Inputs) -> tuple[OperationGraph, list[tf.Tensor]]:
+    def traced_for(self, inputs: Inputs) -> tuple[OperationGraph, Fed]:
         """See `Origin.traced_for`."""
         structure = self.to_inputs(inputs)
-        flat = tf.nest.flatten(structure)
-        specs = [tf.TensorSpec([None, *x.shape[1:]] if x.shape.rank else [], x.dtype) for x in flat]
+        flat: Fed = tf.nest.flatten(structure)
+        specs = [tf.TensorSpec([None, *x.shape[1:]] if x.shape.rank else [], x.dtype) for x in plain(flat)]
         key = (*specs, tuple(structure) if isinstance(structure, dict) else type(structure))
         graph = self._graphs.get(key, lambda: self._traced(structure, specs))
         self._latest = graph
@@ -176,6 +191,10 @@ class TracedOrigin(Origin):
             return name
         names = list(dict.fromkeys(known.name for known in self._layers))
         raise LayerError(f"the model has no layer {name!r}; {closest(name, names)}")
+
+
+def _is_array(value: Any) -> bool:
+    return hasattr(value, "shape") or isinstance(value, Shared)
 
 
 def keras_origin(model: Any) -> Origin:
@@ -307,11 +326,13 @@ def traced_graph(call: Callable[..., Any], specs: Any, names: Sequence[str]) -> 
         for spec, name in zip(tf.nest.flatten(specs), names, strict=True)
     ]
 
+    record = LayerRecord()
+
     def run(*inputs: tf.Tensor) -> Any:
+        record_layers(record)
         return call(tf.nest.pack_sequence_as(specs, list(inputs)))
 
-    with recorded_layers() as record:
-        concrete = traced(run).get_concrete_function(*flat)
+    concrete = traced(run).get_concrete_function(*flat)
     captured = concrete.captured_inputs
     entries = [
         GraphInput(name, x.name, x.dtype, None if x.shape.rank is None else tuple(x.shape))

@@ -117,8 +117,8 @@ class IBA(nn.Module):
         call: which call of the layer, from 0, where it runs more than once in a pass of the model.
         tokens: how to read features that are a sequence of tokens, such as
             ``Tokens(prefix=1, grid=(14, 14))`` for a vision transformer.
-        data_format: where the channels of the feature map are; None to conclude it from the types of
-            the layers, or that they are last where `tokens` are given.
+        data_format: where the channels of the feature map are; None to conclude it from what the model
+            does with its axes, or that they are last where `tokens` are given.
 
     Attributes:
         alpha: parameter of the mask after the last analysis, (B, *feature map); None before.
@@ -214,6 +214,7 @@ class IBA(nn.Module):
         self._last_settings: BottleneckSettings | None = None
         self._capacity: torch.Tensor | None = None
         self._channels: DataFormat = self.data_format or "channels_first"
+        self._images_axis = 0
         # Names the bottleneck among those that switches are set of; a copy gets one of its own.
         self._key = object()
         self._knowledge = Knowledge()
@@ -259,15 +260,16 @@ class IBA(nn.Module):
         """
         if not _switched.get():
             return x
+        axis = self._images_axis
         with not_redirected():
             if self._estimating:
-                self._estimate_batch(x)
+                self._estimate_batch(x.movedim(axis, 0))
             if self._interrupting:
                 raise _Interruption(self)
             if not self._restricting:
                 return x
             with without_autocast(x.device):
-                return self._restrict(x)
+                return self._restrict(x.movedim(axis, 0)).movedim(0, axis)
 
     @contextmanager
     def interrupt_execution(self) -> Iterator[None]:
@@ -381,6 +383,7 @@ class IBA(nn.Module):
         vars(self.estimator).update(vars(estimator))
         self._input_shape = input_shape
         self._layer_name, self._channels = split.layer_name, split.data_format
+        self._images_axis = split.images_axis
 
     # -- explaining -----------------------------------------------------------------------------------
 
@@ -481,17 +484,18 @@ class IBA(nn.Module):
                 max_batch=max_batch,
                 progbar=self.progbar,
             )
-        self._keep(chunk, split.data_format, settings, passing)
+        self._keep(chunk, split, settings, passing)
         nats = host_array(chunk.result.capacity)
-        maps = nats if mode == "capacity" else self._saliency(nats, input_t, split.data_format)
+        maps = nats if mode == "capacity" else self._saliency(nats, input_t, split)
         return maps if images > 1 else maps[0]
 
     def _saliency(
-        self, nats: npt.NDArray[np.floating], input_t: Inputs, data_format: DataFormat
+        self, nats: npt.NDArray[np.floating], input_t: Inputs, split: TorchSplit
     ) -> npt.NDArray[np.floating]:
         """Maps of the inputs where these have the spatial axes of the features, else of the features."""
-        spatial = tuple(next(arrays_of(input_t)).shape[2:])
-        layout = self._layout(nats.shape[1:], data_format)
+        image = tuple(next(arrays_of(input_t)).shape[1:])
+        spatial = image[1:] if split.input_format == "channels_first" else image[:-1]
+        layout = self._layout(nats.shape[1:], split.data_format)
         fits = len(spatial) == len(layout.places(nats.shape[1:]))
         return saliency_maps(nats, layout, spatial if fits else None)
 
@@ -588,14 +592,15 @@ class IBA(nn.Module):
     def _keep(
         self,
         chunk: Chunk,
-        data_format: DataFormat,
+        split: TorchSplit,
         settings: BottleneckSettings,
         passing: npt.NDArray[np.bool_] | None,
     ) -> None:
         """Keep what an analysis has found."""
         result = chunk.result
         self.alpha, self._mask, self._capacity = result.alpha, result.mask, result.capacity
-        self._pass_mask, self._channels, self._last_settings = passing, data_format, settings
+        self._pass_mask, self._last_settings = passing, settings
+        self._channels, self._images_axis = split.data_format, split.images_axis
         self.model_losses, self.informations = result.model_losses, result.informations
 
     def _settings(self) -> BottleneckSettings:
@@ -645,7 +650,7 @@ class IBA(nn.Module):
             if len(shape) < 2:
                 raise InputError(f"input_t has shape {shape}; a batch axis and one of features are needed")
             if known is not None:
-                check_shape(shape[1:], known, channels_first=True)
+                check_shape(shape[1:], known, self._knowledge.input_format != "channels_last")
         if not found[0].ndim or not found[0].shape[0]:
             raise InputError(f"input_t has shape {tuple(found[0].shape)}, which is no image")
         for tensor in found:

@@ -27,8 +27,9 @@ from iba_torch.adapter import TorchAdapter
 from iba_torch.bottlenecks.estimator import TorchWelfordEstimator
 from iba_torch.bottlenecks.iba import IBA
 from iba_torch.bottlenecks.readout_model import ModelHooks, TorchReadoutModel, layers_of
-from iba_torch.tail.channels import channel_hint, data_format_of
 from iba_torch.tail.trees import tree_map
+
+_CHANNELS_LAST = (nn.Linear, nn.Bilinear, nn.LayerNorm, nn.Embedding, nn.RNNBase, nn.MultiheadAttention)
 
 
 class IBAReadout(ReadoutBottleneck, IBA):  # type: ignore[misc]  # `analyze` takes a model, not a loss
@@ -151,7 +152,7 @@ class IBAReadout(ReadoutBottleneck, IBA):  # type: ignore[misc]  # `analyze` tak
         if self._hooks.inputs is None:
             name = model.names[0]
             raise LayerError(f"layer {name!r} runs outside of the readout's model; call the model as a whole")
-        _, *readout_features = model.features_of_call(*self._hooks.inputs, len(x))
+        _, *readout_features = model.features_of_call(*self._hooks.inputs)
         known.readout.check(x, readout_features, model.names)
         noise = torch.randn_like(x, dtype=known.constants.mean.dtype)
         restricted = known.readout.restricted(self._weights(), x, readout_features, noise, known.constants)
@@ -167,7 +168,14 @@ class IBAReadout(ReadoutBottleneck, IBA):  # type: ignore[misc]  # `analyze` tak
         model = self.model if model is None else model
         _require_module(model)
         return TorchReadoutModel(
-            model, self._layers, self.input_or_output, self._shadows, self._passing_all, device
+            model,
+            self._layers,
+            self.input_or_output,
+            self._shadows,
+            self._knowledge,
+            self._passing_all,
+            self.data_format,
+            device,
         )
 
     def _settings(self) -> BottleneckSettings:
@@ -178,7 +186,8 @@ class IBAReadout(ReadoutBottleneck, IBA):  # type: ignore[misc]  # `analyze` tak
         return input_t
 
     def _spatial_shape(self, inputs: Inputs) -> tuple[int, ...]:
-        return tuple(next(arrays_of(inputs)).shape[2:])
+        image = tuple(next(arrays_of(inputs)).shape[1:])
+        return image[:-1] if self._knowledge.input_format == "channels_last" else image[1:]
 
     def _weights(self) -> list[torch.Tensor]:
         return [weight[..., 0] if weight.ndim == 3 else weight for weight in self.network.parameters()]
@@ -238,8 +247,11 @@ class IBAReadout(ReadoutBottleneck, IBA):  # type: ignore[misc]  # `analyze` tak
         return torch.tensor(array, device=self._device)
 
     def _guessed_formats(self, shapes: Sequence[tuple[int, ...]]) -> list[DataFormat]:
-        hints = [channel_hint(layer.module) for layer in self._layers]
-        return [data_format_of(shape, hint) for shape, hint in zip(shapes, hints, strict=True)]
+        modules = [layer.module for layer in self._layers]
+        return [
+            "channels_last" if len(shape) > 1 and isinstance(module, _CHANNELS_LAST) else "channels_first"
+            for shape, module in zip(shapes, modules, strict=True)
+        ]
 
     # -- state ----------------------------------------------------------------------------------------
 

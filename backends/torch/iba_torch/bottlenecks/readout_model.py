@@ -14,17 +14,20 @@ from torch import nn
 
 from iba_core.errors import LayerError
 from iba_core.framework.adapter import Inputs
-from iba_core.framework.inputs import batch_size
+from iba_core.framework.inputs import batch_size, take
 from iba_core.framework.layout import DataFormat
 from iba_core.readout.model import NestedPass, ReadoutModel
 from iba_torch.adapter import TorchAdapter
-from iba_torch.tail.places import LayerCall
+from iba_torch.tail.places import Arguments, BatchAxes, Knowledge, LayerCall, Place, signature_of
 from iba_torch.tail.precision import without_autocast
 from iba_torch.tail.shadow import Handler, Shadow, Shadows, Site
-from iba_torch.tail.split import TorchSplit, call_with
+from iba_torch.tail.split import TorchSplit, call_with, owned
 from iba_torch.tail.trees import first_tensor, replace_first, tree_map
 
 Features = tuple[torch.Tensor, ...]
+
+_Seen = tuple[torch.Tensor, int | None] | None
+"""A layer's first tensor and its axis of the images."""
 
 
 class TorchReadoutModel(ReadoutModel):
@@ -35,7 +38,9 @@ class TorchReadoutModel(ReadoutModel):
         layers: the layers, which are part of the module; that of the bottleneck first.
         where: whether the bottleneck acts on its layer's output or on its input.
         shadows: where to take shadows from.
+        knowledge: what passes have shown of the module.
         passing: gives a context in which the bottleneck's own hook passes everything.
+        data_format: where the channels at the bottleneck are; None to find that out.
         device: where to bring the data; that of the model's first parameter if None.
     """
 
@@ -47,13 +52,16 @@ class TorchReadoutModel(ReadoutModel):
         layers: Sequence[LayerCall],
         where: Literal["output", "input"],
         shadows: Shadows,
+        knowledge: Knowledge,
         passing: Callable[[], AbstractContextManager[None]],
+        data_format: DataFormat | None = None,
         device: torch.device | str | None = None,
     ) -> None:
         self.names = [layer.name for layer in layers]
         self._adapter = TorchAdapter(model)
         self._layers, self._where, self._shadows = tuple(layers), where, shadows
-        self._passing, self._device = passing, device
+        self._knowledge, self._passing = knowledge, passing
+        self._data_format, self._device = data_format, device
 
     def to_inputs(self, inputs: Inputs) -> Inputs:
         """See `ReadoutModel.to_inputs`."""
@@ -74,6 +82,8 @@ class TorchReadoutModel(ReadoutModel):
                 layer_name=name,
                 where="output" if index else self._where,
                 call=call,
+                data_format=None if index else self._data_format,
+                knowledge=self._knowledge,
                 shadows=self._shadows,
             )
             with self._passing():
@@ -83,27 +93,36 @@ class TorchReadoutModel(ReadoutModel):
 
     def features(self, inputs: Inputs) -> Features:
         """See `ReadoutModel.features`."""
+        self._look_around(inputs)
         with self._running() as (shadow, model):
-            return self._record(shadow, lambda: _call(model, inputs), batch_size(inputs))
+            return tuple(features for features, _ in self._record(shadow, partial(_call, model), inputs))
 
-    def features_of_call(self, args: tuple[Any, ...], kwargs: dict[str, Any], images: int) -> Features:
+    def features_of_call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Features:
         """Run the model once on given arguments, see `features`."""
+        if not (args and kwargs):
+            self._look_around(args or kwargs)
+
+        def run(inputs: tuple[tuple[Any, ...], dict[str, Any]]) -> Any:
+            return model(*inputs[0], **inputs[1])
+
         args, kwargs = tree_map(lambda tensor: tensor.clone(), (args, kwargs))
         with self._running() as (shadow, model):
-            return self._record(shadow, lambda: model(*args, **kwargs), images)
+            return tuple(features for features, _ in self._record(shadow, run, (args, kwargs)))
 
     @contextmanager
     def nested_pass(self, inputs: Inputs) -> Iterator[NestedPass]:
         """See `ReadoutModel.nested_pass`."""
+        self._look_around(inputs)
         with self._running() as (shadow, model):
-            features, *others = self._record(shadow, lambda: _call(model, inputs), batch_size(inputs))
+            (features, axis), *others = self._record(shadow, partial(_call, model), inputs)
             with without_autocast(features.device) as outside:
 
                 def run(z: torch.Tensor, carry: tuple[torch.Tensor, ...]) -> Any:
-                    with outside, shadow.switch.on(self._replacing(shadow, z.to(features.dtype))):
+                    placed = z.to(features.dtype).movedim(0, axis)
+                    with outside, shadow.switch.on(self._replacing(shadow, placed)):
                         return _call(model, inputs)
 
-                yield NestedPass(features, tuple(others), run)
+                yield NestedPass(features, tuple(maps for maps, _ in others), run)
 
     @contextmanager
     def seeded(self, seed: Sequence[int], like: torch.Tensor) -> Iterator[None]:
@@ -123,23 +142,41 @@ class TorchReadoutModel(ReadoutModel):
     def _sites(self, shadow: Shadow) -> list[Site]:
         return [shadow.sites[shadow.of(layer.module)] for layer in self._layers]
 
-    def _record(self, shadow: Shadow, run: Callable[[], Any], images: int) -> Features:
-        """The features of all layers in one pass."""
-        sites, is_input = self._sites(shadow), self._where == "input"
-        given: list[Any] = []
-        returned: dict[Site, list[Any]] = {site: [] for site in sites}
+    def _look_around(self, inputs: Inputs) -> None:
+        """Find out which axes are those of the images, if no pass has shown it."""
+        if not all(self._knowledge.knows(layer.module) for layer in self._layers):
+            self.data_formats(take(inputs, 0, 1))
+
+    def _record(
+        self, shadow: Shadow, run: Callable[[Any], Any], inputs: Any
+    ) -> list[tuple[torch.Tensor, int]]:
+        """The features of all layers in one pass, the images first, with the images' axis in the model."""
+        sites, images = self._sites(shadow), batch_size(inputs)
+        signature = signature_of(inputs, images)
+        given: list[_Seen] = []
+        returned: dict[Site, list[_Seen]] = {site: [] for site in sites}
+
+        def seen(site: Site, side: str, tree: Any, arguments: Arguments) -> _Seen:
+            features = first_tensor(tree)
+            place = Place(site.original() or site.module, len(returned[site]), side)
+            axes = BatchAxes(place, arguments, images, signature, self._knowledge)
+            # A copy, since the next layers may work in place.
+            return None if features is None else (features.detach().clone(), axes.find(features))
 
         def note(site: Site, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-            if is_input and site is sites[0]:
-                given.append(_copied(first_tensor((args, kwargs))))
+            arguments = Arguments(args, kwargs)
+            if self._where == "input" and site is sites[0]:
+                given.append(seen(site, "input", (args, kwargs), arguments))
             output = site.run(args, kwargs)
-            returned[site].append(_copied(first_tensor(output)))
+            returned[site].append(seen(site, "output", output, arguments))
             return output
 
         with shadow.switch.on(dict.fromkeys(sites, note)):
-            run()
-        found = [given if is_input and not index else returned[site] for index, site in enumerate(sites)]
-        return tuple(_of_call(layer, each, images) for layer, each in zip(self._layers, found, strict=True))
+            run(inputs)
+        found = [returned[site] for site in sites]
+        if self._where == "input":
+            found[0] = given
+        return [_of_call(layer, each, images) for layer, each in zip(self._layers, found, strict=True)]
 
     def _replacing(self, shadow: Shadow, z: torch.Tensor) -> dict[Site, Handler]:
         """Handlers that put `z` in the place of the features at the bottleneck."""
@@ -164,28 +201,23 @@ def layers_of(adapter: TorchAdapter, layers: Sequence[nn.Module | str]) -> list[
 
 def _call(model: nn.Module, inputs: Inputs) -> Any:
     # The pass may write into its inputs, and they are needed twice.
-    return call_with(model, tree_map(lambda tensor: tensor.detach().clone(), inputs))
+    return call_with(model, owned(inputs))
 
 
-def _copied(features: torch.Tensor | None) -> torch.Tensor | None:
-    # The next layers may work in place.
-    return None if features is None else features.detach().clone()
-
-
-def _of_call(layer: LayerCall, found: Sequence[torch.Tensor | None], images: int) -> torch.Tensor:
-    """The feature maps of the call that counts."""
+def _of_call(layer: LayerCall, found: Sequence[_Seen], images: int) -> tuple[torch.Tensor, int]:
+    """The feature maps of the call that counts, the images first, and the images' axis in the model."""
     if len(found) <= (layer.call or 0):
         raise LayerError(f"layer {layer.name!r} runs {len(found)} time(s) when the model is called")
     if layer.call is None and len(found) > 1:
         raise LayerError(f"layer {layer.name!r} runs {len(found)} times in a pass of the model")
-    features = found[layer.call or 0]
-    if features is None or features.ndim < 2 or len(features) != images:
+    features, axis = found[layer.call or 0] or (None, None)
+    if features is None or axis is None or features.ndim < 2:
         given = "no tensor" if features is None else f"the shape {tuple(features.shape)}"
         raise LayerError(
             f"layer {layer.name!r} gives {given} for a batch of {images}; "
             f"a feature map has the shape ({images}, ...)"
         )
-    return features
+    return features.movedim(axis, 0), axis
 
 
 class _OwnPass(threading.local):

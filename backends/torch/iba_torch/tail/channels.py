@@ -1,40 +1,301 @@
-"""Where a layer keeps its channels."""
+"""Where tensors keep their channels, as a pass of the model shows it.
+
+A convolution takes the channels first, a linear layer last. A sum has the axes of its terms, and a
+permutation moves them. So every operation says something about the axes of what it takes and gives, and that
+holds for all tensors that have an axis in common: before it, after it, and on a skip connection around it.
+"""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
+import torch
 from torch import nn
-from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from iba_core.errors import InputError
 from iba_core.framework.layout import DataFormat
+from iba_torch.tail.trees import tensors
 
-_FIRST = (_ConvNd, _NormBase, nn.GroupNorm, nn.LocalResponseNorm)
-_LAST_SIZES = {
-    nn.Linear: "out_features",
-    nn.Bilinear: "out_features",
-    nn.Embedding: "embedding_dim",
-    nn.RNNBase: "hidden_size",
-    nn.MultiheadAttention: "embed_dim",
-}
+Meaning = Literal["channels", "places", "mixed"]
+"""What an operation takes an axis for. Linear layers only mix an axis, be it the channels or another."""
 
 
-def channel_hint(module: nn.Module) -> tuple[DataFormat, int | None] | None:
-    """What the type of `module` says about its output: the data format, and the channels if they are last."""
-    if isinstance(module, _FIRST):
-        return "channels_first", None
-    if isinstance(module, nn.LayerNorm):
-        return "channels_last", module.normalized_shape[-1]
-    for kind, attribute in _LAST_SIZES.items():
-        if isinstance(module, kind):
-            size: Any = getattr(module, attribute)
-            if isinstance(module, nn.RNNBase):
-                size = (module.proj_size or size) * (2 if module.bidirectional else 1)
-            return "channels_last", size
-    return None
+class Kind:
+    """All axes that are known to mean the same, such as the channels of a residual stream.
+
+    Args:
+        whole: the kind that this one is a part of, such as the heads of the channels; it means the same where
+            nothing else is known.
+    """
+
+    def __init__(self, whole: Kind | None = None) -> None:
+        self._same: Kind | None = None
+        self._whole = whole
+        self._meanings: set[Meaning] = set()
+
+    @property
+    def root(self) -> Kind:
+        """The object that stands for all that are the same."""
+        kind = self
+        while kind._same is not None:
+            kind = kind._same
+        return kind
+
+    @property
+    def meanings(self) -> set[Meaning]:
+        """What operations take such axes for."""
+        kind: Kind | None = self.root
+        while kind is not None and not kind._meanings:
+            kind = kind._whole and kind._whole.root
+        return set() if kind is None else kind._meanings
+
+    def note(self, meaning: Meaning) -> None:
+        """Note what an operation takes such an axis for."""
+        self.root._meanings.add(meaning)
+
+    def unite(self, other: Kind) -> None:
+        """Note that two kinds are one."""
+        own, other = self.root, other.root
+        if own is not other:
+            other._same = own
+            own._meanings |= other._meanings
+
+
+class Factor(NamedTuple):
+    """A part of an axis: one of the axes that were merged into it."""
+
+    kind: Kind
+    size: int
+
+
+Axis = tuple[Factor, ...]
+"""An axis, with its factors from the outermost to the innermost."""
+
+Axes = list[Axis]
+
+_PERMUTING = frozenset({"permute", "transpose", "t"})
+_REGROUPING = frozenset({"view", "_unsafe_view", "reshape", "_reshape_alias", "unsqueeze", "squeeze"})
+_RESIZING = frozenset({"cat", "slice", "split", "split_with_sizes", "unsafe_split", "constant_pad_nd"})
+_PRODUCTS = frozenset({"mm", "addmm", "bmm", "baddbmm"})
+_ON_PLACES = re.compile(
+    r"conv|pool|upsample|(reflection|replication)_pad|grid_sampler|(batch|group)_norm|(pixel|channel)_.*shuffle"
+)
+_LINEAR = re.compile(r"linear|rnn|lstm|gru")
+_ON_CHANNELS = re.compile(r"(layer|rms)_norm")
+
+
+class ChannelTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]  # PyTorch's own
+    """Context of a pass that finds out what the axes of its tensors mean.
+
+    Attributes:
+        normalized_rows: the most rows of a batch that was normalised by its own statistics; 0 if none was.
+    """
+
+    supports_higher_order_operators = True
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]  # PyTorch's own
+        self.normalized_rows = 0
+        self._known: Any = WeakTensorKeyDictionary()
+
+    def follow(self, tensor: torch.Tensor) -> Axes:
+        """Follow a tensor, such as an input of the model, and all that is computed from it."""
+        axes = _new(tensor.shape)
+        self._known[tensor] = axes
+        return axes
+
+    def axes(self, tensor: torch.Tensor) -> Axes:
+        """The axes of a tensor, of which more may be known later in the pass."""
+        axes: Axes | None = self._known.get(tensor)
+        return _new(tensor.shape) if axes is None else axes
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        # Looked up before an operation that changes a shape in place.
+        given = [self._known.get(tensor) for tensor in tensors((args, kwargs))]
+        output = func(*args, **(kwargs or {}))
+        if any(axes is not None for axes in given):
+            name = str(getattr(func, "_opname", func)).rstrip("_")
+            if "batch_norm" in name and any(arg is True for arg in args):
+                self.normalized_rows = max(self.normalized_rows, len(args[0]))
+            for tensor in tensors(output):
+                self._known[tensor] = _of_output(name, args, given, tensor.shape)
+        return output
+
+
+def read_format(axes: Axes) -> DataFormat | None:
+    """Where the channels are; None where the operations do not say it, or contradict each other.
+
+    Args:
+        axes: of a tensor, without that of the images.
+    """
+    if len(axes) == 1:
+        return "channels_first"
+    first, last = _meanings(axes[0]), _meanings(axes[-1])
+    says_first = "channels" in first or "places" in last
+    says_last = "channels" in last or "places" in first
+    if not says_first and not says_last:
+        says_first, says_last = "mixed" in first, "mixed" in last
+    if says_first == says_last:
+        return None
+    return "channels_first" if says_first else "channels_last"
+
+
+def _of_output(name: str, args: tuple[Any, ...], given: Sequence[Axes | None], shape: torch.Size) -> Axes:
+    """The axes of what an operation gives, which may say something about those of what it was given."""
+    tracked = [axes for axes in given if axes is not None]
+    first = tracked[0]
+    if name in _PERMUTING:
+        return _permuted(name, first, args)
+    if name in _REGROUPING:
+        return _regrouped(first, shape)
+    if name in _PRODUCTS:
+        return _multiplied(given[-2], given[-1], shape)
+    if name == "embedding":
+        return [*first, _noted(_new([shape[-1]])[0], "channels")]
+    if _ON_PLACES.search(name):
+        found = _elementwise(name, tracked[:1], args, shape)
+        spatial = _spatial_axes(name, args, len(first))
+        for axes in (first, found) if len(found) == len(first) else (first,):
+            for axis in axes[-spatial:]:
+                _noted(axis, "places")
+            if len(axes) > spatial:
+                _noted(axes[-spatial - 1], "channels")
+        return found
+    found = _elementwise(name, tracked, args, shape)
+    if _LINEAR.search(name):
+        _noted(first[-1], "mixed")
+        _noted(found[-1], "mixed")
+    elif _ON_CHANNELS.search(name) and len(args[1]) == 1:
+        _noted(first[-1], "channels")
+    return found
+
+
+def _permuted(name: str, axes: Axes, args: tuple[Any, ...]) -> Axes:
+    if name == "permute":
+        return [axes[axis] for axis in args[1]]
+    swapped = list(axes)
+    if len(axes) > 1:
+        a, b = args[1:3] if name == "transpose" else (0, 1)
+        swapped[a], swapped[b] = axes[b], axes[a]
+    return swapped
+
+
+def _regrouped(axes: Axes, shape: Sequence[int]) -> Axes:
+    """The axes after their factors, in their order, have been grouped anew."""
+    factors = [factor for axis in axes for factor in axis if factor.size != 1]
+    grouped: Axes = []
+    for size in shape:
+        group: list[Factor] = []
+        missing = size
+        while missing > 1 and factors:
+            kind, own = factors.pop(0)
+            if missing % own == 0:
+                group.append(Factor(kind, own))
+                missing //= own
+            elif own % missing == 0:
+                group.append(Factor(Kind(kind), missing))
+                factors.insert(0, Factor(Kind(kind), own // missing))
+                missing = 1
+            else:
+                return _new(shape)
+        grouped.append(tuple(group) or _new([size])[0])
+    return grouped
+
+
+def _multiplied(left: Axes | None, right: Axes | None, shape: torch.Size) -> Axes:
+    """The axes of a matrix product. What is not tracked is a weight."""
+    found = _new(shape)
+    if left is not None:
+        found[:-1] = left[:-1]
+    elif right is not None:
+        found[:-2] = right[:-2]
+        _noted(right[-2], "mixed")
+        _noted(found[-2], "mixed")
+    if right is not None:
+        found[-1] = right[-1]
+    elif left is not None:
+        _noted(left[-1], "mixed")
+        _noted(found[-1], "mixed")
+    if left is not None and right is not None:
+        _united(left[-1], right[-2])
+    return found
+
+
+def _elementwise(name: str, tracked: Sequence[Axes], args: tuple[Any, ...], shape: torch.Size) -> Axes:
+    """The axes of what an operation gives that leaves axes where they are, or drops or inserts some."""
+    found = _new(shape)
+    for axes in tracked:
+        aligned = _aligned(name, axes, args, len(shape))
+        if len(aligned) != len(found):
+            continue
+        for index, (own, axis) in enumerate(zip(found, aligned, strict=True)):
+            if _size(own) == _size(axis):
+                found[index] = _united(axis, own)
+            elif name in _RESIZING and len(own) == len(axis) == 1:
+                own[0].kind.unite(axis[0].kind)
+    return found
+
+
+def _aligned(name: str, axes: Axes, args: tuple[Any, ...], ndim: int) -> Axes:
+    """Axes of an argument at their positions in the output."""
+    dims = args[1] if len(args) > 1 else 0
+    if name == "stack" and isinstance(dims, int):
+        dims %= ndim
+        return [*axes[:dims], *_new([0]), *axes[dims:]]
+    if name == "expand":
+        return [*_new([0] * (ndim - len(axes))), *axes]
+    if len(axes) > ndim:
+        dropped = [dims] if isinstance(dims, int) else dims
+        if isinstance(dropped, (list, tuple)) and all(isinstance(dim, int) for dim in dropped):
+            gone = {dim % len(axes) for dim in dropped}
+            return [axis for index, axis in enumerate(axes) if index not in gone]
+    return axes
+
+
+def _united(axis: Axis, other: Axis) -> Axis:
+    """An axis which is known to be the same as another."""
+    if [factor.size for factor in axis] == [factor.size for factor in other]:
+        for own, same in zip(axis, other, strict=True):
+            own.kind.unite(same.kind)
+        return axis
+    # The one that is known to consist of several says more.
+    return max(axis, other, key=len)
+
+
+def _noted(axis: Axis, meaning: Meaning) -> Axis:
+    if len(axis) == 1:
+        axis[0].kind.note(meaning)
+    return axis
+
+
+def _meanings(axis: Axis) -> set[Meaning]:
+    return set.intersection(*(factor.kind.meanings for factor in axis))
+
+
+def _new(shape: Sequence[int]) -> Axes:
+    return [(Factor(Kind(), size),) for size in shape]
+
+
+def _size(axis: Axis) -> int:
+    size = 1
+    for factor in axis:
+        size *= factor.size
+    return size
+
+
+def _spatial_axes(name: str, args: tuple[Any, ...], ndim: int) -> int:
+    """How many of the last axes an operation takes for places."""
+    if "conv" in name and isinstance(args[1], torch.Tensor):
+        return args[1].ndim - 2
+    dims = re.search(r"(\d)d", name)
+    return int(dims[1]) if dims else ndim - 2
 
 
 def require_channels(module: nn.Module, shape: Sequence[int]) -> None:
@@ -60,16 +321,3 @@ def require_channels(module: nn.Module, shape: Sequence[int]) -> None:
             f"the input has shape (batch, {sizes}), but the model's first layer, {type(module).__name__}, "
             f"takes {wanted} channels{hint}"
         )
-
-
-def data_format_of(shape: Sequence[int], hint: tuple[DataFormat, int | None] | None) -> DataFormat:
-    """Data format of a feature map.
-
-    Args:
-        shape: its shape, without the batch axis.
-        hint: what the last layer before it, as far as it is known, says. A block may well bring its
-            channels to the last axis for a linear layer and back, so the number of channels has to agree.
-    """
-    if hint is not None and hint[0] == "channels_last" and shape and shape[-1] == hint[1]:
-        return "channels_last"
-    return "channels_first"

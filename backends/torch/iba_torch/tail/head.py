@@ -10,8 +10,8 @@ from torch import nn
 
 from iba_core.errors import LayerError
 from iba_torch.tail.calls import is_watched
-from iba_torch.tail.channels import channel_hint, require_channels
-from iba_torch.tail.places import Arguments, BatchAxes, Knowledge, LayerCall, Place
+from iba_torch.tail.channels import Axes, ChannelTracker, require_channels
+from iba_torch.tail.places import Arguments, BatchAxes, Knowledge, LayerCall, Place, Signature
 from iba_torch.tail.recording import Call, record
 from iba_torch.tail.shadow import Shadow, Site
 from iba_torch.tail.trees import first_tensor, tensors
@@ -34,11 +34,19 @@ class HeadPass:
         end_layer: the call whose number is to be known; None for none.
         shadow: what runs.
         batch: number of images.
+        signature: of the model's inputs.
         input_shape: shape of the model's first input.
         knowledge: what is known of the model. A pass that does not remember adds to it.
         remember: keep what the modules did, to repeat it.
-        stop: end the pass at the split.
+        tracker: the context of a pass that does not end at the split; None for one that does.
         compare: as of `Arguments`.
+
+    Attributes:
+        batch: see above.
+        signature: see above.
+        axes: the axes of the tensor at the split, in a pass with a tracker.
+        end_output: a copy of the first tensor that the end layer gave, in such a pass.
+        knows_axes: whether, in such a pass, it is known of all tensors which axis is that of the images.
     """
 
     def __init__(
@@ -48,19 +56,22 @@ class HeadPass:
         end_layer: LayerCall | None,
         shadow: Shadow,
         batch: int,
+        signature: Signature,
         input_shape: torch.Size,
         knowledge: Knowledge,
         *,
         remember: bool,
-        stop: bool = True,
+        tracker: ChannelTracker | None = None,
         compare: bool = False,
     ) -> None:
-        self.batch = batch
+        self.batch, self.signature = batch, signature
+        self.axes: Axes | None = None
+        self.end_output: torch.Tensor | None = None
+        self.knows_axes = True
         self.everything = Call(None, opened=remember)
         self.split_site: Site | None = None
         self.split_call: Call | None = None
         self.feature_axis = 0
-        self.hint: Any = None
         self.n_calls = 0
         self.end_numbers: dict[Call, int] = {}
         self._features: torch.Tensor | None = None
@@ -72,7 +83,7 @@ class HeadPass:
         self._input_shape = input_shape
         self._current = self.everything
         self._remember = remember
-        self._stop = stop
+        self._tracker = tracker
         self._compare = compare
         self._leads = _Holding(
             lambda module: shadow.sites[module].origin == self._origin if module in shadow.sites else False,
@@ -99,7 +110,7 @@ class HeadPass:
         at_split = False
         if site.origin == self._origin:
             self.split_site = site
-            at_split = self._stop and self.n_calls == (self._layer.call or 0)
+            at_split = self.n_calls == (self._layer.call or 0)
             self.n_calls += 1
         parent, call = self._current, Call(site, self._numbers.get(site, 0))
         self._numbers[site] = call.number + 1
@@ -120,7 +131,6 @@ class HeadPass:
             raise
         finally:
             self._current = parent
-            self.hint = channel_hint(module) or self.hint
 
     def _forward(
         self, call: Call, remember: bool, at_split: bool, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -128,12 +138,13 @@ class HeadPass:
         site = call.site
         assert site is not None, "it is called"
         is_before = self.side == "input" and site.origin == self._origin
+        if self._tracker is not None:
+            return self._watch(self._tracker, call, at_split, args, kwargs)
         arguments = Arguments(args, kwargs, self._compare) if remember or at_split else None
         if is_before:
             self._look(self._place(call, "input"), (args, kwargs))
         if at_split and is_before:
             call.takes_z = True
-            self.hint = channel_hint(site.module) or self.hint
             axes = self._axes(self._place(call, "input"), Arguments(args, kwargs))
             self._reach(call, first_tensor((args, kwargs)), axes)
         output = site.run(args, kwargs)
@@ -148,9 +159,35 @@ class HeadPass:
                 call.calls.clear()
         if at_split:
             call.gives_z = call.result is None
-            self.hint = channel_hint(site.module) or self.hint
             self._reach(call, feature, axes)
         return output
+
+    def _watch(
+        self,
+        tracker: ChannelTracker,
+        call: Call,
+        at_split: bool,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> Any:
+        """Run a module in a pass that goes on, and note what it is given and gives."""
+        site, end = call.site, self._end_layer
+        assert site is not None, "it is called"
+        if self.side == "input" and site.origin == self._origin:
+            self._look(self._place(call, "input"), (args, kwargs))
+            self._note_axes(tracker, at_split, first_tensor((args, kwargs)))
+        output = site.run(args, kwargs)
+        self._look(self._place(call), output)
+        first = first_tensor(output)
+        if self.side == "output":
+            self._note_axes(tracker, at_split, first)
+        if end is not None and first is not None and self.end_numbers.get(call) == (end.call or 0):
+            self.end_output = first.detach().clone()
+        return output
+
+    def _note_axes(self, tracker: ChannelTracker, at_split: bool, tensor: torch.Tensor | None) -> None:
+        if at_split and tensor is not None:
+            self.axes = tracker.axes(tensor)
 
     @staticmethod
     def _place(call: Call, side: str = "output") -> Place:
@@ -159,10 +196,11 @@ class HeadPass:
 
     def _look(self, place: Place, tree: Any) -> None:
         if not self._remember:
-            self._knowledge.note(place, self.batch, tensors(tree))
+            known = self._knowledge.note(place, self.batch, self.signature, tensors(tree))
+            self.knows_axes = self.knows_axes and known
 
     def _axes(self, place: Place, arguments: Arguments) -> BatchAxes:
-        return BatchAxes(place, arguments, self.batch, self._knowledge)
+        return BatchAxes(place, arguments, self.batch, self.signature, self._knowledge)
 
     def _reach(self, call: Call, feature: torch.Tensor | None, axes: BatchAxes) -> NoReturn:
         place = f"the {self.side} of layer {self._layer.name!r}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections import OrderedDict
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
@@ -10,8 +11,14 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import nn
 
+from iba_core.framework.inputs import Shared
+from iba_core.framework.layout import DataFormat
+from iba_torch.tail.channels import Axes
 from iba_torch.tail.rewrites.assumptions import Assumption
-from iba_torch.tail.trees import examine
+from iba_torch.tail.trees import examine, tree_map
+
+_SIGNATURES = 4
+"""Of so many shapes of inputs the shapes of tensors are kept."""
 
 
 class Arguments:
@@ -67,9 +74,29 @@ class LayerCall(NamedTuple):
     """Which of its calls, from 0; None if there is only one."""
 
 
+@dataclass
+class Learnt:
+    """What passes have shown of a model that is split at a place.
+
+    Attributes:
+        is_counted: whether a whole pass has shown how often the layers run.
+        axes: axes of the tensor at the place, that of the images included.
+        data_format: where the channels of the feature map are.
+        mixes: whether a closure normalises the images by the statistics of their batch. What it returns for a
+            batch as a whole would not show it.
+        mixing: whether the model mixes the images of a batch, for each shape of the inputs.
+    """
+
+    is_counted: bool = False
+    axes: Axes | None = None
+    data_format: DataFormat | None = None
+    mixes: bool = False
+    mixing: dict[Any, bool] = field(default_factory=dict)
+
+
 @dataclass(frozen=True)
 class AssumptionsAtPlace:
-    """Assumptions about the two parts of a model that is split at a place."""
+    """Assumptions about the two parts of a model that is split at a place, and what is known of them."""
 
     head_takes_order: Assumption = field(
         default_factory=lambda: Assumption("the head takes maps in any order in memory")
@@ -83,52 +110,90 @@ class AssumptionsAtPlace:
     memory_unreached: Assumption = field(
         default_factory=lambda: Assumption("nothing writes into tensors without PyTorch's knowledge")
     )
+    learnt: Learnt = field(default_factory=Learnt)
+
+
+Signature = tuple[Any, ...]
+"""Shapes of a model's inputs, without the axes of the images."""
+
+Shapes = list[tuple[int, ...]]
+
+
+@dataclass
+class _Seen:
+    """What has been seen at one place.
+
+    Attributes:
+        shapes: of the tensors there, by the inputs' signature and the number of images.
+        axes: the axis of the images, by a tensor's index and its number of axes; None for one without.
+    """
+
+    shapes: OrderedDict[Signature, dict[int, Shapes]] = field(default_factory=OrderedDict)
+    axes: dict[tuple[int, int], int | None] = field(default_factory=dict)
 
 
 class Knowledge:
-    """The shapes of tensors that passes have shown of a model.
+    """Where the axis of the images is in the tensors of a model, as passes have shown it.
 
-    They are those in passes on two different numbers of images. What changes with the number is the
-    axis of the images; a single pass cannot tell it from another axis of the same size. Threads may share the
-    object. A copy or a pickle of it is empty.
+    It is what changes with the number of images, where nothing else does. A single pass cannot tell it from
+    another axis of the same size. Threads may share the object. A copy or a pickle of it is empty.
     """
 
     def __init__(self) -> None:
         # What is known must not keep the model's modules alive.
-        self._seen: WeakKeyDictionary[nn.Module, dict[tuple[int, str], dict[int, list[tuple[int, ...]]]]] = (
-            WeakKeyDictionary()
-        )
+        self._seen: WeakKeyDictionary[nn.Module, dict[tuple[int, str], _Seen]] = WeakKeyDictionary()
         self._lock = threading.Lock()
+        self.input_format: DataFormat | None = None
+        """Where the channels of the model's first input are."""
 
     def __reduce__(self) -> tuple[type[Knowledge], tuple[()]]:
         # A copy belongs to copies of the modules.
         return Knowledge, ()
 
-    def note(self, place: Place, batch: int, found: list[torch.Tensor]) -> None:
-        """Keep the shapes of the tensors that a pass on `batch` images has `found` at a place."""
+    def knows(self, module: nn.Module) -> bool:
+        """Whether whole passes on two numbers of images have come to a module."""
+        return any(seen.axes for seen in self._seen.get(module, {}).values())
+
+    def note(self, place: Place, batch: int, signature: Signature, found: list[torch.Tensor]) -> bool:
+        """Keep the shapes of the tensors that a pass on `batch` images has `found` at a place.
+
+        Returns:
+            Whether their axes of the images are known.
+        """
         shapes = [tuple(tensor.shape) for tensor in found]
         with self._lock:
-            known = self._seen.setdefault(place.module, {}).setdefault((place.number, place.side), {})
-            if len(known) < 2:
-                known.setdefault(batch, shapes)
+            seen = self._seen.setdefault(place.module, {}).setdefault((place.number, place.side), _Seen())
+            seen.shapes.setdefault(signature, {})[batch] = shapes
+            if len(seen.shapes) > _SIGNATURES:
+                seen.shapes.popitem(last=False)
+        axes = [self.axis(place, index, shape, batch, signature) for index, shape in enumerate(shapes)]
+        return None not in axes
 
-    def axis(self, place: Place, index: int, shape: tuple[int, ...], batch: int) -> tuple[int | None] | None:
+    def axis(
+        self, place: Place, index: int, shape: tuple[int, ...], batch: int, signature: Signature
+    ) -> tuple[int | None] | None:
         """Axis of the images in the tensor at `index`, of the given shape for `batch` images.
 
         Returns:
             The axis, or None for a tensor without one, in a tuple; None if it is not known.
         """
-        known = self._seen.get(place.module, {}).get((place.number, place.side), {})
-        for other, shapes in list(known.items()):
+        seen = self._seen.get(place.module, {}).get((place.number, place.side))
+        if seen is None:
+            return None
+        key = index, len(shape)
+        for other, shapes in list(seen.shapes.get(signature, {}).items()):
             if other == batch or index >= len(shapes) or len(shapes[index]) != len(shape):
                 continue
             changed = [axis for axis, size in enumerate(shape) if size != shapes[index][axis]]
-            if not changed:
-                return (None,)
-            if len(changed) == 1:
-                (axis,) = changed
-                return (axis if (shape[axis], shapes[index][axis]) == (batch, other) else None,)
-        return None
+            if len(changed) < 2:
+                axis = changed[0] if changed else None
+                is_images = axis is not None and (shape[axis], shapes[index][axis]) == (batch, other)
+                seen.axes[key] = axis if is_images else None
+        if key not in seen.axes:
+            return None
+        axis = seen.axes[key]
+        # The axis of the images is the same for inputs of other shapes.
+        return None if axis is not None and shape[axis] != batch else (axis,)
 
 
 class BatchAxes:
@@ -142,11 +207,15 @@ class BatchAxes:
         place: where the tensors are.
         arguments: what the call was given.
         batch: number of images.
+        signature: of the model's inputs.
         knowledge: what other passes have shown.
     """
 
-    def __init__(self, place: Place, arguments: Arguments, batch: int, knowledge: Knowledge) -> None:
+    def __init__(
+        self, place: Place, arguments: Arguments, batch: int, signature: Signature, knowledge: Knowledge
+    ) -> None:
         self._batch = batch
+        self._signature = signature
         self._knowledge = knowledge
         self._place = place
         module = place.module
@@ -164,7 +233,8 @@ class BatchAxes:
 
     def find(self, tensor: torch.Tensor, index: int = 0) -> int | None:
         """Axis of the images in the tensor at `index` of the place, None if it has none."""
-        known = self._knowledge.axis(self._place, index, tuple(tensor.shape), self._batch)
+        shape = tuple(tensor.shape)
+        known = self._knowledge.axis(self._place, index, shape, self._batch, self._signature)
         return self.guess(tensor, index) if known is None else known[0]
 
     def guess(self, tensor: torch.Tensor, index: int = 0) -> int | None:
@@ -184,6 +254,19 @@ class BatchAxes:
         found, transparent = examine(output)
         axes = [self.find(tensor, index) for index, tensor in enumerate(found)]
         return transparent and all(axis is not None for axis in axes)
+
+
+def signature_of(inputs: Any, batch: int) -> Signature:
+    """The signature of inputs with `batch` images."""
+    found: list[Any] = []
+
+    def note(leaf: torch.Tensor | Shared) -> None:
+        shape = tuple(leaf.array.shape if isinstance(leaf, Shared) else leaf.shape)
+        has_images = not isinstance(leaf, Shared) and shape[:1] == (batch,)
+        found.append((has_images, shape[1:] if has_images else shape))
+
+    tree_map(note, inputs, (torch.Tensor, Shared))
+    return tuple(found)
 
 
 def _version(tensor: torch.Tensor) -> int:

@@ -12,6 +12,7 @@ from torch import nn
 
 from iba_core.errors import InputError, LayerError
 from iba_core.framework.adapter import Inputs
+from iba_core.framework.inputs import Shared
 from iba_core.framework.layout import DataFormat
 from iba_torch.tail.head import HeadPass
 from iba_torch.tail.places import Arguments, AssumptionsAtPlace, BatchAxes, Knowledge, LayerCall, Place
@@ -106,7 +107,7 @@ class Replay:
         self._shadow, self._knowledge, self._assumed, self._unread = shadow, knowledge, assumed, unread
         self._outside = outside
         self._uses_rewrites = rewrites
-        self._inputs = tree_map(lambda tensor: _input_value(tensor, head.batch), inputs)
+        self._inputs = tree_map(lambda leaf: _input_value(leaf, head.batch), inputs, (torch.Tensor, Shared))
         self._batch, self._shape = head.batch, features.shape[1:]
         self._dtype, self._device = features.dtype, features.device
         self._keeps_last = is_channels_last(features) and not reordered
@@ -250,7 +251,7 @@ class Replay:
 
     def _remember_everything(self) -> None:
         """Run the head again, for what has not been kept or was written into."""
-        inputs = tree_map(lambda value: value.tensor, self._inputs, Value)
+        inputs = tree_map(_input_leaf, self._inputs, Value)
         with self._outside:
             self._take(self._run_head(inputs))
         self._head_is_spoilt = False
@@ -410,7 +411,8 @@ class Replay:
         number = self._head.end_numbers.get(call, self._end_calls) if call else self._end_calls
         self._end_calls += number == self._end_calls
         place = Place(site.original() or site.module, number)
-        axes = BatchAxes(place, Arguments(args, kwargs), self._copies * self._batch, self._knowledge)
+        batch = self._copies * self._batch
+        axes = BatchAxes(place, Arguments(args, kwargs), batch, self._head.signature, self._knowledge)
         output = self._output(call, site, args, kwargs)
         found = tensors(output) if number == (self._end_layer.call or 0) and self._reached else []
         axis = axes.find(found[0]) if found else None
@@ -509,9 +511,14 @@ def _saved_tensor_hooks() -> Any:
     return None if hooks is None else hooks[0]
 
 
-def _input_value(tensor: torch.Tensor, batch: int) -> Value:
+def _input_value(leaf: torch.Tensor | Shared, batch: int) -> Value:
+    tensor = leaf.array if isinstance(leaf, Shared) else leaf
     if tensor.is_inference():
         # Such a tensor cannot take part in a differentiable computation; a copy made out here can.
         tensor = tensor.clone()
-    axis = 0 if tensor.ndim and tensor.shape[0] == batch else None
-    return Value(tensor.detach(), axis)
+    has_images = not isinstance(leaf, Shared) and tensor.shape[:1] == (batch,)
+    return Value(tensor.detach(), 0 if has_images else None)
+
+
+def _input_leaf(value: Value) -> torch.Tensor | Shared:
+    return value.tensor if value.batch_axis == 0 else Shared(value.tensor)

@@ -200,6 +200,7 @@ class Shadows:
         self.assumed: Cache[Any] = Cache(64)
         """The assumptions about each split of a model or closure; empty after a change of modules."""
         self._free: list[Shadow] = []
+        self._latest: Callable[[], Shadow | None] = lambda: None
         self._lock = threading.Lock()
 
     def __reduce__(self) -> tuple[type[Shadows], tuple[()]]:
@@ -219,10 +220,13 @@ class Shadows:
             with self._lock:
                 shadow = self._free.pop() if self._free else None
             if shadow is None or not shadow.is_current:
+                latest = shadow or self._latest()
+                if latest is not None and not latest.is_current:
+                    # What has been seen of the modules need not be true of others.
+                    self.assumed.clear()
                 shadow = Shadow()
-                # What has been seen of the modules need not be true of others.
-                self.assumed.clear()
                 with self._lock:
+                    self._latest = ref(shadow)
                     # The others are most likely out of date as well, and hold what they were made from.
                     self._free = [other for other in self._free if other.is_current]
             shadow.refresh()

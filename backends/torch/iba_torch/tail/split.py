@@ -6,20 +6,22 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Literal, NamedTuple, NoReturn
+from typing import Any, Literal, NamedTuple, NoReturn, cast
 from weakref import ref
 
 import torch
 from torch import nn
 
 from iba_core.errors import InputError, LayerError
-from iba_core.framework.adapter import Inputs, Split, Tail
+from iba_core.framework.adapter import Activation, Inputs, MixedImagesError, Split, Tail
+from iba_core.framework.comparison import OwnOutputs
+from iba_core.framework.inputs import Shared, arrays_of
 from iba_core.framework.layout import DataFormat
-from iba_core.framework.outputs import OwnOutputs
+from iba_torch.tail.activations import last_activation
 from iba_torch.tail.calls import module_call_patch, redirect_calls, unwrap, what_runs
-from iba_torch.tail.channels import data_format_of
+from iba_torch.tail.channels import ChannelTracker, read_format
 from iba_torch.tail.head import HeadPass, Stop
-from iba_torch.tail.places import AssumptionsAtPlace, Knowledge, LayerCall
+from iba_torch.tail.places import AssumptionsAtPlace, Knowledge, LayerCall, Learnt, signature_of
 from iba_torch.tail.precision import without_autocast
 from iba_torch.tail.replay import InMemoryOrder, Replay, check_calls
 from iba_torch.tail.rewrites.assumptions import Assumption, Outcome, enabled, is_of_torch, run_assuming
@@ -28,6 +30,8 @@ from iba_torch.tail.rewrites.observer import Observer
 from iba_torch.tail.rewrites.unread import Unread
 from iba_torch.tail.shadow import Shadow, Shadows
 from iba_torch.tail.trees import tensors, tree_map
+
+_LEAVES = (torch.Tensor, Shared)
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,6 +44,12 @@ class TorchTail(Tail):
             return self
         features = self.features.permute(0, 2, 3, 1).contiguous()
         return replace(self, features=features, run=InMemoryOrder(self.run), axes=(1, 2, 0))
+
+    def activations(self) -> list[Activation | None]:
+        """See `Tail.activations`; found in the graph of a pass."""
+        with torch.enable_grad():
+            outputs = self(self.features.detach().requires_grad_())
+        return [last_activation(output.grad_fn) for output in arrays_of(outputs)]
 
 
 class _Found(NamedTuple):
@@ -58,6 +68,9 @@ class TorchSplit(Split):
     map in place of the layer's. Whatever the model does between modules, skip connections included,
     stays as it is. What runs is a shadow of the model, which itself is not touched.
 
+    Attributes:
+        images_axis: the axis of the images in the model's own tensor at the layer, once that has run.
+
     Args:
         model: the model; or a closure of the inputs that runs modules, and whose return value is what a tail
             returns. Of a model, a tuple of inputs becomes its positional arguments, a mapping its keyword
@@ -66,15 +79,12 @@ class TorchSplit(Split):
         layer_name: its name, for messages.
         where: the module's ``"output"`` or its ``"input"``. Of several tensors, the first.
         call: which of its calls in a pass, from 0; may be None if there is only one.
-        data_format: where the channels of the feature map are; None to conclude it from the types of
-            the layers.
-        input_format: where the channels of the inputs are.
+        data_format: where the channels of the feature map are; None to conclude it from what the model
+            does with its axes.
         end_layer: where the tail ends: at the output of this call, of which it then returns the first
             tensor, the images first. None for the end of the model.
-        knowledge: what passes have shown of the model. The first call of `features` finds out which axes
-            of what is passed between the layers are those of the images. A head that is opened without that
-            takes the first axis for it, or the second where the layers speak for it: of sequence-first
-            tensors with as many steps as images, that can be the wrong one.
+        knowledge: what passes have shown of the model. The first use finds out which axes of what is
+            passed between the layers are those of the images, and which those of the channels.
         shadows: where to take shadows from.
         rewrites: whether faster equivalents of modules may be used, see `iba_torch.tail.rewrites`.
 
@@ -95,7 +105,6 @@ class TorchSplit(Split):
         where: Literal["output", "input"] = "output",
         call: int | None = None,
         data_format: DataFormat | None = None,
-        input_format: DataFormat = "channels_first",
         end_layer: LayerCall | None = None,
         knowledge: Knowledge | None = None,
         shadows: Shadows | None = None,
@@ -116,18 +125,22 @@ class TorchSplit(Split):
         self.layer_name = type(self.module).__name__ if layer_name is None else layer_name
         self.where = where
         self.call = call
-        self.data_format = data_format or "channels_first"
-        self.input_format = input_format
         self.end_layer = end_layer
+        self.images_axis = 0
         self._layer = LayerCall(self.module, self.layer_name, call)
-        self._infer_format = data_format is None
+        self._given_format = data_format
         self._knowledge = Knowledge() if knowledge is None else knowledge
+        # Of what has not run yet, as most models have it.
+        self.data_format = data_format or "channels_first"
+        self.input_format = self._knowledge.input_format or "channels_first"
         self._shadows = Shadows() if shadows is None else shadows
         # Of this split alone: a tail that ends elsewhere reads other things.
         self._unread = Unread()
         self._rewrites = rewrites
         self._itself = object()
-        self._is_counted = False
+        self._own_kept: tuple[Inputs, OwnOutputs] | None = None
+        # What has been checked once need not be checked again for another closure that does the same.
+        self._mixing = self._learnt.mixing
 
     def run_features(self, inputs: Inputs) -> torch.Tensor:
         """Feature maps (B, *feature map) of a batch: one pass of the head, without a graph.
@@ -140,8 +153,8 @@ class TorchSplit(Split):
                 model cannot be split there.
         """
         with self._shadows.lease() as shadow, self._patched():
-            if not self._is_counted:
-                self._count_calls(shadow, inputs)
+            self._look_around(shadow, inputs)
+            self._own_kept = None
             found = self._run_head(shadow, inputs, remember=False)
             return found.features.contiguous() if found.reordered else found.features
 
@@ -156,9 +169,9 @@ class TorchSplit(Split):
             LayerError: the layer never runs, or the model cannot be split there.
         """
         with self._shadows.lease() as shadow, self._patched():
-            if self.end_layer is not None and not self._is_counted:
-                # A tail that ends early does not see how often the layers run.
-                self._count_calls(shadow, inputs)
+            learnt = self._look_around(shadow, inputs)
+            if learnt.mixes and batch_size(inputs) > 1:
+                raise MixedImagesError(self.layer_name)
             found = self._run_head(shadow, inputs, remember=True)
             with without_autocast(found.features.device) as outside:
                 replay = Replay(
@@ -185,17 +198,17 @@ class TorchSplit(Split):
                     features = features.contiguous()
                 del found
                 try:
-                    yield TorchTail(features, replay)
+                    yield TorchTail(features, replay, one_by_one=learnt.mixes)
                 finally:
                     replay.close()
 
     def own_outputs(self, inputs: Inputs) -> OwnOutputs:
         """See `Split.own_outputs`."""
+        kept, self._own_kept = self._own_kept, None
+        if kept is not None and kept[0] is inputs:
+            return kept[1]
         with self._shadows.lease() as shadow, self._patched():
-            if not isinstance(self.model, nn.Module):
-                with torch.no_grad():
-                    return OwnOutputs(self._runner(shadow)(self._own(inputs)), batch_size(inputs), True)
-            return self._count_calls(shadow, inputs)
+            return self._run_whole(shadow, inputs)[0]
 
     @property
     def _assumed(self) -> AssumptionsAtPlace:
@@ -204,6 +217,10 @@ class TorchSplit(Split):
         runs = what_runs(self.model) or self._itself
         assumed: AssumptionsAtPlace = self._shadows.assumed.get((place, runs), AssumptionsAtPlace)
         return assumed
+
+    @property
+    def _learnt(self) -> Learnt:
+        return self._assumed.learnt
 
     @property
     def _uses_rewrites(self) -> bool:
@@ -243,7 +260,7 @@ class TorchSplit(Split):
             observer = Observer() if unknown else None
             head = self._head_pass(shadow, inputs, remember=remember, compare=unreached not in relied)
             with observer or nullcontext():
-                self._pass(shadow, self._own(inputs, reordered), head)
+                self._pass(shadow, owned(inputs, reordered), head)
             broken: list[Assumption] = []
             confirmed: list[Assumption] = []
             if observer is not None:
@@ -263,31 +280,42 @@ class TorchSplit(Split):
         if not head.has_features:
             self._raise_never_ran(shadow, head)
         features = head.take_features()
-        if self._infer_format:
-            self.data_format = data_format_of(features.shape[1:], head.hint)
+        self.images_axis = head.feature_axis
+        self.data_format = self._given_format or self._found_format(head, features, assumed.learnt)
         return _Found(head, features, reordered)
 
+    def _found_format(self, head: HeadPass, features: torch.Tensor, learnt: Learnt) -> DataFormat:
+        """Where the channels of the feature map are, as a whole pass has shown it.
+
+        Raises:
+            LayerError: it has not shown that.
+        """
+        if learnt.data_format is None:
+            axes = learnt.axes or []
+            found = read_format([axis for index, axis in enumerate(axes) if index != head.feature_axis])
+            if found is None:
+                shape = tuple(features.shape[1:])
+                raise LayerError(
+                    f"the feature maps of layer {self.layer_name!r} have the shape {shape}, and the model "
+                    "does not show whether their channels come first or last; say it with "
+                    "data_format='channels_first' or data_format='channels_last'"
+                )
+            learnt.data_format = found
+        return learnt.data_format
+
     def _head_pass(self, shadow: Shadow, inputs: Inputs, **options: Any) -> HeadPass:
+        batch = batch_size(inputs)
         return HeadPass(
             self._layer,
             self.where,
             self.end_layer,
             shadow,
-            batch_size(inputs),
+            batch,
+            signature_of(inputs, batch),
             tensors(inputs)[0].shape,
             self._knowledge,
             **options,
         )
-
-    @staticmethod
-    def _own(inputs: Inputs, reordered: bool = False) -> Inputs:
-        """A copy of the inputs: the pass may write into them; they are the caller's, and needed again."""
-
-        def own(tensor: torch.Tensor) -> torch.Tensor:
-            last = reordered and gains_by_order(tensor)
-            return tensor.detach().clone(memory_format=torch.channels_last if last else torch.preserve_format)
-
-        return tree_map(own, inputs)
 
     def _pass(self, shadow: Shadow, inputs: Inputs, head: HeadPass) -> Any:
         """Run the model on `inputs`, which it may write into, up to where the head ends."""
@@ -315,18 +343,63 @@ class TorchSplit(Split):
             reason = "; in an exported model layers are no modules, but torch.export.unflatten makes them so"
         raise LayerError(f"layer {self.layer_name!r} does not run when the model is called{reason}")
 
-    def _count_calls(self, shadow: Shadow, inputs: Inputs) -> OwnOutputs:
-        """Run the whole model on another number of images."""
-        batch = batch_size(inputs)
+    def _look_around(self, shadow: Shadow, inputs: Inputs) -> Learnt:
+        """Run the whole model once, if that has not been done, to see how often the layers run and more."""
+        learnt = self._learnt
+        if not learnt.is_counted:
+            own, counter, tracker = self._run_whole(shadow, inputs)
+            if own.together and (tracker.normalized_rows or not counter.knows_axes):
+                twice = _of_images(inputs, lambda tensor: tensor.repeat_interleave(2, 0))
+                *_, tracker = self._tracked(shadow, twice)
+                # A normalisation of each image by its own statistics counts as one of a single row.
+                learnt.mixes = tracker.normalized_rows > 1
+            if learnt.mixes:
+                self._warn_of_mixing()
+            self._own_kept = inputs, own
+            learnt.is_counted = True
+            self._mixing = learnt.mixing
+        self.input_format = self._knowledge.input_format or "channels_first"
+        return learnt
 
-        def another_number(tensor: torch.Tensor) -> torch.Tensor:
-            if not tensor.ndim or tensor.shape[0] != batch:
-                return tensor.detach().clone()
-            return tensor.detach()[:1].clone() if batch > 1 else tensor.detach().repeat_interleave(2, 0)
+    def _run_whole(self, shadow: Shadow, inputs: Inputs) -> tuple[OwnOutputs, HeadPass, ChannelTracker]:
+        """Run the whole model on another number of images, or a closure on those that it knows of."""
+        is_closure = not isinstance(self.model, nn.Module)
+        outputs, counter, tracker = self._tracked(shadow, inputs if is_closure else _other_number(inputs))
+        self._check_calls(shadow, counter)
+        self._learnt.axes = counter.axes
+        if self.end_layer is not None:
+            outputs = self._end_output(counter)
+        elif isinstance(outputs, list) and any(isinstance(each, Mapping) for each in outputs):
+            raise InputError(
+                "the model returns a list with a dict for each image; put it into a module that returns a "
+                "tensor with a row per image"
+            )
+        return OwnOutputs(outputs, counter.batch, is_closure), counter, tracker
 
-        others = tree_map(another_number, inputs)
-        counter = self._head_pass(shadow, others, remember=False, stop=False)
-        outputs = self._pass(shadow, others, counter)
+    def _tracked(self, shadow: Shadow, inputs: Inputs) -> tuple[Any, HeadPass, ChannelTracker]:
+        """Run the whole model, and find out what its axes mean."""
+        tracker = ChannelTracker()
+        counter = self._head_pass(shadow, inputs, remember=False, tracker=tracker)
+        own = owned(inputs)
+        axes = [tracker.follow(tensor) for tensor in tensors(own)]
+        with tracker:
+            outputs = self._pass(shadow, own, counter)
+        self._knowledge.input_format = read_format(axes[0][1:]) or self._knowledge.input_format
+        return outputs, counter, tracker
+
+    def _end_output(self, counter: HeadPass) -> torch.Tensor:
+        """What the end layer gave in a whole pass, the images first."""
+        output, images = counter.end_output, counter.batch
+        axes = [] if output is None else [axis for axis, size in enumerate(output.shape) if size == images]
+        if output is None or not axes:
+            end = cast(LayerCall, self.end_layer)
+            raise LayerError(f"layer {end.name!r} gives no batch of tensors")
+        # The images are all the same.
+        same = (axis for axis in axes if bool((output == output.narrow(axis, 0, 1)).all()))
+        return output.movedim(next(same, axes[0]), 0)
+
+    def _check_calls(self, shadow: Shadow, counter: HeadPass) -> None:
+        """Refuse layers that run too seldom, or more often than their names say."""
         check_calls(self._layer, counter.n_calls)
         if counter.n_calls <= (self.call or 0):
             self._raise_never_ran(shadow, counter)
@@ -338,8 +411,36 @@ class TorchSplit(Split):
             )
         if end is not None and ends <= (end.call or 0):
             raise LayerError(f"layer {end.name!r} runs {ends} time(s) when the model is called")
-        self._is_counted = True
-        return OwnOutputs(outputs, batch_size(others))
+
+
+def owned(inputs: Inputs, reordered: bool = False) -> Inputs:
+    """A copy of the inputs: a pass may write into them; they are the caller's, and needed again."""
+
+    def own(leaf: torch.Tensor | Shared) -> torch.Tensor:
+        tensor = leaf.array if isinstance(leaf, Shared) else leaf
+        last = reordered and gains_by_order(tensor)
+        return tensor.detach().clone(memory_format=torch.channels_last if last else torch.preserve_format)
+
+    return tree_map(own, inputs, _LEAVES)
+
+
+def _of_images(inputs: Inputs, function: Callable[[torch.Tensor], torch.Tensor]) -> Inputs:
+    """`inputs` with a function applied to the tensors that have the images along their first axis."""
+    batch = batch_size(inputs)
+
+    def apply(leaf: torch.Tensor | Shared) -> Any:
+        if isinstance(leaf, Shared) or leaf.shape[:1] != (batch,):
+            return leaf
+        return function(leaf.detach())
+
+    return tree_map(apply, inputs, _LEAVES)
+
+
+def _other_number(inputs: Inputs) -> Inputs:
+    """The first image, or twice the only one."""
+    if batch_size(inputs) > 1:
+        return _of_images(inputs, lambda tensor: tensor[:1])
+    return _of_images(inputs, lambda tensor: tensor.repeat_interleave(2, 0))
 
 
 def call_with(model: nn.Module, inputs: Inputs) -> Any:
@@ -352,12 +453,13 @@ def call_with(model: nn.Module, inputs: Inputs) -> Any:
 
 
 def batch_size(inputs: Inputs) -> int:
-    """Number of images in `inputs`: the length of the first axis of the first tensor.
+    """Number of images in `inputs`: the length of the first axis of the first tensor that is not shared.
 
     Raises:
         InputError: there is no tensor, or the first has no axis or no images.
     """
-    found = tensors(inputs)
+    found: list[torch.Tensor] = []
+    tree_map(lambda leaf: found.append(leaf) if isinstance(leaf, torch.Tensor) else None, inputs, _LEAVES)
     if not found or not found[0].ndim:
         raise InputError(f"inputs of type {type(inputs).__name__} hold no tensor with a batch axis first")
     if not found[0].shape[0]:

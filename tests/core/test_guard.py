@@ -1,0 +1,174 @@
+"""A split must repeat the model's own output, or it is refused."""
+
+from collections import Counter
+from contextlib import contextmanager
+
+import numpy as np
+import pytest
+
+from iba_core.bottleneck.chunks import Task, explain_in_chunks
+from iba_core.bottleneck.settings import BottleneckSettings
+from iba_core.errors import LayerError
+from iba_core.framework.adapter import MixedImagesError, Split, Tail
+from iba_core.framework.comparison import OwnOutputs, difference
+from iba_core.framework.inputs import batch_size, take
+
+IMAGES = np.random.default_rng(0).normal(size=(3, 4, 2))
+WEIGHTS = np.random.default_rng(1).normal(size=(2, 3))
+
+
+class SmallSplit(Split):
+    """Features are the squares of the input. The output adds the input by a skip connection."""
+
+    layer_name = "squares"
+    data_format = input_format = "channels_last"
+
+    def __init__(self, read=lambda z, skip: (z + skip).sum(axis=1) @ WEIGHTS, mixes=False, noise=0.0):
+        super().__init__()
+        self.read, self.mixes_images, self.noise = read, mixes, noise
+        self.passes = Counter()
+
+    def run_features(self, inputs):
+        self.passes["features", len(inputs)] += 1
+        return inputs**2 - (inputs**2).mean(axis=0) * self.mixes_images
+
+    def right(self, z, skip):
+        found = (z + skip).sum(axis=1) @ WEIGHTS
+        return found + self.noise * np.random.standard_normal(found.shape)
+
+    @contextmanager
+    def open_head(self, inputs):
+        def run(z, carry):
+            self.passes["tail", len(z)] += 1
+            return self.read(z, np.repeat(carry[0], len(z) // len(inputs), axis=0))
+
+        yield Tail(inputs**2, run, (inputs.copy(),))
+
+    def own_outputs(self, inputs):
+        self.passes["own"] += 1
+        one = take(inputs, 0, 1)
+        return OwnOutputs(self.right(one**2, one), 1)
+
+
+def test_a_right_reading_is_checked_once_for_each_shape_of_the_inputs():
+    split = SmallSplit()
+    for _ in range(3):
+        with split.head(IMAGES) as tail:
+            assert not tail.one_by_one
+    assert split.passes == {"own": 1, ("tail", 6): 2}
+    with split.head(IMAGES[:1]):
+        assert split.passes == {"own": 2, ("tail", 6): 2, ("tail", 2): 2}
+    with split.head(IMAGES[:, :2]):
+        assert split.passes["own"] == 3
+
+
+@pytest.mark.parametrize("images", [1, 3])
+@pytest.mark.parametrize(
+    ("read", "message"),
+    [
+        (lambda z, skip: z.sum(axis=1) @ WEIGHTS, "its output is off by"),
+        (lambda z, skip: (z + skip.mean()).sum(axis=1) @ WEIGHTS, "its output is off by"),
+        (lambda z, skip: (z + skip).sum(axis=1) @ WEIGHTS[:, :2], r"shape \(\d, 2\) for"),
+        (lambda z, skip: ((z + skip).sum(axis=1) @ WEIGHTS).sum(axis=0), r"shape \(3,\) for"),
+        (lambda z, skip: [(z + skip).sum(axis=1) @ WEIGHTS] * 2, "it gives 2 arrays in place of 1"),
+    ],
+    ids=["no skip", "another skip", "fewer outputs", "no images", "two outputs"],
+)
+def test_a_wrong_reading_is_refused(images, read, message):
+    split = SmallSplit(read)
+    for _ in range(2):
+        with (
+            pytest.raises(LayerError, match=f"after layer 'squares' does not repeat the model: .*{message}"),
+            split.head(IMAGES[:images]),
+        ):
+            pass
+
+
+def test_a_tail_that_spoils_what_it_remembers_is_refused():
+    memory = []
+
+    def read(z, skip):
+        memory.append(skip)
+        return (z + skip * (len(memory) < 2)).sum(axis=1) @ WEIGHTS
+
+    with pytest.raises(LayerError, match="does not repeat the model"), SmallSplit(read).head(IMAGES):
+        pass
+
+
+def mixing(z, skip):
+    found = z + skip
+    return (found - found.mean(axis=0) * (len(found) > 1)).sum(axis=1) @ WEIGHTS
+
+
+def test_a_model_that_mixes_the_images_of_a_batch_is_explained_one_image_at_a_time():
+    split, warning = SmallSplit(mixing), "depends on the other images of the batch"
+    with (
+        pytest.warns(UserWarning, match=warning),
+        pytest.raises(MixedImagesError, match="explain them one by one"),
+        split.head(IMAGES),
+    ):
+        pass
+    with pytest.warns(UserWarning, match=warning), split.head(IMAGES[:1]) as tail:
+        assert tail.one_by_one
+    sizes = []
+
+    class Recorder:
+        def run(self, tail, statistics, rows, settings, *, max_batch, **others):
+            sizes.append((len(tail.features), max_batch))
+
+    chunks = explain_in_chunks(
+        None, split, IMAGES, (4, 2), BottleneckSettings(), lambda *_: Task(Recorder(), None), max_batch=100
+    )
+    assert [(chunk.start, chunk.stop) for chunk in chunks] == [(0, 1), (1, 2), (2, 3)]
+    assert sizes == [(1, 1)] * 3
+
+
+def test_features_that_depend_on_the_batch_are_computed_one_by_one():
+    split = SmallSplit(mixes=True)
+    with pytest.warns(UserWarning, match="depends on the other images"):
+        features = split.features(IMAGES)
+    np.testing.assert_array_equal(features, np.zeros_like(IMAGES))
+    plain = SmallSplit()
+    for _ in range(2):
+        np.testing.assert_array_equal(plain.features(IMAGES), IMAGES**2)
+    assert plain.passes == {("features", 3): 2, ("features", 1): 1}
+
+
+def test_a_model_that_draws_random_numbers_is_told_that_it_could_not_be_checked():
+    split = SmallSplit(noise=1.0)
+    with (
+        pytest.warns(UserWarning, match="gives other outputs for the same input each time"),
+        split.head(IMAGES),
+    ):
+        pass
+
+
+def test_outputs_of_all_images_together_are_compared_as_they_are():
+    class Together(SmallSplit):
+        def own_outputs(self, inputs):
+            return OwnOutputs(self.right(inputs**2, inputs).mean(), batch_size(inputs), together=True)
+
+    with Together(lambda z, skip: ((z + skip).sum(axis=1) @ WEIGHTS).mean()).head(IMAGES):
+        pass
+    with (
+        pytest.raises(LayerError, match="off by"),
+        Together(lambda z, skip: (z.sum(axis=1) @ WEIGHTS).mean()).head(IMAGES),
+    ):
+        pass
+
+
+def test_images_may_lie_along_any_axis_and_take_several_places():
+    own = np.arange(24.0).reshape(3, 2, 4)
+    beside = np.concatenate([own, own + 1], axis=1)
+    assert difference(OwnOutputs(own, 1), beside, 2, 1e-16) is None
+    assert difference(OwnOutputs(own, 1), beside[:, ::-1], 2, 1e-16) == "its output is off by 22 %"
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_rounding_is_forgiven_and_nothing_more(dtype):
+    own = np.array([[1.0, -2.0, np.nan, np.inf]], dtype)
+    epsilon = float(np.finfo(dtype).eps)
+    near, far = own * dtype(1 + 20 * epsilon), own * dtype(1.2)
+    assert difference(OwnOutputs(own, 1), near, 1, epsilon) is None
+    assert difference(OwnOutputs(own, 1), far, 1, epsilon) is not None
+    assert difference(OwnOutputs(own, 1), np.array([[1.0, -2.0, 0.0, np.inf]], dtype), 1, epsilon) is not None
