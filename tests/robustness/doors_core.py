@@ -118,7 +118,7 @@ SETTINGS: dict[str, Argument] = {
     "learning_rate": RATE,
     "initial_alpha": A(const(5.0), number(-80, 80)),
     "min_std": A(const(0.01), number(0, 1e12)),
-    "smooth_std": A(const(1.0), optional(number(0, 1e12))),
+    "smooth_std": A(const(1.0), optional(number(0, 1e4))),
     "normalize_beta": FLAG,
     "active_neurons_threshold": A(const(0.01), number(0, below=1)),
     "antithetic": FLAG,

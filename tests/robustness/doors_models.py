@@ -11,12 +11,10 @@ import numpy as np
 
 from iba_core import Attribution, Explainer, WelfordEstimator
 from iba_core import concepts as c
-from iba_core.text import token_statistics
 from tests.backends import Activation, AveragePool, Backend, Conv, Dense, Flatten
 from tests.robustness.doors_core import (
     COUNT,
     FLAG,
-    MASKS,
     OPTIONAL_SEED,
     SETTINGS,
     const,
@@ -28,7 +26,6 @@ from tests.robustness.doors_core import (
 from tests.robustness.walk import Door
 from tests.robustness.wrong_values import (
     Argument,
-    anything,
     array,
     boolean,
     either,
@@ -85,7 +82,7 @@ class Network:
 
     def has_classes(self, value: Any) -> bool:
         """Whether it is a class, or one for each of two images."""
-        return value is None or callable(value) or array(shape=(2,))(value) or array(())(value)
+        return value is None or callable(value) or array((0, 1))(value)
 
 
 @cache
@@ -94,12 +91,17 @@ def network(kind: type[Backend]) -> Network:
     return Network(kind())
 
 
+def _are_inputs(value: Any) -> bool:
+    return isinstance(value, (list, tuple)) and all(isinstance(entry, (str, int)) for entry in value)
+
+
 def _explaining(net: Network) -> Iterator[Door]:
     explainer = net.explainer
-    batches = A(lambda: [net.images], net.is_batches)
-    images = A(const(net.images[:2]), lambda value: net.is_images(value), ("input_shape",))
+    batches = A(lambda: [net.images], net.is_batches, ("the input", "x"))
+    images = A(const(net.images[:2]), net.is_images, ("the input", "input"))
     target = A(const(1), net.has_classes, why="a class, a function, or one class per image")
     pass_mask = A(const(np.zeros(net.features, bool)), optional(array(shape=net.features)))
+    overrides = {name: A(rule.valid, optional(rule.accepts)) for name, rule in SLOW.items()}
     options = {
         "seed": OPTIONAL_SEED,
         "pass_mask": pass_mask,
@@ -118,8 +120,8 @@ def _explaining(net: Network) -> Iterator[Door]:
             "tokens": A(const(None), optional(nothing)),
             "preset": A(const("fast"), optional(nothing)),
             "data_format": A(const(net.backend.data_format), optional(nothing)),
-            "shared": A(const(None), optional(anything), why="looked up when the model runs"),
-            "output": A(const(None), optional(anything), why="looked up when the model runs"),
+            "shared": A(const(None), optional(_are_inputs), why="looked up when the model runs"),
+            "output": A(const(None), optional(either(name, whole(-1))), why="looked up when the model runs"),
             "compile": A(const(False), boolean),
             **SLOW,
         },
@@ -132,7 +134,7 @@ def _explaining(net: Network) -> Iterator[Door]:
     yield Door(
         f"iba_core.Explainer.explain[{net.package}]",
         const(explainer.explain),
-        {"x": images, "target": target, **options, **SLOW},
+        {"x": images, "target": target, **options, **overrides},
     )
     yield Door(
         f"iba_core.Explainer.explain_iter[{net.package}]",
@@ -181,21 +183,16 @@ def _explaining(net: Network) -> Iterator[Door]:
         const(Attribution.concatenate),
         {"parts": A(lambda: [net.attribution, net.attribution])},
     )
-    yield Door(
-        f"iba_core.text.token_statistics[{net.package}]",
-        const(token_statistics),
-        {
-            "adapter": A(const(explainer.adapter)),
-            "layer": A(const("relu")),
-            "batches": A(lambda: [(net.images, MASKS[:1])], lambda value: False),
-            "length": COUNT,
-        },
-    )
 
 
 def _concepts(net: Network) -> Iterator[Door]:
-    images = A(const(net.images[:2]), net.is_batches)
+    images = A(const(net.images[:2]), net.is_batches, ("the input", "input", "targets"))
     learnt = plane4(net)
+    maps = A(
+        images.valid,
+        lambda value: array((4,), finite=False)(value) and np.shape(value)[1:] == net.shape,
+        images.called,
+    )
     yield Door(
         f"iba_core.concepts.ModelStump[{net.package}]",
         const(c.ModelStump),
@@ -221,7 +218,7 @@ def _concepts(net: Network) -> Iterator[Door]:
             "backend": A(const(net.backend.name), optional(nothing)),
         },
     )
-    for kind in ("GradCAM", "GradCAMPlusPlus", "HiResCAM", "LayerCAM", "XGradCAM", "EigenCAM"):
+    for kind in ("GradCAM", "GradCAMPlusPlus"):
         made = getattr(import_module(f"{net.package}.concepts"), kind)
         yield Door(
             f"{net.package}.concepts.{kind}",
@@ -238,9 +235,7 @@ def _concepts(net: Network) -> Iterator[Door]:
             const(made(net.model, ["relu"])),
             {
                 "input_tensor": images,
-                "targets": A(
-                    const([1, 1]), lambda value: net.has_classes(value) or kind == "EigenCAM", ("target",)
-                ),
+                "targets": A(const([1, 1]), net.has_classes, ("target",)),
                 "aug_smooth": A(const(False), boolean),
                 "eigen_smooth": A(const(False), boolean),
             },
@@ -358,12 +353,12 @@ def concept_of(net: Network) -> c.SegmentationConcept2D:
 
 def readout_doors(net: Network, readout: Callable[[], Any], loss: Callable[..., Any]) -> Iterator[Door]:
     """The doors of a readout bottleneck; only its constructor differs between the frameworks."""
-    batches = A(lambda: [net.images], net.is_batches)
+    batches = A(lambda: [net.images], net.is_batches, ("the input", "x"))
     labels = np.zeros(len(net.images), np.int64)
     pairs = A(
         lambda: [(net.backend.asarray(net.images), net.backend.asarray(labels))],
         nothing,
-        ("loader", "loss", "batch"),
+        ("loss", "batch", "data", "the input", "input"),
     )
     kind = f"{net.package}.IBAReadout"
     yield Door(
@@ -384,7 +379,7 @@ def readout_doors(net: Network, readout: Callable[[], Any], loss: Callable[..., 
         f"{kind}.analyze",
         const(fitted.analyze),
         {
-            "input_t": A(const(net.backend.asarray(net.images[:2])), net.is_batches),
+            "input_t": A(const(net.backend.asarray(net.images[:2])), net.is_batches, ("the input", "input")),
             "model": A(const(None), optional(nothing)),
             "mode": A(const("capacity")),
             "pass_mask": A(const(np.zeros(net.features, bool)), optional(array(shape=net.features))),
@@ -399,7 +394,7 @@ def readout_doors(net: Network, readout: Callable[[], Any], loss: Callable[..., 
             "epochs": A(const(1), whole(0, 10)),
             "lr": A(const(1e-3), number(0, 1e12)),
             "beta": A(const(1.0), optional(number(0, 1e12))),
-            "validation": A(const(None), optional(nothing)),
+            "validation": A(const(None), optional(nothing), pairs.called),
             "patience": A(const(1), whole(1)),
             "checkpoint": A(const(None), optional(is_path)),
             "seed": A(const(1), optional(whole(0, 2**63 - 1))),

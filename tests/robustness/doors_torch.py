@@ -184,13 +184,8 @@ def _others(net: Network) -> Iterator[Door]:
 
 
 def _readout(net: Network) -> Iterator[Door]:
-    def readout(**options):
-        made = iba_torch.IBAReadout("relu", ["conv", "logits"], net.model, **options)
-        return made
-
-    def temporary() -> iba_torch.IBAReadout:
-        made = readout()
-        return made
+    def readout() -> iba_torch.IBAReadout:
+        return iba_torch.IBAReadout("relu", ["conv", "logits"], net.model)
 
     yield Door(
         "iba_torch.IBAReadout",
@@ -204,7 +199,7 @@ def _readout(net: Network) -> Iterator[Door]:
             "beta": SETTINGS["beta"],
         },
     )
-    yield from doors_models.readout_doors(net, temporary, nn.functional.cross_entropy)
+    yield from doors_models.readout_doors(net, readout, nn.functional.cross_entropy)
 
 
 def doors() -> list[Door]:
