@@ -16,11 +16,12 @@ import numpy as np
 import numpy.typing as npt
 
 from iba_core.arguments import (
-    is_whole_number,
     require_bool,
     require_callable,
     require_data_format,
+    require_layer,
     require_number,
+    require_whole,
 )
 from iba_core.concepts.activation_maps import (
     Weighting,
@@ -131,6 +132,7 @@ class BaseCAM:
         # Keep the splits, since a framework may compile the head of each once.
         self._splits: Cache[Split] = Cache(size=16)
         for layer in self.target_layers or ():
+            require_layer("target_layers", layer)
             self._split(layer)
 
     def __enter__(self) -> Self:
@@ -249,8 +251,8 @@ class BaseCAM:
     def _want(self, target: Any, images: slice) -> _Wanted:
         if target is None and self.method.weighting is None:
             return _Wanted(images, _predicted_if_any, None)
-        if target is None or is_whole_number(target):
-            target = ClassifierOutputTarget(target)
+        if target is None or isinstance(target, (int, np.integer)):
+            target = ClassifierOutputTarget(None if target is None else require_whole("targets", target))
         elif not callable(target) or isinstance(target, type):
             target = as_target(target, "targets")
 
@@ -261,9 +263,18 @@ class BaseCAM:
             if isinstance(target, Target) and not isinstance(target, ScoredOutput):
                 loss, rows = target.resolve(framework.to_numpy(outputs))
                 return -xp.sum(loss(outputs, *(framework.asarray(row, like=outputs) for row in rows)))
-            return sum(xp.sum(target(outputs[i])) for i in range(int(outputs.shape[0])))
+            return sum(xp.sum(_score(target(outputs[i]))) for i in range(int(outputs.shape[0])))
 
         return _Wanted(images, score, getattr(target, "layer", None) if isinstance(target, Target) else None)
+
+
+def _score(found: Any) -> Array:
+    """The score that a user's function gives."""
+    if not hasattr(found, "shape"):
+        raise InputError(
+            f"targets holds a function that returns {type(found).__name__}; a score was expected"
+        )
+    return found
 
 
 class _Wanted(NamedTuple):
