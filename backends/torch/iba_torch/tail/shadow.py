@@ -27,6 +27,7 @@ from torch import nn
 from iba_core.errors import LayerError
 from iba_core.framework.cache import Cache
 from iba_torch.tail.calls import unwrap
+from iba_torch.tail.precision import restores_settings
 
 _ATOMIC = frozenset(
     {
@@ -210,6 +211,7 @@ class Shadows:
         return Shadows()
 
     @contextmanager
+    @restores_settings
     def lease(self) -> Iterator[Shadow]:
         """Context with a shadow that no other thread has.
 

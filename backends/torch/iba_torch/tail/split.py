@@ -24,7 +24,14 @@ from iba_torch.tail.head import HeadPass, Stop
 from iba_torch.tail.places import AssumptionsAtPlace, Knowledge, LayerCall, Learnt, signature_of
 from iba_torch.tail.precision import without_autocast
 from iba_torch.tail.replay import InMemoryOrder, Replay, check_calls
-from iba_torch.tail.rewrites.assumptions import Assumption, Outcome, enabled, is_of_torch, run_assuming
+from iba_torch.tail.rewrites.assumptions import (
+    Assumption,
+    Outcome,
+    enabled,
+    is_about_order,
+    is_of_torch,
+    run_assuming,
+)
 from iba_torch.tail.rewrites.memory_order import gains_by_order
 from iba_torch.tail.rewrites.observer import Observer
 from iba_torch.tail.rewrites.unread import Unread
@@ -279,7 +286,7 @@ class TorchSplit(Split):
         def suspects(error: BaseException, relied: frozenset[Assumption]) -> Collection[Assumption]:
             if not (reorders and order in relied and isinstance(error, Exception)):
                 return []
-            asks = observer is not None and observer.asks_for_order and order.is_unknown
+            asks = order.is_unknown and is_about_order(error)
             return [order] if is_of_torch(error) or asks else []
 
         head, reordered = run_assuming((order, unreached), attempt, suspects)
