@@ -53,6 +53,12 @@ class TorchTail(Tail):
         features = self.features.permute(0, 2, 3, 1).contiguous()
         return replace(self, features=features, run=InMemoryOrder(self.run), axes=(1, 2, 0))
 
+    def differentiated(self, z: torch.Tensor) -> Any:
+        """See `Tail.differentiated`."""
+        with torch.enable_grad():
+            outputs = self(z.detach().requires_grad_())
+        return tree_map(torch.Tensor.detach, outputs)
+
     def activations(self) -> list[Activation | None]:
         """See `Tail.activations`; found in the graph of a pass."""
         with torch.enable_grad():
