@@ -51,7 +51,7 @@ class Excited(nn.Module):
     def __init__(self):
         super().__init__()
         self.conv, self.norm = nn.Conv2d(N, N, 3, padding=1), nn.BatchNorm2d(N)
-        self.down, self.up = nn.Linear(N, 2), nn.Linear(2, N)
+        self.down, self.up = nn.Linear(N, 2), nn.Sequential(nn.Linear(2, N), nn.BatchNorm1d(N))
 
     def forward(self, x):
         y = self.norm(self.conv(x))
