@@ -59,6 +59,18 @@ class Excited(nn.Module):
         return functional.relu(x + y * weights[..., None, None])
 
 
+class Neighbours(nn.Module):
+    """Channels weighted by a convolution over them, as in ECA."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.weigh = nn.Conv2d(N, N, 3, padding=1), nn.Conv1d(1, 1, 3, padding=1)
+
+    def forward(self, x):
+        y = self.conv(x)
+        return y * self.weigh(y.mean((2, 3))[:, None]).sigmoid()[:, 0, :, None, None]
+
+
 class Windows(nn.Module):
     """Attention within windows of maps with the channels last, as in Swin."""
 
@@ -184,6 +196,12 @@ CASES = {
     ),
     "squeeze and excitation": (
         lambda: image_model(Excited(), Excited()),
+        IMAGES,
+        FIRST,
+        {"1": FIRST, "1.conv": FIRST, "2": FIRST},
+    ),
+    "efficient channel attention": (
+        lambda: image_model(Neighbours(), Neighbours()),
         IMAGES,
         FIRST,
         {"1": FIRST, "1.conv": FIRST, "2": FIRST},

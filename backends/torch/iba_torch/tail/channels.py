@@ -140,17 +140,20 @@ def read_format(axes: Axes) -> DataFormat | None:
     if len(axes) == 1:
         return "channels_first"
     first, last = _meanings(axes[0]), _meanings(axes[-1])
-    says_first = "channels" in first or "places" in last
-    says_last = "channels" in last or "places" in first
-    if not says_first and not says_last:
-        says_first, says_last = "mixed" in first, "mixed" in last
-    if says_first == says_last:
+    if "channels" in first & last:
         return None
-    return "channels_first" if says_first else "channels_last"
+    for says_first, says_last in (
+        ("channels" in first, "channels" in last),
+        ("places" in last, "places" in first),
+        ("mixed" in first, "mixed" in last),
+    ):
+        if says_first != says_last:
+            return "channels_first" if says_first else "channels_last"
+    return None
 
 
 def _of_output(name: str, args: tuple[Any, ...], given: Sequence[Axes | None], shape: torch.Size) -> Axes:
-    """The axes of what an operation gives, which may say something about those of what it was given."""
+    """The axes of an operation's output. It may say something about those of its arguments."""
     tracked = [axes for axes in given if axes is not None]
     first = tracked[0]
     if name in _PERMUTING:
