@@ -20,7 +20,7 @@ from iba_core.framework.layout import DataFormat
 from iba_torch.tail.activations import last_activation
 from iba_torch.tail.calls import module_call_patch, redirect_calls, unwrap, what_runs
 from iba_torch.tail.channels import ChannelTracker, read_format
-from iba_torch.tail.effects import Effect
+from iba_torch.tail.effects import Effect, apart
 from iba_torch.tail.head import HeadPass, Stop
 from iba_torch.tail.places import AssumptionsAtPlace, Knowledge, LayerCall, Learnt, signature_of
 from iba_torch.tail.precision import without_autocast
@@ -418,7 +418,7 @@ class TorchSplit(Split):
             counter = self._head_pass(shadow, inputs, remember=False, tracker=tracker)
             own = owned(inputs)
             axes = [tracker.follow(tensor) for tensor in tensors(own)]
-            with tracker:
+            with apart(), tracker:
                 outputs = self._pass(shadow, assumed, own, counter)
             self._knowledge.input_format = read_format(axes[0][1:]) or self._knowledge.input_format
             return outputs, counter, tracker
