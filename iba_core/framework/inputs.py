@@ -114,25 +114,26 @@ def inputs_of_batch(batch: Any) -> Any:
     return batch
 
 
-def samples_of(batches: Iterable[Any], n_samples: int, progbar: bool) -> Iterator[Any]:
+def samples_of(batches: Iterable[Any], n_samples: int | None, progbar: bool) -> Iterator[Any]:
     """The inputs of each batch of a data set, up to exactly `n_samples` samples.
 
     Empty batches are left out. No batch is asked for that is not needed.
 
     Args:
         batches: each the inputs or a tuple (inputs, ...).
-        n_samples: stop after so many.
+        n_samples: stop after so many; None for all.
         progbar: show how many have been used.
     """
     seen = 0
     with get_tqdm()(total=n_samples, desc="Estimating", unit="img", disable=not progbar) as bar:
         for batch in batches:
-            inputs = take(inputs_of_batch(batch), 0, n_samples - seen)
+            inputs = inputs_of_batch(batch)
+            inputs = inputs if n_samples is None else take(inputs, 0, n_samples - seen)
             if size := batch_size(inputs):
                 yield inputs
                 seen += size
                 bar.update(size)
-                if seen >= n_samples:
+                if seen == n_samples:
                     break
 
 
