@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 import numpy.typing as npt
 
+from iba_core.arguments import require_sequence, require_type, require_whole
 from iba_core.bottleneck.saliency import to_bits
 from iba_core.bottleneck.settings import BottleneckSettings
 from iba_core.errors import InputError, StateError
 from iba_core.framework.layout import DataFormat, Layout
 from iba_core.pictures.plotting import plot_saliency_map
-from iba_core.state import read_state, write_state
+from iba_core.state import interpreting, read_state, write_state
 from iba_core.targets import class_probabilities
 
 if TYPE_CHECKING:
@@ -120,6 +121,7 @@ class Attribution:
         Raises:
             InputError: the maps do not have two spatial axes.
         """
+        index = require_whole("index", index, -len(self), len(self) - 1)
         if self.saliency.ndim != 3:
             raise InputError(
                 f"only maps with two spatial axes can be drawn; these have {self.saliency.ndim - 1}"
@@ -154,12 +156,42 @@ class Attribution:
             StateError: the file is missing, truncated or of another kind.
         """
         arrays, metadata = read_state(path, _KIND)
-        try:
+        with interpreting(path, _KIND):
             settings = BottleneckSettings(**metadata.pop("settings"))
             values: dict[str, Any] = {**arrays, **metadata, "settings": settings}
-            return cls(**values)
-        except (TypeError, KeyError) as error:
-            raise StateError(f"{path} is an attribution of another version: {error}") from error
+            attribution = cls(**values)
+            attribution._require_sound()
+        return attribution
+
+    def _require_sound(self) -> None:
+        """Refuse what no explanation gives.
+
+        Raises:
+            StateError: an array has a shape that does not fit, or values that cannot be.
+        """
+        images = len(self)
+        for name in _ARRAYS:
+            array = getattr(self, name)
+            if array is None and name in _WHOLE:
+                continue
+            if array.ndim == 0 or array.shape[int(name in _PER_STEP)] != images:
+                raise StateError(f"{name} has shape {array.shape}, which does not fit {images} images")
+            # The outputs are the model's own: of any dtype, and perhaps minus infinity.
+            if name == "outputs":
+                continue
+            if array.dtype.kind not in ("iu" if name in _WHOLE else "f"):
+                raise StateError(f"{name} has dtype {array.dtype}")
+            if not np.isfinite(array).all():
+                raise StateError(f"{name} holds a value that is not finite")
+        if self.mask.shape != self.capacity.shape:
+            raise StateError(f"mask has shape {self.mask.shape} and capacity {self.capacity.shape}")
+        for name, least, most in (("mask", 0, 1), ("capacity", 0, np.inf), ("saliency", 0, np.inf)):
+            array = getattr(self, name)
+            # All three are so up to rounding.
+            if array.size and (array.min() < least - _ROUNDING or array.max() > most + _ROUNDING):
+                raise StateError(f"{name} has values from {array.min():g} to {array.max():g}")
+        if not isinstance(self.layer, str) or not (self.seed is None or isinstance(self.seed, int)):
+            raise StateError(f"layer={self.layer!r} and seed={self.seed!r} are no name and no number")
 
     @classmethod
     def concatenate(cls, parts: Sequence[Self]) -> Self:
@@ -167,7 +199,13 @@ class Attribution:
 
         Args:
             parts: at least one attribution.
+
+        Raises:
+            InputError: `parts` is empty, or holds something else.
         """
+        require_sequence("parts", parts, "attributions")
+        for part in parts:
+            require_type("parts", part, Attribution, "a list of attributions")
         joined: dict[str, Any] = {
             name: np.concatenate([getattr(part, name) for part in parts], axis=int(name in _PER_STEP))
             for name in _ARRAYS
@@ -187,3 +225,5 @@ _ARRAYS = (
     "steps_taken",
 )
 _PER_STEP = ("model_losses", "informations")
+_WHOLE = ("classes", "steps_taken")
+_ROUNDING = 1e-3

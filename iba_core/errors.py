@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 from difflib import get_close_matches
 
-import numpy as np
-
 
 class IBAError(Exception):
     """Base class of the library's errors. The command line prints the message without a traceback.
@@ -74,21 +72,6 @@ class MissingDependencyError(IBAError, ImportError):
         >>> issubclass(MissingDependencyError, ImportError)
         True
     """
-
-
-def is_whole_number(value: object, least: int = 0, most: int | None = None) -> bool:
-    """Whether `value` is an integer of Python or NumPy, not a boolean, from `least` to `most`.
-
-    Example:
-        >>> is_whole_number(3, least=1), is_whole_number(True), is_whole_number(2.0)
-        (True, False, False)
-    """
-    return (
-        isinstance(value, (int, np.integer))
-        and not isinstance(value, bool)
-        and bool(least <= value)
-        and (most is None or bool(value <= most))
-    )
 
 
 def closest(name: str, known: Iterable[str], n: int = 3) -> str:

@@ -5,15 +5,26 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from os import PathLike
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple, Self, get_args
 
 import numpy.typing as npt
 
+from iba_core.arguments import (
+    LARGEST_COUNT,
+    is_whole_number,
+    require_bool,
+    require_data_format,
+    require_layer,
+    require_seed,
+    require_sequence,
+    require_text,
+    require_type,
+    require_whole,
+)
 from iba_core.attribution import Attribution
 from iba_core.bottleneck.chunks import Task, explain_in_chunks
 from iba_core.bottleneck.estimator import KIND, STATE, Moments, WelfordEstimator
 from iba_core.bottleneck.formulas import Mask
-from iba_core.bottleneck.noise import require_seed
 from iba_core.bottleneck.optimization import BottleneckOptimizer, BottleneckResult, PassMask
 from iba_core.bottleneck.saliency import saliency_maps
 from iba_core.bottleneck.settings import BottleneckSettings, preset_settings
@@ -25,18 +36,21 @@ from iba_core.framework.cache import Cache
 from iba_core.framework.framework import require_finite
 from iba_core.framework.inputs import (
     InputShape,
+    array_of_lists,
     arrays_of,
     batch_size,
     check_shape,
     common_shape,
     inputs_of_batch,
+    require_batches,
+    require_inputs,
     samples_of,
     take,
     targets_of_batch,
 )
 from iba_core.framework.layout import DataFormat, Layout, Tokens
 from iba_core.framework.namespace import Array, full_precision
-from iba_core.state import read_state, write_state
+from iba_core.state import interpreting, read_state, write_state
 from iba_core.targets import (
     ClassTarget,
     Loss,
@@ -127,19 +141,24 @@ class Explainer:
         **settings: Any,
     ) -> None:
         self.adapter: ModelAdapter = find_adapter(model, backend)
+        require_layer("layer", layer, optional=True)
         BottleneckSettings().override(**settings)  # names what is no setting
         self.settings: BottleneckSettings = BottleneckSettings(**{**preset_settings(preset), **settings})
-        if estimator is not None and not isinstance(estimator, WelfordEstimator):
-            raise InputError(
-                f"the estimator is of type {type(estimator).__name__}; a WelfordEstimator was expected"
-            )
+        require_type("estimator", estimator, WelfordEstimator, "a WelfordEstimator", optional=True)
+        require_type("tokens", tokens, Tokens, "iba_core.Tokens", optional=True)
         self.estimator: WelfordEstimator = estimator or WelfordEstimator()
         self.tokens = tokens
-        self.data_format = data_format
+        require_data_format("data_format", data_format, optional=True)
+        self.data_format = data_format or (None if tokens is None else "channels_last")
         self.output = output
+        if output is not None and not is_whole_number(output, -(2**31)):
+            require_text("output", output, "the name or the position of an output")
         if shared is not None:
+            require_sequence("shared", shared, "names or positions of inputs")
+            for entry in shared:
+                require_type("shared", entry, (str, int), "a list of names or positions of inputs")
             self.adapter.shared.give(shared)
-        self._jit_compile = bool(compile)
+        self._jit_compile = require_bool("compile", compile)
         self._estimated_format: DataFormat | None = None
         self._known: tuple[Moments, float, DataFormat, Statistics] | None = None
         self._input_shape: InputShape | None = None
@@ -177,7 +196,7 @@ class Explainer:
         Args:
             batches: an iterable of batches, each the inputs or a tuple (inputs, ...): a data loader, a
                 generator, a list. Inputs are an array with a leading batch axis, or a tuple or dict of
-                them.
+                them. One array is taken as a single batch.
             n_samples: stop after exactly this number; fewer are used where the batches end before.
             progbar: show the progress.
 
@@ -187,13 +206,14 @@ class Explainer:
         Raises:
             InputError: there are no batches, or fewer than two samples, or values that are not finite.
         """
-        if n_samples < 2:
-            raise InputError(f"n_samples={n_samples} is too few for a standard deviation; give 2 or more")
+        n_samples = require_whole("n_samples", n_samples, 2)
+        batches = require_batches("batches", batches)
+        require_bool("progbar", progbar)
         estimator, framework = WelfordEstimator(), self.adapter.framework
         layer, split = self._layer, None if self._layer is None else self._split_at(None)
         input_shape: InputShape | None = None
         for samples in samples_of(batches, n_samples, progbar):
-            inputs = self.adapter.to_inputs(samples)
+            inputs = require_inputs("batches", samples, self.adapter.to_inputs)
             if split is None:
                 layer = default_layer(self.adapter, take(inputs, 0, 1))
                 split = self.adapter.split(layer, data_format=self.data_format)
@@ -219,6 +239,7 @@ class Explainer:
             NotEstimatedError: nothing has been estimated.
         """
         split = self._ready()
+        require_type("metadata", metadata, Mapping, "a dict", optional=True)
         known = {
             "layer": split.layer_name,
             "data_format": self._estimated_format or self._format(split),
@@ -245,7 +266,9 @@ class Explainer:
         """
         arrays, metadata = read_state(path, KIND, required=STATE)
         estimator = WelfordEstimator()
-        estimator.load_state_dict(dict(arrays))
+        with interpreting(path, KIND):
+            estimator.load_state_dict(dict(arrays))
+            _require_facts(metadata)
         saved, layer = metadata.get("layer"), self._layer
         if layer is None:
             if saved is None:
@@ -312,7 +335,7 @@ class Explainer:
         """
         chosen = self._chosen(preset, settings)
         self._require_estimate()
-        require_seed(seed)
+        require_seed("seed", seed)
         return self._explain(x, as_target(target), _Options(chosen, seed, pass_mask, max_batch, progbar))
 
     def explain_iter(
@@ -363,7 +386,9 @@ class Explainer:
         """
         chosen = self._chosen(preset, settings)
         self._require_estimate()
-        require_seed(seed)
+        require_seed("seed", seed)
+        require_bool("progbar", progbar)
+        batches = require_batches("batches", batches)
         whole = None if target is None else as_target(target)
 
         def attributions() -> Iterator[Attribution]:
@@ -371,7 +396,8 @@ class Explainer:
             for batch in get_tqdm()(batches, desc="Explaining", unit="batch", disable=not progbar):
                 inputs = inputs_of_batch(batch)
                 wanted = as_target(targets_of_batch(batch)) if whole is None else whole
-                passing = pass_mask(inputs) if callable(pass_mask) else pass_mask
+                gives = callable(pass_mask) and not isinstance(pass_mask, type)
+                passing = pass_mask(inputs) if gives else pass_mask
                 yield self._explain(inputs, wanted, _Options(chosen, seed, passing, max_batch))
                 count += 1
             if not count:
@@ -416,6 +442,9 @@ class Explainer:
             NotEstimatedError: the distribution of the features has not been estimated.
             InputError: the inputs are not those of the attribution.
         """
+        require_type("attribution", attribution, Attribution, "what explain gave for x")
+        samples = require_whole("samples", samples, 1, LARGEST_COUNT)
+        require_seed("seed", seed)
         split, framework = self._ready(), self.adapter.framework
         inputs = self._checked(x, split)
         if batch_size(inputs) != len(attribution):
@@ -423,7 +452,7 @@ class Explainer:
                 f"x holds {batch_size(inputs)} inputs, but the attribution {len(attribution)}; give the same"
             )
         settings = attribution.settings
-        with split.head(inputs) as tail:
+        with framework.randomness(seed), split.head(inputs) as tail:
             statistics = self._statistics(split, settings.active_neurons_threshold)
             optimizer = self._optimizer(first_output, self._layout(split, statistics), None)
             problem = optimizer.problem(tail, statistics, settings=settings, pass_mask=pass_mask)
@@ -561,15 +590,14 @@ class Explainer:
 
     def _checked(self, inputs: Inputs, split: Split | None) -> Inputs:
         """Inputs as tensors of the model's device, with a batch axis, checked before any work."""
+        inputs = array_of_lists("x", inputs)
         if split is not None and hasattr(inputs, "shape") and self._input_shape is not None:
             if len(inputs.shape) == len(self._input_shape):
                 inputs = inputs[None]
             check_shape(tuple(inputs.shape[1:]), self._input_shape, split.input_format == "channels_first")
-        inputs = self.adapter.to_inputs(inputs)
+        inputs = require_inputs("x", inputs, self.adapter.to_inputs)
         for array in arrays_of(inputs):
             require_finite(self.adapter.framework.to_numpy(array), "x")
-        if not batch_size(inputs):
-            raise InputError("x is an empty batch")
         return inputs
 
     def _split_at(self, end_layer: Any) -> Split:
@@ -603,6 +631,21 @@ class Explainer:
 
 def _run(run: Callable[[Array, tuple[Array, ...]], Any], z: Array, carry: tuple[Array, ...]) -> Any:
     return run(z, carry)
+
+
+def _require_facts(metadata: Mapping[str, Any]) -> None:
+    """Check what `Explainer.save` wrote beside the distribution; older files lack some of it."""
+    layer, shape = metadata.get("layer"), metadata.get("input_shape")
+    if layer is not None and not isinstance(layer, str):
+        raise StateError(f"layer={layer!r} is no name")
+    if shape is not None and not (
+        isinstance(shape, list) and all(size is None or isinstance(size, int) for size in shape)
+    ):
+        raise StateError(f"input_shape={shape!r} is no shape")
+    formats = [metadata.get("data_format"), *([] if shape is None else [metadata["input_format"]])]
+    for data_format in formats:
+        if data_format not in (None, *get_args(DataFormat)):
+            raise StateError(f"{data_format!r} is neither 'channels_first' nor 'channels_last'")
 
 
 def _permutation(

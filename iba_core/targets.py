@@ -10,7 +10,18 @@ from typing import Any, ClassVar, Literal, Protocol, Self, runtime_checkable
 import numpy as np
 import numpy.typing as npt
 
+from iba_core.arguments import (
+    given,
+    require_callable,
+    require_choice,
+    require_data_format,
+    require_numbers,
+    require_sequence,
+    require_type,
+    require_whole,
+)
 from iba_core.errors import InputError
+from iba_core.framework.arrays import as_array, require_array, require_mask
 from iba_core.framework.inputs import arrays_of
 from iba_core.framework.layout import DataFormat, Layout
 from iba_core.framework.namespace import (
@@ -18,7 +29,6 @@ from iba_core.framework.namespace import (
     array_namespace,
     floored_log,
     full_precision,
-    host_array,
     log_sum_exp,
     softmax,
 )
@@ -308,8 +318,8 @@ _DISTRIBUTION_LOSSES: dict[OutputKind, Loss] = {
 
 
 def _check_activation(activation: str | None) -> None:
-    if activation not in (None, "softmax", "sigmoid", "other", "unknown"):
-        raise InputError(f"activation={activation!r} is none of 'softmax', 'sigmoid' and 'other'")
+    if activation is not None:
+        require_choice("activation", activation, ("softmax", "sigmoid", "other", "unknown"))
 
 
 def are_probabilities(outputs: npt.NDArray[Any]) -> bool:
@@ -461,6 +471,13 @@ class ClassTarget(Target):
 
     def __post_init__(self) -> None:
         _check_activation(self.activation)
+        if self.classes is not None and type(self.classes) is not int:
+            classes = as_array("target", self.classes)
+            if classes.dtype.kind not in "iu" or classes.ndim > 1 or not classes.size:
+                raise InputError(
+                    f"{given('target', self.classes)} must be a class (a whole number), or one for each image"
+                )
+            object.__setattr__(self, "classes", classes)
 
     def ending_in(self, activation: str) -> Self:
         """See `Target.ending_in`."""
@@ -502,8 +519,10 @@ class ClassTarget(Target):
                 "high, or a callable on the output"
             )
         classes = np.argmax(outputs, axis=1) if self.classes is None else np.asarray(self.classes)
-        if not np.issubdtype(classes.dtype, np.integer):
-            raise InputError(f"target={classes.tolist()!r} must be a whole number, or one per image")
+        if classes.shape not in ((), (1,), (images,)):
+            raise InputError(
+                f"target has shape {classes.shape} for {images} images; give one class, or one for each image"
+            )
         outside = np.atleast_1d(classes)[(np.atleast_1d(classes) < 0) | (np.atleast_1d(classes) >= count)]
         if outside.size:
             raise InputError(f"target={outside[0]} is outside the model's {count} classes, 0 to {count - 1}")
@@ -594,6 +613,11 @@ class RegressionTarget(Target):
     values: npt.ArrayLike | None = None
     images: slice = field(default_factory=lambda: slice(None))
 
+    def __post_init__(self) -> None:
+        require_type("images", self.images, slice, "a slice")
+        if self.values is not None:
+            object.__setattr__(self, "values", require_array("values", self.values))
+
     def select(self, start: int, stop: int, images: int) -> Target:
         """See `Target.select`."""
         return replace(self, images=slice(start, stop))
@@ -602,7 +626,7 @@ class RegressionTarget(Target):
         """See `Target.resolve`. The row of an image holds its values."""
         if self.values is None:
             return _squared_difference, (outputs,)
-        values = host_array(self.values)
+        values = np.asarray(self.values)
         if values.ndim == outputs.ndim:
             values = values[self.images]
         if values.shape not in (outputs.shape, outputs.shape[1:]):
@@ -633,19 +657,29 @@ class SegmentationTarget(Target):
     mask: npt.ArrayLike
     data_format: DataFormat = "channels_first"
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "index", require_whole("index", self.index))
+        require_data_format("data_format", self.data_format)
+        mask = require_mask("mask", self.mask)
+        if mask.ndim != 2 or not mask.any():
+            raise InputError(
+                f"mask has shape {mask.shape} and {mask.sum()} pixels set; it must be (H, W), with at least "
+                "one pixel set"
+            )
+        object.__setattr__(self, "mask", mask)
+
     def resolve(self, outputs: npt.NDArray[Any]) -> tuple[Loss, tuple[npt.NDArray[Any], ...]]:
         """See `Target.resolve`. The rows are the class and the weight of each pixel."""
-        mask = host_array(self.mask).astype(bool)
+        mask = np.asarray(self.mask)
         if outputs.ndim != 4:
             raise InputError(f"a segmentation was expected, but the model's output has shape {outputs.shape}")
         layout = Layout.of(outputs.shape[1:], self.data_format)
         count, size = outputs.shape[layout.channel_axis + 1], layout.spatial_shape(outputs.shape[1:])
-        if mask.shape != size or not mask.any():
+        if mask.shape != size:
             raise InputError(
-                f"mask has shape {mask.shape} and {mask.sum()} pixels set; it must have the shape {size} of "
-                "the model's output and at least one pixel set"
+                f"mask has shape {mask.shape}; it must have the shape {size} of the model's output"
             )
-        if not 0 <= self.index < count:
+        if self.index >= count:
             raise InputError(f"index={self.index} is outside the model's {count} classes, 0 to {count - 1}")
         weights = np.broadcast_to(mask / mask.sum(), (len(outputs), *size)).astype(outputs.dtype)
         classes = np.full((len(outputs), *size), self.index, np.int64)
@@ -673,9 +707,15 @@ class ScoreTarget(Target):
 
     needs_main_output: ClassVar[bool] = False
 
+    def __post_init__(self) -> None:
+        require_callable("score", self.score, "a function of the model's output")
+
     def __call__(self, outputs: Any) -> Array:
         """Compute the loss, minus the score."""
-        return -self.score(outputs)
+        score = self.score(outputs)
+        if not hasattr(score, "shape"):
+            raise InputError(f"target is a function that gives {type(score).__name__}; scores were expected")
+        return -score
 
     def resolve(self, outputs: npt.NDArray[Any]) -> tuple[Loss, tuple[npt.NDArray[Any], ...]]:
         """See `Target.resolve`. There are no rows."""
@@ -704,12 +744,12 @@ class SumTarget(Target):
     weights: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
-        if not self.targets or (self.weights is not None and len(self.weights) != len(self.targets)):
-            raise InputError(
-                f"there are {len(self.targets)} targets and weights={self.weights}; give one or more "
-                "targets, and a weight for each"
-            )
-        object.__setattr__(self, "layer", common_layer(as_target(target).layer for target in self.targets))
+        require_sequence("targets", self.targets, "targets")
+        object.__setattr__(self, "targets", tuple(as_target(target, "targets") for target in self.targets))
+        if self.weights is not None:
+            weights = require_numbers("weights", self.weights, counts=(len(self.targets),))
+            object.__setattr__(self, "weights", weights)
+        object.__setattr__(self, "layer", common_layer(target.layer for target in self.targets))
 
     def ending_in(self, activation: str) -> Target:
         """See `Target.ending_in`."""
@@ -717,12 +757,12 @@ class SumTarget(Target):
 
     def select(self, start: int, stop: int, images: int) -> Target:
         """See `Target.select`."""
-        parts = tuple(as_target(target).select(start, stop, images) for target in self.targets)
+        parts = tuple(target.select(start, stop, images) for target in self.targets)
         return SumTarget(parts, self.weights)
 
     def resolve(self, outputs: npt.NDArray[Any]) -> tuple[Loss, tuple[npt.NDArray[Any], ...]]:
         """See `Target.resolve`. The rows of the targets follow one another."""
-        losses, rows = zip(*(as_target(target).resolve(outputs) for target in self.targets), strict=True)
+        losses, rows = zip(*(target.resolve(outputs) for target in self.targets), strict=True)
         weights = self.weights or (1.0,) * len(losses)
         loss = _WeightedSum(losses, tuple(map(len, rows)), weights)
         return loss, tuple(array for arrays in rows for array in arrays)
@@ -764,12 +804,13 @@ def common_layer(layers: Iterable[Any]) -> Any:
     return different[0]
 
 
-def as_target(target: Any) -> Target:
+def as_target(target: Any, name: str = "target") -> Target:
     """Convert an argument of a user to a `Target`.
 
     Args:
         target: a target; an object with a method ``as_target``, such as a `ConceptEmbedding`; a callable
             score; the index of a class, or one for each image; or None for the predicted class.
+        name: name of the argument, for the message.
 
     Raises:
         InputError: it is none of these.
@@ -782,14 +823,14 @@ def as_target(target: Any) -> Target:
         return target
     if isinstance(target, HasTarget):
         return target.as_target()
-    if callable(target):
+    if callable(target) and not isinstance(target, type):
         return ScoreTarget(target)
     if target is None or type(target) is int:
         return ClassTarget(target)
     try:
-        return ClassTarget(host_array(target))
-    except (TypeError, ValueError, RuntimeError) as error:
+        return ClassTarget(target)
+    except InputError as error:
         raise InputError(
-            f"target is a {type(target).__name__}; a class, one class per image, a callable or a Target was "
-            "expected"
+            f"{given(name, target)} must be a class (a whole number), one per image, a function of the "
+            "output or a Target"
         ) from error

@@ -17,10 +17,21 @@ from rich.color import Color
 from rich.style import Style
 from rich.text import Text
 
+from iba_core.arguments import (
+    LARGEST_COUNT,
+    given,
+    require_iterable,
+    require_layer,
+    require_type,
+    require_whole,
+)
 from iba_core.attribution import Attribution
 from iba_core.bottleneck.estimator import STATE, WelfordEstimator
 from iba_core.errors import InputError
 from iba_core.framework.adapter import Inputs, ModelAdapter
+from iba_core.framework.arrays import as_array, require_mask
+from iba_core.framework.framework import require_finite
+from iba_core.framework.inputs import require_batches, require_inputs
 
 _FULL = np.array([240, 110, 60])
 """Colour (RGB) of the token with the most bits; a token with 0 bits is white."""
@@ -48,9 +59,9 @@ class TokenBits:
     bits: npt.NDArray[np.floating]
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "tokens", tuple(self.tokens))
-        object.__setattr__(self, "bits", np.asarray(self.bits, dtype=np.float64))
-        if self.bits.shape != (len(self.tokens),) or not np.isfinite(self.bits).all():
+        object.__setattr__(self, "tokens", _texts("tokens", self.tokens))
+        object.__setattr__(self, "bits", _bits(self.bits))
+        if self.bits.shape != (len(self.tokens),):
             raise InputError(
                 f"bits has shape {self.bits.shape} for {len(self.tokens)} tokens; give one finite number per "
                 "token"
@@ -77,13 +88,16 @@ class TokenBits:
         Raises:
             InputError: the attribution is not for tokens, or the lengths differ.
         """
+        require_type("attribution", attribution, Attribution, "the result of Explainer.explain")
+        index = require_whole("index", index, -len(attribution), len(attribution) - 1)
+        tokens = _texts("tokens", tokens)
         if attribution.saliency.ndim != 2:
             raise InputError(
                 f"the attribution has {attribution.saliency.ndim - 1} spatial axes per input; it must have "
                 "one, that of the tokens"
             )
         bits = attribution.saliency[index]
-        kept = np.ones(len(bits), bool) if shown is None else np.asarray(shown).astype(bool)
+        kept = np.ones(len(bits), bool) if shown is None else require_mask("shown", shown)
         if not len(tokens) == len(bits) == kept.size:
             raise InputError(
                 f"there are {len(tokens)} tokens and {kept.size} values of shown; give one each for the "
@@ -106,9 +120,15 @@ class TokenBits:
             >>> TokenBits.of_pieces(["kit", "##ten"], [2.0, 1.0]).bits
             array([3.])
         """
+        pieces, values = _texts("pieces", pieces), _bits(bits)
+        require_type("continuation", continuation, str, "a text")
+        if values.shape != (len(pieces),):
+            raise InputError(
+                f"bits has shape {values.shape} for {len(pieces)} pieces; give one finite number per token"
+            )
         words: list[str] = []
         sums: list[float] = []
-        for piece, value in zip(pieces, np.asarray(bits, dtype=np.float64), strict=True):
+        for piece, value in zip(pieces, values, strict=True):
             if continuation and words and piece.startswith(continuation):
                 words[-1] += piece.removeprefix(continuation)
                 sums[-1] += float(value)
@@ -124,7 +144,7 @@ class TokenBits:
             >>> TokenBits(("a", "kitten"), np.array([0.5, 3.0])).top(1)
             [('kitten', 3.0)]
         """
-        order = np.argsort(-self.bits, kind="stable")[:count]
+        order = np.argsort(-self.bits, kind="stable")[: require_whole("count", count)]
         return [(self.tokens[i], float(self.bits[i])) for i in order]
 
     def colours(self) -> npt.NDArray[np.uint8]:
@@ -169,6 +189,21 @@ class TokenBits:
         return self.to_text()
 
 
+def _texts(name: str, value: Any) -> tuple[str, ...]:
+    """Strings as a tuple; one text is not a sequence of them."""
+    require_iterable(name, value, "a list of texts")
+    texts = tuple(value)
+    for text in texts:
+        require_type(name, text, str, "a list of texts")
+    return texts
+
+
+def _bits(value: npt.ArrayLike) -> npt.NDArray[np.float64]:
+    bits = as_array("bits", value).astype(np.float64)
+    require_finite(bits, "bits")
+    return bits
+
+
 def token_statistics(
     adapter: ModelAdapter, layer: Any, batches: Iterable[tuple[Inputs, npt.ArrayLike]], length: int
 ) -> WelfordEstimator:
@@ -200,11 +235,21 @@ def token_statistics(
         >>> statistics.mean().shape, statistics.n_samples()
         ((3, 4), 5)
     """
+    if not hasattr(adapter, "split") or not hasattr(adapter, "framework"):
+        raise InputError(f"{given('adapter', adapter)} must be an adapter, such as Explainer.adapter")
+    batches = require_batches("batches", batches)
+    length = require_whole("length", length, 1, LARGEST_COUNT)
+    require_layer("layer", layer)
     split = adapter.split(layer)
     estimator = WelfordEstimator()
-    for inputs, mask in batches:
-        features = adapter.framework.to_numpy(split.features(adapter.to_inputs(inputs)))
-        counts = np.asarray(mask).astype(bool)
+    for batch in batches:
+        if not isinstance(batch, (tuple, list)) or len(batch) != 2:
+            raise InputError(f"batches holds a {type(batch).__name__}; pairs (inputs, mask) were expected")
+        inputs, mask = batch
+        features = adapter.framework.to_numpy(
+            split.features(require_inputs("batches", inputs, adapter.to_inputs))
+        )
+        counts = require_mask("batches", mask)
         if features.ndim != 3 or features.shape[:2] != counts.shape:
             raise InputError(
                 f"the features of layer {split.layer_name!r} have shape {features.shape} and the mask "

@@ -8,11 +8,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from iba_core.arguments import require_bool, require_whole
 from iba_core.bottleneck.optimization import BottleneckOptimizer, BottleneckResult, Callback, PassMask
 from iba_core.bottleneck.settings import BottleneckSettings
 from iba_core.bottleneck.statistics import Statistics
-from iba_core.errors import InputError
 from iba_core.framework.adapter import Inputs, MixedImagesError, Split, Tail
+from iba_core.framework.arrays import require_mask
 from iba_core.framework.framework import Framework
 from iba_core.framework.inputs import arrays_of, batch_size, take
 from iba_core.framework.namespace import Array
@@ -79,6 +80,12 @@ def explain_in_chunks(
         OptimizationError: the objective became NaN or infinite.
     """
     images = batch_size(inputs)
+    if max_batch is not None:
+        require_whole("max_batch", max_batch, 1)
+    if progbar is not False:
+        require_bool("progbar", progbar)
+    if pass_mask is not None:
+        pass_mask = require_mask("pass_mask", pass_mask)
     preferred = None
     if images > 1 and max_batch is None:
         preferred = framework.preferred_batch(feature_shape, next(arrays_of(inputs)))
@@ -94,7 +101,7 @@ def explain_in_chunks(
             stop = min(start + at_once, images)
             chunk = inputs if at_once >= images else take(inputs, start, stop)
             try:
-                with split.head(chunk) as head:
+                with framework.randomness(seed), split.head(chunk) as head:
                     tail = head.in_memory_order()
                     optimizer, statistics, rows, callback = task(tail, start, stop)
                     result = optimizer.run(
@@ -121,8 +128,6 @@ def explain_in_chunks(
 
 def _images_at_once(images: int, samples: int, max_batch: int | None, preferred: int | None) -> int:
     """How many images of a batch to explain together; the copies of one image are never divided."""
-    if max_batch is not None and max_batch < 1:
-        raise InputError(f"max_batch={max_batch} must be 1 or more")
     rows = max_batch or preferred
     return images if rows is None else max(1, rows // samples)
 

@@ -13,7 +13,9 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 import numpy.typing as npt
 
+from iba_core.arguments import given, require_number, require_sizes, require_type
 from iba_core.errors import InputError, NotEstimatedError, StateError
+from iba_core.framework.arrays import as_array, require_array
 from iba_core.framework.namespace import Array, array_namespace
 from iba_core.state import read_state, write_state
 
@@ -67,6 +69,47 @@ def merge_moments(a: Moments, b: Moments) -> Moments:
     )
 
 
+def moments_of_state(state: Mapping[str, npt.ArrayLike]) -> Moments:
+    """Check a state that `WelfordEstimator.state_dict` gave, and make moments of it.
+
+    Raises:
+        StateError: entries are missing, their shapes do not fit together, or they hold what no
+            samples can give.
+
+    Example:
+        >>> moments_of_state({"n_samples": 2.7, "mean": [0.0], "m2": [1.0], "nonzero": [2.0]})
+        Traceback (most recent call last):
+        iba_core.errors.StateError: the state of an estimator has n_samples=2.7; a whole number, 1 or...
+    """
+    if not isinstance(state, Mapping):
+        raise StateError(f"{given('state', state)} must be a dict with {', '.join(STATE)}")
+    missing = [name for name in STATE if name not in state]
+    if missing:
+        raise StateError(f"the state of an estimator lacks {', '.join(missing)}")
+    try:
+        count, mean, m2, nonzero = (require_array(name, state[name]).astype(np.float64) for name in STATE)
+    except InputError as error:
+        raise StateError(f"the state of an estimator is malformed: {error}") from error
+    if not mean.shape == m2.shape == nonzero.shape or not mean.ndim:
+        raise StateError(
+            f"the state of an estimator has shapes {mean.shape}, {m2.shape} and {nonzero.shape}; they must "
+            "be equal, with one axis or more"
+        )
+    if count.size != 1 or not (count >= 1).all() or (count % 1).any():
+        raise StateError(
+            f"the state of an estimator has n_samples={count.tolist()}; a whole number, 1 or more, was "
+            "expected"
+        )
+    if (m2 < 0).any():
+        raise StateError(f"the state of an estimator has a negative sum of squares, m2={m2.min():g}")
+    if (nonzero % 1).any() or (nonzero < 0).any() or (nonzero > count).any():
+        raise StateError(
+            f"the state of an estimator counts in nonzero from {nonzero.min():g} to {nonzero.max():g} of "
+            f"{int(count.item())} samples; whole numbers within these were expected"
+        )
+    return Moments(int(count.item()), mean, m2, nonzero)
+
+
 def _wide_moments(x: npt.NDArray[Any], before: Moments | None) -> Moments:
     """Moments of a batch on the host together with the samples before it, in float64.
 
@@ -107,7 +150,7 @@ class WelfordEstimator:
     """
 
     def __init__(self, *shape: int) -> None:
-        self._shape: tuple[int, ...] | None = tuple(shape) or None
+        self._shape: tuple[int, ...] | None = require_sizes("shape", shape, None, most=2**31) or None
         self._given_shape = self._shape
         self._moments: Moments | None = None
 
@@ -134,7 +177,7 @@ class WelfordEstimator:
         Raises:
             InputError: the shape is not (B, *shape), or a value is not finite.
         """
-        batch = np.asarray(x)
+        batch = as_array("x", x)
         if batch.ndim < 2 or (self._shape is not None and batch.shape[1:] != self._shape):
             wanted = "(batch, ...)" if self._shape is None else f"(batch, {str(self._shape)[1:-1]})"
             raise InputError(f"x has shape {batch.shape}, the estimator takes {wanted}")
@@ -158,10 +201,14 @@ class WelfordEstimator:
         Raises:
             InputError: the shapes differ.
         """
+        require_type("other", other, WelfordEstimator, "a WelfordEstimator")
         if other._moments is None:
             return
         if self._shape is not None and self._shape != other._shape:
-            raise InputError(f"cannot merge estimators of the shapes {self._shape} and {other._shape}")
+            raise InputError(
+                f"other is of features of shape {other._shape}, and this estimator of {self._shape}; they "
+                "must be of one layer"
+            )
         self._shape = other._shape
         self._moments = (
             other._moments if self._moments is None else merge_moments(self._moments, other._moments)
@@ -194,7 +241,9 @@ class WelfordEstimator:
 
         Raises:
             NotEstimatedError: no sample has been seen.
+            InputError: `threshold` is not between 0 and 1.
         """
+        require_number("threshold", threshold, 0, 1)
         moments = self._seen(1)
         active: npt.NDArray[np.bool_] = moments.nonzero / moments.count > threshold
         return active
@@ -221,19 +270,12 @@ class WelfordEstimator:
         """Replace the state by one that `state_dict` gave.
 
         Raises:
-            StateError: entries are missing, or their shapes do not fit together.
+            StateError: entries are missing, their shapes do not fit together, or they hold what no samples
+                can give, such as a negative sum of squares. Nothing has changed then.
         """
-        missing = [name for name in STATE if name not in state]
-        if missing:
-            raise StateError(f"the state of an estimator lacks {', '.join(missing)}")
-        mean, m2, nonzero = (np.array(state[name], np.float64) for name in STATE[1:])
-        if not mean.shape == m2.shape == nonzero.shape:
-            raise StateError(
-                f"the state of an estimator has shapes {mean.shape}, {m2.shape} and {nonzero.shape}; "
-                "they must be equal"
-            )
-        self._shape = mean.shape
-        self._moments = Moments(int(np.asarray(state["n_samples"])), mean, m2, nonzero)
+        moments = moments_of_state(state)
+        self._shape = moments.mean.shape
+        self._moments = moments
 
     def save(self, path: str | PathLike[str], metadata: Mapping[str, Any] | None = None) -> None:
         """Write the state to a safetensors file.

@@ -9,11 +9,11 @@ mixes them with noise of that distribution. The capacity says how much informati
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import prod
 from typing import NamedTuple
 
 import scipy.special
 
+from iba_core.bottleneck.smoothing import smooth
 from iba_core.framework.layout import Layout
 from iba_core.framework.namespace import NAMESPACES, Array
 
@@ -35,30 +35,6 @@ def expit(x: Array) -> Array:
     """Logistic function of the framework. It is faster than `sigmoid`, but not meant for gradients."""
     own = getattr(NAMESPACES[type(x)], "sigmoid", None)
     return scipy.special.expit(x) if own is None else own(x)
-
-
-def smooth(x: Array, matrices: Sequence[Array], layout: Layout) -> Array:
-    """Smooth a batch of maps along their spatial axes.
-
-    Args:
-        x: (B, *feature map).
-        matrices: the result of `smoothing_matrices`, as arrays of the kind of `x`. Without any, `x` is
-            returned.
-        layout: meaning of the axes of one map.
-
-    Returns:
-        Array of the shape of `x`.
-    """
-    xp = NAMESPACES[type(x)]
-    shape = tuple(int(size) for size in x.shape)
-    for axis, matrix in zip(layout.spatial_axes, matrices, strict=False):
-        before, size = prod(shape[: axis + 1]), shape[axis + 1]
-        after = prod(shape[axis + 2 :])
-        if after == 1:
-            x = xp.matmul(xp.reshape(x, (before, size)), xp.permute_dims(matrix, (1, 0)))
-        else:
-            x = xp.matmul(matrix, xp.reshape(x, (before, size, after)))
-    return xp.reshape(x, shape) if matrices else x
 
 
 def mask_from_alpha(alpha: Array, matrices: Sequence[Array], layout: Layout) -> Mask:
@@ -87,10 +63,8 @@ def alpha_slope(of_blocked: Array, alpha: Array, matrices: Sequence[Array], layo
         matrices: as in `mask_from_alpha`.
         layout: as in `mask_from_alpha`.
     """
-    xp = NAMESPACES[type(alpha)]
-    transposed = [xp.permute_dims(matrix, (1, 0)) for matrix in matrices]
     # Relatively exact on both sides, also where one of the two factors rounds to 1.
-    return -expit(alpha) * expit(-alpha) * smooth(of_blocked, transposed, layout)
+    return -expit(alpha) * expit(-alpha) * smooth(of_blocked, matrices, layout, transposed=True)
 
 
 def restrict(features: Array, mask: Mask, noise: Array) -> Array:

@@ -8,7 +8,7 @@ from math import prod
 import numpy as np
 import numpy.typing as npt
 
-from iba_core.errors import InputError, is_whole_number
+from iba_core.arguments import require_seed
 from iba_core.framework.layout import Layout
 
 _AT_ONCE = 2**17
@@ -41,7 +41,7 @@ def seeded_normal(
         >>> seeded_normal(0, 0, 2, (3, 4), Layout.of((3, 4), "channels_first")).shape
         (2, 3, 4)
     """
-    require_seed(seed)
+    require_seed("seed", seed, optional=False)
     generator = np.random.Philox(key=int(seed), counter=np.array([0, 0, 0, step], dtype=np.uint64))
     first = tuple(shape[axis] for axis in layout.to_channels_first())
     noise = np.empty((samples, *shape), np.float32)
@@ -69,16 +69,6 @@ def keyed_normal(key: int, shape: Sequence[int]) -> npt.NDArray[np.float32]:
         bits = generator.integers(2**64, size=(len(part) + 1) // 2, dtype=np.uint64)
         part[...] = _normal(bits)[: len(part)]
     return noise.reshape(tuple(shape))
-
-
-def require_seed(seed: int | None) -> None:
-    """Check that a seed is None or a seed of `seeded_normal`.
-
-    Raises:
-        InputError: it is neither.
-    """
-    if seed is not None and not is_whole_number(seed, 0, 2**64 - 1):
-        raise InputError(f"seed={seed!r} must be a whole number from 0 to 2**64 - 1")
 
 
 def _normal(bits: npt.NDArray[np.uint64]) -> npt.NDArray[np.float32]:

@@ -27,6 +27,7 @@ from iba_core.bottleneck.smoothing import smoothing_matrices
 from iba_core.bottleneck.statistics import Statistics
 from iba_core.errors import InputError, OptimizationError
 from iba_core.framework.adapter import Tail
+from iba_core.framework.arrays import require_mask
 from iba_core.framework.framework import Framework
 from iba_core.framework.layout import Layout
 from iba_core.framework.namespace import NAMESPACES, Array
@@ -236,7 +237,7 @@ class BottleneckOptimizer:
             informations=curves[1],
             steps_taken=taken,
         )
-        _require_finite(result)
+        _require_finite(result, state.second)
         return result if back is None else result.permuted(back)
 
     def _descend(
@@ -553,8 +554,6 @@ class BottleneckOptimizer:
         self, reports: list[StepReport], taken: npt.NDArray[np.integer], steps: int
     ) -> npt.NDArray[np.floating]:
         """Both terms in all steps, (2, steps, B); after an image's last step, its last values."""
-        if not reports:
-            return np.empty((2, 0, len(taken)))
         terms = [*(report.model_loss for report in reports), *(report.information for report in reports)]
         # One transfer from the device for all of them.
         curves = self.framework.to_numpy(NAMESPACES[type(terms[0])].stack(terms))
@@ -666,7 +665,7 @@ def _check_shape(features: Array, statistics: Statistics, axes: Sequence[int]) -
 
 
 def _checked_pass_mask(pass_mask: PassMask, shape: tuple[int, ...]) -> PassMask:
-    mask = np.asarray(pass_mask).astype(bool)
+    mask = require_mask("pass_mask", pass_mask)
     if mask.shape == shape[1:]:
         return mask[None]
     if mask.shape == shape:
@@ -677,7 +676,12 @@ def _checked_pass_mask(pass_mask: PassMask, shape: tuple[int, ...]) -> PassMask:
     )
 
 
-def _require_finite(result: BottleneckResult) -> None:
+def _require_finite(result: BottleneckResult, second: Array) -> None:
+    """Check the curves and the capacity, and that the mean of the squared gradients has not overflowed.
+
+    By an infinite mean, Adam would divide all that follows down to 0, and return the start as if nothing were
+    wrong.
+    """
     xp = NAMESPACES[type(result.capacity)]
     for name, curve, cause in (
         ("model's loss", result.model_losses, "the model's outputs overflow on noisy features"),
@@ -689,7 +693,11 @@ def _require_finite(result: BottleneckResult) -> None:
                 f"the {name} became {curve[tuple(bad[0])]} at step {bad[0][0] + 1} of {len(curve)}; "
                 f"likely {cause}"
             )
-    if not bool(xp.all(xp.isfinite(result.capacity))):
+    if bool(xp.all(xp.isfinite(result.capacity) & xp.isfinite(second))):
+        return
+    if bool(xp.all(xp.isfinite(result.capacity))):
         raise OptimizationError(
-            "the capacity became infinite in the last step; likely learning_rate is too high"
+            "the gradients are so large that their squares overflow; likely beta is too high, or the "
+            "features lie far outside of the estimated distribution"
         )
+    raise OptimizationError("the capacity became infinite in the last step; likely learning_rate is too high")

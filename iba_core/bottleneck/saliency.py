@@ -9,8 +9,10 @@ import numpy as np
 import numpy.typing as npt
 from scipy.sparse import csr_array
 
+from iba_core.arguments import require_sizes
 from iba_core.bottleneck.resizing import resizing_matrix
 from iba_core.errors import InputError
+from iba_core.framework.arrays import require_array
 from iba_core.framework.layout import DataFormat, Layout
 
 NATS_PER_BIT = float(np.log(2.0))
@@ -98,10 +100,11 @@ def to_saliency_map(
         >>> to_saliency_map(np.full((3, 2, 2), np.log(2.0)), shape=(4, 4)).sum()
         np.float64(12.0)
     """
-    array = np.asarray(capacity)
+    array = require_array("capacity", capacity, ndim=(1, 2, 3, 4))
     if not np.issubdtype(array.dtype, np.floating):
         array = array.astype(np.float64)
-    saliency: npt.NDArray[np.floating] = saliency_maps(
-        array[None], Layout.of(array.shape, data_format), shape
-    )[0]
+    layout = Layout.of(array.shape, data_format)
+    if shape is not None:
+        shape = require_sizes("shape", shape, array.ndim - 1)
+    saliency: npt.NDArray[np.floating] = saliency_maps(array[None], layout, shape)[0]
     return saliency

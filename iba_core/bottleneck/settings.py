@@ -8,11 +8,23 @@ from functools import cached_property
 from types import MappingProxyType
 from typing import Any
 
-import numpy as np
-
-from iba_core.errors import InputError, is_whole_number
+from iba_core.arguments import (
+    LARGEST_COUNT,
+    LARGEST_NUMBER,
+    require_bool,
+    require_choice,
+    require_number,
+    require_whole,
+)
+from iba_core.errors import InputError
 
 _PRECISIONS = ("bfloat16", "float16")
+
+LARGEST_STD = 1e4
+"""Features. A wider Gaussian would be the same everywhere on any map, and its matrix would not fit in memory."""
+
+LARGEST_ALPHA = 80.0
+"""Beyond it, the share that the mask blocks at the start, or its complement, is 0 in float32."""
 
 
 @dataclass(frozen=True)
@@ -67,23 +79,8 @@ class BottleneckSettings:
     precision: str | None = None
 
     def __post_init__(self) -> None:
-        for name, least in (("steps", 0), ("samples", 1), ("early_steps", 0), ("early_samples", 1)):
-            value = getattr(self, name)
-            if not is_whole_number(value, least):
-                raise InputError(f"{name}={value!r} must be a whole number, {least} or more")
-        for name in ("beta", "learning_rate", "min_std", "active_neurons_threshold", "tolerance"):
-            if not _is_number(getattr(self, name), 0.0):
-                raise InputError(f"{name}={getattr(self, name)!r} must be a finite number, 0 or more")
-        if self.smooth_std is not None and not _is_number(self.smooth_std, 0.0):
-            raise InputError(f"smooth_std={self.smooth_std!r} must be None or a finite number, 0 or more")
-        if not _is_number(self.initial_alpha, -np.inf):
-            raise InputError(f"initial_alpha={self.initial_alpha!r} must be a finite number")
-        if not isinstance(self.antithetic, (bool, np.bool_)):
-            raise InputError(f"antithetic={self.antithetic!r} must be True or False")
-        if self.precision not in (None, *_PRECISIONS):
-            raise InputError(
-                f"precision={self.precision!r} must be None or one of {', '.join(map(repr, _PRECISIONS))}"
-            )
+        for name, value in plain_settings(vars(self)).items():
+            object.__setattr__(self, name, value)
 
     @cached_property
     def schedule(self) -> tuple[int, ...]:
@@ -108,11 +105,47 @@ class BottleneckSettings:
         return replace(self, **given)
 
 
-def _is_number(value: object, least: float) -> bool:
-    try:
-        return bool(np.isfinite(value) and value >= least)  # type: ignore[call-overload,operator]  # of no number, what is raised is caught
-    except TypeError:
-        return False
+_COUNTS = ("steps", "samples", "early_samples")
+_BOOLEANS = ("normalize_beta", "antithetic")
+
+
+def plain_settings(values: Mapping[str, Any], names: Mapping[str, str] | None = None) -> dict[str, Any]:
+    """Check hyperparameters, and make plain numbers of them.
+
+    Args:
+        values: some of the settings of `BottleneckSettings`, by name.
+        names: what the caller calls a setting, for the message, such as ``{"learning_rate": "lr"}``.
+
+    Raises:
+        InputError: a value is out of its range; the message has the caller's name.
+
+    Example:
+        >>> plain_settings({"learning_rate": -1}, {"learning_rate": "lr"})
+        Traceback (most recent call last):
+        iba_core.errors.InputError: lr=-1 must be a finite number, 0 or more
+    """
+    return {
+        name: _plain_setting(name, value, (names or {}).get(name, name)) for name, value in values.items()
+    }
+
+
+def _plain_setting(setting: str, value: Any, name: str) -> Any:
+    if setting in _COUNTS:
+        return require_whole(name, value, 1, LARGEST_COUNT)
+    if setting == "early_steps":
+        return require_whole(name, value, 0, LARGEST_COUNT)
+    if setting in _BOOLEANS:
+        return require_bool(name, value)
+    if setting == "smooth_std":
+        return None if value is None else require_number(name, value, 0, LARGEST_STD)
+    if setting == "precision":
+        return None if value is None else require_choice(name, value, _PRECISIONS)
+    if setting == "initial_alpha":
+        return require_number(name, value, -LARGEST_ALPHA, LARGEST_ALPHA)
+    if setting == "active_neurons_threshold":
+        # At 1, every neuron would be inactive, and the map empty.
+        return require_number(name, value, 0, below=1)
+    return require_number(name, value, 0, LARGEST_NUMBER)
 
 
 FAST: Mapping[str, Any] = MappingProxyType(
@@ -149,6 +182,4 @@ def preset_settings(name: str | None) -> Mapping[str, Any]:
     """
     if name is None:
         return {}
-    if name not in PRESETS:
-        raise InputError(f"preset={name!r} is none of the presets {', '.join(map(repr, PRESETS))}")
-    return PRESETS[name]
+    return PRESETS[require_choice("preset", name, PRESETS, "preset")]

@@ -8,8 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from iba_core.arguments import require_type
 from iba_core.bottleneck.estimator import WelfordEstimator
 from iba_core.errors import InputError, NotEstimatedError
+from iba_core.framework.arrays import require_array, require_mask
 
 
 @dataclass(frozen=True)
@@ -36,14 +38,13 @@ class Statistics:
     active: npt.NDArray[np.bool_]
 
     def __post_init__(self) -> None:
+        for name in ("mean", "std", "active"):
+            array = require_array(name, getattr(self, name), least=0 if name == "std" else None)
+            object.__setattr__(self, name, require_mask(name, array) if name == "active" else array)
         shapes = {name: getattr(self, name).shape for name in ("mean", "std", "active")}
         if len(set(shapes.values())) != 1:
             given = ", ".join(f"{name} {shape}" for name, shape in shapes.items())
             raise InputError(f"the statistics of the features must have one shape, not {given}")
-        if not (np.isfinite(self.mean).all() and np.isfinite(self.std).all()):
-            raise InputError("the mean and standard deviation of the features must be finite")
-        if (self.std < 0).any():
-            raise InputError("the standard deviation of the features must not be negative")
 
     def permuted(self, axes: Sequence[int]) -> Statistics:
         """Statistics of the same features with the axes of a feature map permuted."""
@@ -66,6 +67,7 @@ class Statistics:
             >>> Statistics.of(estimator).mean
             array([2., 3.])
         """
+        require_type("estimator", estimator, WelfordEstimator, "a WelfordEstimator")
         if estimator.n_samples() < 2:
             raise NotEstimatedError(
                 "the distribution of the features is not estimated: "

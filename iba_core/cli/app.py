@@ -27,6 +27,7 @@ app.add_typer(concept, name="concept")
 def iba(
     context: typer.Context,
     version: Annotated[bool, typer.Option("--version", help="Print the version and stop.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Print the traceback of an error as well.")] = False,
 ) -> None:
     """Show which parts of a photograph a network needs for its answer, in bits."""
     if version:

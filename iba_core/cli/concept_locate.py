@@ -13,6 +13,7 @@ from iba_core.cli.results import percent
 from iba_core.concepts.embedding import ConceptEmbedding
 from iba_core.concepts.locating import locate, save_heatmap
 from iba_core.errors import InputError
+from iba_core.files import shown
 
 
 def locate_concept(
@@ -31,7 +32,7 @@ def locate_concept(
     photographs = find_photographs(paths)
     network = Network.load(model, backend, preprocess, size)
     if plane.layer_id is None:
-        raise InputError(f"layer is missing: {embedding} does not name the layer of its concept")
+        raise InputError(f"layer is missing: {shown(embedding)} does not name the layer of its concept")
     network.adapter.split(plane.layer_id)
     network.require_fit()
     make_folder(out, photographs, ("-concept.png",))
@@ -49,13 +50,13 @@ def locate_concept(
             seen = network.preprocessing.crop(image)
             save_heatmap(photograph.output(out, "-concept.png"), seen, heatmap, f"{name}, {plane.layer_id}")
             table.add_row(
-                folded(photograph.path.name, 36), percent(heatmap.max()), percent((heatmap > 0.5).mean(), 1)
+                folded(photograph.name, 36), percent(heatmap.max()), percent((heatmap > 0.5).mean(), 1)
             )
 
     entries = [
-        ("Network", f"{network.source}, in {network.framework}"),
-        ("Layer", f"{plane.layer_id}"),
+        ("Network", network.note),
+        ("Layer", shown(plane.layer_id)),
         ("Input", pictures_note(network)),
-        ("Written", "\n".join(str(p.output(out, "-concept.png")) for p in photographs)),
+        ("Written", "\n".join(shown(p.output(out, "-concept.png")) for p in photographs)),
     ]
     print_blocks(table, notes(entries, console().width))

@@ -8,10 +8,11 @@ from pathlib import Path
 from iba_core.cli.console import console, folded, notes, plain_table, print_blocks
 from iba_core.cli.explain import pictures_note
 from iba_core.cli.network import Network
-from iba_core.cli.photographs import require_writable
 from iba_core.concepts.analysis import ConceptAnalysis, ConceptAnalysisResult
 from iba_core.concepts.data import SegmentationConcept2D
 from iba_core.default_layer import default_layer
+from iba_core.files import require_writable, shown
+from iba_core.pictures.plotting import save_figure
 
 _HELD_OUT = 1 / 6
 """Share of the pictures for validation, and for the test."""
@@ -35,9 +36,9 @@ def train_concept(
     size: tuple[int, int] | None,
 ) -> None:
     """Learn a concept in several layers and write the best. The options are in `iba_core.cli.concept`."""
-    require_writable("out", out)
+    require_writable(out, "out")
     if plot is not None:
-        require_writable("plot", plot)
+        require_writable(plot, "plot")
     network = Network.load(model, backend, preprocess, size)
     network.require_fit()
     concept = SegmentationConcept2D.from_folders(
@@ -67,7 +68,7 @@ def train_concept(
 
         figure = Figure(figsize=(6.4, 4.0), layout="constrained")
         result.plot(figure.subplots())
-        figure.savefig(plot, format="png", dpi=150)
+        save_figure(figure, plot)
     _report(result, concept, network, [out] if plot is None else [out, plot])
 
 
@@ -85,10 +86,10 @@ def _report(
         ("IoU", "common area of heatmaps and masks, relative to the area of their union, over all pictures"),
         ("Best layer", f"{result.best.layer}, by validation"),
         ("Hyperplane", _hyperplane_note(result)),
-        ("Network", f"{network.source}, in {network.framework}"),
+        ("Network", network.note),
         ("Pictures", f"{counts[0]} for training, {counts[1]} for validation, {counts[2]} for the test"),
         ("Input", pictures_note(network)),
-        ("Written", "\n".join(map(str, written))),
+        ("Written", "\n".join(map(shown, written))),
     ]
     print_blocks(table, notes(entries, console().width))
 

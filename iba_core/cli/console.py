@@ -14,6 +14,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
+from iba_core.files import shown
+
 _T = TypeVar("_T")
 
 # A name may be broken after the characters that join its parts.
@@ -22,13 +24,14 @@ _PART = re.compile(r"[^\s/\\._\-]*[\s/\\._\-]*")
 
 def console(*, stderr: bool = False) -> Console:
     """Make a console for results on stdout, or with `stderr` for progress on stderr."""
-    return Console(stderr=stderr, highlight=False)
+    # What is printed are names, in which "[bold]" and ":smile:" mean nothing.
+    return Console(stderr=stderr, highlight=False, markup=False, emoji=False)
 
 
 def plain_table(title: str | None = None) -> Table:
     """Make a table with a line under its header and no other lines."""
     return Table(
-        title=title,
+        title=None if title is None else shown(title),
         title_justify="left",
         title_style="bold",
         box=box.SIMPLE_HEAD,
@@ -42,14 +45,15 @@ def plain_table(title: str | None = None) -> Table:
 def folded(text: str, width: int) -> str:
     r"""Break `text` into lines of at most `width` characters, between words or after ``/ . _ -``.
 
-    Only a part that is longer than a line is broken elsewhere.
+    Only a part that is longer than a line is broken elsewhere. What a terminal would not show as itself is
+    escaped, see `iba_core.files.shown`.
 
     Example:
         >>> folded("blocks.10.expand", 10)
         'blocks.10.\nexpand'
     """
     lines = [""]
-    for part in _PART.findall(text):
+    for part in _PART.findall(shown(text)):
         if len(lines[-1]) + len(part.rstrip()) > width:
             lines.append("")
         lines[-1] += part

@@ -20,6 +20,7 @@ from iba_core.cli.photographs import make_folder
 from iba_core.cli.results import LEGEND, Result, percent, require_plotting, results_table
 from iba_core.errors import MissingDependencyError
 from iba_core.explainer import Explainer
+from iba_core.files import shown, write_atomically
 from iba_core.pictures.images import sample_image
 from iba_core.pictures.plotting import save_overlay
 from iba_core.timing import BareTail
@@ -72,7 +73,7 @@ def run_demo(out: Path) -> None:
         ("Statistics", f"of {CROPS} crops of packaged sample photographs, the same in each framework"),
         ("Noise", f"from seed {SEED}, the same numbers in each framework"),
         ("Machine", f"{os.cpu_count()} processors"),
-        ("Written", "\n".join(map(str, [*pictures, overview]))),
+        ("Written", "\n".join(map(shown, [*pictures, overview]))),
     ]
     width = console().width
     print_blocks(
@@ -182,5 +183,6 @@ def _save_overview(path: Path, pictures: Sequence[Path]) -> Path:
     for picture in opened:
         overview.paste(picture, (0, top))
         top += picture.height
-    overview.save(path, optimize=True)
+    with write_atomically(path) as file:
+        overview.save(file, "PNG", optimize=True)
     return path

@@ -9,9 +9,9 @@ import numpy as np
 from iba_core.cli.console import console, notes, tracked
 from iba_core.cli.explain import ESTIMATING, layer_note, pictures_note
 from iba_core.cli.network import Network
-from iba_core.cli.photographs import require_writable
 from iba_core.cli.statistics import save_statistics
 from iba_core.explainer import Explainer
+from iba_core.files import require_writable, shown
 from iba_core.pictures.images import image_batches, image_files
 
 _ADVISED = 1000
@@ -31,7 +31,7 @@ def estimate_statistics(
     size: tuple[int, int] | None,
 ) -> None:
     """Estimate mean and standard deviation of a layer's features and write them to a file."""
-    require_writable("out", out)
+    require_writable(out, "out")
     files = image_files(data)
     # A folder is often sorted by class, so its first files are not representative.
     order = np.random.default_rng(0).permutation(len(files))[:n_samples]
@@ -44,17 +44,17 @@ def estimate_statistics(
         explainer.fit(tracked_batches, n_samples, progbar=False)
     save_statistics(explainer, network, out)
 
-    images = f"{len(chosen):,} of {len(files):,} in {data}, chosen at random"
+    images = f"{len(chosen):,} of {len(files):,} in {shown(data)}, chosen at random"
     if len(chosen) == len(files):
-        images = f"all {len(files):,} in {data}"
+        images = f"all {len(files):,} in {shown(data)}"
     if len(chosen) < _ADVISED:
         images += "; these are few, about 5000 are recommended"
     entries = [
-        ("Network", f"{network.source}, in {network.framework}"),
+        ("Network", network.note),
         ("Pictures", pictures_note(network)),
         ("Layer", layer_note(explainer, layer)),
         ("Images", images),
-        ("Written", str(out)),
+        ("Written", shown(out)),
     ]
     terminal = console()
     terminal.print(notes(entries, terminal.width))

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
+
+import numpy.typing as npt
 
 from iba_core.bottleneck.settings import BottleneckSettings
 from iba_core.cli.console import console, notes, paragraph, print_blocks, tracked
@@ -12,6 +15,7 @@ from iba_core.cli.photographs import find_photographs, make_folder
 from iba_core.cli.results import LEGEND, Result, require_plotting, results_table
 from iba_core.cli.statistics import load_statistics
 from iba_core.explainer import Explainer
+from iba_core.files import shown
 from iba_core.pictures.images import sample_crops
 from iba_core.targets import ClassTarget
 
@@ -44,7 +48,7 @@ def explain_photographs(
     if stats is not None:
         load_statistics(explainer, network, stats)
     network.require_fit()
-    ClassTarget(index).resolve(explainer.predict(network.inputs(photographs[0].load())))
+    _require_class(index, explainer.predict(network.inputs(photographs[0].load())))
     make_folder(out, photographs, (".png", ".safetensors"))
     if stats is None:
         fit_on_samples(explainer, network)
@@ -53,22 +57,29 @@ def explain_photographs(
     with tracked(photographs, "Explaining", len(photographs)) as waiting:
         for photograph in waiting:
             result = Result.of(
-                photograph.path.name, photograph.load(), network, explainer, index, seed, **vars(settings)
+                photograph.name, photograph.load(), network, explainer, index, seed, **vars(settings)
             )
             result.save_picture(photograph.output(out, ".png"))
             result.attribution.save(photograph.output(out, ".safetensors"))
             results.append(result)
 
-    names = [f"{photograph.stem}.png, {photograph.stem}.safetensors" for photograph in photographs]
+    stems = [shown(photograph.stem) for photograph in photographs]
+    names = [f"{stem}.png, {stem}.safetensors" for stem in stems]
     entries = [
-        ("Network", f"{network.source}, in {network.framework}"),
+        ("Network", network.note),
         ("Pictures", pictures_note(network)),
         ("Layer", layer_note(explainer, layer, stats)),
         ("Statistics", _statistics_note(explainer, network, stats)),
-        ("Written", "\n".join([f"to {out}:", *names])),
+        ("Written", "\n".join([f"to {shown(out)}:", *names])),
     ]
     width = console().width
     print_blocks(results_table(results), paragraph(LEGEND, width), notes(entries, width))
+
+
+def _require_class(index: int | None, outputs: npt.NDArray[Any]) -> None:
+    """Check the class before the features are estimated; one probability stands for two classes."""
+    single = outputs.ndim == 2 and outputs.shape[1] == 1 and 0 <= outputs.min() <= outputs.max() <= 1
+    ClassTarget(index, "sigmoid" if single else None).resolve(outputs)
 
 
 def fit_on_samples(explainer: Explainer, network: Network, description: str = ESTIMATING) -> None:
@@ -94,7 +105,7 @@ def layer_note(explainer: Explainer, layer: str | None, stats: Path | None = Non
 
 def _statistics_note(explainer: Explainer, network: Network, stats: Path | None) -> str:
     if stats is not None:
-        return f"{stats}, of {explainer.estimator.n_samples():,} images"
+        return f"{shown(stats)}, of {explainer.estimator.n_samples():,} images"
     return (
         f"of {CROPS} crops of the packaged sample photographs, enough for a first look. For reliable "
         f"numbers, estimate them on your own pictures: iba estimate {network.source} FOLDER --out STATS"

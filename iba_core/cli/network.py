@@ -7,7 +7,8 @@ import inspect
 import os
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from operator import attrgetter
 from typing import Any
@@ -16,6 +17,7 @@ import numpy as np
 
 from iba_core.cli.quiet import quiet_start
 from iba_core.errors import IBAError, InputError, MissingDependencyError, closest
+from iba_core.files import shown
 from iba_core.framework.adapter import Inputs, ModelAdapter, backends, find_adapter, load_backend
 from iba_core.framework.layout import Layout
 from iba_core.pictures.images import Picture, Preprocessing
@@ -69,8 +71,13 @@ class Network:
             Preprocessing.preset(preset)
         model, adapter = _load(source, backend)
         preprocessing, origin = _preprocessing(model, adapter, preset, size)
-        names = getattr(model, "class_names", None)
+        names = _declared(model, "class_names")
         return cls(source, adapter, preprocessing, origin, names if _are_names(names) else None)
+
+    @property
+    def note(self) -> str:
+        """The model and its framework, as they can be shown."""
+        return f"{shown(self.source)}, in {self.framework}"
 
     @property
     def framework(self) -> str:
@@ -111,7 +118,7 @@ class Network:
         """Return the name of a class, or ``"class 3"`` if it has no name."""
         if self.class_names is None or not 0 <= index < len(self.class_names):
             return f"class {index}"
-        return self.class_names[index]
+        return shown(self.class_names[index])
 
     def class_label(self, index: int) -> str:
         """Return the index and the name of a class."""
@@ -210,24 +217,28 @@ def _load(source: str, backend: str | None) -> tuple[Any, ModelAdapter]:
 def _call(source: str, module_name: str, name: str, backend: str | None) -> tuple[Any, ModelAdapter]:
     """Import a model, or call the function that returns it.
 
-    The module is imported as if Python ran in the current folder.
+    The module is imported as if Python ran in the current folder. It is the user's program, which may raise
+    anything, or end itself.
     """
     if backend is not None:
         import_backend(backend)
-    if (here := os.getcwd()) not in sys.path:
-        sys.path.insert(0, here)
+    with suppress(FileNotFoundError):  # the current folder has been deleted
+        if (here := os.getcwd()) not in sys.path:
+            sys.path.insert(0, here)
     try:
-        with quiet_start():
+        with _of_the_user(source, "cannot be imported", unless=ModuleNotFoundError), quiet_start():
             module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
-        # If the user's module fails to import another module, that is an error there: keep the traceback.
-        if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
-            raise
+        with _of_the_user(source, "cannot be imported"):
+            # It may also be a module that the user's own imports.
+            if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
+                raise
         raise InputError(
             f"model={source!r}: there is no module {error.name!r}, neither in this folder nor installed"
         ) from error
     try:
-        found = attrgetter(name)(module)
+        with _of_the_user(source, "cannot be found", unless=AttributeError):
+            found = attrgetter(name)(module)
     except AttributeError as error:
         raise InputError(f"model={source!r}: {error}; {closest(name, _public(module))}") from error
     if _is_model(found):
@@ -235,8 +246,35 @@ def _call(source: str, module_name: str, name: str, backend: str | None) -> tupl
     if not callable(found):
         raise InputError(f"model={source!r} is a {type(found).__name__}, neither a callable nor a model")
     _require_no_arguments(found, source)
-    model = found()
+    with _of_the_user(source, "fails"):
+        model = found()
     return model, find_adapter(model, backend)
+
+
+@contextmanager
+def _of_the_user(
+    source: str, what: str, unless: type[Exception] | tuple[type[Exception], ...] = ()
+) -> Iterator[None]:
+    """Run the user's program, and say what it raised."""
+    try:
+        yield
+    except IBAError:
+        raise
+    except (Exception, SystemExit) as error:
+        if isinstance(error, unless):
+            raise
+        said = f": {error}" if str(error) else ""
+        raise InputError(
+            f"model={source!r} {what}: {type(error).__name__}{said}; --debug shows the traceback"
+        ) from error
+
+
+def _declared(model: Any, name: str) -> Any:
+    """An attribute with which a model tells about itself; None if it does not."""
+    try:
+        return getattr(model, name, None)
+    except Exception as error:  # it may be a property of the user's
+        raise InputError(f"the network's {name} fails: {type(error).__name__}: {error}") from error
 
 
 def _require_no_arguments(function: Callable[..., Any], source: str) -> None:
@@ -266,7 +304,7 @@ def _preprocessing(
     model: Any, adapter: ModelAdapter, preset: str | None, size: tuple[int, int] | None
 ) -> tuple[Preprocessing, str]:
     """Choose the preprocessing, and describe where it comes from."""
-    declared = getattr(model, "preprocessing", None)
+    declared = _declared(model, "preprocessing")
     if isinstance(declared, Preprocessing) and preset is None:
         if size is None:
             return declared, "as the network asks for"
@@ -285,7 +323,9 @@ def _preprocessing(
 
 def _input_geometry(model: Any, adapter: ModelAdapter) -> tuple[tuple[int, int] | None, int]:
     """Read (height, width) or None, and the number of channels, from the model's `input_shape`."""
-    shape = getattr(model, "input_shape", None)
+    shape = None
+    with suppress(Exception):  # a model of Keras that has not been called has none
+        shape = getattr(model, "input_shape", None)
     if not isinstance(shape, (tuple, list)) or len(shape) != 4:
         return None, 3
     if not all(size is None or isinstance(size, int) for size in shape):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 from PIL import Image
 
 from iba_core.errors import InputError
+from iba_core.files import require_writable, shown
 from iba_core.pictures.images import image_files, load_image
 
 
@@ -23,6 +25,11 @@ class Photograph:
 
     path: Path
     stem: str
+
+    @property
+    def name(self) -> str:
+        """Name of the file, as it can be shown."""
+        return shown(self.path.name)
 
     def load(self) -> Image.Image:
         """Read the photograph; see `load_image`."""
@@ -39,12 +46,12 @@ def find_photographs(paths: Iterable[Path]) -> list[Photograph]:
     Raises:
         InputError: a file is missing or not an image, or a folder contains no image.
     """
-    files: dict[Path, Path] = {}
+    files: dict[str, Path] = {}
     for path in paths:
-        for file in image_files(path) if path.is_dir() else [path]:
+        for file in image_files(path) if os.path.isdir(path) else [path]:
             load_image(file)
             # Count a file once, even if it is given twice.
-            files.setdefault(file.resolve(), file)
+            files.setdefault(os.path.realpath(file), file)
     taken: set[str] = set()
     photographs = []
     for file in files.values():
@@ -66,31 +73,17 @@ def make_folder(folder: Path, photographs: Sequence[Photograph] = (), suffixes: 
         suffixes: endings of the files to write.
 
     Raises:
-        InputError: the folder cannot be made, or a photograph would be overwritten.
+        InputError: the folder cannot be made, a file in it could not be written, or a photograph would be
+            overwritten.
     """
-    outputs = {
-        photograph.output(folder, suffix).resolve() for photograph in photographs for suffix in suffixes
-    }
+    outputs = [photograph.output(folder, suffix) for photograph in photographs for suffix in suffixes]
+    taken = {os.path.realpath(output) for output in outputs}
     for photograph in photographs:
-        if photograph.path.resolve() in outputs:
-            raise InputError(f"out={str(folder)!r} would overwrite the photograph {photograph.path}")
+        if os.path.realpath(photograph.path) in taken:
+            raise InputError(f"out={str(folder)!r} would overwrite the photograph {shown(photograph.path)}")
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"out={str(folder)!r} cannot be made a folder: {error.strerror}") from error
-
-
-def require_writable(option: str, file: Path) -> None:
-    """Check that a file can be written.
-
-    Args:
-        option: name of the option, for the message.
-        file: path of the file.
-
-    Raises:
-        InputError: its folder does not exist, or it is a folder.
-    """
-    if not file.parent.is_dir():
-        raise InputError(f"{option}={str(file)!r} cannot be written: its folder does not exist")
-    if file.is_dir():
-        raise InputError(f"{option}={str(file)!r} is a folder; a file was expected")
+    for output in outputs or [folder / "output"]:
+        require_writable(output, "out")

@@ -6,8 +6,11 @@ import logging
 import os
 import re
 import tempfile
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+
+from iba_core.files import shown
 
 _STDERR = 2
 
@@ -22,6 +25,26 @@ def ask_for_quiet() -> None:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ.setdefault("KERAS_BACKEND", "tensorflow")
     logging.getLogger("tensorflow").setLevel(logging.ERROR)
+
+
+@contextmanager
+def short_warnings() -> Iterator[None]:
+    """Show a warning as one line, as errors are."""
+
+    def shortened(
+        message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
+    ) -> str:
+        return f"iba: warning: {shown(' '.join(str(message).split()))}\n"
+
+    usual = warnings.formatwarning
+    warnings.formatwarning = shortened
+    try:
+        with warnings.catch_warnings():
+            # A letter that the font of a figure lacks is drawn as a box.
+            warnings.filterwarnings("ignore", "Glyph .* missing from")
+            yield
+    finally:
+        warnings.formatwarning = usual
 
 
 @contextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib.util import find_spec
+from math import isnan
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -43,8 +44,8 @@ class Result:
         network: the network.
         attribution: attribution of this picture alone.
         probabilities: (K,), probabilities of the classes.
-        survives: probability of the explained class when only the kept information passes, relative to its
-            probability for the whole picture; mean over the noisy copies.
+        kept: probability of the explained class when only the kept information passes, mean over the noisy
+            copies.
         seconds: time of the explanation.
     """
 
@@ -53,7 +54,7 @@ class Result:
     network: Network
     attribution: Attribution
     probabilities: npt.NDArray[np.floating]
-    survives: float
+    kept: float
     seconds: float
 
     @classmethod
@@ -82,13 +83,18 @@ class Result:
         start = perf_counter()
         attribution = explainer.explain(x, target, seed=seed, **settings)
         seconds = perf_counter() - start
-        probabilities = class_probabilities(attribution.outputs)[0]
         restricted = explainer.predict_restricted(x, attribution, attribution.settings.samples, seed)
-        result = cls(
-            name, network.preprocessing.crop(image), network, attribution, probabilities, 0.0, seconds
+        assert attribution.classes is not None
+        kept = class_probabilities(restricted[0], attribution.activation)[:, int(attribution.classes[0])]
+        return cls(
+            name=name,
+            picture=network.preprocessing.crop(image),
+            network=network,
+            attribution=attribution,
+            probabilities=attribution.probabilities[0],
+            kept=float(kept.mean()),
+            seconds=seconds,
         )
-        kept = class_probabilities(restricted[0])[:, result.target].mean()
-        return cls(**{**vars(result), "survives": float(kept / probabilities[result.target])})
 
     @property
     def target(self) -> int:
@@ -122,9 +128,14 @@ class Result:
         """Probability of the explained class for the whole picture."""
         return float(self.probabilities[self.target])
 
+    @property
+    def survives(self) -> float:
+        """Share of the probability that the kept information keeps; NaN where it is 0 from the start."""
+        return self.kept / self.probability if self.probability else float("nan")
+
     def save_picture(self, path: Path) -> None:
         """Write the picture and its map side by side, as a PNG."""
-        kept = percent(self.survives * self.probability)
+        kept = percent(self.kept)
         save_overlay(
             path,
             self.picture,
@@ -177,8 +188,8 @@ def results_table(results: Iterable[Result], title: str | None = None) -> Table:
 
 
 def percent(share: float, digits: int = 0) -> str:
-    """Format a share of 1 in percent."""
-    return f"{100 * share:.{digits}f} %"
+    """Format a share of 1 in percent; a dash for NaN, the share of nothing."""
+    return "-" if isnan(share) else f"{100 * share:.{digits}f} %"
 
 
 def _shown_classes(result: Result) -> list[int]:

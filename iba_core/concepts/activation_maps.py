@@ -35,17 +35,38 @@ def grad_cam_weights(activations: Array, gradients: Array) -> Array:
     return array_namespace(gradients).mean(gradients, axis=_places(gradients), keepdims=True)
 
 
-def grad_cam_plus_plus_weights(activations: Array, gradients: Array) -> Array:
+def grad_cam_plus_plus_weights(activations: Array, gradients: Array, epsilon: float = 0.0) -> Array:
     """Weight each channel by its positive gradients, less where the activations are large.
 
     A. Chattopadhay et al., *Grad-CAM++*, WACV 2018, eqs. 14 and 19, https://arxiv.org/abs/1710.11063. If the
     score passes through an exponential, its second and third derivatives are powers of the gradient. ``g^2``
-    cancels, and each gradient gets the weight ``1 / (2 + g sum(A))``.
+    cancels, and each gradient gets the weight ``1 / (2 + g sum(A))``. The paper takes A after a ReLU. Where a
+    sum of activations is negative, the denominator can vanish or change its sign.
+
+    Args:
+        activations: A, (B, C, *places).
+        gradients: g, of the same shape.
+        epsilon: a constant that is added to the denominator of eq. 19, ``2 g^2 + g^3 sum(A)``. The paper has
+            none. pytorch-grad-cam adds 1e-6. Where gradients are well below 1e-3, as they are deep in most
+            networks, that constant outweighs the formula and the weights become third powers of gradients.
+
+    Returns:
+        Array (B, C, 1, ...), one weight per channel.
+
+    Example:
+        >>> activations, gradients = np.full((1, 1, 2), 3.0), np.array([[[1e-4, 2e-4]]])
+        >>> bool(np.isclose(grad_cam_plus_plus_weights(activations, gradients), 1.5e-4, rtol=1e-3))
+        True
+        >>> bool(grad_cam_plus_plus_weights(activations, gradients, epsilon=1e-6) < 1e-5)
+        True
     """
     xp = array_namespace(activations, gradients)
     totals = xp.sum(activations, axis=_places(activations), keepdims=True)
     positive = _positive_part(gradients)
-    return xp.sum(_ratio(positive, 2.0 + totals * positive), axis=_places(gradients), keepdims=True)
+    denominator = 2.0 + totals * positive
+    if epsilon:
+        denominator = denominator + _ratio(epsilon * xp.ones_like(positive), positive * positive)
+    return xp.sum(_ratio(positive, denominator), axis=_places(gradients), keepdims=True)
 
 
 def hires_cam_weights(activations: Array, gradients: Array) -> Array:
@@ -107,10 +128,12 @@ def activation_maps(
     Args:
         activations: (B, *feature map), floating point.
         gradients: gradients of each image's score with respect to the activations, of the same shape; None
-            if `weighting` is None.
+            if there is no `weighting`, and nothing to orient a principal component by.
         weighting: factors of the activations; None for the activations themselves.
         layout: meaning of the axes of one feature map.
-        principal: take the first principal component of the channels instead of their sum.
+        principal: take the first principal component of the weighted channels instead of their sum. It grows
+            along with the evidence for the score, see `principal_component`: that sum; without `weighting`,
+            the sum of activations times gradients.
 
     Returns:
         Array (B, *places), float32 or float64. The principal component is a NumPy array.
@@ -122,28 +145,38 @@ def activation_maps(
         >>> activation_maps(activations, gradients, grad_cam_weights, layout)
         array([[[2.5, 4. ]]])
     """
-    maps = _channels_first(activations, layout)
-    if weighting is not None:
-        maps = weighting(maps, _channels_first(gradients, layout)) * maps
-    return principal_component(maps) if principal else array_namespace(maps).sum(maps, axis=1)
+    xp = array_namespace(activations)
+    maps = evidence = _channels_first(activations, layout)
+    if gradients is not None:
+        slopes = _channels_first(gradients, layout)
+        evidence = maps * (hires_cam_weights if weighting is None else weighting)(maps, slopes)
+        maps = maps if weighting is None else evidence
+    if not principal:
+        return xp.sum(maps, axis=1)
+    return principal_component(maps, None if gradients is None else xp.sum(evidence, axis=1))
 
 
-def principal_component(maps: Array) -> FloatArray:
+def principal_component(maps: Array, evidence: Array | None = None) -> FloatArray:
     """Project the channels onto their first principal component over the places, for each image.
 
     M. B. Muhammad and M. Yeasin, *Eigen-CAM*, IJCNN 2020, https://arxiv.org/abs/2008.00299, after the mean
-    over the places is subtracted. The sign of a component is arbitrary. The sign chosen here makes it grow
-    with the sum of the channels.
+    over the places is subtracted, as in pytorch-grad-cam. This leaves the sign of the component open. It is
+    chosen so that the component is large where there is much evidence.
 
     Args:
         maps: (B, C, *places).
+        evidence: for the score, at each place, (B, *places). If None, or if it says nothing about the sign,
+            the sum of the squared channels: places at which the layer is active then count as evidence.
 
     Returns:
         Array (B, *places), computed in float64 on the host.
 
     Example:
-        >>> principal_component(np.array([[[[1.0, 2.0, 3.0]], [[5.0, 5.0, 5.0]]]]))
-        array([[[-1.,  0.,  1.]]])
+        >>> maps = np.array([[[[1.0, 3.0]], [[5.0, 5.0]]]])
+        >>> principal_component(maps)
+        array([[[-1.,  1.]]])
+        >>> principal_component(maps, evidence=np.array([[[0.3, 0.2]]]))
+        array([[[ 1., -1.]]])
     """
     features = host_array(maps).astype(np.float64)
     batch, channels, *places = features.shape
@@ -151,8 +184,13 @@ def principal_component(maps: Array) -> FloatArray:
     centred = vectors - vectors.mean(axis=1, keepdims=True)
     *_, directions = np.linalg.svd(centred, full_matrices=False)
     component = np.einsum("bpc,bc->bp", centred, directions[:, 0])
-    falls = np.einsum("bp,bp->b", component, centred.sum(axis=2)) < 0
-    oriented = np.where(falls[:, None], -component, component)
+    # The component has the mean 0, so that a constant in the evidence does not count.
+    rises = np.einsum("bp,bp->b", component, np.square(vectors).sum(axis=2))
+    if evidence is not None:
+        wanted = host_array(evidence).astype(np.float64).reshape(batch, -1)
+        agreement = np.einsum("bp,bp->b", component, wanted - wanted.mean(axis=1, keepdims=True))
+        rises = np.where(agreement == 0, rises, agreement)
+    oriented = np.where(rises[:, None] < 0, -component, component)
     return np.asarray(oriented.reshape(batch, *places))
 
 

@@ -12,6 +12,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from iba_core.arguments import (
+    LARGEST_COUNT,
+    require_bool,
+    require_sequence,
+    require_sizes,
+    require_type,
+    require_whole,
+)
 from iba_core.concepts.data import SegmentationConcept2D, SegmentationData, resize_map
 from iba_core.concepts.detection import ModelStump, embeddings_of
 from iba_core.concepts.embedding import ConceptEmbedding
@@ -25,8 +33,9 @@ from iba_core.concepts.training import (
     split_parameters,
 )
 from iba_core.errors import InputError
+from iba_core.files import as_path
 from iba_core.framework.adapter import Model
-from iba_core.pictures.plotting import axes_to_draw_into
+from iba_core.pictures.plotting import axes_to_draw_into, caption
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -196,10 +205,10 @@ class ConceptAnalysisResult:
         random = [result.random_iou for result in self.layers]
         ax.bar(places + 0.2, random, 0.4, color="#c8c8c8", label="random hyperplane")
         ax.axhline(self.constant_iou, color="#555555", linestyle="--", label="same mask everywhere")
-        ax.set_xticks(places, [result.layer for result in self.layers])
+        ax.set_xticks(places, [caption(result.layer) for result in self.layers], parse_math=False)
         ax.set_ylim(0, 1)
         ax.set_ylabel(f"set IoU, {self.held_out} data")
-        ax.set_title(f"{self.concept_name}: where the model knows it")
+        ax.set_title(caption(f"{self.concept_name}: where the model knows it"), parse_math=False)
         ax.spines[["top", "right"]].set_visible(False)
         ax.legend(frameon=False)
         return ax
@@ -265,19 +274,22 @@ class ConceptAnalysis:
         **settings: Any,
     ) -> None:
         self.settings: TrainingSettings = TrainingSettings(**settings)
-        if isinstance(layers, str) or not layers:
-            raise InputError(f"layers={layers!r} must be a list with at least one layer")
-        if ensemble_count < 1:
-            raise InputError(f"ensemble_count={ensemble_count} must be at least 1")
-        if not 1 <= folds <= len(concept.train_data):
+        require_type("concept", concept, SegmentationConcept2D, "a SegmentationConcept2D")
+        require_sequence("layers", layers, "layers")
+        ensemble_count = require_whole("ensemble_count", ensemble_count, 1, LARGEST_COUNT)
+        require_whole("folds", folds, 1)
+        if folds > len(concept.train_data):
             raise InputError(f"folds={folds} must be from 1 to the {len(concept.train_data)} training images")
+        for name, flag in (("use_laplace", use_laplace), ("use_bias", use_bias), ("progbar", progbar)):
+            require_bool(name, flag)
         if folds == 1 and concept.val_data is None:
             raise InputError("the concept has no validation data; give it some, or folds of at least 2")
         if kernel_size is None and concept.rel_size is None:
             raise InputError("kernel_size=None needs a concept with rel_size; give either of them")
-        if kernel_size is not None and (len(kernel_size) != 2 or min(kernel_size) < 1):
-            raise InputError(f"kernel_size={kernel_size!r} must be (height, width), both at least 1")
-        if cache is not None and not Path(cache).is_dir():
+        if kernel_size is not None:
+            height, width = require_sizes("kernel_size", kernel_size)
+            kernel_size = height, width
+        if cache is not None and not as_path(cache, "cache").is_dir():
             raise InputError(f"cache={str(cache)!r} is not a folder")
         if use_laplace:
             self.settings.require_laplace()

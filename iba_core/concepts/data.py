@@ -12,7 +12,21 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from iba_core.arguments import (
+    given,
+    require_data_format,
+    require_number,
+    require_numbers,
+    require_seed,
+    require_sequence,
+    require_sizes,
+    require_text,
+    require_type,
+    require_whole,
+)
 from iba_core.errors import InputError
+from iba_core.files import as_path, shown
+from iba_core.framework.arrays import as_array, require_array
 from iba_core.framework.layout import DataFormat
 from iba_core.pictures.images import Preprocessing, image_files, load_image
 from iba_core.pictures.masks import mask_picture
@@ -44,10 +58,10 @@ class SegmentationData:
     """
 
     def __init__(self, images: Entries, masks: Entries) -> None:
+        require_sequence("images", images, "images")
+        require_sequence("masks", masks, "masks")
         if len(images) != len(masks):
             raise InputError(f"masks has {len(masks)} entries for {len(images)} images; each needs one")
-        if not len(images):
-            raise InputError("images is empty; at least one image is needed")
         self.images = images
         self.masks = masks
         self.mask(0)
@@ -57,7 +71,7 @@ class SegmentationData:
 
     def __getitem__(self, index: int) -> tuple[npt.NDArray[Any], FloatArray]:
         """Return one image and its mask."""
-        return np.asarray(self.images[index]), self.mask(index)
+        return as_array(f"images[{index}]", self.images[self._index(index)]), self.mask(index)
 
     def __iter__(self) -> Iterator[tuple[npt.NDArray[Any], FloatArray]]:
         return (self[index] for index in range(len(self)))
@@ -68,21 +82,30 @@ class SegmentationData:
         Raises:
             InputError: the mask is not 2-D, or has values outside 0 to 1.
         """
-        mask = np.asarray(self.masks[index], dtype=np.float32)
-        if mask.ndim != 2 or 0 in mask.shape:
-            raise InputError(f"masks[{index}] has shape {mask.shape}; one mask (H, W) was expected")
-        if not ((mask >= 0) & (mask <= 1)).all():
-            raise InputError(
-                f"masks[{index}] holds values from {mask.min()} to {mask.max()}; 0 to 1 was expected"
-            )
-        return mask
+        mask = require_array(
+            f"masks[{index}]", self.masks[self._index(index)], ndim=2, least=0, most=1, form="one mask (H, W)"
+        )
+        return mask.astype(np.float32)
+
+    def _index(self, index: int) -> int:
+        return require_whole("index", index, -len(self), len(self) - 1)
 
     def batches(self, batch_size: int = 32) -> Iterator[npt.NDArray[Any]]:
-        """Give the images in order, one batch (B, ...) after the other."""
+        """Give the images in order, one batch (B, ...) after the other.
+
+        Raises:
+            InputError: `batch_size` is below 1, or the images differ in shape.
+        """
+        require_whole("batch_size", batch_size, 1)
+        return self._batches(batch_size)
+
+    def _batches(self, batch_size: int) -> Iterator[npt.NDArray[Any]]:
         for start in range(0, len(self), batch_size):
-            yield np.stack(
-                [np.asarray(self.images[i]) for i in range(start, min(start + batch_size, len(self)))]
-            )
+            numbers = range(start, min(start + batch_size, len(self)))
+            images = [as_array(f"images[{i}]", self.images[i]) for i in numbers]
+            if len({image.shape for image in images}) > 1:
+                raise InputError(f"images[{start}] and those after it differ in shape; give one size")
+            yield np.stack(images)
 
     def masks_of_shape(self, shape: tuple[int, int]) -> npt.NDArray[np.float32]:
         """Resize all masks to one resolution.
@@ -93,7 +116,8 @@ class SegmentationData:
         Returns:
             float32, (N, height, width): the share of each pixel that the concept covers.
         """
-        return np.stack([resize_map(self.mask(index), shape) for index in range(len(self))])
+        height, width = require_sizes("shape", shape)
+        return np.stack([resize_map(self.mask(index), (height, width)) for index in range(len(self))])
 
     def __repr__(self) -> str:
         return f"SegmentationData({len(self)} images)"
@@ -138,13 +162,17 @@ class SegmentationConcept2D:
         test_data: Data | None = None,
         rel_size: tuple[float, float] | None = None,
     ) -> None:
-        if rel_size is not None and (len(rel_size) != 2 or not all(0 < share <= 1 for share in rel_size)):
-            raise InputError(f"rel_size={rel_size!r} must be (height, width), both above 0 and at most 1")
+        require_text("name", name, "the name of the concept")
         self.name = name
-        self.train_data: SegmentationData = _as_data(train_data)
-        self.val_data: SegmentationData | None = None if val_data is None else _as_data(val_data)
-        self.test_data: SegmentationData | None = None if test_data is None else _as_data(test_data)
-        self.rel_size = rel_size
+        self.train_data: SegmentationData = _as_data("train_data", train_data)
+        self.val_data: SegmentationData | None = None if val_data is None else _as_data("val_data", val_data)
+        self.test_data: SegmentationData | None = (
+            None if test_data is None else _as_data("test_data", test_data)
+        )
+        self.rel_size: tuple[float, float] | None = None
+        if rel_size is not None:
+            height, width = require_numbers("rel_size", rel_size, counts=(2,), above=0, most=1)
+            self.rel_size = height, width
 
     @classmethod
     def from_pictures(
@@ -192,6 +220,11 @@ class SegmentationConcept2D:
             >>> image.shape, mask.shape, len(concept.train_data)
             ((3, 6, 6), (6, 6), 2)
         """
+        require_sequence("pictures", pictures, "pictures")
+        require_sequence("masks", masks, "masks")
+        require_type("preprocessing", preprocessing, Preprocessing, "a Preprocessing")
+        require_data_format("data_format", data_format)
+        require_seed("seed", seed, optional=False)
         if len(pictures) != len(masks):
             raise InputError(f"masks has {len(masks)} entries for {len(pictures)} pictures; each needs one")
         parts = _random_parts(len(pictures), validation, test, seed)
@@ -240,13 +273,14 @@ class SegmentationConcept2D:
         Raises:
             InputError: a folder is missing or empty, or a picture has no mask.
         """
+        images, masks = as_path(images, "images"), as_path(masks, "masks")
         found = {_place(path, masks): path for path in image_files(masks)}
         files = image_files(images)
         missing = [path for path in files if _place(path, images) not in found]
         if missing:
             raise InputError(
-                f"{missing[0]} has no mask in {masks} ({len(missing)} of {len(files)} pictures have none); a "
-                "mask must have the relative path and the name of its picture"
+                f"{shown(missing[0])} has no mask in {shown(masks)} ({len(missing)} of {len(files)} pictures "
+                "have none); a mask must have the relative path and the name of its picture"
             )
         paths = [found[_place(path, images)] for path in files]
         return cls.from_pictures(name, files, paths, preprocessing, data_format, **options)
@@ -275,7 +309,9 @@ class _Prepared(Sequence[Any]):
 
 def _random_parts(count: int, validation: float, test: float, seed: int) -> list[npt.NDArray[np.int64]]:
     """Divide `count` indices at random into those for validation, test and training."""
-    if validation < 0 or test < 0 or validation + test >= 1:
+    for name, share in (("validation", validation), ("test", test)):
+        require_number(name, share, 0, below=1)
+    if validation + test >= 1:
         raise InputError(f"validation={validation} and test={test} must leave a share to learn from")
     # A share above 0 gets at least one picture.
     held_out = [max(round(share * count), 1) if share else 0 for share in (validation, test)]
@@ -316,18 +352,19 @@ def resize_map(values: npt.ArrayLike, shape: tuple[int, int]) -> npt.NDArray[np.
     return image
 
 
-def _as_data(data: Data) -> SegmentationData:
+def _as_data(name: str, data: Data) -> SegmentationData:
     if isinstance(data, SegmentationData):
         return data
     if not isinstance(data, (tuple, list)) or len(data) != 2:
-        raise InputError(
-            f"the data is a {type(data).__name__}; SegmentationData or a pair (images, masks) was expected"
-        )
-    return SegmentationData(*data)
+        raise InputError(f"{given(name, data)} must be SegmentationData or a pair (images, masks)")
+    try:
+        return SegmentationData(*data)
+    except InputError as error:
+        raise InputError(f"{name}: {error}") from error
 
 
 def _picture(source: Any) -> Any:
-    return load_image(source) if isinstance(source, (str, Path)) else source
+    return load_image(source) if isinstance(source, (str, PathLike)) else source
 
 
 def _place(path: Path, folder: str | PathLike[str]) -> str:

@@ -15,13 +15,26 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
+from iba_core.arguments import (
+    LARGEST_COUNT,
+    require_bool,
+    require_data_format,
+    require_layer,
+    require_sequence,
+    require_sizes,
+    require_text,
+    require_type,
+    require_whole,
+)
 from iba_core.concepts.data import SegmentationConcept2D
 from iba_core.concepts.embedding import ConceptEmbedding
 from iba_core.concepts.hyperplanes import window_size
 from iba_core.concepts.laplace import factor_filters, logit_variance, moderated
 from iba_core.errors import InputError, LayerError
 from iba_core.framework.adapter import Inputs, Model, ModelAdapter, Split, find_adapter
-from iba_core.framework.layout import Layout
+from iba_core.framework.arrays import require_array
+from iba_core.framework.inputs import require_inputs
+from iba_core.framework.layout import DataFormat, Layout
 from iba_core.framework.namespace import Array, sigmoid
 
 FloatArray = npt.NDArray[np.floating]
@@ -67,8 +80,9 @@ def filters_of(embeddings: Sequence[ConceptEmbedding]) -> tuple[FloatArray, Floa
         >>> weight.shape, bias
         ((1, 2, 1, 1), array([-10.]))
     """
-    if not embeddings:
-        raise InputError("embeddings_list is empty; a detection model needs at least one embedding")
+    require_sequence("embeddings_list", embeddings, "concept embeddings")
+    for embedding in embeddings:
+        require_type("embeddings_list", embedding, ConceptEmbedding, "concept embeddings")
     shapes = [embedding.normal_vec.shape for embedding in embeddings]
     if len(set(shapes)) > 1:
         raise InputError(
@@ -95,6 +109,7 @@ class ModelStump:
         model: a model of any framework that a backend serves. It is not changed.
         layer_id: the layer, an object or its name.
         backend: name of the backend; None to derive it from the model.
+        data_format: where the channels of the layer's output are; None to find that out.
 
     Attributes:
         model: the model.
@@ -114,15 +129,23 @@ class ModelStump:
         (2, 8, 8, 4)
     """
 
-    def __init__(self, model: Model, layer_id: Any, backend: str | None = None) -> None:
+    def __init__(
+        self,
+        model: Model,
+        layer_id: Any,
+        backend: str | None = None,
+        data_format: DataFormat | None = None,
+    ) -> None:
+        require_data_format("data_format", data_format, optional=True)
         self.model = model
         self.adapter: ModelAdapter = find_adapter(model, backend)
-        self.split: Split = self.adapter.split(layer_id)
+        require_layer("layer_id", layer_id)
+        self.split: Split = self.adapter.split(layer_id, data_format=data_format)
         self.layer_id: str = self.split.layer_name
 
     def __call__(self, inputs: Inputs) -> Array:
         """Compute the feature maps (B, *feature map) of a batch of inputs, without a graph."""
-        return self.split.features(self.adapter.to_inputs(inputs))
+        return self.split.features(require_inputs("inputs", inputs, self.adapter.to_inputs))
 
     def maps(self, inputs: Inputs) -> FloatArray:
         """Compute the feature maps of a batch with channels last, (B, H, W, C), as a NumPy array.
@@ -193,6 +216,8 @@ class DetectionSpec:
             InputError: an argument is wrong, or a missing one cannot be derived from the others.
             LayerError: the model has no such layer.
         """
+        require_type("concept", concept, SegmentationConcept2D, "a SegmentationConcept2D", optional=True)
+        require_text("concept_name", concept_name, "the name of a concept", optional=True)
         _check_sizes(ensemble_count, in_channels, kernel_size)
         if model is not None and layer_id is None:
             raise InputError(
@@ -224,12 +249,11 @@ class DetectionSpec:
 
 
 def _check_sizes(ensemble_count: int, in_channels: int | None, kernel_size: Sequence[int] | None) -> None:
-    if ensemble_count < 1:
-        raise InputError(f"ensemble_count={ensemble_count} must be at least 1")
-    if in_channels is not None and in_channels < 1:
-        raise InputError(f"in_channels={in_channels} must be at least 1")
-    if kernel_size is not None and (len(kernel_size) != 2 or min(kernel_size) < 1):
-        raise InputError(f"kernel_size={kernel_size!r} must be (height, width), both at least 1")
+    require_whole("ensemble_count", ensemble_count, 1, LARGEST_COUNT)
+    if in_channels is not None:
+        require_whole("in_channels", in_channels, 1, LARGEST_COUNT)
+    if kernel_size is not None:
+        require_sizes("kernel_size", kernel_size)
 
 
 def _window_or_pixel(rel_size: Sequence[float] | None, map_shape: Sequence[int] | None) -> tuple[int, int]:
@@ -420,6 +444,7 @@ class ConceptDetection:
         """
         if isinstance(embeddings_list, ConceptEmbedding):
             embeddings_list = [embeddings_list]
+        require_bool("legacy_warnings", legacy_warnings)
         weight, bias = filters_of(embeddings_list)
         first = embeddings_list[0]
         known = {name: first.meta_info[name] for name in _ARCHITECTURE if name in first.meta_info}
@@ -483,10 +508,7 @@ class ConceptDetection:
             raise InputError("the model has no posterior of its weights, with use_laplace=False")
 
     def _checked(self, values: npt.ArrayLike, shape: tuple[int, ...], name: str) -> FloatArray:
-        array = np.asarray(values, dtype=np.float64)
-        if array.shape != shape:
-            raise InputError(f"{name} has shape {array.shape}; it must be {shape}")
-        return array
+        return require_array(name, values, shape=shape).astype(np.float64)
 
     def _require_channels(self, channels: int | None, ndim: int) -> None:
         if ndim != 4 or channels != self.in_channels:
@@ -495,11 +517,12 @@ class ConceptDetection:
                 f"and {self.in_channels} channels"
             )
 
-    def _configure(self, spec: DetectionSpec, use_laplace: bool, use_bias: bool) -> None:
+    def _configure(self, spec: DetectionSpec, **flags: bool) -> None:
+        for name, flag in flags.items():
+            require_bool(name, flag)
         self._spec = spec
         self.ensemble_count = spec.ensemble_count
-        self.use_laplace = bool(use_laplace)
-        self.use_bias = bool(use_bias)
+        self.use_laplace, self.use_bias = flags["use_laplace"], flags["use_bias"]
 
 
 def _warn_of_loss(embeddings: Sequence[ConceptEmbedding], use_laplace: bool) -> None:

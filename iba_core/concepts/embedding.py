@@ -3,22 +3,36 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
-from pathlib import Path
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
 
+from iba_core.arguments import (
+    given,
+    is_iterable,
+    require_bool,
+    require_number,
+    require_sizes,
+    require_text,
+    require_type,
+    require_whole,
+)
 from iba_core.concepts.hyperplanes import signed_distance
 from iba_core.concepts.targets import ConceptEmbeddingTarget
-from iba_core.errors import InputError, StateError
-from iba_core.state import read_state, write_state
+from iba_core.errors import InputError
+from iba_core.files import as_path
+from iba_core.framework.arrays import as_array, require_array
+from iba_core.state import interpreting, read_state, write_state
 
 _KIND = "concept embedding"
 
 _TOLERANCE = 1e-6
 """Two embeddings are equal if they agree to the precision of float32, in which weights are trained."""
+
+_DEEPEST = 20
+"""Deepest nesting of ensembles."""
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -97,6 +111,8 @@ class ConceptEmbedding:
             length = self.length
             self.bias = -_number(support_factor, "support_factor") * length * length
         self.kernel_size: tuple[int, ...] = _kernel_size(kernel_size, self.normal_vec.shape)
+        require_text("concept_name", concept_name, "the name of a concept", optional=True)
+        require_text("layer_id", layer_id, "the name of a layer", optional=True)
         self.concept_name = concept_name
         self.layer_id = layer_id
         self.meta_info: dict[str, Any] = dict(meta_info)
@@ -137,7 +153,7 @@ class ConceptEmbedding:
             >>> ConceptEmbedding([3.0, 4.0], bias=-10.0).distance([[2.0, 1.0], [2.0, 3.5]])
             array([ 0., 10.])
         """
-        points = np.asarray(point, dtype=np.float64)
+        points = require_array("point", point).astype(np.float64)
         shape = self.normal_vec.shape
         if points.shape[points.ndim - len(shape) :] == shape:
             points = points.reshape(*points.shape[: points.ndim - len(shape)], -1)
@@ -229,6 +245,8 @@ class ConceptEmbedding:
             tolerance: tolerance for the normal vectors of length 1, and for the distances from the origin
                 (relative where they are above 1).
         """
+        _require_embedding("other", other)
+        tolerance = float(require_number("tolerance", tolerance, 0))
         if self.normal_vec.shape != other.normal_vec.shape:
             return False
         a, b = self.unique(), other.unique()
@@ -267,7 +285,11 @@ class ConceptEmbedding:
         return ConceptEmbeddingTarget(self)
 
     def _directions(self, other: ConceptEmbedding) -> tuple[FloatArray, FloatArray]:
-        _require_one_shape([self, other])
+        _require_embedding("other", other)
+        if self.normal_vec.shape != other.normal_vec.shape:
+            raise InputError(
+                f"other is of shape {other.normal_vec.shape}; it must be {self.normal_vec.shape}, as this one"
+            )
         return self.unique().normal_vec, other.unique().normal_vec
 
     # -- ensembles --------------------------------------------------------------------------------
@@ -368,6 +390,7 @@ class ConceptEmbedding:
             (array([0., 0.]), 0.0, 2.0)
         """
         planes = [plane.unique() for plane in _flat(embeddings)]
+        ddof = require_whole("ddof", ddof)
         if len(planes) <= ddof:
             raise InputError(f"embeddings has {len(planes)} entries; a variance with ddof={ddof} needs more")
         return (
@@ -420,7 +443,8 @@ class ConceptEmbedding:
             >>> ConceptEmbedding.load(path) == plane
             True
         """
-        if not overwrite and Path(filepath).exists():
+        filepath = as_path(filepath, "filepath")
+        if not require_bool("overwrite", overwrite) and filepath.exists():
             raise InputError(f"filepath={str(filepath)!r} exists; give overwrite=True to replace it")
         metadata = self.settings
         arrays = {name: metadata.pop(name) for name in ("normal_vec", "bias", "scaling_factor")}
@@ -433,12 +457,11 @@ class ConceptEmbedding:
         Raises:
             StateError: the file is missing, truncated, or contains something else.
         """
+        filepath = as_path(filepath, "filepath")
         arrays, metadata = read_state(filepath, _KIND, ("normal_vec", "bias", "scaling_factor"))
         settings: dict[str, Any] = {**metadata, **arrays}
-        try:
+        with interpreting(filepath, _KIND):
             return cls(**settings)
-        except (InputError, TypeError) as error:
-            raise StateError(f"path={str(filepath)!r} holds an invalid concept embedding: {error}") from error
 
     def __repr__(self) -> str:
         return (
@@ -450,14 +473,9 @@ class ConceptEmbedding:
 
 
 def _normal_vector(value: npt.ArrayLike) -> FloatArray:
-    try:
-        vector = np.array(value, dtype=np.float64)
-    except (TypeError, ValueError) as error:
-        raise InputError(f"normal_vec is not an array of numbers: {error}") from error
-    if vector.ndim == 0 or vector.size == 0:
+    vector = np.array(require_array("normal_vec", value), dtype=np.float64)
+    if vector.ndim == 0:
         raise InputError(f"normal_vec has shape {vector.shape}; it needs at least one axis and one entry")
-    if not np.isfinite(vector).all():
-        raise InputError("normal_vec holds a value that is not finite")
     if not vector.any():
         raise InputError("normal_vec is zero; a hyperplane needs a direction")
     vector.setflags(write=False)
@@ -465,18 +483,15 @@ def _normal_vector(value: npt.ArrayLike) -> FloatArray:
 
 
 def _number(value: npt.ArrayLike | None, argument: str) -> float:
-    array = np.asarray(value, dtype=np.float64)
-    if array.size != 1:
-        raise InputError(f"{argument} has shape {array.shape}; it must be one number")
-    number = float(array.reshape(()))
-    if not np.isfinite(number):
-        raise InputError(f"{argument} is {number}; it must be finite")
-    return number
+    array = as_array(argument, value)
+    if array.size != 1 or array.dtype == bool:
+        raise InputError(f"{given(argument, value)} must be one number")
+    return float(require_number(argument, array.reshape(()).astype(np.float64).item()))
 
 
 def _kernel_size(value: Sequence[int] | None, shape: tuple[int, ...]) -> tuple[int, ...]:
     window = shape[-2:] if len(shape) > 2 else (1, 1)
-    if value is not None and tuple(value) != window:
+    if value is not None and require_sizes("kernel_size", value) != window:
         raise InputError(
             f"kernel_size={tuple(value)} does not fit normal_vec of shape {shape}, which is for {window}"
         )
@@ -484,21 +499,32 @@ def _kernel_size(value: Sequence[int] | None, shape: tuple[int, ...]) -> tuple[i
 
 
 def _flat(embeddings: Iterable[Any]) -> list[ConceptEmbedding]:
-    if isinstance(embeddings, ConceptEmbedding):
-        embeddings = [embeddings]
-    planes: list[ConceptEmbedding] = []
-    for entry in embeddings:
-        planes.extend([entry] if isinstance(entry, ConceptEmbedding) else _flat(entry))
+    planes = list(_members(embeddings, depth=0))
     if not planes:
         raise InputError("embeddings is empty; an ensemble has at least one member")
     _require_one_shape(planes)
     return planes
 
 
+def _members(entry: Any, depth: int) -> Iterator[ConceptEmbedding]:
+    """The embeddings in nested sequences; a list that holds itself has no end."""
+    if isinstance(entry, ConceptEmbedding):
+        yield entry
+    elif not is_iterable(entry) or depth > _DEEPEST:
+        raise InputError(f"{given('embeddings', entry)} must be concept embeddings, or lists of them")
+    else:
+        for part in entry:
+            yield from _members(part, depth + 1)
+
+
+def _require_embedding(name: str, value: Any) -> None:
+    require_type(name, value, ConceptEmbedding, "a ConceptEmbedding")
+
+
 def _require_one_shape(planes: Sequence[ConceptEmbedding]) -> None:
     shapes = sorted({plane.normal_vec.shape for plane in planes})
     if len(shapes) > 1:
-        raise InputError(f"the embeddings have normal vectors of shapes {shapes}; they must have one shape")
+        raise InputError(f"embeddings have normal vectors of shapes {shapes}; they must have one shape")
 
 
 def _mean_normal(planes: Sequence[ConceptEmbedding]) -> FloatArray:

@@ -4,23 +4,33 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from os import PathLike
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
+from iba_core.arguments import require_sequence, require_type
 from iba_core.concepts.data import resize_map
 from iba_core.concepts.detection import ModelStump, filters_of
 from iba_core.concepts.embedding import ConceptEmbedding
 from iba_core.concepts.hyperplanes import same_padding, windows
 from iba_core.concepts.laplace import logit_variance, moderated, with_bias
 from iba_core.errors import InputError
+from iba_core.files import as_path, require_writable
 from iba_core.framework.adapter import Inputs, Model
-from iba_core.framework.inputs import arrays_of
-from iba_core.framework.layout import Layout
+from iba_core.framework.arrays import require_array
+from iba_core.framework.framework import require_finite
+from iba_core.framework.inputs import arrays_of, require_inputs
+from iba_core.framework.layout import DataFormat, Layout
 from iba_core.framework.namespace import sigmoid
 from iba_core.pictures.images import Picture
-from iba_core.pictures.plotting import COLORMAP, axes_to_draw_into, require_matplotlib
+from iba_core.pictures.plotting import (
+    COLORMAP,
+    axes_to_draw_into,
+    caption,
+    require_matplotlib,
+    save_figure,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -95,6 +105,7 @@ def locate(
     inputs: Inputs,
     layer: str | None = None,
     backend: str | None = None,
+    data_format: DataFormat | None = None,
 ) -> npt.NDArray[np.float32]:
     """Find a concept in images.
 
@@ -104,6 +115,7 @@ def locate(
         inputs: a batch of images as the model takes them; of several inputs, the first one.
         layer: layer of the embeddings; by default their `layer_id`.
         backend: name of the backend; None to derive it from the model.
+        data_format: where the channels of the layer's output are; None to find that out.
 
     Returns:
         float32 (B, height, width), with height and width of the images: the probability of the concept,
@@ -124,13 +136,16 @@ def locate(
     """
     if isinstance(embeddings, ConceptEmbedding):
         embeddings = [embeddings]
-    if not embeddings:
-        raise InputError("embeddings is empty; at least one embedding is needed")
+    require_sequence("embeddings", embeddings, "concept embeddings")
+    for embedding in embeddings:
+        require_type("embeddings", embedding, ConceptEmbedding, "concept embeddings")
     layer = embeddings[0].layer_id if layer is None else layer
     if layer is None:
         raise InputError("layer is missing; give it, or embeddings with a layer_id")
-    stump = ModelStump(model, layer, backend)
-    images = stump.adapter.to_inputs(inputs)
+    stump = ModelStump(model, layer, backend, data_format)
+    images = require_inputs("inputs", inputs, stump.adapter.to_inputs)
+    for array in arrays_of(images):
+        require_finite(stump.adapter.framework.to_numpy(array), "inputs")
     probabilities = mean_probability(stump.maps(images), embeddings)
     shape = tuple(int(size) for size in next(arrays_of(images)).shape[1:])
     height, width = Layout.of(shape, stump.split.input_format).spatial_shape(shape)
@@ -158,12 +173,12 @@ def plot_heatmap(picture: Picture, heatmap: npt.ArrayLike, title: str = "", ax: 
         >>> ax.get_title()
         'cat'
     """
-    values = np.asarray(heatmap, dtype=np.float64)
-    pixels = np.asarray(picture)
+    values = require_array("heatmap", heatmap, ndim=2, least=0, most=1, form="one map (H, W)")
+    values = values.astype(np.float64)
+    require_type("title", title, str, "a text")
+    pixels = _pixels(picture)
     if pixels.shape[:2] != values.shape:
-        raise InputError(
-            f"heatmap has shape {values.shape} and the picture {pixels.shape}; resize one of them"
-        )
+        raise InputError(f"heatmap has shape {values.shape} and picture {pixels.shape}; resize one of them")
     ax = axes_to_draw_into(ax)
     grey = pixels if pixels.ndim == 2 else pixels.mean(axis=-1)
     ax.imshow(grey, cmap="gray", vmin=0, vmax=255)
@@ -175,7 +190,7 @@ def plot_heatmap(picture: Picture, heatmap: npt.ArrayLike, title: str = "", ax: 
         bar.solids.set_alpha(1)
     bar.set_label("probability")
     ax.set_axis_off()
-    ax.set_title(title, fontsize=11)
+    ax.set_title(caption(title), fontsize=11, parse_math=False)
     return ax
 
 
@@ -191,7 +206,7 @@ def save_heatmap(
         title: line above the heatmap.
 
     Raises:
-        InputError: picture and heatmap differ in size.
+        InputError: picture and heatmap differ in size, or the file cannot be written.
         MissingDependencyError: matplotlib is not installed.
 
     Example:
@@ -199,14 +214,25 @@ def save_heatmap(
         >>> heatmap = [[0.1, 0.9], [0.2, 0.4]]
         >>> save_heatmap(tempfile.mkdtemp() + "/cat.png", np.zeros((2, 2, 3), np.uint8), heatmap, "cat")
     """
+    path = as_path(path, "path")
+    values = require_array("heatmap", heatmap, ndim=2, least=0, most=1, form="one map (H, W)")
     require_matplotlib()
+    require_writable(path)
     from matplotlib.figure import Figure
 
-    height, width = np.shape(heatmap)
+    height, width = values.shape
     panel = 3.2 / max(height, width)
     figure = Figure(figsize=(2 * width * panel + 1.0, height * panel + 0.4), layout="constrained")
     left, right = figure.subplots(1, 2)
     plot_heatmap(picture, heatmap, title, right)
-    left.imshow(np.asarray(picture))
+    left.imshow(_pixels(picture), cmap="gray")
     left.set_axis_off()
-    figure.savefig(path, format="png", dpi=150)
+    save_figure(figure, path)
+
+
+def _pixels(picture: Picture) -> npt.NDArray[Any]:
+    """The grey or RGB values of a picture, (H, W) or (H, W, 3 or 4)."""
+    pixels = require_array("picture", picture, ndim=(2, 3), form="a picture (H, W, 3)")
+    if pixels.ndim == 3 and pixels.shape[2] not in (3, 4):
+        raise InputError(f"picture has shape {pixels.shape}; (H, W) or (H, W, 3) was expected")
+    return pixels

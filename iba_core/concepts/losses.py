@@ -13,6 +13,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from iba_core.arguments import (
+    require_bool,
+    require_callable,
+    require_number,
+    require_numbers,
+    require_sequence,
+)
 from iba_core.concepts.masks import (
     AreaFunction,
     BatchFunction,
@@ -22,7 +29,6 @@ from iba_core.concepts.masks import (
     as_masks,
     as_reduction,
     binarize,
-    require_fraction,
 )
 from iba_core.errors import InputError
 from iba_core.framework.layout import DataFormat
@@ -73,8 +79,8 @@ class Net2VecLoss(AreaFunction):
         **kwargs: Any,
     ) -> None:
         super().__init__(reduction, data_format, **kwargs)
-        self.factor_pos_class: float = require_fraction(factor_pos_class, "factor_pos_class")
-        self.target_thresh = target_thresh
+        self.factor_pos_class: float = require_number("factor_pos_class", factor_pos_class, 0, 1)
+        self.target_thresh: float = require_number("target_thresh", target_thresh)
 
     def values(self, outputs: Array, targets: Array) -> Array:
         """Compute the loss of each mask.
@@ -133,14 +139,12 @@ class TverskyLoss(AreaFunction):
         **kwargs: Any,
     ) -> None:
         super().__init__(reduction, data_format, **kwargs)
-        if not smooth >= 0:
-            raise InputError(f"smooth={smooth!r} must be at least 0")
-        self.factor_false_positives: float = require_fraction(
-            factor_false_positives, "factor_false_positives"
+        self.factor_false_positives: float = require_number(
+            "factor_false_positives", factor_false_positives, 0, 1
         )
-        self.target_thresh = target_thresh
-        self.from_logit = from_logit
-        self.smooth = smooth
+        self.target_thresh: float = require_number("target_thresh", target_thresh)
+        self.from_logit: bool = require_bool("from_logit", from_logit)
+        self.smooth: float = require_number("smooth", smooth, 0)
 
     def values(self, outputs: Array, targets: Array) -> Array:
         """Compute the loss of each mask, between 0 and 1.
@@ -198,10 +202,10 @@ class BalancedBCELoss(BatchFunction):
     ) -> None:
         super().__init__(**kwargs)
         self.factor_pos_class: float | None = (
-            None if factor_pos_class is None else require_fraction(factor_pos_class, "factor_pos_class")
+            None if factor_pos_class is None else require_number("factor_pos_class", factor_pos_class, 0, 1)
         )
         self.reduction: Reduction = as_reduction(reduction)
-        self.from_logit = from_logit
+        self.from_logit: bool = require_bool("from_logit", from_logit)
 
     def values(self, outputs: Array, targets: Array) -> Array:
         """Compute the loss of each pixel.
@@ -259,14 +263,13 @@ class BalancedPenaltyReducedFocalLoss(BatchFunction):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
+        alpha = require_number("alpha", alpha)
         if not (alpha == 0 or alpha >= 1):
             raise InputError(f"alpha={alpha!r} must be 0 or at least 1; in between, gradients are infinite")
-        if not beta >= 0:
-            raise InputError(f"beta={beta!r} must be at least 0")
-        self.factor_pos_class: float = require_fraction(factor_pos_class, "factor_pos_class")
-        self.alpha = alpha
-        self.beta = beta
-        self.from_logit = from_logit
+        self.factor_pos_class: float = require_number("factor_pos_class", factor_pos_class, 0, 1)
+        self.alpha: float = alpha
+        self.beta: float = require_number("beta", beta, 0)
+        self.from_logit: bool = require_bool("from_logit", from_logit)
         self.reduction: Reduction = BatchReduction.sum
 
     def values(self, outputs: Array, targets: Array) -> Array:
@@ -324,12 +327,13 @@ class WeightedLossSum(MaskFunction):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        if not losses:
-            raise InputError("losses is empty; a sum needs at least one loss")
-        if weights is not None and len(weights) != len(losses):
-            raise InputError(f"weights has {len(weights)} entries for {len(losses)} losses; each needs one")
+        require_sequence("losses", losses, "losses")
+        for loss in losses:
+            require_callable("losses", loss, "a list of functions")
         self.losses = list(losses)
-        self.weights: list[float] = [1.0 / len(losses)] * len(losses) if weights is None else list(weights)
+        self.weights: list[float] = [1.0 / len(losses)] * len(losses)
+        if weights is not None:
+            self.weights = list(require_numbers("weights", weights, counts=(len(losses),)))
 
     def forward(self, *inp: Array) -> Array:
         """Compute the weighted sum of the losses, each called with the same arguments."""

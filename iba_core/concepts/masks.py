@@ -6,9 +6,13 @@ import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from enum import Enum
-from typing import Any, get_args
+from typing import Any
 
+import numpy as np
+
+from iba_core.arguments import given, require_data_format
 from iba_core.errors import InputError
+from iba_core.framework.arrays import as_array
 from iba_core.framework.layout import DataFormat
 from iba_core.framework.namespace import Array, Namespace, array_namespace
 
@@ -56,24 +60,13 @@ def as_reduction(reduction: Reduction | str) -> Reduction:
         >>> as_reduction("sum")
         BatchReduction.sum
     """
-    if callable(reduction):
+    if callable(reduction) and not isinstance(reduction, type):
         return reduction
-    try:
+    names = [member.value for member in BatchReduction]
+    if isinstance(reduction, str) and reduction in names:
         return BatchReduction(reduction)
-    except ValueError:
-        names = ", ".join(repr(member.value) for member in BatchReduction)
-        raise InputError(f"reduction={reduction!r} is neither one of {names} nor a function") from None
-
-
-def require_fraction(value: float, argument: str) -> float:
-    """Return `value` as a float.
-
-    Raises:
-        InputError: it is not between 0 and 1.
-    """
-    if not 0 <= value <= 1:
-        raise InputError(f"{argument}={value!r} must be between 0 and 1")
-    return float(value)
+    shown = ", ".join(map(repr, names))
+    raise InputError(f"{given('reduction', reduction)} is neither one of {shown} nor a function")
 
 
 def as_masks(outputs: Array, targets: Array) -> tuple[Namespace, Array, Array]:
@@ -91,6 +84,7 @@ def as_masks(outputs: Array, targets: Array) -> tuple[Namespace, Array, Array]:
     Raises:
         InputError: the shapes differ, or the arrays have no axis or no entry.
     """
+    outputs, targets = _as_mask_array("outputs", outputs), _as_mask_array("targets", targets)
     shape, target_shape = tuple(outputs.shape), tuple(targets.shape)
     # In a traced TensorFlow function, the size of an axis may be None.
     differs = any(
@@ -104,6 +98,32 @@ def as_masks(outputs: Array, targets: Array) -> tuple[Namespace, Array, Array]:
     if outputs.dtype not in (xp.float32, xp.float64):
         outputs = xp.astype(outputs, xp.float32)
     return xp, outputs, xp.astype(targets, outputs.dtype)
+
+
+def _as_mask_array(name: str, masks: Any) -> Array:
+    """An array of any framework as it is; lists as an array of NumPy.
+
+    Raises:
+        InputError: it is no array of real numbers, or holds NaN.
+    """
+    if isinstance(masks, (np.ndarray, np.generic)) or not hasattr(masks, "shape"):
+        masks = as_array(name, masks)
+    if "complex" in str(masks.dtype) or "string" in str(masks.dtype):
+        raise InputError(f"{given(name, masks)} must hold real numbers")
+    if _holds_nan(masks):
+        raise InputError(f"{name} holds NaN; every value must be a number")
+    return masks
+
+
+def _holds_nan(masks: Array) -> bool:
+    """Whether a value is NaN; False while a framework traces a function, whose tensors have no values yet."""
+    if not hasattr(masks, "numpy") and not isinstance(masks, np.ndarray):
+        return False
+    xp = array_namespace(masks)
+    try:
+        return not bool(xp.all(masks == masks))  # only NaN differs from itself
+    except RuntimeError:  # PyTorch traces, too, such as in `torch.func.vmap`
+        return False
 
 
 def binarize(masks: Array, threshold: float) -> Array:
@@ -216,8 +236,7 @@ class AreaFunction(BatchFunction):
 
     def __init__(self, reduction: Reduction | str, data_format: DataFormat | None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        if data_format is not None and data_format not in get_args(DataFormat):
-            raise InputError(f"data_format={data_format!r} is neither 'channels_first' nor 'channels_last'")
+        require_data_format("data_format", data_format, optional=True)
         self.reduction: Reduction = as_reduction(reduction)
         self.data_format = data_format or self.default_data_format()
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from iba_core.arguments import require_number
 from iba_core.concepts.masks import (
     AreaFunction,
     BatchReduction,
@@ -31,12 +32,6 @@ def _overlap(outputs: Array, labels: Array, output_thresh: float, label_thresh: 
 
 def _ratio(intersection: Array, union: Array, smooth: float) -> Array:
     return (intersection + smooth) / (union + smooth)
-
-
-def _require_smooth(smooth: float) -> float:
-    if not smooth > 0:
-        raise InputError(f"smooth={smooth!r} must be above 0; with 0, two empty masks have no IoU")
-    return smooth
 
 
 class IoU(AreaFunction):
@@ -72,9 +67,10 @@ class IoU(AreaFunction):
         **kwargs: Any,
     ) -> None:
         super().__init__(reduction, data_format, **kwargs)
-        self.output_thresh = output_thresh
-        self.label_thresh = label_thresh
-        self.smooth: float = _require_smooth(smooth)
+        self.output_thresh: float = require_number("output_thresh", output_thresh)
+        self.label_thresh: float = require_number("label_thresh", label_thresh)
+        # With 0, two empty masks would have no IoU.
+        self.smooth: float = require_number("smooth", smooth, above=0)
 
     def values(self, outputs: Array, targets: Array) -> Array:
         """Compute the IoU of each mask, between 0 and 1.
@@ -120,9 +116,10 @@ class SetIoU(MaskFunction):
         self, output_thresh: float = 0.5, label_thresh: float = 0.0, smooth: float = 1e-6, **kwargs: Any
     ) -> None:
         super().__init__(**kwargs)
-        self.output_thresh = output_thresh
-        self.label_thresh = label_thresh
-        self.smooth: float = _require_smooth(smooth)
+        self.output_thresh: float = require_number("output_thresh", output_thresh)
+        self.label_thresh: float = require_number("label_thresh", label_thresh)
+        # With 0, two empty masks would have no IoU.
+        self.smooth: float = require_number("smooth", smooth, above=0)
         self.reset()
 
     def counts(self, outputs: Array, targets: Array) -> tuple[Array, Array]:

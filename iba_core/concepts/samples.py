@@ -9,8 +9,15 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from iba_core.arguments import (
+    LARGEST_COUNT,
+    require_data_format,
+    require_seed,
+    require_sizes,
+    require_type,
+)
 from iba_core.concepts.data import SegmentationConcept2D, SegmentationData
-from iba_core.errors import InputError, MissingDependencyError
+from iba_core.errors import MissingDependencyError
 from iba_core.framework.layout import DataFormat
 from iba_core.pictures.images import Preprocessing, sample_image
 
@@ -61,8 +68,10 @@ def face_concept(
         >>> face_concept(Preprocessing(size=(64, 64)), "channels_last", sizes=(4, 1, 1))
         SegmentationConcept2D(name='face', train_data=4, val_data=1, test_data=1, rel_size=(0.375, 0.375))
     """
-    if len(sizes) != 3 or min(sizes) < 1:
-        raise InputError(f"sizes={tuple(sizes)} must be three numbers of pictures, each at least 1")
+    require_type("preprocessing", preprocessing, Preprocessing, "a Preprocessing")
+    require_data_format("data_format", data_format)
+    sizes = require_sizes("sizes", sizes, 3, most=LARGEST_COUNT)
+    require_seed("seed", seed, optional=False)
     try:
         from skimage.data import lfw_subset
     except ImportError as error:

@@ -11,10 +11,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, get_args
 
-import numpy as np
 import numpy.typing as npt
 
+from iba_core.arguments import LARGEST_COUNT, require_choice, require_number, require_type, require_whole
 from iba_core.errors import InputError
+from iba_core.framework.arrays import require_array
 from iba_core.framework.namespace import Array, array_namespace, floored_log, softmax
 
 LEAKY_SLOPE = 0.01
@@ -113,13 +114,12 @@ def require_weights(
     Raises:
         InputError: a name or a shape differs from `shapes`.
     """
+    require_type("arrays", arrays, Mapping, "a dict of arrays")
     if set(arrays) != set(shapes):
-        raise InputError(f"arrays holds {sorted(arrays)}; it must hold {sorted(shapes)}")
-    converted = {name: np.asarray(arrays[name]) for name in shapes}
-    for name, shape in shapes.items():
-        if converted[name].shape != shape:
-            raise InputError(f"arrays[{name!r}] has shape {converted[name].shape}; it must be {shape}")
-    return converted
+        raise InputError(f"arrays holds {sorted(map(str, arrays))}; it must hold {sorted(shapes)}")
+    return {
+        name: require_array(f"arrays[{name!r}]", arrays[name], shape=shape) for name, shape in shapes.items()
+    }
 
 
 def require_arguments(
@@ -142,12 +142,9 @@ def require_arguments(
         "out_features": out_features,
     }
     for name, size in sizes.items():
-        if size < 1:
-            raise InputError(f"{name}={size!r} must be at least 1")
-    if not temperature > 0:
-        raise InputError(f"temperature={temperature!r} must be above 0")
-    if attention_over not in get_args(AttentionAxis):
-        raise InputError(f"attention_over={attention_over!r} is neither 'slots' nor 'concepts'")
+        require_whole(name, size, 1, LARGEST_COUNT)
+    require_number("temperature", temperature, above=0)
+    require_choice("attention_over", attention_over, get_args(AttentionAxis))
 
 
 def require_features(shape: tuple[int | None, ...], in_features: int) -> None:

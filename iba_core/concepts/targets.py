@@ -13,8 +13,10 @@ import array_api_compat
 import numpy as np
 import numpy.typing as npt
 
+from iba_core.arguments import given, require_data_format, require_whole
 from iba_core.concepts.hyperplanes import NO_PADDING, signed_distance, windows
 from iba_core.errors import InputError
+from iba_core.framework.arrays import require_array
 from iba_core.framework.layout import DataFormat, Layout
 from iba_core.framework.namespace import Array, array_namespace, full_precision, host_array, log_sigmoid
 from iba_core.targets import LogitTarget, Loss, Target, main_output
@@ -82,6 +84,10 @@ class ClassifierOutputTarget(ScoredOutput):
     category: int | None = None
     layer: Any = None
 
+    def __post_init__(self) -> None:
+        if self.category is not None:
+            object.__setattr__(self, "category", require_whole("category", self.category))
+
     def resolve(self, outputs: npt.NDArray[Any]) -> tuple[Loss, Rows]:
         """See `Target.resolve`. The row of an image is the index of the output."""
         return LogitTarget(self.category).resolve(outputs)
@@ -109,11 +115,9 @@ class SimilarityToConceptTarget(ScoredOutput):
     layer: Any = None
 
     def __post_init__(self) -> None:
-        features = host_array(self.features)
-        if not np.isfinite(features).all() or not features.any():
-            raise InputError(
-                f"features, of shape {features.shape}, must be finite numbers that are not all zero"
-            )
+        features = require_array("features", self.features)
+        if not features.any():
+            raise InputError(f"features, of shape {features.shape}, are all zero; a direction is needed")
 
     def resolve(self, outputs: npt.NDArray[Any]) -> tuple[Loss, Rows]:
         """See `Target.resolve`. The row of an image holds the features."""
@@ -193,6 +197,11 @@ class ConceptEmbeddingTarget(ScoredOutput):
     data_format: DataFormat | None = None
 
     def __post_init__(self) -> None:
+        if not all(
+            hasattr(self.embedding, name) for name in ("normal_vec", "bias", "kernel_size", "layer_id")
+        ):
+            raise InputError(f"{given('embedding', self.embedding)} must be a ConceptEmbedding")
+        require_data_format("data_format", self.data_format, optional=True)
         if self.layer is None:
             object.__setattr__(self, "layer", self.embedding.layer_id)
 

@@ -16,6 +16,16 @@ from typing import Any, Self, TypedDict
 import numpy as np
 import numpy.typing as npt
 
+from iba_core.arguments import (
+    LARGEST_COUNT,
+    LARGEST_NUMBER,
+    require_bool,
+    require_callable,
+    require_number,
+    require_seed,
+    require_type,
+    require_whole,
+)
 from iba_core.bottleneck.adam import AdamState, adam_step, bias_corrections
 from iba_core.bottleneck.estimator import WelfordEstimator
 from iba_core.concepts.data import SegmentationConcept2D, SegmentationData
@@ -25,6 +35,7 @@ from iba_core.concepts.laplace import cross_entropy_hessian, posterior_factor, t
 from iba_core.concepts.losses import BalancedBCELoss
 from iba_core.concepts.masks import MaskFunction
 from iba_core.errors import InputError, OptimizationError
+from iba_core.files import as_path
 from iba_core.framework.framework import Framework
 from iba_core.framework.namespace import Array, array_namespace, sigmoid
 from iba_core.utils import get_tqdm
@@ -78,15 +89,13 @@ class TrainingSettings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "patience"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name}={getattr(self, name)} must be at least 1")
-        if not self.learning_rate > 0:
-            raise InputError(f"learning_rate={self.learning_rate} must be above 0")
-        if not self.weight_decay >= 0:
-            raise InputError(f"weight_decay={self.weight_decay} must be at least 0")
-        if not 0 <= self.seed < 2**64:
-            raise InputError(f"seed={self.seed} must be from 0 to 2**64 - 1")
+        require_whole("epochs", self.epochs, 1, LARGEST_COUNT)
+        require_whole("batch_size", self.batch_size, 1)
+        require_whole("patience", self.patience, 1)
+        require_number("learning_rate", self.learning_rate, most=LARGEST_NUMBER, above=0)
+        require_number("weight_decay", self.weight_decay, 0, LARGEST_NUMBER)
+        require_callable("loss", self.loss, "a function of outputs and targets")
+        require_seed("seed", self.seed, optional=False)
 
     def require_laplace(self) -> None:
         """Check that the posterior of the weights can be approximated after training.
@@ -544,6 +553,13 @@ def train_detection_model(
         True
     """
     chosen = TrainingSettings(**settings)
+    require_type("model", model, ConceptDetection, "a ConceptDetectionModel2D")
+    require_type("concept", concept, SegmentationConcept2D, "a SegmentationConcept2D", optional=True)
+    require_bool("progbar", progbar)
+    if cache is not None:
+        cache = as_path(cache, "cache")
+        if cache.is_dir() or not cache.parent.is_dir():
+            raise InputError(f"cache={str(cache)!r} cannot be written; the path of a file was expected")
     concept = model.concept if concept is None else concept
     stump = model.main_model_stump
     if concept is None or stump is None:

@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from importlib import metadata
 from typing import Any, ClassVar, Literal
 
+from iba_core.arguments import require_text
 from iba_core.errors import InputError, LayerError, MissingDependencyError, closest
 from iba_core.framework.comparison import OwnOutputs, difference, epsilon_of
 from iba_core.framework.framework import Framework
@@ -224,7 +225,7 @@ class Split(ABC):
             return False
         raise LayerError(
             f"the part of the model after layer {self.layer_name!r} does not repeat the model: {found}; name "
-            "another layer, or the inputs that all images share (shared=)"
+            "another layer, or mark the inputs that all images share with iba_core.Shared"
         )
 
     def _warn_of_mixing(self) -> None:
@@ -362,6 +363,7 @@ def load_backend(name: str) -> type[ModelAdapter]:
         InputError: there is no such backend.
         MissingDependencyError: its framework is not installed.
     """
+    require_text("backend", name, "the name of a backend")
     canonical = _ALIASES.get(name, name)
     entries = list(metadata.entry_points(group=BACKENDS, name=canonical))
     if not entries:
@@ -401,7 +403,7 @@ def find_adapter(model: Model, backend: str | None = None) -> ModelAdapter:
         if name in sys.modules and (adapter := load_backend(name)).owns(model):
             return adapter(model)
     raise InputError(
-        f"no backend serves a model of type {_type_name(model)}; "
+        f"model is of type {_type_name(model)}, which no backend serves; "
         f"installed backends: {', '.join(backends()) or 'none'}"
     )
 

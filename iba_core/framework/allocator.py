@@ -9,7 +9,10 @@ from __future__ import annotations
 
 import ctypes
 import platform
+import sys
 from functools import cache
+
+from iba_core.arguments import require_whole
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
 """Names of glibc's settings, from ``malloc.h``."""
@@ -35,6 +38,7 @@ def keep_freed_memory(limit: int = 2**30) -> bool:
         >>> keep_freed_memory() in (True, False)
         True
     """
+    require_whole("limit", limit, -sys.maxsize)
     mallopt = c_library_setting()
     trim = min(max(limit, 0), 2**31 - 1)
     # Setting one of the two ends glibc's own choice of both.

@@ -10,6 +10,7 @@ from typing import Literal
 
 import numpy as np
 
+from iba_core.arguments import require_data_format, require_sizes, require_whole
 from iba_core.errors import InputError
 
 DataFormat = Literal["channels_first", "channels_last"]
@@ -33,10 +34,12 @@ class Tokens:
     grid: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
-        if self.prefix < 0:
-            raise InputError(f"prefix={self.prefix} must be 0 or more")
-        if self.grid is not None and (not self.grid or min(self.grid) < 1):
-            raise InputError(f"grid={self.grid} must have sizes of 1 or more")
+        object.__setattr__(self, "prefix", require_whole("prefix", self.prefix))
+        if self.grid is not None:
+            sizes = require_sizes("grid", self.grid, None)
+            if not 1 <= len(sizes) <= 3:
+                raise InputError(f"grid={self.grid!r} has {len(sizes)} axes; it must have 1 to 3")
+            object.__setattr__(self, "grid", sizes)
 
     def places(self, count: int) -> tuple[int, ...]:
         """Shape of the places of `count` tokens.
@@ -96,8 +99,7 @@ class Layout:
             InputError: `data_format` is neither ``"channels_first"`` nor ``"channels_last"``, or the
                 shape does not have one to four axes.
         """
-        if data_format not in ("channels_first", "channels_last"):
-            raise InputError(f"data_format={data_format!r} is neither 'channels_first' nor 'channels_last'")
+        require_data_format("data_format", data_format)
         ndim = len(shape)
         return cls(ndim, 0 if data_format == "channels_first" else ndim - 1, tokens)
 

@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from iba_core.arguments import given, is_whole_number, require_bool, require_data_format, require_number
 from iba_core.errors import InputError, closest
+from iba_core.framework.arrays import require_array
 from iba_core.framework.layout import DataFormat, Layout
-from iba_core.framework.namespace import host_array
 from iba_core.pictures.plotting import require_matplotlib
 
 _OPENCV_JET = 2
@@ -50,24 +51,22 @@ def show_cam_on_image(
     import matplotlib as mpl
     from matplotlib.colors import Colormap
 
-    picture, values = host_array(img), host_array(mask)
-    if picture.ndim != 3 or picture.shape[2] != 3 or values.shape != picture.shape[:2]:
+    picture = require_array("img", img, ndim=3, least=0, most=1, form="a picture (H, W, 3)")
+    values = require_array("mask", mask, ndim=2, least=0, most=1, form="a map (H, W)")
+    if picture.shape[2] != 3 or values.shape != picture.shape[:2]:
         raise InputError(
             f"img has shape {picture.shape} and mask {values.shape}; (H, W, 3) and (H, W) were expected"
         )
-    for name, array in (("img", picture), ("mask", values)):
-        if not (array.min() >= 0 and array.max() <= 1):
-            raise InputError(
-                f"{name} has values from {array.min()} to {array.max()}; they must be within 0 and 1"
-            )
-    if not 0 <= image_weight <= 1:
-        raise InputError(f"image_weight={image_weight} must be within 0 and 1")
+    require_bool("use_rgb", use_rgb)
+    image_weight = require_number("image_weight", image_weight, 0, 1)
     if not isinstance(colormap, (str, Colormap)):
-        if colormap != _OPENCV_JET:
-            raise InputError(f"colormap={colormap!r} must be a colour map of matplotlib or the name of one")
+        if not (is_whole_number(colormap) and colormap == _OPENCV_JET):
+            raise InputError(
+                f"{given('colormap', colormap)} must be a colour map of matplotlib or the name of one"
+            )
         colormap = "jet"
     elif isinstance(colormap, str) and colormap not in mpl.colormaps:
-        raise InputError(f"there is no colour map {colormap!r}; {closest(colormap, mpl.colormaps)}")
+        raise InputError(f"colormap={colormap!r} is unknown; {closest(colormap, mpl.colormaps)}")
     colours = mpl.colormaps[colormap] if isinstance(colormap, str) else colormap
     # Quantise the values first, since a colour map of OpenCV has 256 entries.
     heat = np.asarray(colours((255 * values).astype(np.uint8)))[..., :3]
@@ -99,15 +98,22 @@ def preprocess_image(
         >>> preprocess_image(np.array([[[0.0, 0.5, 1.0]]])).ravel()
         array([-1.,  0.,  1.], dtype=float32)
     """
-    picture = host_array(img)
-    means, stds = np.asarray(mean, np.float64), np.asarray(std, np.float64)
+    picture = require_array("img", img, ndim=3, form="a picture (H, W, C)")
+    means = require_array("mean", mean, ndim=1).astype(np.float64)
+    stds = require_array("std", std, ndim=1).astype(np.float64)
     if picture.ndim != 3 or means.shape != picture.shape[2:] or stds.shape != picture.shape[2:]:
         raise InputError(
             f"img has shape {picture.shape}, mean {means.shape} and std {stds.shape}; (H, W, C), (C,) and "
             "(C,) were expected"
         )
     if not (stds > 0).all():
-        raise InputError(f"std={std} must be positive")
+        raise InputError(f"{given('std', std)} must be positive")
+    require_data_format("data_format", data_format)
+    if picture.dtype != np.uint8 and not (picture.min() >= 0 and picture.max() <= 1):
+        raise InputError(
+            f"img is a {picture.dtype} array with values from {picture.min():g} to {picture.max():g}; give "
+            "values in [0, 1], or uint8"
+        )
     scaled = picture / 255 if picture.dtype == np.uint8 else picture
     normalised = np.asarray((scaled - means) / stds, dtype=np.float32)
     order = Layout.of(picture.shape, data_format).from_channels_first()

@@ -5,19 +5,36 @@ Everything runs on Pillow and NumPy. Pictures are RGB Pillow images or uint8 arr
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from itertools import islice
 from os import PathLike
 from pathlib import Path
-from typing import Literal, TypeVar, get_args
+from typing import Literal, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from iba_core.errors import IBAError, InputError, MissingDependencyError, closest
+from iba_core.arguments import (
+    given,
+    is_whole_number,
+    require_bool,
+    require_choice,
+    require_data_format,
+    require_iterable,
+    require_number,
+    require_numbers,
+    require_seed,
+    require_sizes,
+    require_type,
+    require_whole,
+)
+from iba_core.errors import IBAError, InputError, MissingDependencyError
+from iba_core.files import as_path, is_file, shown
+from iba_core.framework.arrays import as_array, require_array
 from iba_core.framework.layout import DataFormat
 from iba_core.framework.namespace import Array, array_namespace
 
@@ -28,6 +45,28 @@ Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
 
 SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
 """Suffixes, in lower case, of the files that `image_files` finds."""
+
+FORMATS = (
+    "AVIF",
+    "BMP",
+    "DIB",
+    "GIF",
+    "ICO",
+    "JPEG",
+    "JPEG2000",
+    "PCX",
+    "PNG",
+    "PPM",
+    "QOI",
+    "SGI",
+    "TGA",
+    "TIFF",
+    "WEBP",
+)
+"""Formats of the images that are read, whatever a file is called: those of pixels that Pillow decodes itself.
+
+For others, it starts programs (Ghostscript for PostScript), or opens whatever is inside.
+"""
 
 _T = TypeVar("_T")
 
@@ -51,13 +90,14 @@ def load_image(path: str | PathLike[str]) -> Image.Image:
     channel become 8, and the first of several frames is used.
 
     Args:
-        path: an image file in any format that Pillow reads.
+        path: an image file in one of the `FORMATS`.
 
     Returns:
         An RGB image.
 
     Raises:
-        InputError: the file is missing, not an image, truncated, or has far more pixels than a photograph.
+        InputError: the file is missing, not an image of these formats, damaged, or has far more pixels than a
+            photograph (`PIL.Image.MAX_IMAGE_PIXELS`).
 
     Example:
         >>> import tempfile
@@ -75,8 +115,8 @@ def read_image(
     """Read an image file, the right way up, and convert it.
 
     Args:
-        path: an image file in any format that Pillow reads.
-        convert: function of the open image and the name of its format.
+        path: an image file in one of the `FORMATS`.
+        convert: function of the upright image and the name of the file's format.
 
     Returns:
         The result of `convert`.
@@ -84,23 +124,30 @@ def read_image(
     Raises:
         InputError: see `load_image`.
     """
-    path = Path(path)
-    if not path.is_file():
+    path = as_path(path)
+    name = shown(path)
+    if not is_file(path):
+        found = "is no file" if os.path.lexists(path) else "does not exist"
         raise InputError(
-            f"{path} {'is a folder' if path.is_dir() else 'does not exist'}; an image file was expected"
+            f"{name} {'is a folder' if os.path.isdir(path) else found}; an image file was expected"
         )
+    # Which formats there are depends on Pillow's version.
+    Image.init()
+    formats = [kind for kind in FORMATS if kind in Image.OPEN]
     try:
-        with Image.open(path) as image:
-            return convert(ImageOps.exif_transpose(image), image.format)
+        with Image.open(path, formats=formats) as image:
+            kind, upright = image.format, ImageOps.exif_transpose(image)
+            upright.load()
     except UnidentifiedImageError as error:
-        raise InputError(f"{path} is not an image that Pillow can read") from error
+        raise InputError(f"{name} is not an image; the formats are {', '.join(formats)}") from error
     except Image.DecompressionBombError as error:
-        raise InputError(f"{path} has more pixels than a photograph: {error}") from error
+        raise InputError(f"{name} has more pixels than a photograph: {error}") from error
+    except Exception as error:  # Pillow's decoders raise anything for a damaged file
+        raise InputError(f"{name} cannot be read, it may be damaged: {error}") from error
+    try:
+        return convert(upright, kind)
     except InputError as error:
-        raise InputError(f"{path}: {error}") from error
-    # Pillow's decoders raise any of these for a damaged file.
-    except (OSError, SyntaxError, ValueError, EOFError) as error:
-        raise InputError(f"{path} cannot be read, it may be damaged: {error}") from error
+        raise InputError(f"{name}: {error}") from error
 
 
 def image_files(folder: str | PathLike[str]) -> list[Path]:
@@ -115,19 +162,18 @@ def image_files(folder: str | PathLike[str]) -> list[Path]:
     Raises:
         InputError: there is no such folder, or it contains no image.
     """
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise InputError(
-            f"{folder} {'is a file' if folder.exists() else 'does not exist'}; a folder was expected"
-        )
+    folder = as_path(folder, "folder")
+    if not os.path.isdir(folder):
+        found = "is a file" if os.path.lexists(folder) else "does not exist"
+        raise InputError(f"{shown(folder)} {found}; a folder was expected")
     files = sorted(
         path
         for path in folder.rglob("*")
-        if path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and path.is_file()
+        if path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and is_file(path)
     )
     if not files:
         raise InputError(
-            f"{folder} holds no image, not even in a subfolder; image files end in "
+            f"{shown(folder)} holds no image, not even in a subfolder; image files end in "
             + ", ".join(sorted(SUFFIXES))
         )
     return files
@@ -177,22 +223,18 @@ class Preprocessing:
     interpolation: Interpolation = "bilinear"
 
     def __post_init__(self) -> None:
-        if len(self.size) != 2 or min(self.size) < 1:
-            raise InputError(f"size={self.size!r} must be (height, width), both at least 1")
-        if not 0 < self.crop_fraction <= 1:
-            raise InputError(f"crop_fraction={self.crop_fraction} must be above 0 and at most 1")
-        if self.channels not in (1, 3):
-            raise InputError(f"channels={self.channels} must be 3 (colour) or 1 (grey)")
-        for name, values in (("mean", self.mean), ("std", self.std)):
-            if len(values) not in (1, self.channels):
-                raise InputError(f"{name}={values!r} must hold 1 number, or {self.channels}, one per channel")
-        if not all(value > 0 for value in self.std):
-            raise InputError(f"std={self.std!r} must be positive")
-        if self.interpolation not in _RESAMPLING:
-            raise InputError(
-                f"interpolation={self.interpolation!r} is unknown; "
-                + closest(str(self.interpolation), get_args(Interpolation), n=4)
-            )
+        channels = require_choice("channels", self.channels, (3, 1))
+        plain = {
+            "size": require_sizes("size", self.size),
+            "crop_fraction": require_number("crop_fraction", self.crop_fraction, above=0, most=1),
+            "channels": channels,
+            "scale": require_number("scale", self.scale, above=0),
+            "mean": require_numbers("mean", self.mean, counts=(1, channels)),
+            "std": require_numbers("std", self.std, counts=(1, channels), above=0),
+            "interpolation": require_choice("interpolation", self.interpolation, _RESAMPLING),
+        }
+        for name, value in plain.items():
+            object.__setattr__(self, name, value)
 
     @classmethod
     def preset(cls, name: str, size: tuple[int, int] = (224, 224), channels: int = 3) -> Preprocessing:
@@ -212,8 +254,7 @@ class Preprocessing:
             >>> Preprocessing.preset("symmetric", size=(32, 32)).mean
             (1.0,)
         """
-        if name not in PRESETS:
-            raise InputError(f"there is no preprocessing {name!r}; {closest(name, PRESETS, n=4)}")
+        require_choice("name", name, PRESETS, "preprocessing")
         return replace(PRESETS[name], size=size, channels=channels)
 
     def __call__(self, image: Picture, data_format: DataFormat = "channels_last") -> npt.NDArray[np.float32]:
@@ -265,8 +306,8 @@ class Preprocessing:
             >>> bool((preprocessing.inverse(preprocessing(picture)) == picture).all())
             True
         """
-        _require_data_format(data_format)
-        array = np.asarray(x, dtype=np.float64)
+        require_data_format("data_format", data_format)
+        array = require_array("x", x).astype(np.float64)
         axis = 0 if data_format == "channels_first" else -1
         if array.ndim != 3 or array.shape[axis] != self.channels:
             raise InputError(
@@ -292,6 +333,7 @@ class Preprocessing:
         Returns:
             float32, (H, W, C) or (C, H, W), without a batch axis.
         """
+        require_type("generator", generator, np.random.Generator, "a numpy.random.Generator")
         width, height = _as_pillow(image).size
         stretch = np.exp(generator.uniform(-1, 1) * np.log(4 / 3))
         aspect = stretch * self.size[1] / self.size[0]
@@ -328,7 +370,7 @@ class Preprocessing:
         return pixels.reshape(height, width, self.channels)
 
     def _normalise(self, pixels: npt.NDArray[np.uint8], data_format: DataFormat) -> npt.NDArray[np.float32]:
-        _require_data_format(data_format)
+        require_data_format("data_format", data_format)
         values = (pixels * np.float64(self.scale) - self.mean) / self.std
         if data_format == "channels_first":
             values = np.moveaxis(values, -1, 0)
@@ -344,18 +386,14 @@ PRESETS: dict[str, Preprocessing] = {
 """The named preprocessings; see `Preprocessing.preset`."""
 
 
-def _require_data_format(data_format: str) -> None:
-    if data_format not in get_args(DataFormat):
-        raise InputError(f"data_format={data_format!r} is neither 'channels_first' nor 'channels_last'")
-
-
 def _as_pillow(image: Picture) -> Image.Image:
     """Convert `image` to an RGB Pillow image."""
     if isinstance(image, Image.Image):
+        if 0 in image.size:
+            raise InputError(f"image has {image.width} x {image.height} pixels; at least one is needed")
         return _as_rgb(image)
     if not isinstance(image, np.ndarray) or image.dtype != np.uint8:
-        kind = f"an array of {image.dtype}" if isinstance(image, np.ndarray) else type(image).__name__
-        raise InputError(f"image is {kind}; a Pillow image or a uint8 array (0..255) was expected")
+        raise InputError(f"{given('image', image)} must be a Pillow image or a uint8 array (0..255)")
     pixels = image[..., 0] if image.ndim == 3 and image.shape[2] == 1 else image
     if 0 in pixels.shape or not (pixels.ndim == 2 or (pixels.ndim == 3 and pixels.shape[2] in (3, 4))):
         raise InputError(
@@ -400,8 +438,10 @@ def image_batches(
     Raises:
         InputError: `batch_size` is below 1, raised at once; or a file cannot be read, raised at its batch.
     """
-    _require_data_format(data_format)
-    _require_positive("batch_size", batch_size)
+    require_data_format("data_format", data_format)
+    batch_size = require_whole("batch_size", batch_size, 1)
+    require_iterable("files", files, "a list of image files, such as that of image_files")
+    require_type("preprocessing", preprocessing, Preprocessing, "a Preprocessing")
     return (
         np.stack([preprocessing(load_image(file), data_format) for file in batch])
         for batch in _batched(files, batch_size)
@@ -424,6 +464,8 @@ def to_unit_interval(x: Array) -> Array:
         >>> to_unit_interval(np.array([-1, 1, 3]))
         array([0. , 0.5, 1. ])
     """
+    if not hasattr(x, "shape") or isinstance(x, np.ndarray):
+        x = as_array("x", x)
     xp = array_namespace(x)
     if 0 in x.shape:
         raise InputError(f"x has shape {tuple(x.shape)}; at least one value is needed")
@@ -477,8 +519,7 @@ def sample_image(name: str = "cat") -> Image.Image:
         >>> sample_image("coffee").size
         (600, 400)
     """
-    if name not in SAMPLE_IMAGES:
-        raise InputError(f"there is no sample image {name!r}; {closest(name, SAMPLE_IMAGES)}")
+    require_choice("name", name, SAMPLE_IMAGES, "sample image")
     package, file = SAMPLE_IMAGES[name]
     # Find the folder of the package without importing it, which takes a second.
     spec = find_spec(package)
@@ -523,9 +564,10 @@ def sample_crops(
         >>> [batch.shape for batch in crops]
         [(2, 8, 8, 3), (2, 8, 8, 3), (1, 8, 8, 3)]
     """
-    _require_data_format(data_format)
-    _require_positive("n", n)
-    _require_positive("batch_size", batch_size)
+    require_data_format("data_format", data_format)
+    n, batch_size = require_whole("n", n, 1), require_whole("batch_size", batch_size, 1)
+    require_type("preprocessing", preprocessing, Preprocessing, "a Preprocessing")
+    require_seed("seed", seed, optional=False)
     pictures = [sample_image(name) for name in SAMPLE_IMAGES]
     generator = np.random.Generator(np.random.Philox(seed))
     crops = (
@@ -563,6 +605,10 @@ def load_monkeys(
         >>> image.shape, target
         ((224, 224, 3), 382)
     """
+    require_bool("center_crop", center_crop)
+    require_bool("pil", pil)
+    if size is not None:
+        size = require_sizes("size", (size, size) if is_whole_number(size) else size)
     try:
         import pooch
     except ImportError as error:
@@ -592,7 +638,7 @@ def load_monkeys(
         left, top = (image.width - side) // 2, (image.height - side) // 2
         image = image.crop((left, top, left + side, top + side))
     if size is not None:
-        image = image.resize((size, size) if isinstance(size, int) else size)
+        image = image.resize((size[0], size[1]))
     return np.array(image), _MONKEYS_CLASS
 
 
@@ -600,8 +646,3 @@ def _batched(items: Iterable[_T], size: int) -> Iterator[list[_T]]:
     iterator = iter(items)
     while batch := list(islice(iterator, size)):
         yield batch
-
-
-def _require_positive(argument: str, value: int) -> None:
-    if value < 1:
-        raise InputError(f"{argument}={value} must be at least 1")

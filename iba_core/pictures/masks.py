@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from os import PathLike
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,6 +10,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from iba_core.errors import InputError
+from iba_core.framework.arrays import as_array
 from iba_core.pictures.images import read_image
 
 _FOREGROUND = 127
@@ -47,23 +47,22 @@ def mask_picture(source: Image.Image | npt.NDArray[Any] | str | PathLike[str]) -
                [255,   0]], dtype=uint8)
     """
     if isinstance(source, (str, PathLike)):
-        path = Path(source)
         # Keep the file's format, since the images that Pillow derives from it do not.
-        return read_image(path, lambda image, kind: _of_image(image, str(path), kind))
+        return read_image(source, _of_image)
     if isinstance(source, Image.Image):
-        return _of_image(source, "the mask", source.format)
-    return _of_image(_from_array(source), "the mask", None)
+        return _of_image(source, source.format)
+    return _of_image(_from_array(as_array("source", source)), None)
 
 
-def _of_image(image: Image.Image, name: str, kind: str | None) -> Image.Image:
+def _of_image(image: Image.Image, kind: str | None) -> Image.Image:
     values = _values(image)
     marked = values > _FOREGROUND
     if not marked.any() and values.any() and kind not in _LOSSY:
         labels = np.asarray(image) if image.mode == "P" else values
         if labels.max() > 1:
             raise InputError(
-                f"{name} has values up to {labels.max()}, none above {_FOREGROUND}; a mask must be black and "
-                "white, or transparent, or have the value 1 where the concept is and 0 elsewhere"
+                f"the mask has values up to {labels.max()}, none above {_FOREGROUND}; a mask must be black "
+                "and white, or transparent, or have the value 1 where the concept is and 0 elsewhere"
             )
         marked = labels == 1
     return Image.fromarray(np.where(marked, 255, 0).astype(np.uint8))
@@ -89,10 +88,10 @@ def _from_array(array: npt.NDArray[Any]) -> Image.Image:
     pixels = pixels[..., 0] if pixels.ndim == 3 and pixels.shape[2] == 1 else pixels
     if 0 in pixels.shape or not (pixels.ndim == 2 or (pixels.ndim == 3 and pixels.shape[2] in (3, 4))):
         raise InputError(
-            f"a mask has shape {pixels.shape}; (H, W), (H, W, 1), (H, W, 3) or (H, W, 4) was expected"
+            f"source has shape {pixels.shape}; (H, W), (H, W, 1), (H, W, 3) or (H, W, 4) was expected"
         )
     if pixels.dtype == bool:
         pixels = pixels * np.uint8(255)
     if pixels.dtype not in (np.uint8, np.uint16):
-        raise InputError(f"a mask is an array of {pixels.dtype}; it must hold booleans, uint8 or uint16")
+        raise InputError(f"source is an array of {pixels.dtype}; it must hold booleans, uint8 or uint16")
     return Image.fromarray(np.ascontiguousarray(pixels))

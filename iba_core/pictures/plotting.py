@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from os import PathLike
 from typing import TYPE_CHECKING, Any
@@ -9,18 +10,25 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from iba_core.arguments import given, require_number, require_type
 from iba_core.errors import InputError, MissingDependencyError
+from iba_core.files import require_writable, shown, write_atomically
+from iba_core.framework.arrays import require_array
 from iba_core.pictures.images import to_unit_interval
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.colors import Colormap, Normalize
+    from matplotlib.figure import Figure
 
 COLORMAP = "inferno"
 """Colour map of all maps. Its lightness grows evenly, and its hues differ from a grey picture."""
 
 _ALPHAS = (0.2, 0.7)
 """Opacity of a map over a picture, where the map is 0 and where it is greatest."""
+
+_SHARE = re.compile(r"\d+(\.\d*)?%")
+"""A size relative to the axes."""
 
 _LUMA = np.array([0.299, 0.587, 0.114])
 """Perceived brightness of red, green and blue (ITU-R BT.601)."""
@@ -38,6 +46,29 @@ def require_matplotlib() -> None:
         raise MissingDependencyError("plotting needs matplotlib: pip install 'iba-core[plot]'") from error
 
 
+def caption(text: object) -> str:
+    """Text for a figure, which has its line breaks and nothing else that is not shown as itself.
+
+    Draw it with ``parse_math=False``: a name may hold dollar signs.
+    """
+    return "\n".join(map(shown, str(text).split("\n")))
+
+
+def save_figure(figure: Figure, path: str | PathLike[str], **options: Any) -> None:
+    """Write a figure as a PNG, whole or not at all.
+
+    Args:
+        figure: the figure.
+        path: the file.
+        **options: of matplotlib's ``savefig``.
+
+    Raises:
+        InputError: the file cannot be written.
+    """
+    with write_atomically(path) as file:
+        figure.savefig(file, format="png", dpi=150, **options)
+
+
 def axes_to_draw_into(ax: Axes | None) -> Axes:
     """Return `ax`, or the axes of a new figure of pyplot if it is None.
 
@@ -45,6 +76,7 @@ def axes_to_draw_into(ax: Axes | None) -> Axes:
         MissingDependencyError: matplotlib is not installed.
     """
     require_matplotlib()
+    _require_axes(ax)
     if ax is None:
         from matplotlib import pyplot
 
@@ -93,13 +125,19 @@ def plot_saliency_map(
     """
     saliency = _as_map(saliency_map, "saliency_map")
     grey = None if img is None else _as_grey(img, saliency.shape)
-    if not 0 <= min_alpha <= max_alpha <= 1:
-        raise InputError(
-            f"min_alpha={min_alpha} and max_alpha={max_alpha} must be within 0 and 1, the first not greater"
-        )
+    min_alpha, max_alpha = (
+        require_number("min_alpha", min_alpha, 0, 1),
+        require_number("max_alpha", max_alpha, 0, 1),
+    )
+    if min_alpha > max_alpha:
+        raise InputError(f"min_alpha={min_alpha} is greater than max_alpha={max_alpha}")
+    require_type("colorbar_label", colorbar_label, str, "a text")
+    require_number("colorbar_fontsize", colorbar_fontsize, above=0, most=1000)
+    colorbar_size = _axes_size("colorbar_size", colorbar_size, above=0)
+    colorbar_pad = _axes_size("colorbar_pad", colorbar_pad, least=0)
+    _require_axes(ax)
     cmap, norm = _scale(vmax, saliency)
     from mpl_toolkits.axes_grid1 import make_axes_locatable
-    from mpl_toolkits.axes_grid1.axes_size import Fixed
 
     if ax is None:
         from matplotlib import pyplot
@@ -109,8 +147,7 @@ def plot_saliency_map(
         ax = pyplot.subplots(figsize=(5.5, 4.0), gridspec_kw=margins)[1]
     figure = ax.figure
     current = figure.gca()
-    size, pad = (Fixed(s) if isinstance(s, int | float) else s for s in (colorbar_size, colorbar_pad))
-    cax = make_axes_locatable(ax).append_axes("right", size=size, pad=pad)
+    cax = make_axes_locatable(ax).append_axes("right", size=colorbar_size, pad=colorbar_pad)
     # Make the axes current again that were before the colour bar, for users of pyplot.
     figure.sca(current)
 
@@ -142,7 +179,7 @@ def save_overlay(
         vmax: value at the top of the colour bar, in bits per pixel; the maximum of all maps if None.
 
     Raises:
-        InputError: there is no map, a shape is wrong, or a map is not finite.
+        InputError: there is no map, a shape is wrong, a map is not finite, or the file cannot be written.
         MissingDependencyError: matplotlib is not installed.
 
     Example:
@@ -150,10 +187,13 @@ def save_overlay(
         >>> saliency = np.array([[0.0, 0.5], [1.0, 2.0]])
         >>> save_overlay(tempfile.mkdtemp() + "/map.png", np.zeros((2, 2)), {"3.5 bits": saliency})
     """
-    if not maps:
-        raise InputError("maps is empty; at least one saliency map is needed")
+    require_writable(path)
+    if not isinstance(maps, Mapping) or not maps or not all(isinstance(line, str) for line in maps):
+        raise InputError(f"{given('maps', maps)} must be a dict of saliency maps by the line above each")
+    for name, text in (("title", title), ("subtitle", subtitle)):
+        require_type(name, text, str, "a text")
     saliencies = {name: _as_map(values, f"maps[{name!r}]") for name, values in maps.items()}
-    greys = [_as_grey(picture, saliency.shape) for saliency in saliencies.values()]
+    greys = [_as_grey(picture, saliency.shape, "picture") for saliency in saliencies.values()]
     cmap, norm = _scale(vmax, *saliencies.values())
     from matplotlib.figure import Figure
 
@@ -169,20 +209,21 @@ def save_overlay(
         return figure.add_axes((left / total_width, 0, width / total_width, 1))
 
     ax = axes(0, panel_width)
-    ax.imshow(_as_colours(picture), cmap="gray", vmin=0, vmax=1)
+    ax.imshow(_as_colours(picture, "picture"), cmap="gray", vmin=0, vmax=1)
     ax.set_axis_off()
-    ax.set_title(subtitle, fontsize=11)
+    ax.set_title(caption(subtitle), fontsize=11, parse_math=False)
     for index, (line, saliency) in enumerate(saliencies.items(), start=1):
         ax = axes(index * (panel_width + gap), panel_width)
         _draw_map(ax, saliency, greys[index - 1], cmap, norm, _ALPHAS)
-        ax.set_title(line, fontsize=11)
+        ax.set_title(caption(line), fontsize=11, parse_math=False)
     _draw_colorbar(axes(total_width - bar, bar), cmap, norm, _ALPHAS, "bits / pixel", 11)
     if title:
         lines = max(text.count("\n") + 1 for text in (subtitle, *maps))
         above = 0.2 + 0.18 * lines
-        figure.text(0, 1 + above / panel_height, title, fontsize=13, fontweight="bold")
+        text = caption(title)
+        figure.text(0, 1 + above / panel_height, text, fontsize=13, fontweight="bold", parse_math=False)
     # "tight" makes room for the text around the panels.
-    figure.savefig(path, format="png", dpi=150, bbox_inches="tight", pad_inches=0.2)
+    save_figure(figure, path, bbox_inches="tight", pad_inches=0.2)
 
 
 def _draw_map(
@@ -219,8 +260,8 @@ def _draw_colorbar(
 
 def _scale(vmax: float | None, *maps: npt.NDArray[np.float64]) -> tuple[Colormap, Normalize]:
     """Choose the colours, and the range of values that they show."""
-    if vmax is not None and not vmax > 0:
-        raise InputError(f"vmax={vmax} must be positive")
+    if vmax is not None:
+        vmax = require_number("vmax", vmax, above=0)
     require_matplotlib()
     import matplotlib as mpl
     from matplotlib.colors import Normalize
@@ -231,29 +272,43 @@ def _scale(vmax: float | None, *maps: npt.NDArray[np.float64]) -> tuple[Colormap
 
 
 def _as_map(values: npt.ArrayLike, argument: str) -> npt.NDArray[np.float64]:
-    saliency = np.asarray(values, dtype=np.float64)
-    if saliency.ndim != 2 or 0 in saliency.shape:
-        raise InputError(f"{argument} has shape {saliency.shape}; one map (H, W) was expected")
-    if not np.isfinite(saliency).all():
-        raise InputError(f"{argument} has values that are not finite; every value must be finite")
-    return saliency
+    return require_array(argument, values, ndim=2, form="one map (H, W)").astype(np.float64)
 
 
-def _as_colours(picture: npt.ArrayLike) -> npt.NDArray[np.float64]:
+def _axes_size(name: str, value: Any, **limits: float) -> Any:
+    """A size of ``mpl_toolkits.axes_grid1``: inches, or a size of its own, such as ``"5%"``."""
+    from mpl_toolkits.axes_grid1 import axes_size
+
+    if isinstance(value, str) and not _SHARE.fullmatch(value):
+        raise InputError(f"{name}={value!r} must be inches, or a share such as '5%'")
+    if isinstance(value, (str, axes_size._Base)):
+        return value
+    return axes_size.Fixed(require_number(name, value, most=100, **limits))
+
+
+def _require_axes(ax: Any) -> None:
+    from matplotlib.axes import Axes
+
+    require_type("ax", ax, Axes, "axes of matplotlib", optional=True)
+
+
+def _as_colours(picture: npt.ArrayLike, name: str = "img") -> npt.NDArray[np.float64]:
     """Convert the picture to [0, 1], (H, W) or (H, W, 3)."""
-    pixels = np.asarray(picture)
+    pixels = require_array(name, picture)
     if pixels.ndim == 3 and pixels.shape[2] == 1:
         pixels = pixels[..., 0]
     if pixels.ndim != 2 and not (pixels.ndim == 3 and pixels.shape[2] == 3):
-        raise InputError(f"img has shape {pixels.shape}; (H, W), (H, W, 1) or (H, W, 3) was expected")
+        raise InputError(f"{name} has shape {pixels.shape}; (H, W), (H, W, 1) or (H, W, 3) was expected")
     if pixels.dtype == np.uint8:
         return pixels / 255
     scaled = pixels.astype(np.float64)
     return scaled if scaled.min() >= 0 and scaled.max() <= 1 else np.asarray(to_unit_interval(scaled))
 
 
-def _as_grey(picture: npt.ArrayLike, shape: tuple[int, ...]) -> npt.NDArray[np.float64]:
-    colours = _as_colours(picture)
+def _as_grey(picture: npt.ArrayLike, shape: tuple[int, ...], name: str = "img") -> npt.NDArray[np.float64]:
+    colours = _as_colours(picture, name)
     if colours.shape[:2] != shape:
-        raise InputError(f"img has shape {colours.shape}, but the saliency map {shape}; resize one of them")
+        raise InputError(
+            f"{name} has shape {colours.shape}, but the saliency map {shape}; resize one of them"
+        )
     return colours if colours.ndim == 2 else colours @ _LUMA

@@ -7,16 +7,17 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from os import PathLike
-from pathlib import Path
 from typing import Any, Literal, NamedTuple, Self
 
 import numpy as np
 import numpy.typing as npt
 
+from iba_core.arguments import require_bool, require_callable, require_choice, require_whole
 from iba_core.bottleneck.saliency import saliency_maps
 from iba_core.bottleneck.settings import BottleneckSettings
 from iba_core.bottleneck.statistics import Statistics
 from iba_core.errors import InputError, NotEstimatedError, OptimizationError
+from iba_core.files import as_path
 from iba_core.framework.adapter import Inputs
 from iba_core.framework.cache import Cache
 from iba_core.framework.inputs import (
@@ -24,6 +25,8 @@ from iba_core.framework.inputs import (
     arrays_of,
     batch_size,
     common_shape,
+    require_batches,
+    require_inputs,
     samples_of,
     take,
 )
@@ -111,7 +114,7 @@ class ReadoutBottleneck(ABC):
 
     def _set_up(self, robust: bool) -> None:
         """Set what a readout starts with."""
-        self.robust = robust
+        self.robust = require_bool("robust", robust)
         self.network = self.alpha = self.outputs = self._capacity = self._input_shape = None
         self.history = []
         self._formats = None
@@ -247,16 +250,19 @@ class ReadoutBottleneck(ABC):
                 network already, made for other numbers of channels.
             LayerError: a layer never runs in the model, or more than once.
         """
-        if n_samples < 1:
-            raise InputError(f"n_samples={n_samples} must be 1 or more")
+        n_samples = require_whole("n_samples", n_samples, 2)
+        dataloader = require_batches("dataloader", dataloader)
+        require_bool("reset", reset)
+        if progbar is not None:
+            require_bool("progbar", progbar)
         readout_model = self._readout_model(model, device)
         show = self.progbar if progbar is None else progbar
         with self._all_or_nothing():
             if reset:
                 self.reset_estimate()
                 self._input_shape = None
-            for number, samples in enumerate(samples_of(dataloader, n_samples, show)):
-                inputs = readout_model.to_inputs(samples)
+            for number, samples in enumerate(samples_of(dataloader, n_samples, show, "dataloader")):
+                inputs = require_inputs("dataloader", samples, readout_model.to_inputs)
                 if not number:
                     self._formats = readout_model.data_formats(take(inputs, 0, 1))
                 features = readout_model.features(inputs)
@@ -337,13 +343,12 @@ class ReadoutBottleneck(ABC):
             LayerError: the model does not run the bottleneck's layer or a readout layer.
             OptimizationError: the network's output is not finite.
         """
-        if mode not in ("saliency", "capacity"):
-            raise InputError(f"mode={mode!r} is neither 'saliency' nor 'capacity'")
+        require_choice("mode", mode, ("saliency", "capacity"))
         readout_model, known = self._readout_model(model), self._what_is_known()
         framework, bottleneck = readout_model.framework, known.readout.bottleneck
         inputs = self._checked_input(input_t)
         images = batch_size(inputs)
-        mask = None if pass_mask is None else bottleneck.checked_mask(host_array(pass_mask), images)
+        mask = None if pass_mask is None else bottleneck.checked_mask(pass_mask, images)
         explain = self._explain.get(framework.name, lambda: framework.compile(_explain))
         with readout_model.nested_pass(inputs) as nested:
             known.readout.check(nested.features, nested.readout_features, readout_model.names)
@@ -436,13 +441,23 @@ class ReadoutBottleneck(ABC):
         """
         beta = self.beta if beta is None else beta
         settings = TrainingSettings(epochs, lr, beta, patience, seed, warm_up, beta_steps)
-        for name, data in (("loader", loader), ("validation", validation)):
-            if isinstance(data, Iterator):
-                raise InputError(f"{name} can be gone through only once; give a list or a data loader")
-        if checkpoint is not None and not Path(checkpoint).parent.is_dir():
-            raise InputError(f"checkpoint={str(checkpoint)!r} cannot be written: its folder does not exist")
+        loader = _require_data("loader", loader)
+        validation = None if validation is None else _require_data("validation", validation)
+        require_callable("loss", loss, "a function of the model's output and what comes with the inputs")
+        if progbar is not None:
+            require_bool("progbar", progbar)
+        if checkpoint is not None:
+            checkpoint = as_path(checkpoint, "checkpoint")
+            if not checkpoint.parent.is_dir():
+                raise InputError(
+                    f"checkpoint={str(checkpoint)!r} cannot be written: its folder does not exist"
+                )
+            if checkpoint.is_dir():
+                raise InputError(
+                    f"checkpoint={str(checkpoint)!r} is a folder; the path of a file was expected"
+                )
         model, progress = self._readout_model(device=device), None
-        if checkpoint is not None and Path(checkpoint).exists():
+        if checkpoint is not None and checkpoint.exists():
             state, progress = read_checkpoint(checkpoint)
             self._load_state(state)
             self.history = list(progress.reports)
@@ -656,6 +671,13 @@ def _explain(
         weights, nested.features, nested.readout_features, noise, constants, pass_mask
     )
     return restricted, nested.outputs(restricted.z)
+
+
+def _require_data(name: str, data: Any) -> Iterable[Any]:
+    """Return data that every epoch goes through anew."""
+    if isinstance(data, Iterator):
+        raise InputError(f"{name} can be gone through only once; give a list or a data loader")
+    return require_batches(name, data)
 
 
 def _shallow(attributes: Mapping[str, Any]) -> dict[str, Any]:

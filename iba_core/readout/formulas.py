@@ -22,6 +22,7 @@ from iba_core.bottleneck.settings import BottleneckSettings
 from iba_core.bottleneck.smoothing import smoothing_matrices
 from iba_core.bottleneck.statistics import Statistics
 from iba_core.errors import InputError
+from iba_core.framework.arrays import require_mask
 from iba_core.framework.layout import Layout
 from iba_core.framework.namespace import Array, array_namespace
 
@@ -174,7 +175,7 @@ class FeatureMap:
         Raises:
             InputError: it has another shape.
         """
-        mask = np.asarray(pass_mask).astype(bool)
+        mask = require_mask("pass_mask", pass_mask)
         if mask.shape not in (self.shape, (images, *self.shape)):
             raise InputError(
                 f"pass_mask has shape {mask.shape}; it must be that of the feature map, {self.shape}, or a "

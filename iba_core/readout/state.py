@@ -5,16 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from os import PathLike
-from typing import Any, Self
+from typing import Any, Self, get_args
 
 import numpy as np
 import numpy.typing as npt
 
-from iba_core.bottleneck.estimator import STATE
+from iba_core.arguments import given
+from iba_core.bottleneck.estimator import STATE, WelfordEstimator
 from iba_core.errors import StateError
 from iba_core.framework.layout import DataFormat, Layout, Tokens
 from iba_core.readout.formulas import WEIGHTS, readout_sizes
-from iba_core.state import read_state, write_state
+from iba_core.state import interpreting, read_state, write_state
 
 KIND = "readout"
 """Kind of the files."""
@@ -60,6 +61,8 @@ class ReadoutState:
         Raises:
             StateError: something is missing or does not fit.
         """
+        if not isinstance(facts, Mapping):
+            raise StateError(f"{given('facts', facts)} must be the entry of that name of a state")
         lacking = [name for name in _FACTS if name not in facts]
         lacking += [f"network.{name}" for name in WEIGHTS if f"network.{name}" not in arrays]
         if lacking:
@@ -71,13 +74,40 @@ class ReadoutState:
             for group in _groups(len(facts["readout_layers"]))
         )
         mean, std = (arrays.get(name) for name in GIVEN)
-        given = None if mean is None or std is None else (mean, std)
-        state = cls(tuple(arrays[f"network.{name}"] for name in WEIGHTS), estimators, given, facts)
+        known = None if mean is None or std is None else (mean, std)
+        state = cls(tuple(arrays[f"network.{name}"] for name in WEIGHTS), estimators, known, dict(facts))
+        state._require_sound()
         own, *others = (shape[0] for shape in state.shapes())
         sizes = readout_sizes(sum(others), own)
         if [weight.shape[::-1] for weight in state.weights[::2]] != list(sizes):
             raise StateError(f"the state's network does not fit its layers, which take the channels {sizes}")
         return state
+
+    def _require_sound(self) -> None:
+        """Refuse what no readout has learnt or estimated.
+
+        Raises:
+            StateError: a value or a fact cannot be.
+        """
+        for array in (*self.weights, *(self.given or ())):
+            if array.dtype.kind != "f" or not np.isfinite(array).all():
+                raise StateError("the state of a readout holds a value that is not finite")
+        if self.given is not None and (self.given[1] < 0).any():
+            raise StateError("the state of a readout holds a negative standard deviation")
+        for estimator in self.estimators:
+            if estimator is not None:
+                WelfordEstimator().load_state_dict(dict(estimator))
+        names = [self.facts["framework"], self.facts["layer"], *self.facts["readout_layers"]]
+        settings, shape = self.settings, self.facts["input_shape"]
+        numbers = [*(settings[name] for name in SETTINGS if settings[name] is not None), *(shape or ())]
+        if not all(isinstance(name, str) for name in names) or not all(
+            isinstance(number, (int, float)) and np.isfinite(number) for number in numbers
+        ):
+            raise StateError("the state of a readout has facts that are no names and no numbers")
+        if not set(self.facts["data_formats"]) <= set(get_args(DataFormat)):
+            raise StateError(f"the state of a readout has data_formats={self.facts['data_formats']!r}")
+        if self.tokens is not None:
+            self.tokens.places(self.shapes()[0][1])
 
     def shapes(self) -> list[tuple[int, ...]]:
         """Shapes of the feature maps, channels first, that of the bottleneck first.
@@ -106,7 +136,9 @@ class ReadoutState:
         Raises:
             StateError: the file is missing, truncated, of another kind or incomplete.
         """
-        return cls.of(*read_state(path, KIND))
+        content = read_state(path, KIND)
+        with interpreting(path, KIND):
+            return cls.of(*content)
 
     @property
     def settings(self) -> dict[str, Any]:

@@ -31,16 +31,17 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 import numpy.typing as npt
 
+from iba_core.arguments import LARGEST_COUNT, require_seed, require_whole
 from iba_core.bottleneck.adam import AdamState, adam_step, bias_corrections
 from iba_core.bottleneck.noise import seeded_normal
-from iba_core.bottleneck.settings import BottleneckSettings
-from iba_core.errors import InputError, OptimizationError, StateError, is_whole_number
+from iba_core.bottleneck.settings import plain_settings
+from iba_core.errors import InputError, OptimizationError
 from iba_core.framework.inputs import batch_size
 from iba_core.framework.namespace import Array, array_namespace
 from iba_core.readout.formulas import Readout, ReadoutConstants
 from iba_core.readout.model import NestedPass, ReadoutModel
 from iba_core.readout.state import ReadoutState
-from iba_core.state import read_state, write_state
+from iba_core.state import interpreting, read_state, write_state
 from iba_core.utils import get_tqdm
 
 KIND = "readout training"
@@ -113,15 +114,14 @@ class TrainingSettings:
     beta_steps: int | None = None
 
     def __post_init__(self) -> None:
-        for name, least in (("epochs", 0), ("patience", 1), ("warm_up", 0), ("beta_steps", 0)):
-            value = getattr(self, name)
-            if name == "beta_steps" and value is None:
-                continue
-            if not is_whole_number(value, least):
-                raise InputError(f"{name}={value!r} must be a whole number, {least} or more")
-        if self.seed is not None and not is_whole_number(self.seed, 0, _VALIDATION_SEED - 1):
-            raise InputError(f"seed={self.seed!r} must be a whole number from 0 to 2**63 - 1, or None")
-        BottleneckSettings(beta=self.beta, learning_rate=self.learning_rate)
+        require_whole("epochs", self.epochs, 0, LARGEST_COUNT)
+        require_whole("patience", self.patience, 1)
+        require_whole("warm_up", self.warm_up)
+        if self.beta_steps is not None:
+            require_whole("beta_steps", self.beta_steps)
+        require_seed("seed", self.seed, _VALIDATION_SEED - 1)
+        # Under the names of `ReadoutBottleneck.fit`, the only caller.
+        plain_settings({"beta": self.beta, "learning_rate": self.learning_rate}, {"learning_rate": "lr"})
 
     def beta_at(self, step: int) -> float:
         """Beta at a step: it rises in equal ratios over the first ones."""
@@ -408,7 +408,7 @@ def read_checkpoint(path: str | PathLike[str]) -> tuple[ReadoutState, Progress]:
         StateError: the file is missing, truncated, of another kind or incomplete.
     """
     arrays, metadata = read_state(path, KIND, required=[f"training.{name}" for name in _MOMENTS])
-    try:
+    with interpreting(path, "checkpoint of a readout network"):
         state, facts = ReadoutState.of(arrays, metadata["readout"]), metadata["training"]
         has_best = facts["best_value"] is not None
         start = Progress.of(state.weights)
@@ -420,5 +420,3 @@ def read_checkpoint(path: str | PathLike[str]) -> tuple[ReadoutState, Progress]:
             steps=facts["steps"],
             reports=tuple(EpochReport(**report) for report in facts["reports"]),
         )
-    except (KeyError, TypeError) as error:
-        raise StateError(f"path={str(path)!r} is no checkpoint of a readout network ({error})") from error

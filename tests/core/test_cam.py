@@ -34,13 +34,22 @@ def test_worked_numbers(framework, name):
     np.testing.assert_allclose(framework.to_numpy(maps), [WORKED[name]], rtol=1e-12)
 
 
-def test_grad_cam_plus_plus_is_equation_19_of_the_paper():
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("scale", [1.0, 1e-4, 1e-12])
+@pytest.mark.parametrize("epsilon", [0.0, 1e-6])
+def test_grad_cam_plus_plus_is_equation_19_of_the_paper(framework, scale, epsilon, dtype):
     rng = np.random.default_rng(0)
-    activations, gradients = rng.random((3, 4, 5, 6)), rng.normal(size=(3, 4, 5, 6))
-    second, third = gradients**2, gradients**3
-    alpha = second / (2 * second + activations.sum(axis=(2, 3), keepdims=True) * third)
-    expected = (alpha * np.maximum(gradients, 0)).sum(axis=(2, 3), keepdims=True)
-    np.testing.assert_allclose(cam.grad_cam_plus_plus_weights(activations, gradients), expected, rtol=1e-10)
+    activations = rng.random((3, 4, 5, 6)).astype(dtype)
+    gradients = (scale * rng.normal(size=(3, 4, 5, 6))).astype(dtype)
+    # The powers of the gradients leave the range of float32.
+    wide, slopes = activations.astype(np.longdouble), gradients.astype(np.longdouble)
+    second, third = slopes**2, slopes**3
+    alpha = second / (2 * second + wide.sum(axis=(2, 3), keepdims=True) * third + epsilon)
+    expected = (alpha * np.maximum(slopes, 0)).sum(axis=(2, 3), keepdims=True)
+    tensors = framework.asarray(activations), framework.asarray(gradients)
+    found = framework.to_numpy(cam.grad_cam_plus_plus_weights(*tensors, epsilon=epsilon))
+    assert expected.min() > 0
+    np.testing.assert_allclose(found, expected, rtol=1e-5 if dtype == np.float32 else 1e-12)
 
 
 @pytest.mark.parametrize("name", WORKED)
@@ -89,13 +98,26 @@ def test_the_principal_component_is_found_and_oriented(framework):
     direction = np.array([2.0, -1.0, 0.5])
     strength = rng.normal(size=(2, 1, 4, 5))
     strength -= strength.mean(axis=(2, 3), keepdims=True)
-    maps = strength * direction[None, :, None, None] + 7.0
+    maps = strength * direction[None, :, None, None] + np.array([7.0, 2.0, 1.0])[:, None, None]
+    component = strength[:, 0] * np.linalg.norm(direction)
     layout = Layout.of((3, 4, 5), "channels_first")
-    found = cam.activation_maps(framework.asarray(maps), None, None, layout, principal=True)
-    # The channels sum to 1.5 times the strength: the component grows along with it.
-    np.testing.assert_allclose(found, strength[:, 0] * np.linalg.norm(direction), rtol=1e-9)
-    flipped = cam.principal_component(7.0 - strength * direction[None, :, None, None])
-    np.testing.assert_allclose(flipped, -found, rtol=1e-9)
+
+    def find(gradients, weighting=None):
+        tensors = [None if x is None else framework.asarray(x) for x in (maps, gradients)]
+        return cam.activation_maps(*tensors, weighting, layout, principal=True)
+
+    # The layer is more active where the strength is greater.
+    np.testing.assert_allclose(find(None), component, rtol=1e-9)
+    # The evidence, a gradient of the first channel, is a constant plus or minus the strength.
+    slopes = np.zeros_like(maps)
+    slopes[:, 0] = np.array([1.0, -1.0])[:, None, None]
+    np.testing.assert_allclose(find(slopes), component * [[[1.0]], [[-1.0]]], rtol=1e-9)
+    # A gradient that is zero says nothing of the sign.
+    np.testing.assert_allclose(find(0 * slopes), component, rtol=1e-9)
+    # Weighted channels grow along with their sum, tiny ones too.
+    for scale in (1.0, 1e-12):
+        found = find(scale * slopes, cam.grad_cam_weights)
+        np.testing.assert_allclose(found, scale * 2.0 * strength[:, 0] * [[[1.0]], [[-1.0]]], rtol=1e-9)
 
 
 def test_scaling_resizing_and_averaging():
@@ -140,7 +162,7 @@ def test_overlay():
     [
         ({"img": np.zeros((3, 3, 3))}, "shape"),
         ({"mask": np.full((2, 3), 1.5)}, "mask has values"),
-        ({"img": np.full((2, 3, 3), np.nan)}, "img has values"),
+        ({"img": np.full((2, 3, 3), np.nan)}, "img holds nan at index"),
         ({"image_weight": 1.1}, "image_weight=1.1"),
         ({"colormap": "yet"}, "jet"),
         ({"colormap": 3}, "colormap=3"),

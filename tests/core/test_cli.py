@@ -2,8 +2,10 @@
 
 import os
 import re
+import signal
 import subprocess
 import sys
+import time
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -67,7 +69,50 @@ def broken():
     raise RuntimeError("the weights are gone")
 
 
-class Nested:
+def leaves():
+    raise SystemExit(3)
+
+
+class Quiet(nn.Sequential):
+    @property
+    def preprocessing(self):
+        raise RuntimeError("ask me later")
+
+
+def silent():
+    return Quiet(*_net())
+
+
+def sigmoid(count=3):
+    torch.manual_seed(4)
+    net = nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 14 * 14, count), nn.Sigmoid()
+    )
+    net.preprocessing = Preprocessing(size=(16, 16))
+    return net
+
+
+def one_output():
+    net = sigmoid(1)
+    with torch.no_grad():
+        net[3].bias.fill_(-1.0)
+    return net
+
+
+def certain():
+    net = sigmoid(3)
+    net[4] = nn.Softmax(dim=1)
+    with torch.no_grad():
+        net[3].bias.copy_(torch.tensor([200.0, 0.0, 0.0]))
+    return net
+
+
+class Meta(type):
+    def __getattr__(cls, name):
+        raise OSError("no attribute")
+
+
+class Nested(metaclass=Meta):
     @staticmethod
     def build():
         return _net()
@@ -109,6 +154,8 @@ def workplace(tmp_path_factory):
     folder = tmp_path_factory.mktemp("cli")
     (folder / "tiny_nets.py").write_text(MODULE)
     (folder / "lacking_net.py").write_text("import a_package_that_is_not_there\n")
+    (folder / "leaving_net.py").write_text("import sys\n\nsys.exit('bye\\x1b[31m')\n")
+    (folder / "wrong_net.py").write_text("def build(:\n")
     if WITH_TENSORFLOW:
         write_keras_model(folder / "net.keras")
     generator = np.random.default_rng(0)
@@ -374,12 +421,12 @@ def test_folders_are_searched(iba, tmp_path):
 @pytest.mark.parametrize(
     ("photo", "message"),
     [
-        ("bad.jpg", "bad.jpg is not an image that Pillow can read"),
+        ("bad.jpg", "bad.jpg is not an image; the formats are AVIF, BMP, "),
         ("nowhere.jpg", "nowhere.jpg does not exist; an image file was expected"),
     ],
 )
 def test_one_bad_photograph_is_found_before_any_work(fails, untouched, tmp_path, photo, message):
-    assert fails("explain", "photos/one.jpg", photo, "--out", tmp_path / "out") == message
+    assert fails("explain", "photos/one.jpg", photo, "--out", tmp_path / "out").startswith(message)
     assert not (tmp_path / "out").exists()
 
 
@@ -400,11 +447,11 @@ def test_output_must_be_a_folder(fails, tmp_path):
         (("--layer", "33"), "the model has no layer '33'; the closest name is '3'"),
         (("--beta", -1), "beta=-1.0 must be a finite number, 0 or more"),
         (("--samples", 0), "samples=0 must be a whole number, 1 or more"),
-        (("--steps", -1), "steps=-1 must be a whole number, 0 or more"),
-        (("--preset", "quick"), "preset='quick' is none of the presets 'default', 'fast'"),
+        (("--steps", -1), "steps=-1 must be a whole number, 1 or more"),
+        (("--preset", "quick"), "preset='quick' is no preset; there are 'default', 'fast'"),
         (("--seed", -1), "Invalid value for '--seed'"),
         (("--backend", "jax"), "backend='jax' is not installed; there are 'tensorflow', 'torch'"),
-        (("--preprocess", "imagnet"), "there is no preprocessing 'imagnet'; the closest name is 'imagenet'"),
+        (("--preprocess", "imagnet"), "name='imagnet' is no preprocessing; the closest name is 'imagenet'"),
         (("--size", "big"), "size='big' must be a number of pixels such as 224, or WIDTHxHEIGHT"),
         (("--stats", "net.keras"), "path='net.keras' is truncated or not a safetensors file"),
         (("--stats", "none"), "path='none' is not a file; a file with a saved estimator is needed"),
@@ -448,6 +495,67 @@ def test_long_names_break_between_their_parts(iba, workplace, tmp_path):
     assert all(re.search(r"([-_.]|png)$", line) for line in lines if line)
     assert "▸ 4 American" in out
     assert "Staffordshire terrier" in out
+
+
+@pytest.mark.parametrize(("model", "target"), [("sigmoid", 1), ("one_output", 0), ("one_output", 1)])
+def test_the_probability_is_the_models_own(iba, workplace, tmp_path, model, target):
+    code, out, _ = iba(
+        "explain",
+        "photos/one.jpg",
+        "--model",
+        f"tiny_nets:{model}",
+        "--target",
+        target,
+        *FAST,
+        "--out",
+        tmp_path,
+    )
+    assert code == 0
+    net = Network.load(f"tiny_nets:{model}")
+    with torch.no_grad():
+        given = net.adapter.model(torch.from_numpy(net.inputs(load_image("photos/one.jpg"))))[0].numpy()
+    present = given[0] if model == "one_output" else given[target]
+    expected = 1 - present if (model, target) == ("one_output", 0) else present
+    assert re.search(rf"▸ class {target} +{100 * expected:.1f} %", out)
+    attribution = Attribution.load(tmp_path / "one-iba.safetensors")
+    np.testing.assert_allclose(attribution.model_losses[0, 0] > 0, True)
+
+
+def test_a_class_of_probability_0(iba, tmp_path):
+    options = ("--model", "tiny_nets:certain", "--target", 1, *FAST, "--out", tmp_path)
+    code, out, err = iba("explain", "photos/one.jpg", *options)
+    assert (code, err) == (0, "")
+    assert "nan" not in out
+    assert re.search(r"▸ class 1 +0\.0 %", out)
+    assert re.search(r"^one\.jpg.* - +[\d.]+ s *$", out, re.MULTILINE)
+
+
+def test_names_are_shown_harmlessly(iba, workplace, tmp_path):
+    names = ["[bold]a[red]", "$b_{$", ":smile:\x1b[31m", os.fsdecode(b"caf\xe9"), "two\nlines"]
+    (tmp_path / "in\x07").mkdir()
+    for name in names:
+        load_image(workplace / "photos" / "one.jpg").save(tmp_path / "in\x07" / f"{name}.png", "PNG")
+    code, out, err = iba("explain", tmp_path / "in\x07", *TOLD, "--out", tmp_path / "out\x1b[2J")
+    assert (code, err) == (0, "")
+    assert not {"\x1b", "\x07"} & set(out)
+    assert len(os.listdir(tmp_path / "out\x1b[2J")) == 10
+    together = "".join(out.split())
+    for shown in (
+        "[bold]a[red]-iba.png",
+        "$b_{$-iba.png",
+        ":smile:\\x1b[31m-iba",
+        "caf\\udce9-iba",
+        "two\\nlines-iba",
+    ):
+        assert shown in together
+
+
+def test_outputs_that_could_not_be_written_are_found_before_any_work(fails, workplace, tmp_path, monkeypatch):
+    name = "x" * 250 + ".png"
+    load_image(workplace / "photos" / "one.jpg").save(tmp_path / name)
+    message = fails("explain", tmp_path / name, *TOLD, "--out", tmp_path / "out")
+    assert message.endswith("cannot be written: File name too long")
+    assert os.listdir(tmp_path / "out") == []
 
 
 # -- iba layers -----------------------------------------------------------------------------------
@@ -508,7 +616,7 @@ def test_grey_pictures(iba, tmp_path):
             ("tiny_nets:needs",),
             "model='tiny_nets:needs' cannot be called without arguments: missing a required",
         ),
-        (("builtins:dict",), "no backend serves a model of type builtins.dict"),
+        (("builtins:dict",), "model is of type builtins.dict, which no backend serves"),
         (
             ("tiny_nets:told", "--backend", "tf"),
             "backend='tf' does not serve a model of type torch.nn.modules",
@@ -614,11 +722,11 @@ def test_estimate_takes_no_more_than_it_is_told(iba, tmp_path):
         (("data", "--out", "photos"), "out='photos' is a folder; a file was expected"),
         (("nowhere", "--out", "s"), "nowhere does not exist; a folder was expected"),
         (("bad.jpg", "--out", "s"), "bad.jpg is a file; a folder was expected"),
-        (("data", "--out", "s", "--n-samples", 1), "n_samples=1 is too few for a standard deviation"),
-        (("data", "--out", "s", "--batch-size", 0), "batch_size=0 must be at least 1"),
+        (("data", "--out", "s", "--n-samples", 1), "n_samples=1 must be a whole number, 2 or more"),
+        (("data", "--out", "s", "--batch-size", 0), "batch_size=0 must be a whole number, 1 or more"),
         (("data", "--out", "s", "--layer", "33"), "the model has no layer '33'; the closest name is '3'"),
         (("single", "--out", "s"), "batches held 1 samples; at least 2 are needed"),
-        (("damaged", "--out", "s"), "damaged/no.png is not an image that Pillow can read"),
+        (("damaged", "--out", "s"), "damaged/no.png is not an image; the formats are "),
     ],
 )
 def test_wrong_uses_of_estimate(fails, workplace, arguments, message):
@@ -717,10 +825,100 @@ def test_wrong_words_are_one_line_too(fails, arguments, message):
 
 
 def test_bugs_keep_their_traceback(iba, monkeypatch):
-    with pytest.raises(RuntimeError, match="the weights are gone"):
-        iba("layers", "tiny_nets:broken")
-    with pytest.raises(ModuleNotFoundError, match="a_package_that_is_not_there"):
-        iba("layers", "lacking_net:build")
+    def bug(*arguments):
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(Network, "load", bug)
+    with pytest.raises(RuntimeError, match="a bug"):
+        iba("layers", "tiny_nets:told")
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        ("tiny_nets:broken", "model='tiny_nets:broken' fails: RuntimeError: the weights are gone; --debug"),
+        ("tiny_nets:leaves", "model='tiny_nets:leaves' fails: SystemExit: 3; --debug shows the traceback"),
+        ("tiny_nets:Nested.fails", "model='tiny_nets:Nested.fails' cannot be found: OSError: no attribute;"),
+        (
+            "lacking_net:build",
+            "model='lacking_net:build' cannot be imported: ModuleNotFoundError: No module named "
+            "'a_package_that_is_not_there'; --debug shows the traceback",
+        ),
+        (
+            "leaving_net:build",
+            "model='leaving_net:build' cannot be imported: SystemExit: bye\\x1b[31m; --debug",
+        ),
+        ("wrong_net:build", "model='wrong_net:build' cannot be imported: SyntaxError: "),
+        ("tiny_nets:silent", "the network's preprocessing fails: RuntimeError: ask me later"),
+    ],
+)
+def test_what_the_users_program_raises_is_one_line(fails, model, message):
+    assert fails("layers", model).startswith(message)
+
+
+def test_debug_shows_the_traceback(iba):
+    for arguments in (("--debug", "layers", "tiny_nets:broken"), ("layers", "tiny_nets:broken", "--debug")):
+        code, out, err = iba(*arguments)
+        assert (code, out) == (2, "")
+        assert "Traceback (most recent call last)" in err
+        assert 'in broken\n    raise RuntimeError("the weights are gone")' in err
+        assert err.splitlines()[-1].startswith("iba: error: model='tiny_nets:broken' fails: RuntimeError")
+    assert "--debug" in iba("--help")[1]
+
+
+STUBBORN = """
+import time
+
+for _ in range(600):
+    try:
+        time.sleep(0.1)
+    except BaseException:
+        pass
+"""
+
+
+def interrupted(workplace, delay, *arguments):
+    """Run the command, press Ctrl-C `delay` seconds after its start, and give its end."""
+    program = (
+        "import iba_command; iba_command.catch_interruptions(); print('started', flush=True); "
+        "raise SystemExit(iba_command.main())"
+    )
+    command = [sys.executable, "-c", program, *map(str, arguments)]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, cwd=workplace, **pipes) as process:
+        assert process.stdout.readline() == "started\n"
+        time.sleep(delay)
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=60)
+    return process.returncode, out, err
+
+
+@pytest.mark.parametrize("delay", [0.0, 0.1, 0.4, 0.8])
+def test_ctrl_c_is_one_line_while_everything_is_imported(workplace, delay):
+    assert interrupted(workplace, delay, "layers", "tiny_nets:told") == (130, "", "iba: interrupted\n")
+
+
+def test_nothing_swallows_ctrl_c(workplace):
+    (workplace / "stubborn_net.py").write_text(STUBBORN)
+    assert interrupted(workplace, 6, "layers", "stubborn_net:build") == (130, "", "iba: interrupted\n")
+
+
+def test_ctrl_c_leaves_no_half_file(tmp_path):
+    program = (
+        "import iba_command, sys, time; iba_command.catch_interruptions()\n"
+        "from iba_core.files import write_atomically\n"
+        "with write_atomically('file') as file:\n"
+        "    file.write(b'half'); print('started', flush=True); time.sleep(60)\n"
+    )
+    (tmp_path / "file").write_bytes(b"old")
+    with subprocess.Popen([sys.executable, "-c", program], cwd=tmp_path, stdout=subprocess.PIPE) as process:
+        process.stdout.readline()
+        assert len(os.listdir(tmp_path)) == 2
+        process.send_signal(signal.SIGINT)
+        process.wait(60)
+    assert process.returncode == 130
+    assert os.listdir(tmp_path) == ["file"]
+    assert (tmp_path / "file").read_bytes() == b"old"
 
 
 def test_interruption(iba, monkeypatch):

@@ -303,14 +303,14 @@ def test_ensembles_without_a_middle_are_errors():
             mean([a, opposite])
         with pytest.raises(InputError, match="empty"):
             mean([])
-        with pytest.raises(InputError, match="one shape"):
+        with pytest.raises(InputError, match="one shape|must be .*, as this one"):
             mean([a, ConceptEmbedding(np.ones(3), bias=0)])
     far = ConceptEmbedding([-1.0, 0.1], bias=1.0)
     with pytest.raises(InputError, match=r"embeddings\[2\].*right angle"):
         ConceptEmbedding.mean_by_angle([a, a, far])
     with pytest.raises(InputError, match="1 entries; a variance with ddof=1"):
         ConceptEmbedding.variance([a])
-    with pytest.raises(InputError, match="one shape"):
+    with pytest.raises(InputError, match="one shape|must be .*, as this one"):
         a.cosine(ConceptEmbedding(np.ones(3), bias=0))
 
 
@@ -321,14 +321,14 @@ def test_ensembles_without_a_middle_are_errors():
     ("arguments", "message"),
     [
         ({"normal_vec": [0.0, 0.0], "bias": 1}, "normal_vec is zero"),
-        ({"normal_vec": [], "bias": 1}, "at least one entry|one axis and one entry"),
+        ({"normal_vec": [], "bias": 1}, "at least one value|one axis and one entry"),
         ({"normal_vec": 3.0, "bias": 1}, "one axis"),
-        ({"normal_vec": [1.0, np.nan], "bias": 1}, "not finite"),
-        ({"normal_vec": ["n"], "bias": 1}, "not an array of numbers"),
+        ({"normal_vec": [1.0, np.nan], "bias": 1}, "normal_vec holds nan"),
+        ({"normal_vec": ["n"], "bias": 1}, "must be an array of real numbers"),
         ({"normal_vec": [1.0]}, "neither bias nor support_factor"),
         ({"normal_vec": [1.0], "bias": 1, "support_factor": 1}, "both given"),
-        ({"normal_vec": [1.0], "bias": [1, 2]}, "bias has shape"),
-        ({"normal_vec": [1.0], "bias": np.inf}, "bias is inf"),
+        ({"normal_vec": [1.0], "bias": [1, 2]}, "bias=.* must be one number"),
+        ({"normal_vec": [1.0], "bias": np.inf}, "bias=inf must be a finite number"),
         ({"normal_vec": [1.0], "bias": 1, "scaling_factor": 0}, "scaling_factor is 0"),
         ({"normal_vec": np.ones((2, 3, 3)), "bias": 1, "kernel_size": (3, 5)}, r"kernel_size=\(3, 5\)"),
     ],

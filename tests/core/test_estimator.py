@@ -131,7 +131,7 @@ def test_wrong_uses_are_named():
         estimator.std()
     other = WelfordEstimator()
     other.fit(np.ones((2, 5)))
-    with pytest.raises(InputError, match=r"\(3, 4\) and \(5,\)"):
+    with pytest.raises(InputError, match=r"other is .*\(5,\).*\(3, 4\)"):
         estimator.merge(other)
     with pytest.raises(StateError, match="lacks m2, nonzero"):
         estimator.load_state_dict({"n_samples": 1, "mean": [0.0]})

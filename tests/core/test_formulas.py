@@ -15,11 +15,10 @@ from iba_core.bottleneck.formulas import (
     capacity_slope,
     mask_from_alpha,
     restrict,
-    smooth,
 )
-from iba_core.bottleneck.smoothing import smoothing_matrices, smoothing_matrix
+from iba_core.bottleneck.smoothing import banded_matrix, smooth, smoothing_matrices, smoothing_matrix
 from iba_core.framework.layout import Layout, Tokens
-from iba_core.framework.namespace import log_sigmoid, log_sum_exp, sigmoid
+from iba_core.framework.namespace import array_namespace, log_sigmoid, log_sum_exp, sigmoid
 from iba_core.targets import cross_entropy, cross_entropy_of_probabilities
 
 RNG = np.random.default_rng(0)
@@ -250,3 +249,76 @@ def test_tokens_are_smoothed_on_their_grid(framework):
     for axis in (1, 2):
         folded = ndimage.gaussian_filter1d(folded, 1.0, axis, mode="mirror", radius=2)
     np.testing.assert_allclose(found[:, 1:].reshape(2, 4, 5, 3), folded, atol=1e-12)
+
+
+# -- long axes ----------------------------------------------------------------------------------------
+
+
+def filtered(x, std, axes):
+    for axis in axes:
+        x = ndimage.gaussian_filter1d(x, std, axis, mode="mirror", radius=max(1, round(2 * std)))
+    return x
+
+
+@pytest.mark.parametrize(
+    ("size", "std"), [(144, 1.0), (193, 0.7), (320, 1.0), (2047, 3.0), (900, 20.0), (481, 0.2)]
+)
+def test_bands_hold_the_matrix_and_its_transpose(size, std):
+    matrix, blocks = smoothing_matrix(size, std), banded_matrix(size, std)
+    rows, radius = blocks.shape[2], (blocks.shape[3] - blocks.shape[2]) // 2
+    for expected, of_one in zip((matrix, matrix.T), blocks, strict=True):
+        whole = np.zeros((len(of_one) * rows, len(of_one) * rows + 2 * radius))
+        for index, block in enumerate(of_one):
+            whole[index * rows : (index + 1) * rows, index * rows : (index + 1) * rows + 2 * radius] = block
+        inner = whole[:size, radius : radius + size]
+        np.testing.assert_allclose(inner, expected, rtol=0, atol=1e-15)
+        assert np.count_nonzero(whole) == np.count_nonzero(inner)
+
+
+@pytest.mark.parametrize("data_format", ["channels_first", "channels_last"])
+@pytest.mark.parametrize(
+    ("spatial", "std"), [((151, 5), 1.0), ((4, 200), 1.0), ((333,), 2.0), ((3, 4, 149), 1.0)]
+)
+def test_long_axes_are_smoothed_alike(framework, data_format, spatial, std):
+    shape = (*spatial, 3) if data_format == "channels_last" else (3, *spatial)
+    layout = Layout.of(shape, data_format)
+    matrices = smoothing_matrices(shape, layout, std)
+    assert {len(matrix.shape) for matrix in matrices} >= {4}
+    x, weights = RNG.normal(size=(2, 2, *shape))
+    axes = tuple(axis + 1 for axis in layout.spatial_axes)
+    tensors = [framework.asarray(m) for m in matrices]
+    found = framework.to_numpy(smooth(framework.asarray(x), tensors, layout))
+    np.testing.assert_allclose(found, filtered(x, std, axes), atol=1e-12)
+    # The transpose G' is what keeps <w, G x> = <G' w, x>.
+    turned = framework.to_numpy(smooth(framework.asarray(weights), tensors, layout, transposed=True))
+    np.testing.assert_allclose((weights * found).sum(), (turned * x).sum(), rtol=1e-10)
+    dense = [smoothing_matrix(size, std) for size in spatial]
+    np.testing.assert_allclose(turned, smooth(weights, dense, layout, transposed=True), atol=1e-12)
+
+
+def test_gradients_pass_long_axes(framework):
+    layout = Layout.of((150, 1), "channels_last")
+    tensors = [framework.asarray(m) for m in smoothing_matrices((150, 1), layout, 1.0)]
+    x, weights = RNG.normal(size=(2, 1, 150, 1))
+    w = framework.asarray(weights)
+    gradient = framework.gradient(lambda x: array_namespace(x).sum(w * smooth(x, tensors, layout)), x)
+    np.testing.assert_allclose(
+        gradient, smooth(weights, [smoothing_matrix(150, 1.0)], layout, transposed=True), atol=1e-5
+    )
+
+
+@pytest.mark.parametrize(("grid", "prefix"), [((20, 30), 1), ((160, 4), 0), ((700,), 2), (None, 3)])
+@pytest.mark.parametrize("data_format", ["channels_first", "channels_last"])
+def test_many_tokens_are_smoothed_on_their_grid(framework, grid, prefix, data_format):
+    count = prefix + (600 if grid is None else int(np.prod(grid)))
+    shape = (count, 3) if data_format == "channels_last" else (3, count)
+    layout = Layout.of(shape, data_format, Tokens(prefix, grid))
+    matrices = smoothing_matrices(shape, layout, 1.0)
+    x = RNG.normal(size=(2, *shape))
+    found = framework.to_numpy(smooth(framework.asarray(x), [framework.asarray(m) for m in matrices], layout))
+    if data_format == "channels_first":
+        x, found = x.swapaxes(1, 2), found.swapaxes(1, 2)
+    np.testing.assert_array_equal(found[:, :prefix], x[:, :prefix])
+    folded = x[:, prefix:].reshape(2, *(grid or (600,)), 3)
+    expected = filtered(folded, 1.0, range(1, folded.ndim - 1)).reshape(2, -1, 3)
+    np.testing.assert_allclose(found[:, prefix:], expected, atol=1e-12)

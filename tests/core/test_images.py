@@ -1,3 +1,4 @@
+import os
 import subprocess
 import sys
 import tracemalloc
@@ -108,6 +109,52 @@ def test_load_image_notices_a_truncated_file(tmp_path, suffix):
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     with pytest.raises(InputError, match=rf"a\.{suffix} (cannot be read, it may be damaged|is not an image)"):
         load_image(path)
+
+
+POSTSCRIPT = (
+    b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\n"
+    b"(out) (w) file closefile showpage\n%%EOF\n"
+)
+
+
+@pytest.mark.parametrize("name", ["photo.jpg", "photo.eps", "photo.png"])
+def test_load_image_starts_no_program(tmp_path, monkeypatch, name):
+    def start(*arguments, **options):
+        raise AssertionError(f"{arguments} was started")
+
+    monkeypatch.setattr(subprocess, "Popen", start)
+    (tmp_path / name).write_bytes(POSTSCRIPT)
+    with pytest.raises(InputError, match=rf"{name} is not an image; the formats are .*, JPEG, "):
+        load_image(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    "kind", ["BMP", "GIF", "ICO", "JPEG", "PCX", "PNG", "PPM", "SGI", "TGA", "TIFF", "WEBP"]
+)
+def test_load_image_goes_by_the_content(tmp_path, kind):
+    Image.new("RGB", (32, 32), (200, 100, 50)).save(tmp_path / "photo.dat", kind)
+    pixels = np.asarray(load_image(tmp_path / "photo.dat"))
+    np.testing.assert_allclose(pixels[16, 16], [200, 100, 50], atol=60 if kind == "GIF" else 4)
+
+
+def test_load_image_reads_regular_files_only(tmp_path):
+    os.mkfifo(tmp_path / "pipe.png")
+    for path in (tmp_path / "pipe.png", "/dev/zero"):
+        with pytest.raises(InputError, match="is no file; an image file was expected"):
+            load_image(path)
+    with pytest.raises(InputError, match="does not exist"):
+        load_image(tmp_path / ("x" * 300))
+    with pytest.raises(InputError, match="path=None is not the name of a file"):
+        load_image(None)
+
+
+def test_load_image_shows_names_harmlessly(tmp_path):
+    path = os.fsencode(tmp_path) + b"/caf\xe9\x1b[31m\n.png"
+    with pytest.raises(InputError, match=r"caf\\udce9\\x1b\[31m\\n\.png does not exist"):
+        load_image(path)
+    with open(path, "wb") as file:
+        Image.new("RGB", (2, 2), "red").save(file, "PNG")
+    assert load_image(path).getpixel((0, 0)) == (255, 0, 0)
 
 
 def test_load_image_refuses_a_bomb(tmp_path, monkeypatch):
@@ -292,8 +339,8 @@ def test_inverse_of_grey_and_of_wrong_shapes():
         ({"crop_fraction": 0}, "crop_fraction=0"),
         ({"crop_fraction": 1.5}, "crop_fraction=1.5"),
         ({"channels": 2}, "channels=2"),
-        ({"mean": (0.1, 0.2)}, r"mean=\(0.1, 0.2\) must hold 1 number, or 3"),
-        ({"std": (1.0, 1.0, 0.0)}, "must be positive"),
+        ({"mean": (0.1, 0.2)}, r"mean=\(0.1, 0.2\) must be a sequence of 1 or 3 finite numbers"),
+        ({"std": (1.0, 1.0, 0.0)}, "std=.*above 0"),
         ({"interpolation": "cubic"}, "interpolation='cubic' is unknown; .*'bicubic'"),
     ],
 )
@@ -303,20 +350,22 @@ def test_preprocessing_refuses_nonsense(options, message):
 
 
 def test_preset_offers_the_closest_name():
-    with pytest.raises(InputError, match="no preprocessing 'imagnet'; the closest name is 'imagenet'"):
+    with pytest.raises(
+        InputError, match="name='imagnet' is no preprocessing; the closest name is 'imagenet'"
+    ):
         Preprocessing.preset("imagnet")
-    with pytest.raises(InputError, match="one per channel"):
+    with pytest.raises(InputError, match="mean=.* 1 finite numbers"):
         Preprocessing.preset("imagenet", channels=1)
 
 
 @pytest.mark.parametrize(
     ("image", "message"),
     [
-        (np.zeros((4, 4, 3)), "image is an array of float64"),
+        (np.zeros((4, 4, 3)), "image is a float64 array"),
         (np.zeros((4, 4, 2), np.uint8), r"image has shape \(4, 4, 2\)"),
         (np.zeros((1, 4, 4, 3), np.uint8), r"image has shape \(1, 4, 4, 3\)"),
         (np.zeros((0, 4, 3), np.uint8), r"image has shape \(0, 4, 3\)"),
-        ("cat.png", "image is str"),
+        ("cat.png", "image='cat.png' must be"),
     ],
 )
 def test_preprocessing_refuses_what_is_no_picture(image, message):
@@ -346,7 +395,7 @@ def test_sample_images_are_photographs(name):
 
 
 def test_sample_image_offers_the_closest_name():
-    with pytest.raises(InputError, match=r"no sample image 'cofee'; the closest names? .*'coffee'"):
+    with pytest.raises(InputError, match=r"name='cofee' is no sample image; the closest names? .*'coffee'"):
         sample_image("cofee")
 
 

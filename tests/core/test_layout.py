@@ -104,7 +104,7 @@ def test_backends_are_found_by_entry_point():
     assert {"torch", "tensorflow"} <= set(backends())
     with pytest.raises(InputError, match="backend='jaxx' is not installed; there are"):
         load_backend("jaxx")
-    with pytest.raises(InputError, match=r"no backend serves a model of type builtins\.object"):
+    with pytest.raises(InputError, match=r"model is of type builtins\.object, which no backend serves"):
         find_adapter(object())
 
 

@@ -96,7 +96,7 @@ def test_files_are_read_the_right_way_up(tmp_path):
 @pytest.mark.parametrize(
     ("source", "message"),
     [
-        (np.arange(12, dtype=np.uint8).reshape(3, 4), "the mask has values up to 11, none above 127"),
+        (np.arange(12, dtype=np.uint8).reshape(3, 4), "source has values up to 11, none above 127"),
         (np.zeros((3, 4)), "an array of float64"),
         (np.zeros((3, 4, 2), np.uint8), r"shape \(3, 4, 2\)"),
         (Image.new("F", (3, 4)), "floating-point numbers"),
@@ -109,7 +109,9 @@ def test_what_cannot_be_understood_is_named(source, message):
 
 def test_files_that_cannot_be_understood_are_named(tmp_path):
     Image.fromarray(np.full((3, 4), 7, np.uint8)).save(tmp_path / "seven.png")
-    with pytest.raises(InputError, match=r"seven\.png has values up to 7, .* have the value 1 where"):
+    with pytest.raises(
+        InputError, match=r"seven\.png: the mask has values up to 7, .* have the value 1 where"
+    ):
         mask_picture(tmp_path / "seven.png")
     (tmp_path / "text.png").write_text("no picture")
     with pytest.raises(InputError, match=r"text\.png is not an image"):

@@ -166,7 +166,7 @@ def test_slopes_where_the_bottleneck_does_not_act_need_not_be_finite():
 
 def test_a_mask_is_not_negative():
     features = FEATURES.astype(np.float32)
-    found = run(features=features, settings={"initial_alpha": -30.0, "steps": 0})
+    found = run(features=features, settings={"initial_alpha": -30.0, "learning_rate": 0.0})
     assert found.mask.passed.dtype == np.float32
     assert (found.mask.passed >= 0).all()
 
@@ -275,7 +275,7 @@ def test_presets_hold_settings():
     assert preset_settings(None) == {}
     fast = BottleneckSettings(**preset_settings("fast"))
     assert sum(fast.schedule) <= sum(BottleneckSettings().schedule) / 2
-    with pytest.raises(InputError, match="preset='slow' is none of the presets 'default', 'fast'"):
+    with pytest.raises(InputError, match="preset='slow' is no preset; there are 'default', 'fast'"):
         preset_settings("slow")
 
 
@@ -331,9 +331,6 @@ def test_settings_of_zero_are_honoured():
     np.testing.assert_array_equal(free.informations, 0)
     still = run(settings={"learning_rate": 0.0})
     np.testing.assert_array_equal(still.alpha, 5.0)
-    unmoved = run(settings={"steps": 0})
-    assert unmoved.model_losses.shape == (0, 3)
-    np.testing.assert_array_equal(unmoved.alpha, 5.0)
     total, mean = run(settings={"normalize_beta": False, "beta": 1.0}), run(settings={"beta": 18.0})
     np.testing.assert_allclose(total.alpha, mean.alpha)
     overridden = BottleneckSettings().override(beta=0, smooth_std=0.0, normalize_beta=False, steps=None)
@@ -424,9 +421,9 @@ def test_statistics_that_do_not_fit_are_named():
     ok = np.ones(SHAPE)
     with pytest.raises(InputError, match="one shape"):
         Statistics(ok, np.ones(3), ok > 0)
-    with pytest.raises(InputError, match="must not be negative"):
+    with pytest.raises(InputError, match="std has values from -1 to -1; they must be at least 0"):
         Statistics(ok, -ok, ok > 0)
-    with pytest.raises(InputError, match="must be finite"):
+    with pytest.raises(InputError, match="mean holds nan at index"):
         Statistics(ok * np.nan, ok, ok > 0)
 
 

@@ -1,3 +1,5 @@
+import errno
+import os
 import subprocess
 import sys
 
@@ -10,7 +12,7 @@ from PIL import Image
 from scipy import ndimage
 
 from iba_core.errors import InputError, MissingDependencyError
-from iba_core.pictures.plotting import plot_saliency_map, save_overlay
+from iba_core.pictures.plotting import caption, plot_saliency_map, save_overlay
 
 
 @pytest.fixture
@@ -172,13 +174,13 @@ def test_pyplots_state_stays_as_it_was(saliency):
     [
         ({"saliency_map": np.zeros((1, 4, 4))}, r"saliency_map has shape \(1, 4, 4\)"),
         ({"saliency_map": np.zeros((0, 4))}, r"saliency_map has shape \(0, 4\)"),
-        ({"saliency_map": np.array([[1, np.nan]])}, "not finite"),
+        ({"saliency_map": np.array([[1, np.nan]])}, "saliency_map holds nan"),
         ({"img": np.zeros((5, 4))}, r"img has shape \(5, 4\), but the saliency map \(4, 4\)"),
         ({"img": np.zeros((3, 4, 4))}, r"img has shape \(3, 4, 4\); \(H, W\)"),
-        ({"min_alpha": 0.8}, "min_alpha=0.8 and max_alpha=0.7"),
+        ({"min_alpha": 0.8}, "min_alpha=0.8 is greater than max_alpha=0.7"),
         ({"max_alpha": 1.2}, "max_alpha=1.2"),
-        ({"vmax": 0}, "vmax=0 must be positive"),
-        ({"vmax": float("nan")}, "vmax=nan must be positive"),
+        ({"vmax": 0}, "vmax=0 must be a finite number, above 0"),
+        ({"vmax": float("nan")}, "vmax=nan must be a finite number, above 0"),
     ],
 )
 def test_nonsense_is_refused_before_anything_is_drawn(ax, options, message):
@@ -246,11 +248,11 @@ def test_long_titles_are_not_cut_off(tmp_path):
 
 def test_save_overlay_refuses_nonsense(tmp_path):
     path = tmp_path / "a.png"
-    with pytest.raises(InputError, match="maps is empty"):
+    with pytest.raises(InputError, match="maps={} must be a dict"):
         save_overlay(path, np.zeros((4, 4)), {})
     with pytest.raises(InputError, match=r"maps\['PyTorch'\] has shape \(4,\)"):
         save_overlay(path, np.zeros((4, 4)), {"PyTorch": np.zeros(4)})
-    with pytest.raises(InputError, match=r"img has shape \(5, 4\), but the saliency map \(4, 4\)"):
+    with pytest.raises(InputError, match=r"picture has shape \(5, 4\), but the saliency map \(4, 4\)"):
         save_overlay(path, np.zeros((5, 4)), {"": np.zeros((4, 4))})
     assert not path.exists()
 
@@ -267,3 +269,31 @@ print("matplotlib.pyplot" in sys.modules)
     command = [sys.executable, "-c", code, str(tmp_path / "a.png")]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
+
+
+@pytest.mark.parametrize(
+    "name", ["$x_{$", r"a\frac$b$", "\x1b[31m", os.fsdecode(b"caf\xe9"), "two\nlines", "a" * 500]
+)
+def test_any_name_is_drawn(tmp_path, saliency, picture, name):
+    save_overlay(tmp_path / "map.png", picture, {name: saliency}, title=name, subtitle=name)
+    assert Image.open(tmp_path / "map.png").width > 100
+
+
+def test_dollar_signs_are_no_formulas():
+    assert caption("5 $ and 6 $\x07\nmore") == "5 $ and 6 $\\x07\nmore"
+
+
+def test_a_figure_is_written_whole_or_not_at_all(tmp_path, saliency, picture, monkeypatch):
+    path = tmp_path / "map.png"
+    path.write_bytes(b"old")
+
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(InputError, match=r"map\.png' cannot be written: No space left on device"):
+        save_overlay(path, picture, {"": saliency})
+    assert path.read_bytes() == b"old"
+    assert os.listdir(tmp_path) == ["map.png"]
+    with pytest.raises(InputError, match="its folder does not exist"):
+        save_overlay(tmp_path / "none" / "map.png", picture, {"": saliency})

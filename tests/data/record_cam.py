@@ -54,6 +54,10 @@ def main(path: str) -> None:
             arrays[f"{name}.two_layers"] = cam(input_tensor=x, targets=targets)
     with GradCAM(model=model, target_layers=[model[3]]) as cam:
         arrays["GradCAM.aug_smooth"] = cam(input_tensor=x, targets=targets, aug_smooth=True)
+    # Scores as faint as they are deep in most networks: the package's constants then outweigh the gradients.
+    faint = [lambda row: 1e-3 * row[1], lambda row: 1e-3 * row[3]]
+    with GradCAMPlusPlus(model=model, target_layers=[model[3]]) as cam:
+        arrays["GradCAMPlusPlus.faint"] = cam(input_tensor=x, targets=faint)
     arrays["picture"] = rng.random_sample((17, 20, 3)).astype(np.float32)
     arrays["overlay"] = show_cam_on_image(arrays["picture"], arrays["GradCAM"][0], use_rgb=True)
     arrays["overlay.bgr"] = show_cam_on_image(arrays["picture"], arrays["GradCAM"][0], image_weight=0.7)

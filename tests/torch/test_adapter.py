@@ -20,7 +20,7 @@ def test_it_is_found_for_modules_and_for_nothing_else():
     model = nn.Linear(2, 2)
     assert load_backend("pytorch") is TorchAdapter
     assert isinstance(find_adapter(model), TorchAdapter)
-    with pytest.raises(InputError, match=r"no backend serves a model of type builtins\.int"):
+    with pytest.raises(InputError, match=r"model is of type builtins\.int, which no backend serves"):
         find_adapter(3)
     assert TorchAdapter.load("some-other-network") is None
     for use in (TorchAdapter, lambda model: IBA(nn.ReLU()).estimate(model, [torch.ones(4, 2)])):
@@ -104,7 +104,7 @@ def test_a_module_of_several_names_is_found_by_each_of_them(images):
 def test_inputs_take_the_dtype_of_the_model(dtype):
     adapter = TorchAdapter(nn.Linear(2, 2).to(dtype))
     flag, ids = object(), np.array([1, 2])
-    found = adapter.to_inputs(
+    found = adapter.as_tensors(
         {
             "a": np.zeros((2, 2), np.float32),
             "b": (torch.zeros(2), ids),

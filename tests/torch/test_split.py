@@ -76,8 +76,15 @@ def test_the_tail_can_begin_at_the_input_of_a_layer(case, images, replacement):
             model.get_submodule(name),
             where="input",
             call=int(call) if call else None,
+            # Nothing but reshaping is done with the axes of an input.
+            data_format="channels_first",
         )
         z = split.features(other).repeat_interleave(3, 0)
+        if type(model).__name__ == "Residual" and layer == "act":
+            # The model goes on with the tensor that the layer writes into, not with what it returns.
+            with pytest.raises(LayerError, match="does not repeat the model"), split.head(x):
+                pass
+            continue
         with split.head(x) as tail:
             outputs = [tail(z), tail(z)]
         with replacement[0](model, layer, z.clone(), "input"):
@@ -219,6 +226,10 @@ class TestWork:
             in_all = dict(calls)
             calls.update(dict.fromkeys(calls, 0))
             split = adapter.split(layer)
+            # The first time it is checked against the whole model.
+            with split.head(images(1)):
+                pass
+            calls.update(dict.fromkeys(calls, 0))
             with split.head(images(1)) as tail:
                 in_head = dict(calls)
                 for _ in range(3):
@@ -228,9 +239,10 @@ class TestWork:
 
     def test_features_run_the_head_and_nothing_else(self, images, count_calls, cases):
         model = cases["unet"].make()
+        calls = count_calls(model)
         split = TorchAdapter(model).split("bottom")
         split.features(images(1))
-        calls = count_calls(model)
+        calls.update(dict.fromkeys(calls, 0))
         split.features(images(4))
         assert {name for name, count in calls.items() if count} == {
             *("", "down1", "down1.0", "down1.1", "down2", "down2.0", "down2.1", "bottom")
@@ -461,6 +473,8 @@ def test_several_models_in_one_closure(images, count_calls):
     decoder = nn.Sequential(nn.Dropout(0.5), nn.Conv2d(4, 2, 3)).double()
     x, calls = images(2), count_calls(encoder)
     split = TorchSplit(lambda inputs: decoder(encoder(inputs)), encoder)
+    with split.head(x):
+        calls.update(dict.fromkeys(calls, 0))
     with split.head(x) as tail:
         first = tail(tail.features)
         assert torch.equal(tail(tail.features), first)
@@ -647,7 +661,8 @@ class TestOrderInMemory:
 
         seen = self.run_tail(self.model(Flat()), images(2, torch.float32))
         # Tried once, and not again.
-        assert seen[-5:] == [True, False, False, False, False]
+        assert seen.count(True) == 1
+        assert seen[-4:] == [False] * 4
 
     @pytest.mark.parametrize("asks", ["nothing", "view", "as_strided"])
     def test_the_head_too_runs_in_that_order_unless_a_layer_asks(self, images, asks):
@@ -672,13 +687,15 @@ class TestOrderInMemory:
                 # What is made of them is to lie as the tail takes it best.
                 assert tail.features.is_contiguous(memory_format=torch.channels_last)
         assert torch.equal(x, kept)
-        # Tried once, and not again where it is refused.
-        assert look.seen == ([True, True] if asks == "nothing" else [True, False, False])
+        # After a whole pass in plain order, tried once, and not again where it is refused.
+        assert look.seen == [False, *([True, True] if asks == "nothing" else [True, False, False])]
 
     def test_other_errors_are_the_models_own(self, images):
         class Failing(nn.Module):
             def forward(self, x):
-                raise RuntimeError("no view of mine" if torch.is_grad_enabled() else "")
+                if torch.is_grad_enabled():
+                    raise RuntimeError("no view of mine")
+                return x.flatten(1)
 
         model = self.model(Failing())
         split = TorchAdapter(model).split("0")
@@ -708,4 +725,4 @@ def test_channels_last_memory_is_kept_in_the_tail(images):
     split = TorchAdapter(model).split("0")
     with split.head(x) as tail:
         tail(tail.features.repeat_interleave(2, 0).contiguous())
-    assert look.seen == [True]
+    assert all(look.seen)

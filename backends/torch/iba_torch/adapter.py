@@ -10,16 +10,18 @@ import numpy as np
 import torch
 from torch import nn
 
+from iba_core.arguments import given, require_bool, require_data_format
 from iba_core.errors import InputError, LayerError, closest
 from iba_core.framework.adapter import Inputs, LayerInfo, ModelAdapter
+from iba_core.framework.arrays import as_array
 from iba_core.framework.framework import Framework
 from iba_core.framework.layout import DataFormat
 from iba_torch.framework import TorchFramework, move_to
 from iba_torch.tail.calls import unwrap
-from iba_torch.tail.places import Knowledge, LayerCall
+from iba_torch.tail.places import AssumptionsAtPlace, Knowledge, LayerCall
 from iba_torch.tail.shadow import Handler, Shadows, Site
 from iba_torch.tail.split import TorchSplit, call_with, owned
-from iba_torch.tail.trees import tree_map
+from iba_torch.tail.trees import tensors, tree_map
 
 _CALL_SUFFIX = re.compile(r"(?P<name>.+):(?P<call>\d+)")
 
@@ -50,7 +52,7 @@ class TorchAdapter(ModelAdapter):
 
     def __init__(self, model: nn.Module, rewrites: bool = True) -> None:
         if not isinstance(model, nn.Module):
-            raise InputError(f"model is of type {type(model).__name__}; an nn.Module was expected")
+            raise InputError(f"{given('model', model)} must be an nn.Module")
         if any(kind.__module__.partition(".")[0] == "keras" for kind in type(model).__mro__):
             raise InputError(
                 f"model is a Keras {type(model).__name__} that runs on PyTorch, whose layers are no modules; "
@@ -58,9 +60,11 @@ class TorchAdapter(ModelAdapter):
             )
         super().__init__(unwrap(model))
         self._takes_list: bool | None = None
-        self._rewrites = rewrites
+        self._rewrites = require_bool("rewrites", rewrites)
         self._knowledge = Knowledge()
         self._shadows = Shadows()
+        self._takes_floats: dict[Any, bool] = {}
+        """Which inputs of whole numbers the model takes only as floating-point numbers."""
 
     @classmethod
     def owns(cls, model: Any) -> bool:
@@ -115,6 +119,7 @@ class TorchAdapter(ModelAdapter):
         Raises:
             LayerError: the model has no such layer.
         """
+        require_data_format("data_format", data_format, optional=True)
         module, name, call = self._find(layer)
         return TorchSplit(
             self.model,
@@ -150,7 +155,7 @@ class TorchAdapter(ModelAdapter):
                 raise LayerError(f"the model has no layer {layer!r}; {closest(layer, modules)}")
             module = modules[name]
         else:
-            raise LayerError(f"layer={layer!r} is neither a module of the model nor the name of one")
+            raise LayerError(f"{given('layer', layer)} is neither a module of the model nor the name of one")
         shown = name if call is None else f"{name}:{call}"
         return LayerCall(module, shown, call)
 
@@ -159,9 +164,15 @@ class TorchAdapter(ModelAdapter):
         return self._predict(inputs, None)
 
     def _predict(self, inputs: Inputs, handler: Handler | None) -> Any:
-        own = owned(inputs)
-        with self._shadows.lease() as shadow, torch.no_grad(), shadow.switch.on({}, handler):
-            return call_with(shadow.of(self.model), own)
+        with self._shadows.lease() as shadow:
+            whole = self._shadows.assumed.get("whole", AssumptionsAtPlace)
+
+            def run() -> Any:
+                with shadow.used(), torch.no_grad(), whole.watching(shadow.weights):
+                    with shadow.switch.on({}, handler):
+                        return call_with(shadow.of(self.model), owned(inputs))
+
+            return self._shadows.run(shadow, whole, run)
 
     def as_tensors(self, inputs: Inputs, device: torch.device | str | None = None) -> Inputs:
         """`inputs` with every array as a tensor of the model's device and floating-point dtype.
@@ -194,7 +205,7 @@ class TorchAdapter(ModelAdapter):
         def visit(tree: Any) -> Any:
             return tree_map(convert, tree, (torch.Tensor, np.ndarray, np.generic, list))
 
-        converted = visit(inputs)
+        converted = self._of_its_kind(visit(inputs))
         if isinstance(converted, (list, tuple)):
             self._require_no_list(converted)
         return converted
@@ -220,12 +231,48 @@ class TorchAdapter(ModelAdapter):
                 "shape (N, C, H, W), calls the model with list(x) and returns a tensor with a row per image"
             )
 
+    def _of_its_kind(self, inputs: Inputs) -> Inputs:
+        """`inputs` with whole numbers as floating-point numbers, if the model takes them only so.
+
+        Whole numbers are tokens or pixels, which no shape tells. So the model is asked, once for each kind of
+        inputs: where it fails on whole numbers and runs on the same in floating point, that is meant.
+        """
+        found = [tensor for tensor in tensors(inputs) if _is_whole(tensor)]
+        if not found:
+            return inputs
+        like = next((each for each in self.model.parameters() if each.is_floating_point()), None)
+        dtype = torch.get_default_dtype() if like is None else like.dtype
+        key = tuple((tensor.dtype, tensor.ndim) for tensor in found)
+        if key not in self._takes_floats:
+            self._takes_floats[key] = self._runs_on_floats_only(inputs, dtype)
+        return _as_floats(inputs, dtype) if self._takes_floats[key] else inputs
+
+    def _runs_on_floats_only(self, inputs: Inputs, dtype: torch.dtype) -> bool:
+        try:
+            self.predict(inputs)
+        # Whatever the model raises; it is asked again below, and raises that once more when it runs.
+        except Exception:
+            try:
+                self.predict(_as_floats(inputs, dtype))
+            except Exception:
+                return False
+            return True
+        return False
+
 
 def _tensor_of(array: Any) -> torch.Tensor:
-    array = np.asarray(array)
+    array = as_array("the input", array)
     # PyTorch takes no array whose axes run backwards, and warns of one that must not be written into.
     shares = array.flags.c_contiguous and array.flags.writeable
     return torch.from_numpy(array if shares else array.copy())
+
+
+def _is_whole(tensor: torch.Tensor) -> bool:
+    return not (tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool)
+
+
+def _as_floats(inputs: Inputs, dtype: torch.dtype) -> Inputs:
+    return tree_map(lambda tensor: tensor.to(dtype) if _is_whole(tensor) else tensor, inputs)
 
 
 def _is_numbers(items: list[Any]) -> bool:

@@ -13,7 +13,9 @@ import torch
 from PIL import Image
 from torch.utils.data import Dataset
 
+from iba_core.arguments import require_callable, require_type, require_whole
 from iba_core.errors import InputError
+from iba_core.files import as_path
 from iba_core.pictures.images import image_files, load_image
 
 _MEAN = np.array([0.485, 0.456, 0.406], np.float32)
@@ -36,7 +38,10 @@ def tensor_to_np_img(img_t: torch.Tensor) -> npt.NDArray[np.floating]:
         >>> tensor_to_np_img(torch.zeros(3, 1, 1)).round(3)
         array([[[0.485, 0.456, 0.406]]], dtype=float32)
     """
-    if img_t.ndim != 3 or img_t.shape[0] != 3:
+    require_type("img_t", img_t, torch.Tensor, "a tensor")
+    if img_t.is_complex() or not bool(torch.isfinite(img_t).all()):
+        raise InputError("img_t holds values that are not finite real numbers")
+    if 0 in img_t.shape or img_t.ndim != 3 or img_t.shape[0] != 3:
         raise InputError(f"img_t has shape {tuple(img_t.shape)}; one image (3, height, width) was expected")
     image = img_t.detach().cpu().float().permute(1, 2, 0).numpy()
     picture: npt.NDArray[np.floating] = image * _STD + _MEAN
@@ -61,13 +66,13 @@ class ImageNetTransform:
 
     def __init__(self, resize: int, crop_size: int) -> None:
         for name, value in (("resize", resize), ("crop_size", crop_size)):
-            if value < 1:
-                raise InputError(f"{name}={value} must be 1 or more")
+            require_whole(name, value, 1, 2**14)
         self.resize = resize
         self.crop_size = crop_size
 
     def __call__(self, image: Image.Image) -> torch.Tensor:
         """Convert the image to a tensor (3, crop_size, crop_size), float32."""
+        require_type("image", image, Image.Image, "a Pillow image")
         image = image.convert("RGB")
         short, side = min(image.size), self.crop_size
         width, height = (self.resize * size // short for size in image.size)
@@ -129,7 +134,8 @@ class ImageFolder(Dataset[tuple[Any, int]]):
     def __init__(
         self, root: str | PathLike[str], transform: Callable[[Image.Image], Any] | None = None
     ) -> None:
-        self.root = Path(root)
+        self.root: Path = as_path(root, "root")
+        require_callable("transform", transform, "a function of a Pillow image", optional=True)
         self.transform = transform
         folders = sorted(entry for entry in self.root.glob("*/") if entry.is_dir())
         if not folders:
@@ -176,6 +182,7 @@ def get_imagenet_folder(
         >>> image.shape, target
         (torch.Size([3, 224, 224]), 0)
     """
+    require_whole("image_size", image_size, 1, 2**13)
     if isinstance(transform, str):
         if transform != "default":
             raise InputError(f"transform={transform!r} is neither 'default' nor a callable")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import tempfile
-import zipfile
 from collections.abc import Iterable, Iterator
 from itertools import islice
 from os import PathLike
@@ -15,15 +14,18 @@ import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
 
+from iba_core.arguments import require_bool, require_choice
 from iba_core.bottleneck.estimator import STATE, WelfordEstimator
 from iba_core.bottleneck.saliency import saliency_maps
 from iba_core.default_layer import default_layer
 from iba_core.errors import InputError, LayerError, StateError
+from iba_core.files import as_path, is_file
 from iba_core.framework.adapter import find_adapter
 from iba_core.framework.cache import Cache
 from iba_core.framework.inputs import arrays_of, inputs_of_batch, take
 from iba_core.framework.inputs import batch_size as rows_of
 from iba_core.framework.layout import DataFormat, Layout
+from iba_core.state import interpreting, read_npz, write_npz
 from iba_core.targets import ClassTarget, DistributionTarget, Loss, Target, cross_entropy, main_output
 from iba_tf.bottlenecks.copy import IBACopy
 from iba_tf.bottlenecks.original import keras_library_of
@@ -117,10 +119,8 @@ class IBACopyInnvestigate(IBACopy):
         data_format: DataFormat | None = None,
         **keras_kwargs: Any,
     ) -> None:
-        if neuron_selection_mode not in _MODES:
-            raise InputError(
-                f"neuron_selection_mode={neuron_selection_mode!r} is none of {', '.join(_MODES)}"
-            )
+        require_choice("neuron_selection_mode", neuron_selection_mode, _MODES)
+        require_bool("disable_model_checks", disable_model_checks)
         _require_one_output(model)
         super().__init__(
             _default_layer(model) if feature_name is None else feature_name,
@@ -359,14 +359,19 @@ class IBACopyInnvestigate(IBACopy):
         """Write what `save` gives to an ``.npz`` file, which holds no code.
 
         Args:
-            fname: the file; NumPy appends ``.npz`` if it has no such ending.
+            fname: the file; ``.npz`` is appended if it has no such ending.
+
+        Raises:
+            InputError: it cannot be written.
         """
         class_name, state = self.save()
         arrays = {name: state.pop(name) for name in ("model", *GIVEN)}
         if (estimator := state.pop("estimator")) is not None:
             arrays.update((f"estimator_{name}", estimator[name]) for name in STATE)
         arrays = {name: value for name, value in arrays.items() if value is not None}
-        np.savez(fname, class_name=class_name, settings=json.dumps(state), **arrays)
+        path = as_path(fname, "fname")
+        path = path if path.suffix == ".npz" else path.with_name(f"{path.name}.npz")
+        write_npz(path, {**arrays, "class_name": class_name, "settings": json.dumps(state)}, "fname")
 
     @staticmethod
     def load_npz(fname: str | PathLike[str]) -> IBACopyInnvestigate:
@@ -378,18 +383,16 @@ class IBACopyInnvestigate(IBACopy):
         Raises:
             StateError: the file is missing, truncated or of another kind.
         """
-        path = Path(fname) if Path(fname).is_file() else Path(f"{fname}.npz")
-        try:
-            with np.load(path, allow_pickle=False) as file:
-                entries = {name: file[name] for name in file.files}
+        path = as_path(fname, "fname")
+        path = path if is_file(path) else path.with_name(f"{path.name}.npz")
+        entries = read_npz(path, "fname")
+        with interpreting(path, "analyzer"):
             state = {**json.loads(str(entries.pop("settings"))), **dict.fromkeys(GIVEN)}
             class_name = str(entries.pop("class_name"))
             estimator = {name: entries.pop(f"estimator_{name}", None) for name in STATE}
-        except (OSError, ValueError, KeyError, AttributeError, zipfile.BadZipFile) as error:
-            raise StateError(f"fname={str(fname)!r} is no file that save_npz wrote: {error}") from error
-        has_estimator = all(value is not None for value in estimator.values())
-        state.update(entries, estimator=estimator if has_estimator else None)
-        return IBACopyInnvestigate.load(class_name, state)
+            has_estimator = all(value is not None for value in estimator.values())
+            state.update(entries, estimator=estimator if has_estimator else None)
+            return IBACopyInnvestigate.load(class_name, state)
 
 
 def _require_one_output(model: Any) -> None:

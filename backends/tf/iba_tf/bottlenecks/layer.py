@@ -17,7 +17,7 @@ from keras import KerasTensor
 
 from iba_core.bottleneck.estimator import STATE, WelfordEstimator
 from iba_core.errors import InputError, LayerError
-from iba_core.framework.inputs import Shared, inputs_of_batch, leaves_of
+from iba_core.framework.inputs import Shared, inputs_of_batch, leaves_of, require_batches
 from iba_core.framework.inputs import batch_size as batch_size_of
 from iba_core.framework.layout import DataFormat
 from iba_core.targets import cross_entropy
@@ -346,7 +346,8 @@ class IBALayer(PerSampleBottleneck, keras.layers.Layer):
             InputError: the generator gives nothing, or something that `fit` does not take.
             LayerError: the layer is in no model.
         """
-        features, feeds = self._estimating(map(inputs_of_batch, generator), session, run_kwargs)
+        batches = map(inputs_of_batch, require_batches("generator", generator))
+        features, feeds = self._estimating(batches, session, run_kwargs)
         self._fit_batches(features, feeds, n_samples, progbar)
 
     @runs_eagerly

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, field
 from threading import RLock
@@ -13,14 +13,23 @@ import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
 
+from iba_core.arguments import (
+    given,
+    require_bool,
+    require_choice,
+    require_seed,
+    require_type,
+    require_whole,
+)
 from iba_core.bottleneck import saliency
 from iba_core.bottleneck.chunks import Task, explain_in_chunks
 from iba_core.bottleneck.estimator import WelfordEstimator
 from iba_core.bottleneck.optimization import BottleneckOptimizer, BottleneckResult
-from iba_core.bottleneck.settings import BottleneckSettings
+from iba_core.bottleneck.settings import BottleneckSettings, plain_settings
 from iba_core.bottleneck.statistics import Statistics
 from iba_core.errors import InputError, StateError
 from iba_core.framework.adapter import Inputs, Tail
+from iba_core.framework.arrays import as_array, require_array, require_mask
 from iba_core.framework.cache import Cache
 from iba_core.framework.framework import require_finite
 from iba_core.framework.inputs import batch_size as rows_of
@@ -35,6 +44,9 @@ from iba_tf.framework import fresh_key
 from iba_tf.graphs.split import GraphSplit
 
 _ADAMS = (keras.optimizers.Adam, tf.compat.v1.train.AdamOptimizer)
+
+_SETTINGS = {"batch_size": "samples"}
+"""What the core calls the hyperparameters that have another name here."""
 
 _merging = RLock()
 """Held while an estimator takes in what another one has gathered."""
@@ -81,8 +93,9 @@ class Hyperparameters(NamedTuple):
         Raises:
             InputError: a value is out of its range.
         """
-        samples, *others = self
-        return settings.override(samples=samples, **dict(zip(self._fields[1:], others, strict=True)))
+        given = {name: value for name, value in self._asdict().items() if value is not None}
+        values = {_SETTINGS.get(name, name): value for name, value in given.items()}
+        return settings.override(**plain_settings(values, {"samples": "batch_size"}))
 
 
 @dataclass(frozen=True, eq=False)
@@ -181,6 +194,7 @@ class PerSampleBottleneck:
         feature_active: npt.ArrayLike | None,
         hyperparameters: Hyperparameters,
     ) -> None:
+        require_type("estimator", estimator, WelfordEstimator, "a WelfordEstimator", optional=True)
         given = _given_statistics(feature_mean, feature_std, feature_active)
         if given is not None and estimator is not None:
             raise InputError("give either estimator or feature_mean and feature_std, not both")
@@ -240,10 +254,7 @@ class PerSampleBottleneck:
         """
         available = self.available_report_variables()
         for name in var_names:
-            if name not in available:
-                raise InputError(
-                    f"there is no variable {name!r} to collect; there are {', '.join(available)}"
-                )
+            require_choice("var_names", name, available, "variable to collect")
         self._state.collected = var_names
 
     def collect_all(self) -> None:
@@ -294,8 +305,9 @@ class PerSampleBottleneck:
 
         If this fails or is interrupted, the estimator stays as it was.
         """
-        if n_samples is not None and n_samples < 1:
-            raise InputError(f"n_samples={n_samples} must be 1 or more")
+        if n_samples is not None:
+            require_whole("n_samples", n_samples, 1)
+        require_bool("progbar", progbar)
         own = self._state.estimator
         # What is new is gathered apart, since another thread may take in samples meanwhile.
         gathered = copy(own)
@@ -345,7 +357,8 @@ class PerSampleBottleneck:
         """
         state = self._state
         settings, statistics = hyperparameters.override(state.settings), state.statistics
-        passing = None if pass_mask is None else np.asarray(pass_mask).astype(bool)
+        require_seed("seed", seed)
+        passing = None if pass_mask is None else require_mask("pass_mask", pass_mask)
         loss.require_tells_apart(rows_of(inputs))
         if state.collected and seed is None:
             # The report draws the noise of each step once more, which takes a seed.
@@ -414,6 +427,8 @@ class PerSampleBottleneck:
         Raises:
             StateError: an entry is missing or malformed. Nothing has changed then.
         """
+        if not isinstance(state, Mapping):
+            raise StateError(f"{given('state', state)} must be what state_dict gave")
         missing = set(self.state_dict()) - set(state)
         if missing:
             raise StateError(f"the state lacks {', '.join(sorted(missing))}")
@@ -422,11 +437,11 @@ class PerSampleBottleneck:
         if state["estimator"] is not None:
             estimator.load_state_dict(state["estimator"])
         try:
-            given = _given_statistics(*(state[name] for name in GIVEN))
+            statistics = _given_statistics(*(state[name] for name in GIVEN))
             settings = Hyperparameters(**state["default_hyperparams"]).override(self._state.settings)
         except (InputError, KeyError, TypeError, ValueError) as error:
             raise StateError(f"the state is malformed: {error}") from error
-        self._state.estimator, self._state.given, self._state.settings = estimator, given, settings
+        self._state.estimator, self._state.given, self._state.settings = estimator, statistics, settings
 
     def _feature_name(self) -> str | None:
         """Name of the features that the statistics describe."""
@@ -462,7 +477,8 @@ def to_saliency_map(
         >>> to_saliency_map(np.ones((4, 4, 8)), shape=(16, 16)).shape
         (16, 16)
     """
-    return saliency.to_saliency_map(capacity, shape, data_format or keras.config.image_data_format())
+    chosen = keras.config.image_data_format() if data_format is None else data_format
+    return saliency.to_saliency_map(capacity, shape, chosen)
 
 
 def require_adam(optimizer_cls: type) -> None:
@@ -472,9 +488,11 @@ def require_adam(optimizer_cls: type) -> None:
         InputError: it is not Adam.
     """
     if not (isinstance(optimizer_cls, type) and issubclass(optimizer_cls, _ADAMS)):
+        shown = (
+            repr(optimizer_cls.__name__) if isinstance(optimizer_cls, type) else type(optimizer_cls).__name__
+        )
         raise InputError(
-            f"optimizer_cls={getattr(optimizer_cls, '__name__', optimizer_cls)!r} is not Adam, with which "
-            "the bottleneck is optimised in every framework"
+            f"optimizer_cls={shown} is not Adam, with which the bottleneck is optimised in every framework"
         )
 
 
@@ -520,7 +538,7 @@ def class_rows(loss: TailLoss, target: Any, images: int, count: Callable[[], int
         return ()
     if target is None:
         raise InputError("the feed gives no class: add {target: class}, or give target=")
-    target = np.asarray(target)
+    target = as_array("target", target)
     if target.shape == (images, 1):
         target = target[:, 0]
     if target.shape not in ((), (1,), (images,)):
@@ -545,7 +563,12 @@ def _given_statistics(
         raise InputError("feature_mean and feature_std are given together or not at all")
     if mean is None or std is None:
         return None
-    mean, std = np.asarray(mean, np.float64), np.asarray(std, np.float64)
-    return Statistics(
-        mean, std, np.ones(mean.shape, bool) if active is None else np.asarray(active).astype(bool)
-    )
+    mean = require_array("feature_mean", mean).astype(np.float64)
+    std = require_array("feature_std", std, shape=mean.shape, least=0).astype(np.float64)
+    taking_part = np.ones(mean.shape, bool) if active is None else require_mask("feature_active", active)
+    if taking_part.shape != mean.shape or not taking_part.any():
+        raise InputError(
+            f"feature_active has shape {taking_part.shape} and {taking_part.sum()} features that take part; "
+            f"it must have the shape {mean.shape} of feature_mean, and one at least"
+        )
+    return Statistics(mean, std, taking_part)

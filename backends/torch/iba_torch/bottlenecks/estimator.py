@@ -8,6 +8,7 @@ from typing import Any, Self
 import torch
 from torch import nn
 
+from iba_core.arguments import given, require_number, require_sizes, require_type
 from iba_core.bottleneck.estimator import Moments, batch_moments, merge_moments
 from iba_core.errors import InputError, NotEstimatedError
 
@@ -41,7 +42,7 @@ class TorchWelfordEstimator(nn.Module):
 
     def __init__(self, *shape: int) -> None:
         super().__init__()
-        self.shape: tuple[int, ...] | None = tuple(shape) or None
+        self.shape: tuple[int, ...] | None = require_sizes("shape", shape, None, most=2**31) or None
         self._given_shape = self.shape
         self.register_buffer("_dtype_of", torch.empty(0, dtype=torch.float32))
         self.register_buffer("_n_samples", torch.zeros((), dtype=torch.int64))
@@ -65,8 +66,11 @@ class TorchWelfordEstimator(nn.Module):
             `x` itself.
 
         Raises:
-            InputError: the shape is not (B, *shape).
+            InputError: the shape is not (B, *shape), or `x` is no tensor of real numbers.
         """
+        require_type("x", x, torch.Tensor, "a tensor")
+        if x.is_complex():
+            raise InputError(f"{given('x', x)} must hold real numbers")
         if x.ndim < 2 or (self.shape is not None and tuple(x.shape[1:]) != self.shape):
             wanted = ["batch", *(["..."] if self.shape is None else map(str, self.shape))]
             raise InputError(f"x has shape {tuple(x.shape)}, the estimator takes ({', '.join(wanted)})")
@@ -101,13 +105,17 @@ class TorchWelfordEstimator(nn.Module):
         Raises:
             InputError: the shapes differ.
         """
+        require_type("other", other, TorchWelfordEstimator, "a TorchWelfordEstimator")
         if not other.n_samples():
             return
         assert other.shape is not None
         if self.shape is None:
             self._allocate(other.shape, other._mean.device)
         if self.shape != other.shape:
-            raise InputError(f"cannot merge estimators of the shapes {self.shape} and {other.shape}")
+            raise InputError(
+                f"other is of features of shape {other.shape}, and this estimator of {self.shape}; they must "
+                "be of one layer"
+            )
         self._widen(other._dtype_of.dtype)
         theirs = Moments(*(moment.to(self._mean) for moment in other._moments()))
         self._take_in(theirs, other._n_samples.to(self._n_samples.device))
@@ -140,6 +148,7 @@ class TorchWelfordEstimator(nn.Module):
         Raises:
             NotEstimatedError: no sample has been seen.
         """
+        require_number("threshold", threshold, 0, 1)
         self._require(1)
         return self._nonzero / self._n_samples > threshold
 

@@ -6,6 +6,7 @@ import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
+from functools import partial
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -14,28 +15,41 @@ import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
+from iba_core.arguments import (
+    given,
+    require_bool,
+    require_callable,
+    require_choice,
+    require_data_format,
+    require_seed,
+    require_type,
+    require_whole,
+)
 from iba_core.bottleneck.chunks import Chunk, Task, explain_in_chunks
 from iba_core.bottleneck.formulas import Mask, mask_from_alpha
-from iba_core.bottleneck.noise import require_seed
 from iba_core.bottleneck.optimization import BottleneckOptimizer, masked_capacity
 from iba_core.bottleneck.saliency import saliency_maps
 from iba_core.bottleneck.saliency import to_saliency_map as _to_saliency_map
-from iba_core.bottleneck.settings import BottleneckSettings
+from iba_core.bottleneck.settings import BottleneckSettings, plain_settings
 from iba_core.bottleneck.statistics import Statistics
 from iba_core.errors import InputError, LayerError, NotEstimatedError
 from iba_core.framework.adapter import Inputs, Tail
+from iba_core.framework.arrays import require_array, require_mask
 from iba_core.framework.framework import require_finite
 from iba_core.framework.inputs import (
     InputShape,
     arrays_of,
     check_shape,
     common_shape,
+    require_batches,
+    require_inputs,
     samples_of,
 )
 from iba_core.framework.layout import DataFormat, Layout, Tokens
 from iba_core.framework.namespace import host_array
 from iba_torch.adapter import TorchAdapter
 from iba_torch.bottlenecks.estimator import TorchWelfordEstimator
+from iba_torch.framework import require_device
 from iba_torch.tail.calls import CallsEveryModule, not_redirected, uncompiled
 from iba_torch.tail.places import Knowledge
 from iba_torch.tail.precision import without_autocast
@@ -46,6 +60,14 @@ from iba_torch.tail.trees import replace_first, tensors, tree_map
 Mode = Literal["saliency", "capacity"]
 
 _THRESHOLD = 0.01
+
+_NAMES = {
+    "steps": "optimization_steps",
+    "samples": "batch_size",
+    "learning_rate": "lr",
+    "smooth_std": "sigma",
+}
+"""What an `IBA` calls the settings of the core."""
 
 _Switches = Mapping[str, bool]
 
@@ -66,7 +88,7 @@ def to_saliency_map(
         >>> to_saliency_map(torch.full((4, 2, 2), float(np.log(2)))).tolist()
         [[4.0, 4.0], [4.0, 4.0]]
     """
-    return _to_saliency_map(host_array(capacity), shape, data_format)
+    return _to_saliency_map(capacity, shape, data_format)
 
 
 class IBA(nn.Module):
@@ -147,8 +169,14 @@ class IBA(nn.Module):
     ) -> None:
         super().__init__()
         _require_layer(layer)
-        if input_or_output not in ("input", "output"):
-            raise InputError(f"input_or_output={input_or_output!r} is neither 'input' nor 'output'")
+        require_choice("input_or_output", input_or_output, ("input", "output"))
+        require_bool("progbar", progbar)
+        require_bool("relu", relu)
+        if call is not None:
+            require_whole("call", call)
+        require_type("tokens", tokens, Tokens, "iba_core.Tokens", optional=True)
+        require_data_format("data_format", data_format, optional=True)
+        require_estimator("estimator", estimator)
         if (feature_mean is None) != (feature_std is None):
             raise InputError("feature_mean and feature_std go together; give both or neither")
         self.sigma = sigma
@@ -166,8 +194,13 @@ class IBA(nn.Module):
         self.call = call
         self.tokens = tokens
         self.data_format = data_format or (None if tokens is None else "channels_last")
-        self.register_buffer("feature_mean", _as_buffer(feature_mean))
-        self.register_buffer("feature_std", _as_buffer(feature_std))
+        self.register_buffer("feature_mean", _as_buffer("feature_mean", feature_mean))
+        self.register_buffer("feature_std", _as_buffer("feature_std", feature_std, least=0))
+        if feature_mean is not None and self.feature_mean.shape != self.feature_std.shape:
+            raise InputError(
+                f"feature_mean has shape {tuple(self.feature_mean.shape)} and feature_std "
+                f"{tuple(self.feature_std.shape)}; both must have that of one feature map"
+            )
         self._settings()
 
         self.alpha: torch.Tensor | None = None
@@ -262,7 +295,8 @@ class IBA(nn.Module):
     def enable_estimation(self) -> Iterator[None]:
         """Context in which the mean and standard deviation of what passes are estimated.
 
-        `estimate` does all that is needed for a data set.
+        `estimate` does all that is needed for a data set. It also finds out which axis is that of the images,
+        here the first one unless an earlier `estimate` or `analyze` has found another.
         """
         with self._switched(estimating=True):
             yield
@@ -318,8 +352,12 @@ class IBA(nn.Module):
             InputError: the data hold fewer than two samples, or features that are not finite.
             LayerError: the layer never runs in the model, or more than once.
         """
-        if n_samples < 1:
-            raise InputError(f"n_samples={n_samples} must be 1 or more")
+        n_samples = require_whole("n_samples", n_samples, 2)
+        dataloader = require_batches("dataloader", dataloader)
+        require_bool("reset", reset)
+        if progbar is not None:
+            require_bool("progbar", progbar)
+        device = None if device is None else require_device("device", device)
         adapter = TorchAdapter(model)
         split = self._make_split(adapter.model, {m: name for name, m in adapter.model.named_modules()})
         show = self.progbar if progbar is None else progbar
@@ -328,8 +366,8 @@ class IBA(nn.Module):
         if reset:
             estimator.reset()
         input_shape = None if reset else self._input_shape
-        for samples in samples_of(dataloader, n_samples, show):
-            inputs = adapter.to_inputs(samples, device)
+        for samples in samples_of(dataloader, n_samples, show, "dataloader"):
+            inputs = require_inputs("dataloader", samples, partial(adapter.to_inputs, device=device))
             with self._passing_all():
                 features = split.features(inputs)
             _take_in(estimator, features)
@@ -407,19 +445,21 @@ class IBA(nn.Module):
             LayerError: the closure never runs the layer, or runs it more than once.
             OptimizationError: the objective turned NaN or infinite.
         """
-        if mode not in ("saliency", "capacity"):
-            raise InputError(f"mode={mode!r} is neither 'saliency' nor 'capacity'")
-        settings = self._settings().override(
-            beta=beta,
-            steps=optimization_steps,
-            min_std=min_std,
-            learning_rate=lr,
-            samples=batch_size,
-            active_neurons_threshold=(
+        require_choice("mode", mode, ("saliency", "capacity"))
+        require_callable("model_loss_fn", model_loss_fn, "a function of copies of the input")
+        require_seed("seed", seed)
+        overrides = {
+            "beta": beta,
+            "steps": optimization_steps,
+            "min_std": min_std,
+            "learning_rate": lr,
+            "samples": batch_size,
+            "active_neurons_threshold": (
                 None if active_neurons_threshold == _THRESHOLD else active_neurons_threshold
             ),
-        )
-        require_seed(seed)
+        }
+        overrides = {name: value for name, value in overrides.items() if value is not None}
+        settings = self._settings().override(**plain_settings(overrides, _NAMES))
         statistics = self._statistics(settings.active_neurons_threshold)
         images = self._check_input(input_t)
         split = self._make_split(model_loss_fn)
@@ -432,7 +472,7 @@ class IBA(nn.Module):
             # A row for each image, so that the loss knows how many copies there are.
             return Task(optimizer, statistics, (torch.arange(start, stop, device=tail.features.device),))
 
-        passing = None if pass_mask is None else host_array(pass_mask)
+        passing = None if pass_mask is None else require_mask("pass_mask", pass_mask)
         with self._passing_all():
             (chunk,) = explain_in_chunks(
                 TorchAdapter.framework,
@@ -568,14 +608,19 @@ class IBA(nn.Module):
 
     def _settings(self) -> BottleneckSettings:
         return BottleneckSettings(
-            beta=self.beta,
-            steps=self.optimization_steps,
-            samples=self.batch_size,
-            learning_rate=self.lr,
-            initial_alpha=self.initial_alpha,
-            min_std=self.min_std,
-            smooth_std=self.sigma,
-            active_neurons_threshold=self.active_neurons_threshold,
+            **plain_settings(
+                {
+                    "beta": self.beta,
+                    "steps": self.optimization_steps,
+                    "samples": self.batch_size,
+                    "learning_rate": self.lr,
+                    "initial_alpha": self.initial_alpha,
+                    "min_std": self.min_std,
+                    "smooth_std": self.sigma,
+                    "active_neurons_threshold": self.active_neurons_threshold,
+                },
+                _NAMES,
+            )
         )
 
     def _statistics(self, threshold: float) -> Statistics:
@@ -600,7 +645,7 @@ class IBA(nn.Module):
         """Number of images, after a look at everything that can be seen before the model runs."""
         found = tensors(input_t)
         if not found:
-            raise InputError(f"input_t is of type {type(input_t).__name__}; a tensor was expected")
+            raise InputError(f"{given('input_t', input_t)} must be a tensor, or a tuple or dict of tensors")
         if isinstance(input_t, torch.Tensor):
             shape, known = tuple(input_t.shape), self._input_shape
             if known is not None and len(shape) == len(known):
@@ -680,7 +725,7 @@ def _checked_loss(loss: Any, rows: torch.Tensor) -> torch.Tensor:
 
 def _require_layer(layer: Any) -> None:
     if layer is not None and not isinstance(layer, nn.Module):
-        raise InputError(f"layer is of type {type(layer).__name__}; a module of the model was expected")
+        raise InputError(f"{given('layer', layer)} must be a module of the model")
     if isinstance(layer, torch.jit.ScriptModule):
         raise LayerError(
             f"layer is a scripted {layer.original_name}, on which PyTorch allows no hooks; put it into "
@@ -688,8 +733,23 @@ def _require_layer(layer: Any) -> None:
         )
 
 
-def _as_buffer(array: npt.ArrayLike | torch.Tensor | None) -> torch.Tensor | None:
+def require_estimator(name: str, estimator: Any) -> None:
+    """Check an estimator: None, or an object with the methods of `TorchWelfordEstimator`.
+
+    Raises:
+        InputError: it is something else.
+    """
+    methods = ("mean", "std", "active_neurons", "n_samples", "reset")
+    fits = callable(estimator) and all(callable(getattr(estimator, method, None)) for method in methods)
+    if estimator is not None and (not fits or isinstance(estimator, type)):
+        raise InputError(f"{given(name, estimator)} must be an estimator, such as TorchWelfordEstimator()")
+
+
+def _as_buffer(
+    name: str, array: npt.ArrayLike | torch.Tensor | None, least: float | None = None
+) -> torch.Tensor | None:
     if array is None:
         return None
-    tensor = array.detach() if isinstance(array, torch.Tensor) else torch.from_numpy(np.array(array))
+    checked = require_array(name, array, least=least)
+    tensor = array.detach() if isinstance(array, torch.Tensor) else torch.from_numpy(checked.copy())
     return tensor.clone() if tensor.is_floating_point() else tensor.to(torch.get_default_dtype())

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from torch import nn
 
+from iba_core.arguments import given, is_whole_number, require_type
 from iba_core.errors import InputError
 
 
@@ -34,10 +35,12 @@ def insert_into_sequential(
         ['Conv2d', 'Identity', 'ReLU']
     """
     if not isinstance(sequential, nn.Sequential):
-        raise InputError(
-            f"a layer can be inserted into an nn.Sequential, not into {type(sequential).__name__}"
-        )
-    position, *deeper = (idx,) if isinstance(idx, int) else idx
+        raise InputError(f"{given('sequential', sequential)} must be an nn.Sequential")
+    require_type("layer", layer, nn.Module, "an nn.Module")
+    steps = (idx,) if _is_index(idx) else idx
+    if not isinstance(steps, (tuple, list)) or not steps or not all(_is_index(step) for step in steps):
+        raise InputError(f"{given('idx', idx)} must be a position, a whole number, or a tuple of them")
+    position, *deeper = map(int, steps)
     children = list(sequential._modules.items())
     places = len(children) + (not deeper)
     if not -places <= position < places:
@@ -58,6 +61,10 @@ def insert_into_sequential(
         for i, ((name, child), number) in enumerate(zip(children, numbered, strict=True))
     ]
     return _with_children(sequential, renamed)
+
+
+def _is_index(step: object) -> bool:
+    return is_whole_number(step, -(2**31), 2**31)
 
 
 def _new_name(layer: nn.Module, taken: set[str]) -> str:

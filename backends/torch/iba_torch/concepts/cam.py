@@ -13,6 +13,7 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
+from iba_core.arguments import require_bool
 from iba_core.concepts import cam
 from iba_core.concepts.cam import ReshapeTransform
 from iba_core.concepts.targets import (
@@ -49,6 +50,7 @@ class _TorchCAM(cam.BaseCAM):
         target_layers: modules or their names; see `iba_core.concepts.cam.BaseCAM`.
         reshape_transform: see `iba_core.concepts.cam.BaseCAM`.
         use_cuda: require the model to be on a CUDA device.
+        **options: further arguments of the method, see `iba_core.concepts.cam`.
 
     Raises:
         InputError: `use_cuda` is set, but the model is not on a CUDA device.
@@ -60,12 +62,13 @@ class _TorchCAM(cam.BaseCAM):
         target_layers: Any = None,
         reshape_transform: ReshapeTransform | None = None,
         use_cuda: bool = False,
+        **options: Any,
     ) -> None:
-        if use_cuda:
+        if require_bool("use_cuda", use_cuda):
             elsewhere = next((p.device for p in model.parameters() if not p.is_cuda), None)
             if elsewhere is not None:
                 raise InputError(f"use_cuda=True, but the model is on {elsewhere}; call model.cuda() first")
-        super().__init__(model, target_layers, reshape_transform)
+        super().__init__(model, target_layers, reshape_transform, **options)
 
 
 class GradCAM(_TorchCAM, cam.GradCAM):
@@ -85,7 +88,7 @@ class GradCAMPlusPlus(_TorchCAM, cam.GradCAMPlusPlus):
 
     Example:
         >>> net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(144, 5))
-        >>> GradCAMPlusPlus(net, ["0"])(torch.rand(1, 3, 8, 8)).shape
+        >>> GradCAMPlusPlus(net, ["0"], epsilon=1e-6)(torch.rand(1, 3, 8, 8)).shape
         (1, 8, 8)
     """
 

@@ -74,7 +74,7 @@ class Factor(NamedTuple):
 
 
 Axis = tuple[Factor, ...]
-"""An axis; one of size 1 has no factors."""
+"""An axis, with its factors from the outermost to the innermost."""
 
 Axes = list[Axis]
 
@@ -89,7 +89,7 @@ _LINEAR = re.compile(r"linear|rnn|lstm|gru")
 _ON_CHANNELS = re.compile(r"(layer|rms)_norm")
 
 
-class ChannelTracker(TorchDispatchMode):
+class ChannelTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]  # PyTorch's own
     """Context of a pass that finds out what the axes of its tensors mean.
 
     Attributes:
@@ -99,7 +99,7 @@ class ChannelTracker(TorchDispatchMode):
     supports_higher_order_operators = True
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]  # PyTorch's own
         self.normalized_rows = 0
         self._known: Any = WeakTensorKeyDictionary()
 
@@ -158,7 +158,7 @@ def _of_output(name: str, args: tuple[Any, ...], given: Sequence[Axes | None], s
     if name in _PRODUCTS:
         return _multiplied(given[-2], given[-1], shape)
     if name == "embedding":
-        return [*first, _noted(_new(shape[-1:])[0], "channels")]
+        return [*first, _noted(_new([shape[-1]])[0], "channels")]
     if _ON_PLACES.search(name):
         found = _elementwise(name, tracked[:1], args, shape)
         spatial = _spatial_axes(name, args, len(first))
@@ -189,7 +189,7 @@ def _permuted(name: str, axes: Axes, args: tuple[Any, ...]) -> Axes:
 
 def _regrouped(axes: Axes, shape: Sequence[int]) -> Axes:
     """The axes after their factors, in their order, have been grouped anew."""
-    factors = [factor for axis in axes for factor in axis]
+    factors = [factor for axis in axes for factor in axis if factor.size != 1]
     grouped: Axes = []
     for size in shape:
         group: list[Factor] = []
@@ -205,7 +205,7 @@ def _regrouped(axes: Axes, shape: Sequence[int]) -> Axes:
                 missing = 1
             else:
                 return _new(shape)
-        grouped.append(tuple(group))
+        grouped.append(tuple(group) or _new([size])[0])
     return grouped
 
 
@@ -248,9 +248,9 @@ def _aligned(name: str, axes: Axes, args: tuple[Any, ...], ndim: int) -> Axes:
     dims = args[1] if len(args) > 1 else 0
     if name == "stack" and isinstance(dims, int):
         dims %= ndim
-        return [*axes[:dims], (), *axes[dims:]]
+        return [*axes[:dims], *_new([0]), *axes[dims:]]
     if name == "expand":
-        return [*[()] * (ndim - len(axes)), *axes]
+        return [*_new([0] * (ndim - len(axes))), *axes]
     if len(axes) > ndim:
         dropped = [dims] if isinstance(dims, int) else dims
         if isinstance(dropped, (list, tuple)) and all(isinstance(dim, int) for dim in dropped):
@@ -276,11 +276,11 @@ def _noted(axis: Axis, meaning: Meaning) -> Axis:
 
 
 def _meanings(axis: Axis) -> set[Meaning]:
-    return set.intersection(*(factor.kind.meanings for factor in axis)) if axis else set()
+    return set.intersection(*(factor.kind.meanings for factor in axis))
 
 
 def _new(shape: Sequence[int]) -> Axes:
-    return [(Factor(Kind(), size),) if size != 1 else () for size in shape]
+    return [(Factor(Kind(), size),) for size in shape]
 
 
 def _size(axis: Axis) -> int:
@@ -306,10 +306,16 @@ def require_channels(module: nn.Module, shape: Sequence[int]) -> None:
         shape: of the input, with the batch axis.
 
     Raises:
-        InputError: the layer is a convolution or linear, and takes another number of channels.
+        InputError: the layer is a convolution or linear, and takes another number of axes or channels.
     """
-    if isinstance(module, _ConvNd) and len(shape) == len(module.kernel_size) + 2:
-        wanted, given, other, right = module.in_channels, shape[1], shape[-1], "first"
+    if isinstance(module, _ConvNd):
+        places = len(module.kernel_size)
+        if len(shape) not in (places + 1, places + 2):
+            raise InputError(
+                f"the input has {len(shape)} axes, shape {tuple(shape)}, but the model's first layer, "
+                f"{type(module).__name__}, takes {places + 2}: images, channels and {places} for the places"
+            )
+        wanted, given, other, right = module.in_channels, shape[-places - 1], shape[-1], "first"
     elif isinstance(module, nn.Linear):
         wanted, given, other, right = module.in_features, shape[-1], shape[1], "last"
     else:

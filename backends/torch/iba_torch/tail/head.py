@@ -46,6 +46,7 @@ class HeadPass:
         signature: see above.
         axes: the axes of the tensor at the split, in a pass with a tracker.
         end_output: a copy of the first tensor that the end layer gave, in such a pass.
+        knows_axes: whether, in such a pass, it is known of all tensors which axis is that of the images.
     """
 
     def __init__(
@@ -66,12 +67,14 @@ class HeadPass:
         self.batch, self.signature = batch, signature
         self.axes: Axes | None = None
         self.end_output: torch.Tensor | None = None
+        self.knows_axes = True
         self.everything = Call(None, opened=remember)
         self.split_site: Site | None = None
         self.split_call: Call | None = None
         self.feature_axis = 0
         self.n_calls = 0
         self.end_numbers: dict[Call, int] = {}
+        self.writes_unseen = False
         self._features: torch.Tensor | None = None
         self.side = side
         self._layer, self._end_layer = layer, end_layer
@@ -153,6 +156,7 @@ class HeadPass:
         feature = first_tensor(output) if at_split else None
         if remember:
             call.result = record(output, arguments, axes, feature)
+            self.writes_unseen |= arguments.are_written_unseen
             if call.result is not None:
                 call.calls.clear()
         if at_split:
@@ -194,7 +198,8 @@ class HeadPass:
 
     def _look(self, place: Place, tree: Any) -> None:
         if not self._remember:
-            self._knowledge.note(place, self.batch, self.signature, tensors(tree))
+            known = self._knowledge.note(place, self.batch, self.signature, tensors(tree))
+            self.knows_axes = self.knows_axes and known
 
     def _axes(self, place: Place, arguments: Arguments) -> BatchAxes:
         return BatchAxes(place, arguments, self.batch, self.signature, self._knowledge)

@@ -1,0 +1,90 @@
+"""Real architectures are explained as the formulas say, whatever the batch, after fit and after load."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import numpy as np
+import pytest
+
+from iba_core import Explainer
+from tests.architectures.table import ARCHITECTURES, Architecture
+from tests.reference import Bottleneck, Settings, Statistics, relative_error, saliency
+
+IMAGES, TARGETS = 3, [1, 0, 2]
+SETTINGS = Settings(steps=2, samples=2, initial_alpha=1.0, seed=3)
+TOLERANCE = 1e-7
+
+CASES = [
+    pytest.param(
+        architecture,
+        layer,
+        id=f"{architecture.name}-{layer}",
+        marks=[] if architecture.quick else pytest.mark.soak,
+    )
+    for architecture in ARCHITECTURES
+    for layer in architecture.layers
+]
+
+
+@lru_cache(maxsize=1)
+def subject_of(name: str):
+    """The model, for all of its layers, which follow one another."""
+    return next(each.make() for each in ARCHITECTURES if each.name == name)
+
+
+@pytest.mark.parametrize(("architecture", "layer"), CASES)
+def test_an_architecture_is_explained_as_the_formulas_say(architecture: Architecture, layer, tmp_path):
+    subject, axes = subject_of(architecture.name), architecture.layers[layer]
+    batches, inputs = [subject.draw(size, seed=size) for size in (IMAGES, 5)], subject.draw(IMAGES, seed=0)
+    statistics = Statistics.of(np.concatenate([subject.features(batch, layer) for batch in batches]))
+    features, right = subject.features(inputs, layer), []
+    settings = SETTINGS
+    for image, target in enumerate(TARGETS):
+
+        def slope(z, image=image, target=target):
+            return subject.slopes(inputs, layer, image, z, target)
+
+        bottleneck = Bottleneck(features[image], statistics, axes.index("C"), settings)
+        if settings is SETTINGS:
+            # A beta at which the model's loss counts as much as the capacity, in this architecture and layer.
+            bottleneck = bottleneck.balanced(slope)
+            settings = bottleneck.settings
+        alpha = bottleneck.optimised(slope)
+        assert np.abs(alpha - settings.initial_alpha).mean() > 0.2
+        right.append(bottleneck.capacity(alpha))
+    right = np.stack(right)
+    channels_last = (
+        {"data_format": "channels_last"} if axes == "HWC" and "torch" in type(subject).__name__ else {}
+    )
+
+    def make() -> Explainer:
+        options = {name: getattr(settings, name) for name in ("beta", "steps", "samples", "initial_alpha")}
+        return Explainer(subject.model, layer=layer, **options, **architecture.options, **channels_last)
+
+    fitted = make().fit([subject.given(batch) for batch in batches], progbar=False)
+    fitted.save(tmp_path / "statistics.safetensors")
+    orders = ((IMAGES,), (1,)) if architecture.quick else ((IMAGES, 1), (1, IMAGES))
+    for explainer, order in zip((fitted, make()), orders, strict=True):
+        if explainer is not fitted:
+            explainer.load(tmp_path / "statistics.safetensors")
+        for images in order:
+            some = subject.of_images(inputs, lambda x, n=images: x[:n])
+            found = explainer.explain(subject.given(some), target=TARGETS[:images], seed=settings.seed)
+            assert relative_error(found.outputs, subject.outputs(some)) < TOLERANCE
+            assert relative_error(found.capacity, right[:images]) < TOLERANCE
+            check_saliency(found.saliency, right[:images], axes, inputs)
+
+
+def check_saliency(found, capacity, axes, inputs):
+    """Bits at each place, on the pixels of the input where it is a picture as the feature map is."""
+    first = next(iter(inputs.values()))
+    shape = None
+    if first.ndim == 3:
+        # A spectrum has two axes of places; a sequence made of its patches has no place on it.
+        bits = capacity.sum(axis=(1, 2)) / np.log(2)
+        assert relative_error(found.reshape(len(found), -1).sum(axis=1), bits) < TOLERANCE
+        return
+    if set(axes) == {"C", "H", "W"}:
+        shape = first.shape[2:] if first.shape[1] == 3 else first.shape[1:3]
+    assert relative_error(found, saliency(capacity, axes.index("C"), shape)) < TOLERANCE

@@ -1,0 +1,251 @@
+"""What is right, from the papers' formulas: in NumPy, in float64, on passes of the whole model.
+
+Nothing of the library is used except the noise of a seed, which is part of its public promise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from scipy.ndimage import gaussian_filter1d
+from scipy.special import expit
+
+from iba_core.bottleneck.noise import seeded_normal
+from iba_core.framework.layout import Layout
+from tests.generator.cases import Bench, Inputs
+
+
+@dataclass
+class Statistics:
+    """Mean, standard deviation (at least 0.01) and activity of every feature."""
+
+    mean: np.ndarray
+    std: np.ndarray
+    active: np.ndarray
+
+    @classmethod
+    def of(cls, features: np.ndarray) -> Statistics:
+        std = features.std(axis=0, ddof=1)
+        return cls(features.mean(axis=0), np.maximum(std, 0.01), (features != 0).mean(axis=0) > 0.01)
+
+
+def class_loss(bench: Bench, target: int) -> Callable[[Any, Any], Any]:
+    """The loss that a target stands for, as a function of the main output (N, K)."""
+    end, classes = bench.case.signature.end, bench.case.signature.classes
+
+    def loss(outputs: Any, ops: Any) -> Any:
+        if bench.case.settings.kind == "logit":
+            return -outputs[:, target]
+        if end == "none":
+            return ops.logsumexp(outputs) - outputs[:, target]
+        if classes == 1:
+            return -ops.log(outputs[:, 0] if target else 1 - outputs[:, 0])
+        loss = -ops.log(outputs[:, target])
+        # What sums to 1 in the model need not where the bottleneck comes after the softmax.
+        return loss + ops.logsumexp(ops.log(outputs)) if end == "softmax" else loss
+
+    return loss
+
+
+def smoothing(size: int, std: float) -> np.ndarray:
+    """Gaussian smoothing of an axis that ends at two standard deviations, mirrored at the borders."""
+    if not std:
+        return np.eye(size)
+    return gaussian_filter1d(np.eye(size), std, axis=0, mode="mirror", radius=max(1, round(2 * std)))
+
+
+def along(x: np.ndarray, matrices: Sequence[np.ndarray], axes: Sequence[int]) -> np.ndarray:
+    """Apply a matrix along each of some axes."""
+    for matrix, axis in zip(matrices, axes, strict=True):
+        x = np.moveaxis(np.tensordot(matrix, x, axes=(1, axis)), 0, axis)
+    return x
+
+
+def resized(maps: np.ndarray, shape: Sequence[int]) -> np.ndarray:
+    """Maps (B, *places), resized linearly between the centres of the places."""
+    for axis, (size, wanted) in enumerate(zip(maps.shape[1:], shape, strict=True), start=1):
+        centres = (np.arange(wanted) + 0.5) * size / wanted - 0.5
+        rows = np.moveaxis(maps, axis, -1)
+        places = np.arange(size)
+        found = [np.interp(centres, places, row) for row in rows.reshape(-1, size)]
+        maps = np.moveaxis(np.reshape(found, (*rows.shape[:-1], wanted)), -1, axis)
+    return maps
+
+
+class Reference:
+    """The right values for a case."""
+
+    def __init__(self, bench: Bench) -> None:
+        self.bench, self.case = bench, bench.case
+        place = self.case.place
+        self.channel = place.channel_axis
+        self.spatial = [axis for axis in range(len(place.features)) if axis != self.channel]
+        self.features = self._features(self.case.inputs, self.case.layer)
+        self.statistics = self.statistics_of(self.case.layer)
+        self.losses = np.empty((self.case.settings.steps, self.case.images))
+        """Of the model before each step, (steps, B)."""
+        maps = [self._optimised(index) for index in range(self.case.images)]
+        self.capacity = None if any(each is None for each in maps) else np.stack(maps)
+        """Nats, (B, *feature map); None where nothing depends on the layer."""
+
+    def _features(self, inputs: Inputs, layer: str) -> np.ndarray:
+        """Features of each image, alone where images depend on each other."""
+        if self.case.independent:
+            return self.bench.features(inputs, layer)
+        ones = [self.case.signature.one(inputs, index) for index in range(len(inputs[0]))]
+        return np.concatenate([self.bench.features(one, layer) for one in ones])
+
+    def statistics_of(self, layer: str) -> Statistics:
+        return Statistics.of(np.concatenate([self._features(batch, layer) for batch in self.case.batches]))
+
+    def _optimised(self, index: int) -> np.ndarray | None:
+        """Capacity of an image's features, in nats; None where the loss does not depend on them."""
+        settings, stats, r = self.case.settings, self.statistics, self.features[index]
+        matrices = [smoothing(r.shape[axis], settings.smooth_std) for axis in self.spatial]
+        transposed = [matrix.T for matrix in matrices]
+        layout = Layout(r.ndim, self.channel)
+        alpha, first, second = np.full(r.shape, 5.0), np.zeros(r.shape), np.zeros(r.shape)
+        normal = (r - stats.mean) / stats.std
+        for step in range(settings.steps):
+            blocked = along(expit(-alpha), matrices, self.spatial)
+            passed = 1 - blocked
+            noise = seeded_normal(settings.seed, step, settings.samples, r.shape, layout)
+            epsilon = stats.mean + stats.std * noise.astype(np.float64)
+            z = np.where(stats.active, passed * r + blocked * epsilon, 0.0)
+            found = self._slope(index, z)
+            if found is None:
+                return None
+            losses, slopes = found
+            self.losses[step, index] = losses.mean()
+            of_passed = (slopes * (r - epsilon)).mean(axis=0)
+            of_capacity = 1 / blocked + normal**2 * passed - blocked
+            gradient = np.where(stats.active, of_passed + settings.beta / r.size * of_capacity, 0.0)
+            gradient = along(gradient, transposed, self.spatial) * expit(alpha) * expit(-alpha)
+            first = 0.9 * first + 0.1 * gradient
+            second = 0.999 * second + 0.001 * gradient**2
+            t = step + 1
+            change = first / (1 - 0.9**t) / (np.sqrt(second / (1 - 0.999**t)) + 1e-8)
+            alpha = alpha - settings.learning_rate * change
+        return self._nats(r, alpha, stats, matrices)
+
+    def _nats(
+        self, r: np.ndarray, alpha: np.ndarray, stats: Statistics, matrices: list[np.ndarray]
+    ) -> np.ndarray:
+        blocked = along(expit(-alpha), matrices, self.spatial)
+        normal = (r - stats.mean) / stats.std
+        nats = -0.5 * (1 + np.log(blocked**2) - (normal * (1 - blocked)) ** 2 - blocked**2)
+        return np.where(stats.active, nats, 0.0)
+
+    def _slope(self, index: int, z: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
+        """Losses of copies z, (S, *feature map), and their slopes."""
+        case = self.case
+        loss = class_loss(self.bench, case.targets[index])
+        one = case.signature.one(case.inputs, index)
+        if case.independent:
+            return self.bench.slope(case.signature.copies(one, len(z)), z, loss)
+        found = [self.bench.slope(one, copy[None], loss) for copy in z]
+        if any(each is None for each in found):
+            return None
+        losses, slopes = (np.concatenate(each) for each in zip(*found, strict=True))  # type: ignore[arg-type]  # none is None
+        return losses, slopes
+
+    # -- maps --------------------------------------------------------------------------------------
+
+    @property
+    def input_shape(self) -> tuple[int, ...] | None:
+        """Sizes of the places of the input where there are as many as in the feature map, else None."""
+        axes = self.case.signature.axes.replace("B", "")
+        if "C" not in axes or len(axes) != len(self.case.place.features):
+            return None
+        return tuple(
+            size for axis, size in zip(axes, self.case.inputs[0].shape[1:], strict=True) if axis != "C"
+        )
+
+    def saliency(self, capacity: np.ndarray) -> np.ndarray:
+        """Bits per pixel, whose sum is that of the capacity."""
+        maps = (capacity / np.log(2)).sum(axis=self.channel + 1)
+        shape = self.input_shape
+        if shape is None or not shape:
+            return maps
+        large = resized(maps, shape)
+        axes = tuple(range(1, maps.ndim))
+        return large * maps.sum(axis=axes, keepdims=True) / large.sum(axis=axes, keepdims=True)
+
+    def activation_maps(self, method: str) -> tuple[np.ndarray, np.ndarray]:
+        """Grad-CAM, HiResCAM or LayerCAM of the targets' outputs, from 0 to 1; and which of them are defined.
+
+        After a normalisation of a channel, for example, its mean gradient is 0 but for rounding, and so is
+        Grad-CAM's map.
+        """
+        maps, defined = [], []
+        for index, target in enumerate(self.case.targets):
+            one = self.case.signature.one(self.case.inputs, index)
+            column = target if self.case.signature.classes > 1 else 0
+            found = self.bench.slope(one, self.features[index : index + 1], lambda y, _, c=column: y[:, c])
+            assert found is not None
+            slope, r = (np.moveaxis(x, self.channel, 0) for x in (found[1][0], self.features[index]))
+            weights = {
+                "GradCAM": slope.mean(axis=tuple(range(1, slope.ndim)), keepdims=True),
+                "HiResCAM": slope,
+                "LayerCAM": np.maximum(slope, 0),
+            }[method]
+            parts = weights * r
+            maps.append(np.maximum(parts.sum(axis=0), 0))
+            defined.append(maps[-1].max() > 1e-6 * np.abs(slope).max() * np.abs(r).max())
+        shape = self.input_shape
+        assert shape is not None
+        return _unit(resized(_unit(np.stack(maps)), shape)), np.array(defined)
+
+    def located(self, normal: np.ndarray, bias: float) -> np.ndarray | None:
+        """Probability of a concept at every pixel; None where the map is larger than the input."""
+        shape = self.input_shape
+        maps = expit(np.moveaxis(self.features, self.channel + 1, -1) @ normal + bias)
+        if shape is None or len(shape) != 2 or any(a > b for a, b in zip(maps.shape[1:], shape, strict=True)):
+            return None
+        return resized(maps, shape)
+
+    def readout(self, weights: list[np.ndarray]) -> np.ndarray:
+        """Capacity by the mask that a readout network gives, (B, *feature map)."""
+        place_shape = [self.features.shape[1 + axis] for axis in self.spatial]
+        parts = []
+        for name in self.case.readout_layers:
+            own, stats = self._features(self.case.inputs, name), self.statistics_of(name)
+            axis = self.case.program.places[name.partition(":")[0]].channel_axis
+            x = np.moveaxis((own - stats.mean) / stats.std, axis + 1, -1)
+            if not place_shape:
+                x = x.mean(axis=tuple(range(1, x.ndim - 1))) if x.ndim > 2 else x
+            elif x.ndim == 2:
+                x = np.broadcast_to(
+                    x[(slice(None), *[None] * len(place_shape))], (len(x), *place_shape, x.shape[-1])
+                )
+            else:
+                x = np.moveaxis(np.stack([resized(c, place_shape) for c in np.moveaxis(x, -1, 0)]), 0, -1)
+            parts.append(x)
+        alpha = np.concatenate(parts, axis=-1)
+        if (alpha.shape[-1], self.features.shape[1 + self.channel]) != (
+            weights[0].shape[1],
+            len(weights[-1]),
+        ):
+            raise ValueError(
+                f"the readout network is for {weights[0].shape[1]} and {len(weights[-1])} channels"
+            )
+        for number in range(3):
+            alpha = alpha @ weights[2 * number].T + weights[2 * number + 1]
+            alpha = np.maximum(alpha, 0) if number < 2 else alpha
+        alpha = np.moveaxis(alpha, -1, self.channel + 1)
+        matrices = [
+            smoothing(self.features.shape[1 + axis], self.case.settings.smooth_std) for axis in self.spatial
+        ]
+        return np.stack(
+            [self._nats(r, a, self.statistics, matrices) for r, a in zip(self.features, alpha, strict=True)]
+        )
+
+
+def _unit(maps: np.ndarray) -> np.ndarray:
+    axes = tuple(range(1, maps.ndim))
+    shifted = maps - maps.min(axis=axes, keepdims=True)
+    peak = shifted.max(axis=axes, keepdims=True)
+    return np.divide(shifted, peak, out=np.zeros_like(shifted), where=peak > 0)
