@@ -458,7 +458,7 @@ class IBALayer(PerSampleBottleneck, keras.layers.Layer):
     def _checked(self, loss: TailLoss, inputs: Any) -> Any:
         marked = loss.adapter.to_inputs(inputs)
         for path, leaf in leaves_of(marked):
-            name = str(path[-1]) if path else loss.adapter.network.graph.inputs[0].name
+            name = str(path[-1]) if path else "x"
             require_rows(leaf.array if isinstance(leaf, Shared) else leaf, f"feed_dict[{name!r}]")
         return marked
 

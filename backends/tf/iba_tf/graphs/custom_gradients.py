@@ -34,7 +34,7 @@ def graph_def_of(graph: tf.Graph) -> GraphDef:
         return graph_def
     variables = _variables(graph, graph_def)
     for node in filter(_has_bound_gradient, graph_def.node):
-        _keep(node, variables[""], lambda tensor: str(tensor.name))
+        _keep(node, variables[""], lambda tensor: _name_in(graph, tensor))
     for function in graph_def.library.function:
         nodes = {node.name: node for node in function.node_def}
         arguments = [argument.name for argument in function.signature.input_arg]
@@ -50,6 +50,13 @@ def graph_def_of(graph: tf.Graph) -> GraphDef:
         for node in filter(_has_bound_gradient, nodes.values()):
             _keep(node, variables.get(function.signature.name, {}), reference)
     return graph_def
+
+
+def _name_in(graph: tf.Graph, tensor: Any) -> str:
+    # A graph that was imported may have the number of another program's gradient.
+    if tensor.graph is not graph:
+        raise ValueError(tensor.name)
+    return str(tensor.name)
 
 
 def _all_nodes(graph_def: GraphDef) -> Iterator[NodeDef]:
@@ -150,7 +157,7 @@ def _without(graph_def: GraphDef, given: Sequence[str]) -> GraphDef:
     return part
 
 
-@tf.RegisterGradient(OWN_GRADIENT)
+@tf.RegisterGradient(OWN_GRADIENT)  # type: ignore[untyped-decorator]
 def _gradient(op: tf.Operation, *towards: tf.Tensor) -> list[tf.Tensor | None]:
     """The gradient that an operation carries with it."""
     given = [name.decode() for name in op.get_attr("_iba_given")]

@@ -531,7 +531,8 @@ class _Passes:
             for flag, x in zip(self._batched, given, strict=True)
         ]
         self._run_head = traced(self._trace_head, input_signature=specs)
-        self._run_all = traced(self._trace_all)
+        # Once is not worth a trace, where none is needed.
+        self._run_all = self._trace_all if self._graph.runs_in_python else traced(self._trace_all)
         self.tail = _TailFunction(self._trace_tail, self._graph.runs_in_python)
 
     def head(self, inputs: Sequence[tf.Tensor | None]) -> list[tf.Tensor]:

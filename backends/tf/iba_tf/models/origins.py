@@ -165,7 +165,8 @@ class TracedOrigin(Origin):
         """See `Origin.traced_for`."""
         structure = self.to_inputs(inputs)
         flat: Fed = tf.nest.flatten(structure)
-        specs = [tf.TensorSpec([None, *x.shape[1:]] if x.shape.rank else [], x.dtype) for x in plain(flat)]
+        tensors: list[Any] = plain(flat)
+        specs = [tf.TensorSpec([None, *x.shape[1:]] if x.shape.rank else [], x.dtype) for x in tensors]
         key = (*specs, tuple(structure) if isinstance(structure, dict) else type(structure))
         graph = self._graphs.get(key, lambda: self._traced(structure, specs))
         self._latest = graph
