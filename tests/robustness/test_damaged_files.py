@@ -20,9 +20,12 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from safetensors import safe_open
+from safetensors.numpy import save_file
 
 from iba_core import Attribution, BottleneckSettings, IBAError, WelfordEstimator
 from iba_core.concepts import ConceptEmbedding
+from iba_core.errors import StateError
 from iba_core.pictures.images import load_image
 from iba_core.pictures.masks import mask_picture
 from iba_core.readout.formulas import WEIGHTS, readout_sizes
@@ -272,6 +275,41 @@ def test_state_files(tmp_path, name):
 @pytest.mark.parametrize("name", [name for name in STATES if name != "plain"])
 def test_state_files_of_other_programs(tmp_path, name):
     judge(name, STATES[name], tmp_path, range(80), Counter(), rewrite=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "array", "value"),
+    [
+        ("estimator", "mean", np.nan),
+        ("estimator", "m2", -1.0),
+        ("estimator", "nonzero", 2.5),
+        ("estimator", "nonzero", 99.0),
+        ("estimator", "n_samples", 0),
+        ("attribution", "capacity", np.inf),
+        ("attribution", "capacity", -1.0),
+        ("attribution", "saliency", -1.0),
+        ("attribution", "mask", 1.5),
+        ("attribution", "model_losses", np.nan),
+        ("embedding", "normal_vec", np.nan),
+        ("embedding", "scaling_factor", 0.0),
+        ("readout", "network.0.weight", np.nan),
+        ("readout", "bottleneck.m2", -1.0),
+        ("readout", "readouts.1.mean", np.inf),
+        ("checkpoint", "training.second", np.nan),
+    ],
+)
+def test_values_that_cannot_be_are_refused_in_files_without_a_checksum(tmp_path, name, array, value):
+    path = tmp_path / "file"
+    STATES[name].write(path)
+    with safe_open(path, framework="numpy") as file:
+        header = {key: text for key, text in file.metadata().items() if key != "iba_checksum"}
+        arrays = {key: np.array(file.get_tensor(key)) for key in file.keys()}  # noqa: SIM118 (not a mapping)
+    save_file(arrays, path, metadata=header)
+    STATES[name].read(path)
+    arrays[array].reshape(-1)[-1] = value
+    save_file(arrays, path, metadata=header)
+    with pytest.raises(StateError):
+        STATES[name].read(path)
 
 
 def test_npz_files(tmp_path):
