@@ -607,8 +607,9 @@ def load_monkeys(
     """
     require_bool("center_crop", center_crop)
     require_bool("pil", pil)
+    wanted = None
     if size is not None:
-        size = require_sizes("size", (size, size) if is_whole_number(size) else size)
+        wanted = require_sizes("size", (size, size) if is_whole_number(size) else size)
     try:
         import pooch
     except ImportError as error:
@@ -637,8 +638,8 @@ def load_monkeys(
         side = min(image.size)
         left, top = (image.width - side) // 2, (image.height - side) // 2
         image = image.crop((left, top, left + side, top + side))
-    if size is not None:
-        image = image.resize((size[0], size[1]))
+    if wanted is not None:
+        image = image.resize((wanted[0], wanted[1]))
     return np.array(image), _MONKEYS_CLASS
 
 

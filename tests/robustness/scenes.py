@@ -100,7 +100,9 @@ class _Stage:
         yield self.scene("explain in parts", same, lambda e: e.explain(x, seed=0, max_batch=2), self.one_map)
         yield self.scene("explain first", fresh, lambda e: e.explain(x, 1, seed=0))
         yield self.scene("explain_iter", same, lambda e: [*e.explain_iter(batches, seed=0, progbar=False)])
-        yield self.scene("predict", same, lambda e: e.predict(e.adapter.to_inputs(x)), self.one_map, kinds=("call",))
+        yield self.scene(
+            "predict", same, lambda e: e.predict(e.adapter.to_inputs(x)), self.one_map, kinds=("call",)
+        )
         layers = lambda e: e.adapter.layers(e.adapter.to_inputs(x))  # noqa: E731
         yield self.scene("layers", fresh, layers, self.one_map, kinds=("call",))
         yield self.scene("copy", same, copy.deepcopy, self.one_map, kinds=())

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from iba_core.arguments import given, require_bool
+from iba_core.arguments import given, require_bool, require_data_format
 from iba_core.errors import InputError, LayerError, closest
 from iba_core.framework.adapter import Inputs, LayerInfo, ModelAdapter
 from iba_core.framework.arrays import as_array
@@ -119,6 +119,7 @@ class TorchAdapter(ModelAdapter):
         Raises:
             LayerError: the model has no such layer.
         """
+        require_data_format("data_format", data_format, optional=True)
         module, name, call = self._find(layer)
         return TorchSplit(
             self.model,
@@ -154,7 +155,7 @@ class TorchAdapter(ModelAdapter):
                 raise LayerError(f"the model has no layer {layer!r}; {closest(layer, modules)}")
             module = modules[name]
         else:
-            raise LayerError(f"layer={layer!r} is neither a module of the model nor the name of one")
+            raise LayerError(f"{given('layer', layer)} is neither a module of the model nor the name of one")
         shown = name if call is None else f"{name}:{call}"
         return LayerCall(module, shown, call)
 

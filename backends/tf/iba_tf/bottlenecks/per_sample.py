@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, field
@@ -313,7 +312,7 @@ class PerSampleBottleneck:
         # What is new is gathered apart, since another thread may take in samples meanwhile.
         gathered = copy(own)
         gathered.reset()
-        for samples in samples_of(map(_as_one, batches), n_samples or sys.maxsize, progbar):
+        for samples in samples_of(map(_as_one, batches), n_samples, progbar):
             gathered.fit(np.asarray(tf.cast(features(samples), tf.float64)))
         if not gathered.n_samples():
             raise InputError("the generator gave no samples; give at least two")
@@ -489,9 +488,11 @@ def require_adam(optimizer_cls: type) -> None:
         InputError: it is not Adam.
     """
     if not (isinstance(optimizer_cls, type) and issubclass(optimizer_cls, _ADAMS)):
+        shown = (
+            repr(optimizer_cls.__name__) if isinstance(optimizer_cls, type) else type(optimizer_cls).__name__
+        )
         raise InputError(
-            f"optimizer_cls={getattr(optimizer_cls, '__name__', optimizer_cls)!r} is not Adam, with which "
-            "the bottleneck is optimised in every framework"
+            f"optimizer_cls={shown} is not Adam, with which the bottleneck is optimised in every framework"
         )
 
 

@@ -88,8 +88,8 @@ class Learnt:
         is_counted: whether a whole pass has shown how often the layers run.
         axes: axes of the tensor at the place, that of the images included.
         data_format: where the channels of the feature map are.
-        mixes: whether a closure normalises the images by the statistics of their batch. What it returns for a
-            batch as a whole would not show it.
+        mixes: whether the images are known to be normalised by the statistics of their batch. What a closure
+            returns for the batch as a whole would not show it.
         mixing: whether the model mixes the images of a batch, for each shape of the inputs.
     """
 

@@ -20,7 +20,14 @@ from iba_torch.tail.head import HeadPass
 from iba_torch.tail.places import Arguments, AssumptionsAtPlace, BatchAxes, Knowledge, LayerCall, Place
 from iba_torch.tail.precision import autocast_dtype
 from iba_torch.tail.recording import Call, Feature, Shape, Value, leaves
-from iba_torch.tail.rewrites.assumptions import Assumption, Outcome, State, is_of_torch, run_assuming
+from iba_torch.tail.rewrites.assumptions import (
+    Assumption,
+    Outcome,
+    State,
+    is_about_order,
+    is_of_torch,
+    run_assuming,
+)
 from iba_torch.tail.rewrites.chains import Chains
 from iba_torch.tail.rewrites.conditions import is_sequential
 from iba_torch.tail.rewrites.copy_on_write import Loan, forget, take_back
@@ -342,7 +349,7 @@ class Replay:
         if not isinstance(error, Exception):
             return []
         order, unwritten = self._assumed.tail_takes_order, self._assumed.features_unwritten
-        asks = self._observer is not None and self._observer.asks_for_order and order.is_unknown
+        asks = order.is_unknown and is_about_order(error)
         of_torch = is_of_torch(error)
         suspects = [order] if self._gains and order in relied and (of_torch or asks) else []
         holds = unwritten in relied and unwritten.state is State.HOLDS

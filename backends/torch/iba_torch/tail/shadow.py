@@ -28,6 +28,7 @@ from iba_core.framework.cache import Cache
 from iba_torch.tail.calls import unwrap
 from iba_torch.tail.effects import Effect, WeightWrite, address_of
 from iba_torch.tail.places import AssumptionsAtPlace
+from iba_torch.tail.precision import restores_settings
 from iba_torch.tail.rewrites.assumptions import Assumption, Outcome, State, run_assuming
 from iba_torch.tail.trees import version_of
 
@@ -257,6 +258,7 @@ class Shadows:
         return Shadows()
 
     @contextmanager
+    @restores_settings
     def lease(self) -> Iterator[Shadow]:
         """Context with a shadow that no other thread has.
 

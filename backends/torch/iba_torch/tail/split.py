@@ -25,7 +25,14 @@ from iba_torch.tail.head import HeadPass, Stop
 from iba_torch.tail.places import AssumptionsAtPlace, Knowledge, LayerCall, Learnt, signature_of
 from iba_torch.tail.precision import without_autocast
 from iba_torch.tail.replay import InMemoryOrder, Replay, check_calls
-from iba_torch.tail.rewrites.assumptions import Assumption, Outcome, enabled, is_of_torch, run_assuming
+from iba_torch.tail.rewrites.assumptions import (
+    Assumption,
+    Outcome,
+    enabled,
+    is_about_order,
+    is_of_torch,
+    run_assuming,
+)
 from iba_torch.tail.rewrites.memory_order import gains_by_order
 from iba_torch.tail.rewrites.observer import Observer
 from iba_torch.tail.rewrites.unread import Unread
@@ -45,6 +52,12 @@ class TorchTail(Tail):
             return self
         features = self.features.permute(0, 2, 3, 1).contiguous()
         return replace(self, features=features, run=InMemoryOrder(self.run), axes=(1, 2, 0))
+
+    def differentiated(self, z: torch.Tensor) -> Any:
+        """See `Tail.differentiated`."""
+        with torch.enable_grad():
+            outputs = self(z.detach().requires_grad_())
+        return tree_map(torch.Tensor.detach, outputs)
 
     def activations(self) -> list[Activation | None]:
         """See `Tail.activations`; found in the graph of a pass."""
@@ -171,7 +184,8 @@ class TorchSplit(Split):
         """
         with self._shadows.lease() as shadow, self._patched():
             learnt = self._look_around(shadow, inputs)
-            if learnt.mixes and batch_size(inputs) > 1:
+            mixes = learnt.mixes and not isinstance(self.model, nn.Module)
+            if mixes and batch_size(inputs) > 1:
                 raise MixedImagesError(self.layer_name)
             assumed = self._assumed
             found = self._run_head(shadow, inputs, remember=True)
@@ -201,7 +215,7 @@ class TorchSplit(Split):
                     features = features.contiguous()
                 del found
                 try:
-                    yield TorchTail(features, replay, one_by_one=learnt.mixes)
+                    yield TorchTail(features, replay, one_by_one=mixes)
                 finally:
                     replay.close()
 
@@ -220,6 +234,11 @@ class TorchSplit(Split):
         runs = what_runs(self.model) or self._itself
         assumed: AssumptionsAtPlace = self._shadows.assumed.get((place, runs), AssumptionsAtPlace)
         return assumed
+
+    @property
+    def mixes_images(self) -> bool:
+        """Whether a pass on several images has normalised them by the statistics of their batch."""
+        return self._learnt.mixes
 
     @property
     def _learnt(self) -> Learnt:
@@ -289,7 +308,7 @@ class TorchSplit(Split):
                 return self._shadows.allow(error, shadow, assumed)
             if not (reorders and order in relied and isinstance(error, Exception)):
                 return []
-            asks = observer is not None and observer.asks_for_order and order.is_unknown
+            asks = order.is_unknown and is_about_order(error)
             return [order] if is_of_torch(error) or asks else []
 
         head, reordered = run_assuming((order, unreached, stays), attempt, suspects)
@@ -365,9 +384,9 @@ class TorchSplit(Split):
             if own.together and (tracker.normalized_rows or not counter.knows_axes):
                 twice = _of_images(inputs, lambda tensor: tensor.repeat_interleave(2, 0))
                 *_, tracker = self._tracked(shadow, twice)
-                # A normalisation of each image by its own statistics counts as one of a single row.
-                learnt.mixes = tracker.normalized_rows > 1
-            if learnt.mixes:
+            # A normalisation of each image by its own statistics counts as one of a single row.
+            learnt.mixes = tracker.normalized_rows > 1
+            if learnt.mixes and own.together:
                 self._warn_of_mixing()
             self._own_kept = inputs, own
             learnt.is_counted = True

@@ -16,6 +16,9 @@ T = TypeVar("T")
 
 _RAISES = {opcode.opmap[name] for name in ("RAISE_VARARGS", "RERAISE") if name in opcode.opmap}
 
+_ASKS = frozenset({"data_ptr", "is_contiguous", "stride"})
+"""Methods that answer differently in some orders in memory."""
+
 _enabled: ContextVar[bool] = ContextVar("rewrites", default=True)
 
 
@@ -142,3 +145,11 @@ def is_of_torch(error: BaseException) -> bool:
     while traceback.tb_next is not None:
         traceback = traceback.tb_next
     return traceback.tb_frame.f_code.co_code[traceback.tb_lasti] not in _RAISES
+
+
+def is_about_order(error: BaseException) -> bool:
+    """Whether an error comes from code that asks for the order of a tensor in memory."""
+    traceback = error.__traceback__
+    while traceback is not None and traceback.tb_next is not None:
+        traceback = traceback.tb_next
+    return traceback is not None and not _ASKS.isdisjoint(traceback.tb_frame.f_code.co_names)
