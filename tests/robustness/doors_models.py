@@ -205,7 +205,7 @@ def _concepts(net: Network) -> Iterator[Door]:
     yield Door(
         f"iba_core.concepts.ModelStump.maps[{net.package}]",
         const(c.ModelStump(net.model, "relu").maps),
-        {"inputs": images},
+        {"inputs": maps},
     )
     yield Door(
         f"iba_core.concepts.locate[{net.package}]",
@@ -227,6 +227,7 @@ def _concepts(net: Network) -> Iterator[Door]:
                 "model": A(const(net.model)),
                 "target_layers": A(const(["relu"]), optional(nothing), ("layer", "layers")),
                 "reshape_transform": A(const(None), optional(function)),
+                **({"epsilon": A(const(0.0), number(0))} if kind == "GradCAMPlusPlus" else {}),
                 **({"use_cuda": A(const(False), boolean)} if net.package == "iba_torch" else {}),
             },
         )
