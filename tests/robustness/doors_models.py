@@ -315,10 +315,17 @@ def _detection(net: Network) -> Iterator[Door]:
         name: A(const(2), whole(1, 10**6))
         for name in ("in_features", "memory_size", "exogenous_size", "out_features")
     }
+    slots = A(const("slots"))
+    seeds = {"seed": A(const(1), optional(whole(0, 2**31 - 1)))} if net.package == "iba_tf" else {}
     yield Door(
         f"{net.package}.concepts.SelectorZU",
         const(module.SelectorZU),
-        {**sizes, "temperature": A(const(1.0), number(above=0)), "attention_over": A(const("slots"))},
+        {
+            **sizes,
+            "temperature": A(const(1.0), number(above=0)),
+            "attention_over": A(const("slots")),
+            **seeds,
+        },
     )
     selector = module.SelectorZU(2, 2, 2, 2)
     selector(net.backend.asarray(np.zeros((1, 2), np.float32)))

@@ -150,7 +150,6 @@ OPEN = {
     "call",
     "dtype",
     "name",
-    "seed",
     "trainable",
 }
 """Arguments that take a framework's own objects, or that other doors of the same check have."""

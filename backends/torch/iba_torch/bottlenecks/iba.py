@@ -194,13 +194,15 @@ class IBA(nn.Module):
         self.call = call
         self.tokens = tokens
         self.data_format = data_format or (None if tokens is None else "channels_last")
-        self.register_buffer("feature_mean", _as_buffer("feature_mean", feature_mean))
-        self.register_buffer("feature_std", _as_buffer("feature_std", feature_std, least=0))
-        if feature_mean is not None and self.feature_mean.shape != self.feature_std.shape:
+        mean = _as_buffer("feature_mean", feature_mean)
+        std = _as_buffer("feature_std", feature_std, least=0)
+        if mean is not None and std is not None and mean.shape != std.shape:
             raise InputError(
-                f"feature_mean has shape {tuple(self.feature_mean.shape)} and feature_std "
-                f"{tuple(self.feature_std.shape)}; both must have that of one feature map"
+                f"feature_mean has shape {tuple(mean.shape)} and feature_std {tuple(std.shape)}; both must "
+                "have that of one feature map"
             )
+        self.register_buffer("feature_mean", mean)
+        self.register_buffer("feature_std", std)
         self._settings()
 
         self.alpha: torch.Tensor | None = None
