@@ -47,6 +47,9 @@ LAYERS = [
     Flatten("flat"),
     Dense("logits", CLASSES),
 ]
+SEVEN = ("an array of seven axes",)
+"""The model itself refuses it, with an error of its own, which passes unchanged."""
+
 SLOW = {name: rule for name, rule in SETTINGS.items() if name in ("beta", "learning_rate", "normalize_beta")}
 """A few of the settings. All are walked at `BottleneckSettings`, through which all go."""
 
@@ -92,7 +95,9 @@ def network(kind: type[Backend]) -> Network:
 
 
 def _are_inputs(value: Any) -> bool:
-    return isinstance(value, (list, tuple)) and all(isinstance(entry, (str, int)) for entry in value)
+    return isinstance(value, (list, tuple, np.ndarray)) and all(
+        isinstance(entry, (str, int)) for entry in value
+    )
 
 
 def _explaining(net: Network) -> Iterator[Door]:
@@ -186,7 +191,9 @@ def _explaining(net: Network) -> Iterator[Door]:
 
 
 def _concepts(net: Network) -> Iterator[Door]:
-    images = A(const(net.images[:2]), net.is_batches, ("the input", "input", "targets"))
+    images = A(
+        const(net.images[:2]), net.is_batches, ("the input", "input", "targets", "the output of layer")
+    )
     learnt = plane4(net)
     maps = A(
         images.valid,
@@ -323,7 +330,7 @@ def _detection(net: Network) -> Iterator[Door]:
         {
             **sizes,
             "temperature": A(const(1.0), number(above=0)),
-            "attention_over": A(const("slots")),
+            "attention_over": slots,
             **seeds,
         },
     )
@@ -367,6 +374,7 @@ def readout_doors(net: Network, readout: Callable[[], Any], loss: Callable[..., 
         lambda: [(net.backend.asarray(net.images), net.backend.asarray(labels))],
         nothing,
         ("loss", "batch", "data", "the input", "input"),
+        passes_on=SEVEN,
     )
     kind = f"{net.package}.IBAReadout"
     yield Door(
@@ -402,7 +410,7 @@ def readout_doors(net: Network, readout: Callable[[], Any], loss: Callable[..., 
             "epochs": A(const(1), whole(0, 10)),
             "lr": A(const(1e-3), number(0, 1e12)),
             "beta": A(const(1.0), optional(number(0, 1e12))),
-            "validation": A(const(None), optional(nothing), pairs.called),
+            "validation": A(const(None), optional(nothing), pairs.called, passes_on=SEVEN),
             "patience": A(const(1), whole(1)),
             "checkpoint": A(const(None), optional(is_path)),
             "seed": A(const(1), optional(whole(0, 2**63 - 1))),

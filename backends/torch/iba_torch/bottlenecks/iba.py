@@ -456,7 +456,7 @@ class IBA(nn.Module):
             "learning_rate": lr,
             "samples": batch_size,
             "active_neurons_threshold": (
-                None if active_neurons_threshold == _THRESHOLD else active_neurons_threshold
+                None if _is_default(active_neurons_threshold) else active_neurons_threshold
             ),
         }
         overrides = {name: value for name, value in overrides.items() if value is not None}
@@ -732,6 +732,10 @@ def _require_layer(layer: Any) -> None:
             f"layer is a scripted {layer.original_name}, on which PyTorch allows no hooks; put it into "
             "an nn.Sequential and give that, or use the module that it was scripted from"
         )
+
+
+def _is_default(threshold: Any) -> bool:
+    return isinstance(threshold, float) and threshold == _THRESHOLD
 
 
 def require_estimator(name: str, estimator: Any) -> None:
