@@ -9,7 +9,6 @@ other threads may train it meanwhile.
 
 from __future__ import annotations
 
-import threading
 from collections import OrderedDict, defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -26,6 +25,7 @@ from torch import nn
 
 from iba_core.errors import LayerError
 from iba_core.framework.cache import Cache
+from iba_core.framework.locks import fork_safe_lock
 from iba_torch.tail.calls import unwrap
 from iba_torch.tail.precision import restores_settings
 
@@ -202,7 +202,7 @@ class Shadows:
         """The assumptions about each split of a model or closure; empty after a change of modules."""
         self._free: list[Shadow] = []
         self._latest: Callable[[], Shadow | None] = lambda: None
-        self._lock = threading.Lock()
+        self._lock = fork_safe_lock()
 
     def __reduce__(self) -> tuple[type[Shadows], tuple[()]]:
         return Shadows, ()
