@@ -8,7 +8,7 @@ so that a NumPy number can be stored and compared like any other.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from math import isfinite
 from pathlib import Path
 from typing import Any, TypeVar
@@ -380,6 +380,19 @@ def require_type(
     """
     if not (isinstance(value, kinds) or (optional and value is None)):
         raise InputError(f"{given(name, value)} must be {what}{', or None' if optional else ''}")
+
+
+def require_layer(name: str, value: Any, *, optional: bool = False) -> None:
+    """Check that an argument may be a layer: an object of a framework, or a name.
+
+    Raises:
+        InputError: it is a number, an array, or a collection.
+    """
+    if isinstance(value, str) or (optional and value is None):
+        return
+    plain = (bytes, int, float, complex, Mapping, Set, list, tuple, np.ndarray, np.generic)
+    if value is None or isinstance(value, plain):
+        raise InputError(f"{given(name, value)} must be a layer of the model, or its name")
 
 
 def require_callable(

@@ -11,9 +11,13 @@ import numpy.typing as npt
 
 from iba_core.arguments import (
     LARGEST_COUNT,
+    is_whole_number,
     require_bool,
     require_data_format,
+    require_layer,
     require_seed,
+    require_sequence,
+    require_text,
     require_type,
     require_whole,
 )
@@ -32,6 +36,7 @@ from iba_core.framework.cache import Cache
 from iba_core.framework.framework import require_finite
 from iba_core.framework.inputs import (
     InputShape,
+    array_of_lists,
     arrays_of,
     batch_size,
     check_shape,
@@ -136,6 +141,7 @@ class Explainer:
         **settings: Any,
     ) -> None:
         self.adapter: ModelAdapter = find_adapter(model, backend)
+        require_layer("layer", layer, optional=True)
         BottleneckSettings().override(**settings)  # names what is no setting
         self.settings: BottleneckSettings = BottleneckSettings(**{**preset_settings(preset), **settings})
         require_type("estimator", estimator, WelfordEstimator, "a WelfordEstimator", optional=True)
@@ -145,7 +151,12 @@ class Explainer:
         require_data_format("data_format", data_format, optional=True)
         self.data_format = data_format or (None if tokens is None else "channels_last")
         self.output = output
+        if output is not None and not is_whole_number(output, -(2**31)):
+            require_text("output", output, "the name or the position of an output")
         if shared is not None:
+            require_sequence("shared", shared, "names or positions of inputs")
+            for entry in shared:
+                require_type("shared", entry, (str, int), "a list of names or positions of inputs")
             self.adapter.shared.give(shared)
         self._jit_compile = require_bool("compile", compile)
         self._estimated_format: DataFormat | None = None
@@ -228,6 +239,7 @@ class Explainer:
             NotEstimatedError: nothing has been estimated.
         """
         split = self._ready()
+        require_type("metadata", metadata, Mapping, "a dict", optional=True)
         known = {
             "layer": split.layer_name,
             "data_format": self._estimated_format or self._format(split),
@@ -384,7 +396,8 @@ class Explainer:
             for batch in get_tqdm()(batches, desc="Explaining", unit="batch", disable=not progbar):
                 inputs = inputs_of_batch(batch)
                 wanted = as_target(targets_of_batch(batch)) if whole is None else whole
-                passing = pass_mask(inputs) if callable(pass_mask) else pass_mask
+                gives = callable(pass_mask) and not isinstance(pass_mask, type)
+                passing = pass_mask(inputs) if gives else pass_mask
                 yield self._explain(inputs, wanted, _Options(chosen, seed, passing, max_batch))
                 count += 1
             if not count:
@@ -439,7 +452,7 @@ class Explainer:
                 f"x holds {batch_size(inputs)} inputs, but the attribution {len(attribution)}; give the same"
             )
         settings = attribution.settings
-        with split.head(inputs) as tail:
+        with framework.randomness(seed), split.head(inputs) as tail:
             statistics = self._statistics(split, settings.active_neurons_threshold)
             optimizer = self._optimizer(first_output, self._layout(split, statistics), None)
             problem = optimizer.problem(tail, statistics, settings=settings, pass_mask=pass_mask)
@@ -577,6 +590,7 @@ class Explainer:
 
     def _checked(self, inputs: Inputs, split: Split | None) -> Inputs:
         """Inputs as tensors of the model's device, with a batch axis, checked before any work."""
+        inputs = array_of_lists("x", inputs)
         if split is not None and hasattr(inputs, "shape") and self._input_shape is not None:
             if len(inputs.shape) == len(self._input_shape):
                 inputs = inputs[None]
@@ -584,8 +598,6 @@ class Explainer:
         inputs = require_inputs("x", inputs, self.adapter.to_inputs)
         for array in arrays_of(inputs):
             require_finite(self.adapter.framework.to_numpy(array), "x")
-        if not batch_size(inputs):
-            raise InputError("x is an empty batch")
         return inputs
 
     def _split_at(self, end_layer: Any) -> Split:

@@ -20,6 +20,7 @@ import numpy.typing as npt
 from safetensors import safe_open
 from safetensors.numpy import save
 
+from iba_core.arguments import require_type
 from iba_core.errors import IBAError, InputError, StateError
 from iba_core.files import as_path, is_file, shown, write_atomically
 
@@ -57,6 +58,7 @@ def write_state(
         >>> read_state(path, kind="example")
         ({'mean': array([0., 0.])}, {'layer': 'fc'})
     """
+    require_type("metadata", metadata, Mapping, "a dict", optional=True)
     tensors = {name: _storable(name, value) for name, value in arrays.items()}
     try:
         text = json.dumps(dict(metadata or {}))

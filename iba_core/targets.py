@@ -712,7 +712,10 @@ class ScoreTarget(Target):
 
     def __call__(self, outputs: Any) -> Array:
         """Compute the loss, minus the score."""
-        return -self.score(outputs)
+        score = self.score(outputs)
+        if not hasattr(score, "shape"):
+            raise InputError(f"target is a function that gives {type(score).__name__}; scores were expected")
+        return -score
 
     def resolve(self, outputs: npt.NDArray[Any]) -> tuple[Loss, tuple[npt.NDArray[Any], ...]]:
         """See `Target.resolve`. There are no rows."""

@@ -17,7 +17,14 @@ from rich.color import Color
 from rich.style import Style
 from rich.text import Text
 
-from iba_core.arguments import LARGEST_COUNT, given, require_iterable, require_type, require_whole
+from iba_core.arguments import (
+    LARGEST_COUNT,
+    given,
+    require_iterable,
+    require_layer,
+    require_type,
+    require_whole,
+)
 from iba_core.attribution import Attribution
 from iba_core.bottleneck.estimator import STATE, WelfordEstimator
 from iba_core.errors import InputError
@@ -232,6 +239,7 @@ def token_statistics(
         raise InputError(f"{given('adapter', adapter)} must be an adapter, such as Explainer.adapter")
     batches = require_batches("batches", batches)
     length = require_whole("length", length, 1, LARGEST_COUNT)
+    require_layer("layer", layer)
     split = adapter.split(layer)
     estimator = WelfordEstimator()
     for batch in batches:

@@ -101,7 +101,7 @@ def explain_in_chunks(
             stop = min(start + at_once, images)
             chunk = inputs if at_once >= images else take(inputs, start, stop)
             try:
-                with split.head(chunk) as head:
+                with framework.randomness(seed), split.head(chunk) as head:
                     tail = head.in_memory_order()
                     optimizer, statistics, rows, callback = task(tail, start, stop)
                     result = optimizer.run(

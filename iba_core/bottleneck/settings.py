@@ -20,6 +20,9 @@ from iba_core.errors import InputError
 
 _PRECISIONS = ("bfloat16", "float16")
 
+LARGEST_STD = 1e4
+"""Features. A wider Gaussian would be the same everywhere on any map, and its matrix would not fit in memory."""
+
 LARGEST_ALPHA = 80.0
 """Beyond it, the share that the mask blocks at the start, or its complement, is 0 in float32."""
 
@@ -133,8 +136,8 @@ def _plain_setting(setting: str, value: Any, name: str) -> Any:
         return require_whole(name, value, 0, LARGEST_COUNT)
     if setting in _BOOLEANS:
         return require_bool(name, value)
-    if setting == "smooth_std" and value is None:
-        return None
+    if setting == "smooth_std":
+        return None if value is None else require_number(name, value, 0, LARGEST_STD)
     if setting == "precision":
         return None if value is None else require_choice(name, value, _PRECISIONS)
     if setting == "initial_alpha":

@@ -16,11 +16,12 @@ import numpy as np
 import numpy.typing as npt
 
 from iba_core.arguments import (
-    is_whole_number,
     require_bool,
     require_callable,
     require_data_format,
+    require_layer,
     require_number,
+    require_whole,
 )
 from iba_core.concepts.activation_maps import (
     Weighting,
@@ -35,7 +36,14 @@ from iba_core.concepts.activation_maps import (
 from iba_core.concepts.targets import ClassifierOutputTarget, ScoredOutput
 from iba_core.default_layer import everything_passes
 from iba_core.errors import InputError, LayerError
-from iba_core.framework.adapter import Inputs, Model, ModelAdapter, Split, find_adapter
+from iba_core.framework.adapter import (
+    Inputs,
+    MixedImagesError,
+    Model,
+    ModelAdapter,
+    Split,
+    find_adapter,
+)
 from iba_core.framework.cache import Cache
 from iba_core.framework.framework import Framework, require_finite
 from iba_core.framework.inputs import arrays_of, batch_size, require_inputs, take
@@ -75,6 +83,8 @@ class BaseCAM:
             ``Tokens(prefix=1, grid=(14, 14))`` for a vision transformer; or a function that makes feature
             maps of the output.
         data_format: where the channels of the target layers' outputs are; None to find that out.
+        shared: names or positions of the inputs that all images of a batch share; ``()`` for none. If None,
+            it is learnt from the model where an input is as long as the batch.
         output: name or number of the output that targets are about, of a model that has several. If None,
             see `iba_core.targets.main_output`.
 
@@ -98,6 +108,7 @@ class BaseCAM:
         reshape_transform: ReshapeTransform | None = None,
         *,
         data_format: DataFormat | None = None,
+        shared: Sequence[str | int] | None = None,
         output: int | str | None = None,
     ) -> None:
         require_data_format("data_format", data_format, optional=True)
@@ -105,6 +116,8 @@ class BaseCAM:
         self.output = output
         self.adapter: ModelAdapter = find_adapter(model)
         self.model = model
+        if shared is not None:
+            self.adapter.shared.give(shared)
         several = isinstance(target_layers, (list, tuple))
         if several and not target_layers:
             raise InputError(
@@ -119,6 +132,7 @@ class BaseCAM:
         # Keep the splits, since a framework may compile the head of each once.
         self._splits: Cache[Split] = Cache(size=16)
         for layer in self.target_layers or ():
+            require_layer("target_layers", layer)
             self._split(layer)
 
     def __enter__(self) -> Self:
@@ -190,12 +204,21 @@ class BaseCAM:
         self, splits: list[Split], inputs: Inputs, wanted: list[_Wanted], principal: bool
     ) -> npt.NDArray[np.float32]:
         shape = tuple(int(size) for size in next(arrays_of(inputs)).shape[1:])
-        spatial = Layout.of(shape, splits[0].input_format).spatial_shape(shape)
-        return combine_layers(
-            (self._layer_maps(split, inputs, wanted, principal) for split in splits), spatial
-        )
+        maps = [self._layer_maps(split, inputs, wanted, principal) for split in splits]
+        # A split may know the axes of the inputs once it has run.
+        return combine_layers(maps, Layout.of(shape, splits[0].input_format).spatial_shape(shape))
 
     def _layer_maps(self, split: Split, inputs: Inputs, wanted: list[_Wanted], principal: bool) -> Array:
+        try:
+            return self._maps_of_all(split, inputs, wanted, principal)
+        except MixedImagesError:
+            maps = [
+                self._maps_of_all(split, take(inputs, i, i + 1), _of_image(wanted, i), principal)
+                for i in range(batch_size(inputs))
+            ]
+            return np.concatenate([host_array(image) for image in maps])
+
+    def _maps_of_all(self, split: Split, inputs: Inputs, wanted: list[_Wanted], principal: bool) -> Array:
         with split.head(inputs) as tail:
             activations = tail.features
 
@@ -228,8 +251,8 @@ class BaseCAM:
     def _want(self, target: Any, images: slice) -> _Wanted:
         if target is None and self.method.weighting is None:
             return _Wanted(images, _predicted_if_any, None)
-        if target is None or is_whole_number(target):
-            target = ClassifierOutputTarget(target)
+        if target is None or isinstance(target, (int, np.integer)):
+            target = ClassifierOutputTarget(None if target is None else require_whole("targets", target))
         elif not callable(target) or isinstance(target, type):
             target = as_target(target, "targets")
 
@@ -240,9 +263,18 @@ class BaseCAM:
             if isinstance(target, Target) and not isinstance(target, ScoredOutput):
                 loss, rows = target.resolve(framework.to_numpy(outputs))
                 return -xp.sum(loss(outputs, *(framework.asarray(row, like=outputs) for row in rows)))
-            return sum(xp.sum(target(outputs[i])) for i in range(int(outputs.shape[0])))
+            return sum(xp.sum(_score(target(outputs[i]))) for i in range(int(outputs.shape[0])))
 
         return _Wanted(images, score, getattr(target, "layer", None) if isinstance(target, Target) else None)
+
+
+def _score(found: Any) -> Array:
+    """The score that a user's function gives."""
+    if not hasattr(found, "shape"):
+        raise InputError(
+            f"targets holds a function that returns {type(found).__name__}; a score was expected"
+        )
+    return found
 
 
 class _Wanted(NamedTuple):
@@ -253,6 +285,11 @@ class _Wanted(NamedTuple):
     """Maps the outputs for these images to a scalar."""
     layer: Any
     """Layer that gives these outputs; None for the model's own output."""
+
+
+def _of_image(wanted: list[_Wanted], image: int) -> list[_Wanted]:
+    """What is wanted of one image, once it is a batch of its own."""
+    return [one._replace(images=slice(0, 1)) for one in wanted if one.images.start <= image < one.images.stop]
 
 
 def _predicted_if_any(outputs: Array) -> Array:
@@ -282,7 +319,7 @@ class GradCAMPlusPlus(BaseCAM):
         epsilon: 0 for the paper's formula; 1e-6 for the maps of pytorch-grad-cam, which adds that constant
             to a denominator. Where gradients are well below 1e-3, as they are deep in most networks, the two
             are different maps.
-        **options: `data_format` and `output`, see `BaseCAM`.
+        **options: `data_format`, `shared` and `output`, see `BaseCAM`.
 
     Raises:
         InputError: no backend serves the model, or `epsilon` is negative.

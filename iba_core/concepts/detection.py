@@ -19,6 +19,7 @@ from iba_core.arguments import (
     LARGEST_COUNT,
     require_bool,
     require_data_format,
+    require_layer,
     require_sequence,
     require_sizes,
     require_text,
@@ -32,6 +33,7 @@ from iba_core.concepts.laplace import factor_filters, logit_variance, moderated
 from iba_core.errors import InputError, LayerError
 from iba_core.framework.adapter import Inputs, Model, ModelAdapter, Split, find_adapter
 from iba_core.framework.arrays import require_array
+from iba_core.framework.inputs import require_inputs
 from iba_core.framework.layout import DataFormat, Layout
 from iba_core.framework.namespace import Array, sigmoid
 
@@ -137,12 +139,13 @@ class ModelStump:
         require_data_format("data_format", data_format, optional=True)
         self.model = model
         self.adapter: ModelAdapter = find_adapter(model, backend)
+        require_layer("layer_id", layer_id)
         self.split: Split = self.adapter.split(layer_id, data_format=data_format)
         self.layer_id: str = self.split.layer_name
 
     def __call__(self, inputs: Inputs) -> Array:
         """Compute the feature maps (B, *feature map) of a batch of inputs, without a graph."""
-        return self.split.features(self.adapter.to_inputs(inputs))
+        return self.split.features(require_inputs("inputs", inputs, self.adapter.to_inputs))
 
     def maps(self, inputs: Inputs) -> FloatArray:
         """Compute the feature maps of a batch with channels last, (B, H, W, C), as a NumPy array.
@@ -514,11 +517,12 @@ class ConceptDetection:
                 f"and {self.in_channels} channels"
             )
 
-    def _configure(self, spec: DetectionSpec, use_laplace: bool, use_bias: bool) -> None:
+    def _configure(self, spec: DetectionSpec, **flags: bool) -> None:
+        for name, flag in flags.items():
+            require_bool(name, flag)
         self._spec = spec
         self.ensemble_count = spec.ensemble_count
-        self.use_laplace = require_bool("use_laplace", use_laplace)
-        self.use_bias = require_bool("use_bias", use_bias)
+        self.use_laplace, self.use_bias = flags["use_laplace"], flags["use_bias"]
 
 
 def _warn_of_loss(embeddings: Sequence[ConceptEmbedding], use_laplace: bool) -> None:

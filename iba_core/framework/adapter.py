@@ -225,7 +225,7 @@ class Split(ABC):
             return False
         raise LayerError(
             f"the part of the model after layer {self.layer_name!r} does not repeat the model: {found}; name "
-            "another layer, or the inputs that all images share (shared=)"
+            "another layer, or mark the inputs that all images share with iba_core.Shared"
         )
 
     def _warn_of_mixing(self) -> None:

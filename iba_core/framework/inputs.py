@@ -7,11 +7,12 @@ An array has the images along its first axis. Where its first axis is of another
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
 
 from iba_core.arguments import given, require_iterable
 from iba_core.errors import InputError
+from iba_core.framework.arrays import as_array
 from iba_core.framework.namespace import Array
 from iba_core.utils import get_tqdm
 
@@ -39,7 +40,15 @@ Path = tuple[Any, ...]
 
 
 def leaves_of(inputs: Any, path: Path = ()) -> Iterator[tuple[Path, Any]]:
-    """Every array of `inputs` with its path, in order; what is shared as the `Shared` that marks it."""
+    """Every array of `inputs` with its path, in order; what is shared as the `Shared` that marks it.
+
+    Outputs of models may also be dataclasses, whose fields are looked through, or other objects with `logits`.
+    """
+    if not isinstance(inputs, (type, Shared, Mapping)) and not hasattr(inputs, "shape"):
+        if is_dataclass(inputs):
+            inputs = {field.name: getattr(inputs, field.name) for field in fields(inputs)}
+        elif hasattr(inputs, "logits"):
+            inputs = {"logits": inputs.logits}
     if isinstance(inputs, Mapping):
         for key, value in inputs.items():
             yield from leaves_of(value, (*path, key))
@@ -127,12 +136,24 @@ def require_inputs(name: str, inputs: Any, convert: Callable[[Any], Any]) -> Any
         InputError: they hold no array of numbers, no row, or an array that the model does not take.
     """
     try:
-        converted = convert(inputs)
+        converted = convert(array_of_lists(name, inputs))
         if not batch_size(converted):
             raise InputError("the batch is empty")
     except InputError as error:
         raise error if str(error).startswith(name) else InputError(f"{name}: {error}") from error
     return converted
+
+
+def array_of_lists(name: str, inputs: Any) -> Any:
+    """An array in place of nested lists of numbers; other inputs, such as lists of arrays, as they are.
+
+    Raises:
+        InputError: the lists have different lengths.
+    """
+    first = inputs
+    while isinstance(first, list) and first:
+        first = first[0]
+    return as_array(name, inputs) if inputs is not first and isinstance(first, (int, float)) else inputs
 
 
 def require_batches(name: str, batches: Any) -> Iterable[Any]:
@@ -160,7 +181,7 @@ def require_batches(name: str, batches: Any) -> Iterable[Any]:
     return iterable
 
 
-def samples_of(batches: Iterable[Any], n_samples: int, progbar: bool) -> Iterator[Any]:
+def samples_of(batches: Iterable[Any], n_samples: int, progbar: bool, name: str = "batches") -> Iterator[Any]:
     """The inputs of each batch of a data set, up to exactly `n_samples` samples.
 
     Empty batches are left out. No batch is asked for that is not needed.
@@ -169,11 +190,18 @@ def samples_of(batches: Iterable[Any], n_samples: int, progbar: bool) -> Iterato
         batches: each the inputs or a tuple (inputs, ...).
         n_samples: stop after so many.
         progbar: show how many have been used.
+        name: name of the argument that holds the batches.
+
+    Raises:
+        InputError: a batch holds no array.
     """
     seen = 0
     with get_tqdm()(total=n_samples, desc="Estimating", unit="img", disable=not progbar) as bar:
         for batch in batches:
-            inputs = take(inputs_of_batch(batch), 0, n_samples - seen)
+            try:
+                inputs = take(array_of_lists(name, inputs_of_batch(batch)), 0, n_samples - seen)
+            except InputError as error:
+                raise InputError(f"{name}: {error}") from error
             if size := batch_size(inputs):
                 yield inputs
                 seen += size

@@ -26,6 +26,7 @@ from iba_core.framework.inputs import (
     batch_size,
     common_shape,
     require_batches,
+    require_inputs,
     samples_of,
     take,
 )
@@ -113,7 +114,7 @@ class ReadoutBottleneck(ABC):
 
     def _set_up(self, robust: bool) -> None:
         """Set what a readout starts with."""
-        self.robust = robust
+        self.robust = require_bool("robust", robust)
         self.network = self.alpha = self.outputs = self._capacity = self._input_shape = None
         self.history = []
         self._formats = None
@@ -260,8 +261,8 @@ class ReadoutBottleneck(ABC):
             if reset:
                 self.reset_estimate()
                 self._input_shape = None
-            for number, samples in enumerate(samples_of(dataloader, n_samples, show)):
-                inputs = readout_model.to_inputs(samples)
+            for number, samples in enumerate(samples_of(dataloader, n_samples, show, "dataloader")):
+                inputs = require_inputs("dataloader", samples, readout_model.to_inputs)
                 if not number:
                     self._formats = readout_model.data_formats(take(inputs, 0, 1))
                 features = readout_model.features(inputs)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
+import torch.nn.functional as F  # noqa: N812  # as all the world calls it
 from torch import nn
 from torch.utils.checkpoint import checkpoint as torch_checkpoint
 

@@ -118,7 +118,7 @@ SETTINGS: dict[str, Argument] = {
     "learning_rate": RATE,
     "initial_alpha": A(const(5.0), number(-80, 80)),
     "min_std": A(const(0.01), number(0, 1e12)),
-    "smooth_std": A(const(1.0), optional(number(0, 1e12))),
+    "smooth_std": A(const(1.0), optional(number(0, 1e4))),
     "normalize_beta": FLAG,
     "active_neurons_threshold": A(const(0.01), number(0, below=1)),
     "antithetic": FLAG,
@@ -168,7 +168,8 @@ def _targets() -> Iterator[Door]:
             "targets": A(
                 const((LogitTarget(0), LogitTarget(1))),
                 lambda value: isinstance(value, (list, np.ndarray)),
-                why="entries may be classes",
+                ("weights",),
+                why="entries may be classes, and not as many as there are weights",
             ),
             "weights": A(const((1.0, 2.0)), optional(numbers((2,)))),
         },
@@ -265,7 +266,7 @@ def _statistics() -> Iterator[Door]:
         "iba_core.to_saliency_map",
         const(iba_core.to_saliency_map),
         {
-            "capacity": A(const(RNG.random((3, 4, 4))), array((1, 2, 3, 4))),
+            "capacity": A(const(RNG.random((3, 4, 4))), array((1, 2, 3, 4)), ("shape",)),
             "shape": A(const((8, 8)), optional(numbers((2,), whole(1)))),
             "data_format": DATA_FORMAT,
         },
@@ -283,6 +284,7 @@ def _rows_of_three(value: Any) -> bool:
 def _pictures() -> Iterator[Door]:
     picture = A(const(PICTURE), lambda value: isinstance(value, np.ndarray) and value.dtype == np.uint8)
     preprocessing = images.Preprocessing(size=(4, 4))
+    existing = A(folder, nothing, NO_FILE)
     readable = A(lambda: folder() / "picture.png", nothing, NO_FILE)
     yield Door("iba_core.load_image", const(iba_core.load_image), {"path": readable})
     yield Door("iba_core.sample_image", const(iba_core.sample_image), {"name": A(const("cat"))})

@@ -44,12 +44,12 @@ class Door:
                 yield argument, label, make
 
 
-class _TooLong(Exception):
+class TooLongError(Exception):
     """A call takes longer than `SECONDS`."""
 
 
 def _stop(number: int, frame: FrameType | None) -> None:
-    raise _TooLong
+    raise TooLongError
 
 
 def run(door: Door, changed: Mapping[str, Any] | None = None) -> Any:
@@ -78,7 +78,7 @@ def run(door: Door, changed: Mapping[str, Any] | None = None) -> Any:
 
 
 def fault_of(door: Door, argument: str, make: Callable[[], Any], totals: Counter[str]) -> str | None:
-    """What is wrong with the answer to one wrong value; None if it is a clear sentence, or the value means something."""
+    """What is wrong with the answer to one wrong value; None for a clear sentence, or a value that has a meaning."""
     value, rule = make(), door.arguments[argument]
     totals["tried"] += 1
     try:
@@ -93,7 +93,7 @@ def fault_of(door: Door, argument: str, make: Callable[[], Any], totals: Counter
             return None
         totals["without the name"] += 1
         return f"the message does not name it: {message!r}"
-    except _TooLong:
+    except TooLongError:
         totals["endless"] += 1
         return f"no answer within {SECONDS} seconds"
     except Exception as error:

@@ -1,4 +1,4 @@
-"""Values that nobody means, and what an argument may be: the material of the walk through all public doors."""
+"""Values that nobody means, and what an argument may be: the material of the walk through all doors."""
 
 from __future__ import annotations
 
@@ -12,12 +12,6 @@ import numpy as np
 
 Accepts = Callable[[Any], bool]
 """Whether a value has a sensible meaning for an argument, so that the call may work."""
-
-
-def _endless() -> list[Any]:
-    holds_itself: list[Any] = []
-    holds_itself.append(holds_itself)
-    return holds_itself
 
 
 def _objects(*values: Any) -> np.ndarray:
@@ -61,7 +55,6 @@ WRONG: dict[str, Callable[[], Any]] = {
     "a list of None": lambda: [None],
     "a list of lists": lambda: [[1.0, 2.0], [3.0, 4.0]],
     "a ragged list": lambda: [[1.0], [2.0, 3.0]],
-    "a list that holds itself": _endless,
     "an array of one axis": lambda: np.arange(3.0),
     "an array without axes": lambda: np.array(2.0),
     "an array of seven axes": lambda: np.zeros((1,) * 7),

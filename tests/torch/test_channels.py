@@ -145,6 +145,18 @@ class Products(nn.Module):
         return torch.einsum("btd,dk->btk", x, self.second).mean(1)
 
 
+class Attention(nn.Module):
+    """As many heads as tokens."""
+
+    def __init__(self):
+        super().__init__()
+        self.qkv, self.weights, self.out = nn.Linear(N, 3 * 4 * N), nn.Softmax(-1), nn.Linear(4 * N, 3)
+
+    def forward(self, x):
+        q, k, v = self.qkv(x).view(len(x), N, 3, N, 4).permute(2, 0, 3, 1, 4)
+        return self.out((self.weights(q @ k.mT) @ v).transpose(1, 2).flatten(2)).mean(1)
+
+
 def head(axes=(2, 3)):
     return Mean(axes), nn.Linear(N, 3)
 
@@ -210,6 +222,7 @@ CASES = {
     ),
     "decoder": (Decoder, (5,), FIRST, {"up": FIRST}),
     "frequencies": (Frequencies, IMAGES, FIRST, {"stem": FIRST, "mix": FIRST, "conv": FIRST}),
+    "attention": (Attention, SEQUENCES, LAST, {"weights": FIRST, "qkv": LAST}),
     "products": (Products, SEQUENCES, LAST, {"here": LAST}),
 }
 PAIRS = [(name, layer) for name, case in CASES.items() for layer in case[-1]]

@@ -11,6 +11,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from iba_core.arguments import require_bool, require_data_format
 from iba_core.errors import InputError
 from iba_core.framework.adapter import Inputs, LayerInfo, ModelAdapter, Split
 from iba_core.framework.framework import Framework
@@ -51,7 +52,7 @@ class TensorFlowAdapter(ModelAdapter):
 
     def __init__(self, model: Any, *, rewrites: bool = True) -> None:
         super().__init__(model)
-        self._rewrites = rewrites
+        self._rewrites = require_bool("rewrites", rewrites)
         self.network = network_of(model, rewrites=rewrites)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> TensorFlowAdapter:
@@ -122,6 +123,7 @@ class TensorFlowAdapter(ModelAdapter):
         Raises:
             LayerError: see `ModelAdapter.split`.
         """
+        require_data_format("data_format", data_format, optional=True)
         return self.network.split(layer, end_layer, data_format=data_format)
 
     def predict(self, inputs: Inputs) -> Any:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from os import PathLike
-from pathlib import Path
 from typing import Any
 
 import keras
 import numpy as np
 import numpy.typing as npt
 
+from iba_core.arguments import require_callable, require_seed, require_sizes, require_whole
 from iba_core.errors import InputError
+from iba_core.files import as_path
 
 
 def get_imagenet_generator(
@@ -51,10 +52,16 @@ def get_imagenet_generator(
         >>> images.shape, targets
         ((1, 224, 224, 3), array([[1.]], dtype=float32))
     """
-    if not Path(path).is_dir():
+    path = as_path(path)
+    if not path.is_dir():
         raise InputError(
             f"path={str(path)!r} is not a directory; give the train or validation directory of ImageNet"
         )
+    require_sizes("target_size", target_size)
+    require_sizes("crop_size", crop_size)
+    require_whole("batch_size", batch_size, 1)
+    require_seed("seed", seed, 2**31 - 1, optional=False)
+    require_callable("preprocess_input", preprocess_input, "a function of images", optional=True)
     margins = [(whole - part) // 2 for whole, part in zip(target_size, crop_size, strict=True)]
     if min(margins) < 0:
         raise InputError(f"crop_size={crop_size} exceeds target_size={target_size}")

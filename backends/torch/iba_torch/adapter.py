@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from iba_core.arguments import given, require_bool
+from iba_core.arguments import given, require_bool, require_data_format
 from iba_core.errors import InputError, LayerError, closest
 from iba_core.framework.adapter import Inputs, LayerInfo, ModelAdapter
 from iba_core.framework.arrays import as_array
@@ -18,7 +18,7 @@ from iba_core.framework.framework import Framework
 from iba_core.framework.layout import DataFormat
 from iba_torch.framework import TorchFramework, move_to
 from iba_torch.tail.calls import unwrap
-from iba_torch.tail.places import Knowledge, LayerCall
+from iba_torch.tail.places import AssumptionsAtPlace, Knowledge, LayerCall
 from iba_torch.tail.shadow import Handler, Shadows, Site
 from iba_torch.tail.split import TorchSplit, call_with, owned
 from iba_torch.tail.trees import tensors, tree_map
@@ -119,6 +119,7 @@ class TorchAdapter(ModelAdapter):
         Raises:
             LayerError: the model has no such layer.
         """
+        require_data_format("data_format", data_format, optional=True)
         module, name, call = self._find(layer)
         return TorchSplit(
             self.model,
@@ -154,7 +155,7 @@ class TorchAdapter(ModelAdapter):
                 raise LayerError(f"the model has no layer {layer!r}; {closest(layer, modules)}")
             module = modules[name]
         else:
-            raise LayerError(f"layer={layer!r} is neither a module of the model nor the name of one")
+            raise LayerError(f"{given('layer', layer)} is neither a module of the model nor the name of one")
         shown = name if call is None else f"{name}:{call}"
         return LayerCall(module, shown, call)
 
@@ -163,9 +164,15 @@ class TorchAdapter(ModelAdapter):
         return self._predict(inputs, None)
 
     def _predict(self, inputs: Inputs, handler: Handler | None) -> Any:
-        own = owned(inputs)
-        with self._shadows.lease() as shadow, torch.no_grad(), shadow.switch.on({}, handler):
-            return call_with(shadow.of(self.model), own)
+        with self._shadows.lease() as shadow:
+            whole = self._shadows.assumed.get("whole", AssumptionsAtPlace)
+
+            def run() -> Any:
+                with shadow.used(), torch.no_grad(), whole.watching(shadow.weights):
+                    with shadow.switch.on({}, handler):
+                        return call_with(shadow.of(self.model), owned(inputs))
+
+            return self._shadows.run(shadow, whole, run)
 
     def as_tensors(self, inputs: Inputs, device: torch.device | str | None = None) -> Inputs:
         """`inputs` with every array as a tensor of the model's device and floating-point dtype.

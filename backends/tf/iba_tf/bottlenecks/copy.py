@@ -13,10 +13,11 @@ import numpy.typing as npt
 import tensorflow as tf
 from keras import KerasTensor
 
+from iba_core.arguments import require_type
 from iba_core.bottleneck.estimator import WelfordEstimator
 from iba_core.errors import InputError, LayerError, StateError
 from iba_core.framework.inputs import batch_size as rows_of
-from iba_core.framework.inputs import inputs_of_batch
+from iba_core.framework.inputs import inputs_of_batch, require_batches
 from iba_core.targets import cross_entropy, main_output
 from iba_tf.adapter import TensorFlowAdapter
 from iba_tf.bottlenecks.copied_graph import CopiedGraph
@@ -437,7 +438,7 @@ class IBACopy(PerSampleBottleneck):
         Raises:
             InputError: the generator gives nothing, or something that `fit` does not take.
         """
-        feeds = (self._feed(inputs_of_batch(feed)) for feed in generator)
+        feeds = (self._feed(inputs_of_batch(feed)) for feed in require_batches("generator", generator))
         self._fit_batches(self._features(session, run_kwargs), feeds, n_samples, progbar)
 
     @runs_eagerly
@@ -494,6 +495,7 @@ class IBACopy(PerSampleBottleneck):
             OptimizationError: the objective became NaN or infinite.
         """
         loss = require_loss(self._loss)
+        require_type("copy_feed_dict", copy_feed_dict, Mapping, "a dict of arrays", optional=True)
         feeds = [feature_feed_dict, copy_feed_dict or {}]
         for feed in feeds:
             if isinstance(feed, Mapping):

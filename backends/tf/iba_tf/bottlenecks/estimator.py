@@ -11,8 +11,10 @@ import numpy.typing as npt
 import tensorflow as tf
 from keras import KerasTensor
 
+from iba_core.arguments import require_text
 from iba_core.bottleneck.estimator import KIND, STATE, WelfordEstimator
 from iba_core.errors import InputError
+from iba_core.framework.inputs import require_batches
 from iba_core.state import read_state
 from iba_core.utils import get_tqdm
 from iba_tf.adapter import TensorFlowAdapter
@@ -43,6 +45,8 @@ class TFWelfordEstimator(WelfordEstimator):
         self, feature_name: str | tf.Tensor | KerasTensor | None = None, graph: tf.Graph | None = None
     ) -> None:
         super().__init__()
+        if not (feature_name is None or tf.is_tensor(feature_name) or isinstance(feature_name, KerasTensor)):
+            require_text("feature_name", feature_name, "the name of a tensor, or the tensor")
         self._adapter: TensorFlowAdapter | None = None
         self._tensor: tf.Tensor | None = None
         self._graph = graph
@@ -85,7 +89,9 @@ class TFWelfordEstimator(WelfordEstimator):
         Raises:
             InputError: see `fit`.
         """
-        for feed_dict in get_tqdm()(generator, desc="Estimating", unit="batch", disable=not progbar):
+        for feed_dict in get_tqdm()(
+            require_batches("generator", generator), desc="Estimating", unit="batch", disable=not progbar
+        ):
             self.fit(feed_dict, session, run_kwargs)
 
     def state_dict(self) -> dict[str, Any]:

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
 
+from iba_core.arguments import require_bool, require_choice
 from iba_core.bottleneck.estimator import STATE, WelfordEstimator
 from iba_core.bottleneck.saliency import saliency_maps
 from iba_core.default_layer import default_layer
@@ -114,10 +115,8 @@ class IBACopyInnvestigate(IBACopy):
         disable_model_checks: bool = False,
         **keras_kwargs: Any,
     ) -> None:
-        if neuron_selection_mode not in _MODES:
-            raise InputError(
-                f"neuron_selection_mode={neuron_selection_mode!r} is none of {', '.join(_MODES)}"
-            )
+        require_choice("neuron_selection_mode", neuron_selection_mode, _MODES)
+        require_bool("disable_model_checks", disable_model_checks)
         _require_one_output(model)
         super().__init__(
             _default_layer(model) if feature_name is None else feature_name,

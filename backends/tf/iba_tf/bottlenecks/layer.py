@@ -17,7 +17,7 @@ from keras import KerasTensor
 
 from iba_core.bottleneck.estimator import STATE, WelfordEstimator
 from iba_core.errors import InputError, LayerError
-from iba_core.framework.inputs import inputs_of_batch
+from iba_core.framework.inputs import inputs_of_batch, require_batches
 from iba_core.targets import cross_entropy
 from iba_tf.adapter import TensorFlowAdapter, require_tensorflow
 from iba_tf.bottlenecks.copy import IBACopy
@@ -337,7 +337,8 @@ class IBALayer(PerSampleBottleneck, keras.layers.Layer):
             InputError: the generator gives nothing, or something that `fit` does not take.
             LayerError: the layer is in no model.
         """
-        features, feeds = self._estimating(map(inputs_of_batch, generator), session, run_kwargs)
+        batches = map(inputs_of_batch, require_batches("generator", generator))
+        features, feeds = self._estimating(batches, session, run_kwargs)
         self._fit_batches(features, feeds, n_samples, progbar)
 
     @runs_eagerly

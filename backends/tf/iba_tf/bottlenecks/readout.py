@@ -10,10 +10,19 @@ import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
 
+from iba_core.arguments import (
+    require_bool,
+    require_callable,
+    require_data_format,
+    require_sequence,
+    require_text,
+    require_type,
+)
 from iba_core.bottleneck.estimator import WelfordEstimator
-from iba_core.bottleneck.settings import BottleneckSettings
+from iba_core.bottleneck.settings import BottleneckSettings, plain_settings
 from iba_core.errors import InputError
 from iba_core.framework.adapter import Inputs
+from iba_core.framework.arrays import require_array
 from iba_core.framework.layout import DataFormat, Tokens
 from iba_core.readout.bottleneck import Known, ReadoutBottleneck
 from iba_core.readout.state import ReadoutState
@@ -93,8 +102,13 @@ class IBAReadout(ReadoutBottleneck):
         jit_compile: bool = False,
         robust: bool = False,
     ) -> None:
-        if isinstance(readout_layers, str) or not isinstance(readout_layers, Sequence) or not readout_layers:
-            raise InputError(f"readout_layers={readout_layers!r} must be a list of one layer or more")
+        require_sequence("readout_layers", readout_layers, "layers")
+        require_callable("estimator_type", estimator_type, "a class of estimators", optional=True)
+        require_type("estimator", estimator, WelfordEstimator, "a WelfordEstimator", optional=True)
+        require_type("tokens", tokens, Tokens, "iba_core.Tokens", optional=True)
+        require_data_format("data_format", data_format, optional=True)
+        for name, flag in (("progbar", progbar), ("relu", relu), ("jit_compile", jit_compile)):
+            require_bool(name, flag)
         if (feature_mean is None) != (feature_std is None):
             raise InputError("feature_mean and feature_std go together; give both or neither")
         make_estimator = WelfordEstimator if estimator_type is None else estimator_type
@@ -106,14 +120,19 @@ class IBAReadout(ReadoutBottleneck):
         self.min_std = min_std
         self.initial_alpha = initial_alpha
         self.active_neurons_threshold = active_neurons_threshold
-        self.feature_mean = None if feature_mean is None else np.asarray(feature_mean, np.float64)
-        self.feature_std = None if feature_std is None else np.asarray(feature_std, np.float64)
+        self.feature_mean = self.feature_std = None
+        if feature_mean is not None:
+            mean = require_array("feature_mean", feature_mean).astype(np.float64)
+            std = require_array("feature_std", feature_std, shape=mean.shape, least=0).astype(np.float64)
+            self.feature_mean, self.feature_std = mean, std
         self.progbar = progbar
         self.relu = relu
         self.tokens = tokens
         self.data_format = data_format
         self.estimator = make_estimator() if estimator is None else estimator
         self.estimators = [make_estimator() for _ in readout_layers]
+        for made in (self.estimator, *self.estimators):
+            require_type("estimator_type", made, WelfordEstimator, "a class of WelfordEstimators")
         self._set_up(robust)
         self._settings()
 
@@ -207,15 +226,21 @@ class IBAReadout(ReadoutBottleneck):
             raise InputError(f"model={shown!r} is not the model that the readout was made for")
         if device is None:
             return self._passes
+        require_text("device", device, "the name of a device, such as '/GPU:0'")
+        try:
+            tf.DeviceSpec.from_string(device)
+        except ValueError as error:
+            raise InputError(f"device={device!r} is no device of TensorFlow: {error}") from error
         return self._passes.on(device)
 
     def _settings(self) -> BottleneckSettings:
-        return BottleneckSettings(
-            initial_alpha=self.initial_alpha,
-            min_std=self.min_std,
-            smooth_std=self.sigma,
-            active_neurons_threshold=self.active_neurons_threshold,
-        )
+        values = {
+            "initial_alpha": self.initial_alpha,
+            "min_std": self.min_std,
+            "smooth_std": self.sigma,
+            "active_neurons_threshold": self.active_neurons_threshold,
+        }
+        return BottleneckSettings(**plain_settings(values, {"smooth_std": "sigma"}))
 
     def _checked_input(self, input_t: Inputs) -> tuple[tf.Tensor, ...]:
         inputs = self._passes.to_inputs(input_t)

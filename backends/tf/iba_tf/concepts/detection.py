@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
 
+from iba_core.arguments import require_data_format
 from iba_core.concepts.data import SegmentationConcept2D
 from iba_core.concepts.detection import ConceptDetection, DetectionSpec, ModelStump
 from iba_core.concepts.hyperplanes import fan_in_bound, same_padding
@@ -83,7 +84,14 @@ class ConceptDetectionModel2D(ConceptDetection, keras.layers.Layer):
             concept, model, layer_id, kernel_size, in_channels, concept_name, ensemble_count
         )
         super().__init__(**kwargs)
-        self._configure(spec, use_laplace, use_bias)
+        self._configure(
+            spec,
+            apply_sigmoid=apply_sigmoid,
+            apply_padding=apply_padding,
+            use_laplace=use_laplace,
+            use_bias=use_bias,
+        )
+        require_data_format("data_format", data_format, optional=True)
         if data_format is None:
             data_format = (
                 keras.config.image_data_format() if spec.stump is None else spec.stump.split.data_format

@@ -95,7 +95,13 @@ def _fitting(entry: GraphInput, value: Any) -> tf.Tensor | Shared:
                 f"input {entry.name!r} has shape {tuple(tensor.shape)}; the model takes "
                 f"{f'({wanted})' if shape else 'a single value'}"
             )
-    return tf.cast(tensor, entry.dtype) if tensor.dtype != entry.dtype else tensor
+    if tensor.dtype == entry.dtype:
+        return tensor
+    if not (tensor.dtype.is_floating or tensor.dtype.is_integer or tensor.dtype.is_bool):
+        raise InputError(
+            f"input {entry.name!r} holds {tensor.dtype.name}; the model takes {tf.as_dtype(entry.dtype).name}"
+        )
+    return tf.cast(tensor, entry.dtype)
 
 
 def as_tensor(name: Any, value: Any, floating: tf.DType | None) -> Any:

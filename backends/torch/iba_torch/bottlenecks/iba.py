@@ -6,6 +6,7 @@ import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
+from functools import partial
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -41,6 +42,7 @@ from iba_core.framework.inputs import (
     check_shape,
     common_shape,
     require_batches,
+    require_inputs,
     samples_of,
 )
 from iba_core.framework.layout import DataFormat, Layout, Tokens
@@ -86,7 +88,7 @@ def to_saliency_map(
         >>> to_saliency_map(torch.full((4, 2, 2), float(np.log(2)))).tolist()
         [[4.0, 4.0], [4.0, 4.0]]
     """
-    return _to_saliency_map(host_array(capacity), shape, data_format)
+    return _to_saliency_map(capacity, shape, data_format)
 
 
 class IBA(nn.Module):
@@ -293,7 +295,8 @@ class IBA(nn.Module):
     def enable_estimation(self) -> Iterator[None]:
         """Context in which the mean and standard deviation of what passes are estimated.
 
-        `estimate` does all that is needed for a data set.
+        `estimate` does all that is needed for a data set. It also finds out which axis is that of the images,
+        here the first one unless an earlier `estimate` or `analyze` has found another.
         """
         with self._switched(estimating=True):
             yield
@@ -363,8 +366,8 @@ class IBA(nn.Module):
         if reset:
             estimator.reset()
         input_shape = None if reset else self._input_shape
-        for samples in samples_of(dataloader, n_samples, show):
-            inputs = adapter.to_inputs(samples, device)
+        for samples in samples_of(dataloader, n_samples, show, "dataloader"):
+            inputs = require_inputs("dataloader", samples, partial(adapter.to_inputs, device=device))
             with self._passing_all():
                 features = split.features(inputs)
             _take_in(estimator, features)

@@ -12,6 +12,7 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
+from iba_core.arguments import given, require_callable, require_sequence
 from iba_core.bottleneck.estimator import STATE
 from iba_core.bottleneck.settings import BottleneckSettings
 from iba_core.errors import InputError, LayerError, StateError
@@ -27,6 +28,7 @@ from iba_torch.adapter import TorchAdapter
 from iba_torch.bottlenecks.estimator import TorchWelfordEstimator
 from iba_torch.bottlenecks.iba import IBA
 from iba_torch.bottlenecks.readout_model import ModelHooks, TorchReadoutModel, layers_of
+from iba_torch.framework import require_device
 from iba_torch.tail.trees import tree_map
 
 _CHANNELS_LAST = (nn.Linear, nn.Bilinear, nn.LayerNorm, nn.Embedding, nn.RNNBase, nn.MultiheadAttention)
@@ -87,8 +89,10 @@ class IBAReadout(ReadoutBottleneck, IBA):  # type: ignore[misc]  # `analyze` tak
         **kwargs: Any,
     ) -> None:
         _require_module(model)
-        if isinstance(readout_layers, (str, nn.Module)) or not len(readout_layers):
-            raise InputError(f"readout_layers={readout_layers!r} must be a list of one layer or more")
+        if isinstance(readout_layers, nn.Module):
+            raise InputError(f"{given('readout_layers', readout_layers)} must be a list of one layer or more")
+        require_sequence("readout_layers", readout_layers, "layers")
+        require_callable("estimator_type", estimator_type, "a class of estimators", optional=True)
         make_estimator = TorchWelfordEstimator if estimator_type is None else estimator_type
         adapter = TorchAdapter(model)
         own, *others = layers_of(adapter, [attach_layer, *readout_layers])
@@ -167,6 +171,7 @@ class IBAReadout(ReadoutBottleneck, IBA):  # type: ignore[misc]  # `analyze` tak
             raise InputError("the readout bottleneck is detached from its model; make a new one")
         model = self.model if model is None else model
         _require_module(model)
+        device = None if device is None else require_device("device", device)
         return TorchReadoutModel(
             model,
             self._layers,

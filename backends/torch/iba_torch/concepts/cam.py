@@ -13,6 +13,7 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
+from iba_core.arguments import require_bool
 from iba_core.concepts import cam
 from iba_core.concepts.cam import ReshapeTransform
 from iba_core.concepts.targets import (
@@ -49,7 +50,7 @@ class _TorchCAM(cam.BaseCAM):
         target_layers: modules or their names; see `iba_core.concepts.cam.BaseCAM`.
         reshape_transform: see `iba_core.concepts.cam.BaseCAM`.
         use_cuda: require the model to be on a CUDA device.
-        **options: further arguments of the method, such as the ``epsilon`` of `GradCAMPlusPlus`.
+        **options: further arguments of the method, see `iba_core.concepts.cam`.
 
     Raises:
         InputError: `use_cuda` is set, but the model is not on a CUDA device.
@@ -63,7 +64,7 @@ class _TorchCAM(cam.BaseCAM):
         use_cuda: bool = False,
         **options: Any,
     ) -> None:
-        if use_cuda:
+        if require_bool("use_cuda", use_cuda):
             elsewhere = next((p.device for p in model.parameters() if not p.is_cuda), None)
             if elsewhere is not None:
                 raise InputError(f"use_cuda=True, but the model is on {elsewhere}; call model.cuda() first")

@@ -81,7 +81,13 @@ class ConceptDetectionModel2D(ConceptDetection, nn.Module):
             concept, model, layer_id, kernel_size, in_channels, concept_name, ensemble_count
         )
         super().__init__()
-        self._configure(spec, use_laplace, use_bias)
+        self._configure(
+            spec,
+            apply_sigmoid=apply_sigmoid,
+            apply_padding=apply_padding,
+            use_laplace=use_laplace,
+            use_bias=use_bias,
+        )
         self.weight = nn.Parameter(torch.empty(ensemble_count, spec.in_channels, *spec.kernel_size))
         self.bias = nn.Parameter(torch.empty(ensemble_count)) if use_bias else None
         self.activation: nn.Sigmoid | None = nn.Sigmoid() if apply_sigmoid else None

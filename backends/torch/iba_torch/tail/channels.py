@@ -306,10 +306,16 @@ def require_channels(module: nn.Module, shape: Sequence[int]) -> None:
         shape: of the input, with the batch axis.
 
     Raises:
-        InputError: the layer is a convolution or linear, and takes another number of channels.
+        InputError: the layer is a convolution or linear, and takes another number of axes or channels.
     """
-    if isinstance(module, _ConvNd) and len(shape) == len(module.kernel_size) + 2:
-        wanted, given, other, right = module.in_channels, shape[1], shape[-1], "first"
+    if isinstance(module, _ConvNd):
+        places = len(module.kernel_size)
+        if len(shape) not in (places + 1, places + 2):
+            raise InputError(
+                f"the input has {len(shape)} axes, shape {tuple(shape)}, but the model's first layer, "
+                f"{type(module).__name__}, takes {places + 2}: images, channels and {places} for the places"
+            )
+        wanted, given, other, right = module.in_channels, shape[-places - 1], shape[-1], "first"
     elif isinstance(module, nn.Linear):
         wanted, given, other, right = module.in_features, shape[-1], shape[1], "last"
     else:

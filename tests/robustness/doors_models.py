@@ -1,0 +1,415 @@
+"""The public doors that take a model, the same in every framework."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import cache, partial
+from importlib import import_module
+from typing import Any
+
+import numpy as np
+
+from iba_core import Attribution, Explainer, WelfordEstimator
+from iba_core import concepts as c
+from tests.backends import Activation, AveragePool, Backend, Conv, Dense, Flatten
+from tests.robustness.doors_core import (
+    COUNT,
+    FLAG,
+    OPTIONAL_SEED,
+    SETTINGS,
+    const,
+    folder,
+    is_path,
+    losses,
+    new_file,
+)
+from tests.robustness.walk import Door
+from tests.robustness.wrong_values import (
+    Argument,
+    array,
+    boolean,
+    either,
+    function,
+    name,
+    nothing,
+    number,
+    numbers,
+    optional,
+    whole,
+)
+
+A = Argument
+SIDE, CLASSES = 8, 3
+LAYERS = [
+    Conv("conv", 4),
+    Activation("relu"),
+    AveragePool("pool", 2),
+    Flatten("flat"),
+    Dense("logits", CLASSES),
+]
+SLOW = {name: rule for name, rule in SETTINGS.items() if name in ("beta", "learning_rate", "normalize_beta")}
+"""A few of the settings. All are walked at `BottleneckSettings`, through which all go."""
+
+
+class Network:
+    """A small network of a backend, with what its doors need."""
+
+    def __init__(self, backend: Backend) -> None:
+        self.backend = backend
+        self.package = backend.package
+        self.model = backend.network((SIDE, SIDE, 3), LAYERS)
+        rng = np.random.default_rng(0)
+        self.images = backend.images(rng.normal(size=(6, SIDE, SIDE, 3)).astype(np.float32))
+        self.shape = self.images.shape[1:]
+        self.features = backend.images(np.zeros((1, SIDE, SIDE, 4))).shape[1:]
+        self.explainer = self.new_explainer()
+        self.attribution = self.explainer.explain(self.images[:2], target=1, seed=0)
+
+    def new_explainer(self) -> Explainer:
+        """A fitted explainer."""
+        return Explainer(self.model, "relu", steps=2, samples=2).fit([self.images], progbar=False)
+
+    def is_images(self, value: Any) -> bool:
+        """Whether it can be a batch of images, or one image."""
+        if callable(value) or isinstance(value, (str, bytes, dict)) or not array()(value):
+            return False
+        shape = np.shape(value)
+        return shape == self.shape or shape[1:] == self.shape
+
+    def is_batches(self, value: Any) -> bool:
+        """Whether `fit` can read it: an array is a single batch."""
+        return self.is_images(value) and np.ndim(value) == 4
+
+    def has_classes(self, value: Any) -> bool:
+        """Whether it is a class, or one for each of two images."""
+        return value is None or callable(value) or array((0, 1))(value)
+
+
+@cache
+def network(kind: type[Backend]) -> Network:
+    """The network of a backend, made once."""
+    return Network(kind())
+
+
+def _are_inputs(value: Any) -> bool:
+    return isinstance(value, (list, tuple)) and all(isinstance(entry, (str, int)) for entry in value)
+
+
+def _explaining(net: Network) -> Iterator[Door]:
+    explainer = net.explainer
+    batches = A(lambda: [net.images], net.is_batches, ("the input", "x"))
+    images = A(const(net.images[:2]), net.is_images, ("the input", "input"))
+    target = A(const(1), net.has_classes, why="a class, a function, or one class per image")
+    pass_mask = A(const(np.zeros(net.features, bool)), optional(array(shape=net.features)))
+    overrides = {name: A(rule.valid, optional(rule.accepts)) for name, rule in SLOW.items()}
+    options = {
+        "seed": OPTIONAL_SEED,
+        "pass_mask": pass_mask,
+        "max_batch": A(const(8), optional(whole(1))),
+        "progbar": A(const(False), boolean),
+        "preset": A(const("fast"), optional(nothing)),
+    }
+    yield Door(
+        f"iba_core.Explainer[{net.package}]",
+        const(Explainer),
+        {
+            "model": A(const(net.model)),
+            "layer": A(const("relu"), optional(nothing)),
+            "backend": A(const(net.backend.name), optional(nothing)),
+            "estimator": A(WelfordEstimator, optional(nothing)),
+            "tokens": A(const(None), optional(nothing)),
+            "preset": A(const("fast"), optional(nothing)),
+            "data_format": A(const(net.backend.data_format), optional(nothing)),
+            "shared": A(const(None), optional(_are_inputs), why="looked up when the model runs"),
+            "output": A(const(None), optional(either(name, whole(-1))), why="looked up when the model runs"),
+            "compile": A(const(False), boolean),
+            **SLOW,
+        },
+    )
+    yield Door(
+        f"iba_core.Explainer.fit[{net.package}]",
+        lambda: net.new_explainer().fit,
+        {"batches": batches, "n_samples": A(const(5), whole(2)), "progbar": A(const(False), boolean)},
+    )
+    yield Door(
+        f"iba_core.Explainer.explain[{net.package}]",
+        const(explainer.explain),
+        {"x": images, "target": target, **options, **overrides},
+    )
+    yield Door(
+        f"iba_core.Explainer.explain_iter[{net.package}]",
+        const(explainer.explain_iter),
+        {
+            "batches": batches,
+            "target": target,
+            **options,
+            "pass_mask": A(pass_mask.valid, either(pass_mask.accepts, function)),
+        },
+    )
+    yield Door(f"iba_core.Explainer.predict[{net.package}]", const(explainer.predict), {"x": images})
+    yield Door(
+        f"iba_core.Explainer.predict_restricted[{net.package}]",
+        const(explainer.predict_restricted),
+        {
+            "x": A(images.valid, lambda value: net.is_images(value) and len(value) == 2),
+            "attribution": A(const(net.attribution)),
+            "samples": COUNT,
+            "seed": OPTIONAL_SEED,
+            "pass_mask": pass_mask,
+        },
+    )
+    yield Door(
+        f"iba_core.Explainer.save[{net.package}]",
+        const(explainer.save),
+        {"path": A(new_file, is_path), "metadata": A(dict, optional(lambda value: isinstance(value, dict)))},
+    )
+    saved = folder() / f"explainer-{net.package}.safetensors"
+    explainer.save(saved)
+    yield Door(
+        f"iba_core.Explainer.load[{net.package}]", lambda: net.new_explainer().load, {"path": A(const(saved))}
+    )
+    yield Door(
+        f"iba_core.Attribution.save[{net.package}]",
+        const(net.attribution.save),
+        {"path": A(new_file, is_path)},
+    )
+    stored = folder() / f"attribution-{net.package}.safetensors"
+    net.attribution.save(stored)
+    yield Door(
+        f"iba_core.Attribution.load[{net.package}]", const(Attribution.load), {"path": A(const(stored))}
+    )
+    yield Door(
+        f"iba_core.Attribution.concatenate[{net.package}]",
+        const(Attribution.concatenate),
+        {"parts": A(lambda: [net.attribution, net.attribution])},
+    )
+
+
+def _concepts(net: Network) -> Iterator[Door]:
+    images = A(const(net.images[:2]), net.is_batches, ("the input", "input", "targets"))
+    learnt = plane4(net)
+    maps = A(
+        images.valid,
+        lambda value: array((4,), finite=False)(value) and np.shape(value)[1:] == net.shape,
+        images.called,
+    )
+    yield Door(
+        f"iba_core.concepts.ModelStump[{net.package}]",
+        const(c.ModelStump),
+        {
+            "model": A(const(net.model)),
+            "layer_id": A(const("relu"), nothing, ("layer",)),
+            "backend": A(const(net.backend.name), optional(nothing)),
+        },
+    )
+    yield Door(
+        f"iba_core.concepts.ModelStump.maps[{net.package}]",
+        const(c.ModelStump(net.model, "relu").maps),
+        {"inputs": images},
+    )
+    yield Door(
+        f"iba_core.concepts.locate[{net.package}]",
+        const(c.locate),
+        {
+            "model": A(const(net.model)),
+            "embeddings": A(const(learnt)),
+            "inputs": images,
+            "layer": A(const("relu"), optional(nothing)),
+            "backend": A(const(net.backend.name), optional(nothing)),
+        },
+    )
+    for kind in ("GradCAM", "GradCAMPlusPlus"):
+        made = getattr(import_module(f"{net.package}.concepts"), kind)
+        yield Door(
+            f"{net.package}.concepts.{kind}",
+            const(made),
+            {
+                "model": A(const(net.model)),
+                "target_layers": A(const(["relu"]), optional(nothing), ("layer", "layers")),
+                "reshape_transform": A(const(None), optional(function)),
+                **({"use_cuda": A(const(False), boolean)} if net.package == "iba_torch" else {}),
+            },
+        )
+        yield Door(
+            f"{net.package}.concepts.{kind}.__call__",
+            const(made(net.model, ["relu"])),
+            {
+                "input_tensor": images,
+                "targets": A(const([1, 1]), net.has_classes, ("target",)),
+                "aug_smooth": A(const(False), boolean),
+                "eigen_smooth": A(const(False), boolean),
+            },
+        )
+    yield from losses(f"{net.package}.concepts", import_module(f"{net.package}.concepts"))
+    yield from _detection(net)
+    analysed = {
+        "concept": A(lambda: concept_of(net)),
+        "model": A(const(net.model)),
+        "layers": A(const(["relu"]), nothing, ("layer",)),
+        "kernel_size": A(const((1, 1)), optional(numbers((2,), whole(1)))),
+        "folds": A(const(1), whole(1, 4)),
+        "ensemble_count": COUNT,
+        "use_laplace": A(const(False), boolean),
+        "use_bias": FLAG,
+        "cache": A(const(None), optional(nothing)),
+        "backend": A(const(net.backend.name), optional(nothing)),
+        "progbar": A(const(False), boolean),
+        "epochs": COUNT,
+        "learning_rate": A(const(0.1), number(above=0, most=1e12)),
+    }
+    yield Door(f"iba_core.concepts.ConceptAnalysis[{net.package}]", const(c.ConceptAnalysis), analysed)
+
+
+def _detection(net: Network) -> Iterator[Door]:
+    module = import_module(f"{net.package}.concepts")
+    yield Door(
+        f"{net.package}.concepts.ConceptDetectionModel2D",
+        const(module.ConceptDetectionModel2D),
+        {
+            "concept": A(const(None), optional(nothing)),
+            "model": A(const(net.model), optional(nothing)),
+            "layer_id": A(const("relu"), nothing, ("layer",)),
+            "kernel_size": A(const((1, 1)), numbers((2,), whole(1, 64))),
+            "in_channels": A(const(4), whole(1, 10**6)),
+            "concept_name": A(const("dot"), optional(name)),
+            "apply_sigmoid": FLAG,
+            "apply_padding": FLAG,
+            "ensemble_count": A(const(1), whole(1, 10**6)),
+            "use_laplace": A(const(False), boolean),
+            "use_bias": FLAG,
+        },
+    )
+    made = module.ConceptDetectionModel2D(in_channels=4, kernel_size=(1, 1), use_laplace=True)
+    weight, bias = made.hyperplanes()
+    factors = made.laplace_factors()
+    yield Door(
+        f"{net.package}.concepts.ConceptDetectionModel2D.load_hyperplanes",
+        const(made.load_hyperplanes),
+        {
+            "weight": A(const(weight), array(shape=weight.shape)),
+            "bias": A(const(bias), array(shape=bias.shape)),
+        },
+    )
+    yield Door(
+        f"{net.package}.concepts.ConceptDetectionModel2D.load_laplace_factors",
+        const(made.load_laplace_factors),
+        {"factors": A(const(factors), array(shape=factors.shape))},
+    )
+    yield Door(
+        f"{net.package}.concepts.ConceptDetectionModel2D.from_embedding",
+        const(module.ConceptDetectionModel2D.from_embedding),
+        {"embeddings_list": A(lambda: [plane4(net)]), "legacy_warnings": FLAG},
+    )
+    yield Door(
+        f"iba_core.concepts.train_detection_model[{net.package}]",
+        const(partial(c.train_detection_model, epochs=1)),
+        {
+            "model": A(lambda: module.ConceptDetectionModel2D(concept_of(net), net.model, "relu", (1, 1))),
+            "concept": A(lambda: concept_of(net), optional(nothing)),
+            "cache": A(const(None), optional(lambda value: is_path(value) and isinstance(value, str))),
+            "progbar": A(const(False), boolean),
+        },
+    )
+    sizes = {
+        name: A(const(2), whole(1, 10**6))
+        for name in ("in_features", "memory_size", "exogenous_size", "out_features")
+    }
+    yield Door(
+        f"{net.package}.concepts.SelectorZU",
+        const(module.SelectorZU),
+        {**sizes, "temperature": A(const(1.0), number(above=0)), "attention_over": A(const("slots"))},
+    )
+    selector = module.SelectorZU(2, 2, 2, 2)
+    selector(net.backend.asarray(np.zeros((1, 2), np.float32)))
+    yield Door(
+        f"{net.package}.concepts.SelectorZU.load_arrays",
+        const(selector.load_arrays),
+        {"arrays": A(selector.to_arrays)},
+    )
+    yield Door(
+        f"{net.package}.concepts.cam.preprocess_image",
+        const(import_module(f"{net.package}.concepts.cam").preprocess_image),
+        {
+            "img": A(
+                const(np.full((4, 4, 3), 0.5)), lambda value: array((3,))(value) and np.shape(value)[-1] == 3
+            ),
+            "mean": A(const((0.5, 0.5, 0.5)), numbers((3,))),
+            "std": A(const((0.5, 0.5, 0.5)), numbers((3,), number(above=0))),
+        },
+    )
+
+
+def plane4(net: Network) -> c.ConceptEmbedding:
+    """A hyperplane in the space of the layer."""
+    return c.ConceptEmbedding([1.0, -1.0, 0.5, 0.0], bias=0.1, layer_id="relu")
+
+
+def concept_of(net: Network) -> c.SegmentationConcept2D:
+    """A concept with images of the network."""
+    masks = np.zeros((6, SIDE, SIDE), np.float32)
+    masks[:, 2:4, 2:4] = 1
+    return c.SegmentationConcept2D("dot", (net.images, masks), (net.images, masks))
+
+
+def readout_doors(net: Network, readout: Callable[[], Any], loss: Callable[..., Any]) -> Iterator[Door]:
+    """The doors of a readout bottleneck; only its constructor differs between the frameworks."""
+    batches = A(lambda: [net.images], net.is_batches, ("the input", "x"))
+    labels = np.zeros(len(net.images), np.int64)
+    pairs = A(
+        lambda: [(net.backend.asarray(net.images), net.backend.asarray(labels))],
+        nothing,
+        ("loss", "batch", "data", "the input", "input"),
+    )
+    kind = f"{net.package}.IBAReadout"
+    yield Door(
+        f"{kind}.estimate",
+        lambda: readout().estimate,
+        {
+            "model": A(const(net.model), optional(nothing)),
+            "dataloader": batches,
+            "n_samples": A(const(6), whole(2)),
+            "progbar": A(const(False), optional(boolean)),
+            "reset": FLAG,
+            **({"device": A(const("cpu"), optional(nothing))} if net.package == "iba_torch" else {}),
+        },
+    )
+    fitted = readout()
+    fitted.estimate(net.model, [net.images])
+    yield Door(
+        f"{kind}.analyze",
+        const(fitted.analyze),
+        {
+            "input_t": A(const(net.backend.asarray(net.images[:2])), net.is_batches, ("the input", "input")),
+            "model": A(const(None), optional(nothing)),
+            "mode": A(const("capacity")),
+            "pass_mask": A(const(np.zeros(net.features, bool)), optional(array(shape=net.features))),
+        },
+    )
+    yield Door(
+        f"{kind}.fit",
+        const(fitted.fit),
+        {
+            "loader": pairs,
+            "loss": A(const(loss)),
+            "epochs": A(const(1), whole(0, 10)),
+            "lr": A(const(1e-3), number(0, 1e12)),
+            "beta": A(const(1.0), optional(number(0, 1e12))),
+            "validation": A(const(None), optional(nothing), pairs.called),
+            "patience": A(const(1), whole(1)),
+            "checkpoint": A(const(None), optional(is_path)),
+            "seed": A(const(1), optional(whole(0, 2**63 - 1))),
+            "device": A(const(None), optional(nothing)),
+            "progbar": A(const(False), optional(boolean)),
+            "warm_up": A(const(1), whole()),
+            "beta_steps": A(const(1), optional(whole())),
+        },
+    )
+    yield Door(f"{kind}.save", const(fitted.save), {"path": A(new_file, is_path)})
+    saved = folder() / f"readout-{net.package}.safetensors"
+    fitted.save(saved)
+    yield Door(f"{kind}.load", const(fitted.load), {"path": A(const(saved))})
+
+
+def doors(net: Network) -> list[Door]:
+    """All doors that take a model of a backend."""
+    return [*_explaining(net), *_concepts(net)]
