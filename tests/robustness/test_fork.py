@@ -73,27 +73,40 @@ assert np.array_equal(explainer.explain(x, 1, seed=0).capacity, expected.capacit
 print("all children have ended")
 """
 
+WHILE_A_RESULT_IS_MADE = """
+import os, signal, threading, time
+from iba_core.framework.cache import Cache
 
-def run_forks(name: str, forks: int, folder: Path) -> str:
+cache, begun = Cache(size=2), threading.Event()
+make = lambda: (begun.set(), time.sleep(5))
+threading.Thread(target=lambda: cache.get("a", make), daemon=True).start()
+begun.wait()
+pid = os.fork()
+if not pid:
+    signal.alarm(3)
+    os._exit(0 if cache.get("b", lambda: 7) == 7 else 1)
+print("status", os.waitpid(pid, 0)[1], flush=True)
+os._exit(0)
+"""
+
+
+def run_program(*command: str) -> str:
     environment = {
         **os.environ,
         "OMP_NUM_THREADS": "1",
         "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path]),
     }
-    command = [
-        sys.executable,
-        "-W",
-        "ignore",
-        "-c",
-        PROGRAM,
-        name,
-        str(forks),
-        str(folder / "state.safetensors"),
-    ]
-    done = subprocess.run(
-        command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=600, check=False
-    )
+    options = {"env": environment, "cwd": ROOT, "capture_output": True, "text": True, "timeout": 600}
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", *command], check=False, **options)
     return done.stdout + done.stderr[-2000:]
+
+
+def test_a_result_that_another_thread_makes_does_not_stop_a_child():
+    assert run_program(WHILE_A_RESULT_IS_MADE) == "status 0\n"
+
+
+def run_forks(name: str, forks: int, folder: Path) -> str:
+    return run_program(PROGRAM, name, str(forks), str(folder / "state.safetensors"))
 
 
 @pytest.mark.parametrize("name", ["torch", "tensorflow"])
