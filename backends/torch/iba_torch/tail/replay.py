@@ -37,7 +37,7 @@ from iba_torch.tail.rewrites.observer import Observer
 from iba_torch.tail.rewrites.pooling import averaged, is_average
 from iba_torch.tail.rewrites.unread import PlaceholderRead, Unread
 from iba_torch.tail.shadow import Handler, Shadow, Site
-from iba_torch.tail.trees import constants, replace_first, tensors, tree_map
+from iba_torch.tail.trees import constants, not_inferring, replace_first, tensors, tree_map
 
 Rewrite = Callable[[Any, tuple[Any, ...], dict[str, Any]], Any]
 """Does what the call of a module does; gives None where it cannot."""
@@ -377,7 +377,8 @@ class Replay:
                 return end.output
 
     def _lend(self, value: Value) -> torch.Tensor:
-        return value.lend(self._copies, self._always_copy, self._compares)
+        with not_inferring():
+            return value.lend(self._copies, self._always_copy, self._compares)
 
     def _placed(self, z: torch.Tensor, reordered: bool, always_copy: bool) -> torch.Tensor:
         """`z` as the model is to see it."""
