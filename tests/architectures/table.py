@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import keras
-import numpy as np
 from keras.src.applications import convnext
 
 from tests.architectures import torch_models

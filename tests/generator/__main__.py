@@ -1,8 +1,8 @@
 """Judge random networks.
 
-python -m tests.generator --seed 123 [--backend tensorflow]     one network: its code, its layer, every difference
-python -m tests.generator --seed 123 --count 50                 fifty of them, and what failed
-python -m tests.generator --soak 5000                           a table of totals, in all processors
+python -m tests.generator --seed 123 [--backend tensorflow]    one network: code, layer, differences
+python -m tests.generator --seed 123 --count 50                fifty of them, and what failed
+python -m tests.generator --soak 5000                          a table of totals, in all processors
 """
 
 from __future__ import annotations

@@ -105,7 +105,7 @@ class _Stage:
         )
         layers = lambda e: e.adapter.layers(e.adapter.to_inputs(x))  # noqa: E731
         yield self.scene("layers", fresh, layers, self.one_map, kinds=("call",))
-        yield self.scene("copy", same, copy.deepcopy, self.one_map, kinds=())
+        yield self.scene("copy", same, copy.deepcopy, self.one_map, kinds=(), draws=True)
 
     def statistics(self) -> Iterator[Scene]:
         other = self.fitted(images(self.backend, 6, size=6, seed=1))

@@ -557,7 +557,7 @@ class IBACopy(PerSampleBottleneck):
             idle = isinstance(key, tf.Tensor) and graph is not None and name not in names
             if key is not self._target and not idle:
                 is_array = hasattr(value, "shape") or isinstance(value, Shared)
-                named[name] = value if is_array else np.asarray(value)
+                named[name] = value if is_array else _array(name, value)
         return dict(sorted(named.items(), key=lambda item: not len(getattr(item[1], "shape", ()))))
 
     def _inputs(self, model: GraphModel, feed: Any, further: Mapping[Any, Any] | None = None) -> Any:
@@ -618,6 +618,13 @@ class IBACopy(PerSampleBottleneck):
         graph = self._original.graph
         name = place if isinstance(place, str) else place.name
         return canonical(name) if graph is not None and node_of(name) in graph.nodes else name
+
+
+def _array(name: str, value: Any) -> npt.NDArray[Any]:
+    try:
+        return np.asarray(value)
+    except ValueError as error:
+        raise InputError(f"input {name!r} of type {type(value).__name__} is no array: {error}") from error
 
 
 def _tensor_keys(feed: Mapping[Any, Any]) -> Iterator[tuple[Any, Any]]:

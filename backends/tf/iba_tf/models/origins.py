@@ -239,9 +239,7 @@ def function_origin(function: Any, specs: Sequence[Any]) -> Origin:
     if isinstance(function, tf.types.experimental.ConcreteFunction):
         return concrete_origin(function)
     if not callable(function):
-        raise InputError(
-            f"model of type {type(function).__name__} is none that is served, and cannot be called"
-        )
+        raise InputError(f"model of type {type(function).__name__} is not served, and cannot be called")
     called = _called_by(function)
     if not specs:
         specs = tf.nest.flatten(getattr(called, "input_signature", None) or ())

@@ -6,6 +6,7 @@ memory of the model's weights. So the first pass at a place is watched, and ende
 
 from __future__ import annotations
 
+import secrets
 import threading
 from collections.abc import Callable, Collection, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -149,6 +150,11 @@ def randomness(seed: int | None) -> Iterator[None]:
         yield
     finally:
         _stream.set(outer)
+
+
+def apart() -> AbstractContextManager[None]:
+    """Context for passes after which the random numbers of `randomness` go on as if there had been none."""
+    return randomness(secrets.randbits(63))
 
 
 def random_numbers() -> AbstractContextManager[None]:
