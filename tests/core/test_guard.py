@@ -119,7 +119,13 @@ def test_a_model_that_mixes_the_images_of_a_batch_is_explained_one_image_at_a_ti
             sizes.append((len(tail.features), max_batch))
 
     chunks = explain_in_chunks(
-        framework, split, IMAGES, (4, 2), BottleneckSettings(), lambda *_: Task(Recorder(), None), max_batch=100
+        framework,
+        split,
+        IMAGES,
+        (4, 2),
+        BottleneckSettings(),
+        lambda *_: Task(Recorder(), None),
+        max_batch=100,
     )
     assert [(chunk.start, chunk.stop) for chunk in chunks] == [(0, 1), (1, 2), (2, 3)]
     assert sizes == [(1, 1)] * 3

@@ -317,10 +317,9 @@ class PerSampleBottleneck:
         if not gathered.n_samples():
             raise InputError("the generator gave no samples; give at least two")
         with _merging:
+            gathered.merge(own)
             # The estimator stays the same object, since users may have given it.
-            merged = copy(own)
-            merged.merge(gathered)
-            vars(own).update(vars(merged))
+            vars(own).update(vars(gathered))
 
     # -- explaining -------------------------------------------------------------------------------
 
