@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from functools import wraps
+from contextvars import ContextVar
+from functools import partial, wraps
 from typing import Any, ParamSpec, TypeVar
 
 import torch
 
 P = ParamSpec("P")
 T = TypeVar("T")
+
+_outside: ContextVar[Callable[[], AbstractContextManager[Any]]] = ContextVar("outside", default=nullcontext)
 
 _DEVICES = ("cpu", "cuda")
 """Kinds of devices whose autocast the library changes."""
@@ -39,8 +42,18 @@ def without_autocast(device: torch.device) -> Iterator[AbstractContextManager[An
         yield nullcontext()
         return
     outside = torch.autocast(kind, dtype=dtype, cache_enabled=torch.is_autocast_cache_enabled())
-    with torch.autocast(kind, enabled=False):
-        yield outside
+    outer = _outside.get()
+    try:
+        _outside.set(partial(torch.autocast, kind, dtype=dtype))
+        with torch.autocast(kind, enabled=False):
+            yield outside
+    finally:
+        _outside.set(outer)
+
+
+def as_outside() -> AbstractContextManager[Any]:
+    """Context with the autocast that holds around the innermost `without_autocast`, if there is one."""
+    return _outside.get()()
 
 
 def restores_settings(generator: Callable[P, Iterator[T]]) -> Callable[P, Iterator[T]]:

@@ -24,7 +24,7 @@ from iba_torch.tail.checkpoints import saved_tensor_hooks
 from iba_torch.tail.effects import Effect, apart
 from iba_torch.tail.head import HeadPass, Stop
 from iba_torch.tail.places import AssumptionsAtPlace, Knowledge, LayerCall, Learnt, signature_of
-from iba_torch.tail.precision import without_autocast
+from iba_torch.tail.precision import as_outside, without_autocast
 from iba_torch.tail.replay import InMemoryOrder, Replay, check_calls
 from iba_torch.tail.rewrites.assumptions import (
     Assumption,
@@ -225,7 +225,8 @@ class TorchSplit(Split):
         kept, self._own_kept = self._own_kept, None
         if kept is not None and kept[0] is inputs:
             return kept[1]
-        with self._shadows.lease() as shadow, self._patched():
+        # The head that is checked has turned autocast off for what is around the model.
+        with self._shadows.lease() as shadow, self._patched(), as_outside():
             return self._run_whole(shadow, inputs)[0]
 
     @property
