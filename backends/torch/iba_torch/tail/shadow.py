@@ -924,6 +924,9 @@ def _quieten(module: nn.Module) -> None:
     # Not by `nn.Module.eval`, which a model may have overridden.
     own = vars(module)
     own["training"] = False
+    if isinstance(module, nn.RNNBase):
+        # By these it sees that its weights are others, and then makes its list of them anew.
+        own["_flat_weight_refs"] = [None if w is None else ref(w) for w in own["_flat_weights"]]
     if isinstance(module, nn.RNNBase) and any(
         p is not None and p.is_cuda for p in module._parameters.values()
     ):
