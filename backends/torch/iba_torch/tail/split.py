@@ -23,7 +23,7 @@ from iba_torch.tail.channels import ChannelTracker, read_format
 from iba_torch.tail.effects import Effect
 from iba_torch.tail.head import HeadPass, Stop
 from iba_torch.tail.places import AssumptionsAtPlace, Knowledge, LayerCall, Learnt, signature_of
-from iba_torch.tail.precision import without_autocast
+from iba_torch.tail.precision import as_outside, without_autocast
 from iba_torch.tail.replay import InMemoryOrder, Replay, check_calls
 from iba_torch.tail.rewrites.assumptions import (
     Assumption,
@@ -218,7 +218,7 @@ class TorchSplit(Split):
         kept, self._own_kept = self._own_kept, None
         if kept is not None and kept[0] is inputs:
             return kept[1]
-        with self._shadows.lease() as shadow, self._patched():
+        with self._shadows.lease() as shadow, self._patched(), as_outside():
             return self._run_whole(shadow, inputs)[0]
 
     @property
