@@ -1,4 +1,4 @@
-"""Puts faults into scenes, one after the other, and compares what is left with what was there."""
+"""Puts faults into scenes, one after the other, and compares the state after it with the one before."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.robustness.faults import FUSE, Fault, Hang, call_interrupted, lines_o
 from tests.robustness.scenes import Scene, scenes
 from tests.robustness.state import differences, model_state, process_state, same
 
-RANDOM_STATES = {"PyTorch's random state", "TensorFlow's random state"}
+RANDOM_STATES = {"random", "PyTorch's random state", "TensorFlow's random state"}
 
 INTERRUPTS = ("interrupt", "signal")
 """Kinds of faults by which the user ends a call; the others are errors."""

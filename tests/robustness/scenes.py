@@ -23,7 +23,7 @@ QUICK = {"steps": 2, "samples": 2, "beta": 1.0}
 class Scene:
     """Something that a user does, and what must be true after it, however it has ended.
 
-    What is observed afterwards is what is observed if it has never begun, or if it has been completed.
+    Afterwards, everything is as if it had never begun, or as if it had been completed.
 
     Attributes:
         name: of the scene.
@@ -105,7 +105,7 @@ class _Stage:
         )
         layers = lambda e: e.adapter.layers(e.adapter.to_inputs(x))  # noqa: E731
         yield self.scene("layers", fresh, layers, self.one_map, kinds=("call",))
-        yield self.scene("copy", same, copy.deepcopy, self.one_map, kinds=())
+        yield self.scene("copy", same, copy.deepcopy, self.one_map, kinds=(), draws=True)
 
     def statistics(self) -> Iterator[Scene]:
         other = self.fitted(images(self.backend, 6, size=6, seed=1))

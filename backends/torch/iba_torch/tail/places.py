@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Hashable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -15,6 +14,7 @@ from torch import nn
 
 from iba_core.framework.inputs import Shared
 from iba_core.framework.layout import DataFormat
+from iba_core.framework.locks import fork_safe_lock
 from iba_torch.tail.channels import Axes
 from iba_torch.tail.effects import Effects, random_numbers
 from iba_torch.tail.rewrites.assumptions import Assumption
@@ -175,7 +175,7 @@ class Knowledge:
     def __init__(self) -> None:
         # What is known must not keep the model's modules alive.
         self._seen: WeakKeyDictionary[nn.Module, dict[tuple[int, str], _Seen]] = WeakKeyDictionary()
-        self._lock = threading.Lock()
+        self._lock = fork_safe_lock()
         self.input_format: DataFormat | None = None
         """Where the channels of the model's first input are."""
 

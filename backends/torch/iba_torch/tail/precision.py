@@ -57,7 +57,7 @@ def without_autocast(device: torch.device) -> Iterator[AbstractContextManager[An
 
 
 def restores_settings(generator: Callable[P, Iterator[T]]) -> Callable[P, Iterator[T]]:
-    """Make a generator leave PyTorch's settings for this thread as they were when it began.
+    """Make a generator that fails leave PyTorch's settings for this thread as they were when it began.
 
     PyTorch's own contexts, such as `torch.no_grad`, are written in Python: an interrupt between two of their
     lines leaves what they have set. In here, only functions in C are called, before which none can come.
@@ -72,7 +72,10 @@ def restores_settings(generator: Callable[P, Iterator[T]]) -> Callable[P, Iterat
         depth = torch.autocast_decrement_nesting()
         try:
             yield from generator(*args, **kwargs)
-        finally:
+        except GeneratorExit:
+            # Python closes what has been dropped, perhaps much later, where other settings hold.
+            raise
+        except BaseException:
             torch._C._set_grad_enabled(gradients)
             torch.set_autocast_cache_enabled(cached)
             for kind, enabled, dtype in casts:
@@ -84,5 +87,6 @@ def restores_settings(generator: Callable[P, Iterator[T]]) -> Callable[P, Iterat
                 torch._C._pop_torch_function_stack()
             for _ in range(torch._C._len_torch_dispatch_stack() - dispatches):
                 torch._C._pop_torch_dispatch_stack()
+            raise
 
     return restoring
