@@ -115,10 +115,15 @@ def record_layers(record: LayerRecord) -> None:
     The record belongs to the graph of that function. Graphs within it are found by it, and other threads have
     other graphs. So nothing has to be undone, wherever an interrupt strikes.
     """
+    _wrap()
+    _records[tf.compat.v1.get_default_graph()] = record
+
+
+def _wrap() -> None:
+    """Wrap the calls of layers and functions that are not wrapped yet."""
     for cls in layer_classes():
         _wrap_once(cls, _recording)
     _wrap_once(_FUNCTION, _tracing_again)
-    _records[tf.compat.v1.get_default_graph()] = record
 
 
 def _wrap_once(cls: Any, wrap: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
@@ -176,3 +181,7 @@ def layer_classes() -> list[type]:
     """The base classes of layers, of Keras 3 and, once it has been imported, of Keras 2."""
     legacy = sys.modules.get("tf_keras")
     return [keras.layers.Layer, *([legacy.layers.Layer] if legacy is not None else [])]
+
+
+# At once, so that nothing is other after an explanation than before. Keras 2 may be imported later.
+_wrap()
