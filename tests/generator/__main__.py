@@ -19,7 +19,7 @@ from tests.generator.soak import BACKENDS, Record, judge, soak
 
 
 def show(record: Record, everything: bool) -> None:
-    """Print what was found, or only what failed."""
+    """Print all findings, or only the failures."""
     for verdict in record.verdicts:
         if everything or verdict.outcome == "failed":
             told = f" (told {verdict.told})" if verdict.told else ""

@@ -30,7 +30,7 @@ JUNK: tuple[Any, ...] = (
     {},
     {"layer": 1},
 )
-"""What a file may say in place of what it should."""
+"""Values that a file may hold in place of the right ones."""
 
 
 def damaged_bytes(content: bytes, seed: int) -> bytes:

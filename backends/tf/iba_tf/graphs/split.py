@@ -689,7 +689,7 @@ class _TailFunction:
             return outputs
         # The gradient of a function is zero, where that of its operations is none.
         flat = zip(tf.nest.flatten(outputs), self.cut_off, strict=True)
-        return tf.nest.pack_sequence_as(outputs, [tf.stop_gradient(x) if cut else x for x, cut in flat])
+        return tf.nest.pack_sequence_as(outputs, [tf.stop_gradient(x) if stops else x for x, stops in flat])
 
 
 def _reason(error: Exception) -> str:

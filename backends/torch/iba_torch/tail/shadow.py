@@ -170,12 +170,12 @@ class Shadow:
             # Nobody who looks at what the model does is to see this.
             with torch._C.DisableTorchFunction():
                 root = _Root(module, self._copies, self._written)
-            self._roots.append(root)
-            found = root.copy
-            for copy, original in root.copies:
-                self.sites[copy] = Site(copy, original, self.switch)
-                vars(copy)["forward"] = self.sites[copy]
-            root.settle()
+                self._roots.append(root)
+                found = root.copy
+                for copy, original in root.copies:
+                    self.sites[copy] = Site(copy, original, self.switch)
+                    vars(copy)["forward"] = self.sites[copy]
+                root.settle()
         return found
 
     def state(self) -> list[torch.Tensor]:
@@ -211,13 +211,16 @@ class Shadow:
 
     def reset(self) -> None:
         """Undo what passes have done to the state."""
-        for root in self._roots:
-            root.restore()
-        self.refresh()
+        # Nobody who looks at what the model does is to see this.
+        with torch._C.DisableTorchFunction():
+            for root in self._roots:
+                root.restore()
+            self.refresh()
 
     def weights(self) -> set[int]:
         """Where the memory begins that the copies share with the model."""
-        return {address_of(alias) for root in self._roots for alias, _ in root.aliases}
+        with torch._C.DisableTorchFunction():
+            return {address_of(alias) for root in self._roots for alias, _ in root.aliases}
 
     def own_weight(self, address: int) -> list[int]:
         """Give the copies memory of their own for the weights at an address; the ids of the parameters."""
