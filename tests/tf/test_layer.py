@@ -252,7 +252,7 @@ class TestAnalysis:
         with bound.iba.restrict_flow():
             tf.random.set_seed(0)
             np.testing.assert_allclose(bound.model(IMAGES), restricted, rtol=1e-3, atol=1e-4)
-        with pytest.raises(InputError, match="max_batch=0 must be 1 or more"):
+        with pytest.raises(InputError, match="max_batch=0 must be a whole number, 1 or more"):
             bound.iba.analyze(IMAGES, target=classes, max_batch=0)
 
     @pytest.mark.parametrize(

@@ -50,6 +50,20 @@ class LayerRecord:
         self._stack = [self._root]
         self._count = 0
 
+    def of(self, call: Callable[[], Any]) -> Any:
+        """Call a model in the function that is being traced, and record its layers, in inference mode.
+
+        The record belongs to the graph of that function. Graphs within it are found by it, and other threads
+        have other graphs. So nothing has to be undone, wherever an interrupt strikes.
+        """
+        _wrap()
+        graph = tf.compat.v1.get_default_graph()
+        _records[graph] = self
+        results = call()
+        # TensorFlow never forgets the graph of a custom gradient, but the layers are to be forgotten.
+        del _records[graph]
+        return results
+
     def run(self, layer: Any, call: Callable[[], Any]) -> Any:
         """Call a layer, record the call, and mark the results."""
         recorded = _Call(layer, self._count)
@@ -107,16 +121,6 @@ def _inside(call: _Call, path: str, marks: dict[tuple[int, int], list[TensorName
                 child.layer,
                 channels=channels_of_layer(child.layer),
             )
-
-
-def record_layers(record: LayerRecord) -> None:
-    """Record the calls of Keras layers in the function that is being traced, all of them in inference mode.
-
-    The record belongs to the graph of that function. Graphs within it are found by it, and other threads have
-    other graphs. So nothing has to be undone, wherever an interrupt strikes.
-    """
-    _wrap()
-    _records[tf.compat.v1.get_default_graph()] = record
 
 
 def _wrap() -> None:
