@@ -454,7 +454,7 @@ class Explainer:
                 f"x holds {batch_size(inputs)} inputs, but the attribution {len(attribution)}; give the same"
             )
         settings = attribution.settings
-        with split.head(inputs) as tail:
+        with framework.randomness(seed), split.head(inputs) as tail:
             statistics = self._statistics(split, settings.active_neurons_threshold)
             optimizer = self._optimizer(first_output, self._layout(split, statistics), None)
             problem = optimizer.problem(tail, statistics, settings=settings, pass_mask=pass_mask)

@@ -36,7 +36,14 @@ from iba_core.concepts.activation_maps import (
 from iba_core.concepts.targets import ClassifierOutputTarget, ScoredOutput
 from iba_core.default_layer import everything_passes
 from iba_core.errors import InputError, LayerError
-from iba_core.framework.adapter import Inputs, Model, ModelAdapter, Split, find_adapter
+from iba_core.framework.adapter import (
+    Inputs,
+    MixedImagesError,
+    Model,
+    ModelAdapter,
+    Split,
+    find_adapter,
+)
 from iba_core.framework.cache import Cache
 from iba_core.framework.framework import Framework, require_finite
 from iba_core.framework.inputs import arrays_of, batch_size, require_inputs, take
@@ -76,6 +83,8 @@ class BaseCAM:
             ``Tokens(prefix=1, grid=(14, 14))`` for a vision transformer; or a function that makes feature
             maps of the output.
         data_format: where the channels of the target layers' outputs are; None to find that out.
+        shared: names or positions of the inputs that all images of a batch share; ``()`` for none. If None,
+            it is learnt from the model where an input is as long as the batch.
         output: name or number of the output that targets are about, of a model that has several. If None,
             see `iba_core.targets.main_output`.
 
@@ -99,6 +108,7 @@ class BaseCAM:
         reshape_transform: ReshapeTransform | None = None,
         *,
         data_format: DataFormat | None = None,
+        shared: Sequence[str | int] | None = None,
         output: int | str | None = None,
     ) -> None:
         require_data_format("data_format", data_format, optional=True)
@@ -106,6 +116,8 @@ class BaseCAM:
         self.output = output
         self.adapter: ModelAdapter = find_adapter(model)
         self.model = model
+        if shared is not None:
+            self.adapter.shared.give(shared)
         several = isinstance(target_layers, (list, tuple))
         if several and not target_layers:
             raise InputError(
@@ -192,12 +204,21 @@ class BaseCAM:
         self, splits: list[Split], inputs: Inputs, wanted: list[_Wanted], principal: bool
     ) -> npt.NDArray[np.float32]:
         shape = tuple(int(size) for size in next(arrays_of(inputs)).shape[1:])
-        spatial = Layout.of(shape, splits[0].input_format).spatial_shape(shape)
-        return combine_layers(
-            (self._layer_maps(split, inputs, wanted, principal) for split in splits), spatial
-        )
+        maps = [self._layer_maps(split, inputs, wanted, principal) for split in splits]
+        # A split may know the axes of the inputs once it has run.
+        return combine_layers(maps, Layout.of(shape, splits[0].input_format).spatial_shape(shape))
 
     def _layer_maps(self, split: Split, inputs: Inputs, wanted: list[_Wanted], principal: bool) -> Array:
+        try:
+            return self._maps_of_all(split, inputs, wanted, principal)
+        except MixedImagesError:
+            maps = [
+                self._maps_of_all(split, take(inputs, i, i + 1), _of_image(wanted, i), principal)
+                for i in range(batch_size(inputs))
+            ]
+            return np.concatenate([host_array(image) for image in maps])
+
+    def _maps_of_all(self, split: Split, inputs: Inputs, wanted: list[_Wanted], principal: bool) -> Array:
         with split.head(inputs) as tail:
             activations = tail.features
 
@@ -266,6 +287,11 @@ class _Wanted(NamedTuple):
     """Layer that gives these outputs; None for the model's own output."""
 
 
+def _of_image(wanted: list[_Wanted], image: int) -> list[_Wanted]:
+    """What is wanted of one image, once it is a batch of its own."""
+    return [one._replace(images=slice(0, 1)) for one in wanted if one.images.start <= image < one.images.stop]
+
+
 def _predicted_if_any(outputs: Array) -> Array:
     """Score the classes predicted; give 0, which says nothing, where the outputs are no rows of classes."""
     xp = array_namespace(outputs)
@@ -293,7 +319,7 @@ class GradCAMPlusPlus(BaseCAM):
         epsilon: 0 for the paper's formula; 1e-6 for the maps of pytorch-grad-cam, which adds that constant
             to a denominator. Where gradients are well below 1e-3, as they are deep in most networks, the two
             are different maps.
-        **options: `data_format` and `output`, see `BaseCAM`.
+        **options: `data_format`, `shared` and `output`, see `BaseCAM`.
 
     Raises:
         InputError: no backend serves the model, or `epsilon` is negative.

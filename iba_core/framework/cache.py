@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
-from threading import RLock
 from typing import Any, Generic, TypeVar
+
+from iba_core.framework.locks import fork_safe_lock
 
 V = TypeVar("V")
 
@@ -24,7 +25,7 @@ class Cache(Generic[V]):
 
     def __init__(self, size: int) -> None:
         self._size = size
-        self._lock = RLock()
+        self._lock = fork_safe_lock()
         self._known: OrderedDict[Hashable, V] = OrderedDict()
 
     def get(self, key: Hashable, make: Callable[[], V]) -> V:

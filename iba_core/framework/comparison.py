@@ -29,7 +29,7 @@ class OwnOutputs:
 
 
 def difference(own: OwnOutputs, found: Any, rows: int, epsilon: float) -> str | None:
-    """Compare what a model returns for an image with what another pass gives for it.
+    """Compare the outputs of a model for an image with those of another pass.
 
     Args:
         own: outputs of the model, for one or more images.
@@ -48,6 +48,8 @@ def difference(own: OwnOutputs, found: Any, rows: int, epsilon: float) -> str | 
         'its output is off by 100 %'
     """
     ours, theirs = list(arrays_of(own.outputs)), list(arrays_of(found))
+    if not ours:
+        return f"it gives a {type(found).__name__}, in which no array is found"
     if len(ours) != len(theirs):
         return f"it gives {len(theirs)} arrays in place of {len(ours)}"
     compared = 0
@@ -63,8 +65,8 @@ def difference(own: OwnOutputs, found: Any, rows: int, epsilon: float) -> str | 
             continue
         compared += 1
         if (off := _relative_difference(*blocks)) > _tolerance(expected, given, epsilon):
-            return f"its output is off by {100 * off:.2g} %"
-    return _other_shapes(ours[0], own.images, theirs[0], rows) if ours and not compared else None
+            return f"its output is off by {100 * off:.3g} %"
+    return _other_shapes(ours[0], own.images, theirs[0], rows) if not compared else None
 
 
 def _other_shapes(expected: Array, images: int, given: Array, rows: int) -> str:

@@ -44,6 +44,16 @@ class Framework(ABC):
     def standard_normal(self, shape: Sequence[int], like: Array) -> Array:
         """Draw standard normal numbers on the device of `like`, by the framework's own generator."""
 
+    def randomness(self, seed: int | None) -> AbstractContextManager[None]:
+        """Context in which what a model itself draws, such as dropout that is always on, follows from a seed.
+
+        The framework's own random state is the same after it as before, unless `seed` is None.
+
+        Args:
+            seed: where the random numbers begin; None for the framework's own.
+        """
+        return nullcontext()
+
     def preferred_batch(self, shape: Sequence[int], like: Array) -> int | None:
         """How many feature maps the tail takes best at once, where the user sets no limit.
 

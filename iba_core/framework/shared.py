@@ -16,8 +16,9 @@ class SharedInputs:
     """Knows which inputs of a model all images share, and marks them.
 
     The first array of the inputs has the images along its first axis. Another array of the same length could
-    have them as well, or not: three images can be compared with three captions. The model itself decides. Its
-    output for one image, with its own row of an array or with the whole array, must be that among the others.
+    have them as well, or not: three images can be compared with three captions. The model itself decides. It
+    runs once more, on each image twice, with each row of the other array twice or with the array as it is.
+    Its output for an image must stay the same.
 
     Example:
         >>> shared = SharedInputs()
@@ -71,21 +72,19 @@ class SharedInputs:
     def _learn(self, inputs: Any, paths: list[Path], predict: Callable[[Any], Any]) -> None:
         images = batch_size(inputs)
         whole = OwnOutputs(predict(inputs), images)
-        # One image among others, or beside its double.
-        other = (lambda x: x[:1]) if images > 1 else _twice
         for shared in _subsets(paths):
 
             def marked(path: Path, leaf: Any, shared: tuple[Path, ...] = shared) -> Any:
                 return Shared(leaf) if path in shared or self._is_shared.get(path) else leaf
 
-            trial = of_images(map_leaves(marked, inputs), other)
+            trial = of_images(map_leaves(marked, inputs), _twice)
             if _repeats(whole, trial, predict):
                 self._is_shared.update({path: path in shared for path in paths})
                 return
         names = ", ".join(str(path[-1] if len(path) == 1 else path) for path in paths)
         raise InputError(
             f"it is not clear whether each of the {images} images has its own part of the inputs {names}, or "
-            "all share them; name the shared ones with shared=, or give shared=() for none"
+            "all share them; mark the shared ones with iba_core.Shared, or give Explainer(shared=...)"
         )
 
 
@@ -104,7 +103,7 @@ def _subsets(paths: list[Path]) -> Iterator[tuple[Path, ...]]:
 
 
 def _repeats(whole: OwnOutputs, trial: Any, predict: Callable[[Any], Any]) -> bool:
-    """Whether the model gives for the first image of `trial` what it gave for that of the whole batch."""
+    """Whether the model gives for the first image of a batch of doubles what it gave before."""
     try:
         found = predict(trial)
     except Exception:  # whatever a model raises, it does not take such inputs

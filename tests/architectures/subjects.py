@@ -1,4 +1,4 @@
-"""A model before the test: its layers' features and the slopes of its losses, from passes of the whole model."""
+"""A model before the test: features and slopes of its losses, from passes of the whole model."""
 
 from __future__ import annotations
 
@@ -153,7 +153,7 @@ class KerasSubject(Subject):
             elif "bias" in weight.path or "beta" in weight.path:
                 weight.assign(generator.normal(0, 0.1, weight.shape))
         (draw,) = draws.values()
-        adapt_averages(model, draw(generator, 8))
+        adapt(model, draw(generator, 32))
         super().__init__(model, draws)
 
     def given(self, inputs: Inputs) -> np.ndarray:
@@ -181,8 +181,8 @@ class KerasSubject(Subject):
         return tape.gradient(loss, leaf).numpy()
 
 
-def adapt_averages(model: keras.Model, x: np.ndarray) -> None:
-    """Give batch normalisations the averages of some images, so that no layer of a deep model dies out."""
+def adapt(model: keras.Model, x: np.ndarray) -> None:
+    """Adapt a model with random weights to some images: no layer dies out, and no class is certain."""
     norms = [layer for layer in model.layers if isinstance(layer, keras.layers.BatchNormalization)]
     momenta = [layer.momentum for layer in norms]
     for layer in norms:
@@ -190,3 +190,6 @@ def adapt_averages(model: keras.Model, x: np.ndarray) -> None:
     model(x, training=True)
     for layer, momentum in zip(norms, momenta, strict=True):
         layer.momentum = momentum
+    last = next(layer for layer in reversed(model.layers) if layer.weights)
+    activations = keras.Model(model.input, last.input)(x, training=False).numpy()
+    last.kernel.assign(last.kernel / max(1.0, float(activations.std())))

@@ -1,7 +1,9 @@
 """A split must repeat the model's own output, or it is refused."""
 
 from collections import Counter
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -110,14 +112,20 @@ def test_a_model_that_mixes_the_images_of_a_batch_is_explained_one_image_at_a_ti
         pass
     with pytest.warns(UserWarning, match=warning), split.head(IMAGES[:1]) as tail:
         assert tail.one_by_one
-    sizes = []
+    sizes, framework = [], SimpleNamespace(randomness=lambda seed: nullcontext())
 
     class Recorder:
         def run(self, tail, statistics, rows, settings, *, max_batch, **others):
             sizes.append((len(tail.features), max_batch))
 
     chunks = explain_in_chunks(
-        None, split, IMAGES, (4, 2), BottleneckSettings(), lambda *_: Task(Recorder(), None), max_batch=100
+        framework,
+        split,
+        IMAGES,
+        (4, 2),
+        BottleneckSettings(),
+        lambda *_: Task(Recorder(), None),
+        max_batch=100,
     )
     assert [(chunk.start, chunk.stop) for chunk in chunks] == [(0, 1), (1, 2), (2, 3)]
     assert sizes == [(1, 1)] * 3
@@ -161,7 +169,7 @@ def test_images_may_lie_along_any_axis_and_take_several_places():
     own = np.arange(24.0).reshape(3, 2, 4)
     beside = np.concatenate([own, own + 1], axis=1)
     assert difference(OwnOutputs(own, 1), beside, 2, 1e-16) is None
-    assert difference(OwnOutputs(own, 1), beside[:, ::-1], 2, 1e-16) == "its output is off by 22 %"
+    assert difference(OwnOutputs(own, 1), beside[:, ::-1], 2, 1e-16) == "its output is off by 21.7 %"
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
@@ -172,3 +180,21 @@ def test_rounding_is_forgiven_and_nothing_more(dtype):
     assert difference(OwnOutputs(own, 1), near, 1, epsilon) is None
     assert difference(OwnOutputs(own, 1), far, 1, epsilon) is not None
     assert difference(OwnOutputs(own, 1), np.array([[1.0, -2.0, 0.0, np.inf]], dtype), 1, epsilon) is not None
+
+
+@dataclass
+class Output:
+    hidden: np.ndarray
+    logits: np.ndarray
+
+
+def test_outputs_of_any_kind_are_looked_through():
+    own, other = np.ones((1, 2)), np.ones((1, 3))
+    for pack in (
+        lambda logits: Output(other, logits),
+        lambda logits: {"hidden": other, "logits": [logits]},
+        lambda logits: SimpleNamespace(logits=logits),
+    ):
+        assert difference(OwnOutputs(pack(own), 1), pack(own), 1, 0.0) is None
+        assert difference(OwnOutputs(pack(own), 1), pack(2 * own), 1, 0.0) == "its output is off by 100 %"
+    assert "no array is found" in difference(OwnOutputs(SimpleNamespace(), 1), SimpleNamespace(), 1, 0.0)

@@ -13,8 +13,8 @@ from tests.generator.programs import Draw, Place, Program
 
 Inputs = tuple[np.ndarray, ...]
 Face = Callable[..., tuple[np.ndarray, np.ndarray | None]]
-"""Explains a case by a class of the library, given further arguments of it: capacities (B, *feature map), and the
-model's losses (steps, B) where the class keeps them."""
+"""Explains a case by a class of the library, given further arguments of it: capacities (B, *feature map),
+and the model's losses (steps, B) where the class keeps them."""
 
 
 @dataclass
@@ -113,7 +113,7 @@ class Case:
     def arguments(self, inputs: Inputs) -> Any:
         """Inputs as the library takes them."""
         if self.named:
-            return {name: x for name, x in zip("xyz", inputs, strict=False)}
+            return dict(zip("xyz", inputs, strict=False))
         return inputs[0] if len(inputs) == 1 else inputs
 
     def __str__(self) -> str:

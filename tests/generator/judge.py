@@ -34,18 +34,18 @@ class Verdict:
         face: the class, and how it was used.
         outcome: ``"right"``, ``"refused"`` or ``"failed"``.
         text: the reason of a refusal, what is wrong otherwise.
-        asked: what the library had to be told before it explained, such as ``"data_format"``.
+        told: what the library had to be told before it explained, such as ``"data_format"``.
         error: relative error of what is right or wrong.
     """
 
     face: str
     outcome: str
     text: str = ""
-    asked: str = ""
+    told: str = ""
     error: float = 0.0
 
 
-class Wrong(AssertionError):
+class WrongError(AssertionError):
     """The library gave something else than what is right."""
 
     def __init__(self, text: str, error: float = np.inf) -> None:
@@ -57,19 +57,19 @@ def compare(what: str, found: Any, right: np.ndarray, tolerance: float = TOLERAN
     """Relative error.
 
     Raises:
-        Wrong: it is too large, or the shape differs.
+        WrongError: it is too large, or the shape differs.
     """
     found = np.asarray(found)
     if found.shape != right.shape:
-        raise Wrong(f"{what} has shape {found.shape}, not {right.shape}")
+        raise WrongError(f"{what} has shape {found.shape}, not {right.shape}")
     if not np.isfinite(found).all():
-        raise Wrong(f"{what} is not finite")
+        raise WrongError(f"{what} is not finite")
     if not right.size:
         return 0.0
     error = float(np.abs(found - right).max() / max(np.abs(right).max(), 1e-12))
     if error > tolerance:
         correlation = np.corrcoef(found.ravel(), right.ravel())[0, 1] if right.size > 1 else np.nan
-        raise Wrong(f"{what} differs by {error:.2g} (relative), correlation {correlation:.3f}", error)
+        raise WrongError(f"{what} differs by {error:.2g} (relative), correlation {correlation:.3f}", error)
     return error
 
 
@@ -128,7 +128,7 @@ class Judge:
 
     def _right(self, right: np.ndarray | None) -> np.ndarray:
         if right is None:
-            raise Wrong("explained, although nothing depends on the layer")
+            raise WrongError("explained, although nothing depends on the layer")
         return right
 
     def _verdict(self, face: str, use: Callable[[], float]) -> Verdict:
@@ -144,13 +144,13 @@ class Judge:
         return verdict
 
     def _judged(self, face: str, use: Callable[[], float]) -> Verdict:
-        self.asked = ""
+        self.told = ""
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 error = use()
-        except Wrong as wrong:
-            return Verdict(face, "failed", str(wrong), self.asked, wrong.error)
+        except WrongError as wrong:
+            return Verdict(face, "failed", str(wrong), self.told, wrong.error)
         except IBAError as refusal:
             text = str(refusal)
             if "\n" in text or not text:
@@ -161,24 +161,35 @@ class Judge:
             own = [frame for frame in frames if "iba_" in frame.filename] or frames
             where = f"{Path(own[-1].filename).name}:{own[-1].lineno}"
             return Verdict(face, "failed", f"raw {type(error).__name__} at {where}: {str(error)[:300]}")
-        return Verdict(face, "right", "", self.asked, error)
+        return Verdict(face, "right", "", self.told, error)
 
-    def asking(self, kind: type, use: Callable[..., Any]) -> Any:
-        """What a class of the library gives. Where it asks for an argument that it takes, it is told."""
+    def asking(self, kind: Callable[..., Any], use: Callable[..., Any]) -> Any:
+        """What a class of the library gives. Where it asks for an argument, it is told.
+
+        Raises:
+            WrongError: it asks for an argument that it does not take.
+        """
         signature, place = self.case.signature, self.case.place
         names = "xyz" if self.case.named else range(3)
         shared = tuple(name for name, is_shared in zip(names, signature.shared, strict=False) if is_shared)
-        answers = {"data_format": place.data_format, "shared": shared}
-        known, told = inspect.signature(kind.__init__).parameters, {}
+        activation = "other" if signature.end == "none" else signature.end
+        answers = {"data_format": place.data_format, "shared": shared, "activation": activation}
+        known, told = {*inspect.signature(kind).parameters}, {}
+        if kind is Explainer:
+            known.add("activation")  # of the target
+        if "kwargs" in known:
+            known.add("data_format")
         while True:
             try:
                 return use(**told)
             except IBAError as refusal:
-                new = [name for name in answers if f"{name}=" in str(refusal) and name in known]
-                if not set(new) - set(told):
+                new = [name for name in answers if f"{name}=" in str(refusal) and name not in told]
+                if not new:
                     raise
-                told |= {name: answers[name] for name in new}
-                self.asked = ", ".join(told)
+                if new[0] not in known:
+                    raise WrongError(f"asks for {new[0]}=, which {kind.__name__} does not take") from refusal
+                told[new[0]] = answers[new[0]]
+                self.told = ", ".join(told)
 
     # -- the classes that all backends share -----------------------------------------------------------
 
@@ -201,6 +212,7 @@ class Judge:
 
     def _explained(self, rewrites: bool, loaded: bool, alone: bool, **options: Any) -> float:
         case, reference = self.case, self.reference
+        of_target = {name: options.pop(name) for name in ("activation",) if name in options}
         explainer = self._explainer(rewrites, **options)
         batches = [(case.arguments(batch),) for batch in case.batches]
         explainer.fit(batches, progbar=False)
@@ -218,7 +230,7 @@ class Judge:
         for inputs, chosen in zip(ones, indices, strict=True):
             targets = [case.targets[index] for index in chosen]
             found = explainer.explain(
-                case.arguments(inputs), kind(np.array(targets)), seed=case.settings.seed
+                case.arguments(inputs), kind(np.array(targets), **of_target), seed=case.settings.seed
             )
             errors.append(self._compare(found, self._right(reference.capacity)[chosen]))
             errors.append(compare("model's losses", found.model_losses, reference.losses[:, chosen]))
@@ -233,8 +245,11 @@ class Judge:
         )
 
     def _predict(self) -> float:
-        explainer = Explainer(self.bench.adapter(True), self.case.layer)
-        found = explainer.predict(self.case.arguments(self.case.inputs))
+        def use(**options: Any) -> np.ndarray:
+            explainer = Explainer(self.bench.adapter(True), self.case.layer, **options)
+            return explainer.predict(self.case.arguments(self.case.inputs))
+
+        found = self.asking(Explainer, use)
         if not self.case.independent:
             return 0.0
         return compare("output", found, self.bench.outputs(self.case.inputs))
@@ -256,9 +271,9 @@ class Judge:
         generator = np.random.default_rng(self.case.number)
         normal = generator.normal(size=self.reference.features.shape[1 + self.reference.channel])
         concept = ConceptEmbedding(normal, bias=0.3)
-        found = locate(
-            self.bench.adapter(True), concept, self.case.arguments(self.case.inputs), self.case.layer
-        )
+        inputs = self.case.arguments(self.case.inputs)
+        adapter = self.bench.adapter(True)
+        found = self.asking(locate, partial(locate, adapter, concept, inputs, self.case.layer))
         right = self.reference.located(normal, 0.3)
         return 0.0 if right is None else compare("probability", found, right, SINGLE)
 
@@ -267,7 +282,7 @@ class Judge:
         try:
             right = self.reference.readout(weights)
         except ValueError as error:
-            raise Wrong(str(error)) from error
+            raise WrongError(str(error)) from error
         return compare("capacity", found, right)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -122,7 +123,8 @@ class KerasBench(Bench):
             "weights": {v.path: np.asarray(v).tobytes() for v in self._model.variables},
             "flags": [layer.trainable for layer in everything],
             "attributes": [sorted(vars(layer)) for layer in everything],
-            "methods": [(layer.call, type(layer).__call__) for layer in everything],
+            # The library wraps the class of all layers once, and for good.
+            "methods": [(layer.call, inspect.unwrap(type(layer).__call__)) for layer in everything],
             "process settings": (
                 keras.config.floatx(),
                 tf.executing_eagerly(),
@@ -244,7 +246,9 @@ def _loss(case: Case, main: Any, wanted: Any, ops: Any) -> Any:
         chosen = ops.sum(wanted * main, -1)
     if case.settings.kind == "logit":
         return -chosen
-    return ops.logsumexp(main, -1) - chosen if case.signature.end == "none" else -ops.log(chosen)
+    if case.signature.end == "none":
+        return ops.logsumexp(main, -1) - chosen
+    return (ops.log(ops.sum(main, -1)) if case.signature.end == "softmax" else 0.0) - ops.log(chosen)
 
 
 @contextmanager
@@ -321,7 +325,7 @@ def _shown(layers: dict[str, Any], indent: str = "  ") -> Iterator[str]:
         shown = ", ".join(f"{key}={config[key]!r}" for key in keys if key in config)
         yield f"{indent}{name} = {type(layer).__name__}({shown})"
         if not config:
-            inner = layer._layers if hasattr(layer, "_layers") else []
+            inner = getattr(layer, "layers", [])
             yield from _shown({each.name: each for each in inner}, indent + "  ")
 
 

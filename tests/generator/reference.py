@@ -43,7 +43,9 @@ def class_loss(bench: Bench, target: int) -> Callable[[Any, Any], Any]:
             return ops.logsumexp(outputs) - outputs[:, target]
         if classes == 1:
             return -ops.log(outputs[:, 0] if target else 1 - outputs[:, 0])
-        return -ops.log(outputs[:, target])
+        loss = -ops.log(outputs[:, target])
+        # What sums to 1 in the model need not where the bottleneck comes after the softmax.
+        return loss + ops.logsumexp(ops.log(outputs)) if end == "softmax" else loss
 
     return loss
 
@@ -66,7 +68,10 @@ def resized(maps: np.ndarray, shape: Sequence[int]) -> np.ndarray:
     """Maps (B, *places), resized linearly between the centres of the places."""
     for axis, (size, wanted) in enumerate(zip(maps.shape[1:], shape, strict=True), start=1):
         centres = (np.arange(wanted) + 0.5) * size / wanted - 0.5
-        maps = np.apply_along_axis(lambda row: np.interp(centres, np.arange(len(row)), row), axis, maps)
+        rows = np.moveaxis(maps, axis, -1)
+        places = np.arange(size)
+        found = [np.interp(centres, places, row) for row in rows.reshape(-1, size)]
+        maps = np.moveaxis(np.reshape(found, (*rows.shape[:-1], wanted)), -1, axis)
     return maps
 
 

@@ -36,7 +36,8 @@ class TorchBench(Bench):
         for attempt in range(100):
             draw = Draw(1000 * number + attempt)
             model, program, signature = draw_model(draw)
-            text = f"{source(program, 'Net', ', '.join('xyz'[: len(signature.kinds)]), signature.returns)}\n{model}"
+            parameters = ", ".join("xyz"[: len(signature.kinds)])
+            text = f"{source(program, 'Net', parameters, signature.returns)}\n{model}"
             case = draw_case(draw, number, program, signature, text)
             if draw.flip(0.15):
                 model.train()
@@ -249,6 +250,8 @@ def torch_loss(case: Case, outputs: torch.Tensor, targets: torch.Tensor) -> torc
         return -chosen
     if end == "none":
         return outputs.logsumexp(1) - chosen
+    if end == "softmax":
+        return outputs.sum(1).log() - chosen.log()
     return -torch.where(targets == 0, 1 - chosen, chosen).log() if single else -chosen.log()
 
 

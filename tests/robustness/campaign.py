@@ -1,4 +1,4 @@
-"""Puts faults into scenes, one after the other, and compares what is left with what was there."""
+"""Puts faults into scenes, one after the other, and compares the state after it with the one before."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.robustness.faults import FUSE, Fault, Hang, call_interrupted, lines_o
 from tests.robustness.scenes import Scene, scenes
 from tests.robustness.state import differences, model_state, process_state, same
 
-RANDOM_STATES = {"PyTorch's random state", "TensorFlow's random state"}
+RANDOM_STATES = {"random", "PyTorch's random state", "TensorFlow's random state"}
 
 INTERRUPTS = ("interrupt", "signal")
 """Kinds of faults by which the user ends a call; the others are errors."""
@@ -90,7 +90,9 @@ class Campaign:
 
     def _look(self) -> dict[str, Any]:
         state = process_state(self.backend) | model_state(self.backend, self.scene.model, self.scene.x)
-        return {name: value for name, value in state.items() if not (self.scene.draws and name in RANDOM_STATES)}
+        return {
+            name: value for name, value in state.items() if not (self.scene.draws and name in RANDOM_STATES)
+        }
 
     def _renew(self) -> None:
         """Start anew: what is made can hang on the model."""
@@ -128,7 +130,9 @@ class Campaign:
             yield from self._random.permutation(np.resize(np.arange(total), count if total else 0)).tolist()
         else:
             lines = [*self._lines]
-            order = np.concatenate([self._random.permutation(len(lines)) for _ in range(-(-count // len(lines)))])
+            order = np.concatenate(
+                [self._random.permutation(len(lines)) for _ in range(-(-count // len(lines)))]
+            )
             for index in order[:count]:
                 yield lines[index], int(self._random.integers(self._lines[lines[index]]))
 
@@ -157,7 +161,9 @@ class Campaign:
             self._check_error(kind, moment, error, caught)
         return bool(raised)
 
-    def _check_error(self, kind: str, moment: Any, error: BaseException, caught: BaseException | None) -> None:
+    def _check_error(
+        self, kind: str, moment: Any, error: BaseException, caught: BaseException | None
+    ) -> None:
         """An error of the user's code passes unchanged; TensorFlow brings it in a class of its own."""
         if kind not in ("call", "backward") or caught is error:
             return
@@ -170,7 +176,9 @@ class Campaign:
         if changed:
             gc.collect()
             left = differences(self._state, self._look())
-            self.report.findings.append(f"{where}: changed {changed}" + (f", for good {left}" if left else ""))
+            self.report.findings.append(
+                f"{where}: changed {changed}" + (f", for good {left}" if left else "")
+            )
             if left:
                 return False
         try:

@@ -23,7 +23,7 @@ LIBRARY = tuple(
 """Folders of the library's own code."""
 
 
-class Fault(Exception):
+class Fault(Exception):  # noqa: N818  # it stands for any error
     """What is raised in the place of an ordinary error."""
 
 
@@ -68,12 +68,13 @@ def lines_of(function: Callable[[], Any]) -> Counter[Line]:
 def _leaves_context(frame: FrameType) -> bool:
     """Whether a ``with`` statement is about to call ``__exit__``.
 
-    Python gives its line another time then. But between the end of the body and that call it raises nothing by
-    itself, and looks for no signals: otherwise no lock would be safe.
+    Python gives its line another time then. But between the end of the body and that call it raises nothing
+    by itself, and looks for no signals: otherwise no lock would be safe.
     """
     names = _operations(frame.f_code)
     here = names.get(frame.f_lasti, ())
-    return here[:3] == ("LOAD_CONST None",) * 3 or bool(here) and here[0] in ("PUSH_EXC_INFO", "WITH_EXCEPT_START")
+    handles = bool(here) and here[0] in ("PUSH_EXC_INFO", "WITH_EXCEPT_START")
+    return handles or here[:3] == ("LOAD_CONST None",) * 3
 
 
 @cache
@@ -207,7 +208,7 @@ class Hang(BaseException):
 
 @contextmanager
 def no_hang(seconds: float = 60) -> Iterator[None]:
-    """Context that raises `Hang` in the main thread if it takes too long; in other threads it does nothing."""
+    """Context that raises `Hang` if it takes too long; it does nothing outside of the main thread."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

@@ -23,7 +23,7 @@ QUICK = {"steps": 2, "samples": 2, "beta": 1.0}
 class Scene:
     """Something that a user does, and what must be true after it, however it has ended.
 
-    What is observed afterwards is what is observed if it has never begun, or if it has been completed.
+    Afterwards, everything is as if it had never begun, or as if it had been completed.
 
     Attributes:
         name: of the scene.
@@ -100,10 +100,12 @@ class _Stage:
         yield self.scene("explain in parts", same, lambda e: e.explain(x, seed=0, max_batch=2), self.one_map)
         yield self.scene("explain first", fresh, lambda e: e.explain(x, 1, seed=0))
         yield self.scene("explain_iter", same, lambda e: [*e.explain_iter(batches, seed=0, progbar=False)])
-        yield self.scene("predict", same, lambda e: e.predict(e.adapter.to_inputs(x)), self.one_map, kinds=("call",))
+        yield self.scene(
+            "predict", same, lambda e: e.predict(e.adapter.to_inputs(x)), self.one_map, kinds=("call",)
+        )
         layers = lambda e: e.adapter.layers(e.adapter.to_inputs(x))  # noqa: E731
         yield self.scene("layers", fresh, layers, self.one_map, kinds=("call",))
-        yield self.scene("copy", same, copy.deepcopy, self.one_map, kinds=())
+        yield self.scene("copy", same, copy.deepcopy, self.one_map, kinds=(), draws=True)
 
     def statistics(self) -> Iterator[Scene]:
         other = self.fitted(images(self.backend, 6, size=6, seed=1))

@@ -80,7 +80,11 @@ def _torch_process() -> dict[str, Any]:
         "nn.Module": _ids(nn.Module),
         "torch.Tensor": _ids(torch.Tensor),
         "functional": _ids(torch.nn.functional),
-        "global hooks": [len(value) for name, value in vars(modules).items() if name.startswith("_global") and hasattr(value, "__len__")],
+        "global hooks": [
+            len(value)
+            for name, value in vars(modules).items()
+            if name.startswith("_global") and hasattr(value, "__len__")
+        ],
         "compiler": _stance(),
     }
 
@@ -105,7 +109,9 @@ def _tensorflow_process() -> dict[str, Any]:
             keras.config.is_traceback_filtering_enabled(),
         ),
         "Keras' state": sorted(
-            name for name, value in vars(global_state.GLOBAL_STATE_TRACKER).items() if value is not None and value != []
+            name
+            for name, value in vars(global_state.GLOBAL_STATE_TRACKER).items()
+            if value is not None and value != []
         ),
         "eager": (tf.executing_eagerly(), tf.inside_function(), tf.config.functions_run_eagerly()),
         "session": tf.compat.v1.get_default_session(),
@@ -157,7 +163,12 @@ def _keras_model(model: Any, x: np.ndarray) -> dict[str, Any]:
     for layer in [model, *model.layers]:
         name = layer.name
         state[name] = (id(layer), type(layer), id(type(layer).call), id(type(layer).__call__))
-        state[f"{name} flags"] = (layer.trainable, layer.built, layer.supports_masking, layer.dtype_policy.name)
+        state[f"{name} flags"] = (
+            layer.trainable,
+            layer.built,
+            layer.supports_masking,
+            layer.dtype_policy.name,
+        )
         state[f"{name} nodes"] = (len(layer._inbound_nodes), len(layer._outbound_nodes))
         state[f"{name} losses"] = len(layer.losses)
         state |= {

@@ -281,3 +281,48 @@ def test_targets_of_one_batch_may_differ():
     cam = GradCAM(backbone, [backbone.head])
     maps = cam(x, [ClassifierOutputTarget(285), lambda row: row[967]])
     np.testing.assert_allclose(maps[1], cam(x[1:], 967)[0], atol=1e-4)
+
+
+def test_images_that_the_model_mixes_are_explained_alone(images):
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, 4, 3),
+        nn.BatchNorm2d(4, track_running_stats=False),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(64, 5),
+    ).double()
+    x = images(3)
+    for method in (GradCAM, EigenCAM):
+        with pytest.warns(UserWarning, match="each is explained alone"):
+            together = method(model, "0")(x, [1, 2, 3])
+        for image, target in enumerate([1, 2, 3]):
+            np.testing.assert_allclose(
+                method(model, "0")(x[image : image + 1], target)[0], together[image], atol=1e-6
+            )
+
+
+def test_the_user_may_say_where_the_channels_are_and_which_output_is_meant(images):
+    class Two(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(3, 6, 3, padding=1)
+            self.mix = nn.Linear(6, 6)
+            self.out, self.more = nn.Linear(6, 5), nn.Linear(6, 4)
+
+        def forward(self, x):
+            x = self.mix(self.conv(x).movedim(1, -1)).relu()
+            return {"first": self.out(x.mean((1, 2))), "second": self.more(x.mean((1, 2)))}
+
+    torch.manual_seed(0)
+    model, x = Two().double(), images(2)
+    with pytest.raises(InputError, match="output="):
+        GradCAM(model, "mix", data_format="channels_last")(x, 3)
+    for name, head in (("first", model.out), ("second", model.more)):
+        features = model.mix(model.conv(x).movedim(1, -1))
+        slopes = (features > 0) * head.weight[3]
+        maps = ((slopes.mean((1, 2), keepdim=True)) * features).sum(-1).relu()
+        expected = maps - maps.amin((1, 2), keepdim=True)
+        expected = expected / expected.amax((1, 2), keepdim=True)
+        found = GradCAM(model, "mix", data_format="channels_last", output=name)(x, 3)
+        np.testing.assert_allclose(found, expected.detach().numpy(), atol=1e-6)

@@ -51,12 +51,24 @@ class Excited(nn.Module):
     def __init__(self):
         super().__init__()
         self.conv, self.norm = nn.Conv2d(N, N, 3, padding=1), nn.BatchNorm2d(N)
-        self.down, self.up = nn.Linear(N, 2), nn.Linear(2, N)
+        self.down, self.up = nn.Linear(N, 2), nn.Sequential(nn.Linear(2, N), nn.BatchNorm1d(N))
 
     def forward(self, x):
         y = self.norm(self.conv(x))
         weights = self.up(functional.relu(self.down(y.mean((2, 3))))).sigmoid()
         return functional.relu(x + y * weights[..., None, None])
+
+
+class Neighbours(nn.Module):
+    """Channels weighted by a convolution over them, as in ECA."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.weigh = nn.Conv2d(N, N, 3, padding=1), nn.Conv1d(1, 1, 3, padding=1)
+
+    def forward(self, x):
+        y = self.conv(x)
+        return y * self.weigh(y.mean((2, 3))[:, None]).sigmoid()[:, 0, :, None, None]
 
 
 class Windows(nn.Module):
@@ -145,6 +157,18 @@ class Products(nn.Module):
         return torch.einsum("btd,dk->btk", x, self.second).mean(1)
 
 
+class Attention(nn.Module):
+    """As many heads as tokens."""
+
+    def __init__(self):
+        super().__init__()
+        self.qkv, self.weights, self.out = nn.Linear(N, 3 * 4 * N), nn.Softmax(-1), nn.Linear(4 * N, 3)
+
+    def forward(self, x):
+        q, k, v = self.qkv(x).view(len(x), N, 3, N, 4).permute(2, 0, 3, 1, 4)
+        return self.out((self.weights(q @ k.mT) @ v).transpose(1, 2).flatten(2)).mean(1)
+
+
 def head(axes=(2, 3)):
     return Mean(axes), nn.Linear(N, 3)
 
@@ -172,6 +196,12 @@ CASES = {
     ),
     "squeeze and excitation": (
         lambda: image_model(Excited(), Excited()),
+        IMAGES,
+        FIRST,
+        {"1": FIRST, "1.conv": FIRST, "2": FIRST},
+    ),
+    "efficient channel attention": (
+        lambda: image_model(Neighbours(), Neighbours()),
         IMAGES,
         FIRST,
         {"1": FIRST, "1.conv": FIRST, "2": FIRST},
@@ -210,6 +240,7 @@ CASES = {
     ),
     "decoder": (Decoder, (5,), FIRST, {"up": FIRST}),
     "frequencies": (Frequencies, IMAGES, FIRST, {"stem": FIRST, "mix": FIRST, "conv": FIRST}),
+    "attention": (Attention, SEQUENCES, LAST, {"weights": FIRST, "qkv": LAST}),
     "products": (Products, SEQUENCES, LAST, {"here": LAST}),
 }
 PAIRS = [(name, layer) for name, case in CASES.items() for layer in case[-1]]

@@ -356,6 +356,13 @@ class TestBatchStatistics:
         np.testing.assert_allclose(explainer.estimator.mean(), estimator.mean())
         np.testing.assert_allclose(found, wanted.capacity[0], rtol=1e-6)
 
+    def test_a_readout_is_refused(self):
+        model = made(self.build)
+        readout = IBAReadout("0", ["1", "3"], model)
+        with pytest.raises(LayerError, match="by the statistics of the batch"):
+            readout.estimate(model, [images(4, 1)], progbar=False)
+        readout.detach()
+
     def test_a_normalisation_of_each_image_is_none(self):
         model = made(lambda: nn.Sequential(nn.Conv2d(3, 4, 3), nn.InstanceNorm2d(4), nn.Flatten(2), Last()))
         iba = IBA(model[0], batch_size=3, optimization_steps=2)

@@ -239,8 +239,8 @@ def test_one_pass_estimates_all_layers(count_calls):
     calls = count_calls(model)
     x, y = make_data()
     readout.estimate(model, batches(x, y), n_samples=20)
-    # Three batches; the rest, on one image, finds out where the channels are. The bottleneck's layer, which is
-    # a readout layer as well, is known by then.
+    # Three batches; the rest, on one image, finds out where the channels are. The layer of the bottleneck, as
+    # a readout layer, is known by then.
     one_image = 2 * (1 + len(READOUT_LAYERS)) - 1
     assert calls[""] == 3 + one_image
     for estimator, features in zip(

@@ -568,14 +568,13 @@ class TestAssumptions:
             pass
 
         error = OnceError("view of a stride, in-place")
-        passes = []
+        waiting, passes = [], []
 
         class Failing(nn.Module):
             def forward(self, x):
-                if torch.is_grad_enabled():
-                    passes.append(None)
-                    if len(passes) == 3:
-                        raise error
+                passes.append(None)
+                if waiting:
+                    raise waiting.pop()
                 return x
 
         model = nn.Sequential(nn.Conv2d(3, 4, 3), Failing(), nn.Flatten(), nn.Linear(64, 2))
@@ -583,9 +582,12 @@ class TestAssumptions:
             z = tail.features.clone().requires_grad_()
             tail(z)
             tail(z)
+            before = len(passes)
+            waiting.append(error)
             with pytest.raises(OnceError) as caught:
                 tail(z)
             assert caught.value is error
+            assert len(passes) == before + 1
             tail(z)
 
     def test_checkpoints_after_the_layer(self):

@@ -18,7 +18,7 @@ from iba_core.framework.framework import Framework
 from iba_core.framework.layout import DataFormat
 from iba_torch.framework import TorchFramework, move_to
 from iba_torch.tail.calls import unwrap
-from iba_torch.tail.places import Knowledge, LayerCall
+from iba_torch.tail.places import AssumptionsAtPlace, Knowledge, LayerCall
 from iba_torch.tail.shadow import Handler, Shadows, Site
 from iba_torch.tail.split import TorchSplit, call_with, owned
 from iba_torch.tail.trees import tensors, tree_map
@@ -164,9 +164,20 @@ class TorchAdapter(ModelAdapter):
         return self._predict(inputs, None)
 
     def _predict(self, inputs: Inputs, handler: Handler | None) -> Any:
-        own = owned(inputs)
-        with self._shadows.lease() as shadow, torch.no_grad(), shadow.switch.on({}, handler):
-            return call_with(shadow.of(self.model), own)
+        with self._shadows.lease() as shadow:
+            whole = self._shadows.assumed.get("whole", AssumptionsAtPlace)
+
+            def run() -> Any:
+                own, copy = owned(inputs), shadow.of(self.model)
+                with (
+                    shadow.used(),
+                    torch.no_grad(),
+                    whole.watching(shadow.weights),
+                    shadow.switch.on({}, handler),
+                ):
+                    return call_with(copy, own)
+
+            return self._shadows.run(shadow, whole, run)
 
     def as_tensors(self, inputs: Inputs, device: torch.device | str | None = None) -> Inputs:
         """`inputs` with every array as a tensor of the model's device and floating-point dtype.

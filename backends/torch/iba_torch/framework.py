@@ -14,6 +14,8 @@ from iba_core.arguments import given
 from iba_core.errors import InputError, LayerError
 from iba_core.framework.framework import F, Framework, rows_in_cache
 from iba_core.framework.namespace import host_array
+from iba_torch.tail.checkpoints import refuse_reentrant
+from iba_torch.tail.effects import randomness
 from iba_torch.tail.trees import tree_map
 
 
@@ -45,6 +47,10 @@ class TorchFramework(Framework):
         """See `Framework.standard_normal`; `torch.manual_seed` determines the numbers."""
         return torch.randn(tuple(shape), dtype=like.dtype, device=like.device)
 
+    def randomness(self, seed: int | None) -> AbstractContextManager[None]:
+        """See `Framework.randomness`."""
+        return randomness(seed)
+
     def preferred_batch(self, shape: Sequence[int], like: torch.Tensor) -> int | None:
         """See `Framework.preferred_batch`."""
         return rows_in_cache(shape) if like.device.type == "cpu" else None
@@ -71,7 +77,11 @@ class TorchFramework(Framework):
             value, auxiliary = function(variable)
             gradient = None
             if value.requires_grad:
-                (gradient,) = torch.autograd.grad(value, variable, allow_unused=True)
+                try:
+                    (gradient,) = torch.autograd.grad(value, variable, allow_unused=True)
+                except RuntimeError as error:
+                    refuse_reentrant(error)
+                    raise
         if gradient is None:
             raise LayerError(
                 "what is to be kept of the output does not depend on the layer, or is cut off from it "

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import zipfile
 from collections.abc import Iterator
 from importlib import import_module
@@ -14,6 +16,7 @@ import h5py
 import keras
 
 from iba_core.errors import StateError
+from iba_core.files import is_file
 from iba_tf.models.graph_model import GraphModel
 from iba_tf.models.saved_model import is_saved_model
 
@@ -21,6 +24,12 @@ KERAS = (".keras", ".h5", ".hdf5")
 """Files that Keras writes."""
 
 _HDF5 = (".h5", ".hdf5")
+
+_MOST = 2**26
+"""Bytes of a model's configuration, and bytes that a file may unpack to besides four times its own size."""
+
+_SECONDS = 5
+"""Computing time for reading an HDF5 file, besides a second for each 100 MB."""
 
 _COMPUTING = (
     "math.",
@@ -76,21 +85,29 @@ def load_keras(path: Path, library: str) -> Any:
         library: ``"keras"`` or ``"tf_keras"``.
 
     Raises:
-        StateError: the library is another one, or the file is of another kind or not harmless.
+        StateError: the library is another one, or the file is of another kind, damaged or not harmless.
     """
     if library not in ("keras", "tf_keras"):
         raise StateError(f"library={library!r} is neither 'keras' nor 'tf_keras'")
     # Keras 2 reads any file that is no archive as HDF5, and has no safe mode for HDF5.
     if path.suffix != ".keras" or not zipfile.is_zipfile(path):
         raise StateError("it is no .keras file")
+    _require_sound_archive(path)
     if library == "tf_keras" and not _is_harmless(path):
         raise StateError("it holds code, or names functions that do more than compute")
     return import_module(library).models.load_model(path, compile=False, safe_mode=True)
 
 
 def _load_keras(path: Path) -> Any:
-    if not path.is_file():
+    if not is_file(path):
         raise StateError(f"there is no model file {str(path)!r}")
+    try:
+        if path.suffix in _HDF5:
+            _require_sound_hdf5(path)
+        elif zipfile.is_zipfile(path):
+            _require_sound_archive(path)
+    except Exception as error:  # a damaged file may raise anything
+        raise StateError(f"{str(path)!r} is no Keras model that can be loaded safely: {error}") from error
     try:
         return keras.saving.load_model(path, compile=False, safe_mode=True)
     except Exception as error:  # a damaged file may raise anything
@@ -101,6 +118,48 @@ def _load_keras(path: Path) -> Any:
                 f"{str(path)!r} is no Keras model that can be loaded safely: {reason}"
             ) from error
         return model
+
+
+def _unpacked_limit(size: int) -> int:
+    """Bytes that a file of `size` bytes may unpack to. Weights hardly shrink when they are compressed."""
+    return 4 * size + _MOST
+
+
+def _require_sound_archive(path: Path) -> None:
+    """Check a ``.keras`` file against its own checksums.
+
+    Raises:
+        StateError: it is damaged, or unpacks to much more than its own size.
+    """
+    with zipfile.ZipFile(path) as archive:
+        sizes = {info.filename: info.file_size for info in archive.infolist()}
+        texts = (size for name, size in sizes.items() if name.endswith(".json"))
+        if sum(sizes.values()) > _unpacked_limit(path.stat().st_size) or any(size > _MOST for size in texts):
+            raise StateError("it unpacks to more than any model of its size")
+        if (damaged := archive.testzip()) is not None:
+            raise StateError(f"{damaged!r} in it is damaged")
+
+
+def _require_sound_hdf5(path: Path) -> None:
+    """Check, by a process of its own, that reading an HDF5 file comes to an end.
+
+    Raises:
+        StateError: it does not, or the file unpacks to much more than its own size.
+    """
+    size = path.stat().st_size
+    seconds = _SECONDS + size // 10**8
+    program = Path(__file__).with_name("hdf5_reader.py")
+    child = [sys.executable, "-P", str(program), str(path), str(seconds), str(_unpacked_limit(size))]
+    try:
+        # Reading from a slow disk takes no computing time.
+        done = subprocess.run(child, capture_output=True, check=False, timeout=60 + 20 * seconds)
+    except subprocess.TimeoutExpired as error:
+        raise StateError("it is damaged, reading it does not come to an end") from error
+    if done.returncode < 0:
+        raise StateError("it is damaged, reading it does not come to an end or stops the program")
+    if done.returncode:
+        reason = done.stderr.decode(errors="replace").strip().rpartition("\n")[2]
+        raise StateError(f"it is damaged: {reason}")
 
 
 def _load_legacy(path: Path) -> Any | None:

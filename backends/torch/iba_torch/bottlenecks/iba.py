@@ -297,7 +297,8 @@ class IBA(nn.Module):
     def enable_estimation(self) -> Iterator[None]:
         """Context in which the mean and standard deviation of what passes are estimated.
 
-        `estimate` does all that is needed for a data set.
+        `estimate` does all that is needed for a data set. It also finds out which axis is that of the images,
+        here the first one unless an earlier `estimate` or `analyze` has found another.
         """
         with self._switched(estimating=True):
             yield

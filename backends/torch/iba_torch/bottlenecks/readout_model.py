@@ -88,6 +88,11 @@ class TorchReadoutModel(ReadoutModel):
             )
             with self._passing():
                 split.features(inputs)
+            if split.mixes_images:
+                raise LayerError(
+                    f"the model normalises the images of a batch by the statistics of the batch; its layer "
+                    f"{name!r} cannot be read for several images at once"
+                )
             found.append(split.data_format)
         return found
 

@@ -50,7 +50,7 @@ class _TorchCAM(cam.BaseCAM):
         target_layers: modules or their names; see `iba_core.concepts.cam.BaseCAM`.
         reshape_transform: see `iba_core.concepts.cam.BaseCAM`.
         use_cuda: require the model to be on a CUDA device.
-        **options: further arguments of the method, such as the ``epsilon`` of `GradCAMPlusPlus`.
+        **options: further arguments of the method, see `iba_core.concepts.cam`.
 
     Raises:
         InputError: `use_cuda` is set, but the model is not on a CUDA device.

@@ -14,6 +14,8 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
+from iba_core.framework.locks import fork_safe_lock
+
 
 def unwrap(module: nn.Module) -> nn.Module:
     """The module inside `torch.compile`, `DataParallel` and `DistributedDataParallel` wrappers."""
@@ -80,7 +82,7 @@ class _ModuleCallPatch:
         self._replaced: list[tuple[str, Any]] = []
         self._own: list[Any] = []
         self._users: set[object] = set()
-        self._lock = threading.Lock()
+        self._lock = fork_safe_lock()
 
     @contextmanager
     def applied(self) -> Iterator[None]:
@@ -90,7 +92,11 @@ class _ModuleCallPatch:
             self._add(user)
             yield
         finally:
-            self._discard(user)
+            try:
+                self._discard(user)
+            finally:
+                # An interrupt may have come in there.
+                self._discard(user)
 
     def _add(self, user: object) -> None:
         with self._lock:
@@ -110,7 +116,8 @@ class _ModuleCallPatch:
             self._users.discard(user)
             if not self._users:
                 while self._replaced:
-                    setattr(nn.Module, *self._replaced.pop())
+                    setattr(nn.Module, *self._replaced[-1])
+                    self._replaced.pop()
                 self._own.clear()
 
 
@@ -155,7 +162,7 @@ class _Uncompiled:
     def __init__(self) -> None:
         self._users: set[object] = set()
         self._stance: Any = None
-        self._lock = threading.Lock()
+        self._lock = fork_safe_lock()
 
     def add(self, user: object) -> None:
         """Another user."""

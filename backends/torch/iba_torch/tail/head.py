@@ -74,6 +74,7 @@ class HeadPass:
         self.feature_axis = 0
         self.n_calls = 0
         self.end_numbers: dict[Call, int] = {}
+        self.writes_unseen = False
         self._features: torch.Tensor | None = None
         self.side = side
         self._layer, self._end_layer = layer, end_layer
@@ -155,6 +156,7 @@ class HeadPass:
         feature = first_tensor(output) if at_split else None
         if remember:
             call.result = record(output, arguments, axes, feature)
+            self.writes_unseen |= arguments.are_written_unseen
             if call.result is not None:
                 call.calls.clear()
         if at_split:

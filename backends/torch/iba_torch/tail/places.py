@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import threading
 from collections import OrderedDict
+from collections.abc import Callable, Collection, Hashable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
@@ -13,9 +14,11 @@ from torch import nn
 
 from iba_core.framework.inputs import Shared
 from iba_core.framework.layout import DataFormat
+from iba_core.framework.locks import fork_safe_lock
 from iba_torch.tail.channels import Axes
+from iba_torch.tail.effects import Effects, random_numbers
 from iba_torch.tail.rewrites.assumptions import Assumption
-from iba_torch.tail.trees import examine, tree_map
+from iba_torch.tail.trees import examine, tree_map, version_of
 
 _SIGNATURES = 4
 """Of so many shapes of inputs the shapes of tensors are kept."""
@@ -32,19 +35,22 @@ class Arguments:
 
     def __init__(self, args: tuple[Any, ...], kwargs: dict[str, Any], compare: bool = False) -> None:
         self.tensors, self.transparent = examine((args, kwargs))
-        self._versions = [_version(tensor) for tensor in self.tensors]
+        self._versions = [version_of(tensor) for tensor in self.tensors]
         self._before = [tensor.clone() for tensor in self.tensors] if compare else []
+        self.are_written_unseen = False
+        """Whether `written` has found a write that PyTorch does not count."""
 
     def written(self) -> list[int]:
         """Indices of the tensors that have been written into."""
         found = [
             index
             for index, (tensor, version) in enumerate(zip(self.tensors, self._versions, strict=True))
-            if _version(tensor) != version
+            if version_of(tensor) != version
         ]
         for index, before in enumerate(self._before):
             if index not in found and not torch.equal(before, self.tensors[index]):
                 found.append(index)
+                self.are_written_unseen = True
         return found
 
     def index(self, tensor: torch.Tensor) -> int | None:
@@ -82,8 +88,8 @@ class Learnt:
         is_counted: whether a whole pass has shown how often the layers run.
         axes: axes of the tensor at the place, that of the images included.
         data_format: where the channels of the feature map are.
-        mixes: whether a closure normalises the images by the statistics of their batch. What it returns for a
-            batch as a whole would not show it.
+        mixes: whether the images are known to be normalised by the statistics of their batch. What a closure
+            returns for the batch as a whole would not show it.
         mixing: whether the model mixes the images of a batch, for each shape of the inputs.
     """
 
@@ -110,7 +116,34 @@ class AssumptionsAtPlace:
     memory_unreached: Assumption = field(
         default_factory=lambda: Assumption("nothing writes into tensors without PyTorch's knowledge")
     )
+    draws_nothing: Assumption = field(default_factory=lambda: Assumption("passes draw no random numbers"))
+    weights_unwritten: Assumption = field(
+        default_factory=lambda: Assumption("passes write into no weights that belong to the model")
+    )
+    state_stays: Assumption = field(
+        default_factory=lambda: Assumption("passes leave the state of the modules as it is")
+    )
+    unchanging: set[Hashable] = field(default_factory=set)
+    """Kinds of passes that have left it so."""
     learnt: Learnt = field(default_factory=Learnt)
+
+    @property
+    def effects(self) -> tuple[Assumption, Assumption]:
+        """Those that end a pass before they turn out to be broken."""
+        return self.draws_nothing, self.weights_unwritten
+
+    @contextmanager
+    def watching(self, weights: Callable[[], Collection[int]]) -> Iterator[None]:
+        """Context for a pass, which ends with an `Effect` where one is new.
+
+        Args:
+            weights: gives the addresses of those that the pass may not write into.
+        """
+        drawing = random_numbers() if self.draws_nothing.is_broken else nullcontext()
+        is_watched = any(each.is_unknown for each in self.effects)
+        watch = Effects(self.draws_nothing.is_broken, weights) if is_watched else nullcontext()
+        with drawing, watch:
+            yield
 
 
 Signature = tuple[Any, ...]
@@ -142,7 +175,7 @@ class Knowledge:
     def __init__(self) -> None:
         # What is known must not keep the model's modules alive.
         self._seen: WeakKeyDictionary[nn.Module, dict[tuple[int, str], _Seen]] = WeakKeyDictionary()
-        self._lock = threading.Lock()
+        self._lock = fork_safe_lock()
         self.input_format: DataFormat | None = None
         """Where the channels of the model's first input are."""
 
@@ -267,8 +300,3 @@ def signature_of(inputs: Any, batch: int) -> Signature:
 
     tree_map(note, inputs, (torch.Tensor, Shared))
     return tuple(found)
-
-
-def _version(tensor: torch.Tensor) -> int:
-    # Inference tensors keep no count of the writes into them.
-    return 0 if tensor.is_inference() else tensor._version

@@ -37,12 +37,13 @@ class Value:
         self._dropped = tuple(self.tensor.shape)
         self.tensor = self.tensor.new_empty(())
 
-    def lend(self, copies: int, always_copy: bool = False) -> torch.Tensor:
+    def lend(self, copies: int, always_copy: bool = False, compare: bool = False) -> torch.Tensor:
         """The tensor with each image repeated `copies` times in place.
 
         Args:
             copies: copies of each image.
             always_copy: as of `Loan.lend`.
+            compare: let `loan` see a tensor that is the pass's own, too.
         """
         axis = self.batch_axis
         if self._dropped is not None:
@@ -51,7 +52,8 @@ class Value:
         if axis is None or copies == 1:
             return self.loan.lend(self.tensor, always_copy)
         if self.tensor.shape[axis] != 1:
-            return self.tensor.repeat_interleave(copies, dim=axis)
+            repeated = self.tensor.repeat_interleave(copies, dim=axis)
+            return self.loan.lend(repeated) if compare else repeated
         shape = list(self.tensor.shape)
         shape[axis] = copies
         return self.loan.lend(self.tensor.expand(shape), always_copy)

@@ -14,11 +14,20 @@ from iba_core.errors import InputError, LayerError
 from iba_core.framework.adapter import Inputs
 from iba_core.framework.inputs import Shared
 from iba_core.framework.layout import DataFormat
+from iba_torch.tail.checkpoints import require_no_reentrant, saved_tensor_hooks
+from iba_torch.tail.effects import Effect
 from iba_torch.tail.head import HeadPass
 from iba_torch.tail.places import Arguments, AssumptionsAtPlace, BatchAxes, Knowledge, LayerCall, Place
 from iba_torch.tail.precision import autocast_dtype
 from iba_torch.tail.recording import Call, Feature, Shape, Value, leaves
-from iba_torch.tail.rewrites.assumptions import Assumption, Outcome, State, is_of_torch, run_assuming
+from iba_torch.tail.rewrites.assumptions import (
+    Assumption,
+    Outcome,
+    State,
+    is_about_order,
+    is_of_torch,
+    run_assuming,
+)
 from iba_torch.tail.rewrites.chains import Chains
 from iba_torch.tail.rewrites.conditions import is_sequential
 from iba_torch.tail.rewrites.copy_on_write import Loan, forget, take_back
@@ -72,6 +81,7 @@ class Replay:
         end_layer: the call that the tail ends at; None for the end of the model.
         run: runs the model on inputs.
         run_head: runs the head again, remembering all.
+        allow: prepares for an effect that a pass was ended by, and gives the assumption that it breaks.
         shadow: what runs, of this object alone while the head is open.
         inputs: what the head ran on.
         features: what it found.
@@ -91,6 +101,7 @@ class Replay:
         end_layer: LayerCall | None,
         run: Callable[[Inputs], Any],
         run_head: Callable[[Inputs], HeadPass],
+        allow: Callable[[Effect], Collection[Assumption]],
         shadow: Shadow,
         inputs: Inputs,
         features: torch.Tensor,
@@ -104,6 +115,7 @@ class Replay:
         rewrites: bool,
     ) -> None:
         self._layer, self._end_layer, self._run, self._run_head = layer, end_layer, run, run_head
+        self._allow = allow
         self._shadow, self._knowledge, self._assumed, self._unread = shadow, knowledge, assumed, unread
         self._outside = outside
         self._uses_rewrites = rewrites
@@ -129,6 +141,7 @@ class Replay:
         self._spared: list[Value] = []
         self._steps: dict[Site, list[Call]] = {}
         self._handlers: dict[Site, Handler | None] = {}
+        shadow.stays = not assumed.state_stays.is_broken
         self._take(head)
         self._begin(None, 1, None, False)
 
@@ -265,9 +278,10 @@ class Replay:
         if z is None:
             return
         self._reached = self._ended = False
+        self._compares = self._assumed.memory_unreached.is_unknown and not copy
         self._calls_after = 0
         self._end_calls = len(self._head.end_numbers) if self._head is not None else 0
-        self._keeping = _saved_tensor_hooks()
+        self._keeping = saved_tensor_hooks()
         self._differentiates = torch.is_grad_enabled()
 
     def _attempt(self, z: torch.Tensor, copies: int, relied: frozenset[Assumption]) -> Outcome[Any]:
@@ -291,6 +305,9 @@ class Replay:
             raise
         broken: list[Assumption] = []
         confirmed: list[Assumption] = []
+        self._note_state((copies, self._constants), copy)
+        if self._compares and any(loan.is_written_unseen() for loan in self._loans):
+            broken.append(assumed.memory_unreached)
         if take_back(self._loans):
             # The loan gives copies from now on, but the pass is of no use.
             self._head_is_spoilt = True
@@ -307,10 +324,24 @@ class Replay:
             # Code that PyTorch does not see, in an extension, may have read them: then it has met NaN.
             finite = all(bool(x.isfinite().all()) for x in tensors(output) if x.is_floating_point())
             (confirmed if finite else broken).append(unread)
-        return Outcome(output, broken, confirmed)
+        return Outcome(output, broken, [*confirmed, *assumed.effects])
+
+    def _note_state(self, kind: Hashable, compare: bool) -> None:
+        """Find out whether a pass of a kind leaves the state of the modules as it is."""
+        assumed = self._assumed
+        if assumed.state_stays.is_broken or kind in assumed.unchanging:
+            return
+        if self._shadow.has_changed(compare):
+            # The pass began in the state of the model, so its result is right.
+            assumed.state_stays.set(State.BROKEN)
+            self._shadow.stays = False
+        else:
+            assumed.unchanging.add(kind)
 
     def _suspects(self, error: BaseException, relied: frozenset[Assumption]) -> Collection[Assumption]:
         """The assumptions that may be the reason of an error."""
+        if isinstance(error, Effect):
+            return self._allow(error)
         if isinstance(error, PlaceholderRead):
             # This is more than a suspicion.
             self._unread.set(State.BROKEN)
@@ -318,7 +349,7 @@ class Replay:
         if not isinstance(error, Exception):
             return []
         order, unwritten = self._assumed.tail_takes_order, self._assumed.features_unwritten
-        asks = self._observer is not None and self._observer.asks_for_order and order.is_unknown
+        asks = order.is_unknown and is_about_order(error)
         of_torch = is_of_torch(error)
         suspects = [order] if self._gains and order in relied and (of_torch or asks) else []
         holds = unwritten in relied and unwritten.state is State.HOLDS
@@ -327,22 +358,26 @@ class Replay:
     def _pass(self) -> Any:
         # Autocast that is on in here was asked for in here.
         asked = autocast_dtype(self._device) is not None
-        switch, handlers = self._shadow.switch, cast(Any, self._handlers)
+        shadow, assumed = self._shadow, self._assumed
+        if assumed.state_stays.is_broken:
+            shadow.reset()
         inputs = tree_map(self._lend, self._inputs, Value)
-        with nullcontext() if asked else self._outside, self._observer or nullcontext():
+        with (
+            nullcontext() if asked else self._outside,
+            self._observer or nullcontext(),
+            assumed.watching(shadow.weights),
+        ):
             try:
-                switch.set(handlers, self._first_call)
-                return self._run(inputs)
+                with shadow.switch.on(cast(Any, self._handlers), self._first_call):
+                    return self._run(inputs)
             except End as end:
                 if end.replay is not self:
                     raise
                 self._ended = True
                 return end.output
-            finally:
-                switch.handlers = switch.default = None
 
     def _lend(self, value: Value) -> torch.Tensor:
-        return value.lend(self._copies, self._always_copy)
+        return value.lend(self._copies, self._always_copy, self._compares)
 
     def _placed(self, z: torch.Tensor, reordered: bool, always_copy: bool) -> torch.Tensor:
         """`z` as the model is to see it."""
@@ -356,7 +391,9 @@ class Replay:
             # PyTorch lets nothing write into a leaf of a graph or a view of one, should the tail do so.
             leaf = placed if placed._base is None else placed._base
             is_safe = leaf.is_leaf and leaf.requires_grad and torch.is_grad_enabled()
-            placed = self._z_loan.lend(placed, always_copy) if is_safe else placed.clone()
+            # What is lent while nothing is known is a copy, and shows whether the pass writes into it.
+            is_unknown = self._assumed.memory_unreached.is_unknown and self._z_loan.unwritten.is_unknown
+            placed = self._z_loan.lend(placed, always_copy) if is_safe or is_unknown else placed.clone()
         return placed.movedim(0, self._head.feature_axis)
 
     # -- one call -------------------------------------------------------------------------------------
@@ -372,6 +409,7 @@ class Replay:
                 handler = partial(self._rewritten, rewrite)
             elif isinstance(site.module, torch.jit.ScriptModule):
                 handler = self._scripted
+        self._require_gradient()
         self._handlers[site] = handler
         return site.run(args, kwargs) if handler is None else handler(site, args, kwargs)
 
@@ -386,14 +424,13 @@ class Replay:
 
     def _rewritten(self, rewrite: Rewrite, site: Site, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         # A checkpoint runs the modules again, which must then keep the same for the backward pass.
-        output = rewrite(site.module, args, kwargs) if _saved_tensor_hooks() is self._keeping else None
+        output = rewrite(site.module, args, kwargs) if saved_tensor_hooks() is self._keeping else None
         return site.run(args, kwargs) if output is None else output
 
     def _scripted(self, site: Site, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if self._observer is not None:
             # What the code in there does is not seen.
             self._observer.read((args, kwargs))
-            self._observer.asks_for_order = True
         return site.run(args, kwargs)
 
     def _run_module(self, site: Site, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -425,6 +462,7 @@ class Replay:
         assert head is not None, "it is open"
         if call is None:
             self._calls_after += self._reached and site is head.split_site
+            self._require_gradient()
             if isinstance(site.module, torch.jit.ScriptModule):
                 return self._scripted(site, args, kwargs)
             return self._run_module(site, args, kwargs)
@@ -456,6 +494,11 @@ class Replay:
         assert self._z is not None, "in a pass"
         return self._z
 
+    def _require_gradient(self) -> None:
+        """Refuse a part whose gradient would be missing or another, where one is asked for."""
+        if self._differentiates and not torch.is_grad_enabled():
+            require_no_reentrant()
+
     def _require_no_checkpoint(self) -> None:
         """A checkpoint would run the layer again in the backward pass, without what was put in its place.
 
@@ -464,7 +507,7 @@ class Replay:
         """
         if not self._differentiates:
             return
-        if _saved_tensor_hooks() is not self._keeping or not torch.is_grad_enabled():
+        if saved_tensor_hooks() is not self._keeping or not torch.is_grad_enabled():
             raise LayerError(
                 f"layer {self._layer.name!r} runs inside of torch.utils.checkpoint, or without gradients "
                 "(torch.no_grad); turn that off to explain at this layer"
@@ -503,12 +546,6 @@ def check_calls(layer: LayerCall, n_calls: int) -> None:
             f"by its name, '{layer.name}:0' to '{layer.name}:{n_calls - 1}', "
             f"or with call=0 to call={n_calls - 1}"
         )
-
-
-def _saved_tensor_hooks() -> Any:
-    """Hooks that decide on the tensors kept for the backward pass, such as a checkpoint's, or None."""
-    hooks: Any = torch._C._autograd._top_saved_tensors_default_hooks(True)
-    return None if hooks is None else hooks[0]
 
 
 def _input_value(leaf: torch.Tensor | Shared, batch: int) -> Value:

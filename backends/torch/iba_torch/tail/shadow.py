@@ -3,21 +3,20 @@
 A shadow runs in place of the model. Its parameters share the memory of the model's, so it sees updates of the
 weights, and no gradients are computed for them. Its buffers are its own; each use starts with the model's
 values. So do NumPy arrays, generators and long lists of plain values. It is in evaluation mode. What a
-forward stores on its module stays in the shadow, and is gone after the use. So the model is not touched, and
+forward stores on its module stays in the shadow, and `reset` undoes it. So the model is not touched, and
 other threads may train it meanwhile.
 """
 
 from __future__ import annotations
 
-import threading
 from collections import OrderedDict, defaultdict, deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from copy import copy as shallow_copy
 from functools import partial
 from threading import get_ident
 from types import BuiltinFunctionType, CellType, FunctionType, MethodType, ModuleType
-from typing import Any
+from typing import Any, TypeVar
 from weakref import WeakKeyDictionary, ref
 
 import numpy as np
@@ -27,6 +26,13 @@ from torch import nn
 from iba_core.errors import LayerError
 from iba_core.framework.cache import Cache
 from iba_torch.tail.calls import unwrap
+from iba_torch.tail.effects import Effect, WeightWrite, address_of
+from iba_torch.tail.places import AssumptionsAtPlace
+from iba_torch.tail.precision import restores_settings
+from iba_torch.tail.rewrites.assumptions import Assumption, Outcome, State, run_assuming
+from iba_torch.tail.trees import version_of
+
+T = TypeVar("T")
 
 _ATOMIC = frozenset(
     {
@@ -136,15 +142,24 @@ class Shadow:
     """Copies of the modules of one model, or of all models that a closure runs.
 
     Only one pass uses it at a time.
+
+    Args:
+        written: ids of parameters that passes write into. The copies have memory of their own for them.
+
+    Attributes:
+        stays: whether its user relies on passes that leave its state as it is.
+        is_used: whether a pass has run since it was taken from the pool.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, written: Collection[int] = ()) -> None:
         self.switch = Switch()
+        self.stays = self.is_used = False
         self.sites: dict[nn.Module, Site] = {}
         self.facts: dict[Any, Any] = {}
         """What passes have found out about the modules."""
         self._copies: WeakKeyDictionary[nn.Module, nn.Module] = WeakKeyDictionary()
         self._roots: list[_Root] = []
+        self._written = written
 
     def of(self, module: nn.Module) -> nn.Module:
         """The copy of a module, which is made if there is none; of a copy, itself."""
@@ -154,13 +169,13 @@ class Shadow:
         if found is None:
             # Nobody who looks at what the model does is to see this.
             with torch._C.DisableTorchFunction():
-                root = _Root(module, self._copies)
-            self._roots.append(root)
-            found = root.copy
-            for copy, original in root.copies:
-                self.sites[copy] = Site(copy, original, self.switch)
-                vars(copy)["forward"] = self.sites[copy]
-            root.settle()
+                root = _Root(module, self._copies, self._written)
+                self._roots.append(root)
+                found = root.copy
+                for copy, original in root.copies:
+                    self.sites[copy] = Site(copy, original, self.switch)
+                    vars(copy)["forward"] = self.sites[copy]
+                root.settle()
         return found
 
     def state(self) -> list[torch.Tensor]:
@@ -172,16 +187,47 @@ class Shadow:
         """Whether the models still have the modules, parameters and attributes that were copied."""
         return all(root.is_current for root in self._roots)
 
+    @contextmanager
+    def used(self) -> Iterator[None]:
+        """Context for a pass that starts in the state of the model."""
+        if self.is_used:
+            self.reset()
+        self.is_used = True
+        yield
+
     def refresh(self) -> None:
         """Give the buffers the values that the model's have now."""
         with torch.no_grad():
             for root in self._roots:
                 root.refresh()
 
-    def clean(self) -> None:
-        """Forget what passes have stored on the copies, and copies of models that are gone."""
-        for root in self._roots:
-            root.clean()
+    def has_changed(self, compare: bool = False) -> bool:
+        """Whether passes have changed the state since it was refreshed.
+
+        Args:
+            compare: also compare the numbers of buffers, for writes that PyTorch does not count.
+        """
+        return any(root.has_changed(compare) for root in self._roots)
+
+    def reset(self) -> None:
+        """Undo what passes have done to the state."""
+        # Nobody who looks at what the model does is to see this.
+        with torch._C.DisableTorchFunction():
+            for root in self._roots:
+                root.restore()
+            self.refresh()
+
+    def weights(self) -> set[int]:
+        """Where the memory begins that the copies share with the model."""
+        with torch._C.DisableTorchFunction():
+            return {address_of(alias) for root in self._roots for alias, _ in root.aliases}
+
+    def own_weight(self, address: int) -> list[int]:
+        """Give the copies memory of their own for the weights at an address; the ids of the parameters."""
+        return [id(original) for root in self._roots for original in root.own_weight(address)]
+
+    def forget_gone(self) -> None:
+        """Forget the copies of models that are gone."""
         gone = {copy for root in self._roots if root.original() is None for copy, _ in root.copies}
         if gone:
             self._roots = [root for root in self._roots if root.original() is not None]
@@ -199,9 +245,11 @@ class Shadows:
     def __init__(self) -> None:
         self.assumed: Cache[Any] = Cache(64)
         """The assumptions about each split of a model or closure; empty after a change of modules."""
-        self._free: list[Shadow] = []
+        self.written: set[int] = set()
+        """Ids of the parameters that passes write into."""
+        # Threads share it without a lock, which a child that is forked meanwhile would never get.
+        self._free: deque[Shadow] = deque(maxlen=_POOL)
         self._latest: Callable[[], Shadow | None] = lambda: None
-        self._lock = threading.Lock()
 
     def __reduce__(self) -> tuple[type[Shadows], tuple[()]]:
         return Shadows, ()
@@ -210,6 +258,7 @@ class Shadows:
         return Shadows()
 
     @contextmanager
+    @restores_settings
     def lease(self) -> Iterator[Shadow]:
         """Context with a shadow that no other thread has.
 
@@ -217,25 +266,59 @@ class Shadows:
         """
         leave = torch.inference_mode(False) if torch.is_inference_mode_enabled() else nullcontext()
         with leave:
-            with self._lock:
-                shadow = self._free.pop() if self._free else None
+            try:
+                shadow = self._free.pop()
+            except IndexError:
+                shadow = None
             if shadow is None or not shadow.is_current:
                 latest = shadow or self._latest()
                 if latest is not None and not latest.is_current:
-                    # What has been seen of the modules need not be true of others.
+                    # What has been seen of the modules need not be true of others. The other shadows are most
+                    # likely out of date as well, and hold what they were made from.
                     self.assumed.clear()
-                shadow = Shadow()
-                with self._lock:
-                    self._latest = ref(shadow)
-                    # The others are most likely out of date as well, and hold what they were made from.
-                    self._free = [other for other in self._free if other.is_current]
+                    self._free.clear()
+                shadow = Shadow(self.written)
+                self._latest = ref(shadow)
             shadow.refresh()
+            shadow.stays = shadow.is_used = False
             # After an error it is not given back: the next one is new, whatever was interrupted.
             yield shadow
-            shadow.clean()
-            with self._lock:
-                if len(self._free) < _POOL:
-                    self._free.append(shadow)
+            if shadow.has_changed():
+                if shadow.stays:
+                    raise LayerError(
+                        "the model stores something on its modules or in their buffers in some passes only, "
+                        "so the passes of one explanation differ; turn that off in the model"
+                    )
+                shadow.reset()
+            shadow.forget_gone()
+            self._free.append(shadow)
+
+    def own_weight(self, shadow: Shadow, address: int) -> None:
+        """Give a shadow and all later ones memory of their own for a weight that a pass would write into."""
+        self.written.update(shadow.own_weight(address))
+        self._free.clear()
+
+    def run(self, shadow: Shadow, assumed: AssumptionsAtPlace, run: Callable[[], T]) -> T:
+        """Result of a pass of a whole model, run again where an effect ended it.
+
+        Args:
+            shadow: what runs.
+            assumed: the assumptions about the pass.
+            run: runs it.
+        """
+
+        def suspects(error: BaseException, relied: frozenset[Assumption]) -> list[Assumption]:
+            return self.allow(error, shadow, assumed) if isinstance(error, Effect) else []
+
+        return run_assuming((), lambda relied: Outcome(run(), confirmed=assumed.effects), suspects)
+
+    def allow(self, effect: Effect, shadow: Shadow, assumed: AssumptionsAtPlace) -> list[Assumption]:
+        """Prepare for an effect that a pass on a shadow was ended by; the assumption that it breaks."""
+        if isinstance(effect, WeightWrite):
+            self.own_weight(shadow, effect.address)
+            return [Assumption("the weight is not written into")]
+        assumed.draws_nothing.set(State.BROKEN)
+        return [assumed.draws_nothing]
 
 
 class _Root:
@@ -246,10 +329,15 @@ class _Root:
         copies: the copies that were made for it, each with a weak reference to the model's own module.
     """
 
-    def __init__(self, original: nn.Module, copies: WeakKeyDictionary[nn.Module, nn.Module]) -> None:
+    def __init__(
+        self,
+        original: nn.Module,
+        copies: WeakKeyDictionary[nn.Module, nn.Module],
+        written: Collection[int],
+    ) -> None:
         found = _Found(original)
         self._before = _Snapshot(found.containers, found.tensors)
-        copier = _Copier(found, copies)
+        copier = _Copier(found, copies, written)
         with torch.no_grad():
             for module in found.modules:
                 copier.fill(module)
@@ -264,28 +352,59 @@ class _Root:
                     _quieten(copy)
                     self.copies.append((copy, ref(module)))
         self._made = copier.made
-        self._own, self._theirs = copier.own, copier.theirs
-        self._aliases, self._refreshed = copier.aliases, copier.refreshed
+        self._own, self.aliases, self._refreshed = copier.own, copier.aliases, copier.refreshed
 
     def settle(self) -> None:
         """Record how the copies are, once they are complete."""
         self._after = _Snapshot(self._made, ())
+        self._note()
 
     @property
     def is_current(self) -> bool:
         return self._before.holds()
 
     def state(self) -> list[torch.Tensor]:
-        return [*self._aliases, *self._own]
+        return [tensor for tensor, _ in (*self.aliases, *self._own)]
 
     def refresh(self) -> None:
-        for own, theirs in zip(self._own, self._theirs, strict=True):
-            own.copy_(theirs)
+        for own, theirs in self._own:
+            if own.shape == theirs.shape:
+                own.copy_(theirs)
+            else:
+                own.data = theirs.detach().clone()
+        for alias, theirs in self.aliases:
+            if _address(alias) != _address(theirs):
+                alias.data = theirs.data
         for copy, original in self._refreshed:
             _refresh(copy, original)
+        self._note()
 
-    def clean(self) -> None:
+    def _note(self) -> None:
+        self._marks = self._marked()
+        self._values = [_value_of(copy) for copy, _ in self._refreshed]
+
+    def _marked(self) -> list[Any]:
+        """What is different once tensors have been written into or given other memory."""
+        return [*(_mark(own) for own, _ in self._own), *(_address(alias) for alias, _ in self.aliases)]
+
+    def has_changed(self, compare: bool) -> bool:
+        if self._marked() != self._marks or not self._after.holds_exactly():
+            return True
+        if any(not _has(copy, value) for (copy, _), value in zip(self._refreshed, self._values, strict=True)):
+            return True
+        return compare and any(not torch.equal(own, theirs) for own, theirs in self._own)
+
+    def restore(self) -> None:
         self._after.restore()
+
+    def own_weight(self, address: int) -> list[torch.Tensor]:
+        written = [pair for pair in self.aliases if address_of(pair[0]) == address]
+        self.aliases = [pair for pair in self.aliases if address_of(pair[0]) != address]
+        for alias, _ in written:
+            alias.data = alias.detach().clone()
+        self._own += written
+        self._note()
+        return [original for _, original in written]
 
 
 class _Through(nn.Module):
@@ -398,21 +517,21 @@ class _Copier:
     Attributes:
         memo: the copies, by the id of the original.
         made: dicts, lists and sets that are the copies' own.
-        own: tensors of the copies that have memory of their own.
-        theirs: the originals of these.
-        aliases: tensors that share the memory of the model's parameters.
+        own: tensors of the copies that have memory of their own, with their originals.
+        aliases: tensors that share the memory of the model's parameters, with these.
         refreshed: other copies that each use fills anew, with their originals.
     """
 
-    def __init__(self, found: _Found, copies: WeakKeyDictionary[nn.Module, nn.Module]) -> None:
+    def __init__(
+        self, found: _Found, copies: WeakKeyDictionary[nn.Module, nn.Module], written: Collection[int]
+    ) -> None:
         self.memo: dict[int, Any] = {}
         self.made: list[Any] = []
-        self.own: list[torch.Tensor] = []
-        self.theirs: list[torch.Tensor] = []
-        self.aliases: list[torch.Tensor] = []
+        self.own: list[tuple[torch.Tensor, torch.Tensor]] = []
+        self.aliases: list[tuple[torch.Tensor, torch.Tensor]] = []
         self.refreshed: list[tuple[Any, Any]] = []
         # Embeddings with this option write into their weight.
-        self._written = {
+        self._written = set(written) | {
             id(module._parameters.get("weight"))
             for module in found.modules
             if isinstance(module, (nn.Embedding, nn.EmbeddingBag)) and module.max_norm is not None
@@ -499,7 +618,7 @@ class _Copier:
             # Not `detach`, whose count of writes is the model's: then no gradient could be computed where the
             # model is trained between the two passes, forward and backward.
             alias = nn.Parameter(tensor.data, requires_grad=False)
-            self.aliases.append(alias)
+            self.aliases.append((alias, tensor))
             return alias
         if tensor.requires_grad and not is_written:
             # No buffer, but computed from parameters, as by weight normalisation: nothing writes into it.
@@ -507,8 +626,7 @@ class _Copier:
         copy = tensor.detach().clone()
         if type(tensor) is nn.Parameter:
             copy = nn.Parameter(copy, requires_grad=False)
-        self.own.append(copy)
-        self.theirs.append(tensor)
+        self.own.append((copy, tensor))
         return copy
 
     def _container(self, value: Any) -> Any:
@@ -601,7 +719,7 @@ class _Copier:
                 for own, theirs in zip(copy.parameters(), module.parameters(), strict=True):
                     own.data = theirs.detach()
                     own.requires_grad_(False)
-                    self.aliases.append(own)
+                    self.aliases.append((own, theirs))
             copy.eval()
         except Exception:  # Some hold what PyTorch cannot copy.
             if any(inner.training for inner in module.modules()):
@@ -610,8 +728,7 @@ class _Copier:
                     "call its eval() first"
                 ) from None
             return module
-        self.own += copy.buffers()
-        self.theirs += module.buffers()
+        self.own += zip(copy.buffers(), module.buffers(), strict=True)
         return copy
 
 
@@ -640,13 +757,21 @@ class _Snapshot:
             return False
         return all(_address(tensor) == address for tensor, address in self._tensors)
 
+    def holds_exactly(self) -> bool:
+        """Whether all containers hold the same."""
+        if any(self._empty) or any(not each.is_same() for each in self._dicts):
+            return False
+        if any([*map(id, container)] != [*map(id, items)] for container, items in self._lists):
+            return False
+        return all(container == items for container, items in self._sets)
+
     def restore(self) -> None:
         """Give the containers back what they held."""
         for container in self._empty:
             if container:
                 container.clear()
         for each in self._dicts:
-            if [*map(id, each.container.values())] != each.ids or [*each.container] != each.keys:
+            if not each.is_same():
                 each.container.clear()
                 each.container.update(zip(each.keys, each.values, strict=True))
         for container, items in self._lists:
@@ -669,6 +794,10 @@ class _Filled:
         items = [*container.items()]
         self.keys, self.values = [key for key, _ in items], [value for _, value in items]
         self.ids = [*map(id, self.values)]
+
+    def is_same(self) -> bool:
+        """Whether it holds the same now."""
+        return [*map(id, self.container.values())] == self.ids and [*self.container] == self.keys
 
     def differs_in_mode(self) -> bool:
         """Whether nothing has changed but a module's mode, which a shadow does not take over."""
@@ -761,11 +890,32 @@ def _refresh(copy: Any, original: Any) -> None:
         copy.extend(original) if isinstance(copy, (list, deque)) else copy.update(original)
 
 
+def _value_of(copy: Any) -> Any:
+    """The values of a copy at this time."""
+    if isinstance(copy, torch.Generator):
+        return copy.get_state()
+    return copy.copy() if isinstance(copy, np.ndarray) else shallow_copy(copy)
+
+
+def _has(copy: Any, value: Any) -> bool:
+    """Whether a copy has these values."""
+    if isinstance(copy, torch.Generator):
+        return torch.equal(copy.get_state(), value)
+    if isinstance(copy, np.ndarray):
+        return np.array_equal(copy, value, equal_nan=copy.dtype.kind in "fc")
+    return bool(copy == value)
+
+
 def _address(tensor: torch.Tensor) -> int:
     try:
         return tensor.data_ptr()
     except RuntimeError:  # Fake tensors, lazy parameters and some subclasses have no memory.
         return 0
+
+
+def _mark(tensor: torch.Tensor) -> tuple[int, int]:
+    """Another pair once a tensor has been written into or been given other memory."""
+    return version_of(tensor), _address(tensor)
 
 
 def _quieten(module: nn.Module) -> None:

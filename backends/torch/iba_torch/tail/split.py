@@ -20,16 +20,24 @@ from iba_core.framework.layout import DataFormat
 from iba_torch.tail.activations import last_activation
 from iba_torch.tail.calls import module_call_patch, redirect_calls, unwrap, what_runs
 from iba_torch.tail.channels import ChannelTracker, read_format
+from iba_torch.tail.effects import Effect, apart
 from iba_torch.tail.head import HeadPass, Stop
 from iba_torch.tail.places import AssumptionsAtPlace, Knowledge, LayerCall, Learnt, signature_of
 from iba_torch.tail.precision import without_autocast
 from iba_torch.tail.replay import InMemoryOrder, Replay, check_calls
-from iba_torch.tail.rewrites.assumptions import Assumption, Outcome, enabled, is_of_torch, run_assuming
+from iba_torch.tail.rewrites.assumptions import (
+    Assumption,
+    Outcome,
+    enabled,
+    is_about_order,
+    is_of_torch,
+    run_assuming,
+)
 from iba_torch.tail.rewrites.memory_order import gains_by_order
 from iba_torch.tail.rewrites.observer import Observer
 from iba_torch.tail.rewrites.unread import Unread
 from iba_torch.tail.shadow import Shadow, Shadows
-from iba_torch.tail.trees import tensors, tree_map
+from iba_torch.tail.trees import constants, tensors, tree_map
 
 _LEAVES = (torch.Tensor, Shared)
 
@@ -44,6 +52,12 @@ class TorchTail(Tail):
             return self
         features = self.features.permute(0, 2, 3, 1).contiguous()
         return replace(self, features=features, run=InMemoryOrder(self.run), axes=(1, 2, 0))
+
+    def differentiated(self, z: torch.Tensor) -> Any:
+        """See `Tail.differentiated`."""
+        with torch.enable_grad():
+            outputs = self(z.detach().requires_grad_())
+        return tree_map(torch.Tensor.detach, outputs)
 
     def activations(self) -> list[Activation | None]:
         """See `Tail.activations`; found in the graph of a pass."""
@@ -170,8 +184,10 @@ class TorchSplit(Split):
         """
         with self._shadows.lease() as shadow, self._patched():
             learnt = self._look_around(shadow, inputs)
-            if learnt.mixes and batch_size(inputs) > 1:
+            mixes = learnt.mixes and not isinstance(self.model, nn.Module)
+            if mixes and batch_size(inputs) > 1:
                 raise MixedImagesError(self.layer_name)
+            assumed = self._assumed
             found = self._run_head(shadow, inputs, remember=True)
             with without_autocast(found.features.device) as outside:
                 replay = Replay(
@@ -179,6 +195,7 @@ class TorchSplit(Split):
                     self.end_layer,
                     run=self._runner(shadow),
                     run_head=lambda again: self._run_head(shadow, again, remember=True).head,
+                    allow=lambda effect: self._shadows.allow(effect, shadow, assumed),
                     shadow=shadow,
                     inputs=inputs,
                     features=found.features,
@@ -186,7 +203,7 @@ class TorchSplit(Split):
                     reordered=found.reordered,
                     data_format=self.data_format,
                     knowledge=self._knowledge,
-                    assumed=self._assumed,
+                    assumed=assumed,
                     unread=self._unread,
                     outside=outside,
                     rewrites=self._uses_rewrites,
@@ -198,7 +215,7 @@ class TorchSplit(Split):
                     features = features.contiguous()
                 del found
                 try:
-                    yield TorchTail(features, replay, one_by_one=learnt.mixes)
+                    yield TorchTail(features, replay, one_by_one=mixes)
                 finally:
                     replay.close()
 
@@ -217,6 +234,11 @@ class TorchSplit(Split):
         runs = what_runs(self.model) or self._itself
         assumed: AssumptionsAtPlace = self._shadows.assumed.get((place, runs), AssumptionsAtPlace)
         return assumed
+
+    @property
+    def mixes_images(self) -> bool:
+        """Whether a pass on several images has normalised them by the statistics of their batch."""
+        return self._learnt.mixes
 
     @property
     def _learnt(self) -> Learnt:
@@ -245,24 +267,35 @@ class TorchSplit(Split):
     def _run_head(self, shadow: Shadow, inputs: Inputs, *, remember: bool) -> _Found:
         """A pass of the head, which has found the features."""
         assumed = self._assumed
-        order, unreached = assumed.head_takes_order, assumed.memory_unreached
+        order, unreached, stays = assumed.head_takes_order, assumed.memory_unreached, assumed.state_stays
         reorders = (
             self._uses_rewrites
             and self.input_format == "channels_first"
             and any(map(gains_by_order, tensors(inputs)))
         )
         observer: Observer | None = None
+        kind = "head", constants(inputs)
 
         def attempt(relied: frozenset[Assumption]) -> Outcome[tuple[HeadPass, bool]]:
             nonlocal observer
             reordered = reorders and order in relied
             unknown = unreached.is_unknown or (reordered and order.is_unknown)
             observer = Observer() if unknown else None
-            head = self._head_pass(shadow, inputs, remember=remember, compare=unreached not in relied)
+            # What passes leave on the modules, the tail finds only where all modules run again.
+            remembers = remember and stays in relied
+            compare = unreached not in relied or unreached.is_unknown
+            head = self._head_pass(shadow, inputs, remember=remembers, compare=compare)
             with observer or nullcontext():
-                self._pass(shadow, owned(inputs, reordered), head)
+                self._pass(shadow, assumed, owned(inputs, reordered), head)
             broken: list[Assumption] = []
             confirmed: list[Assumption] = []
+            if remembers and kind not in assumed.unchanging:
+                if shadow.has_changed(compare):
+                    broken.append(stays)
+                else:
+                    assumed.unchanging.add(kind)
+            if head.writes_unseen and unreached in relied:
+                broken.append(unreached)
             if observer is not None:
                 if reordered:
                     (broken if observer.depends_on_order else confirmed).append(order)
@@ -271,12 +304,14 @@ class TorchSplit(Split):
             return Outcome((head, reordered), broken, confirmed)
 
         def suspects(error: BaseException, relied: frozenset[Assumption]) -> Collection[Assumption]:
+            if isinstance(error, Effect):
+                return self._shadows.allow(error, shadow, assumed)
             if not (reorders and order in relied and isinstance(error, Exception)):
                 return []
-            asks = observer is not None and observer.asks_for_order and order.is_unknown
+            asks = order.is_unknown and is_about_order(error)
             return [order] if is_of_torch(error) or asks else []
 
-        head, reordered = run_assuming((order, unreached), attempt, suspects)
+        head, reordered = run_assuming((order, unreached, stays), attempt, suspects)
         if not head.has_features:
             self._raise_never_ran(shadow, head)
         features = head.take_features()
@@ -317,18 +352,16 @@ class TorchSplit(Split):
             **options,
         )
 
-    def _pass(self, shadow: Shadow, inputs: Inputs, head: HeadPass) -> Any:
+    def _pass(self, shadow: Shadow, assumed: AssumptionsAtPlace, inputs: Inputs, head: HeadPass) -> Any:
         """Run the model on `inputs`, which it may write into, up to where the head ends."""
-        run, switch = self._runner(shadow), shadow.switch
-        with torch.no_grad():
+        run = self._runner(shadow)
+        with shadow.used(), torch.no_grad(), assumed.watching(shadow.weights):
             try:
-                switch.set({}, head)
-                return run(inputs)
+                with shadow.switch.on({}, head):
+                    return run(inputs)
             except Stop as stop:
                 if stop.head is not head:
                     raise
-            finally:
-                switch.handlers = switch.default = None
 
     def _raise_never_ran(self, shadow: Shadow, head: HeadPass) -> NoReturn:
         if head.n_calls:
@@ -351,9 +384,9 @@ class TorchSplit(Split):
             if own.together and (tracker.normalized_rows or not counter.knows_axes):
                 twice = _of_images(inputs, lambda tensor: tensor.repeat_interleave(2, 0))
                 *_, tracker = self._tracked(shadow, twice)
-                # A normalisation of each image by its own statistics counts as one of a single row.
-                learnt.mixes = tracker.normalized_rows > 1
-            if learnt.mixes:
+            # A normalisation of each image by its own statistics counts as one of a single row.
+            learnt.mixes = tracker.normalized_rows > 1
+            if learnt.mixes and own.together:
                 self._warn_of_mixing()
             self._own_kept = inputs, own
             learnt.is_counted = True
@@ -378,14 +411,19 @@ class TorchSplit(Split):
 
     def _tracked(self, shadow: Shadow, inputs: Inputs) -> tuple[Any, HeadPass, ChannelTracker]:
         """Run the whole model, and find out what its axes mean."""
-        tracker = ChannelTracker()
-        counter = self._head_pass(shadow, inputs, remember=False, tracker=tracker)
-        own = owned(inputs)
-        axes = [tracker.follow(tensor) for tensor in tensors(own)]
-        with tracker:
-            outputs = self._pass(shadow, own, counter)
-        self._knowledge.input_format = read_format(axes[0][1:]) or self._knowledge.input_format
-        return outputs, counter, tracker
+        assumed = self._assumed
+
+        def run() -> tuple[Any, HeadPass, ChannelTracker]:
+            tracker = ChannelTracker()
+            counter = self._head_pass(shadow, inputs, remember=False, tracker=tracker)
+            own = owned(inputs)
+            axes = [tracker.follow(tensor) for tensor in tensors(own)]
+            with apart(), tracker:
+                outputs = self._pass(shadow, assumed, own, counter)
+            self._knowledge.input_format = read_format(axes[0][1:]) or self._knowledge.input_format
+            return outputs, counter, tracker
+
+        return self._shadows.run(shadow, assumed, run)
 
     def _end_output(self, counter: HeadPass) -> torch.Tensor:
         """What the end layer gave in a whole pass, the images first."""

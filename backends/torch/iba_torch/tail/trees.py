@@ -91,6 +91,12 @@ def examine(tree: Any) -> tuple[list[torch.Tensor], bool]:
     return tensors(tree), is_transparent(tree)
 
 
+def version_of(tensor: torch.Tensor) -> int:
+    """How often a tensor has been written into, as far as PyTorch counts that."""
+    # Inference tensors keep no count of the writes into them.
+    return 0 if tensor.is_inference() else tensor._version
+
+
 def _items(tree: Any) -> Iterator[Any]:
     """Everything in a nested structure that is no container of the kinds that `tree_map` looks into."""
     if isinstance(tree, (tuple, list)) and not isinstance(tree, PackedSequence):

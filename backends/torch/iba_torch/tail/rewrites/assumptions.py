@@ -10,9 +10,14 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Generic, TypeVar
 
+import torch
+
 T = TypeVar("T")
 
 _RAISES = {opcode.opmap[name] for name in ("RAISE_VARARGS", "RERAISE") if name in opcode.opmap}
+
+_ASKS = frozenset({"data_ptr", "is_contiguous", "stride"})
+"""Methods that answer differently in some orders in memory."""
 
 _enabled: ContextVar[bool] = ContextVar("rewrites", default=True)
 
@@ -132,10 +137,19 @@ def run_assuming(
 
 
 def is_of_torch(error: BaseException) -> bool:
-    """Whether an error comes from PyTorch's compiled code, not from a `raise` in Python."""
+    """Whether PyTorch's compiled code refuses something, and no `raise` in Python."""
     traceback = error.__traceback__
-    if not isinstance(error, RuntimeError) or traceback is None:
+    is_refusal = isinstance(error, RuntimeError) and not isinstance(error, torch.OutOfMemoryError)
+    if not is_refusal or traceback is None:
         return False
     while traceback.tb_next is not None:
         traceback = traceback.tb_next
     return traceback.tb_frame.f_code.co_code[traceback.tb_lasti] not in _RAISES
+
+
+def is_about_order(error: BaseException) -> bool:
+    """Whether an error comes from code that asks for the order of a tensor in memory."""
+    traceback = error.__traceback__
+    while traceback is not None and traceback.tb_next is not None:
+        traceback = traceback.tb_next
+    return traceback is not None and not _ASKS.isdisjoint(traceback.tb_frame.f_code.co_names)

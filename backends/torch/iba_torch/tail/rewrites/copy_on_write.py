@@ -21,7 +21,7 @@ class Loan:
 
     def __init__(self, unwritten: Assumption | None = None) -> None:
         self.unwritten = unwritten or Assumption("the tail does not write into what it is given")
-        self._lent: tuple[torch.Tensor, int, bool] | None = None
+        self._lent: tuple[torch.Tensor, int, torch.Tensor] | None = None
 
     def lend(self, tensor: torch.Tensor, always_copy: bool = False) -> torch.Tensor:
         """A tensor like `tensor` for one pass.
@@ -33,15 +33,22 @@ class Loan:
         if always_copy or self.unwritten.is_broken:
             return tensor.clone()
         lent = tensor.clone() if self.unwritten.is_unknown else tensor
-        self._lent = lent, lent._version, lent is not tensor
+        self._lent = lent, lent._version, tensor
         return lent
+
+    def is_written_unseen(self) -> bool:
+        """Whether a pass that has ended has written into its copy without PyTorch's knowledge."""
+        if self._lent is None:
+            return False
+        lent, version, tensor = self._lent
+        return lent is not tensor and lent._version == version and not torch.equal(lent, tensor)
 
     def take_back(self) -> bool:
         """Take back the tensor from a pass that has ended; whether the pass has spoilt it."""
         if self._lent is None:
             return False
-        (lent, version, was_copy), self._lent = self._lent, None
-        written = lent._version != version
+        (lent, version, tensor), self._lent = self._lent, None
+        was_copy, written = lent is not tensor, lent._version != version
         if written:
             self.unwritten.set(State.BROKEN)
         elif was_copy and self.unwritten.is_unknown:

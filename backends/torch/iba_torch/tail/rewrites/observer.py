@@ -14,16 +14,13 @@ from iba_torch.tail.trees import tensors
 
 _Tensor: Any = torch.Tensor
 
-_ASKS = frozenset({_Tensor.view, _Tensor.stride, _Tensor.is_contiguous, _Tensor.view_as})
-"""Operations that fail, or answer differently, in some orders in memory."""
-
 _DEPENDS = frozenset({torch.as_strided, _Tensor.as_strided, _Tensor.as_strided_, _Tensor.storage_offset})
 """What gives other numbers where the order in memory is another."""
 
 _REACHES = frozenset(
     {
         *(_Tensor.data_ptr, _Tensor.numpy, _Tensor.untyped_storage, _Tensor.storage, _Tensor.set_),
-        *(_Tensor.__array__, _Tensor.__dlpack__, _Tensor.data.__get__),
+        *(_Tensor.__array__, _Tensor.__dlpack__, _Tensor.data.__get__, _Tensor.data.__set__),
     }
 )
 """What gives a tensor's memory to code that may write into it without PyTorch's knowledge."""
@@ -33,14 +30,13 @@ class Observer(TorchFunctionMode):
     """Context that notes what a pass does with its tensors.
 
     Attributes:
-        asks_for_order: whether something may be refused because of the order of a tensor in memory.
         depends_on_order: whether a result may be another in another order.
         reaches_memory: whether something may write into a tensor unseen.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self.asks_for_order = self.depends_on_order = self.reaches_memory = False
+        self.depends_on_order = self.reaches_memory = False
         self._lent: dict[int, tuple[torch.Tensor, Hashable]] = {}
         self._read: set[Hashable] = set()
 
@@ -67,7 +63,6 @@ class Observer(TorchFunctionMode):
     ) -> Any:
         if func not in OUTWARD:
             self.read((args, kwargs))
-            self.asks_for_order |= func in _ASKS
             self.depends_on_order |= func in _DEPENDS or func in _REACHES
             self.reaches_memory |= func in _REACHES
         return func(*args, **(kwargs or {}))

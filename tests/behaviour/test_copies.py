@@ -1,9 +1,7 @@
-"""Copies and pickles of an explainer are independent of it, and threads may share one."""
+"""Copies and pickles of an explainer are independent of it."""
 
 import copy
 import pickle
-import threading
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -56,26 +54,3 @@ def test_a_copy_explains_its_own_model(backend, explainer, x, make, used):
     changed = other.explain(x, 1, seed=0).capacity
     assert np.abs(changed - same).max() > 1e-3 * np.abs(same).max()
     np.testing.assert_allclose(explainer.explain(x, 1, seed=0).capacity, same, rtol=1e-6)
-
-
-def test_eight_threads_give_the_serial_results(backend, explainer):
-    images = backend.images(smooth_images(8))
-    tasks = [(index, target) for index in range(8) for target in (0, 2)]
-
-    def explain(task):
-        index, target = task
-        return explainer.explain(images[index : index + 1], target, seed=index).capacity
-
-    expected = [explain(task) for task in tasks]
-    fresh = copy.deepcopy(explainer)  # nothing has been compiled or planned for it
-    barrier = threading.Barrier(8)
-
-    def all_at_once(start):
-        barrier.wait(60)
-        return [fresh.explain(images[i : i + 1], t, seed=i).capacity for i, t in tasks[start::8]]
-
-    with ThreadPoolExecutor(8) as pool:
-        found = list(pool.map(all_at_once, range(8)))
-    for start, results in enumerate(found):
-        for result, wanted in zip(results, expected[start::8], strict=True):
-            np.testing.assert_array_equal(result, wanted)

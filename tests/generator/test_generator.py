@@ -1,0 +1,118 @@
+"""Dozens of random networks: the library explains them right, or refuses. `make soak` judges thousands.
+
+A seed that fails prints the command that shows its network, the layer and the difference.
+"""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+
+import numpy as np
+import pytest
+
+from iba_core.bottleneck import formulas, optimization
+from iba_core.framework.layout import Layout
+from tests.generator.judge import Judge, Verdict, differing, reason
+from tests.generator.keras_bench import KerasBench
+from tests.generator.reference import resized
+from tests.generator.soak import Record, judge, table, totals
+from tests.generator.torch_bench import TorchBench
+
+SEEDS = {"torch": range(60), "tensorflow": range(12)}
+
+
+@pytest.mark.parametrize(
+    ("backend", "seed"), [(backend, seed) for backend, seeds in SEEDS.items() for seed in seeds]
+)
+def test_right_or_refused(backend, seed):
+    record = judge(backend, seed)
+    failures = [f"{each.face}: {each.text}" for each in record.verdicts if each.outcome == "failed"]
+    assert not failures, "\n".join([record.command, *failures])
+    assert record.verdicts
+
+
+def test_a_seed_gives_the_same_network_again():
+    for bench in (TorchBench, KerasBench):
+        one, other = bench.draw(3), bench.draw(3)
+        assert str(one.case) == str(other.case)
+        np.testing.assert_array_equal(one.case.inputs[0], other.case.inputs[0])
+        np.testing.assert_array_equal(one.outputs(one.case.inputs), other.outputs(other.case.inputs))
+
+
+# -- the judge judges --------------------------------------------------------------------------------
+
+
+def failing_faces(bench) -> set[str]:
+    return {verdict.face for verdict in Judge(bench).run() if verdict.outcome == "failed"}
+
+
+EXPLAINERS = {
+    "Explainer, fitted",
+    "Explainer, fitted, without rewrites",
+    "Explainer, loaded",
+    "Explainer, loaded, one image",
+}
+
+
+def test_a_formula_that_is_off_by_a_little_is_found(monkeypatch):
+    def wrong(*args):
+        return 1.01 * formulas.capacity_slope(*args)
+
+    monkeypatch.setattr(optimization, "capacity_slope", wrong)
+    assert failing_faces(TorchBench.draw(2)) >= {*EXPLAINERS, "IBA, estimated", "IBA, loaded"}
+
+
+def test_channels_at_the_wrong_end_are_found(monkeypatch):
+    right = Layout.of
+
+    def wrong(shape, data_format, tokens=None):
+        other = "channels_last" if data_format == "channels_first" else "channels_first"
+        return right(shape, other if len(shape) == 3 else data_format, tokens)
+
+    bench = next(bench for bench in map(TorchBench.draw, range(100)) if len(bench.case.place.features) == 3)
+    monkeypatch.setattr(Layout, "of", wrong)
+    assert failing_faces(bench) >= EXPLAINERS
+
+
+def test_what_is_left_in_a_model_is_found(monkeypatch):
+    bench = TorchBench.draw(2)
+    predict = type(bench.adapter(True)).predict
+
+    def wrong(adapter, inputs):
+        bench.model.train(not bench.model.training)
+        return predict(adapter, inputs)
+
+    monkeypatch.setattr(type(bench.adapter(True)), "predict", wrong)
+    verdict = next(each for each in Judge(bench).run() if each.face == "Explainer.predict")
+    assert (verdict.outcome, verdict.text.partition(";")[0]) == ("failed", "changed: flags")
+
+
+def test_exceptions_of_the_inside_are_found(monkeypatch):
+    bench = TorchBench.draw(2)
+
+    @contextmanager
+    def wrong(split, inputs):
+        raise KeyError("features")
+        yield
+
+    monkeypatch.setattr(type(bench.adapter(True).split(bench.case.layer)), "open_head", wrong)
+    found = [each.text for each in Judge(bench).run() if each.outcome == "failed"]
+    assert found
+    assert all("raw KeyError" in text for text in found)
+
+
+def test_totals_count_by_outcome_and_reason():
+    right = Verdict("Explainer", "right", told="shared")
+    refused = Verdict("Explainer", "refused", "LayerError: layer 'a.b' has 3 channels, not (2, 4)")
+    records = [Record("torch", 1, "", True, (right, refused)), Record("torch", 2, "", False, (refused,))]
+    counts = totals(records)
+    assert (counts["networks"], counts["explanations"], counts["told"]) == (2, 3, 1)
+    assert (counts["refused"], counts["refused_ordinary"], counts["failed"]) == (2, 1, 0)
+    assert reason(refused.text) == "LayerError: layer '...' has N channels, not (...)"
+    assert "1 o LayerError: layer '...' has N channels, not (...)" in table(records)
+
+
+def test_the_reference_resizes_between_centres():
+    maps = np.array([[0.0, 1.0]])
+    np.testing.assert_allclose(resized(maps, (4,)), [[0.0, 0.25, 0.75, 1.0]])
+    assert differing({"a": 1, "b": 2}, {"a": 1, "b": 3}) == ["b"]

@@ -1,0 +1,141 @@
+"""Errors and interrupts at any moment leave nothing, neither in the model nor in the process."""
+
+from __future__ import annotations
+
+import gc
+import os
+import random
+import threading
+
+import pytest
+
+from iba_core import Explainer
+from tests.backends import Torch
+from tests.robustness.campaign import INTERRUPTS, Report, run_campaign
+from tests.robustness.faults import FUSE
+from tests.robustness.networks import LAYER, images, network
+from tests.robustness.totals import write_totals
+
+pytestmark = pytest.mark.filterwarnings("ignore:the model reads some of its input by a way around")
+
+KINDS = ("line", "call", "backward", *INTERRUPTS)
+
+QUICK = {
+    "torch": (4, ()),
+    # Each scene is traced and compiled anew, which takes seconds.
+    "tensorflow": (3, ("explain", "explain_iter", "fit", "activation maps", "IBALayer.analyze")),
+}
+"""How many faults of each kind go into a scene, and into which scenes; into all where none is named."""
+
+SHARE = float(os.environ.get("IBA_SOAK_SHARE", "1"))
+"""What part of the long runs is to be done."""
+
+
+def kinds(count: int) -> dict[str, float]:
+    """As many faults of each kind; signals reach the main thread alone."""
+    is_main = threading.current_thread() is threading.main_thread()
+    return {kind: count for kind in KINDS if kind != "signal" or is_main}
+
+
+def test_nothing_is_left(backend, tmp_path):
+    count, only = QUICK[backend.name]
+    report = run_campaign(backend, tmp_path, kinds(count), only=only)
+    assert not report.findings, "\n".join(report.findings)
+    assert report.total(interrupts=True) > 2 * count
+    assert report.total(interrupts=False) > 2 * count
+
+
+@pytest.mark.soak
+def test_ten_thousand_faults_and_interrupts_leave_nothing(backend, tmp_path):
+    wanted, report, rounds = 10_000 * SHARE, Report(), 0
+    # What the imports have made is looked at no more.
+    gc.collect()
+    gc.freeze()
+    while min(report.total(True), report.total(False)) < wanted:
+        # Interrupts are of two kinds, errors of three, which not all scenes have.
+        more_interrupts = report.total(True) < report.total(False)
+        weights = {kind: 20 if (kind in INTERRUPTS) == more_interrupts else 5 for kind in kinds(1)}
+        folder = tmp_path / str(rounds)
+        folder.mkdir()
+        found = run_campaign(backend, folder, weights, seed=1000 * rounds)
+        report.counts.update(found.counts)
+        report.findings += found.findings
+        rounds += 1
+        counts = {
+            "faults": report.total(False),
+            "interrupts": report.total(True),
+            "left": len(report.findings),
+        }
+        counts |= {
+            f"at_{kind}": sum(count for (_, each), count in report.counts.items() if each == kind)
+            for kind in KINDS
+        }
+        write_totals(f"faults_{backend.name}", counts)
+    assert not report.findings, "\n".join(report.findings)
+
+
+# -- the user's own errors -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("error", "text"),
+    [
+        (RuntimeError, "view size is not compatible with input tensor's size and stride"),
+        (RuntimeError, "one of the variables has been modified by an in-place operation"),
+        (ValueError, "no preview server"),
+        (TypeError, "wrong stride"),
+        (AttributeError, "not contiguous"),
+        (OSError, "in-place"),
+    ],
+)
+def test_an_error_of_the_users_code_passes_unchanged(error, text):
+    """Its text may hold the words of PyTorch's own errors."""
+    torch = pytest.importorskip("torch")
+    backend = Torch()
+    model, x = network(backend), images(backend, 2)
+    makes = [
+        lambda: Explainer(model, LAYER, steps=2, samples=2).fit([x], progbar=False),
+        lambda: backend.module("concepts").GradCAM(model, [LAYER]),
+    ]
+    for make, act in zip(
+        makes, [lambda e: e.explain(x, 1, seed=0).capacity, lambda c: c(x, [0, 1])], strict=True
+    ):
+        expected = act(make())
+        for kind, occurrences in (("call", (0, 1, 2, 4)), ("backward", (0,))):
+            for occurrence in occurrences:
+                subject, raised = make(), error(text)
+                with FUSE.armed(kind, occurrence, raised), pytest.raises(error) as found:
+                    act(subject)
+                assert found.value is raised
+                assert FUSE.counts[kind] == occurrence + 1, "the pass is run again"
+                assert torch.equal(torch.from_numpy(act(subject)), torch.from_numpy(expected))
+
+
+def test_an_error_of_a_users_layer_keeps_its_text(backend):
+    model, x = network(backend), images(backend, 2)
+    explainer = Explainer(model, LAYER, steps=2, samples=2).fit([x], progbar=False)
+    expected = explainer.explain(x, 1, seed=0).capacity
+    error = ValueError("no preview server: wrong view of the stride")
+    with (
+        FUSE.armed("call", 1, error),
+        pytest.raises(Exception, match="no preview server: wrong view") as found,
+    ):
+        explainer.explain(x, 1, seed=0)
+    assert backend.name != "torch" or found.value is error
+    assert (explainer.explain(x, 1, seed=0).capacity == expected).all()
+
+
+def test_the_search_can_fail(backend, tmp_path, monkeypatch):
+    """A fault that leaves something is found."""
+    original = Explainer.explain
+
+    def careless(self, *args, **kwargs):
+        state = random.getstate()
+        random.seed(1)
+        result = original(self, *args, **kwargs)
+        random.setstate(state)
+        return result
+
+    monkeypatch.setattr(Explainer, "explain", careless)
+    report = run_campaign(backend, tmp_path, {"call": 1}, only=("explain",))
+    assert "changed ['random']" in report.findings[0]
