@@ -190,8 +190,16 @@ class Attribution:
             # All three are so up to rounding.
             if array.size and (array.min() < least - _ROUNDING or array.max() > most + _ROUNDING):
                 raise StateError(f"{name} has values from {array.min():g} to {array.max():g}")
-        if not isinstance(self.layer, str) or not (self.seed is None or isinstance(self.seed, int)):
-            raise StateError(f"layer={self.layer!r} and seed={self.seed!r} are no name and no number")
+        kinds: dict[str, type | tuple[type, ...]] = {
+            "layer": str,
+            "seed": (int, type(None)),
+            "activation": (str, type(None)),
+            "complete": (bool, type(None)),
+        }
+        for name, kind in kinds.items():
+            if not isinstance(getattr(self, name), kind):
+                raise StateError(f"{name}={getattr(self, name)!r} cannot be")
+        Layout.of(self.capacity.shape[1:], self.data_format)
 
     @classmethod
     def concatenate(cls, parts: Sequence[Self]) -> Self:

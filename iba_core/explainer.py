@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from iba_core.arguments import (
     LARGEST_COUNT,
+    given,
     is_whole_number,
     require_bool,
     require_data_format,
@@ -389,6 +390,8 @@ class Explainer:
         require_seed("seed", seed)
         require_bool("progbar", progbar)
         batches = require_batches("batches", batches)
+        if isinstance(pass_mask, type):
+            raise InputError(f"{given('pass_mask', pass_mask)} must be a mask, or a function that gives one")
         whole = None if target is None else as_target(target)
 
         def attributions() -> Iterator[Attribution]:
@@ -396,8 +399,7 @@ class Explainer:
             for batch in get_tqdm()(batches, desc="Explaining", unit="batch", disable=not progbar):
                 inputs = inputs_of_batch(batch)
                 wanted = as_target(targets_of_batch(batch)) if whole is None else whole
-                gives = callable(pass_mask) and not isinstance(pass_mask, type)
-                passing = pass_mask(inputs) if gives else pass_mask
+                passing = pass_mask(inputs) if callable(pass_mask) else pass_mask
                 yield self._explain(inputs, wanted, _Options(chosen, seed, passing, max_batch))
                 count += 1
             if not count:

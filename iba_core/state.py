@@ -214,7 +214,7 @@ def _npy(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> npt.NDArray[Any]:
     version = np.lib.format.read_magic(file)
     read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
     shape, _, dtype = read(file)
-    # NumPy reserves what the header asks for, before it looks at what there is.
+    # NumPy reserves the memory that the header asks for, before it looks at the data.
     if math.prod(shape) * dtype.itemsize != len(content) - file.tell():
         raise StateError(f"{info.filename!r} does not hold the array of shape {shape} that it announces")
     file.seek(0)

@@ -101,7 +101,8 @@ def explain_in_chunks(
             stop = min(start + at_once, images)
             chunk = inputs if at_once >= images else take(inputs, start, stop)
             try:
-                with framework.randomness(seed), split.head(chunk) as head:
+                # Begun anew after the head, which may have been checked.
+                with framework.randomness(seed), split.head(chunk) as head, framework.randomness(seed):
                     tail = head.in_memory_order()
                     optimizer, statistics, rows, callback = task(tail, start, stop)
                     result = optimizer.run(

@@ -21,7 +21,7 @@ from iba_core.errors import InputError
 _PRECISIONS = ("bfloat16", "float16")
 
 LARGEST_STD = 1e4
-"""Features. A wider Gaussian would be the same everywhere on any map, and its matrix would not fit in memory."""
+"""In features. A wider Gaussian is the same everywhere on any map, and its kernel would fill the memory."""
 
 LARGEST_ALPHA = 80.0
 """Beyond it, the share that the mask blocks at the start, or its complement, is 0 in float32."""

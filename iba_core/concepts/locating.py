@@ -144,6 +144,8 @@ def locate(
         raise InputError("layer is missing; give it, or embeddings with a layer_id")
     stump = ModelStump(model, layer, backend, data_format)
     images = require_inputs("inputs", inputs, stump.adapter.to_inputs)
+    if len(images.shape) < 3:
+        raise InputError(f"inputs has shape {tuple(images.shape)}; a batch of images was expected")
     for array in arrays_of(images):
         require_finite(stump.adapter.framework.to_numpy(array), "inputs")
     probabilities = mean_probability(stump.maps(images), embeddings)

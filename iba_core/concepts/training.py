@@ -6,11 +6,11 @@ is a few hundred steps of Adam on a matrix product. The model's framework differ
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from os import PathLike
-from pathlib import Path
 from typing import Any, Self, TypedDict
 
 import numpy as np
@@ -35,7 +35,7 @@ from iba_core.concepts.laplace import cross_entropy_hessian, posterior_factor, t
 from iba_core.concepts.losses import BalancedBCELoss
 from iba_core.concepts.masks import MaskFunction
 from iba_core.errors import InputError, OptimizationError
-from iba_core.files import as_path
+from iba_core.files import require_writable
 from iba_core.framework.framework import Framework
 from iba_core.framework.namespace import Array, array_namespace, sigmoid
 from iba_core.utils import get_tqdm
@@ -197,7 +197,16 @@ def _trainable(tensor: Array) -> Array:
 def _empty(shape: tuple[int, ...], dtype: Any, file: str | PathLike[str] | None) -> npt.NDArray[Any]:
     if file is None:
         return np.empty(shape, dtype)
-    return np.lib.format.open_memmap(Path(file), mode="w+", dtype=dtype, shape=shape)
+    path = require_writable(file, "cache")
+    try:
+        maps = np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
+        if hasattr(os, "posix_fallocate"):
+            # A page for which the disk has no room later would end the program.
+            with path.open("r+b") as written:
+                os.posix_fallocate(written.fileno(), 0, path.stat().st_size)
+    except OSError as error:
+        raise InputError(f"cache={str(path)!r} cannot be written: {error.strerror or error}") from error
+    return maps
 
 
 # -- coordinates ------------------------------------------------------------------------------------
@@ -557,9 +566,7 @@ def train_detection_model(
     require_type("concept", concept, SegmentationConcept2D, "a SegmentationConcept2D", optional=True)
     require_bool("progbar", progbar)
     if cache is not None:
-        cache = as_path(cache, "cache")
-        if cache.is_dir() or not cache.parent.is_dir():
-            raise InputError(f"cache={str(cache)!r} cannot be written; the path of a file was expected")
+        cache = require_writable(cache, "cache")
     concept = model.concept if concept is None else concept
     stump = model.main_model_stump
     if concept is None or stump is None:

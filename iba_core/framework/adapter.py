@@ -97,6 +97,10 @@ class Tail:
         """The same tail with the axes of the feature maps in the order that is fastest to compute with."""
         return self
 
+    def differentiated(self, z: Array) -> Any:
+        """Outputs for feature maps, computed as they are where a gradient is taken. They come without it."""
+        return self(z)
+
     def activations(self) -> list[Activation | None]:
         """The function that each array of the outputs ends in, in the order of `arrays_of`.
 
@@ -211,7 +215,7 @@ class Split(ABC):
             return False
         if not own.together:
             with self.open_head(take(inputs, 0, 1)) as alone:
-                outputs = alone(alone.features)
+                outputs = alone.differentiated(alone.features)
             if difference(own, outputs, 1, epsilon_of(tail.features)) is None:
                 self._warn_of_mixing()
                 return True
@@ -267,7 +271,7 @@ def _off(own: OwnOutputs, tail: Tail, images: int) -> str | None:
     scales = [1.0 if own.together else 0.5] * (copies - 1)
     z = xp.stack([features, *(features * scale for scale in scales)], axis=1)
     z = xp.reshape(z, (images * copies, *features.shape[1:]))
-    found = difference(own, tail(z), images * copies, epsilon)
+    found = difference(own, tail.differentiated(z), images * copies, epsilon)
     # The second pass shows whether the first has spoilt anything.
     return found or difference(own, tail(z), images * copies, epsilon)
 

@@ -29,7 +29,7 @@ class OwnOutputs:
 
 
 def difference(own: OwnOutputs, found: Any, rows: int, epsilon: float) -> str | None:
-    """Compare what a model returns for an image with what another pass gives for it.
+    """Compare the outputs of a model for an image with those of another pass.
 
     Args:
         own: outputs of the model, for one or more images.

@@ -42,7 +42,8 @@ Path = tuple[Any, ...]
 def leaves_of(inputs: Any, path: Path = ()) -> Iterator[tuple[Path, Any]]:
     """Every array of `inputs` with its path, in order; what is shared as the `Shared` that marks it.
 
-    Outputs of models may also be dataclasses, whose fields are looked through, or other objects with `logits`.
+    Outputs of models may also be dataclasses, whose fields are looked through, or other objects with
+    `logits`.
     """
     if not isinstance(inputs, (type, Shared, Mapping)) and not hasattr(inputs, "shape"):
         if is_dataclass(inputs):
@@ -181,14 +182,16 @@ def require_batches(name: str, batches: Any) -> Iterable[Any]:
     return iterable
 
 
-def samples_of(batches: Iterable[Any], n_samples: int, progbar: bool, name: str = "batches") -> Iterator[Any]:
+def samples_of(
+    batches: Iterable[Any], n_samples: int | None, progbar: bool, name: str = "batches"
+) -> Iterator[Any]:
     """The inputs of each batch of a data set, up to exactly `n_samples` samples.
 
     Empty batches are left out. No batch is asked for that is not needed.
 
     Args:
         batches: each the inputs or a tuple (inputs, ...).
-        n_samples: stop after so many.
+        n_samples: stop after so many; None for all.
         progbar: show how many have been used.
         name: name of the argument that holds the batches.
 
@@ -199,14 +202,15 @@ def samples_of(batches: Iterable[Any], n_samples: int, progbar: bool, name: str 
     with get_tqdm()(total=n_samples, desc="Estimating", unit="img", disable=not progbar) as bar:
         for batch in batches:
             try:
-                inputs = take(array_of_lists(name, inputs_of_batch(batch)), 0, n_samples - seen)
+                inputs = array_of_lists(name, inputs_of_batch(batch))
+                inputs = inputs if n_samples is None else take(inputs, 0, n_samples - seen)
             except InputError as error:
                 raise InputError(f"{name}: {error}") from error
             if size := batch_size(inputs):
                 yield inputs
                 seen += size
                 bar.update(size)
-                if seen >= n_samples:
+                if seen == n_samples:
                     break
 
 

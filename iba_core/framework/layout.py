@@ -10,7 +10,7 @@ from typing import Literal
 
 import numpy as np
 
-from iba_core.arguments import require_data_format, require_sizes, require_whole
+from iba_core.arguments import DATA_FORMATS, require_data_format, require_sizes, require_whole
 from iba_core.errors import InputError
 
 DataFormat = Literal["channels_first", "channels_last"]
@@ -99,7 +99,8 @@ class Layout:
             InputError: `data_format` is neither ``"channels_first"`` nor ``"channels_last"``, or the
                 shape does not have one to four axes.
         """
-        require_data_format("data_format", data_format)
+        if data_format not in DATA_FORMATS:
+            require_data_format("data_format", data_format)
         ndim = len(shape)
         return cls(ndim, 0 if data_format == "channels_first" else ndim - 1, tokens)
 

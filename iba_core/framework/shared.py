@@ -17,8 +17,8 @@ class SharedInputs:
 
     The first array of the inputs has the images along its first axis. Another array of the same length could
     have them as well, or not: three images can be compared with three captions. The model itself decides. It
-    runs once more, on each image twice, with each row of the other array twice or with the array as it is. Its
-    output for an image must stay the same.
+    runs once more, on each image twice, with each row of the other array twice or with the array as it is.
+    Its output for an image must stay the same.
 
     Example:
         >>> shared = SharedInputs()

@@ -607,8 +607,7 @@ def load_monkeys(
     """
     require_bool("center_crop", center_crop)
     require_bool("pil", pil)
-    if size is not None:
-        size = require_sizes("size", (size, size) if is_whole_number(size) else size)
+    sizes = None if size is None else require_sizes("size", (size, size) if is_whole_number(size) else size)
     try:
         import pooch
     except ImportError as error:
@@ -637,8 +636,8 @@ def load_monkeys(
         side = min(image.size)
         left, top = (image.width - side) // 2, (image.height - side) // 2
         image = image.crop((left, top, left + side, top + side))
-    if size is not None:
-        image = image.resize((size[0], size[1]))
+    if sizes is not None:
+        image = image.resize((sizes[0], sizes[1]))
     return np.array(image), _MONKEYS_CLASS
 
 

@@ -31,11 +31,11 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 import numpy.typing as npt
 
-from iba_core.arguments import LARGEST_COUNT, require_seed, require_whole
+from iba_core.arguments import LARGEST_COUNT, is_whole_number, require_seed, require_whole
 from iba_core.bottleneck.adam import AdamState, adam_step, bias_corrections
 from iba_core.bottleneck.noise import seeded_normal
 from iba_core.bottleneck.settings import plain_settings
-from iba_core.errors import InputError, OptimizationError
+from iba_core.errors import InputError, OptimizationError, StateError
 from iba_core.framework.inputs import batch_size
 from iba_core.framework.namespace import Array, array_namespace
 from iba_core.readout.formulas import Readout, ReadoutConstants
@@ -412,9 +412,16 @@ def read_checkpoint(path: str | PathLike[str]) -> tuple[ReadoutState, Progress]:
         state, facts = ReadoutState.of(arrays, metadata["readout"]), metadata["training"]
         has_best = facts["best_value"] is not None
         start = Progress.of(state.weights)
+        moments = {name: arrays[f"training.{name}"] for name in _MOMENTS}
+        best = arrays["training.best"] if has_best else None
+        for array in (*moments.values(), *([] if best is None else [best])):
+            if array.shape != start.adam.parameter.shape or not np.isfinite(array).all():
+                raise StateError(f"an array of shape {array.shape} is no state of the optimiser")
+        if not all(is_whole_number(facts[name]) for name in ("stalled", "steps")):
+            raise StateError("the numbers of steps and of epochs are no whole numbers")
         return state, Progress(
-            adam=start.adam._replace(**{name: arrays[f"training.{name}"] for name in _MOMENTS}),
-            best=arrays["training.best"] if has_best else None,
+            adam=start.adam._replace(**moments),
+            best=best,
             best_value=facts["best_value"] if has_best else float("inf"),
             stalled=facts["stalled"],
             steps=facts["steps"],

@@ -1,4 +1,4 @@
-"""A model before the test: its layers' features and the slopes of its losses, from passes of the whole model."""
+"""A model before the test: features and slopes of its losses, from passes of the whole model."""
 
 from __future__ import annotations
 

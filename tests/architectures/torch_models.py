@@ -1,18 +1,16 @@
 """Architectures of the package transformers, in small configurations, and what is true of their layers.
 
-Each function gives a model and what its inputs are made of, see `Kind`.
+Each function gives a model, and the inputs by name: a function that draws one for each image, or an array
+that all images share.
 """
 
 from __future__ import annotations
-
-from collections.abc import Callable
 
 import numpy as np
 import transformers
 from torch import nn
 
-Draw = Callable[[np.random.Generator, int], np.ndarray]
-"""Draws an input for so many images."""
+from tests.architectures.subjects import Draw
 
 CLASSES = 5
 NARROW = {"hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 32}
@@ -186,7 +184,8 @@ def t5():
 
 def wav2vec2():
     config = transformers.Wav2Vec2Config(
-        **NARROW, vocab_size=12, num_labels=CLASSES, conv_dim=(8, 16), conv_kernel=(10, 3), conv_stride=(5, 2),
+        **NARROW, vocab_size=12, num_labels=CLASSES,
+        conv_dim=(8, 16), conv_kernel=(10, 3), conv_stride=(5, 2),
         num_feat_extract_layers=2, num_conv_pos_embeddings=8, num_conv_pos_embedding_groups=2,
         classifier_proj_size=16,
     )  # fmt: skip

@@ -169,7 +169,7 @@ def test_a_target_may_be_given_in_many_ways(net, record):
     ):
         np.testing.assert_array_equal(cam(x, targets), expected)
     np.testing.assert_allclose(cam(x, SumTarget((ClassifierOutputTarget(1),))), expected, atol=1e-6)
-    with pytest.raises(InputError, match="3 targets are given for 2 images"):
+    with pytest.raises(InputError, match="holds 3 targets for 2 images"):
         cam(x, [1, 2, 3])
     with pytest.raises(InputError, match="outside the model's 5 classes"):
         cam(x, 5)
@@ -197,7 +197,7 @@ def test_what_is_refused(net, record):
         net.cam.GradCAM(net.model, ["conv"])
     with pytest.raises(InputError, match="target_layers is empty"):
         net.cam.GradCAM(net.model, [])
-    with pytest.raises(InputError, match="empty batch"):
+    with pytest.raises(InputError, match="the batch is empty"):
         net.cam.GradCAM(net.model, "3")(x[:0])
     with pytest.raises(InputError, match="input_tensor holds"):
         net.cam.GradCAM(net.model, "3")(x * np.nan)

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import resource
 import stat
 
 import pytest
@@ -173,3 +174,21 @@ def test_a_program_that_ends_at_once_can_clean_up(tmp_path):
     with pytest.raises(InputError, match="No such file"):
         end()
     assert path.read_bytes() == b"old"
+
+
+def test_a_file_that_grows_too_large_is_one_sentence(tmp_path):
+    path = tmp_path / "file"
+    path.write_bytes(b"old")
+    _, hard = limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def fail():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
+        try:
+            write(path, bytes(10**6))
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+    with pytest.raises(InputError, match="cannot be written: File too large"):
+        fail()
+    assert path.read_bytes() == b"old"
+    assert os.listdir(tmp_path) == ["file"]

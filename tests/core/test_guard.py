@@ -1,7 +1,7 @@
 """A split must repeat the model's own output, or it is refused."""
 
 from collections import Counter
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from types import SimpleNamespace
 
@@ -112,14 +112,20 @@ def test_a_model_that_mixes_the_images_of_a_batch_is_explained_one_image_at_a_ti
         pass
     with pytest.warns(UserWarning, match=warning), split.head(IMAGES[:1]) as tail:
         assert tail.one_by_one
-    sizes = []
+    sizes, framework = [], SimpleNamespace(randomness=lambda seed: nullcontext())
 
     class Recorder:
         def run(self, tail, statistics, rows, settings, *, max_batch, **others):
             sizes.append((len(tail.features), max_batch))
 
     chunks = explain_in_chunks(
-        None, split, IMAGES, (4, 2), BottleneckSettings(), lambda *_: Task(Recorder(), None), max_batch=100
+        framework,
+        split,
+        IMAGES,
+        (4, 2),
+        BottleneckSettings(),
+        lambda *_: Task(Recorder(), None),
+        max_batch=100,
     )
     assert [(chunk.start, chunk.stop) for chunk in chunks] == [(0, 1), (1, 2), (2, 3)]
     assert sizes == [(1, 1)] * 3

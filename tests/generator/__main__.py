@@ -1,8 +1,8 @@
 """Judge random networks.
 
-python -m tests.generator --seed 123 [--backend tensorflow]     one network: its code, its layer, every difference
-python -m tests.generator --seed 123 --count 50                 fifty of them, and what failed
-python -m tests.generator --soak 5000                           a table of totals, in all processors
+python -m tests.generator --seed 123 [--backend tensorflow]    one network: code, layer, differences
+python -m tests.generator --seed 123 --count 50                fifty of them, and what failed
+python -m tests.generator --soak 5000                          a table of totals, in all processors
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from tests.generator.soak import BACKENDS, Record, judge, soak
 
 
 def show(record: Record, everything: bool) -> None:
-    """Print what was found, or only what failed."""
+    """Print all findings, or only the failures."""
     for verdict in record.verdicts:
         if everything or verdict.outcome == "failed":
             told = f" (told {verdict.told})" if verdict.told else ""

@@ -325,7 +325,7 @@ def _shown(layers: dict[str, Any], indent: str = "  ") -> Iterator[str]:
         shown = ", ".join(f"{key}={config[key]!r}" for key in keys if key in config)
         yield f"{indent}{name} = {type(layer).__name__}({shown})"
         if not config:
-            inner = layer._layers if hasattr(layer, "_layers") else []
+            inner = getattr(layer, "layers", [])
             yield from _shown({each.name: each for each in inner}, indent + "  ")
 
 

@@ -15,7 +15,7 @@ from tests.generator.judge import Judge, Verdict, reason
 from tests.robustness.totals import write_totals
 
 BACKENDS = {"torch": 0.8, "tensorflow": 0.2}
-"""The backends, and their share of the networks. TensorFlow traces every tail, which takes 20 times as long."""
+"""The backends, and their share of the networks. TensorFlow traces tails, which takes ten times as long."""
 
 AT_MOST = {"torch": None, "tensorflow": 4}
 """How many of the classes explain a network."""
@@ -136,8 +136,8 @@ def table(records: list[Record]) -> str:
     share = found["refused_ordinary"] / max(1, found.get("explanations_ordinary", 0))
     lines += [
         "",
-        f"{found['networks']} networks, {found['networks_ordinary']} of them ordinary, for which {share:.2%} of "
-        f"{found['explanations']} explanations were refused.",
+        f"{found['networks']} networks. Of {found['networks_ordinary']} ordinary ones, {share:.2%} of the "
+        "explanations were refused.",
         "",
         "Refused, by reason (ordinary networks: o)",
     ]

@@ -131,7 +131,7 @@ def write(p: Program) -> None:
 @part(*EVERY, weight=0.12)
 def data_write(p: Program) -> None:
     lines = ("x.data.clamp_(min=0)", "x.data.mul_(0.5)", "x.detach().numpy()[:] *= 0.5")
-    p.line(p.draw.choice(lines), "write behind autograd's back")
+    p.line(p.draw.choice(lines), "write that autograd does not see")
 
 
 @part(*EVERY, weight=0.2)
@@ -164,7 +164,7 @@ def residual(p: Program) -> None:
         quiet = p.draw.flip(0.5)
         inner.line(
             "s.data.clamp_(min=0)\nx = x + s" if quiet else "s.add_(x)\nx = s",
-            "write behind autograd's back" if quiet else "in place",
+            "write that autograd does not see" if quiet else "in place",
         )
 
     body = writes_into_skip if p.draw.flip(0.1) else grow

@@ -1,4 +1,4 @@
-"""Puts faults into scenes, one after the other, and compares what is left with what was there."""
+"""Puts faults into scenes, one after the other, and compares the state after it with the one before."""
 
 from __future__ import annotations
 

@@ -284,7 +284,6 @@ def _rows_of_three(value: Any) -> bool:
 def _pictures() -> Iterator[Door]:
     picture = A(const(PICTURE), lambda value: isinstance(value, np.ndarray) and value.dtype == np.uint8)
     preprocessing = images.Preprocessing(size=(4, 4))
-    existing = A(folder, nothing, NO_FILE)
     readable = A(lambda: folder() / "picture.png", nothing, NO_FILE)
     yield Door("iba_core.load_image", const(iba_core.load_image), {"path": readable})
     yield Door("iba_core.sample_image", const(iba_core.sample_image), {"name": A(const("cat"))})

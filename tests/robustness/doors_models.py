@@ -47,6 +47,9 @@ LAYERS = [
     Flatten("flat"),
     Dense("logits", CLASSES),
 ]
+SEVEN = ("an array of seven axes",)
+"""The model itself refuses it, with an error of its own, which passes unchanged."""
+
 SLOW = {name: rule for name, rule in SETTINGS.items() if name in ("beta", "learning_rate", "normalize_beta")}
 """A few of the settings. All are walked at `BottleneckSettings`, through which all go."""
 
@@ -92,7 +95,9 @@ def network(kind: type[Backend]) -> Network:
 
 
 def _are_inputs(value: Any) -> bool:
-    return isinstance(value, (list, tuple)) and all(isinstance(entry, (str, int)) for entry in value)
+    return isinstance(value, (list, tuple, np.ndarray)) and all(
+        isinstance(entry, (str, int)) for entry in value
+    )
 
 
 def _explaining(net: Network) -> Iterator[Door]:
@@ -186,7 +191,9 @@ def _explaining(net: Network) -> Iterator[Door]:
 
 
 def _concepts(net: Network) -> Iterator[Door]:
-    images = A(const(net.images[:2]), net.is_batches, ("the input", "input", "targets"))
+    images = A(
+        const(net.images[:2]), net.is_batches, ("the input", "input", "targets", "the output of layer")
+    )
     learnt = plane4(net)
     maps = A(
         images.valid,
@@ -205,7 +212,7 @@ def _concepts(net: Network) -> Iterator[Door]:
     yield Door(
         f"iba_core.concepts.ModelStump.maps[{net.package}]",
         const(c.ModelStump(net.model, "relu").maps),
-        {"inputs": images},
+        {"inputs": maps},
     )
     yield Door(
         f"iba_core.concepts.locate[{net.package}]",
@@ -227,6 +234,7 @@ def _concepts(net: Network) -> Iterator[Door]:
                 "model": A(const(net.model)),
                 "target_layers": A(const(["relu"]), optional(nothing), ("layer", "layers")),
                 "reshape_transform": A(const(None), optional(function)),
+                **({"epsilon": A(const(0.0), number(0))} if kind == "GradCAMPlusPlus" else {}),
                 **({"use_cuda": A(const(False), boolean)} if net.package == "iba_torch" else {}),
             },
         )
@@ -314,10 +322,17 @@ def _detection(net: Network) -> Iterator[Door]:
         name: A(const(2), whole(1, 10**6))
         for name in ("in_features", "memory_size", "exogenous_size", "out_features")
     }
+    slots = A(const("slots"))
+    seeds = {"seed": A(const(1), optional(whole(0, 2**31 - 1)))} if net.package == "iba_tf" else {}
     yield Door(
         f"{net.package}.concepts.SelectorZU",
         const(module.SelectorZU),
-        {**sizes, "temperature": A(const(1.0), number(above=0)), "attention_over": A(const("slots"))},
+        {
+            **sizes,
+            "temperature": A(const(1.0), number(above=0)),
+            "attention_over": slots,
+            **seeds,
+        },
     )
     selector = module.SelectorZU(2, 2, 2, 2)
     selector(net.backend.asarray(np.zeros((1, 2), np.float32)))
@@ -359,6 +374,7 @@ def readout_doors(net: Network, readout: Callable[[], Any], loss: Callable[..., 
         lambda: [(net.backend.asarray(net.images), net.backend.asarray(labels))],
         nothing,
         ("loss", "batch", "data", "the input", "input"),
+        passes_on=SEVEN,
     )
     kind = f"{net.package}.IBAReadout"
     yield Door(
@@ -394,7 +410,7 @@ def readout_doors(net: Network, readout: Callable[[], Any], loss: Callable[..., 
             "epochs": A(const(1), whole(0, 10)),
             "lr": A(const(1e-3), number(0, 1e12)),
             "beta": A(const(1.0), optional(number(0, 1e12))),
-            "validation": A(const(None), optional(nothing), pairs.called),
+            "validation": A(const(None), optional(nothing), pairs.called, passes_on=SEVEN),
             "patience": A(const(1), whole(1)),
             "checkpoint": A(const(None), optional(is_path)),
             "seed": A(const(1), optional(whole(0, 2**63 - 1))),

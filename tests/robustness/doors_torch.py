@@ -72,7 +72,7 @@ def _iba(net: Network) -> Iterator[Door]:
         lambda: bottleneck().estimate,
         {
             "model": A(const(net.model)),
-            "dataloader": A(lambda: [net.images], net.is_batches),
+            "dataloader": A(lambda: [net.images], net.is_batches, ("the input",)),
             "device": A(const("cpu"), optional(nothing)),
             "n_samples": A(const(6), whole(2)),
             "progbar": A(const(False), optional(boolean)),
@@ -92,7 +92,7 @@ def _iba(net: Network) -> Iterator[Door]:
         const(fitted.analyze),
         {
             "input_t": A(const(image)),
-            "model_loss_fn": A(const(lambda x: net.model(x)[:, 0]), function),
+            "model_loss_fn": A(const(lambda x: net.model(x)[:, 0]), function, ("layer",)),
             "mode": A(const("saliency")),
             **overrides,
             "seed": OPTIONAL_SEED,

@@ -23,7 +23,7 @@ QUICK = {"steps": 2, "samples": 2, "beta": 1.0}
 class Scene:
     """Something that a user does, and what must be true after it, however it has ended.
 
-    What is observed afterwards is what is observed if it has never begun, or if it has been completed.
+    Afterwards, everything is as if it had never begun, or as if it had been completed.
 
     Attributes:
         name: of the scene.

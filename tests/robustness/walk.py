@@ -78,7 +78,7 @@ def run(door: Door, changed: Mapping[str, Any] | None = None) -> Any:
 
 
 def fault_of(door: Door, argument: str, make: Callable[[], Any], totals: Counter[str]) -> str | None:
-    """What is wrong with the answer to one wrong value; None for a clear sentence, or a value that has a meaning."""
+    """What is wrong with the answer to one wrong value; None if it is clear, or the value has a meaning."""
     value, rule = make(), door.arguments[argument]
     totals["tried"] += 1
     try:

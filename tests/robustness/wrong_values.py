@@ -208,17 +208,18 @@ class Argument:
         valid: makes a value that is right.
         accepts: which other values may work, because they mean something.
         called: further words by which a message may name the argument.
+        passes_on: wrong values at which the model itself fails; its own error passes unchanged.
         why: the reason for an unusual rule.
     """
 
     valid: Callable[[], Any]
     accepts: Accepts = nothing
     called: tuple[str, ...] = ()
+    passes_on: tuple[str, ...] = ()
     why: str = ""
 
     def values(self) -> Iterator[tuple[str, Callable[[], Any]]]:
         """All wrong values for it, by a name."""
-        yield from WRONG.items()
         valid = self.valid()
-        if isinstance(valid, np.ndarray) and valid.ndim:
-            yield from variants(valid).items()
+        known = WRONG | (variants(valid) if isinstance(valid, np.ndarray) and valid.ndim else {})
+        yield from ((label, make) for label, make in known.items() if label not in self.passes_on)

@@ -51,12 +51,24 @@ class Excited(nn.Module):
     def __init__(self):
         super().__init__()
         self.conv, self.norm = nn.Conv2d(N, N, 3, padding=1), nn.BatchNorm2d(N)
-        self.down, self.up = nn.Linear(N, 2), nn.Linear(2, N)
+        self.down, self.up = nn.Linear(N, 2), nn.Sequential(nn.Linear(2, N), nn.BatchNorm1d(N))
 
     def forward(self, x):
         y = self.norm(self.conv(x))
         weights = self.up(functional.relu(self.down(y.mean((2, 3))))).sigmoid()
         return functional.relu(x + y * weights[..., None, None])
+
+
+class Neighbours(nn.Module):
+    """Channels weighted by a convolution over them, as in ECA."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.weigh = nn.Conv2d(N, N, 3, padding=1), nn.Conv1d(1, 1, 3, padding=1)
+
+    def forward(self, x):
+        y = self.conv(x)
+        return y * self.weigh(y.mean((2, 3))[:, None]).sigmoid()[:, 0, :, None, None]
 
 
 class Windows(nn.Module):
@@ -184,6 +196,12 @@ CASES = {
     ),
     "squeeze and excitation": (
         lambda: image_model(Excited(), Excited()),
+        IMAGES,
+        FIRST,
+        {"1": FIRST, "1.conv": FIRST, "2": FIRST},
+    ),
+    "efficient channel attention": (
+        lambda: image_model(Neighbours(), Neighbours()),
         IMAGES,
         FIRST,
         {"1": FIRST, "1.conv": FIRST, "2": FIRST},

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
 from tensorflow.python.eager import context  # nothing public turns eager execution on for a while
+from tensorflow.python.framework import ops  # nothing public tells which operations have a gradient
 
 from iba_core.bottleneck.noise import keyed_normal
 from iba_core.errors import LayerError
@@ -115,6 +116,38 @@ def traced(function: Callable[..., Any], **options: Any) -> Traced:
     return Traced(function, options)
 
 
+_FLAT = ("ArgMax", "ArgMin", "Ceil", "Floor", "Rint", "Round", "Sign")
+"""Operations whose registered gradient is none, or zero everywhere."""
+
+
+_OPAQUE = (tf.resource, tf.variant)
+
+
+def is_cut_off(output: tf.Tensor, x: tf.Tensor) -> bool:
+    """Whether no gradient can go from a tensor of a graph to another one of it."""
+    seen: set[int] = set()
+    queue = [output]
+    while queue:
+        tensor = queue.pop()
+        if tensor is x:
+            return False
+        # Handles and lists of tensors may hold anything.
+        is_open = tensor.dtype.is_floating or tensor.dtype.is_complex or tensor.dtype in _OPAQUE
+        if id(tensor) in seen or not is_open:
+            continue
+        seen.add(id(tensor))
+        if tensor.op.type not in _FLAT and _has_gradient(tensor.op):
+            queue.extend(tensor.op.inputs)
+    return True
+
+
+def _has_gradient(operation: tf.Operation) -> bool:
+    try:
+        return ops.get_gradient_function(operation) is not None
+    except LookupError:  # TensorFlow itself says so when it is asked for the gradient
+        return True
+
+
 def fresh_key() -> tuple[int, int]:
     """Two new numbers below 2**31 that can seed stateless random operations.
 
@@ -185,8 +218,8 @@ class TensorFlowFramework(Framework):
         gradient = tape.gradient(value, x)
         if gradient is None:
             raise LayerError(
-                "what is to be explained does not depend on the layer's features by anything that can be "
-                "differentiated: name a layer before it, or give a target with a gradient"
+                "what is to be kept of the output does not depend on the layer, or is cut off from it "
+                "(stop_gradient, argmax, whole numbers); choose another layer, target or output="
             )
         return value, auxiliary, gradient
 

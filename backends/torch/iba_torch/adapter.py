@@ -168,9 +168,14 @@ class TorchAdapter(ModelAdapter):
             whole = self._shadows.assumed.get("whole", AssumptionsAtPlace)
 
             def run() -> Any:
-                with shadow.used(), torch.no_grad(), whole.watching(shadow.weights):
-                    with shadow.switch.on({}, handler):
-                        return call_with(shadow.of(self.model), owned(inputs))
+                own, copy = owned(inputs), shadow.of(self.model)
+                with (
+                    shadow.used(),
+                    torch.no_grad(),
+                    whole.watching(shadow.weights),
+                    shadow.switch.on({}, handler),
+                ):
+                    return call_with(copy, own)
 
             return self._shadows.run(shadow, whole, run)
 

@@ -12,6 +12,7 @@ from tensorflow.core.framework.node_def_pb2 import NodeDef
 from iba_core.errors import InputError
 from iba_tf.bottlenecks.flow import Flow, GraphFlow, Load, load_values
 from iba_tf.framework import eagerly
+from iba_tf.graphs.custom_gradients import graph_def_of
 from iba_tf.graphs.dataflow import TensorName
 from iba_tf.graphs.graph_inputs import GraphInput
 from iba_tf.graphs.operations import REFERENCES, Binding, OperationGraph, canonical, node_of
@@ -164,7 +165,7 @@ class CopiedGraph:
                 "copied_session_and_graph_as_default(), from get_copied_outputs()"
             )
         operations = self._operations_for(tensor)
-        whole = graph.as_graph_def()
+        whole = graph_def_of(graph)
         graph_def = GraphDef(versions=whole.versions, library=whole.library)
         for node in whole.node:
             if node.name in operations:

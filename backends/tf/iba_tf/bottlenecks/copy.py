@@ -16,8 +16,9 @@ from keras import KerasTensor
 from iba_core.arguments import require_type
 from iba_core.bottleneck.estimator import WelfordEstimator
 from iba_core.errors import InputError, LayerError, StateError
+from iba_core.framework.inputs import Shared, inputs_of_batch, leaves_of, require_batches
 from iba_core.framework.inputs import batch_size as rows_of
-from iba_core.framework.inputs import inputs_of_batch, require_batches
+from iba_core.framework.layout import DataFormat
 from iba_core.targets import cross_entropy, main_output
 from iba_tf.adapter import TensorFlowAdapter
 from iba_tf.bottlenecks.copied_graph import CopiedGraph
@@ -82,6 +83,8 @@ class IBACopy(PerSampleBottleneck):
         min_std: see `Hyperparameters`.
         smooth_std: see `Hyperparameters`.
         normalize_beta: see `Hyperparameters`.
+        data_format: where the channels of the feature map are, ``"channels_first"`` or ``"channels_last"``;
+            None to conclude it from the layers around it.
         **keras_kwargs: see `keras.layers.Layer`. The ``name`` is that of the bottleneck in the copied graph.
 
     Raises:
@@ -122,6 +125,8 @@ class IBACopy(PerSampleBottleneck):
         min_std: float = 0.01,
         smooth_std: float = 1,
         normalize_beta: bool = True,
+        *,
+        data_format: DataFormat | None = None,
         **keras_kwargs: Any,
     ) -> None:
         hyperparameters = Hyperparameters(
@@ -131,7 +136,8 @@ class IBACopy(PerSampleBottleneck):
         with eagerly():
             self.name = keras.layers.Layer(**{"name": "iba", **keras_kwargs}).name
             self._original = Original.of(feature, outputs, graph, session)
-            self._split = self._original.split()
+            self._data_format = data_format
+            self._split = self._original.split(data_format)
             self.flow = Flow(self._precision())
             """Where the mask of the last analysis is kept."""
         self._adapter = TensorFlowAdapter(self._original.model)
@@ -170,7 +176,7 @@ class IBACopy(PerSampleBottleneck):
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
         with tf.init_scope(), eagerly():
-            self._split = self._original.split()
+            self._split = self._original.split(self._data_format)
             self._adapter = TensorFlowAdapter(self._original.model)
         kept, self._loss = state["_loss"], None
         if kept:
@@ -314,7 +320,7 @@ class IBACopy(PerSampleBottleneck):
         if shape.rank is not None and not (shape.rank < 2 or (shape.rank == 2 and shape[1] == 1)):
             raise InputError(f"model_loss has shape {tuple(shape)}, it must be (None,), (None, 1) or ()")
         model = GraphModel.from_operations(graph)
-        split = model.split(copied.feature)
+        split = model.split(copied.feature, data_format=self._data_format)
         self._loss = TailLoss(TensorFlowAdapter(model), split, by_image=shape.rank != 0)
         self._target = None
 
@@ -500,7 +506,7 @@ class IBACopy(PerSampleBottleneck):
         for feed in feeds:
             if isinstance(feed, Mapping):
                 target = next((value for key, value in _tensor_keys(feed) if key is self._target), target)
-        inputs = self._inputs(loss.adapter.model, *feeds)
+        inputs = loss.adapter.shared.mark(self._inputs(loss.adapter.model, *feeds), loss.adapter.predict)
         for name, tensor in _named(inputs):
             require_rows(tensor, f"the input {name}")
         rows = class_rows(loss, target, rows_of(inputs), lambda: self._classes(inputs))
@@ -550,8 +556,9 @@ class IBACopy(PerSampleBottleneck):
             # As in a session, a feed may hold values that nothing depends on.
             idle = isinstance(key, tf.Tensor) and graph is not None and name not in names
             if key is not self._target and not idle:
-                named[name] = value if hasattr(value, "shape") else np.asarray(value)
-        return dict(sorted(named.items(), key=lambda item: not len(item[1].shape)))
+                is_array = hasattr(value, "shape") or isinstance(value, Shared)
+                named[name] = value if is_array else _array(name, value)
+        return dict(sorted(named.items(), key=lambda item: not len(getattr(item[1], "shape", ()))))
 
     def _inputs(self, model: GraphModel, feed: Any, further: Mapping[Any, Any] | None = None) -> Any:
         """The inputs of a model, checked, from feeds that complete each other."""
@@ -613,6 +620,13 @@ class IBACopy(PerSampleBottleneck):
         return canonical(name) if graph is not None and node_of(name) in graph.nodes else name
 
 
+def _array(name: str, value: Any) -> npt.NDArray[Any]:
+    try:
+        return np.asarray(value)
+    except ValueError as error:
+        raise InputError(f"input {name!r} of type {type(value).__name__} is no array: {error}") from error
+
+
 def _tensor_keys(feed: Mapping[Any, Any]) -> Iterator[tuple[Any, Any]]:
     """The entries of a feed; Keras 2 has its tensors in dicts by reference."""
     for key, value in feed.items():
@@ -620,8 +634,7 @@ def _tensor_keys(feed: Mapping[Any, Any]) -> Iterator[tuple[Any, Any]]:
 
 
 def _named(inputs: Any) -> Iterator[tuple[str, tf.Tensor]]:
-    if isinstance(inputs, Mapping):
-        yield from ((repr(name), tensor) for name, tensor in inputs.items() if tensor.shape.rank)
-    else:
-        flat = tf.nest.flatten(inputs)
-        yield from ((str(number), tensor) for number, tensor in enumerate(flat))
+    for path, leaf in leaves_of(inputs):
+        tensor = leaf.array if isinstance(leaf, Shared) else leaf
+        if tensor.shape.rank:
+            yield repr(path[-1]) if isinstance(inputs, Mapping) else str(path[-1] if path else 0), tensor

@@ -11,7 +11,7 @@ import numpy.typing as npt
 import tensorflow as tf
 from keras import KerasTensor
 
-from iba_core.arguments import require_text
+from iba_core.arguments import require_bool, require_text
 from iba_core.bottleneck.estimator import KIND, STATE, WelfordEstimator
 from iba_core.errors import InputError
 from iba_core.framework.inputs import require_batches
@@ -89,9 +89,9 @@ class TFWelfordEstimator(WelfordEstimator):
         Raises:
             InputError: see `fit`.
         """
-        for feed_dict in get_tqdm()(
-            require_batches("generator", generator), desc="Estimating", unit="batch", disable=not progbar
-        ):
+        require_bool("progbar", progbar)
+        batches = require_batches("generator", generator)
+        for feed_dict in get_tqdm()(batches, desc="Estimating", unit="batch", disable=not progbar):
             self.fit(feed_dict, session, run_kwargs)
 
     def state_dict(self) -> dict[str, Any]:

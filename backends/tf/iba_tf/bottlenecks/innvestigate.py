@@ -24,7 +24,7 @@ from iba_core.framework.adapter import find_adapter
 from iba_core.framework.cache import Cache
 from iba_core.framework.inputs import arrays_of, inputs_of_batch, take
 from iba_core.framework.inputs import batch_size as rows_of
-from iba_core.framework.layout import Layout
+from iba_core.framework.layout import DataFormat, Layout
 from iba_core.state import interpreting, read_npz, write_npz
 from iba_core.targets import ClassTarget, DistributionTarget, Loss, Target, cross_entropy, main_output
 from iba_tf.bottlenecks.copy import IBACopy
@@ -77,6 +77,8 @@ class IBACopyInnvestigate(IBACopy):
         copy_session_config: see `IBACopy`.
         disable_model_checks: also take a model that ends in a softmax. Its probabilities are recognised, but
             where one is nearly 1, they hold too little of the logits to explain it well.
+        data_format: where the channels of the feature map are, ``"channels_first"`` or ``"channels_last"``;
+            None to conclude it from the layers around it.
         **keras_kwargs: see `IBACopy`.
 
     Raises:
@@ -113,6 +115,8 @@ class IBACopyInnvestigate(IBACopy):
         session: tf.compat.v1.Session | None = None,
         copy_session_config: Any = None,
         disable_model_checks: bool = False,
+        *,
+        data_format: DataFormat | None = None,
         **keras_kwargs: Any,
     ) -> None:
         require_choice("neuron_selection_mode", neuron_selection_mode, _MODES)
@@ -135,6 +139,7 @@ class IBACopyInnvestigate(IBACopy):
             min_std,
             smooth_std,
             normalize_beta,
+            data_format=data_format,
             **keras_kwargs,
         )
         graph = self._original.graph
@@ -252,7 +257,7 @@ class IBACopyInnvestigate(IBACopy):
             OptimizationError: the objective became NaN or infinite.
         """
         target = self._selected(neuron_selection)
-        inputs = self._inputs(self._original.model, X)
+        inputs = self._adapter.shared.mark(self._inputs(self._original.model, X), self._adapter.predict)
         for tensor in arrays_of(inputs):
             require_rows(tensor, "X")
         loss, rows = self._resolved(target, inputs)

@@ -17,7 +17,9 @@ from keras import KerasTensor
 
 from iba_core.bottleneck.estimator import STATE, WelfordEstimator
 from iba_core.errors import InputError, LayerError
-from iba_core.framework.inputs import inputs_of_batch, require_batches
+from iba_core.framework.inputs import Shared, inputs_of_batch, leaves_of, require_batches
+from iba_core.framework.inputs import batch_size as batch_size_of
+from iba_core.framework.layout import DataFormat
 from iba_core.targets import cross_entropy
 from iba_tf.adapter import TensorFlowAdapter, require_tensorflow
 from iba_tf.bottlenecks.copy import IBACopy
@@ -34,10 +36,10 @@ from iba_tf.bottlenecks.per_sample import (
     require_loss,
     require_rows,
 )
-from iba_tf.bottlenecks.softmax import applies_softmax
 from iba_tf.framework import eagerly, runs_eagerly
-from iba_tf.graphs.calls import Call, CallGraph, function_to
-from iba_tf.graphs.split import GraphSplit
+from iba_tf.graphs.calls import CallGraph, function_to
+from iba_tf.graphs.endings import ending
+from iba_tf.graphs.split import GraphSplit, require_format
 
 v1 = tf.compat.v1
 
@@ -69,6 +71,8 @@ class IBALayer(PerSampleBottleneck, keras.layers.Layer):
         min_std: see `Hyperparameters`.
         smooth_std: see `Hyperparameters`.
         normalize_beta: see `Hyperparameters`.
+        data_format: where the channels of the feature map are, ``"channels_first"`` or ``"channels_last"``;
+            None to conclude it from the layers around it.
         **kwargs: see `keras.layers.Layer`.
 
     Raises:
@@ -100,9 +104,12 @@ class IBALayer(PerSampleBottleneck, keras.layers.Layer):
         min_std: float = 0.01,
         smooth_std: float = 1.0,
         normalize_beta: bool = True,
+        *,
+        data_format: DataFormat | None = None,
         **kwargs: Any,
     ) -> None:
         require_tensorflow()
+        require_format(data_format)
         super().__init__(**kwargs)
         self.supports_masking = True
         hyperparameters = Hyperparameters(
@@ -110,6 +117,7 @@ class IBALayer(PerSampleBottleneck, keras.layers.Layer):
         )
         self._set_up(estimator, feature_mean, feature_std, feature_active, hyperparameters)
         self._bound = _Bound()
+        self._data_format = data_format
 
     # -- Keras' side ------------------------------------------------------------------------------
 
@@ -132,7 +140,7 @@ class IBALayer(PerSampleBottleneck, keras.layers.Layer):
             inputs: features (B, ...).
         """
         if _is_in_graph(inputs):
-            in_graph = _LayerInGraph(inputs, self._flow.dtype)
+            in_graph = _LayerInGraph(inputs, self._flow.dtype, self._data_format)
             self._bound = _Bound(in_graph=in_graph)
             return in_graph.outputs
         return self._flow(inputs)
@@ -143,7 +151,8 @@ class IBALayer(PerSampleBottleneck, keras.layers.Layer):
 
     def get_config(self) -> dict[str, Any]:
         """Return the hyperparameters, and Keras' own. Statistics are saved with the weights."""
-        return {**super().get_config(), **self.get_default()}
+        given = {} if self._data_format is None else {"data_format": self._data_format}
+        return {**super().get_config(), **self.get_default(), **given}
 
     def save_own_variables(self, store: Any) -> None:
         """Write the statistics to a file of weights.
@@ -267,7 +276,7 @@ class IBALayer(PerSampleBottleneck, keras.layers.Layer):
             raise LayerError(
                 f"layer {self.name!r} runs {len(places)} times on the way to {output.name!r}; {advice}"
             )
-        return adapter, adapter.network.split(self, replace=True)
+        return adapter, adapter.network.split(self, replace=True, data_format=self._data_format)
 
     def _split(self) -> GraphSplit:
         """The model around the layer: up to the loss if there is one, else up to the layer's last call."""
@@ -407,7 +416,7 @@ class IBALayer(PerSampleBottleneck, keras.layers.Layer):
         if isinstance(feed_dict, dict) and bound.target in feed_dict:
             target = feed_dict[bound.target]
         inputs = self._checked(loss, self._without_target(feed_dict))
-        rows = class_rows(loss, target, inputs[0].shape[0], lambda: loss.classes)
+        rows = class_rows(loss, target, batch_size_of(inputs), lambda: loss.classes)
         return alone(self._explain(loss, inputs, rows, self._flow, hyperparameters, **options))
 
     @contextmanager
@@ -446,11 +455,12 @@ class IBALayer(PerSampleBottleneck, keras.layers.Layer):
             return feed
         return {key: value for key, value in feed.items() if key is not self._bound.target}
 
-    def _checked(self, loss: TailLoss, inputs: Any) -> tuple[tf.Tensor, ...]:
-        graph, tensors = loss.adapter.network.prepare(inputs)
-        for tensor, entry in zip(tensors, graph.inputs, strict=True):
-            require_rows(tensor, f"feed_dict[{entry.name!r}]")
-        return tuple(tensors)
+    def _checked(self, loss: TailLoss, inputs: Any) -> Any:
+        marked = loss.adapter.to_inputs(inputs)
+        for path, leaf in leaves_of(marked):
+            name = str(path[-1]) if path else "x"
+            require_rows(leaf.array if isinstance(leaf, Shared) else leaf, f"feed_dict[{name!r}]")
+        return marked
 
 
 @dataclass
@@ -472,14 +482,16 @@ class _LayerInGraph:
     Args:
         inputs: what the layer was called on.
         dtype: precision of the bottleneck.
+        data_format: where the channels are; None to conclude it.
 
     Attributes:
         outputs: what the call gives.
         target: stands for the class in feeds; None without a classification.
     """
 
-    def __init__(self, inputs: tf.Tensor, dtype: tf.DType) -> None:
+    def __init__(self, inputs: tf.Tensor, dtype: tf.DType, data_format: DataFormat | None) -> None:
         self._flow = GraphFlow(inputs, dtype)
+        self._data_format = data_format
         self.outputs = self._flow.outputs
         self.target: tf.Tensor | None = None
         self._kept: tf.Tensor | None = None
@@ -544,7 +556,7 @@ class _LayerInGraph:
         with self._lock:
             copy = self._copy
             if copy is None or copy.session is not session:
-                copy = IBACopy(self.outputs, [self._kept], session=session)
+                copy = IBACopy(self.outputs, [self._kept], session=session, data_format=self._data_format)
                 copy.keep_first_output(is_classification=self.is_classification)
             else:
                 copy.update_variables()
@@ -572,8 +584,7 @@ def _require_symbolic(argument: str, tensor: Any) -> None:
 
 def _comes_from_softmax(tensor: KerasTensor) -> bool:
     graph = CallGraph.of(function_to(tensor))
-    call = graph.producer(graph.flat_outputs[0])
-    return isinstance(call, Call) and applies_softmax(call.operation)
+    return ending(graph, graph.flat_outputs[0]) == "softmax"
 
 
 def _is_in_graph(tensor: Any) -> bool:

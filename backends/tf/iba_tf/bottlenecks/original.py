@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from os import PathLike, fspath
@@ -19,6 +20,7 @@ from iba_core.framework.layout import DataFormat
 from iba_tf.adapter import TensorFlowAdapter
 from iba_tf.framework import eagerly
 from iba_tf.graphs.calls import function_to
+from iba_tf.graphs.calls import node_of as keras_call_of
 from iba_tf.graphs.dataflow import TensorName
 from iba_tf.graphs.graph_inputs import Fed
 from iba_tf.graphs.operations import OperationGraph, canonical, node_of
@@ -27,6 +29,9 @@ from iba_tf.models.graph_model import GraphModel
 from iba_tf.models.origins import value_of
 
 v1 = tf.compat.v1
+
+_NUMBERED = re.compile(r"output_(\d+)")
+"""Names of the outputs that a SavedModel gives in order."""
 
 _KEPT = 8
 """How many traced graphs of a model keep a version with the wanted outputs only."""
@@ -141,6 +146,10 @@ class Original:
             feature, *named = [_symbol_of_name(x, model) for x in given]
             outputs = None if outputs is None else named
             given = [feature, *named]
+        known = given[1:] if model is None else model.outputs
+        feature, *named = (_in_graph_of(known, x) for x in given)
+        outputs = None if outputs is None else named
+        given = [feature, *named]
         symbols = list({id(x): x for x in given if _is_symbolic(x)}.values())
         if not symbols:
             if model is None:
@@ -191,9 +200,9 @@ class Original:
         """See `GraphModel.check_layer`."""
         return self.model.check_layer(layer)
 
-    def split(self) -> GraphSplit:
-        """The model, split at the feature map."""
-        return GraphSplit(self, self.feature)
+    def split(self, data_format: DataFormat | None = None) -> GraphSplit:
+        """The model, split at the feature map, whose channels may be said to be first or last."""
+        return GraphSplit(self, self.feature, data_format=data_format)
 
     def _select(self, graph: OperationGraph) -> OperationGraph:
         if self.outputs is None:
@@ -258,6 +267,9 @@ def _output(graph: OperationGraph, output: Any) -> TensorName:
     """Tensor of an output, by its key in the model's results or by the name of a place."""
     if isinstance(graph.outputs, Mapping) and isinstance(output, str) and output in graph.outputs:
         return str(tf.nest.flatten(graph.outputs[output])[0])
+    numbered = _NUMBERED.fullmatch(output) if isinstance(output, str) else None
+    if numbered and isinstance(graph.outputs, (list, tuple)) and int(numbered[1]) < len(graph.outputs):
+        return str(tf.nest.flatten(graph.outputs[int(numbered[1])])[0])
     return graph.find(output)[1]
 
 
@@ -323,6 +335,28 @@ def _symbol_of_name(x: Any, model: Any) -> Any:
     nodes = [node for layer in layers for node in getattr(layer, "_inbound_nodes", [])]
     tensors = [tensor for node in nodes for tensor in tf.nest.flatten(node.outputs)]
     return next((tensor for tensor in tensors if tensor.name == x), x)
+
+
+def _in_graph_of(outputs: Any, x: Any) -> Any:
+    """A symbolic tensor, or the one in its place among those that some outputs depend on.
+
+    A sequential model calls its layers anew whenever another one is added, so that `layer.output` may be of
+    a call that is in no model any more.
+    """
+    if not _is_symbolic(x) or _library_of(x) is not keras:
+        return x
+    seen: dict[int, Any] = {}
+    queue = [tensor for tensor in outputs or [] if _is_symbolic(tensor)]
+    while queue:
+        tensor = queue.pop()
+        if id(tensor) not in seen:
+            seen[id(tensor)] = tensor
+            queue.extend(keras_call_of(tensor).arguments.keras_tensors)
+    if id(x) in seen:
+        return x
+    owner, _, index = x._keras_history
+    found = [y for y in seen.values() if y._keras_history[0] is owner and y._keras_history[2] == index]
+    return found[0] if len(found) == 1 else x
 
 
 def _library_of(symbol: Any) -> Any:

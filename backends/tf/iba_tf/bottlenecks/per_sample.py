@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, field
@@ -313,15 +312,14 @@ class PerSampleBottleneck:
         # What is new is gathered apart, since another thread may take in samples meanwhile.
         gathered = copy(own)
         gathered.reset()
-        for samples in samples_of(map(_as_one, batches), n_samples or sys.maxsize, progbar):
+        for samples in samples_of(map(_as_one, batches), n_samples, progbar):
             gathered.fit(np.asarray(tf.cast(features(samples), tf.float64)))
         if not gathered.n_samples():
             raise InputError("the generator gave no samples; give at least two")
         with _merging:
+            gathered.merge(own)
             # The estimator stays the same object, since users may have given it.
-            merged = copy(own)
-            merged.merge(gathered)
-            vars(own).update(vars(merged))
+            vars(own).update(vars(gathered))
 
     # -- explaining -------------------------------------------------------------------------------
 

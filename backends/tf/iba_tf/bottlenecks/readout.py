@@ -23,6 +23,7 @@ from iba_core.bottleneck.settings import BottleneckSettings, plain_settings
 from iba_core.errors import InputError
 from iba_core.framework.adapter import Inputs
 from iba_core.framework.arrays import require_array
+from iba_core.framework.inputs import require_inputs
 from iba_core.framework.layout import DataFormat, Tokens
 from iba_core.readout.bottleneck import Known, ReadoutBottleneck
 from iba_core.readout.state import ReadoutState
@@ -243,7 +244,7 @@ class IBAReadout(ReadoutBottleneck):
         return BottleneckSettings(**plain_settings(values, {"smooth_std": "sigma"}))
 
     def _checked_input(self, input_t: Inputs) -> tuple[tf.Tensor, ...]:
-        inputs = self._passes.to_inputs(input_t)
+        inputs: tuple[tf.Tensor, ...] = require_inputs("input_t", input_t, self._passes.to_inputs)
         self._passes.check(inputs)
         return inputs
 

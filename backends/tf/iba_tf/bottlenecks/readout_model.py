@@ -126,7 +126,9 @@ class KerasReadoutModel(ReadoutModel):
     def nested_pass(self, inputs: tuple[tf.Tensor, ...]) -> Iterator[NestedPass]:
         """See `ReadoutModel.nested_pass`."""
         _, *readout_features = self.features(inputs)
-        with self._split.head(inputs) as tail:
+        # In a function that is being traced there are no values to check the split with.
+        head = self._split.open_head if tf.inside_function() else self._split.head
+        with head(inputs) as tail:
             yield NestedPass(tail.features, tuple(readout_features), tail.run, tail.carry)
 
     def _evaluate(self, inputs: tuple[tf.Tensor, ...]) -> tuple[tf.Tensor, ...]:

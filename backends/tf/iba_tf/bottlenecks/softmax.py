@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 import keras
 import tensorflow as tf
 
 from iba_core.errors import LayerError
+from iba_core.targets import main_index
 from iba_tf.adapter import require_tensorflow
 from iba_tf.bottlenecks.original import keras_library_of
-from iba_tf.graphs import operations
 from iba_tf.graphs.calls import has_graph, node_of, output_structure, why_no_graph
-from iba_tf.graphs.dataflow import TensorName
-from iba_tf.graphs.operations import OperationGraph
+from iba_tf.graphs.dataflow import DataflowGraph, TensorName, in_order
+from iba_tf.graphs.endings import before_softmax
 
 
 def model_wo_softmax(model: Any) -> Any:
@@ -57,11 +57,6 @@ def _without_softmax(model: Any, name: str, dialect: _Dialect) -> Any:
     return dialect.package.Model(dialect.inputs(model), packed, name=name)
 
 
-def applies_softmax(operation: Any) -> bool:
-    """Whether an operation of Keras 3 ends in a softmax. The end of a nested model does not count."""
-    return _applies_softmax(operation, _Keras3())
-
-
 def _applies_softmax(operation: Any, dialect: _Dialect) -> bool:
     softmax = dialect.package.activations.softmax
     return _is_softmax(operation, dialect) or getattr(operation, "activation", None) is softmax
@@ -83,20 +78,28 @@ def _ends_in_softmax(tensor: Any, dialect: _Dialect) -> bool:
     return _applies_softmax(operation, dialect)
 
 
-def first_output(graph: OperationGraph) -> TensorName:
-    """Name of the output that a classification uses, see `main_output`."""
-    outputs = graph.outputs
-    while not isinstance(outputs, str):
-        outputs = next(iter(outputs.values() if isinstance(outputs, Mapping) else outputs))
-    return outputs
+def first_output(graph: DataflowGraph) -> TensorName:
+    """Name of the output that a classification uses, see `main_output`.
+
+    Raises:
+        InputError: it is not clear which of several outputs that is.
+    """
+    names = list(in_order(graph.outputs))
+    return names[main_index(named_as(graph.outputs, graph.tensor))]
 
 
-def logits_of(graph: OperationGraph) -> TensorName | None:
+def named_as(outputs: Any, tensor: Callable[[TensorName], Any]) -> Any:
+    """Nested names of tensors with the tensors in their places."""
+    if isinstance(outputs, str):
+        return tensor(outputs)
+    if isinstance(outputs, Mapping):
+        return {key: named_as(value, tensor) for key, value in outputs.items()}
+    return [named_as(value, tensor) for value in outputs]
+
+
+def logits_of(graph: DataflowGraph) -> TensorName | None:
     """Name of the input of the softmax at the end of the first output; None if there is no softmax."""
-    name = first_output(graph)
-    while (node := graph.nodes.get(operations.node_of(name))) is not None and node.op == "Identity":
-        (name,) = node.inputs
-    return node.inputs[0] if node is not None and node.op == "Softmax" else None
+    return before_softmax(graph, first_output(graph))
 
 
 class _Rebuilt:

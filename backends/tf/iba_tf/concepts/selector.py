@@ -9,6 +9,7 @@ import keras
 import numpy.typing as npt
 import tensorflow as tf
 
+from iba_core.arguments import require_seed
 from iba_core.concepts import selection
 
 _TRANSPOSED = ("selector.0.weight", "selector.2.weight")
@@ -75,6 +76,7 @@ class SelectorZU(keras.layers.Layer):
         self.out_features = out_features
         self.temperature = temperature
         self.attention_over = attention_over
+        require_seed("seed", seed, 2**31 - 1)
         self.seed = seed
         self._seeds = keras.random.SeedGenerator(seed)
         self.memory = keras.layers.Embedding(

@@ -162,6 +162,18 @@ class CallGraph(DataflowGraph):
         """See `DataflowGraph.companions`: the mask."""
         return (tensor + _MASK,)
 
+    def where_instead(self, name: str) -> str | None:
+        """See `DataflowGraph.where_instead`: a layer within another one that is no model."""
+        last = name.rpartition("/")[2].partition(":")[0]
+        for place in self.layers:
+            inside = getattr(place.object, "_flatten_layers", lambda **_: ())(include_self=False)
+            if any(layer.name == last for layer in inside):
+                return (
+                    f"it is inside layer {place.name!r}, whose calls Keras does not list: explain "
+                    "GraphModel.from_keras(model) in place of the model, which names the layers inside, too"
+                )
+        return None
+
     # -- channels ---------------------------------------------------------------------------------
 
     def inside(self, node: Any) -> OperationGraph | None:

@@ -1,4 +1,4 @@
-"""Where the channels of a tensor are: learnt from what makes it and from what takes it.
+"""Where the channels of a tensor are: learnt from the operations that make it and take it.
 
 A convolution, a normalisation, a dense layer or a pooling says which axis of a tensor holds channels. A
 tensor that comes of such a node, or goes to one, by operations that only move, add or drop axes, has its
@@ -75,7 +75,7 @@ def nearest(graph: AxisGraph, start: Iterable[Reached], backwards: bool) -> Foun
     Args:
         graph: where to look.
         start: tensors to start from.
-        backwards: whether to look at what makes them, not at what takes them.
+        backwards: whether to look at the operations that make them, instead of those that take them.
 
     Returns:
         The axis if one is stated; else the ends of the graph that are reached.

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar
@@ -165,6 +165,10 @@ class DataflowGraph(ABC):
         """Names of what belongs to a tensor and goes wherever it goes, such as a mask of Keras."""
         return ()
 
+    def has_lost_gradient(self, node: Any) -> bool:
+        """Whether a node had a gradient of its own in the program that made the graph."""
+        return False
+
     def decides(self, name: str) -> bool:
         """Whether a node decides which branch is taken."""
         return False
@@ -308,7 +312,12 @@ class DataflowGraph(ABC):
                 f"no output of the model depends on layer {shown!r}, so there is nothing to explain"
             )
         names = [place.name for place in self.places]
-        raise LayerError(f"the model runs no layer {shown!r}; {closest(shown, names)}")
+        hint = self.where_instead(shown) or closest(shown, names)
+        raise LayerError(f"the model runs no layer {shown!r}; {hint}")
+
+    def where_instead(self, name: str) -> str | None:
+        """How to reach a layer that runs, but that the graph does not show; None if there is none."""
+        return None
 
     # -- channels ---------------------------------------------------------------------------------
 
@@ -349,6 +358,15 @@ class DataflowGraph(ABC):
 
 
 # -- names ----------------------------------------------------------------------------------------
+
+
+def in_order(outputs: Any) -> Iterator[TensorName]:
+    """The names in a nested structure, in its own order; TensorFlow sorts dicts by their keys."""
+    if isinstance(outputs, str):
+        yield outputs
+        return
+    for part in outputs.values() if isinstance(outputs, Mapping) else outputs:
+        yield from in_order(part)
 
 
 def split_index(name: str) -> tuple[str, int]:

@@ -33,8 +33,8 @@ class GraphInput:
     default: Any = None
 
 
-Fed = list[tf.Tensor | Shared | None]
-"""A tensor for each input of a graph, marked where all images share it; None for those that are missing."""
+Fed = list[Any]
+"""A tensor for each input of a graph, `Shared` where all images share it; None for those that are missing."""
 
 
 def tensors_for(entries: Sequence[GraphInput], inputs: Inputs, needed: set[str] | None = None) -> Fed:
@@ -145,19 +145,24 @@ def batched_inputs(entries: Sequence[GraphInput], fed: Fed) -> list[bool]:
     Raises:
         InputError: no input has a row for each image.
     """
-    pairs = zip(entries, fed, strict=True)
-    own = [(entry, x) for entry, x in pairs if tf.is_tensor(x) and x.shape.rank]
+    own = [(entry, x) for entry, x in zip(entries, fed, strict=True) if _has_axes(x)]
     if not own:
         raise InputError("no input has a batch axis")
-    (reference, example), *_ = own
+    reference, example = own[0]
+    return [
+        _has_axes(x) and x.shape[0] == example.shape[0] and _declared_alike(entry, reference)
+        for entry, x in zip(entries, fed, strict=True)
+    ]
 
-    def is_batched(entry: GraphInput, x: tf.Tensor | Shared | None) -> bool:
-        if not tf.is_tensor(x) or not x.shape.rank or x.shape[0] != example.shape[0]:
-            return False
-        declared = entry.shape is not None and reference.shape is not None
-        return not declared or entry.shape[0] == reference.shape[0]
 
-    return [is_batched(entry, x) for entry, x in zip(entries, fed, strict=True)]
+def _has_axes(x: Any) -> bool:
+    return bool(tf.is_tensor(x) and x.shape.rank)
+
+
+def _declared_alike(entry: GraphInput, reference: GraphInput) -> bool:
+    if entry.shape is None or reference.shape is None:
+        return True
+    return entry.shape[:1] == reference.shape[:1]
 
 
 def is_several(inputs: Any) -> bool:

@@ -20,13 +20,19 @@ from tensorflow.core.framework.graph_pb2 import GraphDef
 from tensorflow.core.framework.node_def_pb2 import NodeDef
 from tensorflow.core.framework.op_def_pb2 import OpDef
 from tensorflow.python.framework import op_def_registry  # nothing public tells an operation's outputs
+from tensorflow.python.framework.ops import gradient_registry  # nor which gradients are registered
 
 _CALLS = ("PartitionedCall", "StatefulPartitionedCall")
 _CALL_NAME = re.compile(r"(^|/)(Stateful)?PartitionedCall(_\d+)?$")
 
-_DROPPED = ("_class", "_gradient_op_type", "_output_shapes", "_XlaMustCompile")
-"""Attributes that tie an operation to others that need not be there: to the devices of neighbours, or to a
-gradient that is bound to the graph that was traced first."""
+_DROPPED = ("_class", "_output_shapes", "_XlaMustCompile")
+"""Attributes that tie an operation to others that need not be there, such as the devices of neighbours."""
+
+OWN_GRADIENT = "IbaGradientOfItsOwn"
+"""Name of the gradient of an operation that carries its gradient with it, see `custom_gradients`."""
+
+LOST = "_iba_lost_gradient"
+"""Attribute of an operation that had a gradient of its own in the program that made the graph."""
 
 
 def inline_calls(graph_def: GraphDef) -> tuple[GraphDef, Callable[[str], str]]:
@@ -163,8 +169,26 @@ def _expand(
         node.device = ""
         for attribute in _DROPPED:
             node.attr.pop(attribute, None)
+        _check_gradient(node)
         definitions.rename_functions(node)
     return expanded, replaced
+
+
+def _check_gradient(node: NodeDef) -> None:
+    """Drop the name of a gradient that is not there, and mark the operation if that was a user's own."""
+    if "_gradient_op_type" not in node.attr:
+        return
+    name = node.attr["_gradient_op_type"].s.decode()
+    # The number in the name is that of another program, or of another graph.
+    is_bound = name.startswith(("CustomGradient-", "PartitionedCall-", "StatefulPartitionedCall-"))
+    if not is_bound:
+        try:
+            gradient_registry.lookup(name)
+        except LookupError:
+            is_bound = True
+    if is_bound:
+        del node.attr["_gradient_op_type"]
+        node.attr[LOST].b = "PartitionedCall-" not in name
 
 
 def _called(
@@ -231,6 +255,16 @@ def _flat_index(node: NodeDef, output: str) -> int:
             return index + int(number)
         index += _length(argument, node)
     raise ValueError(f"operation {node.name!r} of type {node.op} has no output {name!r}")
+
+
+def named_output(node: NodeDef, index: int) -> str:
+    """An output of an operation as functions refer to it, ``"name of the output:number"``."""
+    for argument in _definition(node.op).output_arg:
+        length = _length(argument, node)
+        if index < length:
+            return f"{argument.name}:{index}"
+        index -= length
+    raise ValueError(f"operation {node.name!r} of type {node.op} has no such output")
 
 
 def output_count(node: NodeDef) -> int:

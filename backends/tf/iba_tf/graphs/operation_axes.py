@@ -54,7 +54,7 @@ class OperationAxes:
 
     def stated(self, node: Any, name: str) -> int | None:
         """The axis of an argument or a result of an operation that holds channels, if that is certain."""
-        rank = self._shape(name).rank
+        rank: int | None = self._shape(name).rank
         if rank is None:
             return None
         op, data = node.op, self._data(node)
@@ -113,7 +113,7 @@ class OperationAxes:
         # A number for each step of a sequence, (T, 1), would look like one for each channel.
         if len(wide) != 1 or shape[wide[0]] is None or (rank < 4 and wide[0] != -1):
             return None
-        return wide[0] + rank
+        return int(wide[0]) + rank
 
     # -- axes ---------------------------------------------------------------------------------------
 

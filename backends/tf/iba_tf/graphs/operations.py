@@ -29,7 +29,7 @@ from iba_tf.framework import eagerly, runs_eagerly, traced
 from iba_tf.graphs.channels import Axes, Found
 from iba_tf.graphs.dataflow import DataflowGraph, Node, Place, Shape, TensorName, Values
 from iba_tf.graphs.graph_inputs import GraphInput
-from iba_tf.graphs.inlining import inline_calls, output_count
+from iba_tf.graphs.inlining import LOST, inline_calls, output_count
 from iba_tf.graphs.operation_axes import OperationAxes
 
 Binding: TypeAlias = tf.Variable | tf.Tensor
@@ -176,6 +176,15 @@ class OperationGraph(DataflowGraph):
         if node is None:
             raise InputError(f"the graph refers to an operation {node_of(tensor)!r} that it does not hold")
         return node
+
+    def has_lost_gradient(self, node: Any) -> bool:
+        """See `DataflowGraph.has_lost_gradient`; that of `tf.nn.silu` is the derivative of what it does."""
+        if LOST not in node.definition.attr or not node.definition.attr[LOST].b:
+            return False
+        made = self.nodes.get(node_of(node.inputs[0]))
+        factors = [self.nodes.get(node_of(source)) for source in (made.inputs if made else ())]
+        is_silu = made is not None and made.op == "Mul" and any(x and x.op == "Sigmoid" for x in factors)
+        return not is_silu
 
     def decides(self, name: str) -> bool:
         """See `DataflowGraph.decides`: whether an operation is a v1 branch's own mark of being taken."""

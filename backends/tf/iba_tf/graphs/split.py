@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,9 +16,9 @@ from iba_core.framework.adapter import Activation, Inputs, Split, Tail
 from iba_core.framework.cache import Cache
 from iba_core.framework.comparison import OwnOutputs
 from iba_core.framework.layout import DataFormat
-from iba_tf.framework import eagerly, runs_eagerly, traced
+from iba_tf.framework import eagerly, is_cut_off, runs_eagerly, traced
 from iba_tf.graphs.channels import channel_axis, nearest
-from iba_tf.graphs.dataflow import DataflowGraph, Node, Shape, TensorName
+from iba_tf.graphs.dataflow import DataflowGraph, Node, Shape, TensorName, in_order
 from iba_tf.graphs.endings import ending
 from iba_tf.graphs.graph_inputs import Fed, batched_inputs, plain
 
@@ -98,8 +98,7 @@ class GraphSplit(Split):
         data_format: DataFormat | None = None,
     ) -> None:
         super().__init__()
-        if data_format not in (None, *get_args(DataFormat)):
-            raise InputError(f"data_format={data_format!r} is neither 'channels_first' nor 'channels_last'")
+        require_format(data_format)
         self._given_format = data_format
         self._source = source
         self._layer, self._end_layer = layer, end_layer
@@ -144,7 +143,7 @@ class GraphSplit(Split):
         with eagerly():
             passes, tensors = self._prepared(inputs, features_only=False)
             features, *carry = passes.head(tensors)
-            yield GraphTail(features, passes.tail, tuple(carry), division=passes.division)
+            yield GraphTail(features, passes.tail, tuple(carry), endings=passes.division.endings)
 
     @runs_eagerly
     def own_outputs(self, inputs: Inputs) -> OwnOutputs:
@@ -188,15 +187,24 @@ class GraphTail(Tail):
     """The part of a graph after a place.
 
     Attributes:
-        division: how the graph is divided.
+        endings: the function that each output ends in.
     """
 
-    division: Any = None
+    endings: Sequence[Activation | None] = ()
 
     def activations(self) -> list[Activation | None]:
         """See `Tail.activations`."""
-        endings: list[Activation | None] = self.division.endings
-        return endings
+        return list(self.endings)
+
+
+def require_format(data_format: Any) -> None:
+    """Check what a user says of where the channels are; None says nothing.
+
+    Raises:
+        InputError: it is no data format.
+    """
+    if data_format not in (None, *get_args(DataFormat)):
+        raise InputError(f"data_format={data_format!r} is neither 'channels_first' nor 'channels_last'")
 
 
 def _made_again(source: Source, layer: Any, end_layer: Any, options: dict[str, Any]) -> GraphSplit:
@@ -269,6 +277,13 @@ class Division:
             )
         tail, frontier, measured = _tail(graph, start, flat, dependent)
         nodes = [node for node in graph.nodes.values() if node.name in tail]
+        for node in nodes:
+            if graph.has_lost_gradient(node) and not dependent.isdisjoint(node.inputs):
+                raise LayerError(
+                    f"after layer {name!r} operation {node.name!r} has a gradient of its own "
+                    "(tf.custom_gradient), which is not in the graph: name a layer after it, or give the "
+                    "model itself in the program that makes it"
+                )
         if rewrite is not None:
             nodes = rewrite(nodes, flat)
         reached = {features, *(source for node in graph.needed_for([features]) for source in node.inputs)}
@@ -285,7 +300,7 @@ class Division:
     @cached_property
     def endings(self) -> list[Activation | None]:
         """The function that each output ends in, in the order of `arrays_of`."""
-        return [ending(self.graph, name) for name in _in_order(self.outputs)]
+        return [ending(self.graph, name) for name in in_order(self.outputs)]
 
     @property
     def flat_outputs(self) -> list[TensorName]:
@@ -297,15 +312,6 @@ class Division:
     def sources(self) -> list[TensorName]:
         """The tensors of the head whose sizes are read in the tail."""
         return list(dict.fromkeys(source for node in self.measured for source in node.inputs))
-
-
-def _in_order(outputs: Any) -> Iterator[TensorName]:
-    """The names in a nested structure, in its own order; TensorFlow sorts dicts by their keys."""
-    if isinstance(outputs, str):
-        yield outputs
-        return
-    for part in outputs.values() if isinstance(outputs, Mapping) else outputs:
-        yield from _in_order(part)
 
 
 def channels_of(graph: DataflowGraph, name: str, features: TensorName, start: TensorName) -> int | None:
@@ -525,7 +531,8 @@ class _Passes:
             for flag, x in zip(self._batched, given, strict=True)
         ]
         self._run_head = traced(self._trace_head, input_signature=specs)
-        self._run_all = traced(self._trace_all)
+        # Once is not worth a trace, where none is needed.
+        self._run_all = self._trace_all if self._graph.runs_in_python else traced(self._trace_all)
         self.tail = _TailFunction(self._trace_tail, self._graph.runs_in_python)
 
     def head(self, inputs: Sequence[tf.Tensor | None]) -> list[tf.Tensor]:
@@ -543,8 +550,14 @@ class _Passes:
 
     def own_outputs(self, inputs: Sequence[tf.Tensor | None]) -> Any:
         """What the whole graph gives for the first image."""
-        given = (x for x in inputs if x is not None)
-        return self._run_all(*(x[:1] if flag else x for x, flag in zip(given, self._batched, strict=True)))
+        given = [x for x in inputs if x is not None]
+        one = (x[:1] if flag else x for x, flag in zip(given, self._batched, strict=True))
+        try:
+            return self._run_all(*one)
+        except (tf.errors.OpError, ValueError) as error:
+            raise InputError(
+                f"the model fails on a batch of 1, so it cannot be checked: {_reason(error)}"
+            ) from error
 
     @cached_property
     def data_format(self) -> DataFormat:
@@ -633,6 +646,7 @@ class _Passes:
         if isinstance(images, int):
             for output, (one, two) in zip(outputs, self._output_sizes, strict=False):
                 output.set_shape([a + (b - a) * (images - 1) for a, b in zip(one, two, strict=True)])
+        self.tail.cut_off = [is_cut_off(output, z) for output in outputs]
         return tf.nest.pack_sequence_as(division.outputs, [tf.identity(x) for x in outputs])
 
     def _sizes(self, node: Node, images: int | tf.Tensor) -> dict[TensorName, tf.Tensor]:
@@ -657,14 +671,25 @@ class _TailFunction:
     Args:
         trace: runs the tail.
         inlines: whether it may become part of another function.
+
+    Attributes:
+        cut_off: for each output, whether no gradient can go from it to the features.
     """
 
     def __init__(self, trace: Callable[[tf.Tensor, tuple[tf.Tensor, ...]], Any], inlines: bool) -> None:
         self._trace, self._inlines = trace, inlines
         self._function = traced(trace)
+        self.cut_off: list[bool] = []
 
     def __call__(self, z: tf.Tensor, carry: tuple[tf.Tensor, ...]) -> Any:
-        return self._trace(z, carry) if self._inlines and tf.inside_function() else self._function(z, carry)
+        if self._inlines and tf.inside_function():
+            return self._trace(z, carry)
+        outputs = self._function(z, carry)
+        if not any(self.cut_off):
+            return outputs
+        # The gradient of a function is zero, where that of its operations is none.
+        flat = zip(tf.nest.flatten(outputs), self.cut_off, strict=True)
+        return tf.nest.pack_sequence_as(outputs, [tf.stop_gradient(x) if stops else x for x, stops in flat])
 
 
 def _reason(error: Exception) -> str:

@@ -116,11 +116,14 @@ def record_layers(record: LayerRecord) -> None:
     other graphs. So nothing has to be undone, wherever an interrupt strikes.
     """
     for cls in layer_classes():
-        if "_iba_records" not in vars(cls.__call__):
-            cls.__call__ = _recording(cls.__call__)
-    if "_iba_records" not in vars(_FUNCTION.__call__):
-        _FUNCTION.__call__ = _tracing_again(_FUNCTION.__call__)
+        _wrap_once(cls, _recording)
+    _wrap_once(_FUNCTION, _tracing_again)
     _records[tf.compat.v1.get_default_graph()] = record
+
+
+def _wrap_once(cls: Any, wrap: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
+    if "_iba_records" not in vars(cls.__call__):
+        cls.__call__ = wrap(cls.__call__)
 
 
 def _record_here() -> LayerRecord | None:

@@ -18,6 +18,7 @@ from iba_core.framework.cache import Cache
 from iba_core.framework.inputs import Shared
 from iba_core.framework.layout import DataFormat
 from iba_tf.framework import eagerly, traced
+from iba_tf.graphs.custom_gradients import graph_def_of
 from iba_tf.graphs.dataflow import TensorName
 from iba_tf.graphs.graph_inputs import Fed, GraphInput, as_tensor, plain
 from iba_tf.graphs.operations import Binding, OperationGraph
@@ -164,7 +165,8 @@ class TracedOrigin(Origin):
         """See `Origin.traced_for`."""
         structure = self.to_inputs(inputs)
         flat: Fed = tf.nest.flatten(structure)
-        specs = [tf.TensorSpec([None, *x.shape[1:]] if x.shape.rank else [], x.dtype) for x in plain(flat)]
+        tensors: list[Any] = plain(flat)
+        specs = [tf.TensorSpec([None, *x.shape[1:]] if x.shape.rank else [], x.dtype) for x in tensors]
         key = (*specs, tuple(structure) if isinstance(structure, dict) else type(structure))
         graph = self._graphs.get(key, lambda: self._traced(structure, specs))
         self._latest = graph
@@ -237,9 +239,7 @@ def function_origin(function: Any, specs: Sequence[Any]) -> Origin:
     if isinstance(function, tf.types.experimental.ConcreteFunction):
         return concrete_origin(function)
     if not callable(function):
-        raise InputError(
-            f"model of type {type(function).__name__} is none that is served, and cannot be called"
-        )
+        raise InputError(f"model of type {type(function).__name__} is not served, and cannot be called")
     called = _called_by(function)
     if not specs:
         specs = tf.nest.flatten(getattr(called, "input_signature", None) or ())
@@ -273,12 +273,13 @@ def _parameters(function: Callable[..., Any]) -> Iterator[str]:
     yield from (f"input_{index}" for index in count(len(taken)))
 
 
-def concrete_origin(concrete: Any, holder: Any = None) -> Origin:
+def concrete_origin(concrete: Any, holder: Any = None, *, is_signature: bool = False) -> Origin:
     """A concrete function as the origin of a graph model.
 
     Args:
         concrete: the function.
         holder: what must live as long as the function is used.
+        is_signature: whether it is a signature of a SavedModel, whose outputs have names of their own.
     """
     captured = concrete.captured_inputs
     taken = concrete.inputs[: len(concrete.inputs) - len(captured)]
@@ -288,20 +289,34 @@ def concrete_origin(concrete: Any, holder: Any = None) -> Origin:
         for name, x in zip(names, taken, strict=True)
     ]
     graph = OperationGraph(
-        concrete.graph.as_graph_def(),
+        graph_def_of(concrete.graph),
         entries,
-        _output_names(concrete),
+        by_number(_output_names(concrete)) if is_signature else _output_names(concrete),
         _bindings(concrete.inputs[len(taken) :], captured, concrete.variables),
     )
     return FixedOrigin(graph, holder=(concrete, holder))
 
 
 def _output_names(concrete: Any) -> Any:
-    """Names of the tensors that a function returns, nested as it returns them."""
+    """Names of the tensors that a function returns, nested as it returns them.
+
+    Where the outputs of a signature are numbered, because its author gave a tuple or list, they are one here.
+    A file keeps no order of others, so they come in that of their names.
+    """
     tensors = iter(concrete.outputs)
     structure = concrete.structured_outputs
     names = [None if leaf is None else next(tensors).name for leaf in tf.nest.flatten(structure)]
     return alone(tf.nest.pack_sequence_as(structure, names))
+
+
+def by_number(outputs: Any) -> Any:
+    """The outputs of a signature, in order: a tuple if they are numbered, else by name."""
+    if not isinstance(outputs, Mapping):
+        return outputs
+    numbered = [f"output_{index}" for index in range(len(outputs))]
+    if set(numbered) == set(outputs):
+        return alone(tuple(outputs[name] for name in numbered))
+    return dict(sorted(outputs.items()))
 
 
 def _argument_names(concrete: Any, placeholders: Sequence[tf.Tensor]) -> list[str]:
@@ -341,7 +356,7 @@ def traced_graph(call: Callable[..., Any], specs: Any, names: Sequence[str]) -> 
         for name, x in zip(names, concrete.inputs, strict=False)
     ]
     return OperationGraph(
-        concrete.graph.as_graph_def(),
+        graph_def_of(concrete.graph),
         entries,
         _output_names(concrete),
         _bindings(concrete.inputs[len(flat) :], captured, concrete.variables),
@@ -371,11 +386,15 @@ def _input_names(structure: Any) -> list[str]:
 def alone(outputs: Any) -> Any:
     """Outputs without those that are None, and a single one by itself."""
     if isinstance(outputs, Mapping):
-        outputs = {key: value for key, value in outputs.items() if value is not None}
-        return next(iter(outputs.values())) if len(outputs) == 1 else outputs
-    if isinstance(outputs, (list, tuple)) and not hasattr(outputs, "_fields"):
-        outputs = type(outputs)(value for value in outputs if value is not None)
-        return outputs[0] if len(outputs) == 1 else outputs
+        kept = {key: found for key, value in outputs.items() if (found := alone(value)) is not None}
+        return next(iter(kept.values())) if len(kept) == 1 else kept or None
+    if isinstance(outputs, (list, tuple)):
+        entries = [found for value in outputs if (found := alone(value)) is not None]
+        if len(entries) < 2:
+            return entries[0] if entries else None
+        if hasattr(outputs, "_fields"):
+            return type(outputs)(*entries) if len(entries) == len(outputs) else tuple(entries)
+        return type(outputs)(entries)
     return outputs
 
 

@@ -12,7 +12,7 @@ from tensorflow.core.protobuf.meta_graph_pb2 import MetaGraphDef, SignatureDef
 from tensorflow.core.protobuf.saved_model_pb2 import SavedModel
 
 from iba_core.errors import IBAError, InputError, StateError, closest
-from iba_tf.models.origins import Origin, alone, concrete_origin, function_origin
+from iba_tf.models.origins import Origin, alone, by_number, concrete_origin, function_origin
 from iba_tf.models.v1_graphs import SessionOrigin
 
 _DEFAULT = tf.saved_model.DEFAULT_SERVING_SIGNATURE_DEF_KEY
@@ -102,7 +102,7 @@ def _load_session(graph_def: MetaGraphDef, signature: SignatureDef, path: Path) 
     inputs = {key: info.name for key, info in sorted(signature.inputs.items())}
     outputs = {key: info.name for key, info in sorted(signature.outputs.items())}
     try:
-        return SessionOrigin(graph, session, alone(outputs), inputs, None).without_session()
+        return SessionOrigin(graph, session, by_number(alone(outputs)), inputs, None).without_session()
     finally:
         session.close()
 
@@ -111,7 +111,7 @@ def _load_objects(graph_def: MetaGraphDef, signature: str | None, path: Path) ->
     """A model that TensorFlow 2 has written."""
     loaded = tf.saved_model.load(str(path), tags=list(graph_def.meta_info_def.tags))
     if signature is not None:
-        return concrete_origin(loaded.signatures[signature], holder=loaded)
+        return concrete_origin(loaded.signatures[signature], holder=loaded, is_signature=True)
     if not callable(loaded):
         raise InputError(f"the SavedModel in {str(path)!r} has no signature and no function to call")
     return function_origin(loaded, ())

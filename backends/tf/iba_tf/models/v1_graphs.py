@@ -14,6 +14,7 @@ from tensorflow.core.framework.graph_pb2 import GraphDef
 
 from iba_core.errors import InputError, StateError, closest
 from iba_tf.framework import traced
+from iba_tf.graphs.custom_gradients import graph_def_of
 from iba_tf.graphs.dataflow import TensorName
 from iba_tf.graphs.graph_inputs import GraphInput
 from iba_tf.graphs.operations import (
@@ -43,7 +44,7 @@ class SessionOrigin(FixedOrigin):
         defaults: Mapping[Any, npt.ArrayLike] | None,
     ) -> None:
         self._session = session
-        graph_def = graph.as_graph_def()
+        graph_def = graph_def_of(graph)
         outputs = tf.nest.map_structure(tensor_name, outputs)
         nodes = {node.name: node for node in graph_def.node}
         _require(nodes, tf.nest.flatten(outputs))

@@ -194,13 +194,15 @@ class IBA(nn.Module):
         self.call = call
         self.tokens = tokens
         self.data_format = data_format or (None if tokens is None else "channels_last")
-        self.register_buffer("feature_mean", _as_buffer("feature_mean", feature_mean))
-        self.register_buffer("feature_std", _as_buffer("feature_std", feature_std, least=0))
-        if feature_mean is not None and self.feature_mean.shape != self.feature_std.shape:
+        mean = _as_buffer("feature_mean", feature_mean)
+        std = _as_buffer("feature_std", feature_std, least=0)
+        if mean is not None and std is not None and mean.shape != std.shape:
             raise InputError(
-                f"feature_mean has shape {tuple(self.feature_mean.shape)} and feature_std "
-                f"{tuple(self.feature_std.shape)}; both must have that of one feature map"
+                f"feature_mean has shape {tuple(mean.shape)} and feature_std {tuple(std.shape)}; both must "
+                "have that of one feature map"
             )
+        self.register_buffer("feature_mean", mean)
+        self.register_buffer("feature_std", std)
         self._settings()
 
         self.alpha: torch.Tensor | None = None
@@ -455,7 +457,7 @@ class IBA(nn.Module):
             "learning_rate": lr,
             "samples": batch_size,
             "active_neurons_threshold": (
-                None if active_neurons_threshold == _THRESHOLD else active_neurons_threshold
+                None if _is_default(active_neurons_threshold) else active_neurons_threshold
             ),
         }
         overrides = {name: value for name, value in overrides.items() if value is not None}
@@ -731,6 +733,10 @@ def _require_layer(layer: Any) -> None:
             f"layer is a scripted {layer.original_name}, on which PyTorch allows no hooks; put it into "
             "an nn.Sequential and give that, or use the module that it was scripted from"
         )
+
+
+def _is_default(threshold: Any) -> bool:
+    return isinstance(threshold, float) and threshold == _THRESHOLD
 
 
 def require_estimator(name: str, estimator: Any) -> None:

@@ -118,13 +118,15 @@ class ChannelTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]  # PyT
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         # Looked up before an operation that changes a shape in place.
-        given = [self._known.get(tensor) for tensor in tensors((args, kwargs))]
+        given = [self._known.get(tensor) for tensor in tensors(args)]
         output = func(*args, **(kwargs or {}))
         if any(axes is not None for axes in given):
             name = str(getattr(func, "_opname", func)).rstrip("_")
             if "batch_norm" in name and any(arg is True for arg in args):
                 self.normalized_rows = max(self.normalized_rows, len(args[0]))
             for tensor in tensors(output):
+                if tensor.is_nested:
+                    continue  # It has no shape.
                 self._known[tensor] = _of_output(name, args, given, tensor.shape)
         return output
 
@@ -138,17 +140,20 @@ def read_format(axes: Axes) -> DataFormat | None:
     if len(axes) == 1:
         return "channels_first"
     first, last = _meanings(axes[0]), _meanings(axes[-1])
-    says_first = "channels" in first or "places" in last
-    says_last = "channels" in last or "places" in first
-    if not says_first and not says_last:
-        says_first, says_last = "mixed" in first, "mixed" in last
-    if says_first == says_last:
+    if "channels" in first & last:
         return None
-    return "channels_first" if says_first else "channels_last"
+    for says_first, says_last in (
+        ("channels" in first, "channels" in last),
+        ("places" in last, "places" in first),
+        ("mixed" in first, "mixed" in last),
+    ):
+        if says_first != says_last:
+            return "channels_first" if says_first else "channels_last"
+    return None
 
 
 def _of_output(name: str, args: tuple[Any, ...], given: Sequence[Axes | None], shape: torch.Size) -> Axes:
-    """The axes of what an operation gives, which may say something about those of what it was given."""
+    """The axes of an operation's output. It may say something about those of its arguments."""
     tracked = [axes for axes in given if axes is not None]
     first = tracked[0]
     if name in _PERMUTING:
@@ -163,16 +168,17 @@ def _of_output(name: str, args: tuple[Any, ...], given: Sequence[Axes | None], s
         found = _elementwise(name, tracked[:1], args, shape)
         spatial = _spatial_axes(name, args, len(first))
         for axes in (first, found) if len(found) == len(first) else (first,):
-            for axis in axes[-spatial:]:
+            places = len(axes) - spatial
+            for axis in axes[places:]:
                 _noted(axis, "places")
-            if len(axes) > spatial:
-                _noted(axes[-spatial - 1], "channels")
+            if places > 0:
+                _noted(axes[places - 1], "channels")
         return found
     found = _elementwise(name, tracked, args, shape)
     if _LINEAR.search(name):
         _noted(first[-1], "mixed")
         _noted(found[-1], "mixed")
-    elif _ON_CHANNELS.search(name) and len(args[1]) == 1:
+    elif _ON_CHANNELS.search(name) and isinstance(args[1], (list, tuple)) and len(args[1]) == 1:
         _noted(first[-1], "channels")
     return found
 

@@ -1,4 +1,4 @@
-"""Checkpoints: parts of a model that the backward pass runs again, where nothing takes the place of modules."""
+"""Checkpoints: parts of a model that the backward pass runs again, as they are."""
 
 from __future__ import annotations
 

@@ -6,6 +6,7 @@ memory of the model's weights. So the first pass at a place is watched, and ende
 
 from __future__ import annotations
 
+import secrets
 import threading
 from collections.abc import Callable, Collection, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -87,7 +88,9 @@ def _draws(given: dict[str, Any]) -> bool:
 def address_of(tensor: torch.Tensor) -> int:
     """Where the memory that a tensor is part of begins; 0 for one without memory."""
     try:
-        return tensor.untyped_storage().data_ptr()
+        # Nobody who looks at what a model does is to see this.
+        with torch._C.DisableTorchFunction():
+            return tensor.untyped_storage().data_ptr()
     except (RuntimeError, NotImplementedError):  # Fake tensors, and some subclasses.
         return 0
 
@@ -149,6 +152,11 @@ def randomness(seed: int | None) -> Iterator[None]:
         yield
     finally:
         _stream.set(outer)
+
+
+def apart() -> AbstractContextManager[None]:
+    """Context for passes after which the random numbers of `randomness` go on as if there had been none."""
+    return randomness(secrets.randbits(63))
 
 
 def random_numbers() -> AbstractContextManager[None]:

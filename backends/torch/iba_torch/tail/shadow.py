@@ -170,12 +170,12 @@ class Shadow:
             # Nobody who looks at what the model does is to see this.
             with torch._C.DisableTorchFunction():
                 root = _Root(module, self._copies, self._written)
-            self._roots.append(root)
-            found = root.copy
-            for copy, original in root.copies:
-                self.sites[copy] = Site(copy, original, self.switch)
-                vars(copy)["forward"] = self.sites[copy]
-            root.settle()
+                self._roots.append(root)
+                found = root.copy
+                for copy, original in root.copies:
+                    self.sites[copy] = Site(copy, original, self.switch)
+                    vars(copy)["forward"] = self.sites[copy]
+                root.settle()
         return found
 
     def state(self) -> list[torch.Tensor]:
@@ -211,13 +211,16 @@ class Shadow:
 
     def reset(self) -> None:
         """Undo what passes have done to the state."""
-        for root in self._roots:
-            root.restore()
-        self.refresh()
+        # Nobody who looks at what the model does is to see this.
+        with torch._C.DisableTorchFunction():
+            for root in self._roots:
+                root.restore()
+            self.refresh()
 
     def weights(self) -> set[int]:
         """Where the memory begins that the copies share with the model."""
-        return {address_of(alias) for root in self._roots for alias, _ in root.aliases}
+        with torch._C.DisableTorchFunction():
+            return {address_of(alias) for root in self._roots for alias, _ in root.aliases}
 
     def own_weight(self, address: int) -> list[int]:
         """Give the copies memory of their own for the weights at an address; the ids of the parameters."""
@@ -369,16 +372,23 @@ class _Root:
                 own.copy_(theirs)
             else:
                 own.data = theirs.detach().clone()
+        for alias, theirs in self.aliases:
+            if _address(alias) != _address(theirs):
+                alias.data = theirs.data
         for copy, original in self._refreshed:
             _refresh(copy, original)
         self._note()
 
     def _note(self) -> None:
-        self._versions = [version_of(own) for own, _ in self._own]
+        self._marks = self._marked()
         self._values = [_value_of(copy) for copy, _ in self._refreshed]
 
+    def _marked(self) -> list[Any]:
+        """What is different once tensors have been written into or given other memory."""
+        return [*(_mark(own) for own, _ in self._own), *(_address(alias) for alias, _ in self.aliases)]
+
     def has_changed(self, compare: bool) -> bool:
-        if [version_of(own) for own, _ in self._own] != self._versions or not self._after.holds_exactly():
+        if self._marked() != self._marks or not self._after.holds_exactly():
             return True
         if any(not _has(copy, value) for (copy, _), value in zip(self._refreshed, self._values, strict=True)):
             return True
@@ -901,6 +911,11 @@ def _address(tensor: torch.Tensor) -> int:
         return tensor.data_ptr()
     except RuntimeError:  # Fake tensors, lazy parameters and some subclasses have no memory.
         return 0
+
+
+def _mark(tensor: torch.Tensor) -> tuple[int, int]:
+    """Another pair once a tensor has been written into or been given other memory."""
+    return version_of(tensor), _address(tensor)
 
 
 def _quieten(module: nn.Module) -> None:

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Generic, TypeVar
 
+import torch
+
 T = TypeVar("T")
 
 _RAISES = {opcode.opmap[name] for name in ("RAISE_VARARGS", "RERAISE") if name in opcode.opmap}
@@ -135,9 +137,10 @@ def run_assuming(
 
 
 def is_of_torch(error: BaseException) -> bool:
-    """Whether an error comes from PyTorch's compiled code, not from a `raise` in Python."""
+    """Whether PyTorch's compiled code refuses something, and no `raise` in Python."""
     traceback = error.__traceback__
-    if not isinstance(error, RuntimeError) or traceback is None:
+    is_refusal = isinstance(error, RuntimeError) and not isinstance(error, torch.OutOfMemoryError)
+    if not is_refusal or traceback is None:
         return False
     while traceback.tb_next is not None:
         traceback = traceback.tb_next

@@ -20,7 +20,7 @@ _DEPENDS = frozenset({torch.as_strided, _Tensor.as_strided, _Tensor.as_strided_,
 _REACHES = frozenset(
     {
         *(_Tensor.data_ptr, _Tensor.numpy, _Tensor.untyped_storage, _Tensor.storage, _Tensor.set_),
-        *(_Tensor.__array__, _Tensor.__dlpack__, _Tensor.data.__get__),
+        *(_Tensor.__array__, _Tensor.__dlpack__, _Tensor.data.__get__, _Tensor.data.__set__),
     }
 )
 """What gives a tensor's memory to code that may write into it without PyTorch's knowledge."""

@@ -1,0 +1,121 @@
+"""The guard catches wrong readings of models: each test takes out what makes a reading right.
+
+Without the change, the model is explained. With it, a map would be wrong without a word.
+"""
+
+import pytest
+import torch
+from torch import nn
+
+from iba_core import Explainer, LayerError
+from iba_core.framework.normalization import scale_and_shift
+from iba_core.framework.shared import SharedInputs
+from iba_torch.tail import rewrites
+from iba_torch.tail.places import Knowledge
+from iba_torch.tail.recording import Value
+from iba_torch.tail.rewrites import normalization
+
+REFUSED = "does not repeat the model"
+
+
+class Captions(nn.Module):
+    """Scores of images and captions."""
+
+    def __init__(self):
+        super().__init__()
+        self.image = nn.Linear(6, 4)
+        self.text = nn.Linear(5, 4)
+
+    def forward(self, images, texts):
+        return self.image(images) @ self.text(texts).T
+
+
+class Sequences(nn.Module):
+    """Steps first: (T, B, C)."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed = nn.Linear(3, 6)
+        self.lstm = nn.LSTM(6, 5)
+        self.out = nn.Linear(5, 4)
+
+    def forward(self, x):
+        return self.out(self.lstm(self.embed(x.transpose(0, 1)))[0][-1])
+
+
+class Convolutions(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Conv2d(3, 4, 3, padding=1)
+        self.conv = nn.Conv2d(4, 4, 3, padding=1)
+        self.norm = nn.BatchNorm2d(4)
+        self.out = nn.Linear(4, 4)
+
+    def forward(self, x):
+        return self.out(self.norm(self.conv(self.stem(x).relu())).relu().mean((2, 3)))
+
+
+class Residual(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Linear(3, 6)
+        self.layer = nn.Linear(6, 6)
+        self.out = nn.Linear(6, 4)
+
+    def forward(self, x):
+        skip = self.stem(x)
+        return self.out(self.layer(skip.relu()) + skip)
+
+
+def explained(model, layer, inputs):
+    """Whether the model is explained; statistics are loaded, so that nothing else looks at it before."""
+    torch.manual_seed(0)
+    fitted = Explainer(model, layer, steps=1, samples=2)
+    estimator = fitted.fit(
+        [inputs if isinstance(inputs, torch.Tensor) else (inputs,)], progbar=False
+    ).estimator
+    first = inputs if isinstance(inputs, torch.Tensor) else inputs[0]
+    Explainer(model, layer, steps=1, samples=2, estimator=estimator).explain(inputs, target=1, seed=0)
+    return len(first)
+
+
+def test_captions_are_no_images(monkeypatch):
+    model, inputs = Captions().eval(), (torch.randn(5, 6), torch.randn(5, 5))
+    assert explained(model, "image", inputs)
+    monkeypatch.setattr(SharedInputs, "mark", lambda self, inputs, predict: inputs)
+    with pytest.raises(LayerError, match=REFUSED):
+        explained(Captions().eval(), "image", inputs)
+
+
+def test_steps_are_no_images(monkeypatch):
+    x = torch.randn(4, 4, 3)
+    assert explained(Sequences().eval(), "embed", x)
+    monkeypatch.setattr(Knowledge, "axis", lambda *args, **options: (0,))
+    with pytest.raises(LayerError):
+        explained(Sequences().eval(), "embed", x)
+
+
+def test_a_wrong_rewrite_is_found(monkeypatch):
+    x = torch.randn(2, 3, 8, 8)
+    assert explained(Convolutions().eval(), "stem", x)
+
+    def wrong(mean, variance, epsilon, *others):
+        return scale_and_shift(mean, 1.1 * variance, epsilon, *others)
+
+    monkeypatch.setattr(normalization, "scale_and_shift", wrong)
+    with pytest.raises(LayerError, match=REFUSED):
+        explained(Convolutions().eval(), "stem", x)
+    with rewrites.disabled():
+        assert explained(Convolutions().eval(), "stem", x)
+
+
+def test_a_lost_skip_connection_is_found(monkeypatch):
+    x = torch.randn(3, 3)
+    assert explained(Residual().eval(), "layer", x)
+    monkeypatch.setattr(Value, "lend", lambda value, copies, *options: zeros_of(value.tensor, copies))
+    with pytest.raises(LayerError, match=REFUSED):
+        explained(Residual().eval(), "layer", x)
+
+
+def zeros_of(tensor, copies):
+    return torch.zeros(copies * len(tensor), *tensor.shape[1:])
