@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
-from functools import partial, wraps
+from functools import wraps
 from typing import Any, ParamSpec, TypeVar
 
 import torch
@@ -13,10 +13,16 @@ import torch
 P = ParamSpec("P")
 T = TypeVar("T")
 
-_outside: ContextVar[Callable[[], AbstractContextManager[Any]]] = ContextVar("outside", default=nullcontext)
-
 _DEVICES = ("cpu", "cuda")
 """Kinds of devices whose autocast the library changes."""
+
+
+_outside: ContextVar[AbstractContextManager[Any] | None] = ContextVar("outside", default=None)
+
+
+def as_outside() -> AbstractContextManager[Any]:
+    """Context in which autocast is as it was outside of `without_autocast`."""
+    return _outside.get() or nullcontext()
 
 
 def autocast_dtype(device: torch.device) -> torch.dtype | None:
@@ -42,18 +48,12 @@ def without_autocast(device: torch.device) -> Iterator[AbstractContextManager[An
         yield nullcontext()
         return
     outside = torch.autocast(kind, dtype=dtype, cache_enabled=torch.is_autocast_cache_enabled())
-    outer = _outside.get()
+    token = _outside.set(outside)
     try:
-        _outside.set(partial(torch.autocast, kind, dtype=dtype))
         with torch.autocast(kind, enabled=False):
             yield outside
     finally:
-        _outside.set(outer)
-
-
-def as_outside() -> AbstractContextManager[Any]:
-    """Context with the autocast that holds around the innermost `without_autocast`, if there is one."""
-    return _outside.get()()
+        _outside.reset(token)
 
 
 def restores_settings(generator: Callable[P, Iterator[T]]) -> Callable[P, Iterator[T]]:

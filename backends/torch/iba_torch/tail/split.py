@@ -225,7 +225,6 @@ class TorchSplit(Split):
         kept, self._own_kept = self._own_kept, None
         if kept is not None and kept[0] is inputs:
             return kept[1]
-        # The head that is checked has turned autocast off for what is around the model.
         with self._shadows.lease() as shadow, self._patched(), as_outside():
             return self._run_whole(shadow, inputs)[0]
 
