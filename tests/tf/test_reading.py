@@ -182,6 +182,21 @@ class TestInputs:
             several[2], copied.analyze(feed, target=2, seed=0, steps=2), rtol=1e-4, atol=1e-5
         )
 
+    def test_a_model_whose_images_are_on_the_second_axis_is_refused(self):
+        class TimeMajor(keras.Model):
+            def __init__(self):
+                super().__init__()
+                self.lstm, self.head = layers.LSTM(5, return_sequences=True, name="lstm"), layers.Dense(3)
+
+            def call(self, x):
+                return self.head(self.lstm(tf.transpose(x, (1, 0, 2)))[:, -1])
+
+        model, x = TimeMajor(), drawn(4, 4, 3)
+        model(x)
+        explainer = Explainer(model, "lstm").fit([x], progbar=False)
+        with pytest.raises(LayerError, match=r"has shape \(4, 3\) for one image and for two"):
+            explainer.explain(x[:2], 0, steps=2, samples=2)
+
 
 class TestOutputs:
     def test_a_file_gives_its_outputs_in_order(self, tmp_path):
