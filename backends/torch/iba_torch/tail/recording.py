@@ -47,8 +47,8 @@ class Value:
         """
         axis = self.batch_axis
         if self._dropped is not None:
-            repeated = (size * copies if i == axis else size for i, size in enumerate(self._dropped))
-            return Placeholder.like(self.tensor, tuple(repeated))
+            sizes = (size * copies if i == axis else size for i, size in enumerate(self._dropped))
+            return Placeholder.like(self.tensor, tuple(sizes))
         if axis is None or copies == 1:
             return self.loan.lend(self.tensor, always_copy)
         if self.tensor.shape[axis] != 1:
