@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 from threading import RLock
+from typing import Any
 from weakref import WeakSet
 
-_locks: WeakSet[RLock] = WeakSet()  # type: ignore[valid-type]  # `RLock` is a function before Python 3.13
+_locks: WeakSet[Any] = WeakSet()
 
 
-def fork_safe_lock() -> RLock:  # type: ignore[valid-type]  # likewise
+def fork_safe_lock() -> Any:
     """Make a lock that one thread may take several times, and that is free in a forked child.
 
     A child has only the thread that has forked. An ordinary lock that another thread held at that moment

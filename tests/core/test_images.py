@@ -354,7 +354,7 @@ def test_preset_offers_the_closest_name():
         InputError, match="name='imagnet' is no preprocessing; the closest name is 'imagenet'"
     ):
         Preprocessing.preset("imagnet")
-    with pytest.raises(InputError, match="mean=.* 1 finite numbers"):
+    with pytest.raises(InputError, match=r"mean=.* 1 finite numbers"):
         Preprocessing.preset("imagenet", channels=1)
 
 

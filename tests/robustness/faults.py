@@ -50,7 +50,7 @@ def lines_of(function: Callable[[], Any]) -> Counter[Line]:
             return None
 
         def note(frame: FrameType, event: str, argument: Any) -> Any:
-            if event == "line" and not _leaves_context(frame):
+            if event == "line" and not _is_passed(frame):
                 found[Line(file, frame.f_lineno)] += 1
             return note
 
@@ -65,15 +65,15 @@ def lines_of(function: Callable[[], Any]) -> Counter[Line]:
     return found
 
 
-def _leaves_context(frame: FrameType) -> bool:
-    """Whether a ``with`` statement is about to call ``__exit__``.
+def _is_passed(frame: FrameType) -> bool:
+    """Whether nothing can happen at this line: a ``try:``, or a ``with`` that is about to call ``__exit__``.
 
-    Python gives its line another time then. But between the end of the body and that call it raises nothing
-    by itself, and looks for no signals: otherwise no lock would be safe.
+    Python reports these lines, too. But it raises nothing by itself here, and looks for no signals: otherwise
+    no lock would be safe.
     """
     names = _operations(frame.f_code)
     here = names.get(frame.f_lasti, ())
-    handles = bool(here) and here[0] in ("PUSH_EXC_INFO", "WITH_EXCEPT_START")
+    handles = bool(here) and here[0] in ("NOP", "PUSH_EXC_INFO", "WITH_EXCEPT_START")
     return handles or here[:3] == ("LOAD_CONST None",) * 3
 
 
@@ -108,7 +108,7 @@ def raised_at_line(line: Line, occurrence: int, error: BaseException) -> Iterato
 
     def watch(frame: FrameType, event: str, argument: Any) -> Any:
         nonlocal left
-        if event == "line" and frame.f_lineno == line.number and not raised and not _leaves_context(frame):
+        if event == "line" and frame.f_lineno == line.number and not raised and not _is_passed(frame):
             if not left:
                 raised.append(line)
                 raise error

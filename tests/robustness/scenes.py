@@ -96,7 +96,7 @@ class _Stage:
         same = lambda: self.explainer  # noqa: E731  # one line for each scene
         fresh = lambda: Explainer(self.model, LAYER, estimator=self.explainer.estimator, **QUICK)  # noqa: E731
         x, batches = self.x, [(self.x, [0, 1]), (self.x[:1], [2]), self.x[:1]]
-        yield self.scene("explain", same, lambda e: e.explain(x, 1, seed=0), self.one_map, share=6)
+        yield self.scene("explain", same, lambda e: e.explain(x, 1, seed=0), self.one_map, share=4)
         yield self.scene("explain in parts", same, lambda e: e.explain(x, seed=0, max_batch=2), self.one_map)
         yield self.scene("explain first", fresh, lambda e: e.explain(x, 1, seed=0))
         yield self.scene("explain_iter", same, lambda e: [*e.explain_iter(batches, seed=0, progbar=False)])
@@ -238,8 +238,8 @@ class _Stage:
         def restricted(iba: Any) -> Any:
             inside = copy.deepcopy(model).eval()  # its hooks are those of the model
             torch.manual_seed(0)
-            with torch.no_grad(), iba.restrict_flow():
-                return inside(x[:1]).numpy()
+            with iba.restrict_flow():
+                return inside(x[:1]).detach().numpy()
 
         def look(iba: Any) -> list[Any]:
             before = torch.get_rng_state()
@@ -260,10 +260,12 @@ class _Stage:
 
         everything = lambda iba: [*look(iba), *next_maps(iba)]  # noqa: E731
         again = lambda iba: iba.estimate(model, others)  # noqa: E731
-        yield self.scene("IBA.estimate", bottleneck, again, everything, kinds=("call",))
+        yield self.scene("IBA.estimate", bottleneck, again, everything, kinds=("call",), share=0.4)
         seen = lambda iba: iba.analyze(x, loss, seed=4)  # noqa: E731
-        yield self.scene("IBA.analyze", bottleneck, seen, everything)
-        yield self.scene("IBA.restrict_flow", bottleneck, restricted, look, kinds=("call",), draws=True)
+        yield self.scene("IBA.analyze", bottleneck, seen, everything, share=0.6)
+        yield self.scene(
+            "IBA.restrict_flow", bottleneck, restricted, look, kinds=("call",), draws=True, share=0.6
+        )
 
     def layers(self) -> Iterator[Scene]:
         import keras
@@ -284,9 +286,11 @@ class _Stage:
         around = keras.Model(self.model.input, keras.layers.Dense(4)(pooled))
         layer.set_classification_loss(around.output)
 
+        layer.fit(first)
+        of_layer = copy.deepcopy(layer.state_dict())
+
         def in_layer() -> Any:
-            layer.reset_estimate()
-            layer.fit(first)
+            layer.load_state_dict(copy.deepcopy(of_layer))
             layer.analyze(x[:1], target=1, seed=2)
             return layer
 
@@ -313,9 +317,11 @@ class _Stage:
         copied = IBACopy(LAYER, None, graph=self.model, **options)
         copied.set_classification_loss()
 
+        copied.fit(first)
+        of_copy = copy.deepcopy(copied.state_dict())
+
         def in_copy() -> Any:
-            copied.reset_estimate()
-            copied.fit(first)
+            copied.load_state_dict(copy.deepcopy(of_copy))
             copied.analyze(x[:1], {copied.target: 1}, seed=2)
             return copied
 

@@ -20,8 +20,9 @@ PLAIN = (type(None), bool, int, float, complex, str, bytes)
 
 
 def differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
-    """Names of what is not as before."""
-    return [name for name in {**before, **after} if before.get(name) != after.get(name)]
+    """What is not as before, a few words each."""
+    names = [name for name in {**before, **after} if before.get(name) != after.get(name)]
+    return [f"{name}: {str(before.get(name))[:60]} -> {str(after.get(name))[:60]}" for name in names]
 
 
 def process_state(backend: Any) -> dict[str, Any]:

@@ -21,9 +21,9 @@ pytestmark = pytest.mark.filterwarnings("ignore:the model reads some of its inpu
 KINDS = ("line", "call", "backward", *INTERRUPTS)
 
 QUICK = {
-    "torch": (4, ()),
+    "torch": (3, ()),
     # Each scene is traced and compiled anew, which takes seconds.
-    "tensorflow": (3, ("explain", "explain_iter", "fit", "activation maps", "IBALayer.analyze")),
+    "tensorflow": (3, ("explain", "activation maps", "IBALayer.fit", "IBALayer.analyze")),
 }
 """How many faults of each kind go into a scene, and into which scenes; into all where none is named."""
 

@@ -112,7 +112,7 @@ def run_forks(name: str, forks: int, folder: Path) -> str:
 @pytest.mark.parametrize("name", ["torch", "tensorflow"])
 def test_a_child_forked_during_an_explanation_does_not_hang(name, tmp_path):
     pytest.importorskip(name)
-    assert "all children have ended" in run_forks(name, 10 if name == "torch" else 3, tmp_path)
+    assert "all children have ended" in run_forks(name, 8 if name == "torch" else 2, tmp_path)
 
 
 @pytest.mark.soak

@@ -62,7 +62,7 @@ def explain(backend):
 
 
 def test_an_explanation_holds_nothing(explain):
-    assert python_growth(explain, 120) < LIMIT
+    assert python_growth(explain, 60) < LIMIT
 
 
 def test_a_new_model_for_each_explanation_keeps_nothing(backend):

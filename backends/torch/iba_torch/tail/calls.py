@@ -71,7 +71,45 @@ class _Current(threading.local):
     redirect: Callable[[nn.Module], nn.Module] | None = None
 
 
-class _ModuleCallPatch:
+class _WhileUsed:
+    """A change of the whole process, there while at least one context is open."""
+
+    def __init__(self) -> None:
+        self._users: set[object] = set()
+        self._lock = fork_safe_lock()
+
+    @contextmanager
+    def applied(self) -> Iterator[None]:
+        """Context, which may overlap with others, in which the change is there."""
+        user = object()
+        try:
+            with self._lock:
+                self._users.add(user)
+                self._begin()
+            yield
+        finally:
+            try:
+                self._leave(user)
+            finally:
+                # An interrupt may have come in there.
+                self._leave(user)
+
+    def _leave(self, user: object) -> None:
+        with self._lock:
+            self._users.discard(user)
+            if not self._users:
+                self._end()
+
+    def _begin(self) -> None:
+        """Make the change, unless it is there."""
+        raise NotImplementedError
+
+    def _end(self) -> None:
+        """Undo the change, if it is there."""
+        raise NotImplementedError
+
+
+class _ModuleCallPatch(_WhileUsed):
     """Replaces what `nn.Module.__call__` does while at least one closure runs.
 
     A closure calls the user's own modules. In its thread the patch calls their shadows instead; it leaves the
@@ -79,46 +117,26 @@ class _ModuleCallPatch:
     """
 
     def __init__(self) -> None:
+        super().__init__()
         self._replaced: list[tuple[str, Any]] = []
         self._own: list[Any] = []
-        self._users: set[object] = set()
-        self._lock = fork_safe_lock()
 
-    @contextmanager
-    def applied(self) -> Iterator[None]:
-        """Context, which may overlap with others, in which the patch is there."""
-        user = object()
-        try:
-            self._add(user)
-            yield
-        finally:
-            try:
-                self._discard(user)
-            finally:
-                # An interrupt may have come in there.
-                self._discard(user)
+    def _begin(self) -> None:
+        # Modules compiled in place skip `_call_impl`. But replacing `__call__` takes as long as some layers,
+        # since Python then looks through all classes of modules.
+        name = "__call__" if compiler_is_loaded() else "_call_impl"
+        call = getattr(nn.Module, name)
+        # Others replace it, too, such as those who record what a pass does.
+        if call not in self._own:
+            self._replaced.append((name, call))
+            self._own.append(_redirected(call))
+            setattr(nn.Module, name, self._own[-1])
 
-    def _add(self, user: object) -> None:
-        with self._lock:
-            self._users.add(user)
-            # Modules compiled in place skip `_call_impl`. But replacing `__call__` takes as long as some
-            # layers, since Python then looks through all classes of modules.
-            name = "__call__" if compiler_is_loaded() else "_call_impl"
-            call = getattr(nn.Module, name)
-            # Others replace it, too, such as those who record what a pass does.
-            if call not in self._own:
-                self._replaced.append((name, call))
-                self._own.append(_redirected(call))
-                setattr(nn.Module, name, self._own[-1])
-
-    def _discard(self, user: object) -> None:
-        with self._lock:
-            self._users.discard(user)
-            if not self._users:
-                while self._replaced:
-                    setattr(nn.Module, *self._replaced[-1])
-                    self._replaced.pop()
-                self._own.clear()
+    def _end(self) -> None:
+        while self._replaced:
+            setattr(nn.Module, *self._replaced[-1])
+            self._replaced.pop()
+        self._own.clear()
 
 
 _current = _Current()
@@ -156,43 +174,26 @@ def not_redirected() -> Iterator[None]:
         _current.redirect = outer
 
 
-class _Uncompiled:
-    """Keeps compiled code from running while it has users: it knows nothing of hooks that came later."""
+class _Uncompiled(_WhileUsed):
+    """Keeps compiled code from running: it knows nothing of hooks that came later."""
 
     def __init__(self) -> None:
-        self._users: set[object] = set()
+        super().__init__()
         self._stance: Any = None
-        self._lock = fork_safe_lock()
 
-    def add(self, user: object) -> None:
-        """Another user."""
-        with self._lock:
-            self._users.add(user)
-            # Not asked for where nothing can have been compiled: the compiler takes seconds to import.
-            if self._stance is None and compiler_is_loaded() and hasattr(torch.compiler, "set_stance"):
-                self._stance = torch.compiler.set_stance("force_eager")
+    def _begin(self) -> None:
+        # Not asked for where nothing can have been compiled: the compiler takes seconds to import.
+        if self._stance is None and compiler_is_loaded() and hasattr(torch.compiler, "set_stance"):
+            self._stance = torch.compiler.set_stance("force_eager")
 
-    def discard(self, user: object) -> None:
-        """Remove a user."""
-        with self._lock:
-            self._users.discard(user)
-            if not self._users and self._stance is not None:
-                stance, self._stance = self._stance, None
-                stance.__exit__(None, None, None)
+    def _end(self) -> None:
+        if self._stance is not None:
+            self._stance.__exit__(None, None, None)
+            self._stance = None
 
 
-_uncompiled = _Uncompiled()
-
-
-@contextmanager
-def uncompiled() -> Iterator[None]:
-    """Context, which may overlap with others, in which compiled modules run their Python code."""
-    user = object()
-    try:
-        _uncompiled.add(user)
-        yield
-    finally:
-        _uncompiled.discard(user)
+uncompiled = _Uncompiled().applied
+"""Context, which may overlap with others, in which compiled modules run their Python code."""
 
 
 class CallsEveryModule(TorchFunctionMode):
