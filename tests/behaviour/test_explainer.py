@@ -381,7 +381,7 @@ def test_wrong_settings(backend):
     ):
         with pytest.raises(InputError, match=message):
             explainer.explain(x, **settings)
-    with pytest.raises(InputError, match="estimator={.*} must be a WelfordEstimator"):
+    with pytest.raises(InputError, match=r"estimator={.*} must be a WelfordEstimator"):
         Explainer(backend.small(), SMALL_LAYER, estimator={})
     with pytest.raises(InputError, match="x holds 2 inputs, but the attribution 1"):
         explainer.predict_restricted(backend.images(smooth_images(2)), explainer.explain(x))
