@@ -6,10 +6,10 @@ import os
 from threading import RLock
 from weakref import WeakSet
 
-_locks: WeakSet[RLock] = WeakSet()  # type: ignore[valid-type]  # `RLock` is a function before Python 3.13
+_locks: WeakSet[RLock] = WeakSet()
 
 
-def fork_safe_lock() -> RLock:  # type: ignore[valid-type]  # likewise
+def fork_safe_lock() -> RLock:
     """Make a lock that one thread may take several times, and that is free in a forked child.
 
     A child has only the thread that has forked. An ordinary lock that another thread held at that moment
@@ -27,8 +27,8 @@ def fork_safe_lock() -> RLock:  # type: ignore[valid-type]  # likewise
 
 def _free() -> None:
     for lock in _locks:
-        # What the standard library does with its own locks.
-        lock._at_fork_reinit()
+        # The standard library does so with its own locks.
+        lock._at_fork_reinit()  # type: ignore[attr-defined]  # it is in no stub
 
 
 if hasattr(os, "register_at_fork"):
