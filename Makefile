@@ -20,7 +20,7 @@ export TF_CPP_MIN_LOG_LEVEL ?= 3
 # What `make bench` runs, each in a process of its own.
 BENCHMARKS := attribution batch estimation scale frameworks gpu quality readout_quality
 
-.PHONY: help demo test check docs bench bench-quick clean
+.PHONY: help demo test soak check docs bench bench-quick clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -30,6 +30,14 @@ demo: $(READY) ## explain three photographs with both backends; pictures in demo
 
 test: $(READY) ## run the tests
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+
+soak: export OMP_NUM_THREADS ?= 1
+soak: $(READY) ## thousands of random networks, then the other long runs: hours; totals in build/soak/
+	@status=0; \
+	$(BIN)/python -m tests.generator --soak 5000 || status=1; \
+	$(BIN)/python -m pytest -m soak --numprocesses 2 --dist loadfile || status=1; \
+	$(BIN)/python -m benchmarks.soak && $(BIN)/python -m benchmarks.report && $(BIN)/python -m benchmarks.readme; \
+	exit $$status
 
 check: $(READY) ## lint, check the format, the types and the direction of imports
 	$(BIN)/ruff check .
@@ -55,7 +63,7 @@ bench-quick: $(READY) ## time what matters most, in five minutes; the pages' fig
 	$(BIN)/python -m benchmarks.readme
 
 clean: ## remove everything that make has made
-	rm -rf .venv demo-out site .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf .venv build demo-out site .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(READY): pyproject.toml constraints.txt requirements-alone.txt

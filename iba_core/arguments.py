@@ -31,6 +31,8 @@ LARGEST_NUMBER = 1e12
 DATA_FORMATS = ("channels_first", "channels_last")
 
 _SHOWN = 60
+_FEW = 4
+"""Choices that a message lists."""
 
 
 def given(name: str, value: object) -> str:
@@ -322,9 +324,9 @@ def require_choice(name: str, value: Any, choices: Iterable[T], what: str | None
         raise InputError(f"{given(name, value)} is no {what}; {closest(value, map(str, known), n=4)}")
     if len(shown) == 2:
         raise InputError(f"{given(name, value)} is neither {shown[0]} nor {shown[1]}")
-    if isinstance(value, str):
+    if isinstance(value, str) and len(known) > _FEW:
         raise InputError(f"{given(name, value)} is unknown; {closest(value, map(str, known), n=4)}")
-    raise InputError(f"{given(name, value)} must be one of {', '.join(shown)}")
+    raise InputError(f"{given(name, value)} is none of {', '.join(shown)}")
 
 
 def require_data_format(name: str, value: Any, optional: bool = False) -> None:

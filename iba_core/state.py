@@ -177,7 +177,8 @@ def write_npz(
     """
     with write_atomically(path, argument) as file:
         entries: dict[str, Any] = {name: np.asarray(value) for name, value in arrays.items()}
-        np.savez(file, **entries)
+        # The first, so that it is still there where the archive's list of entries has been cut short.
+        np.savez(file, **{_CHECKSUM: np.array(_checksum(entries, "", "")), **entries})
 
 
 def read_npz(path: str | os.PathLike[str], argument: str = "path") -> dict[str, npt.NDArray[Any]]:
@@ -201,7 +202,12 @@ def read_npz(path: str | os.PathLike[str], argument: str = "path") -> dict[str, 
         raise StateError(f"{argument}={str(target)!r} is not a file; an .npz file is needed")
     try:
         with zipfile.ZipFile(target) as archive:
-            return {info.filename.removesuffix(".npy"): _npy(archive, info) for info in archive.infolist()}
+            arrays = {info.filename.removesuffix(".npy"): _npy(archive, info) for info in archive.infolist()}
+        # Files of older versions have none.
+        written = arrays.pop(_CHECKSUM, None)
+        if not arrays or (written is not None and str(written) != _checksum(arrays, "", "")):
+            raise StateError("its content is not that which was written")
+        return arrays
     except Exception as error:  # a damaged file may raise anything
         raise StateError(f"{argument}={str(target)!r} is damaged or no .npz file: {error}") from error
 

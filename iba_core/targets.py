@@ -317,9 +317,12 @@ _DISTRIBUTION_LOSSES: dict[OutputKind, Loss] = {
 }
 
 
+_ACTIVATIONS = ("softmax", "sigmoid", "other", "unknown")
+
+
 def _check_activation(activation: str | None) -> None:
-    if activation is not None:
-        require_choice("activation", activation, ("softmax", "sigmoid", "other", "unknown"))
+    if activation is not None and not (isinstance(activation, str) and activation in _ACTIVATIONS):
+        require_choice("activation", activation, _ACTIVATIONS)
 
 
 def are_probabilities(outputs: npt.NDArray[Any]) -> bool:

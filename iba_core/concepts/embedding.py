@@ -438,7 +438,7 @@ class ConceptEmbedding:
         Example:
             >>> import tempfile
             >>> plane = ConceptEmbedding([3.0, 4.0], bias=-10.0)
-            >>> path = Path(tempfile.mkdtemp()) / "face.safetensors"
+            >>> path = tempfile.mkdtemp() + "/face.safetensors"
             >>> plane.save(path)
             >>> ConceptEmbedding.load(path) == plane
             True

@@ -99,7 +99,7 @@ class Layout:
             InputError: `data_format` is neither ``"channels_first"`` nor ``"channels_last"``, or the
                 shape does not have one to four axes.
         """
-        if data_format not in DATA_FORMATS:
+        if not (isinstance(data_format, str) and data_format in DATA_FORMATS):
             require_data_format("data_format", data_format)
         ndim = len(shape)
         return cls(ndim, 0 if data_format == "channels_first" else ndim - 1, tokens)

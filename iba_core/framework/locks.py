@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 from threading import RLock
+from typing import Any
 from weakref import WeakSet
 
-_locks: WeakSet[RLock] = WeakSet()
+_locks: WeakSet[Any] = WeakSet()
 
 
-def fork_safe_lock() -> RLock:
+def fork_safe_lock() -> Any:
     """Make a lock that one thread may take several times, and that is free in a forked child.
 
     A child has only the thread that has forked. An ordinary lock that another thread held at that moment
@@ -27,8 +28,8 @@ def fork_safe_lock() -> RLock:
 
 def _free() -> None:
     for lock in _locks:
-        # The standard library does so with its own locks.
-        lock._at_fork_reinit()  # type: ignore[attr-defined]  # it is in no stub
+        # What the standard library does with its own locks.
+        lock._at_fork_reinit()
 
 
 if hasattr(os, "register_at_fork"):

@@ -50,18 +50,18 @@ def mask_picture(source: Image.Image | npt.NDArray[Any] | str | PathLike[str]) -
         # Keep the file's format, since the images that Pillow derives from it do not.
         return read_image(source, _of_image)
     if isinstance(source, Image.Image):
-        return _of_image(source, source.format)
-    return _of_image(_from_array(as_array("source", source)), None)
+        return _of_image(source, source.format, "source")
+    return _of_image(_from_array(as_array("source", source)), None, "source")
 
 
-def _of_image(image: Image.Image, kind: str | None) -> Image.Image:
+def _of_image(image: Image.Image, kind: str | None, name: str = "the mask") -> Image.Image:
     values = _values(image)
     marked = values > _FOREGROUND
     if not marked.any() and values.any() and kind not in _LOSSY:
         labels = np.asarray(image) if image.mode == "P" else values
         if labels.max() > 1:
             raise InputError(
-                f"the mask has values up to {labels.max()}, none above {_FOREGROUND}; a mask must be black "
+                f"{name} has values up to {labels.max()}, none above {_FOREGROUND}; a mask must be black "
                 "and white, or transparent, or have the value 1 where the concept is and 0 elsewhere"
             )
         marked = labels == 1

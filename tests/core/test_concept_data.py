@@ -116,7 +116,7 @@ def test_a_picture_without_a_mask_is_named(folders):
 
 @pytest.mark.parametrize(("validation", "test"), [(0.5, 0.5), (-0.1, 0.2)])
 def test_shares_leave_something_to_learn_from(folders, validation, test):
-    with pytest.raises(InputError, match="must leave a share|validation=-0.1 must be"):
+    with pytest.raises(InputError, match=r"must leave a share|validation=-0.1 must be"):
         SegmentationConcept2D.from_folders(
             "s",
             folders / "images",

@@ -303,14 +303,14 @@ def test_ensembles_without_a_middle_are_errors():
             mean([a, opposite])
         with pytest.raises(InputError, match="empty"):
             mean([])
-        with pytest.raises(InputError, match="one shape|must be .*, as this one"):
+        with pytest.raises(InputError, match=r"one shape|must be .*, as this one"):
             mean([a, ConceptEmbedding(np.ones(3), bias=0)])
     far = ConceptEmbedding([-1.0, 0.1], bias=1.0)
     with pytest.raises(InputError, match=r"embeddings\[2\].*right angle"):
         ConceptEmbedding.mean_by_angle([a, a, far])
     with pytest.raises(InputError, match="1 entries; a variance with ddof=1"):
         ConceptEmbedding.variance([a])
-    with pytest.raises(InputError, match="one shape|must be .*, as this one"):
+    with pytest.raises(InputError, match=r"one shape|must be .*, as this one"):
         a.cosine(ConceptEmbedding(np.ones(3), bias=0))
 
 

@@ -248,7 +248,7 @@ def test_long_titles_are_not_cut_off(tmp_path):
 
 def test_save_overlay_refuses_nonsense(tmp_path):
     path = tmp_path / "a.png"
-    with pytest.raises(InputError, match="maps={} must be a dict"):
+    with pytest.raises(InputError, match=r"maps={} must be a dict"):
         save_overlay(path, np.zeros((4, 4)), {})
     with pytest.raises(InputError, match=r"maps\['PyTorch'\] has shape \(4,\)"):
         save_overlay(path, np.zeros((4, 4)), {"PyTorch": np.zeros(4)})

@@ -93,7 +93,7 @@ def test_integers_are_accepted():
 
 @pytest.mark.parametrize("shape", [(10,), (10, 10, 10), (0, 10)])
 def test_a_shape_that_does_not_fit_is_an_error(shape):
-    with pytest.raises(InputError, match="shape=.* must be \\(height, width\\), whole numbers"):
+    with pytest.raises(InputError, match=r"shape=.* must be \(height, width\), whole numbers"):
         to_saliency_map(np.ones((2, 3, 4)), shape)
     with pytest.raises(InputError, match="data_format='NCHW'"):
         to_saliency_map(np.ones((2, 3, 4)), data_format="NCHW")

@@ -77,7 +77,7 @@ def test_it_is_asked_where_the_model_does_not_tell():
     x, other = GENERATOR.normal(size=(2, 3, 4))
     with pytest.raises(
         InputError,
-        match="not clear whether each of the 3 images has its own part of the inputs 1, or all share .* iba_core.Shared",
+        match=r"each of the 3 images has its own part of the inputs 1, or all .* iba_core.Shared",
     ):
         SharedInputs().mark((x, other), lambda inputs: np.random.standard_normal((len(plain(inputs[0])), 2)))
 

@@ -267,3 +267,17 @@ def test_npz_without_objects(tmp_path):
             read_npz(path)
     with pytest.raises(StateError, match="is not a file"):
         read_npz(tmp_path)
+
+
+def test_npz_files_with_fewer_or_other_arrays_are_noticed(tmp_path):
+    path = tmp_path / "file.npz"
+    write_npz(path, {"a": np.arange(3), "b": np.array("text")})
+    with np.load(path) as file:
+        known = dict(file)
+    checksum = {"iba_checksum": known.pop("iba_checksum")}
+    for arrays in (checksum, {**checksum, "a": known["a"]}, {**checksum, **known, "a": known["a"] + 1}, {}):
+        np.savez(path, **arrays)
+        with pytest.raises(StateError, match="its content is not that which was written"):
+            read_npz(path)
+    np.savez(path, **known)  # as older versions wrote it
+    assert read_npz(path).keys() == {"a", "b"}

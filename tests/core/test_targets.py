@@ -170,7 +170,7 @@ def test_losses_add_up():
     assert first == second
     assert hash(first) == hash(second)
     np.testing.assert_array_equal(target.select(1, 2, 2).targets[1].classes, [2])
-    with pytest.raises(InputError, match="weights=.* must be a sequence of 2 finite numbers"):
+    with pytest.raises(InputError, match=r"weights=.* must be a sequence of 2 finite numbers"):
         SumTarget((1, 2), weights=(1.0,))
 
 

@@ -194,7 +194,8 @@ class Reference:
             }[method]
             parts = weights * r
             maps.append(np.maximum(parts.sum(axis=0), 0))
-            defined.append(maps[-1].max() > 1e-6 * np.abs(slope).max() * np.abs(r).max())
+            scale = np.abs(slope).max()
+            defined.append(scale > 1e-9 and maps[-1].max() > 1e-6 * scale * np.abs(r).max())
         shape = self.input_shape
         assert shape is not None
         return _unit(resized(_unit(np.stack(maps)), shape)), np.array(defined)

@@ -12,7 +12,9 @@ import h5py
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from keras import layers
+from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
 
 from iba_core.errors import StateError
 from iba_tf import TensorFlowAdapter
@@ -111,6 +113,15 @@ def test_compressed_files_are_models_too(model, tmp_path):
     rewritten(tmp_path / "good.keras", *args, zipfile.ZIP_DEFLATED)
     x = np.ones((1, 8, 8, 3), np.float32)
     np.testing.assert_array_equal(TensorFlowAdapter.load(str(tmp_path / "packed.keras"))(x), model(x))
+
+
+def test_a_graph_of_unknown_operations(model, tmp_path):
+    traced = tf.function(model).get_concrete_function(tf.TensorSpec((None, 8, 8, 3), name="image"))
+    frozen = convert_variables_to_constants_v2(traced).graph.as_graph_def()
+    content = frozen.SerializeToString()
+    assert b"Reshape" in content
+    (tmp_path / "frozen.pb").write_bytes(content.replace(b"Reshape", b"Resxape"))
+    refused(tmp_path / "frozen.pb", "no operation of type 'Resxape'")
 
 
 @pytest.mark.parametrize("name", ["net.h5", "net.hdf5"])

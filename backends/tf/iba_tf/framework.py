@@ -6,7 +6,7 @@ import secrets
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache, partial, wraps
-from threading import Lock
+from threading import Lock, RLock
 from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import numpy as np
@@ -85,16 +85,19 @@ class Traced:
     def __init__(self, function: Callable[..., Any], options: dict[str, Any]) -> None:
         self._python, self._options = function, options
         self._proven: Any = None
+        self._lock = RLock()
 
     def __call__(self, *args: Any) -> Any:
         """Run it, traced before for new shapes."""
-        function = self._proven
-        if function is not None:
-            return function(*args)
-        function = self._made()
-        results = function(*args)
-        self._proven = function
-        return results
+        if self._proven is None:
+            # Functions that share others must not be traced at the same time.
+            with self._lock:
+                if self._proven is None:
+                    function = self._made()
+                    results = function(*args)
+                    self._proven = function
+                    return results
+        return self._proven(*args)
 
     def get_concrete_function(self, *specs: Any) -> Any:
         """The graph for arguments of some shapes."""

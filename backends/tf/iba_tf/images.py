@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from os import PathLike
+from pathlib import Path
 from typing import Any
 
 import keras
@@ -52,8 +53,8 @@ def get_imagenet_generator(
         >>> images.shape, targets
         ((1, 224, 224, 3), array([[1.]], dtype=float32))
     """
-    path = as_path(path)
-    if not path.is_dir():
+    folder: Path = as_path(path)
+    if not folder.is_dir():
         raise InputError(
             f"path={str(path)!r} is not a directory; give the train or validation directory of ImageNet"
         )

@@ -266,7 +266,8 @@ class TorchAdapter(ModelAdapter):
 
 
 def _tensor_of(array: Any) -> torch.Tensor:
-    array = as_array("the input", array)
+    if not isinstance(array, np.ndarray) or array.dtype.kind not in "biuf" or not array.dtype.isnative:
+        array = as_array("the input", array)
     # PyTorch takes no array whose axes run backwards, and warns of one that must not be written into.
     shares = array.flags.c_contiguous and array.flags.writeable
     return torch.from_numpy(array if shares else array.copy())

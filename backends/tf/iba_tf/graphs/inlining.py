@@ -22,6 +22,8 @@ from tensorflow.core.framework.op_def_pb2 import OpDef
 from tensorflow.python.framework import op_def_registry  # nothing public tells an operation's outputs
 from tensorflow.python.framework.ops import gradient_registry  # nor which gradients are registered
 
+from iba_core.errors import InputError
+
 _CALLS = ("PartitionedCall", "StatefulPartitionedCall")
 _CALL_NAME = re.compile(r"(^|/)(Stateful)?PartitionedCall(_\d+)?$")
 
@@ -283,5 +285,5 @@ def _length(argument: OpDef.ArgDef, node: NodeDef) -> int:
 def _definition(op: str) -> OpDef:
     definition = op_def_registry.get(op)
     if definition is None:
-        raise ValueError(f"this TensorFlow knows no operation of type {op!r}")
+        raise InputError(f"this TensorFlow knows no operation of type {op!r}")
     return definition

@@ -60,7 +60,10 @@ class OperationAxes:
         op, data = node.op, self._data(node)
         if "data_format" in node.definition.attr and name in (data, node.outputs[0]):
             first = _attribute(node, "data_format").s.decode() in _FIRST
-            return None if rank < 3 else 1 if first else rank - 1
+            if rank < 3 or (op == "BiasAdd" and (self._moving(node.inputs[1]) or (first and rank < 4))):
+                # Keras adds anything of the shape (1, size, 1, ...) as if it were a bias.
+                return None
+            return 1 if first else rank - 1
         if op in _LAST:
             return rank - 1 if rank > 2 and name in (data, node.outputs[0]) else None
         if op in _PRODUCTS and not self._moving(node.inputs[1]):

@@ -646,7 +646,6 @@ class _Passes:
         if isinstance(images, int):
             for output, (one, two) in zip(outputs, self._output_sizes, strict=False):
                 output.set_shape([a + (b - a) * (images - 1) for a, b in zip(one, two, strict=True)])
-        self.tail.cut_off = [is_cut_off(output, z) for output in outputs]
         return tf.nest.pack_sequence_as(division.outputs, [tf.identity(x) for x in outputs])
 
     def _sizes(self, node: Node, images: int | tf.Tensor) -> dict[TensorName, tf.Tensor]:
@@ -678,8 +677,13 @@ class _TailFunction:
 
     def __init__(self, trace: Callable[[tf.Tensor, tuple[tf.Tensor, ...]], Any], inlines: bool) -> None:
         self._trace, self._inlines = trace, inlines
-        self._function = traced(trace)
+        self._function = traced(self._run)
         self.cut_off: list[bool] = []
+
+    def _run(self, z: tf.Tensor, carry: tuple[tf.Tensor, ...]) -> Any:
+        outputs = self._trace(z, carry)
+        self.cut_off = [is_cut_off(output, z) for output in tf.nest.flatten(outputs)]
+        return outputs
 
     def __call__(self, z: tf.Tensor, carry: tuple[tf.Tensor, ...]) -> Any:
         if self._inlines and tf.inside_function():

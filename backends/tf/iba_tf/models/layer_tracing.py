@@ -50,6 +50,20 @@ class LayerRecord:
         self._stack = [self._root]
         self._count = 0
 
+    def of(self, call: Callable[[], Any]) -> Any:
+        """Call a model in the function that is being traced, and record its layers, in inference mode.
+
+        The record belongs to the graph of that function. Graphs within it are found by it, and other threads
+        have other graphs. So nothing has to be undone, wherever an interrupt strikes.
+        """
+        _wrap()
+        graph = tf.compat.v1.get_default_graph()
+        _records[graph] = self
+        results = call()
+        # TensorFlow never forgets the graph of a custom gradient, but the layers are to be forgotten.
+        del _records[graph]
+        return results
+
     def run(self, layer: Any, call: Callable[[], Any]) -> Any:
         """Call a layer, record the call, and mark the results."""
         recorded = _Call(layer, self._count)
@@ -109,16 +123,11 @@ def _inside(call: _Call, path: str, marks: dict[tuple[int, int], list[TensorName
             )
 
 
-def record_layers(record: LayerRecord) -> None:
-    """Record the calls of Keras layers in the function that is being traced, all of them in inference mode.
-
-    The record belongs to the graph of that function. Graphs within it are found by it, and other threads have
-    other graphs. So nothing has to be undone, wherever an interrupt strikes.
-    """
+def _wrap() -> None:
+    """Wrap the calls of layers and functions that are not wrapped yet."""
     for cls in layer_classes():
         _wrap_once(cls, _recording)
     _wrap_once(_FUNCTION, _tracing_again)
-    _records[tf.compat.v1.get_default_graph()] = record
 
 
 def _wrap_once(cls: Any, wrap: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
@@ -176,3 +185,7 @@ def layer_classes() -> list[type]:
     """The base classes of layers, of Keras 3 and, once it has been imported, of Keras 2."""
     legacy = sys.modules.get("tf_keras")
     return [keras.layers.Layer, *([legacy.layers.Layer] if legacy is not None else [])]
+
+
+# At once, so that nothing is other after an explanation than before. Keras 2 may be imported later.
+_wrap()

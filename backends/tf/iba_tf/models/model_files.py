@@ -15,7 +15,7 @@ from typing import Any
 import h5py
 import keras
 
-from iba_core.errors import StateError
+from iba_core.errors import IBAError, StateError
 from iba_core.files import is_file
 from iba_tf.models.graph_model import GraphModel
 from iba_tf.models.saved_model import is_saved_model
@@ -73,7 +73,13 @@ def load_file(path: Path) -> Any | None:
     if path.suffix == ".pb":
         if path.name == "saved_model.pb":
             return GraphModel.from_saved_model(path.parent)
-        return GraphModel.from_graph_def(path)
+        try:
+            return GraphModel.from_graph_def(path)
+        except IBAError:
+            raise
+        except Exception as error:  # a damaged file may raise anything
+            reason = " ".join(str(error).split())
+            raise StateError(f"{str(path)!r} is no graph that can be used: {reason}") from error
     return None
 
 

@@ -22,7 +22,7 @@ from iba_tf.graphs.custom_gradients import graph_def_of
 from iba_tf.graphs.dataflow import TensorName
 from iba_tf.graphs.graph_inputs import Fed, GraphInput, as_tensor, plain
 from iba_tf.graphs.operations import Binding, OperationGraph
-from iba_tf.models.layer_tracing import LayerRecord, record_layers
+from iba_tf.models.layer_tracing import LayerRecord
 
 _KEPT = 32
 """How many shapes of inputs a model keeps graphs for."""
@@ -346,8 +346,7 @@ def traced_graph(call: Callable[..., Any], specs: Any, names: Sequence[str]) -> 
     record = LayerRecord()
 
     def run(*inputs: tf.Tensor) -> Any:
-        record_layers(record)
-        return call(tf.nest.pack_sequence_as(specs, list(inputs)))
+        return record.of(lambda: call(tf.nest.pack_sequence_as(specs, list(inputs))))
 
     concrete = traced(run).get_concrete_function(*flat)
     captured = concrete.captured_inputs

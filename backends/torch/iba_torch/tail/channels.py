@@ -112,7 +112,7 @@ class ChannelTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]  # PyT
     def axes(self, tensor: torch.Tensor) -> Axes:
         """The axes of a tensor, of which more may be known later in the pass."""
         axes: Axes | None = self._known.get(tensor)
-        return _new(tensor.shape) if axes is None else axes
+        return self.follow(tensor) if axes is None else axes
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None

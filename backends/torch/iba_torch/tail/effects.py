@@ -112,7 +112,7 @@ class _Stream:
 
         Threads take turns. Another that draws meanwhile without this context gets numbers of this stream.
         """
-        devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
+        devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()  # type: ignore[no-untyped-call]  # PyTorch's own
         with _turns, torch.random.fork_rng(devices):
             if self._states is not None:
                 for index, state in zip((None, *devices), self._states, strict=False):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextvars import ContextVar
 from functools import wraps
 from typing import Any, ParamSpec, TypeVar
 
@@ -14,6 +15,14 @@ T = TypeVar("T")
 
 _DEVICES = ("cpu", "cuda")
 """Kinds of devices whose autocast the library changes."""
+
+
+_outside: ContextVar[AbstractContextManager[Any] | None] = ContextVar("outside", default=None)
+
+
+def as_outside() -> AbstractContextManager[Any]:
+    """Context in which autocast is as it was outside of `without_autocast`."""
+    return _outside.get() or nullcontext()
 
 
 def autocast_dtype(device: torch.device) -> torch.dtype | None:
@@ -39,8 +48,12 @@ def without_autocast(device: torch.device) -> Iterator[AbstractContextManager[An
         yield nullcontext()
         return
     outside = torch.autocast(kind, dtype=dtype, cache_enabled=torch.is_autocast_cache_enabled())
-    with torch.autocast(kind, enabled=False):
-        yield outside
+    token = _outside.set(outside)
+    try:
+        with torch.autocast(kind, enabled=False):
+            yield outside
+    finally:
+        _outside.reset(token)
 
 
 def restores_settings(generator: Callable[P, Iterator[T]]) -> Callable[P, Iterator[T]]:

@@ -15,7 +15,7 @@ from iba_torch.tail.rewrites.conditions import is_sequential
 from iba_torch.tail.rewrites.copy_on_write import Loan
 from iba_torch.tail.rewrites.unread import Placeholder
 from iba_torch.tail.shadow import Site
-from iba_torch.tail.trees import tensors, tree_map
+from iba_torch.tail.trees import not_inferring, tensors, tree_map
 
 
 class Value:
@@ -47,8 +47,8 @@ class Value:
         """
         axis = self.batch_axis
         if self._dropped is not None:
-            repeated = (size * copies if i == axis else size for i, size in enumerate(self._dropped))
-            return Placeholder.like(self.tensor, tuple(repeated))
+            sizes = (size * copies if i == axis else size for i, size in enumerate(self._dropped))
+            return Placeholder.like(self.tensor, tuple(sizes))
         if axis is None or copies == 1:
             return self.loan.lend(self.tensor, always_copy)
         if self.tensor.shape[axis] != 1:
@@ -280,7 +280,8 @@ def record(
     indices = count()
 
     def keep(tensor: torch.Tensor, axis: int | None) -> Value:
-        return Value(tensor.detach().clone(), axis)
+        with not_inferring():
+            return Value(tensor.detach().clone(), axis)
 
     def leaf(tensor: torch.Tensor) -> Value | Given | Feature:
         index, argument = next(indices), arguments.index(tensor)

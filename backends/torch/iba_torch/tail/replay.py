@@ -37,7 +37,7 @@ from iba_torch.tail.rewrites.observer import Observer
 from iba_torch.tail.rewrites.pooling import averaged, is_average
 from iba_torch.tail.rewrites.unread import PlaceholderRead, Unread
 from iba_torch.tail.shadow import Handler, Shadow, Site
-from iba_torch.tail.trees import constants, replace_first, tensors, tree_map
+from iba_torch.tail.trees import constants, not_inferring, replace_first, tensors, tree_map
 
 Rewrite = Callable[[Any, tuple[Any, ...], dict[str, Any]], Any]
 """Does what the call of a module does; gives None where it cannot."""
@@ -305,7 +305,7 @@ class Replay:
             raise
         broken: list[Assumption] = []
         confirmed: list[Assumption] = []
-        self._note_state((copies, self._constants), copy)
+        self._note_state((copies, self._constants), copy or assumed.memory_unreached.is_unknown, not shows)
         if self._compares and any(loan.is_written_unseen() for loan in self._loans):
             broken.append(assumed.memory_unreached)
         if take_back(self._loans):
@@ -326,17 +326,22 @@ class Replay:
             (confirmed if finite else broken).append(unread)
         return Outcome(output, broken, [*confirmed, *assumed.effects])
 
-    def _note_state(self, kind: Hashable, compare: bool) -> None:
-        """Find out whether a pass of a kind leaves the state of the modules as it is."""
+    def _note_state(self, kind: Hashable, compare: bool, traced: bool) -> None:
+        """Find out whether a pass of a kind leaves the state of the modules as it is.
+
+        Raises:
+            LayerError: it does not, and code is to be made of the pass.
+        """
         assumed = self._assumed
-        if assumed.state_stays.is_broken or kind in assumed.unchanging:
-            return
-        if self._shadow.has_changed(compare):
-            # The pass began in the state of the model, so its result is right.
-            assumed.state_stays.set(State.BROKEN)
-            self._shadow.stays = False
-        else:
-            assumed.unchanging.add(kind)
+        if not assumed.state_stays.is_broken and kind not in assumed.unchanging:
+            if self._shadow.has_changed(compare and not traced):
+                # The pass began in the state of the model, so its result is right.
+                assumed.state_stays.set(State.BROKEN)
+                self._shadow.stays = False
+            else:
+                assumed.unchanging.add(kind)
+        if traced and (assumed.state_stays.is_broken or assumed.draws_nothing.is_broken):
+            raise LayerError("the model changes its own state or draws random numbers as it runs")
 
     def _suspects(self, error: BaseException, relied: frozenset[Assumption]) -> Collection[Assumption]:
         """The assumptions that may be the reason of an error."""
@@ -377,7 +382,8 @@ class Replay:
                 return end.output
 
     def _lend(self, value: Value) -> torch.Tensor:
-        return value.lend(self._copies, self._always_copy, self._compares)
+        with not_inferring():
+            return value.lend(self._copies, self._always_copy, self._compares)
 
     def _placed(self, z: torch.Tensor, reordered: bool, always_copy: bool) -> torch.Tensor:
         """`z` as the model is to see it."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections import OrderedDict, defaultdict, deque
 from collections.abc import Callable, Collection, Iterable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from copy import copy as shallow_copy
 from functools import partial
 from threading import get_ident
@@ -30,7 +30,7 @@ from iba_torch.tail.effects import Effect, WeightWrite, address_of
 from iba_torch.tail.places import AssumptionsAtPlace
 from iba_torch.tail.precision import restores_settings
 from iba_torch.tail.rewrites.assumptions import Assumption, Outcome, State, run_assuming
-from iba_torch.tail.trees import version_of
+from iba_torch.tail.trees import not_inferring, version_of
 
 T = TypeVar("T")
 
@@ -264,8 +264,7 @@ class Shadows:
 
         Its body runs outside of inference mode, whose tensors take part in no gradient.
         """
-        leave = torch.inference_mode(False) if torch.is_inference_mode_enabled() else nullcontext()
-        with leave:
+        with not_inferring():
             try:
                 shadow = self._free.pop()
             except IndexError:

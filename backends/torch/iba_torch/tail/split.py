@@ -20,10 +20,11 @@ from iba_core.framework.layout import DataFormat
 from iba_torch.tail.activations import last_activation
 from iba_torch.tail.calls import module_call_patch, redirect_calls, unwrap, what_runs
 from iba_torch.tail.channels import ChannelTracker, read_format
+from iba_torch.tail.checkpoints import saved_tensor_hooks
 from iba_torch.tail.effects import Effect, apart
 from iba_torch.tail.head import HeadPass, Stop
 from iba_torch.tail.places import AssumptionsAtPlace, Knowledge, LayerCall, Learnt, signature_of
-from iba_torch.tail.precision import without_autocast
+from iba_torch.tail.precision import as_outside, without_autocast
 from iba_torch.tail.replay import InMemoryOrder, Replay, check_calls
 from iba_torch.tail.rewrites.assumptions import (
     Assumption,
@@ -224,7 +225,7 @@ class TorchSplit(Split):
         kept, self._own_kept = self._own_kept, None
         if kept is not None and kept[0] is inputs:
             return kept[1]
-        with self._shadows.lease() as shadow, self._patched():
+        with self._shadows.lease() as shadow, self._patched(), as_outside():
             return self._run_whole(shadow, inputs)[0]
 
     @property
@@ -259,7 +260,18 @@ class TorchSplit(Split):
             return partial(call_with, shadow.of(model))
 
         def run(inputs: Inputs) -> Any:
-            with redirect_calls(shadow.of):
+            keeping = saved_tensor_hooks()
+
+            def redirect(module: nn.Module) -> nn.Module:
+                copy = shadow.of(module)
+                if copy is not module and torch.is_grad_enabled() and saved_tensor_hooks() is not keeping:
+                    raise LayerError(
+                        f"the closure itself runs {type(module).__name__} in torch.utils.checkpoint, so the "
+                        "backward pass would run the model as it is; leave the checkpoint out"
+                    )
+                return copy
+
+            with redirect_calls(redirect):
                 return model(inputs)
 
         return run

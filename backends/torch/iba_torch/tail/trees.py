@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 from collections.abc import Callable, Iterator, MutableMapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -89,6 +90,11 @@ def examine(tree: Any) -> tuple[list[torch.Tensor], bool]:
     if isinstance(tree, torch.Tensor):
         return [tree], True
     return tensors(tree), is_transparent(tree)
+
+
+def not_inferring() -> AbstractContextManager[Any]:
+    """Context whose tensors can take part in a gradient, also within `torch.inference_mode`."""
+    return torch.inference_mode(False) if torch.is_inference_mode_enabled() else nullcontext()
 
 
 def version_of(tensor: torch.Tensor) -> int:
