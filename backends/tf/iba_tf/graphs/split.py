@@ -597,7 +597,7 @@ class _Passes:
         if self._output_sizes and all(one == two and one for one, two in self._output_sizes):
             raise LayerError(
                 f"the model's output has shape {self._output_sizes[0][0]} for one image and for two, so no "
-                "image has an output of its own; the images must be along the first axis of its first input"
+                "image has an output of its own; images must be along the first axis, in any number"
             )
 
     def _measured(
