@@ -306,6 +306,8 @@ def _built(seed: int, after: str | None = None, extra: Any = None) -> tuple[Any,
 
 def _shown(layers: dict[str, Any], indent: str = "  ") -> Iterator[str]:
     for name, layer in layers.items():
+        if isinstance(layer, keras.layers.InputLayer):
+            continue
         keys = (
             "filters",
             "kernel_size",

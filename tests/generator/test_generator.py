@@ -18,7 +18,7 @@ from tests.generator.reference import resized
 from tests.generator.soak import Record, judge, table, totals
 from tests.generator.torch_bench import TorchBench
 
-SEEDS = {"torch": range(60), "tensorflow": range(12)}
+SEEDS = {"torch": range(40), "tensorflow": range(8)}
 
 
 @pytest.mark.parametrize(

@@ -73,6 +73,11 @@ class TorchBench(Bench):
         return tuple(torch.from_numpy(np.array(x)) for x in inputs)
 
     def call(self, model: nn.Module, tensors: Any) -> Any:
+        # The judge's own passes leave the random state alone.
+        with torch.random.fork_rng([], enabled=model is self.own):
+            return self._called(model, tensors)
+
+    def _called(self, model: nn.Module, tensors: Any) -> Any:
         if self.case.named:
             return model(**dict(zip("xyz", tensors, strict=False)))
         return model(*tensors)
