@@ -192,4 +192,4 @@ def adapt(model: keras.Model, x: np.ndarray, others: np.ndarray) -> None:
         layer.momentum = momentum
     last = next(layer for layer in reversed(model.layers) if layer.weights)
     activations = keras.Model(model.input, last.input)(others, training=False).numpy()
-    last.kernel.assign(last.kernel / max(1.0, float(activations.std())))
+    last.kernel.assign(last.kernel / max(1.0, float(np.abs(activations).max()) / 10))
