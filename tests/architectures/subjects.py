@@ -153,7 +153,7 @@ class KerasSubject(Subject):
             elif "bias" in weight.path or "beta" in weight.path:
                 weight.assign(generator.normal(0, 0.1, weight.shape))
         (draw,) = draws.values()
-        adapt(model, draw(generator, 32))
+        adapt(model, draw(generator, 32), draw(generator, 16))
         super().__init__(model, draws)
 
     def given(self, inputs: Inputs) -> np.ndarray:
@@ -181,7 +181,7 @@ class KerasSubject(Subject):
         return tape.gradient(loss, leaf).numpy()
 
 
-def adapt(model: keras.Model, x: np.ndarray) -> None:
+def adapt(model: keras.Model, x: np.ndarray, others: np.ndarray) -> None:
     """Adapt a model with random weights to some images: no layer dies out, and no class is certain."""
     norms = [layer for layer in model.layers if isinstance(layer, keras.layers.BatchNormalization)]
     momenta = [layer.momentum for layer in norms]
@@ -191,5 +191,5 @@ def adapt(model: keras.Model, x: np.ndarray) -> None:
     for layer, momentum in zip(norms, momenta, strict=True):
         layer.momentum = momentum
     last = next(layer for layer in reversed(model.layers) if layer.weights)
-    activations = keras.Model(model.input, last.input)(x, training=False).numpy()
-    last.kernel.assign(last.kernel / max(1.0, float(activations.std())))
+    activations = keras.Model(model.input, last.input)(others, training=False).numpy()
+    last.kernel.assign(last.kernel / max(1.0, float(np.abs(activations).max()) / 10))
