@@ -491,7 +491,7 @@ def require_adam(optimizer_cls: type) -> None:
             repr(optimizer_cls.__name__) if isinstance(optimizer_cls, type) else type(optimizer_cls).__name__
         )
         raise InputError(
-            f"optimizer_cls={shown} is not Adam, with which the bottleneck is optimised in every framework"
+            f"optimizer_cls={shown!r} is not Adam, with which the bottleneck is optimised in every framework"
         )
 
 
