@@ -308,7 +308,7 @@ class _Stage:
         run_layer = lambda: around(x[:1])  # noqa: E731
         seen = lambda iba: look(iba, run_layer)  # noqa: E731
         fit = lambda iba: iba.fit(second)  # noqa: E731
-        analyze = lambda iba: iba.analyze(x, target=[0, 1], seed=4)  # noqa: E731
+        analyze = lambda iba: iba.analyze(x[1:], target=[0], seed=4)  # noqa: E731
         yield self.scene("IBALayer.fit", in_layer, fit, seen, kinds=("call",), draws=True)
         yield self.scene("IBALayer.analyze", in_layer, analyze, seen, draws=True)
         inside = lambda iba: restricted(iba, run_layer)  # noqa: E731
@@ -328,7 +328,7 @@ class _Stage:
         run_copy = lambda: copied.predict(x[:1])  # noqa: E731
         seen_copy = lambda iba: look(iba, run_copy)  # noqa: E731
         yield self.scene("IBACopy.fit", in_copy, fit, seen_copy, kinds=("call",), draws=True)
-        analyze_copy = lambda iba: iba.analyze(x, {copied.target: [0, 1]}, seed=4)  # noqa: E731
+        analyze_copy = lambda iba: iba.analyze(x[1:], {copied.target: [0]}, seed=4)  # noqa: E731
         yield self.scene("IBACopy.analyze", in_copy, analyze_copy, seen_copy, draws=True)
         make_copy = lambda _: IBACopy(LAYER, None, graph=self.model).fit(first)  # noqa: E731
         yield self.scene("IBACopy", lambda: None, make_copy, self.one_map, kinds=("call",), share=0.1)
