@@ -17,7 +17,6 @@ from iba_core.arguments import (
     require_data_format,
     require_layer,
     require_seed,
-    require_sequence,
     require_text,
     require_type,
     require_whole,
@@ -155,9 +154,6 @@ class Explainer:
         if output is not None and not is_whole_number(output, -(2**31)):
             require_text("output", output, "the name or the position of an output")
         if shared is not None:
-            require_sequence("shared", shared, "names or positions of inputs")
-            for entry in shared:
-                require_type("shared", entry, (str, int), "a list of names or positions of inputs")
             self.adapter.shared.give(shared)
         self._jit_compile = require_bool("compile", compile)
         self._estimated_format: DataFormat | None = None

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from itertools import combinations
 from typing import Any
 
+from iba_core.arguments import require_sequence, require_type
 from iba_core.errors import InputError
 from iba_core.framework.comparison import OwnOutputs, difference
 from iba_core.framework.inputs import Path, Shared, batch_size, leaves_of, map_leaves, of_images
@@ -33,7 +34,14 @@ class SharedInputs:
         self._is_given = False
 
     def give(self, shared: Iterable[str | int]) -> None:
-        """Take the user's word: these inputs, by name or position, are shared, and no others."""
+        """Take the user's word: these inputs, by name or position, are shared, and no others.
+
+        Raises:
+            InputError: `shared` is no list of names or positions.
+        """
+        require_sequence("shared", shared, "names or positions of inputs", least=0)
+        for entry in shared:
+            require_type("shared", entry, (str, int), "a list of names or positions of inputs")
         self._is_shared = {(key,): True for key in shared}
         self._is_given = True
 

@@ -328,7 +328,7 @@ def test_one_sample_is_no_distribution(backend):
         explainer.fit([x], progbar=False)
     with pytest.raises(InputError, match="held 0 samples"):
         explainer.fit([], progbar=False)
-    with pytest.raises(InputError, match="n_samples=1 is too few"):
+    with pytest.raises(InputError, match="n_samples=1 must be a whole number, 2 or more"):
         explainer.fit([backend.images(smooth_images(5))], n_samples=1, progbar=False)
     with pytest.raises(NotEstimatedError):
         explainer.explain(x)

@@ -409,7 +409,7 @@ def test_arguments_are_checked_before_any_work(side):
     for kwargs, name in (
         ({"epochs": -1}, "epochs"),
         ({"patience": 0}, "patience"),
-        ({"lr": -1}, "learning_rate"),
+        ({"lr": -1}, "lr=-1"),
         ({"seed": -1}, "seed"),
         ({"warm_up": -1}, "warm_up"),
         ({"beta_steps": 0.5}, "beta_steps"),

@@ -234,6 +234,7 @@ def _concepts(net: Network) -> Iterator[Door]:
                 "model": A(const(net.model)),
                 "target_layers": A(const(["relu"]), optional(nothing), ("layer", "layers")),
                 "reshape_transform": A(const(None), optional(function)),
+                **({"shared": A(const(None), optional(_are_inputs))} if kind == "GradCAM" else {}),
                 **({"epsilon": A(const(0.0), number(0))} if kind == "GradCAMPlusPlus" else {}),
                 **({"use_cuda": A(const(False), boolean)} if net.package == "iba_torch" else {}),
             },

@@ -1052,7 +1052,7 @@ class TestReport:
         assert "logits" in bound.iba.available_report_variables()
         bound.iba.set_model_loss(keras.ops.mean(bound.model.output, axis=1))
         assert "logits" not in bound.iba.available_report_variables()
-        with pytest.raises(InputError, match="no variable 'logits' to collect"):
+        with pytest.raises(InputError, match="'logits' is no variable to collect"):
             bound.iba.collect("logits")
         bound.iba.collect_all()
         bound.iba.analyze(IMAGES[:1])

@@ -24,7 +24,7 @@ def test_it_is_found_for_modules_and_for_nothing_else():
         find_adapter(3)
     assert TorchAdapter.load("some-other-network") is None
     for use in (TorchAdapter, lambda model: IBA(nn.ReLU()).estimate(model, [torch.ones(4, 2)])):
-        with pytest.raises(InputError, match="model is of type NoneType"):
+        with pytest.raises(InputError, match="model=None must be"):
             use(None)
 
 

@@ -895,7 +895,7 @@ class TestErrors:
             self.analyze(iba, x[0, 0, 0])
         with pytest.raises(InputError, match="no image"):
             self.analyze(iba, x[:0])
-        with pytest.raises(InputError, match="a tensor was expected"):
+        with pytest.raises(InputError, match="must be a tensor"):
             self.analyze(iba, x.numpy())
         x[0, 1, 2, 3] = torch.nan
         with pytest.raises(InputError, match=r"input_t holds nan at index \(0, 1, 2, 3\)"):
@@ -905,14 +905,14 @@ class TestErrors:
         for options, message in (
             ({"mode": "map"}, "mode='map'"),
             ({"beta": -1}, "beta=-1"),
-            ({"batch_size": 0}, "samples=0"),
-            ({"optimization_steps": 1.5}, "steps=1.5"),
+            ({"batch_size": 0}, "batch_size=0"),
+            ({"optimization_steps": 1.5}, "optimization_steps=1.5"),
         ):
             with pytest.raises(InputError, match=message):
                 self.analyze(iba, images(1), **options)
         for options, message in (
             ({"input_or_output": "middle"}, "input_or_output='middle'"),
-            ({"layer": "conv1"}, "layer is of type str"),
+            ({"layer": "conv1"}, "layer='conv1' must be a module"),
             ({"feature_mean": np.zeros(3)}, "feature_mean and feature_std"),
             ({"beta": float("nan")}, "beta=nan"),
         ):

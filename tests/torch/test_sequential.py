@@ -67,7 +67,7 @@ def test_type_mode_attributes_and_hooks_are_kept_and_not_shared():
         (nn.Sequential(nn.ReLU()), -3, "idx=-3 is outside"),
         (nn.Sequential(nn.ReLU()), (0, 0), r"idx=\(0, 0\) leads into ReLU"),
         (nn.Sequential(nn.Sequential()), (1, 0), r"idx=\(1, 0\) is outside"),
-        (nn.ReLU(), 0, "not into ReLU"),
+        (nn.ReLU(), 0, "must be an nn.Sequential"),
     ],
 )
 def test_positions_that_are_not_there(sequential, idx, message):

@@ -487,11 +487,9 @@ def require_adam(optimizer_cls: type) -> None:
         InputError: it is not Adam.
     """
     if not (isinstance(optimizer_cls, type) and issubclass(optimizer_cls, _ADAMS)):
-        shown = (
-            repr(optimizer_cls.__name__) if isinstance(optimizer_cls, type) else type(optimizer_cls).__name__
-        )
+        shown = getattr(optimizer_cls, "__name__", type(optimizer_cls).__name__)
         raise InputError(
-            f"optimizer_cls={shown} is not Adam, with which the bottleneck is optimised in every framework"
+            f"optimizer_cls={shown!r} is not Adam, with which the bottleneck is optimised in every framework"
         )
 
 
