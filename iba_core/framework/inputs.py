@@ -139,7 +139,7 @@ def require_inputs(name: str, inputs: Any, convert: Callable[[Any], Any]) -> Any
     try:
         converted = convert(array_of_lists(name, inputs))
         if not batch_size(converted):
-            raise InputError("the batch is empty")
+            raise InputError(f"{name} is an empty batch")
     except InputError as error:
         raise error if str(error).startswith(name) else InputError(f"{name}: {error}") from error
     return converted

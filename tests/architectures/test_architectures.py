@@ -8,7 +8,9 @@ from functools import lru_cache
 import numpy as np
 import pytest
 
-from iba_core import Explainer
+from iba_core import Explainer, LayerError
+from tests.architectures import torch_models
+from tests.architectures.subjects import TorchSubject
 from tests.architectures.table import ARCHITECTURES, Architecture
 from tests.reference import Bottleneck, Settings, Statistics, relative_error, saliency
 from tests.robustness.totals import write_totals
@@ -103,3 +105,28 @@ def check_saliency(found, capacity, axes, inputs):
     if set(axes) == {"C", "H", "W"}:
         shape = first.shape[2:] if first.shape[1] == 3 else first.shape[1:3]
     assert relative_error(found, saliency(capacity, axes.index("C"), shape)) < TOLERANCE
+
+
+@pytest.mark.parametrize(
+    ("build", "layer", "message"),
+    [
+        # Windows and patches stand in the batch; a table of positions is the same for all images.
+        (torch_models.swin, "swin.encoder.layers.0.blocks.0.attention", "a feature map has the shape"),
+        (torch_models.mobilevit, "mobilevit.encoder.layer.2.transformer", "a feature map has the shape"),
+        (torch_models.beit, "beit.layers.0.relative_position_bias", "a feature map has the shape"),
+        (torch_models.llama, "model.rotary_emb", "a feature map has the shape"),
+        # The captions, which all images share; the sequence, of which the classifier reads something else.
+        (torch_models.clip, "text_model.encoder.layers.1", "text_model.encoder.layers.1"),
+        (torch_models.bert, "bert", "does not depend on layer 'bert'"),
+    ],
+    ids=lambda each: getattr(each, "__name__", None),
+)
+@pytest.mark.parametrize("images", [1, IMAGES])
+def test_a_layer_without_a_feature_map_of_each_image_is_refused(build, layer, message, images):
+    subject = TorchSubject(*build())
+    batches = [subject.given(subject.draw(size, seed=size)) for size in (images, 5)]
+    output = "logits_per_image" if build is torch_models.clip else None
+    with pytest.raises(LayerError, match=message):
+        Explainer(subject.model, layer, output=output).fit(batches, progbar=False).explain(
+            batches[0], target=1
+        )

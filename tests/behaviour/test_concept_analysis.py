@@ -173,7 +173,7 @@ def test_the_result_is_a_table_and_a_plot(backend):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"layers": []}, "at least one layer"),
+        ({"layers": []}, "layers is empty"),
         ({"layers": "2"}, "must be a list"),
         ({"folds": 0}, "folds=0"),
         ({"folds": 41}, "folds=41 must be from 1 to the 40"),

@@ -180,9 +180,9 @@ def test_noise_needs_a_way_to_stop_gradients():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"in_features": 0}, "in_features=0 must be at least 1"),
+        ({"in_features": 0}, "in_features=0 must be a whole number, 1 or more"),
         ({"memory_size": -1}, "memory_size=-1"),
-        ({"temperature": 0.0}, "temperature=0.0 must be above 0"),
+        ({"temperature": 0.0}, "temperature=0.0 must be a finite number, above 0"),
         ({"temperature": math.nan}, "temperature=nan"),
         ({"attention_over": "heads"}, "attention_over='heads' is neither"),
     ],

@@ -11,6 +11,7 @@ import inspect
 import re
 from collections import Counter
 from collections.abc import Iterator
+from functools import cache
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -62,8 +63,9 @@ def tables() -> list[str]:
     return [table for table, needed in TABLES.items() if needed is None or importlib.util.find_spec(needed)]
 
 
+@cache
 def doors(table: str) -> list[Door]:
-    """The doors of a table."""
+    """The doors of a table, made once."""
     found: list[Door] = import_module(f"tests.robustness.doors_{table}").doors()
     return found
 

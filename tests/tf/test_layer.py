@@ -279,9 +279,9 @@ class TestAnalysis:
         assert bound.iba.get_default() == {**defaults, **override}
         np.testing.assert_array_equal(bound.iba.analyze(IMAGES[:1], target=0, seed=0), changed)
 
-    def test_no_steps_give_the_capacity_at_the_start(self, bound):
+    def test_a_rate_of_0_gives_the_capacity_at_the_start(self, bound):
         """At alpha = 5 the mask is 0.9933 everywhere; the formula for it is short."""
-        capacity = bound.iba.analyze(IMAGES[:1], target=0, steps=0)
+        capacity = bound.iba.analyze(IMAGES[:1], target=0, steps=1, learning_rate=0)
         mask = 1 / (1 + np.exp(-5.0))
         x = features_of(bound.model, IMAGES)
         r = (x[0] - np.mean(x, axis=0)) / np.maximum(np.std(x, axis=0, ddof=1), 0.01)
@@ -766,7 +766,7 @@ class TestAsALayer:
         iba.fit(sentences)
         sentences[:, 4:] = 0
         capacity = iba.analyze(sentences[:1], target=0, seed=0, steps=10, beta=1000.0)
-        loose = iba.analyze(sentences[:1], target=0, seed=0, steps=0)
+        loose = iba.analyze(sentences[:1], target=0, seed=0, steps=1, learning_rate=0)
         # Features that the LSTM does not read can be lost at once.
         assert capacity[4:].sum() < loose[4:].sum() / 2
 
@@ -962,7 +962,7 @@ class TestInAVersion1Graph:
 
 class TestState:
     def test_it_makes_a_round_trip(self, bound):
-        bound.iba.set_default(beta=3.0, steps=0, normalize_beta=False, smooth_std=0)
+        bound.iba.set_default(beta=3.0, steps=1, normalize_beta=False, smooth_std=0)
         state = bound.iba.state_dict()
         _, other = build()
         other.load_state_dict(state)

@@ -319,7 +319,6 @@ def test_the_bottleneck_can_act_on_the_input_of_a_layer(cases, images, replaceme
         ({"relu": True}, {}, {"relu": True}),
         ({"initial_alpha": -1.0}, {}, {"alpha": -1.0}),
         ({}, {"optimization_steps": 2}, {"steps": 2}),
-        ({}, {"optimization_steps": 0}, {"steps": 0}),
     ],
 )
 def test_every_hyperparameter_does_what_it_says(cases, images, replacement, constructor, overrides, expected):

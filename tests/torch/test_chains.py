@@ -74,7 +74,9 @@ def test_output_and_gradient_are_those_of_the_modules_after_it(merged):
     model = network()
     z, output, gradient = tail_and_gradient(model, "0", X)
     pairs = [(model[1][0][0], model[1][0][1]), (model[1][1][0], model[1][1][1]), (model[2], model[3])]
-    assert merged == pairs
+    # In the passes that check the tail, too.
+    assert len(merged) >= 3
+    assert merged == pairs * (len(merged) // 3)
     expected = model[1:](z)
     torch.testing.assert_close(output, expected, rtol=1e-10, atol=1e-10)
     (wanted,) = torch.autograd.grad(expected.square().sum(), z)

@@ -152,5 +152,5 @@ def test_wrong_uses():
         estimator.std()
     other = TorchWelfordEstimator()
     other(torch.zeros(1, 4))
-    with pytest.raises(InputError, match=r"\(3,\) and \(4,\)"):
+    with pytest.raises(InputError, match=r"shape \(4,\), and this estimator of \(3,\)"):
         estimator.merge(other)

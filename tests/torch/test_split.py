@@ -215,7 +215,9 @@ class TestWork:
     # What cannot be remembered runs again: windows of images, and what hides its tensors.
     AGAIN = frozenset({"table", "mix", "first.conv", "second.conv"})
 
-    def test_the_head_runs_once_and_the_layers_after_it_in_every_pass(self, case, images, count_calls):
+    def test_the_head_runs_once_and_the_layers_after_it_in_every_pass(self, case, images, count_calls, cases):
+        if case is cases["collecting"]:
+            pytest.skip("what its forward keeps is kept only where all modules run")
         for layer in case.layers:
             if ":" in layer:
                 continue

@@ -75,7 +75,8 @@ def runs_eagerly(function: C) -> C:
 class Traced:
     """A `tf.function` that an interrupt cannot leave half made.
 
-    A function whose first trace was interrupted fails from then on. So it is kept only once it has run.
+    An interrupt may leave a function half traced, or with its lock closed, so that other threads wait for
+    ever. So a function is kept once it has run, and given up when it is interrupted.
 
     Args:
         function: takes and returns nested structures of tensors.
@@ -97,7 +98,14 @@ class Traced:
                     results = function(*args)
                     self._proven = function
                     return results
-        return self._proven(*args)
+        function = self._proven or self._made()
+        try:
+            return function(*args)
+        except Exception:
+            raise
+        except BaseException:
+            self._proven = None
+            raise
 
     def get_concrete_function(self, *specs: Any) -> Any:
         """The graph for arguments of some shapes."""

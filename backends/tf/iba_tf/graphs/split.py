@@ -526,6 +526,7 @@ class _Passes:
         self._rows = {name: _Rows.of(name, *sizes[name]) for name in [*self._taken, *self._sources]}
         self._output_sizes = [sizes[name] for name in outputs]
         self._check_features()
+        self._check_outputs()
         specs = [
             tf.TensorSpec([None, *x.shape[1:]] if flag else x.shape, x.dtype)
             for flag, x in zip(self._batched, given, strict=True)
@@ -589,6 +590,14 @@ class _Passes:
             raise LayerError(
                 f"layer {self._division.layer_name!r} has shape {features.one} for one image, and a "
                 "bottleneck needs a feature map for each image"
+            )
+
+    def _check_outputs(self) -> None:
+        """A number for all images, such as their mean loss, may be an output; anything larger may not."""
+        if self._output_sizes and all(one == two and one for one, two in self._output_sizes):
+            raise LayerError(
+                f"the model's output has shape {self._output_sizes[0][0]} for one image and for two, so no "
+                "image has an output of its own; the images must be along the first axis of its first input"
             )
 
     def _measured(

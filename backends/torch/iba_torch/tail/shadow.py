@@ -924,11 +924,14 @@ def _quieten(module: nn.Module) -> None:
     # Not by `nn.Module.eval`, which a model may have overridden.
     own = vars(module)
     own["training"] = False
-    if isinstance(module, nn.RNNBase) and any(
-        p is not None and p.is_cuda for p in module._parameters.values()
-    ):
-        # cuDNN keeps what its backward pass needs only in training mode, where nothing but dropout differs.
-        own["training"], own["dropout"] = True, 0.0
+    if isinstance(module, nn.RNNBase):
+        weights = [getattr(module, name, None) for name in module._flat_weights_names]
+        # The first pass would else find that these have changed.
+        own["_flat_weights"] = weights
+        own["_flat_weight_refs"] = [None if weight is None else ref(weight) for weight in weights]
+        if any(weight is not None and weight.is_cuda for weight in weights):
+            # cuDNN keeps what its backward pass needs in training mode alone, where only dropout differs.
+            own["training"], own["dropout"] = True, 0.0
     elif isinstance(module, nn.TransformerEncoderLayer):
         # A condition of its fused path alone, which calls no modules.
         own["activation_relu_or_gelu"] = 0
