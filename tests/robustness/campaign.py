@@ -208,7 +208,8 @@ def run_campaign(
     kinds: dict[str, float],
     seed: int = 0,
     only: Sequence[str] = (),
-) -> Report:
+    report: Report | None = None,
+) -> Iterator[Report]:
     """Faults in all scenes.
 
     Args:
@@ -217,8 +218,12 @@ def run_campaign(
         kinds: number of faults by kind, for a scene with a share of 1.
         seed: chooses the moments.
         only: names of scenes; all by default.
+        report: gets what is found; a new one by default.
+
+    Yields:
+        The report, after each scene.
     """
-    report = Report()
+    report = Report() if report is None else report
     for number, scene in enumerate(scenes(backend, folder)):
         if only and scene.name not in only:
             continue
@@ -226,4 +231,4 @@ def run_campaign(
         for kind, count in kinds.items():
             if kind not in ("call", "backward") or kind in scene.kinds:
                 campaign.run(kind, max(1, round(count * scene.share)))
-    return report
+        yield report
