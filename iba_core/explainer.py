@@ -621,7 +621,7 @@ class Explainer:
     def _map_shape(inputs: Inputs, split: Split, places: Sequence[int]) -> tuple[int, ...] | None:
         """Spatial shape of the input, where it has as many spatial axes as the features have places."""
         shape = tuple(next(arrays_of(inputs)).shape[1:])
-        if not 1 <= len(shape) <= 4:
+        if not 1 <= len(shape) <= 4 or not split.input_has_channels:
             return None
         spatial = Layout.of(shape, split.input_format).spatial_shape(shape)
         return spatial if len(spatial) == len(places) else None

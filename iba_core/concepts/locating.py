@@ -144,13 +144,13 @@ def locate(
         raise InputError("layer is missing; give it, or embeddings with a layer_id")
     stump = ModelStump(model, layer, backend, data_format)
     images = require_inputs("inputs", inputs, stump.adapter.to_inputs)
-    if len(images.shape) < 3:
-        raise InputError(f"inputs has shape {tuple(images.shape)}; a batch of images was expected")
+    shape = tuple(int(size) for size in next(arrays_of(images)).shape)
+    if len(shape) < 3:
+        raise InputError(f"inputs has shape {shape}; a batch of images was expected")
     for array in arrays_of(images):
         require_finite(stump.adapter.framework.to_numpy(array), "inputs")
     probabilities = mean_probability(stump.maps(images), embeddings)
-    shape = tuple(int(size) for size in next(arrays_of(images)).shape[1:])
-    height, width = Layout.of(shape, stump.split.input_format).spatial_shape(shape)
+    height, width = Layout.of(shape[1:], stump.split.input_format).spatial_shape(shape[1:])
     return np.stack([resize_map(heatmap, (height, width)) for heatmap in probabilities])
 
 

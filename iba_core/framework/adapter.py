@@ -18,7 +18,7 @@ from typing import Any, ClassVar, Literal
 
 from iba_core.arguments import require_text
 from iba_core.errors import InputError, LayerError, MissingDependencyError, closest
-from iba_core.framework.comparison import OwnOutputs, difference, epsilon_of
+from iba_core.framework.comparison import Difference, OwnOutputs, difference, epsilon_of
 from iba_core.framework.framework import Framework
 from iba_core.framework.inputs import arrays_of, batch_size, take
 from iba_core.framework.layout import DataFormat
@@ -120,11 +120,13 @@ class Split(ABC):
         layer_name: name of the layer, for messages and files.
         data_format: where the channels of the feature map are.
         input_format: where the channels of the model's input are.
+        input_has_channels: False if all axes of the input are known to be places, as in a spectrogram.
     """
 
     layer_name: str
     data_format: DataFormat
     input_format: DataFormat
+    input_has_channels: bool = True
 
     def __init__(self) -> None:
         # Whether the images of a batch are mixed, for each shape of the inputs that has been checked.
@@ -209,27 +211,31 @@ class Split(ABC):
         Raises:
             LayerError: the tail does not repeat the model.
         """
-        own, images = self.own_outputs(inputs), int(tail.features.shape[0])
-        found = _off(own, tail, images)
-        if found is None:
-            return False
-        if not own.together:
+        images, epsilon = int(tail.features.shape[0]), epsilon_of(tail.features)
+        # Another thread may train the model meanwhile, so one difference alone says nothing.
+        for _ in range(2):
+            own = self.own_outputs(inputs)
+            found = _off(own, tail, images)
+            if found is None:
+                return False
+            again = self.own_outputs(inputs)
+            if difference(own, again.outputs, again.images, epsilon) is not None:
+                warnings.warn(
+                    "the model gives other outputs for the same input each time, so it could not be checked "
+                    f"that the part after layer {self.layer_name!r} repeats it",
+                    stacklevel=2,
+                )
+                return False
+        assert found is not None, "else it has returned"
+        if not own.together and not found.is_of_shapes:
             with self.open_head(take(inputs, 0, 1)) as alone:
                 outputs = alone.differentiated(alone.features)
-            if difference(own, outputs, 1, epsilon_of(tail.features)) is None:
+            if difference(own, outputs, 1, epsilon) is None:
                 self._warn_of_mixing()
                 return True
-        again = self.own_outputs(inputs)
-        if difference(own, again.outputs, again.images, epsilon_of(tail.features)) is not None:
-            warnings.warn(
-                "the model gives other outputs for the same input each time, so it could not be checked that "
-                f"the part after layer {self.layer_name!r} repeats it",
-                stacklevel=2,
-            )
-            return False
         raise LayerError(
-            f"the part of the model after layer {self.layer_name!r} does not repeat the model: {found}; name "
-            "another layer, or mark the inputs that all images share with iba_core.Shared"
+            f"the part of the model after layer {self.layer_name!r} does not repeat the model: {found.text}; "
+            "name another layer, or mark the inputs that all images share with iba_core.Shared"
         )
 
     def _warn_of_mixing(self) -> None:
@@ -261,7 +267,7 @@ class MixedImagesError(LayerError):
         )
 
 
-def _off(own: OwnOutputs, tail: Tail, images: int) -> str | None:
+def _off(own: OwnOutputs, tail: Tail, images: int) -> Difference | None:
     """What is different in the tail's output for the first image, beside other images and copies."""
     features, epsilon = tail.features, epsilon_of(tail.features)
     xp = NAMESPACES[type(features)]

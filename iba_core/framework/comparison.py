@@ -28,7 +28,20 @@ class OwnOutputs:
     together: bool = False
 
 
-def difference(own: OwnOutputs, found: Any, rows: int, epsilon: float) -> str | None:
+@dataclass(frozen=True)
+class Difference:
+    """How the outputs of two passes differ.
+
+    Attributes:
+        text: the end of a sentence.
+        is_of_shapes: whether arrays are missing, or have shapes that do not fit.
+    """
+
+    text: str
+    is_of_shapes: bool = True
+
+
+def difference(own: OwnOutputs, found: Any, rows: int, epsilon: float) -> Difference | None:
     """Compare the outputs of a model for an image with those of another pass.
 
     Args:
@@ -38,20 +51,20 @@ def difference(own: OwnOutputs, found: Any, rows: int, epsilon: float) -> str | 
         epsilon: smallest relative difference of numbers at the lowest precision in use, see `numpy.finfo`.
 
     Returns:
-        What differs, as the end of a sentence; None if nothing does. Whole numbers, and arrays that have the
+        What differs; None if nothing does. Whole numbers, and arrays that have the
         same shape for any number of images, are not compared, unless nothing else is there.
 
     Example:
         >>> own = OwnOutputs(np.array([[1.0, 2.0]]), images=1)
         >>> difference(own, np.array([[1.0, 2.0], [5.0, 6.0]]), rows=2, epsilon=1e-16)
         >>> difference(own, np.array([[1.0, 4.0], [5.0, 6.0]]), rows=2, epsilon=1e-16)
-        'its output is off by 100 %'
+        Difference(text='its output is off by 100 %', is_of_shapes=False)
     """
     ours, theirs = list(arrays_of(own.outputs)), list(arrays_of(found))
     if not ours:
-        return f"it gives a {type(found).__name__}, in which no array is found"
+        return Difference(f"it gives a {type(found).__name__}, in which no array is found")
     if len(ours) != len(theirs):
-        return f"it gives {len(theirs)} arrays in place of {len(ours)}"
+        return Difference(f"it gives {len(theirs)} arrays in place of {len(ours)}")
     compared = 0
     for expected, given in zip(map(host_array, ours), map(host_array, theirs), strict=True):
         if not np.issubdtype(expected.dtype, np.inexact) or not np.issubdtype(given.dtype, np.inexact):
@@ -65,12 +78,12 @@ def difference(own: OwnOutputs, found: Any, rows: int, epsilon: float) -> str | 
             continue
         compared += 1
         if (off := _relative_difference(*blocks)) > _tolerance(expected, given, epsilon):
-            return f"its output is off by {100 * off:.3g} %"
+            return Difference(f"its output is off by {100 * off:.3g} %", is_of_shapes=False)
     return _other_shapes(ours[0], own.images, theirs[0], rows) if not compared else None
 
 
-def _other_shapes(expected: Array, images: int, given: Array, rows: int) -> str:
-    return (
+def _other_shapes(expected: Array, images: int, given: Array, rows: int) -> Difference:
+    return Difference(
         f"it gives an output of shape {tuple(given.shape)} for {rows} images, where the model gives "
         f"{tuple(expected.shape)} for {images}"
     )

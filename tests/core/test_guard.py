@@ -169,7 +169,8 @@ def test_images_may_lie_along_any_axis_and_take_several_places():
     own = np.arange(24.0).reshape(3, 2, 4)
     beside = np.concatenate([own, own + 1], axis=1)
     assert difference(OwnOutputs(own, 1), beside, 2, 1e-16) is None
-    assert difference(OwnOutputs(own, 1), beside[:, ::-1], 2, 1e-16) == "its output is off by 21.7 %"
+    found = difference(OwnOutputs(own, 1), beside[:, ::-1], 2, 1e-16)
+    assert found.text == "its output is off by 21.7 %"
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
@@ -196,5 +197,7 @@ def test_outputs_of_any_kind_are_looked_through():
         lambda logits: SimpleNamespace(logits=logits),
     ):
         assert difference(OwnOutputs(pack(own), 1), pack(own), 1, 0.0) is None
-        assert difference(OwnOutputs(pack(own), 1), pack(2 * own), 1, 0.0) == "its output is off by 100 %"
-    assert "no array is found" in difference(OwnOutputs(SimpleNamespace(), 1), SimpleNamespace(), 1, 0.0)
+        found = difference(OwnOutputs(pack(own), 1), pack(2 * own), 1, 0.0)
+        assert found.text == "its output is off by 100 %"
+    nothing = SimpleNamespace()
+    assert "no array is found" in difference(OwnOutputs(nothing, 1), nothing, 1, 0.0).text

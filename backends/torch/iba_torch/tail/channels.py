@@ -152,6 +152,11 @@ def read_format(axes: Axes) -> DataFormat | None:
     return None
 
 
+def are_places(axes: Axes) -> bool:
+    """Whether operations take all axes for places, and none for channels, as those of a spectrogram."""
+    return all("places" in (found := _meanings(axis)) and "channels" not in found for axis in axes)
+
+
 def _of_output(name: str, args: tuple[Any, ...], given: Sequence[Axes | None], shape: torch.Size) -> Axes:
     """The axes of an operation's output. It may say something about those of its arguments."""
     tracked = [axes for axes in given if axes is not None]

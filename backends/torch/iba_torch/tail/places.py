@@ -178,6 +178,8 @@ class Knowledge:
         self._lock = fork_safe_lock()
         self.input_format: DataFormat | None = None
         """Where the channels of the model's first input are."""
+        self.input_has_channels = True
+        """Whether it has any, or only places."""
 
     def __reduce__(self) -> tuple[type[Knowledge], tuple[()]]:
         # A copy belongs to copies of the modules.

@@ -19,7 +19,7 @@ from iba_core.framework.inputs import Shared, arrays_of
 from iba_core.framework.layout import DataFormat
 from iba_torch.tail.activations import last_activation
 from iba_torch.tail.calls import module_call_patch, redirect_calls, unwrap, what_runs
-from iba_torch.tail.channels import ChannelTracker, read_format
+from iba_torch.tail.channels import ChannelTracker, are_places, read_format
 from iba_torch.tail.checkpoints import saved_tensor_hooks
 from iba_torch.tail.effects import Effect, apart
 from iba_torch.tail.head import HeadPass, Stop
@@ -148,6 +148,7 @@ class TorchSplit(Split):
         # Of what has not run yet, as most models have it.
         self.data_format = data_format or "channels_first"
         self.input_format = self._knowledge.input_format or "channels_first"
+        self.input_has_channels = self._knowledge.input_has_channels
         self._shadows = Shadows() if shadows is None else shadows
         # Of this split alone: a tail that ends elsewhere reads other things.
         self._unread = Unread()
@@ -404,6 +405,7 @@ class TorchSplit(Split):
             learnt.is_counted = True
             self._mixing = learnt.mixing
         self.input_format = self._knowledge.input_format or "channels_first"
+        self.input_has_channels = self._knowledge.input_has_channels
         return learnt
 
     def _run_whole(self, shadow: Shadow, inputs: Inputs) -> tuple[OwnOutputs, HeadPass, ChannelTracker]:
@@ -433,6 +435,7 @@ class TorchSplit(Split):
             with apart(), tracker:
                 outputs = self._pass(shadow, assumed, own, counter)
             self._knowledge.input_format = read_format(axes[0][1:]) or self._knowledge.input_format
+            self._knowledge.input_has_channels = not are_places(axes[0][1:])
             return outputs, counter, tracker
 
         return self._shadows.run(shadow, assumed, run)
