@@ -819,8 +819,8 @@ def as_target(target: Any, name: str = "target") -> Target:
         InputError: it is none of these.
 
     Example:
-        >>> as_target(3)
-        ClassTarget(classes=3)
+        >>> as_target(3) == ClassTarget(3)
+        True
     """
     if isinstance(target, Target):
         return target

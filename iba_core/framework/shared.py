@@ -24,7 +24,7 @@ class SharedInputs:
     Example:
         >>> shared = SharedInputs()
         >>> x, weights = np.arange(6.0).reshape(3, 2), np.ones((2, 3))
-        >>> marked = shared.mark((x, weights.T), lambda inputs: inputs[0] @ inputs[1].array.T)
+        >>> marked = shared.mark((x, weights.T), lambda given: given[0] @ getattr(given[1], "array", given[1]).T)
         >>> isinstance(marked[1], Shared)
         True
     """

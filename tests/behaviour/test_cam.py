@@ -197,7 +197,7 @@ def test_what_is_refused(net, record):
         net.cam.GradCAM(net.model, ["conv"])
     with pytest.raises(InputError, match="target_layers is empty"):
         net.cam.GradCAM(net.model, [])
-    with pytest.raises(InputError, match="the batch is empty"):
+    with pytest.raises(InputError, match="input_tensor is an empty batch"):
         net.cam.GradCAM(net.model, "3")(x[:0])
     with pytest.raises(InputError, match="input_tensor holds"):
         net.cam.GradCAM(net.model, "3")(x * np.nan)

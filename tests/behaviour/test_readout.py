@@ -42,7 +42,10 @@ def test_one_pass_estimates_all_layers_on_exactly_as_many_samples(side):
     for one, two in zip(estimators, [other.estimator, *other.estimators], strict=True):
         np.testing.assert_allclose(one.mean(), two.mean(), rtol=1e-4, atol=1e-6)
         np.testing.assert_allclose(one.std(), two.std(), rtol=1e-4, atol=1e-6)
-    # One pass for each batch; of the rest, on one image, no more is needed for more data.
+    # One pass for each batch; of the rest, on one image, no more is needed for more data. What is looked at
+    # once for each size of a batch has been.
+    for size in (8, 4):
+        readout.estimate(side.model, side.batches(x, y, size=size))
     before = side.backend.calls(side.model, "after")
     readout.estimate(side.model, side.batches(x, y))
     few = side.backend.calls(side.model, "after") - before

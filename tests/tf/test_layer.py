@@ -475,7 +475,7 @@ class TestEstimating:
             IBALayer(estimator=WelfordEstimator(), feature_mean=ones, feature_std=ones)
         with pytest.raises(InputError, match="feature_mean and feature_std are given together"):
             IBALayer(feature_mean=ones)
-        with pytest.raises(InputError, match="one shape"):
+        with pytest.raises(InputError, match=r"feature_std has shape \(4,\); shape \(3,\) was expected"):
             IBALayer(feature_mean=ones, feature_std=np.ones(4))
         with pytest.raises(InputError, match=r"steps=-1"):
             IBALayer(steps=-1)

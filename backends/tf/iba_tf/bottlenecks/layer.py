@@ -457,8 +457,11 @@ class IBALayer(PerSampleBottleneck, keras.layers.Layer):
 
     def _checked(self, loss: TailLoss, inputs: Any) -> Any:
         marked = loss.adapter.to_inputs(inputs)
-        for path, leaf in leaves_of(marked):
-            name = str(path[-1]) if path else "x"
+        graph = loss.adapter.graph
+        names = [] if graph is None else [entry.name for entry in graph.inputs]
+        for number, (path, leaf) in enumerate(leaves_of(marked)):
+            is_named = bool(path) and isinstance(path[-1], str)
+            name = names[number] if not is_named and number < len(names) else str(path[-1] if path else "x")
             require_rows(leaf.array if isinstance(leaf, Shared) else leaf, f"feed_dict[{name!r}]")
         return marked
 
