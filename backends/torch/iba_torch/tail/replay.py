@@ -337,9 +337,10 @@ class Replay:
             if self._shadow.has_changed(compare and not traced):
                 # The pass began in the state of the model, so its result is right.
                 assumed.state_stays.set(State.BROKEN)
-                self._shadow.stays = False
             else:
                 assumed.unchanging.add(kind)
+        if assumed.state_stays.is_broken:
+            self._shadow.stays = False
         if traced and (assumed.state_stays.is_broken or assumed.draws_nothing.is_broken):
             raise LayerError("the model changes its own state or draws random numbers as it runs")
 
@@ -365,6 +366,8 @@ class Replay:
         asked = autocast_dtype(self._device) is not None
         shadow, assumed = self._shadow, self._assumed
         if assumed.state_stays.is_broken:
+            # Another thread may have found that out.
+            shadow.stays = False
             shadow.reset()
         inputs = tree_map(self._lend, self._inputs, Value)
         with (
