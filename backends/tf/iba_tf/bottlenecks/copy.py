@@ -38,6 +38,7 @@ from iba_tf.bottlenecks.softmax import first_output, logits_of
 from iba_tf.framework import eagerly, runs_eagerly
 from iba_tf.graphs.operations import OperationGraph, canonical, node_of
 from iba_tf.models.graph_model import GraphModel
+from iba_tf.models.origins import floating_of
 
 v1 = tf.compat.v1
 
@@ -148,7 +149,10 @@ class IBACopy(PerSampleBottleneck):
 
     def _precision(self) -> tf.DType:
         graph = self._original.graph
-        of_features = None if graph is None else graph.tensor(self._feature_in(graph)).dtype
+        if graph is None:
+            # It follows from the inputs; until then, the weights tell.
+            return floating_of(self._original.model.variables.values())
+        of_features = graph.tensor(self._feature_in(graph)).dtype
         return tf.float64 if of_features == tf.float64 else tf.float32
 
     def _feature_in(self, graph: OperationGraph) -> str:

@@ -146,7 +146,8 @@ class Original:
             feature, *named = [_symbol_of_name(x, model) for x in given]
             outputs = None if outputs is None else named
             given = [feature, *named]
-        known = given[1:] if model is None else model.outputs
+        # A subclassed model has no symbolic outputs.
+        known = given[1:] if model is None else getattr(model, "outputs", None) or []
         feature, *named = (_in_graph_of(known, x) for x in given)
         outputs = None if outputs is None else named
         given = [feature, *named]

@@ -231,7 +231,7 @@ def keras_origin(model: Any) -> Origin:
     def call(inputs: Any) -> Any:
         return run(*inputs) if isinstance(inputs, tuple) and len(required) > 1 else run(inputs)
 
-    return TracedOrigin(call, model, list(_layers_of(model)), _floating_of(model))
+    return TracedOrigin(call, model, list(_layers_of(model)), floating_of(variables_of(model)[0]))
 
 
 def function_origin(function: Any, specs: Sequence[Any]) -> Origin:
@@ -254,7 +254,7 @@ def function_origin(function: Any, specs: Sequence[Any]) -> Origin:
     def call(inputs: Any) -> Any:
         return converted(*inputs) if isinstance(inputs, tuple) else converted(inputs)
 
-    return TracedOrigin(call, function, floating=_floating_of(function))
+    return TracedOrigin(call, function, floating=floating_of(variables_of(function)[0]))
 
 
 def _called_by(function: Any) -> Any:
@@ -411,9 +411,9 @@ def _layers_of(model: Any) -> Iterable[Any]:
     return dict.fromkeys(layers) if layers else []
 
 
-def _floating_of(holder: Any) -> tf.DType:
-    """Dtype in which a model that does not say so takes numbers."""
-    dtypes = {variable.dtype for variable in variables_of(holder)[0]}
+def floating_of(variables: Iterable[tf.Variable]) -> tf.DType:
+    """Dtype in which a model of these variables takes numbers, if it does not say so."""
+    dtypes = {variable.dtype for variable in variables}
     return (
         tf.float64
         if dtypes and dtypes <= {tf.float64, tf.int32, tf.int64} and tf.float64 in dtypes
