@@ -79,7 +79,8 @@ class SharedInputs:
 
     def _learn(self, inputs: Any, paths: list[Path], predict: Callable[[Any], Any]) -> None:
         images = batch_size(inputs)
-        whole = OwnOutputs(predict(inputs), images)
+        # Outputs that are not about single images, such as a mean, must stay as they are, too.
+        whole = OwnOutputs(predict(inputs), images, together=True)
         for shared in _subsets(paths):
 
             def marked(path: Path, leaf: Any, shared: tuple[Path, ...] = shared) -> Any:

@@ -96,7 +96,7 @@ def test_files_are_read_the_right_way_up(tmp_path):
 @pytest.mark.parametrize(
     ("source", "message"),
     [
-        (np.arange(12, dtype=np.uint8).reshape(3, 4), "the mask has values up to 11, none above 127"),
+        (np.arange(12, dtype=np.uint8).reshape(3, 4), "source has values up to 11, none above 127"),
         (np.zeros((3, 4)), "an array of float64"),
         (np.zeros((3, 4, 2), np.uint8), r"shape \(3, 4, 2\)"),
         (Image.new("F", (3, 4)), "floating-point numbers"),

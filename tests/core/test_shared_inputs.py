@@ -82,6 +82,12 @@ def test_it_is_asked_where_the_model_does_not_tell():
         SharedInputs().mark((x, other), lambda inputs: np.random.standard_normal((len(plain(inputs[0])), 2)))
 
 
+def test_a_mean_over_the_images_tells_as_much_as_their_outputs():
+    x, mask = GENERATOR.normal(size=(2, 3, 4))
+    marked = SharedInputs().mark({"x": x, "mask": mask}, lambda given: masked(given).mean())
+    assert not any(isinstance(array, Shared) for array in marked.values())
+
+
 def test_no_pass_is_needed_for_one_input_or_one_of_another_length():
     x = np.ones((2, 3))
     for inputs in (x, (x,), (x, np.ones((5, 3))), {"x": x, "flag": True, "scale": np.float64(3.0)}):
