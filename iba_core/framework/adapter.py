@@ -269,13 +269,20 @@ class MixedImagesError(LayerError):
 
 def _off(own: OwnOutputs, tail: Tail, images: int) -> Difference | None:
     """What is different in the tail's output for the first image, beside other images and copies."""
+    # The copies of an image differ from it, unless the outputs are those of all images together.
+    found = _compared(own, tail, images, 1.0 if own.together else 0.5)
+    if found is not None and found.is_of_shapes and images == 1 and not own.together:
+        # A mean over all rows is that of one row if they are equal.
+        found = _compared(replace(own, together=True), tail, images, 1.0)
+    return found
+
+
+def _compared(own: OwnOutputs, tail: Tail, images: int, scale: float) -> Difference | None:
     features, epsilon = tail.features, epsilon_of(tail.features)
     xp = NAMESPACES[type(features)]
     # As many rows as the model itself was given would not show which axis is that of the images.
     copies = 2 + (2 * images == own.images)
-    # The copies of an image differ from it, unless the outputs are those of all images together.
-    scales = [1.0 if own.together else 0.5] * (copies - 1)
-    z = xp.stack([features, *(features * scale for scale in scales)], axis=1)
+    z = xp.stack([features, *[features * scale] * (copies - 1)], axis=1)
     z = xp.reshape(z, (images * copies, *features.shape[1:]))
     found = difference(own, tail.differentiated(z), images * copies, epsilon)
     # The second pass shows whether the first has spoilt anything.
