@@ -35,7 +35,8 @@ soak: export OMP_NUM_THREADS ?= 1
 soak: $(READY) ## thousands of random networks, then the other long runs: hours; totals in build/soak/
 	@status=0; \
 	$(BIN)/python -m tests.generator --soak 5000 || status=1; \
-	$(BIN)/python -m pytest -m soak --numprocesses 2 --dist loadfile || status=1; \
+	$(BIN)/python -m pytest -m "soak or not soak" tests/architectures || status=1; \
+	$(BIN)/python -m pytest -m soak --ignore tests/architectures --numprocesses 2 --dist loadfile || status=1; \
 	$(BIN)/python -m benchmarks.soak && $(BIN)/python -m benchmarks.report && $(BIN)/python -m benchmarks.readme; \
 	exit $$status
 
