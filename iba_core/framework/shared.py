@@ -24,7 +24,9 @@ class SharedInputs:
     Example:
         >>> shared = SharedInputs()
         >>> x, weights = np.arange(6.0).reshape(3, 2), np.ones((2, 3))
-        >>> marked = shared.mark((x, weights.T), lambda given: given[0] @ getattr(given[1], "array", given[1]).T)
+        >>> def product(inputs):
+        ...     return inputs[0] @ getattr(inputs[1], "array", inputs[1]).T
+        >>> marked = shared.mark((x, weights.T), product)
         >>> isinstance(marked[1], Shared)
         True
     """
