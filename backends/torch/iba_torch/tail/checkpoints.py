@@ -4,20 +4,13 @@ from __future__ import annotations
 
 import sys
 from types import FrameType, TracebackType
-from typing import Any, NoReturn
+from typing import NoReturn
 
-import torch
 from torch.utils.checkpoint import CheckpointFunction
 
 from iba_core.errors import LayerError
 
 _FORWARD, _BACKWARD = CheckpointFunction.forward.__code__, CheckpointFunction.backward.__code__
-
-
-def saved_tensor_hooks() -> Any:
-    """Hooks that decide on the tensors kept for the backward pass, such as a checkpoint's, or None."""
-    hooks: Any = torch._C._autograd._top_saved_tensors_default_hooks(True)
-    return None if hooks is None else hooks[0]
 
 
 def require_no_reentrant() -> None:

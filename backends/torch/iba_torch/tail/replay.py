@@ -14,7 +14,7 @@ from iba_core.errors import InputError, LayerError
 from iba_core.framework.adapter import Inputs
 from iba_core.framework.inputs import Shared
 from iba_core.framework.layout import DataFormat
-from iba_torch.tail.checkpoints import require_no_reentrant, saved_tensor_hooks
+from iba_torch.tail.checkpoints import require_no_reentrant
 from iba_torch.tail.effects import Effect
 from iba_torch.tail.head import HeadPass
 from iba_torch.tail.places import Arguments, AssumptionsAtPlace, BatchAxes, Knowledge, LayerCall, Place
@@ -568,3 +568,9 @@ def _input_value(leaf: torch.Tensor | Shared, batch: int) -> Value:
 
 def _input_leaf(value: Value) -> torch.Tensor | Shared:
     return value.tensor if value.batch_axis == 0 else Shared(value.tensor)
+
+
+def saved_tensor_hooks() -> Any:
+    """Hooks that decide on the tensors kept for the backward pass, such as a checkpoint's, or None."""
+    hooks: Any = torch._C._autograd._top_saved_tensors_default_hooks(True)
+    return None if hooks is None else hooks[0]

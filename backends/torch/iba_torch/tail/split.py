@@ -20,12 +20,11 @@ from iba_core.framework.layout import DataFormat
 from iba_torch.tail.activations import last_activation
 from iba_torch.tail.calls import module_call_patch, redirect_calls, unwrap, what_runs
 from iba_torch.tail.channels import ChannelTracker, are_places, read_format
-from iba_torch.tail.checkpoints import saved_tensor_hooks
 from iba_torch.tail.effects import Effect, apart
 from iba_torch.tail.head import HeadPass, Stop
 from iba_torch.tail.places import AssumptionsAtPlace, Knowledge, LayerCall, Learnt, signature_of
 from iba_torch.tail.precision import as_outside, without_autocast
-from iba_torch.tail.replay import InMemoryOrder, Replay, check_calls
+from iba_torch.tail.replay import InMemoryOrder, Replay, check_calls, saved_tensor_hooks
 from iba_torch.tail.rewrites.assumptions import (
     Assumption,
     Outcome,
