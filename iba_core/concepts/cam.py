@@ -306,7 +306,7 @@ class GradCAM(BaseCAM):
         (2, 8, 8)
     """
 
-    method = Method(grad_cam_weights)
+    method: Method = Method(grad_cam_weights)
 
 
 class GradCAMPlusPlus(BaseCAM):
@@ -341,7 +341,7 @@ class GradCAMPlusPlus(BaseCAM):
     ) -> None:
         epsilon = require_number("epsilon", epsilon, 0)
         super().__init__(model, target_layers, reshape_transform, **options)
-        self.method = Method(partial(grad_cam_plus_plus_weights, epsilon=epsilon))
+        self.method: Method = Method(partial(grad_cam_plus_plus_weights, epsilon=epsilon))
 
 
 class HiResCAM(BaseCAM):
@@ -352,7 +352,7 @@ class HiResCAM(BaseCAM):
         (2, 8, 8)
     """
 
-    method = Method(hires_cam_weights)
+    method: Method = Method(hires_cam_weights)
 
 
 class LayerCAM(BaseCAM):
@@ -363,7 +363,7 @@ class LayerCAM(BaseCAM):
         (2, 8, 8)
     """
 
-    method = Method(layer_cam_weights)
+    method: Method = Method(layer_cam_weights)
 
 
 class XGradCAM(BaseCAM):
@@ -374,7 +374,7 @@ class XGradCAM(BaseCAM):
         (2, 8, 8)
     """
 
-    method = Method(xgrad_cam_weights)
+    method: Method = Method(xgrad_cam_weights)
 
 
 class EigenCAM(BaseCAM):
@@ -390,7 +390,7 @@ class EigenCAM(BaseCAM):
         (2, 8, 8)
     """
 
-    method = Method(None, principal=True)
+    method: Method = Method(None, principal=True)
 
 
 def last_spatial_layer(adapter: ModelAdapter, inputs: Inputs) -> str:

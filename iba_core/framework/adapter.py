@@ -305,7 +305,7 @@ class ModelAdapter(ABC):
 
     def __init__(self, model: Model) -> None:
         self.model = model
-        self.shared = SharedInputs()
+        self.shared: SharedInputs = SharedInputs()
 
     @classmethod
     @abstractmethod
