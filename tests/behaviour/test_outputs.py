@@ -48,9 +48,10 @@ def keras_model(end, units):
     import keras
     from keras import layers
 
-    with warnings.catch_warnings():
-        keras.utils.set_random_seed(3)
+    keras.utils.set_random_seed(3)
+    policy = keras.config.dtype_policy()
     keras.config.set_floatx("float64")
+    keras.config.set_dtype_policy("float64")
     try:
         inputs = keras.Input((12, 12, 3))
         x = layers.ReLU(name="layer")(layers.Conv2D(4, 3, padding="same")(inputs))
@@ -69,6 +70,7 @@ def keras_model(end, units):
         return keras.Model(inputs, scores)
     finally:
         keras.config.set_floatx("float32")
+        keras.config.set_dtype_policy(policy)
 
 
 @pytest.fixture

@@ -265,12 +265,15 @@ def same_random_state() -> Iterator[None]:
 @contextmanager
 def float64() -> Iterator[None]:
     """Context in which Keras makes layers in float64."""
-    before = keras.config.floatx()
+    before, policy = keras.config.floatx(), keras.config.dtype_policy()
     keras.config.set_floatx("float64")
+    # Keras keeps the policy of the first layer that it has made, whatever comes later.
+    keras.config.set_dtype_policy("float64")
     try:
         yield
     finally:
         keras.config.set_floatx(before)
+        keras.config.set_dtype_policy(policy)
 
 
 def _built(seed: int, after: str | None = None, extra: Any = None) -> tuple[Any, ...]:
