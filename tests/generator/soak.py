@@ -15,7 +15,7 @@ from iba_core import get_tqdm
 from tests.generator.judge import Judge, Verdict, reason
 from tests.robustness.totals import write_totals
 
-BACKENDS = {"torch": 0.8, "tensorflow": 0.2}
+BACKENDS = {"torch": 0.9, "tensorflow": 0.1}
 """The backends, and their share of the networks. TensorFlow traces tails, which takes ten times as long."""
 
 AT_MOST = {"torch": None, "tensorflow": 4}
