@@ -47,7 +47,8 @@ class Attribution:
         steps_taken: (B,), optimiser steps until the map had converged; all steps unless `settings` have a
             tolerance. None in files of older versions.
         activation: the function that the outputs end in, ``"softmax"``, ``"sigmoid"``, ``"other"``, or
-            ``"unknown"``. None in files of older versions.
+            ``"unknown"``; ``"sigmoid_logits"`` where the target applies a sigmoid. None in files of older
+            versions.
         complete: whether the model reads its input through the layer alone. If not, as for a layer beside a
             skip connection, the map and its bits are about one of several ways. None if that is not known.
 

@@ -117,6 +117,23 @@ def test_one_sigmoid_is_a_classifier_of_two_classes(backend, explainer, x):
     np.testing.assert_array_equal(predicted.classes, predicted.outputs[:, 0] > 0.5)
 
 
+def test_one_logit_is_a_class_or_a_score_as_the_user_says(backend, explainer, x):
+    found = explainer("none", units=1)
+    with pytest.raises(InputError, match="could be the logit of a class or a score"):
+        found.explain(x, 1, seed=0)
+    assert_same_maps(found.explain(x, LogitTarget(0), seed=0), found.explain(x, lambda y: y[:, 0], seed=0))
+    for target, sign in ((1, 1), (0, -1)):
+        one = found.explain(x, ClassTarget(target, "sigmoid_logits"), seed=0)
+        # The sigmoid is computed in the score, by the frameworks' own function.
+        assert_same_maps(
+            one, found.explain(x, lambda y, sign=sign: log_sigmoid(backend, sign * y[:, 0]), seed=0)
+        )
+        np.testing.assert_allclose(one.probabilities[:, 1], expit(one.outputs[:, 0]))
+    whole = found.explain(x, DistributionTarget("sigmoid_logits"), seed=0)
+    p = expit(whole.outputs[:, 0])
+    assert (whole.model_losses[-1] > -(p * np.log(p) + (1 - p) * np.log(1 - p))).all()
+
+
 def test_a_sigmoid_as_a_whole_is_kept(backend, explainer, x):
     found = explainer("sigmoid").explain(x, DistributionTarget(), seed=0)
     p = found.outputs

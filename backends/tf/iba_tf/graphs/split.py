@@ -152,7 +152,8 @@ class GraphSplit(Split):
     def own_outputs(self, inputs: Inputs) -> OwnOutputs:
         """See `Split.own_outputs`: the whole graph runs on the first image."""
         passes, tensors = self._prepared(inputs, features_only=False)
-        return OwnOutputs(passes.own_outputs(tensors), 1)
+        outputs, features = passes.own_outputs(tensors)
+        return OwnOutputs(outputs, 1, features=features)
 
     def _division(self, graph: DataflowGraph) -> Division:
         division = self._divisions.get(
@@ -296,8 +297,8 @@ class Division:
                 )
         if (generator := graph.draws_from_generator()) is not None:
             raise LayerError(
-                f"{generator!r} draws from a tf.random.Generator, whose state each pass of the model changes: give "
-                "a model that draws no random numbers outside of training"
+                f"{generator!r} draws from a tf.random.Generator, whose state each pass of the model "
+                "changes: give a model that draws no random numbers outside of training"
             )
         if rewrite is not None:
             nodes = rewrite(nodes, flat)
@@ -570,7 +571,7 @@ class _Passes:
         return found
 
     def own_outputs(self, inputs: Sequence[tf.Tensor | None]) -> Any:
-        """What the whole graph gives for the first image."""
+        """What the whole graph gives for the first image, and its features, (1, *feature map)."""
         given = [x for x in inputs if x is not None]
         one = (x[:1] if flag else x for x, flag in zip(given, self._batched, strict=True))
         try:
@@ -653,8 +654,9 @@ class _Passes:
             given = [division.start, *graph.companions(division.start)]
             found = zip(given, graph.evaluate(taken, values), strict=True)
             values.update((name, x) for name, x in found if x is not None)
-        flat = graph.evaluate(division.flat_outputs, values)
-        return tf.nest.pack_sequence_as(division.outputs, [tf.identity(x) for x in flat])
+        *flat, features = graph.evaluate([*division.flat_outputs, division.features], values)
+        outputs = tf.nest.pack_sequence_as(division.outputs, [tf.identity(x) for x in flat])
+        return outputs, self._rows[division.features].split(features, 1)
 
     def _trace_tail(self, z: tf.Tensor, carry: tuple[tf.Tensor, ...]) -> Any:
         division, graph = self._division, self._graph
