@@ -309,7 +309,8 @@ def _features_off(own: OwnOutputs, features: Array | None, epsilon: float) -> Di
     """What is different in the features of the first image, which need not show in the outputs."""
     if own.features is None or features is None:
         return None
-    return difference(OwnOutputs(own.features[:1], 1), features[:1], 1, epsilon)
+    found = difference(OwnOutputs(own.features[:1], 1), features[:1], 1, epsilon)
+    return found and replace(found, text=found.text.replace("its output is", "its features are"))
 
 
 def _compared(own: OwnOutputs, tail: Tail, images: int, scale: float) -> Difference | None:

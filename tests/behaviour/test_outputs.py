@@ -4,8 +4,9 @@ import warnings
 
 import numpy as np
 import pytest
+from scipy.special import expit
 
-from iba_core import Attribution, ClassTarget, DistributionTarget, Explainer, InputError
+from iba_core import Attribution, ClassTarget, DistributionTarget, Explainer, InputError, LogitTarget
 from tests.backends import smooth_images
 
 IMAGES = smooth_images(4)
@@ -90,6 +91,12 @@ def x(backend):
 
 def log(backend, array):
     return backend.torch.log(array) if backend.name == "torch" else backend.tf.math.log(array)
+
+
+def log_sigmoid(backend, array):
+    if backend.name == "torch":
+        return backend.torch.nn.functional.logsigmoid(array)
+    return backend.tf.math.log_sigmoid(array)
 
 
 def assert_same_maps(one, other):

@@ -529,7 +529,9 @@ def test_one_logit_is_explained_once_the_user_says_what_it_is(iba, tmp_path):
     options = ("photos/one.jpg", "--model", "tiny_nets:raw", *FAST, "--out", tmp_path)
     code, _, err = iba("explain", *options)
     assert code == 1
-    assert "could be the logit of a class or a score: give --activation sigmoid_logits" in " ".join(err.split())
+    assert "could be the logit of a class or a score: give --activation sigmoid_logits" in " ".join(
+        err.split()
+    )
     code, out, _ = iba("explain", *options, "--activation", "sigmoid_logits", "--target", 0)
     assert code == 0
     net = Network.load("tiny_nets:raw")

@@ -493,11 +493,13 @@ class Replay:
         return replace_first(output, self._current_z()) if call.gives_z else output
 
     def _fill(self, leaf: Value | Shape | Feature) -> torch.Tensor:
-        if isinstance(leaf, Value):
-            return self._lend(leaf)
-        if isinstance(leaf, Shape):
-            return leaf.make(self._copies)
-        return self._current_z()
+        if isinstance(leaf, Feature):
+            return self._current_z()
+        found = self._lend(leaf) if isinstance(leaf, Value) else leaf.make(self._copies)
+        if self._differentiates and not torch.is_grad_enabled() and type(found) is torch.Tensor:
+            # A reentrant checkpoint returns it, after which nobody may write into a view.
+            return found.clone()
+        return found
 
     def _current_z(self) -> torch.Tensor:
         assert self._z is not None, "in a pass"
