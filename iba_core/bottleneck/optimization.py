@@ -331,7 +331,7 @@ class BottleneckOptimizer:
         self, statistics: Statistics, axes: tuple[int, ...], settings: BottleneckSettings, features: Array
     ) -> _Constants:
         """Tensors of the statistics, made again only where something has changed."""
-        key = (axes, settings, features.dtype, str(features.device))
+        key = (axes, settings, *_kind(features))
         known = self._constants
         if known is not None and known[0] == key and known[1] is statistics:
             return known[2]
@@ -357,12 +357,11 @@ class BottleneckOptimizer:
 
     def _corrections_of(self, steps: int, problem: Problem) -> Sequence[Array]:
         """The bias corrections of all steps, (2,) each, on the device of the problem."""
-        features = problem.features
-        key = (steps, features.dtype, str(features.device))
+        key = (steps, *_kind(problem.features))
         known = self._corrections
         if known is None or known[0] != key:
             # All rows at once: taking one from a tensor of the device costs a call in each step.
-            rows = NAMESPACES[type(features)].unstack(self._tensor(bias_corrections(steps), problem))
+            rows = NAMESPACES[type(problem.features)].unstack(self._tensor(bias_corrections(steps), problem))
             self._corrections = known = (key, rows)
         return known[1]
 
@@ -635,6 +634,11 @@ def _permuted(x: Array, axes: Sequence[int]) -> Array:
 
 def _inverse(axes: Sequence[int]) -> tuple[int, ...]:
     return tuple(int(axis) for axis in np.argsort(axes))
+
+
+def _kind(array: Array) -> tuple[Any, str]:
+    """The dtype and the device of an array. NumPy's have no device before version 2."""
+    return array.dtype, str(getattr(array, "device", None))
 
 
 def _call_in_order(
