@@ -8,13 +8,11 @@ from functools import partial
 from typing import Any, cast
 
 import torch
-from torch import nn
 
 from iba_core.errors import InputError, LayerError
 from iba_core.framework.adapter import Inputs
 from iba_core.framework.inputs import Shared
 from iba_core.framework.layout import DataFormat
-from iba_torch.tail.calls import is_hooked
 from iba_torch.tail.checkpoints import require_no_reentrant
 from iba_torch.tail.effects import Effect
 from iba_torch.tail.head import HeadPass
@@ -37,19 +35,14 @@ from iba_torch.tail.rewrites.assumptions import (
     is_of_torch,
     run_assuming,
 )
-from iba_torch.tail.rewrites.chains import Chains
-from iba_torch.tail.rewrites.conditions import forwards, is_sequential
+from iba_torch.tail.rewrites.conditions import forwards
 from iba_torch.tail.rewrites.copy_on_write import Loan, forget, take_back
 from iba_torch.tail.rewrites.memory_order import gains_by_order, is_channels_last
-from iba_torch.tail.rewrites.normalization import ScaleAndShift, is_normalization
 from iba_torch.tail.rewrites.observer import Observer
-from iba_torch.tail.rewrites.pooling import averaged, is_average
+from iba_torch.tail.rewrites.plan import Plan, Rewrite
 from iba_torch.tail.rewrites.unread import PlaceholderRead, Unread
 from iba_torch.tail.shadow import Handler, Shadow, Site
 from iba_torch.tail.trees import replace_first, tensors, tree_map
-
-Rewrite = Callable[[Any, tuple[Any, ...], dict[str, Any]], Any]
-"""Does what the call of a module does; gives None where it cannot."""
 
 
 class End(BaseException):
@@ -59,27 +52,6 @@ class End(BaseException):
         super().__init__("the pass ends at a layer")
         self.replay = replay
         self.output = output
-
-
-class _Plan:
-    """Which rewrites do the calls of which modules.
-
-    Args:
-        counted: modules whose every call must be seen.
-    """
-
-    def __init__(self, counted: Collection[nn.Module]) -> None:
-        self.merge = ScaleAndShift()
-        self.chains = Chains(self.merge, counted)
-        self.chosen: dict[Site, Rewrite | None] = {}
-
-    def choose(self, site: Site) -> Rewrite | None:
-        """The rewrite for the calls of a module; None if there is none."""
-        if is_normalization(site.module):
-            return self.merge
-        if is_average(site.module):
-            return averaged
-        return self.chains if is_sequential(site.module) else None
 
 
 class Replay:
@@ -236,7 +208,7 @@ class Replay:
                 "gradients (torch.no_grad, detach)"
             )
 
-    def _planned(self, head: HeadPass) -> _Plan:
+    def _planned(self, head: HeadPass) -> Plan:
         """The plan of the rewrites, which is that of all heads with the same calls on this shadow."""
         counted = set(self._steps)
         if head.split_site is not None:
@@ -246,8 +218,8 @@ class Replay:
         key = "plan", forwards(), frozenset(counted)
         plan = self._shadow.facts.get(key)
         if plan is None:
-            self._shadow.facts[key] = plan = _Plan({site.module for site in counted})
-        return cast(_Plan, plan)
+            self._shadow.facts[key] = plan = Plan({site.module for site in counted})
+        return cast(Plan, plan)
 
     # -- what is remembered ---------------------------------------------------------------------------
 
@@ -426,7 +398,7 @@ class Replay:
         if site.origin == self._end_origin:
             handler = self._repeat
         else:
-            rewrite = self._rewrite(site)
+            rewrite = self._plan[site.module] if self._uses_rewrites else None
             if rewrite is not None:
                 handler = partial(self._rewritten, rewrite)
             elif isinstance(site.module, torch.jit.ScriptModule):
@@ -435,19 +407,9 @@ class Replay:
         self._handlers[site] = handler
         return site.run(args, kwargs) if handler is None else handler(site, args, kwargs)
 
-    def _rewrite(self, site: Site) -> Rewrite | None:
-        """The rewrite for the calls of a module; None if there is none."""
-        if not self._uses_rewrites:
-            return None
-        known = self._plan.chosen
-        if site not in known:
-            known[site] = self._plan.choose(site)
-        return known[site]
-
     def _rewritten(self, rewrite: Rewrite, site: Site, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         # A checkpoint runs the modules again, which must then keep the same for the backward pass.
-        applies = saved_tensor_hooks() is self._keeping and not is_hooked(site.module)
-        output = rewrite(site.module, args, kwargs) if applies else None
+        output = rewrite(site.module, args, kwargs) if saved_tensor_hooks() is self._keeping else None
         return site.run(args, kwargs) if output is None else output
 
     def _scripted(self, site: Site, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -457,7 +419,7 @@ class Replay:
         return site.run(args, kwargs)
 
     def _run_module(self, site: Site, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        rewrite = self._rewrite(site)
+        rewrite = self._plan[site.module] if self._uses_rewrites else None
         return site.run(args, kwargs) if rewrite is None else self._rewritten(rewrite, site, args, kwargs)
 
     def _repeat(self, site: Site, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

@@ -39,7 +39,7 @@ class Chains:
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Output of a call of a chain; None where it has to run itself."""
-        return None if kwargs or len(args) != 1 else self._run(module, args[0])
+        return None if kwargs or len(args) != 1 or is_hooked(module) else self._run(module, args[0])
 
     def _run(self, module: nn.Module, x: Any) -> Any:
         stages = self._stages.get(module)

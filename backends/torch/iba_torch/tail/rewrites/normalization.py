@@ -54,10 +54,10 @@ class ScaleAndShift:
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> torch.Tensor | None:
         """Output of the call of a normalisation; None where the module has to run itself."""
-        if kwargs or len(args) != 1 or module.training or not is_differentiated(args[0]):
+        if kwargs or len(args) != 1 or module.training or is_hooked(module):
             return None
         x = args[0]
-        if x.ndim < 2:
+        if not is_differentiated(x) or x.ndim < 2:
             return None
         constants = self._of((module,), x.dtype, _scale_and_shift)
         if constants is None or x.shape[1] != len(constants[0]):

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from iba_torch.tail.calls import is_hooked
 from iba_torch.tail.rewrites.conditions import AVERAGES, is_differentiated, is_of
 from iba_torch.tail.rewrites.memory_order import is_channels_last
 
@@ -23,10 +24,12 @@ def averaged(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -
     orders: a convolution and its activation took a tenth to a fifth longer, forward and backward.
 
     Returns:
-        Output of the call, (B, C, 1, 1); None where its input is not of this kind.
+        Output of the call, (B, C, 1, 1); None where hooks see it, or its input is not of this kind.
     """
-    if kwargs or len(args) != 1 or not is_differentiated(args[0]) or not is_channels_last(args[0]):
+    if kwargs or len(args) != 1 or is_hooked(module):
         return None
     x: Any = args[0]
+    if not is_differentiated(x) or not is_channels_last(x):
+        return None
     averages: torch.Tensor = x.permute(0, 2, 3, 1).flatten(1, 2).mean(1)
     return averages[:, :, None, None]
