@@ -12,6 +12,7 @@ copies give the gradient with respect to the mask, and the slope of the capacity
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, NamedTuple
@@ -447,11 +448,12 @@ class BottleneckOptimizer:
         mask = self._mask(state.parameter, problem)
         center, _ = _distribution(problem, mask)
         normalized = problem.signal / problem.std
-        information = problem.beta * _per_image(problem.acting(capacity(normalized, mask)))
+        nats, of_nats = capacity(normalized, mask), capacity_slope(normalized, mask)
+        information = problem.beta * _per_image(problem.acting(nats))
         # A copy is z = center + (1 - lambda) noise. Its derivative with respect to 1 - lambda is noise -
         # signal, and the noise is (z - center) / (1 - lambda).
         of_blocked = (products - center * slopes) / mask.blocked - slopes * problem.signal
-        of_blocked = of_blocked + problem.beta * capacity_slope(normalized, mask)
+        of_blocked = of_blocked + problem.beta * of_nats
         gradient = alpha_slope(problem.acting(of_blocked), state.parameter, problem.matrices, self.layout)
         return state, problem, gradient, StepReport(model_loss, information)
 
@@ -488,7 +490,8 @@ class BottleneckOptimizer:
             z: the copies before the ReLU, (B * size of the chunk, *feature map).
         """
         xp = NAMESPACES[type(z)]
-        with self.framework.reduced_precision(self.precision, z):
+        reduced = self.framework.reduced_precision(self.precision, z) if self.precision else nullcontext()
+        with reduced:
             outputs = problem.tail_outputs(self._clipped(z))
         copies = int(z.shape[0])
         rows = (xp.repeat(row, copies // int(row.shape[0]), axis=0) for row in problem.rows)
