@@ -64,7 +64,11 @@ def scenes(backend: Backend, folder: Path) -> Iterator[Scene]:
     yield from stage.statistics()
     yield from stage.concepts()
     yield from stage.readouts()
-    yield from stage.bottleneck() if backend.name == "torch" else stage.layers()
+    if backend.name == "torch":
+        yield from stage.drawing()
+        yield from stage.bottleneck()
+    else:
+        yield from stage.layers()
 
 
 class _Stage:
@@ -251,6 +255,21 @@ class _Stage:
             "readout's training", made, train, look, in_parts=True, draws=True, share=0.3, traces=True
         )
 
+    def drawing(self) -> Iterator[Scene]:
+        """A model of PyTorch that draws random numbers: its dropout is always on."""
+        torch = self.backend.torch
+
+        class AlwaysOn(torch.nn.Dropout):  # type: ignore[misc,name-defined]  # known at run time only
+            def forward(self, x: Any) -> Any:
+                return torch.nn.functional.dropout(x, self.p, training=True)
+
+        model, x = network(self.backend), self.x
+        model.dropout = AlwaysOn(0.5)
+        explainer = Explainer(model, LAYER, **QUICK).fit([x], progbar=False)
+        maps = lambda e: [e.explain(x, 1, seed=3).capacity]  # noqa: E731
+        explain = lambda e: e.explain(x, 1, seed=0)  # noqa: E731
+        yield Scene("explain what draws", model, x, lambda: explainer, explain, maps)
+
     # -- the bottlenecks of the frameworks ------------------------------------------------------------
 
     def bottleneck(self) -> Iterator[Scene]:
@@ -308,9 +327,16 @@ class _Stage:
             "IBA.restrict_flow", bottleneck, restricted, look, kinds=("call",), draws=True, share=0.6
         )
 
+        def compiling() -> Any:
+            # Once the compiler has been imported, compiled modules are kept from running.
+            import torch._dynamo  # noqa: F401
+
+            return bottleneck()
+
+        yield self.scene("IBA.analyze, compiler", compiling, seen, everything, share=0.5)
+
     def layers(self) -> Iterator[Scene]:
         import keras
-        import tensorflow as tf
 
         from iba_tf import IBACopy, IBALayer
 
@@ -336,15 +362,15 @@ class _Stage:
             return layer
 
         def restricted(bottleneck: Any, run: Callable[[], Any]) -> Any:
-            tf.random.set_seed(0)
             with bottleneck.restrict_flow():
                 return run()
 
         def look(bottleneck: Any, run: Callable[[], Any]) -> list[Any]:
             free = np.asarray(run())
-            kept = np.asarray(restricted(bottleneck, run))
+            # Not the numbers, which are noisy: a seed for them would make TensorFlow compile everything anew.
+            is_restricted = not np.array_equal(free, np.asarray(restricted(bottleneck, run)))
             state = bottleneck.state_dict()
-            return [free, kept, np.asarray(run()), *_arrays(state), *self.one_map(None)]
+            return [free, is_restricted, np.asarray(run()), *_arrays(state), *self.one_map(None)]
 
         run_layer = lambda: around(x[:1])  # noqa: E731
         seen = lambda iba: look(iba, run_layer)  # noqa: E731
