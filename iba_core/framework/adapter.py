@@ -208,8 +208,8 @@ class Split(ABC):
         """
         if seed is not None and self._draws:
             raise InputError(
-                f"the model draws random numbers by itself, which seed={seed} does not govern: leave seed= out, "
-                "or give a model that draws none outside of training"
+                f"the model draws random numbers by itself, which seed={seed} does not govern: "
+                "leave seed= out, or give a model that draws none outside of training"
             )
 
     # -- the check --------------------------------------------------------------------------------------

@@ -300,8 +300,8 @@ class Division:
                 )
         if (generator := graph.draws_from_generator()) is not None:
             raise LayerError(
-                f"{generator!r} draws from a tf.random.Generator, whose state each pass of the model changes: give "
-                "a model that draws no random numbers outside of training"
+                f"{generator!r} draws from a tf.random.Generator, whose state each pass of the model changes: "
+                "give a model that draws no random numbers outside of training"
             )
         if rewrite is not None:
             nodes = rewrite(nodes, flat)
