@@ -29,6 +29,11 @@ _users_of_plain_shapes = 0
 """How many contexts need TensorFlow's switch for plain integers in shapes, where it was off."""
 
 
+def is_eager_program() -> bool:
+    """Whether the program runs operations at once, apart from graphs that it has entered."""
+    return bool(context.default_execution_mode == context.EAGER_MODE)
+
+
 @contextmanager
 def eagerly() -> Iterator[None]:
     """Run operations at once, with plain integers in shapes, also in a TensorFlow 1 graph.

@@ -19,6 +19,7 @@ from iba_core.state import read_state
 from iba_core.utils import get_tqdm
 from iba_tf.adapter import TensorFlowAdapter
 from iba_tf.graphs.calls import function_to
+from iba_tf.models.v1_graphs import require_session
 
 
 class TFWelfordEstimator(WelfordEstimator):
@@ -138,9 +139,7 @@ class TFWelfordEstimator(WelfordEstimator):
             return self._adapter.framework.to_numpy(self._adapter.predict(feed_dict))
         if self.feature_name is None:
             raise InputError("feature_name=None names no features to compute; give arrays of features to fit")
-        session = session or tf.compat.v1.get_default_session()
-        if session is None:
-            raise InputError("session=None, and there is no default session to compute the features in")
+        session = require_session(session)
         return np.asarray(session.run(self._find_tensor(session), feed_dict, **(run_kwargs or {})))
 
     def _find_tensor(self, session: Any) -> tf.Tensor:
