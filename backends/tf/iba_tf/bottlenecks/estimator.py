@@ -37,7 +37,7 @@ class TFWelfordEstimator(WelfordEstimator):
         ...     feature = tf.nn.relu(x, name="feature")
         >>> estimator = TFWelfordEstimator("feature:0", graph)
         >>> with tf.compat.v1.Session(graph=graph) as session:
-        ...     estimator.fit({x: np.ones((8, 4))}, session)
+        ...     _ = estimator.fit({x: np.ones((8, 4))}, session)
         >>> estimator.n_samples()
         8
     """
@@ -57,7 +57,7 @@ class TFWelfordEstimator(WelfordEstimator):
             self._tensor = feature_name
         self.feature_name: str | None = getattr(feature_name, "name", feature_name)
 
-    def fit(self, feed_dict: Any, session: Any = None, run_kwargs: dict[str, Any] | None = None) -> None:
+    def fit(self, feed_dict: Any, session: Any = None, run_kwargs: dict[str, Any] | None = None) -> Any:
         """Take in a batch of samples.
 
         Args:
@@ -66,11 +66,15 @@ class TFWelfordEstimator(WelfordEstimator):
             session: session that runs the graph; the default one if None. Keras models need none.
             run_kwargs: further arguments of `tf.compat.v1.Session.run`.
 
+        Returns:
+            `feed_dict` itself.
+
         Raises:
             InputError: there is no session, or no such tensor, or the features are not finite.
         """
         features = self._run(feed_dict, session, run_kwargs) if isinstance(feed_dict, Mapping) else feed_dict
         super().fit(features)
+        return feed_dict
 
     def fit_generator(
         self,
