@@ -17,8 +17,9 @@ import tensorflow as tf
 
 import iba_tf
 from iba_core import plot_saliency_map
-from iba_tf import TFWelfordEstimator, get_imagenet_generator, model_wo_softmax, to_saliency_map
+from iba_tf import TFWelfordEstimator, model_wo_softmax, to_saliency_map
 from iba_tf.bottlenecks.innvestigate import analyzer_of_file
+from iba_tf.compat.iba.images import get_imagenet_generator
 from iba_tf.compat.iba.published import Published
 from iba_tf.framework import is_eager_program
 
