@@ -30,6 +30,11 @@ _call = type(tf.function(lambda: None)).__call__
 """TensorFlow's own call of a function, whatever `layer_tracing` does to it."""
 
 
+def is_eager_program() -> bool:
+    """Whether the program runs operations at once, apart from graphs that it has entered."""
+    return bool(context.default_execution_mode == context.EAGER_MODE)
+
+
 def eagerly() -> AbstractContextManager[None]:
     """Run operations at once, with plain integers in shapes, also in a TensorFlow 1 graph.
 
