@@ -351,9 +351,14 @@ class ConceptDetection:
         return self._spec.concept_name
 
     @property
-    def main_model_stump(self) -> ModelStump | None:
+    def stump(self) -> ModelStump | None:
         """The main model up to the layer whose output is this model's input; None without a main model."""
         return self._spec.stump
+
+    @property
+    def main_model_stump(self) -> ModelStump | None:
+        """The same as `stump`."""
+        return self.stump
 
     @property
     def main_model(self) -> Any:

@@ -490,8 +490,8 @@ class ConceptEmbedding:
     def load(cls, filepath: str | os.PathLike[str]) -> Self:
         """Read an embedding that `save` has written, without any rounding.
 
-        An ``.npz`` file with the arrays ``normal_vec``, ``support_factor`` and ``scaling_factor`` and the texts
-        ``concept_name`` and ``layer_id``, as the package hybrid_learning has written it, is read as well.
+        An ``.npz`` file is read as well that holds the arrays ``normal_vec``, ``support_factor`` and
+        ``scaling_factor`` and the texts ``concept_name`` and ``layer_id``, as hybrid_learning has written it.
 
         Args:
             filepath: path of the file. One that ends in ``.npz`` is read as such.

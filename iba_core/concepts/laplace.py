@@ -96,7 +96,7 @@ def posterior_factor(hessian: FloatArray, prior_precision: float) -> FloatArray:
 
 
 def hessian_of(factor: FloatArray) -> tuple[FloatArray, float]:
-    """Divide a posterior's precision into a Hessian and a prior, for `posterior_factor` to put together again.
+    """Divide a posterior's precision into a Hessian and a prior, the arguments of `posterior_factor`.
 
     Args:
         factor: R, (P, P), with the covariance ``R^T R``.

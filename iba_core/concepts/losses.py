@@ -181,9 +181,9 @@ class BalancedBCELoss(BatchFunction):
             one loss for each pixel.
         from_logit: whether the outputs are logits instead of probabilities. Prefer logits: a probability
             that is rounded to 0 or 1 has no gradient.
-        soft_weights: what a pixel with a true mask t between 0 and 1 counts as. True: as foreground for a share
-            of t and as background for the rest, as in the formula. False: as foreground, so that b is the weight
-            of its whole cross-entropy. Masks of 0 and 1 are not affected.
+        soft_weights: what a pixel with a true mask t between 0 and 1 counts as. True: as foreground for a
+            share of t and as background for the rest, as in the formula. False: as foreground, so that b is
+            the weight of its whole cross-entropy. Masks of 0 and 1 are not affected.
         kwargs: arguments of the framework's base class.
 
     Raises:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from enum import Enum
+from enum import StrEnum
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,7 @@ from iba_core.framework.layout import DataFormat
 from iba_core.framework.namespace import Array, Namespace, array_namespace
 
 
-class BatchReduction(str, Enum):
+class BatchReduction(StrEnum):
     """Functions that reduce the values of the masks of a batch.
 
     Attributes:
@@ -45,7 +45,7 @@ class BatchReduction(str, Enum):
         return xp.mean(batch_tensor) if self is BatchReduction.mean else xp.sum(batch_tensor)
 
     def __repr__(self) -> str:
-        return str(self)
+        return f"BatchReduction.{self.name}"
 
 
 Reduction = BatchReduction | Callable[[Array], Array]

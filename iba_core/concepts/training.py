@@ -568,7 +568,7 @@ def train_detection_model(
     if cache is not None:
         cache = require_writable(cache, "cache")
     concept = model.concept if concept is None else concept
-    stump = model.main_model_stump
+    stump = model.stump
     if concept is None or stump is None:
         missing = "concept" if concept is None else "model and layer_id"
         raise InputError(f"{missing} is missing in the detection model; training needs it")

@@ -1,0 +1,23 @@
+"""Concepts, their models and embeddings, and how they are judged."""
+
+from iba_torch.compat.hybrid_learning.concepts import models, train_eval
+from iba_torch.compat.hybrid_learning.concepts.concepts import Concept, SegmentationConcept2D
+from iba_torch.compat.hybrid_learning.concepts.models import (
+    ConceptDetectionModel2D,
+    ConceptEmbedding,
+    ConceptSegmentationModel2D,
+    model_extension,
+)
+from iba_torch.compat.hybrid_learning.concepts.train_eval import kpis
+
+__all__ = [
+    "Concept",
+    "ConceptDetectionModel2D",
+    "ConceptEmbedding",
+    "ConceptSegmentationModel2D",
+    "SegmentationConcept2D",
+    "kpis",
+    "model_extension",
+    "models",
+    "train_eval",
+]
