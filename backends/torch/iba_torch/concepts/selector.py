@@ -69,10 +69,10 @@ class SelectorZU(nn.Module):
         self.attention_over = attention_over
         # One seed gives the weights of torch_concepts: the memory is drawn first, then layer by layer.
         options: dict[str, Any] = dict(zip(("bias", "device", "dtype"), args, strict=False), **kwargs)
-        where = {name: options.get(name) for name in ("device", "dtype")}
-        self.memory = nn.Embedding(out_features, memory_size * exogenous_size, **where)
+        device, dtype = options.get("device"), options.get("dtype")
+        self.memory = nn.Embedding(out_features, memory_size * exogenous_size, device=device, dtype=dtype)
         self.selector = nn.Sequential(
-            nn.Linear(in_features, exogenous_size, **where),
+            nn.Linear(in_features, exogenous_size, device=device, dtype=dtype),
             nn.LeakyReLU(selection.LEAKY_SLOPE),
             nn.Linear(exogenous_size, out_features * memory_size, *args, **kwargs),
             nn.Unflatten(-1, (out_features, memory_size)),

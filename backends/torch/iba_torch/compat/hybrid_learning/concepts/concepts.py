@@ -35,13 +35,14 @@ class SegmentationConcept2D(concepts.SegmentationConcept2D):
 
     Args:
         name: name of the concept.
-        data: object with the data sets `train`, `val` and `test`. Each has a length, and its entries are pairs of an
-            image (C, H, W) and a mask (H, W) or (1, H, W).
+        data: object with the data sets `train`, `val` and `test`. Each has a length, and its entries are
+            pairs of an image (C, H, W) and a mask (H, W) or (1, H, W).
         rel_size: size of the concept relative to the image: (height, width), or one number for both.
 
     Attributes:
         data: the data sets.
-        train_data: `SegmentationData` whose entries are those of the data set; `val_data` and `test_data`, too.
+        train_data: `SegmentationData` whose entries are those of the data set; `val_data` and `test_data`,
+            too.
 
     Raises:
         InputError: the training data is missing or empty, or the data or `rel_size` is wrong.
@@ -50,21 +51,25 @@ class SegmentationConcept2D(concepts.SegmentationConcept2D):
         >>> import torch
         >>> from iba_torch.compat.hybrid_learning.datasets import DataTriple
         >>> data = torch.utils.data.TensorDataset(torch.rand(4, 3, 8, 8), torch.ones(4, 1, 8, 8))
-        >>> concept = SegmentationConcept2D("face", data=DataTriple(train=data, val=data, test=data), rel_size=0.25)
+        >>> triple = DataTriple(train=data, val=data, test=data)
+        >>> concept = SegmentationConcept2D("face", data=triple, rel_size=0.25)
         >>> concept.rel_size, concept.train_data[0][0].shape
         ((0.25, 0.25), torch.Size([3, 8, 8]))
     """
 
     def __init__(self, name: str, data: Any, rel_size: float | Sequence[float] | None = None) -> None:
         if getattr(data, "train", None) is None:
-            raise InputError(f"data={data!r} has no training data; give a DataTriple(train=..., val=..., test=...)")
+            raise InputError(
+                f"data={data!r} has no training data; give a DataTriple(train=..., val=..., test=...)"
+            )
         if isinstance(rel_size, (int, float)):
             rel_size = (rel_size, rel_size)
         parts = {
             split: None if getattr(data, split, None) is None else _Data(getattr(data, split))
-            for split in ("train", "val", "test")
+            for split in ("val", "test")
         }
-        super().__init__(name, parts["train"], parts["val"], parts["test"], rel_size)  # type: ignore[arg-type]  # train is there, and super checks rel_size
+        sizes: Any = rel_size  # the base class checks them
+        super().__init__(name, _Data(data.train), parts["val"], parts["test"], sizes)
         self.data = data
 
     @classmethod
@@ -102,7 +107,7 @@ Concept = SegmentationConcept2D
 
 
 class _Data(concepts.SegmentationData):
-    """A data set of PyTorch as `SegmentationData`. Its entries and other attributes are those of the data set."""
+    """A data set of PyTorch as `SegmentationData`, with the entries and the attributes of the data set."""
 
     def __init__(self, dataset: Any) -> None:
         self.dataset = dataset

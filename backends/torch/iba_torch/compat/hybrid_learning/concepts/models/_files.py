@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -23,17 +22,15 @@ _ARRAYS: list[Any] = [
     np.dtype,
     *(type(np.dtype(code)) for code in "?bBhHiIlLqQefd"),
     *(
-        (maker, f"{module}.multiarray.{maker.__name__}")
-        for maker in (np.zeros(1).__reduce__()[0], np.float64(0).__reduce__()[0])
+        (maker, f"{module}.multiarray.{name}")
+        for maker, name in (
+            (np.zeros(1).__reduce__()[0], "_reconstruct"),
+            (np.float64().__reduce__()[0], "scalar"),
+        )
         for module in ("numpy.core", "numpy._core")
     ),
 ]
 """All that a file needs to hold arrays of numbers, by the names of both generations of NumPy."""
-
-# PyTorch 2.4 has no such list; there, only files with tensors can be read.
-_allowing: Callable[[list[Any]], AbstractContextManager[None]] = getattr(
-    torch.serialization, "safe_globals", nullcontext
-)
 
 
 def write_npz(path: Path, arrays: dict[str, Any]) -> None:
@@ -56,15 +53,19 @@ def read_pt(path: Path) -> dict[str, Any]:
         StateError: the file is missing, damaged, or holds something else.
     """
     if not is_file(path):
-        raise StateError(f"filepath={str(path)!r} is not a file; a file with a saved concept embedding is needed")
+        raise StateError(
+            f"filepath={str(path)!r} is not a file; a file with a saved concept embedding is needed"
+        )
     try:
-        with _allowing(_ARRAYS):
+        # PyTorch 2.4 has no such list; there, only files with tensors can be read.
+        allowing: Any = getattr(torch.serialization, "safe_globals", nullcontext)
+        with allowing(_ARRAYS):
             settings = torch.load(path, map_location="cpu", weights_only=True)
         return {str(name): _arrays(value) for name, value in dict(settings).items()}
     except Exception as error:  # a damaged file may raise anything
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise StateError(
-            f"filepath={str(path)!r} is damaged or holds more than the numbers of a concept embedding ({reason})"
+            f"filepath={str(path)!r} is damaged or holds more than numbers, texts and arrays ({reason})"
         ) from error
 
 

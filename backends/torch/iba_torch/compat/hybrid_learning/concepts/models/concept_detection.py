@@ -19,16 +19,16 @@ __all__ = ["ConceptDetectionModel2D"]
 class ConceptDetectionModel2D(concept_models.ConceptDetectionModel2D):
     """`iba_torch.compat.hybrid_learning.concepts.models.ConceptDetectionModel2D` as version 1.0 has it.
 
-    The convolution is ``concept_layer``, the output has no axis for the members of an ensemble, and there is one
-    embedding instead of a list.
+    The convolution is ``concept_layer``, the output has no axis for the members of an ensemble, and there is
+    one embedding instead of a list.
 
     Args:
         concept: the concept.
         model: the main model.
         layer_id: name of the layer.
         kernel_size: (height, width) of the window.
-        in_channels: channels of the feature map. If `kernel_size` is None, a number that differs from the layer's is
-            replaced, with a warning.
+        in_channels: channels of the feature map. If `kernel_size` is None, a number that differs from the
+            layer's is replaced, with a warning.
         concept_name: name of the concept, if `concept` is not given.
 
     Raises:
@@ -57,7 +57,7 @@ class ConceptDetectionModel2D(concept_models.ConceptDetectionModel2D):
 
     @property
     def settings(self) -> dict[str, Any]:
-        """The constructor's arguments that reproduce this model, without its weights and the concept's name."""
+        """The constructor's arguments that reproduce this model, without its weights."""
         names = ("concept", "model", "layer_id", "kernel_size", "in_channels")
         settings = super().settings
         return {name: settings[name] for name in names}

@@ -36,8 +36,8 @@ class ConceptEmbedding(concepts.ConceptEmbedding):
         scaling_factor: s.
         normal_vec: n, instead of `state_dict`.
         support_factor: b, with `normal_vec`.
-        meta_info: `concept`, `concept_name`, `model_stump`, `layer_id` and `main_model`, and any further information.
-            The names follow from the objects, if they are not given.
+        meta_info: `concept`, `concept_name`, `model_stump`, `layer_id` and `main_model`, and any further
+            information. The names follow from the objects, if they are not given.
 
     Attributes:
         state_dict: the weights.
@@ -71,10 +71,14 @@ class ConceptEmbedding(concepts.ConceptEmbedding):
         **meta_info: Any,
     ) -> None:
         meta = _completed(meta_info)
-        names = {name: None if meta[name] is None else str(meta[name]) for name in ("concept_name", "layer_id")}
+        names: dict[str, Any] = {
+            name: None if meta[name] is None else str(meta[name]) for name in ("concept_name", "layer_id")
+        }
         if state_dict is None:
             if normal_vec is None:
-                raise InputError("neither state_dict nor normal_vec is given; one of them holds the hyperplane")
+                raise InputError(
+                    "neither state_dict nor normal_vec is given; one of them holds the hyperplane"
+                )
             super().__init__(normal_vec, support_factor, scaling_factor, **names)
             state_dict = {"weight": self.normal_vec, "bias": np.array(self.bias)}
             normal_vec_name, bias_name = "weight", "bias"
@@ -108,12 +112,12 @@ class ConceptEmbedding(concepts.ConceptEmbedding):
         }
 
     def distance(self, point: npt.ArrayLike) -> Any:
-        """Compute the signed distance as in `iba_core.concepts.ConceptEmbedding`; that of one point is a float."""
+        """Compute the signed distance of points; that of a single point is a float."""
         distances = super().distance(point)
         return distances if distances.ndim else float(distances)
 
     def plain(self) -> concepts.ConceptEmbedding:
-        """Return this embedding as this library's own class, which forgets the objects and keeps their names."""
+        """Return this embedding as this library's own class, with the names instead of the objects."""
         normal = self.normal_vec[0] if self.normal_vec.ndim == 4 else self.normal_vec
         return concepts.ConceptEmbedding(
             normal,
@@ -137,15 +141,17 @@ class ConceptEmbedding(concepts.ConceptEmbedding):
         planes = super()._members(embeddings)
         names = {plane.concept_name for plane in planes}
         if len(names) > 1:
-            raise InputError(f"embeddings are of the concepts {sorted(map(str, names))}; give those of one concept")
+            raise InputError(
+                f"embeddings are of the concepts {sorted(map(str, names))}; give those of one concept"
+            )
         return planes
 
     def save(self, filepath: str | os.PathLike[str], overwrite: bool = True) -> None:
         """Write the embedding to a file, without the model and the concept.
 
         Args:
-            filepath: path of the file. ``.safetensors`` gives a file of this library, ``.npz`` one that version 1.0
-                reads, anything else a ``.pt`` file that version 2.0 reads.
+            filepath: path of the file. ``.safetensors`` gives a file of this library, ``.npz`` one that
+                version 1.0 reads, anything else a ``.pt`` file that version 2.0 reads.
             overwrite: replace an existing file.
 
         Raises:

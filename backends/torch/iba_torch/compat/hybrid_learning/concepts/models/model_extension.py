@@ -14,8 +14,9 @@ __all__ = ["ModelStump"]
 class ModelStump(nn.Module):
     """Return the output of a layer from a pass of the whole model.
 
-    Modes, devices and dtypes of the module are those of the model, and its outputs have a graph. Like the published
-    class, it puts the model into evaluation mode when it is made. There is no hook on the model between two passes.
+    Modes, devices and dtypes of the module are those of the model, and its outputs have a graph. Like the
+    published class, it puts the model into evaluation mode when it is made. There is no hook on the model
+    between two passes.
 
     Args:
         model: the model.

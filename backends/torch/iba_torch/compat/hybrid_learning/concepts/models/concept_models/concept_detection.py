@@ -22,22 +22,37 @@ from iba_torch.compat.hybrid_learning.concepts.models.model_extension import Mod
 
 __all__ = ["ConceptDetectionModel2D"]
 
+_uninitialized: Any = skip_init
+
 _LOGGER = logging.getLogger(__name__)
+
+
+class ConceptLayer(nn.Conv2d):
+    """The convolution of one member of the ensemble.
+
+    Attributes:
+        hessian: (P, P), of the cross-entropy, with the bias as the first parameter; with `use_laplace`.
+        var0: (1,), variance of the prior; 0 without a posterior.
+    """
+
+    hessian: Tensor
+    var0: Tensor
 
 
 class ConceptDetectionModel2D(concepts.ConceptDetectionModel2D):
     """`iba_torch.concepts.ConceptDetectionModel2D` with the published parameters, stump and embeddings.
 
-    Every member of the ensemble is a convolution, ``concept_layer_0``, ``concept_layer_1`` and so on, so that the
-    state dictionary is the published one. With `use_laplace`, each has the buffers ``hessian`` and ``var0``.
+    Every member of the ensemble is a convolution, ``concept_layer_0``, ``concept_layer_1`` and so on, so that
+    the state dictionary is the published one. With `use_laplace`, each has the buffers ``hessian`` and
+    ``var0``.
 
     Args:
         concept: see `iba_torch.concepts.ConceptDetectionModel2D`, also for the other arguments.
         model: the main model.
         layer_id: name of the layer.
         kernel_size: (height, width) of the window.
-        in_channels: channels of the feature map. A number that differs from the layer's is kept, with a warning in
-            the log.
+        in_channels: channels of the feature map. A number that differs from the layer's is kept, with a
+            warning in the log.
         concept_name: name of the concept.
         apply_sigmoid: return probabilities.
         apply_padding: keep the size of the maps.
@@ -112,7 +127,7 @@ class ConceptDetectionModel2D(concepts.ConceptDetectionModel2D):
         return self._filters()[1]
 
     def reset_parameters(self) -> None:
-        """Draw weight and bias of one layer after the other, as `torch.nn.Conv2d`, and forget the posterior."""
+        """Draw weight and bias of one layer after the other as `torch.nn.Conv2d`; forget the posterior."""
         for layer in self._layers():
             layer.reset_parameters()
             for buffer in layer.buffers():
@@ -122,11 +137,11 @@ class ConceptDetectionModel2D(concepts.ConceptDetectionModel2D):
 
     # -- embeddings -----------------------------------------------------------------------------------
 
-    def to_embedding(self) -> list[ConceptEmbedding]:  # type: ignore[override]  # with the objects, as published
+    def to_embedding(self) -> list[ConceptEmbedding]:  # type: ignore[override]  # with objects
         """Copy the hyperplane of every member of the ensemble, with the concept and the model."""
         return [self._embedding(layer, **self.settings) for layer in self._layers()]
 
-    def _embedding(self, layer: nn.Conv2d, **meta: Any) -> ConceptEmbedding:
+    def _embedding(self, layer: ConceptLayer, **meta: Any) -> ConceptEmbedding:
         return ConceptEmbedding(
             state_dict={name: host_array(value).copy() for name, value in layer.state_dict().items()},
             normal_vec_name="weight",
@@ -172,27 +187,27 @@ class ConceptDetectionModel2D(concepts.ConceptDetectionModel2D):
     def _layer_name(index: int) -> str:
         return f"concept_layer_{index}"
 
-    def _layers(self) -> list[nn.Conv2d]:
+    def _layers(self) -> list[ConceptLayer]:
         names = map(self._layer_name, range(self.ensemble_count))
-        return [self.get_submodule(name) for name in names]  # type: ignore[misc]  # all of them are made below
+        return [self.get_submodule(name) for name in names]  # type: ignore[misc]  # see below
 
     def _add_weights(self) -> None:
         for index in range(self.ensemble_count):
-            layer = skip_init(nn.Conv2d, self.in_channels, 1, self.kernel_size, bias=self.use_bias)
+            layer = _uninitialized(ConceptLayer, self.in_channels, 1, self.kernel_size, bias=self.use_bias)
             if self.use_laplace:
                 size = self._factor_shape()[1]
-                # In float32, a Hessian and a weak prior would not always add up to a positive definite matrix.
+                # In float32, a Hessian and a weak prior may not add up to a positive definite matrix.
                 layer.register_buffer("hessian", torch.zeros(size, size, dtype=torch.float64))
                 layer.register_buffer("var0", torch.zeros(1, dtype=torch.float64))
             self.add_module(self._layer_name(index), layer)
         factors = torch.zeros(self._factor_shape()) if self.use_laplace else None
         self.register_buffer("laplace_factor", factors, persistent=False)
-        self.register_load_state_dict_post_hook(lambda model, _: model._read_posterior())
+        self.register_load_state_dict_post_hook(_after_loading)  # type: ignore[no-untyped-call]  # of PyTorch
 
     def _filters(self) -> tuple[Tensor, Tensor | None]:
         layers = self._layers()
-        biases = torch.cat([layer.bias for layer in layers]) if self.use_bias else None
-        return torch.cat([layer.weight for layer in layers]), biases
+        biases = [layer.bias for layer in layers if layer.bias is not None]
+        return torch.cat([layer.weight for layer in layers]), torch.cat(biases) if biases else None
 
     def _set_filters(self, weight: Tensor, bias: Tensor) -> None:
         for index, layer in enumerate(self._layers()):
@@ -214,15 +229,21 @@ class ConceptDetectionModel2D(concepts.ConceptDetectionModel2D):
             layer.var0.fill_(1.0 / precision)
 
     def _read_posterior(self) -> None:
-        """Derive the factors from the layers' ``hessian`` and ``var0``; without a ``var0`` there is no posterior."""
+        """Derive the factors from the layers' ``hessian`` and ``var0``; a ``var0`` of 0 is no posterior."""
         if self.laplace_factor is None:
             return
         for index, layer in enumerate(self._layers()):
             variance = float(layer.var0)
             self.laplace_factor[index].zero_()
             if variance > 0:
-                hessian = np.roll(host_array(layer.hessian).astype(np.float64), -int(self.use_bias), axis=(0, 1))
+                hessian = np.roll(
+                    host_array(layer.hessian).astype(np.float64), -int(self.use_bias), axis=(0, 1)
+                )
                 self.laplace_factor[index].copy_(torch.from_numpy(posterior_factor(hessian, 1.0 / variance)))
+
+
+def _after_loading(model: ConceptDetectionModel2D, _: Any) -> None:
+    model._read_posterior()
 
 
 def _buffers(plane: Any) -> dict[str, Tensor]:

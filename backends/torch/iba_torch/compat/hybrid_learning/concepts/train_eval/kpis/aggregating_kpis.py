@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from torch import Tensor
 
 from iba_core.concepts.metrics import smooth_ratio
 from iba_torch import concepts
+from iba_torch.compat.hybrid_learning.concepts.train_eval.kpis.batch_kpis import broadcast
 
 __all__ = ["SetIoU"]
 
@@ -14,8 +17,8 @@ __all__ = ["SetIoU"]
 class SetIoU(concepts.SetIoU):
     """`iba_torch.concepts.SetIoU` that adds every batch that it is called with to the set.
 
-    `outputs` and `labels` may have any number of axes. Axes of size 1 are broadcast. Outputs (B, 1, H, W) go with
-    labels (B, H, W), image by image.
+    `outputs` and `labels` may have any number of axes. Axes of size 1 are broadcast. Outputs (B, 1, H, W) go
+    with labels (B, H, W), image by image.
 
     Example:
         >>> metric = SetIoU()
@@ -28,7 +31,7 @@ class SetIoU(concepts.SetIoU):
     def forward(self, outputs: Tensor, labels: Tensor) -> Tensor:
         """Add a batch to the set, and return the set IoU of this batch alone."""
         self.update(outputs, labels)
-        return super().forward(*_paired(outputs, labels))
+        return cast(Tensor, super().forward(*_paired(outputs, labels)))
 
     def update(self, outputs: Tensor, labels: Tensor) -> None:
         """Add a batch to the set."""
@@ -46,11 +49,11 @@ class SetIoU(concepts.SetIoU):
 
     def smooth_division(self, dividend: Tensor, divisor: Tensor) -> Tensor:
         """Divide after `smooth` has been added to both."""
-        return smooth_ratio(dividend, divisor, self.smooth)
+        return cast(Tensor, smooth_ratio(dividend, divisor, self.smooth))
 
 
 def _paired(outputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     if outputs.ndim == labels.ndim + 1 and outputs.shape[1:2] == (1,):
         labels = labels.unsqueeze(1)
-    outputs, labels = torch.broadcast_tensors(outputs.detach(), labels.detach())
-    return torch.atleast_1d(outputs), torch.atleast_1d(labels)
+    outputs, labels = broadcast(outputs.detach(), labels.detach())
+    return (outputs, labels) if outputs.ndim else (outputs[None], labels[None])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +26,17 @@ __all__ = [
 ]
 
 
+def broadcast(outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Repeat axes of size 1, so that both have one shape.
+
+    Example:
+        >>> [tuple(mask.shape) for mask in broadcast(torch.ones(3, 1), torch.ones(1, 2))]
+        [(3, 2), (3, 2)]
+    """
+    outputs, targets = torch.broadcast_tensors(outputs, targets)  # type: ignore[no-untyped-call]  # of PyTorch
+    return outputs, targets
+
+
 class AbstractIoULike(nn.Module):
     """What the losses and metrics of areas have in common.
 
@@ -42,11 +54,11 @@ class AbstractIoULike(nn.Module):
     @staticmethod
     def binarize(tensor: Tensor, thresh: float) -> Tensor:
         """Return whether entries are above the threshold."""
-        return masks.binarize(tensor, thresh).bool()
+        return cast(Tensor, masks.binarize(tensor, thresh).bool())
 
 
 class BalancedBCELoss(concepts.BalancedBCELoss):
-    """`iba_torch.concepts.BalancedBCELoss` with ``soft_weights=False``, so that soft masks count as published.
+    """`iba_torch.concepts.BalancedBCELoss` with the published weights of soft masks, ``soft_weights=False``.
 
     Args:
         factor_pos_class: weight b of the foreground; None for the share of the background in the batch.
@@ -72,7 +84,7 @@ class BalancedBCELoss(concepts.BalancedBCELoss):
 
     def forward(self, inputs: Tensor, targets: Tensor) -> Tensor:
         """Compute the loss of a batch, in nats."""
-        return super().forward(inputs, targets)
+        return cast(Tensor, super().forward(inputs, targets))
 
 
 class BalancedPenaltyReducedFocalLoss(concepts.BalancedPenaltyReducedFocalLoss):
@@ -86,7 +98,7 @@ class BalancedPenaltyReducedFocalLoss(concepts.BalancedPenaltyReducedFocalLoss):
 
     def forward(self, inputs: Tensor, targets: Tensor) -> Tensor:
         """Compute the loss of a batch."""
-        return super().forward(*torch.broadcast_tensors(inputs, targets))
+        return cast(Tensor, super().forward(*broadcast(inputs, targets)))
 
 
 class IoU(concepts.IoU, AbstractIoULike):
@@ -102,9 +114,9 @@ class IoU(concepts.IoU, AbstractIoULike):
     def forward(self, outputs: Tensor, labels: Tensor) -> Tensor:
         """Compute the reduced IoU of a batch."""
         if outputs.ndim == labels.ndim:
-            outputs, labels = torch.broadcast_tensors(outputs, labels)
-        return super().forward(outputs, labels)
+            outputs, labels = broadcast(outputs, labels)
+        return cast(Tensor, super().forward(outputs, labels))
 
     def smooth_division(self, dividend: Tensor, divisor: Tensor) -> Tensor:
         """Divide after `smooth` has been added to both."""
-        return smooth_ratio(dividend, divisor, self.smooth)
+        return cast(Tensor, smooth_ratio(dividend, divisor, self.smooth))

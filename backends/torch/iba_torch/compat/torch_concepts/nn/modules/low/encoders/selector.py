@@ -12,8 +12,8 @@ __all__ = ["SelectorZU"]
 class SelectorZU(concepts.SelectorZU):
     """`iba_torch.concepts.SelectorZU` with ``attention_over="concepts"``, as published.
 
-    The weights of each memory slot sum to 1 over the concepts. One seed gives the weights and the choices of the
-    published class.
+    The weights of each memory slot sum to 1 over the concepts. One seed gives the weights and the choices of
+    the published class.
 
     Args:
         in_features: number of entries of an input.
