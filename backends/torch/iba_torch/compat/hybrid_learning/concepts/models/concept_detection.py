@@ -10,10 +10,11 @@ from torch import Tensor, nn
 from iba_core.arguments import require_type
 from iba_core.concepts.data import SegmentationConcept2D
 from iba_core.concepts.detection import DetectionSpec, filters_of
+from iba_torch.compat.hybrid_learning.concepts.analysis import data_for_concept_model
 from iba_torch.compat.hybrid_learning.concepts.embeddings import ConceptEmbedding
 from iba_torch.compat.hybrid_learning.concepts.models import concept_models
 
-__all__ = ["ConceptDetectionModel2D"]
+__all__ = ["ConceptDetection2DTrainTestHandle", "ConceptDetectionModel2D"]
 
 
 class ConceptDetectionModel2D(concept_models.ConceptDetectionModel2D):
@@ -112,3 +113,21 @@ class ConceptDetectionModel2D(concept_models.ConceptDetectionModel2D):
     @staticmethod
     def _layer_name(index: int) -> str:
         return "concept_layer"
+
+
+class ConceptDetection2DTrainTestHandle(concept_models.ConceptDetection2DTrainTestHandle):
+    """`concept_models.ConceptDetection2DTrainTestHandle` with the data of the model's own concept.
+
+    Args:
+        concept_model: the model, with a concept and a main model.
+        settings: see the class of version 2.0.
+
+    Raises:
+        InputError: something is missing, or the model has other channels than the layer.
+
+    Example:
+        See the migration page.
+    """
+
+    def __init__(self, concept_model: ConceptDetectionModel2D, **settings: Any) -> None:
+        super().__init__(concept_model, data_for_concept_model(concept_model), **settings)

@@ -17,10 +17,13 @@ from iba_core.concepts.detection import DetectionSpec
 from iba_core.concepts.laplace import hessian_of, posterior_factor
 from iba_core.framework.namespace import host_array
 from iba_torch import concepts
+from iba_torch.compat.hybrid_learning.concepts.models.concept_models._handles import (
+    ConceptDetection2DTrainTestHandle,
+)
 from iba_torch.compat.hybrid_learning.concepts.models.embeddings import ConceptEmbedding
 from iba_torch.compat.hybrid_learning.concepts.models.model_extension import ModelStump
 
-__all__ = ["ConceptDetectionModel2D"]
+__all__ = ["ConceptDetection2DTrainTestHandle", "ConceptDetectionModel2D"]
 
 _uninitialized: Any = skip_init
 
