@@ -166,7 +166,9 @@ def perturbation_curve(
 
 def _curve(work: _Work, order: Order, steps: int) -> Numbers:
     count = len(work.tiles)
-    ends = np.arange(min(steps, count) + 1) / min(steps, count) * count
+    steps = min(steps, count)
+    # Rounded up in whole numbers, where floating point would take one too many.
+    ends = -(-np.arange(steps + 1) * count // steps)
     taken = []
     for index, saliency in enumerate(work.maps):
         ranks = work.tiles.ranks(-saliency if order == "lerf" else saliency, work.generator(index))

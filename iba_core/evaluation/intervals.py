@@ -17,7 +17,7 @@ Numbers = npt.NDArray[np.float64]
 Reduce = Callable[[Numbers], float]
 """Makes one number of those of n pictures, (n, ...)."""
 
-RESAMPLES = 2000
+RESAMPLES = 1000
 CONFIDENCE = 0.95
 
 
