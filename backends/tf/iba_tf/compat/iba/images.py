@@ -57,7 +57,12 @@ def get_imagenet_generator(
         [(1, 256, 256, 3), (1, 256, 256, 3)]
     """
     require_choice("class_mode", class_mode, tuple(_LABELS))
-    options = {"label_mode": _LABELS[class_mode], "class_names": classes, "interpolation": "nearest", **kwargs}
+    options = {
+        "label_mode": _LABELS[class_mode],
+        "class_names": classes,
+        "interpolation": "nearest",
+        **kwargs,
+    }
 
     def epoch(number: int) -> Iterator[tuple[npt.NDArray[np.floating], npt.NDArray[Any]]]:
         return iba_tf.get_imagenet_generator(
