@@ -10,11 +10,13 @@ from __future__ import annotations
 import sys
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from importlib import metadata
 from typing import Any, ClassVar, Literal
+
+import numpy.typing as npt
 
 from iba_core.arguments import require_text
 from iba_core.errors import InputError, LayerError, MissingDependencyError, closest
@@ -208,8 +210,8 @@ class Split(ABC):
         """
         if seed is not None and self._draws:
             raise InputError(
-                f"the model draws random numbers by itself, which seed={seed} does not govern: leave seed= "
-                "out, or give a model that draws none outside of training"
+                f"the model draws random numbers by itself, which seed={seed} does not govern: "
+                "leave seed= out, or give a model that draws none outside of training"
             )
 
     # -- the check --------------------------------------------------------------------------------------
@@ -382,6 +384,41 @@ class ModelAdapter(ABC):
     @abstractmethod
     def predict(self, inputs: Inputs) -> Any:
         """Run the model on `inputs`, in evaluation mode and without a graph."""
+
+    def gradient(self, inputs: Array, score: Callable[[Any], Array]) -> Array:
+        """Gradient of a score of the model's output with respect to its input, for nothing else.
+
+        Args:
+            inputs: the only input, a floating-point tensor (B, ...), as `to_inputs` gives it.
+            score: maps what the model returns to a scalar, differentiably.
+
+        Returns:
+            Array of the shape of `inputs`.
+
+        Raises:
+            InputError: the backend does not offer it.
+            LayerError: the score does not depend on the input.
+        """
+        raise InputError(f"the backend {self.framework.name!r} gives no gradients with respect to inputs")
+
+    def weights(self) -> dict[str, list[npt.NDArray[Any]]]:
+        """Copies of the trained arrays of the layers that have some, by the layers' names, the first first.
+
+        Raises:
+            InputError: the arrays of this kind of model cannot be told apart.
+        """
+        raise InputError(f"the weights of a {_type_name(self.model)} cannot be read; give it as layers")
+
+    def with_weights(self, weights: Mapping[str, Sequence[npt.NDArray[Any]]]) -> Model:
+        """A copy of the model, with other arrays in some of its layers. The model stays as it is.
+
+        Args:
+            weights: arrays by the names of layers, as `weights` gives them.
+
+        Raises:
+            InputError: this kind of model cannot be copied with other weights.
+        """
+        raise InputError(f"a {_type_name(self.model)} cannot be copied with other weights; give it as layers")
 
     @abstractmethod
     def as_tensors(self, inputs: Inputs, device: Any = None) -> Inputs:

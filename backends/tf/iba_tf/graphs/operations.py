@@ -26,6 +26,7 @@ from tensorflow.python.eager import context  # nothing public registers the func
 
 from iba_core.errors import InputError, LayerError, closest
 from iba_tf.framework import eagerly, runs_eagerly, traced
+from iba_tf.graphs.branches import pass_values_into_branches
 from iba_tf.graphs.channels import Axes, Found
 from iba_tf.graphs.dataflow import DataflowGraph, Node, Place, Shape, TensorName, Values
 from iba_tf.graphs.graph_inputs import GraphInput
@@ -105,6 +106,7 @@ class OperationGraph(DataflowGraph):
         layers: Callable[[Iterable[str]], Sequence[Place]] | None = None,
     ) -> None:
         inlined, followed = inline_calls(graph_def)
+        pass_values_into_branches(inlined)
         self.inputs = tuple(replace(entry, tensor=canonical(entry.tensor)) for entry in inputs)
         self.outputs = tf.nest.map_structure(lambda name: canonical(followed(canonical(name))), outputs)
         self.bindings = {canonical(name): value for name, value in bindings.items()}

@@ -108,7 +108,7 @@ class GraphSplit(Split):
         self._passes: Cache[_Passes] = Cache(_KEPT)
         self._latest: Division | None = None
         if source.graph is not None:
-            self._division(source.graph)
+            self._take(self._division(source.graph))
         else:
             self.layer_name = source.check_layer(layer)
             self.input_format = source.data_format
@@ -156,7 +156,7 @@ class GraphSplit(Split):
         return OwnOutputs(outputs, 1, features=features)
 
     def _division(self, graph: DataflowGraph) -> Division:
-        division = self._divisions.get(
+        return self._divisions.get(
             graph,
             lambda: Division.of(
                 graph,
@@ -167,21 +167,25 @@ class GraphSplit(Split):
                 self._given_format is not None,
             ),
         )
-        if division is not self._latest:
-            self.layer_name = division.layer_name
-            self.data_format = self._given_format or division.data_format
-            self.input_format = input_format_of(graph, self._given_format)
-            self._latest = division
-        return division
+
+    def _take(self, division: Division) -> None:
+        """Show what a division is like."""
+        self.layer_name = division.layer_name
+        self.data_format = self._given_format or division.data_format
+        self.input_format = input_format_of(division.graph, self._given_format)
+        self._latest = division
 
     def _prepared(self, inputs: Inputs, features_only: bool) -> tuple[_Passes, list[tf.Tensor | None]]:
         needed = (lambda graph: self._division(graph).feature_inputs) if features_only else None
         graph, fed = self._source.prepare(inputs, needed)
-        division = self._division(graph)
         batched, tensors = batched_inputs(graph.inputs, fed), plain(fed)
         shapes = (None if x is None else (tuple(x.shape[1:]), x.dtype) for x in tensors)
         key = (graph, features_only, *batched, *shapes)
-        passes = self._passes.get(key, lambda: _Passes(division, tensors, batched, features_only))
+        passes = self._passes.get(
+            key, lambda: _Passes(self._division(graph), tensors, batched, features_only)
+        )
+        if passes.division is not self._latest:
+            self._take(passes.division)
         self.data_format = self._given_format or passes.data_format
         return passes, tensors
 
@@ -529,7 +533,7 @@ class _Passes:
         batched: Sequence[bool],
         features_only: bool,
     ) -> None:
-        self.division = self._division = division
+        self.division = division
         self._graph = division.graph
         present = [x is not None for x in inputs]
         given = [x for x in inputs if x is not None]
@@ -588,7 +592,7 @@ class _Passes:
         Raises:
             LayerError: that is not known, or they are neither first nor last.
         """
-        rows, axis = self._rows[self._division.features], self._division.channels
+        rows, axis = self._rows[self.division.features], self.division.channels
         shape = rows.row
         if len(shape) == 1:
             return "channels_last"
@@ -600,16 +604,16 @@ class _Passes:
                 else (f"the channels are on axis {place}, neither the first nor the last")
             )
             raise LayerError(
-                f"layer {self._division.layer_name!r} gives {tuple(shape)} for each image, and {where}; say "
+                f"layer {self.division.layer_name!r} gives {tuple(shape)} for each image, and {where}; say "
                 "how to read it by data_format=, or name another layer"
             )
         return "channels_first" if place == 0 else "channels_last"
 
     def _check_features(self) -> None:
-        features = self._rows[self._division.features]
+        features = self._rows[self.division.features]
         if features.axis is None or (features.plain and len(features.one) < 2):
             raise LayerError(
-                f"layer {self._division.layer_name!r} has shape {features.one} for one image, and a "
+                f"layer {self.division.layer_name!r} has shape {features.one} for one image, and a "
                 "bottleneck needs a feature map for each image"
             )
 
@@ -646,7 +650,7 @@ class _Passes:
         return [self._rows[name].split(x, images) for name, x in zip(self._taken, tensors, strict=True)]
 
     def _trace_all(self, *inputs: tf.Tensor) -> Any:
-        division, graph = self._division, self._graph
+        division, graph = self.division, self._graph
         values = dict(zip(self._given, inputs, strict=True))
         if division.start != division.features:
             # What the model has in place of the tail's start is a bottleneck, which passes everything here.
@@ -659,7 +663,7 @@ class _Passes:
         return outputs, self._rows[division.features].split(features, 1)
 
     def _trace_tail(self, z: tf.Tensor, carry: tuple[tf.Tensor, ...]) -> Any:
-        division, graph = self._division, self._graph
+        division, graph = self.division, self._graph
         images = rows_of(z)
         features = tf.cast(z, graph.tensor(division.features).dtype)
         values = {division.start: self._rows[division.features].join(features)}
