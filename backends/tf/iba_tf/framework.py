@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import lru_cache, partial, wraps
 from threading import RLock
 from typing import Any, ClassVar, NamedTuple, TypeVar
@@ -26,15 +26,25 @@ _CONSTANTS = 32
 """How many combinations of constants a compiled function keeps its graphs for."""
 
 
-@contextmanager
-def eagerly() -> Iterator[None]:
+_call = type(tf.function(lambda: None)).__call__
+"""TensorFlow's own call of a function, whatever `layer_tracing` does to it."""
+
+
+def is_eager_program() -> bool:
+    """Whether the program runs operations at once, apart from graphs that it has entered."""
+    return bool(context.default_execution_mode == context.EAGER_MODE)
+
+
+def eagerly() -> AbstractContextManager[None]:
     """Run operations at once, with plain integers in shapes, also in a TensorFlow 1 graph.
 
     Inside a `tf.function` that is being traced, this context does nothing.
     """
-    if tf.executing_eagerly() or tf.inside_function():
-        yield
-        return
+    return nullcontext() if tf.executing_eagerly() or tf.inside_function() else _eagerly()
+
+
+@contextmanager
+def _eagerly() -> Iterator[None]:
     with _plain_shapes.applied(), context.eager_mode():
         yield
 
@@ -97,7 +107,8 @@ class Traced:
                     return results
         function = self._proven or self._made()
         try:
-            return function(*args)
+            # Eagerly, no model is being traced whose layers would have to be recorded.
+            return _call(function, *args) if tf.executing_eagerly() else function(*args)
         except Exception:
             raise
         except BaseException:

@@ -55,15 +55,19 @@ def is_watched(module: nn.Module) -> bool:
 
 
 def is_hooked(module: nn.Module) -> bool:
-    """Whether there is any hook on `module`, PyTorch's own included, or on all modules."""
+    """Whether there is any hook on `module`, PyTorch's own included."""
     own = module.__dict__
     return bool(
         own["_forward_hooks"]
         or own["_forward_pre_hooks"]
         or own["_backward_hooks"]
         or own["_backward_pre_hooks"]
-        or nn.modules.module._has_any_global_hook()  # type: ignore[no-untyped-call]  # PyTorch's own
     )
+
+
+def hooks_see_all() -> bool:
+    """Whether there are hooks that see the calls of all modules."""
+    return bool(nn.modules.module._has_any_global_hook())  # type: ignore[no-untyped-call]  # PyTorch's own
 
 
 def _source(function: Any) -> str:
