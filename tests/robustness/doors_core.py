@@ -94,6 +94,8 @@ def is_path(value: Any) -> bool:
 
 
 DATA_FORMAT = given("channels_first")
+CALLED = ("a class",)
+"""Of arguments that are called: the class itself refuses what it gets, with an error of its own."""
 NO_FILE = ("path", "does not exist", "is a folder")
 """What a message says of a file that it names; the name of the argument would add nothing."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import cache, partial
 from importlib import import_module
 from typing import Any
@@ -13,6 +14,7 @@ from iba_core import Explainer, WelfordEstimator
 from iba_core import concepts as c
 from tests.backends import Activation, AveragePool, Backend, Conv, Dense, Flatten
 from tests.robustness.doors_core import (
+    CALLED,
     COUNT,
     FLAG,
     OPTIONAL_SEED,
@@ -48,8 +50,8 @@ LAYERS = [
     Flatten("flat"),
     Dense("logits", CLASSES),
 ]
-SEVEN = ("an array of seven axes",)
-"""The model itself refuses it, with an error of its own, which passes unchanged."""
+NO_IMAGES = ("an array of one axis", "an array of NaN", "an array of seven axes")
+"""What the model itself refuses for its shape, with an error of its own, which passes unchanged."""
 
 SLOW = {name: rule for name, rule in SETTINGS.items() if name in ("beta", "learning_rate", "normalize_beta")}
 """A few of the settings. All are walked at `BottleneckSettings`, through which all go."""
@@ -149,7 +151,7 @@ def _explaining(net: Network) -> Iterator[Door]:
         const(explainer),
         batches=batches,
         target=target,
-        **options,
+        **{name: rule for name, rule in options.items() if name != "pass_mask"},
         pass_mask=A(pass_mask.valid, either(pass_mask.accepts, function)),
     )
     yield door(f"iba_core.Explainer.predict[{net.package}]", const(explainer), x=images)
@@ -198,7 +200,7 @@ def _concepts(net: Network) -> Iterator[Door]:
     yield door(
         f"iba_core.concepts.ModelStump.maps[{net.package}]",
         const(c.ModelStump(net.model, "relu")),
-        inputs=maps,
+        inputs=replace(maps, passes_on=NO_IMAGES),
     )
     yield door(
         f"iba_core.concepts.locate[{net.package}]",
@@ -256,7 +258,7 @@ def _detection(net: Network) -> Iterator[Door]:
         concept=given(None, optional(nothing)),
         model=given(net.model, optional(nothing)),
         layer_id=given("relu", nothing, ("layer",)),
-        kernel_size=given((1, 1), numbers((2,), whole(1, 64))),
+        kernel_size=given((1, 1), optional(numbers((2,), whole(1, 64)))),
         in_channels=given(4, whole(1, 10**6)),
         concept_name=given("dot", optional(name)),
         apply_sigmoid=FLAG,
@@ -340,7 +342,7 @@ def readout_doors(net: Network, readout: Callable[[], Any], loss: Callable[..., 
         lambda: [(net.backend.asarray(net.images), net.backend.asarray(labels))],
         nothing,
         ("loss", "batch", "data", "the input", "input"),
-        passes_on=SEVEN,
+        passes_on=NO_IMAGES,
     )
     kind = f"{net.package}.IBAReadout"
     yield door(
@@ -367,11 +369,11 @@ def readout_doors(net: Network, readout: Callable[[], Any], loss: Callable[..., 
         f"{kind}.fit",
         const(fitted),
         loader=pairs,
-        loss=given(loss),
+        loss=given(loss, passes_on=CALLED),
         epochs=given(1, whole(0, 10)),
         lr=given(1e-3, number(0, 1e12)),
         beta=given(1.0, optional(number(0, 1e12))),
-        validation=given(None, optional(nothing), pairs.called, passes_on=SEVEN),
+        validation=given(None, optional(nothing), pairs.called, passes_on=NO_IMAGES),
         patience=given(1, whole(1)),
         checkpoint=given(None, optional(is_path)),
         seed=given(1, optional(whole(0, 2**63 - 1))),

@@ -12,7 +12,7 @@ import iba_tf
 from iba_core import WelfordEstimator
 from tests.backends import TensorFlow
 from tests.robustness import doors_models
-from tests.robustness.doors_core import COUNT, FLAG, OPTIONAL_SEED, SEED, SETTINGS, const, folder
+from tests.robustness.doors_core import CALLED, COUNT, FLAG, OPTIONAL_SEED, SEED, SETTINGS, const, folder
 from tests.robustness.doors_models import Network, network
 from tests.robustness.walk import Door, door
 from tests.robustness.wrong_values import (
@@ -144,10 +144,10 @@ def _others(net: Network) -> Iterator[Door]:
         "iba_tf.get_imagenet_generator",
         path=A(folder),
         target_size=given((8, 8), numbers((2,), whole(8))),
-        crop_size=given((8, 8), numbers((2,), whole(1, 8))),
-        batch_size=given(2, whole(1)),
+        crop_size=given((8, 8), optional(numbers((2,), whole(1, 8)))),
+        batch_size=given(2, whole(1, 10**6)),
         seed=SEED,
-        preprocess_input=given(lambda x: x, optional(function)),
+        preprocess_input=given(lambda x: x, optional(function), passes_on=CALLED),
     )
 
 

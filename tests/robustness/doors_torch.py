@@ -11,7 +11,7 @@ from torch import nn
 import iba_torch
 from tests.backends import Torch
 from tests.robustness import doors_models
-from tests.robustness.doors_core import COUNT, FLAG, OPTIONAL_SEED, SETTINGS, const, folder
+from tests.robustness.doors_core import CALLED, COUNT, FLAG, OPTIONAL_SEED, SETTINGS, const, folder
 from tests.robustness.doors_models import Network, network
 from tests.robustness.walk import Door, door
 from tests.robustness.wrong_values import (
@@ -87,7 +87,7 @@ def _iba(net: Network) -> Iterator[Door]:
         "iba_torch.IBA.analyze",
         const(fitted),
         input_t=given(image),
-        model_loss_fn=given(lambda x: net.model(x)[:, 0], function, ("layer",)),
+        model_loss_fn=given(lambda x: net.model(x)[:, 0], function, ("layer",), passes_on=CALLED),
         mode=given("saliency"),
         **overrides,
         seed=OPTIONAL_SEED,
