@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
 from functools import partial
 from typing import Any, ClassVar
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import nn
 
@@ -17,6 +19,7 @@ from iba_core.framework.adapter import Inputs, LayerInfo, ModelAdapter
 from iba_core.framework.arrays import as_array
 from iba_core.framework.framework import Framework
 from iba_core.framework.layout import DataFormat
+from iba_core.framework.namespace import host_array
 from iba_torch.framework import TorchFramework, move_to
 from iba_torch.tail.calls import unwrap
 from iba_torch.tail.places import AssumptionsAtPlace, Knowledge, LayerCall
@@ -164,17 +167,55 @@ class TorchAdapter(ModelAdapter):
         """The model's output for `inputs`, in evaluation mode and without a graph."""
         return self._predict(inputs, None)
 
+    def gradient(self, inputs: torch.Tensor, score: Callable[[Any], torch.Tensor]) -> torch.Tensor:
+        """See `ModelAdapter.gradient`."""
+
+        def run(model: nn.Module) -> torch.Tensor:
+            # The model may write into its input, which must not be the leaf that is differentiated.
+            def value(x: torch.Tensor) -> tuple[torch.Tensor, tuple[()]]:
+                return score(call_with(model, x.clone())), ()
+
+            return self.framework.value_and_grad(value, inputs)[-1]
+
+        return self._pass(run, None)
+
+    def weights(self) -> dict[str, list[npt.NDArray[Any]]]:
+        """See `ModelAdapter.weights`: the modules' own parameters, not those of modules inside of them."""
+        found = {
+            name: [host_array(parameter) for parameter in module.parameters(recurse=False)]
+            for name, module in self.model.named_modules()
+        }
+        return {name: [array.copy() for array in arrays] for name, arrays in found.items() if arrays}
+
+    def with_weights(self, weights: Mapping[str, Sequence[npt.NDArray[Any]]]) -> nn.Module:
+        """See `ModelAdapter.with_weights`."""
+        copied = deepcopy(self.model)
+        with torch.no_grad():
+            for name, arrays in weights.items():
+                own = copied.get_submodule(name).parameters(recurse=False)
+                for parameter, array in zip(own, arrays, strict=True):
+                    parameter.copy_(torch.from_numpy(np.ascontiguousarray(array)))
+        return copied
+
     def _predict(self, inputs: Inputs, handler: Handler | None) -> Any:
+        def run(model: nn.Module) -> Any:
+            with torch.no_grad():
+                return call_with(model, owned(inputs))
+
+        return self._pass(run, handler)
+
+    def _pass(self, run: Callable[[nn.Module], Any], handler: Handler | None) -> Any:
+        """What `run` gives for a shadow of the model that no other thread has."""
         with self._shadows.lease() as shadow:
             whole = self._shadows.assumed.get("whole", AssumptionsAtPlace)
 
-            def run() -> Any:
-                call = partial(call_with, shadow.of(self.model), owned(inputs))
+            def on_shadow() -> Any:
+                call = partial(run, shadow.of(self.model))
                 shadow.begin()
-                with torch.no_grad(), whole.watching(shadow.weights):
+                with whole.watching(shadow.weights):
                     return shadow.run(call, {}, handler)
 
-            return self._shadows.run(shadow, whole, run)
+            return self._shadows.run(shadow, whole, on_shadow)
 
     def as_tensors(self, inputs: Inputs, device: torch.device | str | None = None) -> Inputs:
         """`inputs` with every array as a tensor of the model's device and floating-point dtype.

@@ -22,6 +22,7 @@ from iba_tf.graphs.channels import channel_axis, nearest
 from iba_tf.graphs.dataflow import DataflowGraph, Node, Shape, TensorName, in_order
 from iba_tf.graphs.endings import ending
 from iba_tf.graphs.graph_inputs import Fed, batched_inputs, plain
+from iba_tf.graphs.random_operations import draws_numbers
 
 _UNSLICED = (tf.variant, tf.resource)
 """Dtypes that hold something as a whole, such as a list of tensors, of which no image has a part."""
@@ -163,7 +164,9 @@ class GraphSplit(Split):
         with eagerly():
             passes, tensors = self._prepared(inputs, features_only=False)
             features, *carry = passes.head(tensors)
-            yield GraphTail(features, passes.tail, tuple(carry), endings=passes.division.endings)
+            yield GraphTail(
+                features, passes.tail, tuple(carry), endings=passes.division.endings, passes=passes
+            )
 
     @runs_eagerly
     def own_outputs(self, inputs: Inputs) -> OwnOutputs:
@@ -212,13 +215,20 @@ class GraphTail(Tail):
 
     Attributes:
         endings: the function that each output ends in.
+        passes: head and tail for inputs of this shape.
     """
 
     endings: Sequence[Activation | None] = ()
+    passes: _Passes | None = None
 
     def activations(self) -> list[Activation | None]:
         """See `Tail.activations`."""
         return list(self.endings)
+
+    @property
+    def may_draw(self) -> bool:
+        """See `Tail.may_draw`."""
+        return self.passes is not None and (self.passes.draws or self.passes.tail.draws)
 
 
 def require_format(data_format: Any) -> None:
@@ -308,6 +318,11 @@ class Division:
                     "(tf.custom_gradient), which is not in the graph: name a layer after it, or give the "
                     "model itself in the program that makes it"
                 )
+        if (generator := graph.draws_from_generator()) is not None:
+            raise LayerError(
+                f"{generator!r} draws from a tf.random.Generator, whose state each pass of the model changes: "
+                "give a model that draws no random numbers outside of training"
+            )
         if rewrite is not None:
             nodes = rewrite(nodes, flat)
         reached = {features, *(source for node in graph.needed_for([features]) for source in node.inputs)}
@@ -524,6 +539,10 @@ class _Passes:
         inputs: some inputs of that shape; None for those that are missing.
         batched: which of them have a row for each image.
         features_only: leave the tail out.
+
+    Attributes:
+        tail: the tail as a function.
+        draws: whether the head has operations that draw random numbers.
     """
 
     def __init__(
@@ -559,6 +578,7 @@ class _Passes:
         # Once is not worth a trace, where none is needed.
         self._run_all = self._trace_all if self._graph.runs_in_python else traced(self._trace_all)
         self.tail = _TailFunction(self._trace_tail, self._graph.runs_in_python)
+        self.draws = False
 
     def head(self, inputs: Sequence[tf.Tensor | None]) -> list[tf.Tensor]:
         """Features (B, *feature map), and what is carried around them, (B, ...) each."""
@@ -644,6 +664,7 @@ class _Passes:
 
     def _trace_head(self, *inputs: tf.Tensor) -> list[tf.Tensor]:
         tensors = self._graph.evaluate(self._taken, dict(zip(self._given, inputs, strict=True)))
+        self.draws = draws_numbers(tf.compat.v1.get_default_graph())
         images = tf.shape(next(x for x, flag in zip(inputs, self._batched, strict=True) if flag))[0]
         return [self._rows[name].split(x, images) for name, x in zip(self._taken, tensors, strict=True)]
 
@@ -706,16 +727,19 @@ class _TailFunction:
 
     Attributes:
         cut_off: for each output, whether no gradient can go from it to the features.
+        draws: whether it has operations that draw random numbers.
     """
 
     def __init__(self, trace: Callable[[tf.Tensor, tuple[tf.Tensor, ...]], Any], inlines: bool) -> None:
         self._trace, self._inlines = trace, inlines
         self._function = traced(self._run)
         self.cut_off: list[bool] = []
+        self.draws = False
 
     def _run(self, z: tf.Tensor, carry: tuple[tf.Tensor, ...]) -> Any:
         outputs = self._trace(z, carry)
         self.cut_off = [is_cut_off(output, z) for output in tf.nest.flatten(outputs)]
+        self.draws = draws_numbers(tf.compat.v1.get_default_graph())
         return outputs
 
     def __call__(self, z: tf.Tensor, carry: tuple[tf.Tensor, ...]) -> Any:

@@ -18,6 +18,7 @@ from iba_core.framework.inputs import take
 from iba_core.framework.layout import DataFormat
 from iba_core.readout.model import NestedPass, ReadoutModel
 from iba_torch.adapter import TorchAdapter
+from iba_torch.tail.effects import Stream
 from iba_torch.tail.places import Arguments, BatchAxes, Knowledge, LayerCall, Place, kind_of
 from iba_torch.tail.precision import without_autocast
 from iba_torch.tail.shadow import Handler, Shadow, Shadows, Site
@@ -132,8 +133,8 @@ class TorchReadoutModel(ReadoutModel):
     @contextmanager
     def seeded(self, seed: Sequence[int], like: torch.Tensor) -> Iterator[None]:
         """Context with PyTorch's generators seeded; afterwards they are as before."""
-        with torch.random.fork_rng(devices=[like.device] if like.is_cuda else []):
-            torch.manual_seed(int(np.random.SeedSequence(seed).generate_state(1, np.uint64)[0] >> 1))
+        key = int(np.random.SeedSequence(seed).generate_state(1, np.uint64)[0] >> 1)
+        with Stream(key).drawn_from():
             yield
 
     # -- passes of the model --------------------------------------------------------------------------

@@ -18,7 +18,7 @@ from iba_core.framework.comparison import OwnOutputs
 from iba_core.framework.inputs import Shared, arrays_of
 from iba_core.framework.layout import DataFormat
 from iba_torch.tail.activations import last_activation
-from iba_torch.tail.calls import hooks_see_all, module_call_patch, redirect_calls, unwrap, what_runs
+from iba_torch.tail.calls import hooks_see_all, module_call_patch, run_redirected, unwrap, what_runs
 from iba_torch.tail.channels import ChannelTracker, are_places, read_format
 from iba_torch.tail.effects import Effect, apart
 from iba_torch.tail.head import HeadPass, Stop
@@ -270,8 +270,7 @@ class TorchSplit(Split):
                     )
                 return copy
 
-            with redirect_calls(redirect):
-                return model(inputs)
+            return run_redirected(redirect, model, inputs)
 
         return run
 
