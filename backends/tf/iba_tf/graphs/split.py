@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Protocol, get_args
+from typing import Any, get_args
 
 import keras
 import tensorflow as tf
@@ -33,24 +34,43 @@ Rewrite = Callable[[list[Node], Iterable[TensorName]], list[Node]]
 """``rewrite(nodes, kept)`` gives nodes that compute the same faster; the tensors `kept` are still given."""
 
 
-class Source(Protocol):
-    """What a split needs of a model."""
+class Source(ABC):
+    """A model that has a dataflow graph, or has one for each shape of its inputs."""
 
     @property
+    @abstractmethod
     def graph(self) -> DataflowGraph | None:
         """The graph, if it is the same for all inputs."""
 
     @property
+    @abstractmethod
     def data_format(self) -> DataFormat:
         """Where the channels of the first input are, as far as it is known before the model has run."""
 
+    @abstractmethod
     def prepare(
         self, inputs: Inputs, needed: Callable[[Any], set[str]] | None = None
     ) -> tuple[DataflowGraph, Fed]:
-        """The graph for some inputs, and their tensors; None for those that are missing and not needed."""
+        """Make tensors of a user's inputs, of the dtypes that the model takes, and find the graph for them.
+
+        Args:
+            inputs: one array, a list or tuple, or a dict by the inputs' names or symbolic tensors.
+            needed: gives the names of the inputs that must be there; all if None.
+
+        Returns:
+            The graph, and a tensor for each of its inputs; None for those that are missing.
+
+        Raises:
+            InputError: an input is missing, unknown, no array, or of the wrong shape.
+        """
 
     def check_layer(self, layer: Any) -> str:
-        """Name of a layer, as far as it can be told before the model has run."""
+        """Name of a layer, as far as it can be told where no graph is known yet.
+
+        Raises:
+            LayerError: no layer of the model has such a name.
+        """
+        raise NotImplementedError
 
 
 class GraphSplit(Split):
