@@ -318,7 +318,11 @@ def test_folders_of_pictures_are_cut_before_they_are_resized(picture, tmp_path):
     folder = get_imagenet_folder(str(tmp_path), image_size=64)
     cut = picture.crop((72, 22, 328, 278)).resize((64, 64), Image.Resampling.BILINEAR)
     np.testing.assert_allclose(tensor_to_np_img(folder[0][0]), np.asarray(cut) / 255, atol=1e-6)
-    assert folder.imgs == folder.samples == [(str(tmp_path / n / "1.png"), i) for i, n in ((0, "cat"), (1, "dog"))]
+    assert (
+        folder.imgs
+        == folder.samples
+        == [(str(tmp_path / n / "1.png"), i) for i, n in ((0, "cat"), (1, "dog"))]
+    )
     folder.target_transform, folder.transform, folder.loader = (lambda index: -index), None, Image.open
     assert (folder[1][1], folder[1][0].size) == (-1, picture.size)
 

@@ -49,22 +49,28 @@ def _pass_value(graph_def: GraphDef, first: NodeDef, takers: dict[str, list[Node
             kind = {"Switch": switches, _READ: reads}.get(taker.op, others)
             kind.append(taker)
     names = {switch.name for switch in switches}
-    if not reads or not all(_takes_more(other, names) for other in others):
+    if not all(_takes_more(other, names) for other in others):
         return
+    for other in others:
+        for index, source in enumerate(other.input):
+            if source.partition(":")[0] in names:
+                other.input[index] = handle
+    if reads:
+        _pass(graph_def, switches, reads)
+
+
+def _pass(graph_def: GraphDef, switches: list[NodeDef], reads: list[NodeDef]) -> None:
+    """Let switches pass the value that some operations read after them."""
     dtype = reads[0].attr["dtype"].type
-    value = graph_def.node.add(name=f"{first.name}/value", op=_READ, input=[handle])
+    value = graph_def.node.add(name=f"{switches[0].name}/value", op=_READ, input=[switches[0].input[0]])
     value.attr["dtype"].type = dtype
-    first.input[0] = value.name
+    switches[0].input[0] = value.name
     for switch in switches:
         switch.attr["T"].type = dtype
     for read in reads:
         read.op = "Identity"
         read.attr.clear()
         read.attr["T"].type = dtype
-    for other in others:
-        for index, source in enumerate(other.input):
-            if source.partition(":")[0] in names:
-                other.input[index] = handle
 
 
 def _takes_more(node: NodeDef, switches: set[str]) -> bool:
