@@ -134,6 +134,8 @@ class Original:
             feature, *named = [_symbol_of_name(x, model) for x in given]
             outputs = None if outputs is None else named
             given = [feature, *named]
+        elif outputs is not None:
+            given = [feature, *(_symbol_after(feature, x) for x in outputs)]
         # A subclassed model has no symbolic outputs.
         known = given[1:] if model is None else getattr(model, "outputs", None) or []
         feature, *named = (_in_graph_of(known, x) for x in given)
@@ -273,6 +275,25 @@ def _symbol_of_name(x: Any, model: Any) -> Any:
     nodes = [node for layer in layers for node in getattr(layer, "_inbound_nodes", [])]
     tensors = [tensor for node in nodes for tensor in tf.nest.flatten(node.outputs)]
     return next((tensor for tensor in tensors if tensor.name == x), x)
+
+
+def _symbol_after(feature: Any, x: Any) -> Any:
+    """The symbolic tensor of a name among those that follow a symbolic feature map, in whatever model."""
+    if not isinstance(x, str) or not _is_symbolic(feature):
+        return x
+    seen: dict[int, Any] = {}
+    queue = [feature._keras_history[0]]
+    while queue:
+        operation = queue.pop()
+        if id(operation) in seen:
+            continue
+        seen[id(operation)] = operation
+        for node in operation._outbound_nodes:
+            for tensor in tf.nest.flatten(node.outputs):
+                if tensor.name == x:
+                    return tensor
+                queue.append(tensor._keras_history[0])
+    return x
 
 
 def _in_graph_of(outputs: Any, x: Any) -> Any:
