@@ -33,7 +33,12 @@ from iba_core.concepts.targets import (
     DifferenceFromConceptTarget,
     SimilarityToConceptTarget,
 )
-from iba_core.concepts.training import Hyperplane, TrainingSettings, train_detection_model
+from iba_core.concepts.training import (
+    Hyperplane,
+    TrainingSettings,
+    approximate_posterior,
+    train_detection_model,
+)
 
 __all__ = [
     "AblationCAM",
@@ -67,6 +72,7 @@ __all__ = [
     "TverskyLoss",
     "WeightedLossSum",
     "XGradCAM",
+    "approximate_posterior",
     "face_concept",
     "locate",
     "plot_heatmap",
