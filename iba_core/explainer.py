@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from os import PathLike
 from typing import Any, NamedTuple, Self, get_args
 
+import numpy as np
 import numpy.typing as npt
 
 from iba_core.arguments import (
@@ -29,6 +30,7 @@ from iba_core.bottleneck.optimization import BottleneckOptimizer, BottleneckResu
 from iba_core.bottleneck.saliency import saliency_maps
 from iba_core.bottleneck.settings import BottleneckSettings, preset_settings
 from iba_core.bottleneck.statistics import Statistics
+from iba_core.bottleneck.survival import LEAST
 from iba_core.default_layer import default_layer, nothing_passes_by
 from iba_core.errors import IBAError, InputError, NotEstimatedError, StateError
 from iba_core.framework.adapter import Activation, Inputs, Model, ModelAdapter, Split, Tail, find_adapter
@@ -451,8 +453,9 @@ class Explainer:
             )
         settings = attribution.settings
         with framework.randomness(seed), split.head(inputs) as tail:
+            split.require_seeded(seed)
             statistics = self._statistics(split, settings.active_neurons_threshold)
-            optimizer = self._optimizer(first_output, self._layout(split, statistics), None)
+            optimizer = self._optimizer(first_output, self._layout(split, statistics))
             problem = optimizer.problem(tail, statistics, settings=settings, pass_mask=pass_mask)
             passed = framework.asarray(attribution.mask, like=problem.features)
             (noise,) = optimizer.noise(problem, (samples,), seed, step=settings.steps)
@@ -486,16 +489,19 @@ class Explainer:
                 loss = OfOutput(loss, self.output)
             known.append(_Known(outputs, rows, layout, activation))
             ordered = layout if tail.axes is None else layout.permuted(tail.axes)
-            optimizer = self._optimizer(loss, ordered, settings.precision)
+            optimizer = self._optimizer(loss, ordered, settings.precision, whole.log_likelihood)
             like = full_precision(tail.features)
-            return Task(optimizer, statistics, tuple([framework.asarray(row, like=like) for row in rows]))
+            tensors = tuple([framework.asarray(row, like=like) for row in rows])
+            return Task(optimizer, statistics, tensors, whole=loss(raw, *tensors))
 
         shape = self.estimator.shape or ()
         chunks = explain_in_chunks(framework, split, inputs, shape, task=task, **options._asdict())
         parts = [
             self._attribution(chunk.result, known[-1], inputs, split, whole, options) for chunk in chunks
         ]
-        return parts[0] if len(parts) == 1 else Attribution.concatenate(parts)
+        found = parts[0] if len(parts) == 1 else Attribution.concatenate(parts)
+        _warn_of_lost(found)
+        return found
 
     def _look_around(self, split: Split, one: Inputs, key: Any) -> None:
         """Find out, once for a layer, whether some information passes it by, and say so."""
@@ -545,6 +551,8 @@ class Explainer:
             classes=known.rows[0] if isinstance(whole, ClassTarget) else None,
             seed=options.seed,
             activation=known.activation,
+            survival=None if result.shares is None else result.shares.mean(axis=1),
+            survival_std=None if result.shares is None else result.shares.std(axis=1),
             complete=self._complete[whole.layer, self._layer],
         )
 
@@ -605,14 +613,22 @@ class Explainer:
             key, lambda: self.adapter.split(self._layer, end_layer, data_format=self.data_format)
         )
 
-    def _optimizer(self, loss: Loss, layout: Layout, precision: str | None) -> BottleneckOptimizer:
+    def _optimizer(
+        self, loss: Loss, layout: Layout, precision: str | None = None, log_likelihood: bool = False
+    ) -> BottleneckOptimizer:
         """What optimises for a loss, with the step that it has compiled."""
 
         def make() -> BottleneckOptimizer:
-            framework, compiled = self.adapter.framework, self._jit_compile
-            return BottleneckOptimizer(framework, loss, layout, precision=precision, jit_compile=compiled)
+            return BottleneckOptimizer(
+                self.adapter.framework,
+                loss,
+                layout,
+                precision=precision,
+                log_likelihood=log_likelihood,
+                jit_compile=self._jit_compile,
+            )
 
-        return self._optimizers.get((loss, layout, precision), make)
+        return self._optimizers.get((loss, layout, precision, log_likelihood), make)
 
     def _compiled_run(self) -> Callable[..., Any]:
         return self.adapter.framework.compile(_run, jit_compile=self._jit_compile)
@@ -625,6 +641,19 @@ class Explainer:
             return None
         spatial = Layout.of(shape, split.input_format).spatial_shape(shape)
         return spatial if len(spatial) == len(places) else None
+
+
+def _warn_of_lost(found: Attribution) -> None:
+    """Say so where the target does not survive on the bits of its map."""
+    survival = found.survival
+    if survival is None or not (lost := np.flatnonzero(survival < LEAST)).size:
+        return
+    worst = int(lost[np.argmin(survival[lost])])
+    warnings.warn(
+        f"{lost.size} of {len(found)} maps do not explain their target: when only the bits of image {worst} "
+        f"pass, {100 * survival[worst]:.0f} % of the target is left; give a smaller beta",
+        stacklevel=4,
+    )
 
 
 def _run(run: Callable[[Array, tuple[Array, ...]], Any], z: Array, carry: tuple[Array, ...]) -> Any:

@@ -411,6 +411,10 @@ class Target(ABC):
     needs_main_output: ClassVar[bool] = True
     """Whether it must be clear which of several outputs is meant."""
 
+    log_likelihood: ClassVar[bool] = False
+    """Whether the loss is minus the logarithm of a probability. What survives of the target is then a share
+    of that probability, and otherwise a share of the score (minus the loss) above its baseline."""
+
     def ending_in(self, activation: str) -> Target:
         """Return the target for a model whose output ends in a function, see `kind_of_outputs`."""
         return self
@@ -471,6 +475,8 @@ class ClassTarget(Target):
 
     least_outputs: ClassVar[int] = 2
     """Smallest number of outputs that the target can be used for."""
+
+    log_likelihood: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         _check_activation(self.activation)
@@ -548,6 +554,7 @@ class LogitTarget(ClassTarget):
     """
 
     least_outputs: ClassVar[int] = 1
+    log_likelihood: ClassVar[bool] = False
 
     def ending_in(self, activation: str) -> Self:
         """See `Target.ending_in`: the output itself is meant, whatever it is."""
@@ -659,6 +666,8 @@ class SegmentationTarget(Target):
     index: int
     mask: npt.ArrayLike
     data_format: DataFormat = "channels_first"
+
+    log_likelihood: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "index", require_whole("index", self.index))

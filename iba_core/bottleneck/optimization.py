@@ -12,8 +12,10 @@ copies give the gradient with respect to the mask, and the slope of the capacity
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -25,6 +27,7 @@ from iba_core.bottleneck.noise import seeded_normal
 from iba_core.bottleneck.settings import BottleneckSettings
 from iba_core.bottleneck.smoothing import smoothing_matrices
 from iba_core.bottleneck.statistics import Statistics
+from iba_core.bottleneck.survival import surviving_shares
 from iba_core.errors import InputError, OptimizationError
 from iba_core.framework.adapter import Tail
 from iba_core.framework.arrays import require_mask
@@ -113,6 +116,8 @@ class BottleneckResult:
             that has converged keeps its last value.
         informations: the information term of the objective before each step, (steps, B), likewise.
         steps_taken: steps until an image's map had converged, (B,); all steps where no tolerance is set.
+        shares: share of the target that survives in each noisy copy, (B, S), see `surviving_shares`; None
+            where it is not asked for.
     """
 
     alpha: Array
@@ -122,6 +127,7 @@ class BottleneckResult:
     model_losses: npt.NDArray[np.floating]
     informations: npt.NDArray[np.floating]
     steps_taken: npt.NDArray[np.integer]
+    shares: npt.NDArray[np.floating] | None = None
 
     def permuted(self, axes: Sequence[int]) -> BottleneckResult:
         """Permute the axes of one feature map in all arrays."""
@@ -160,6 +166,7 @@ class BottleneckOptimizer:
         relu: clip the restricted features at 0, as a ReLU after the bottleneck would.
         precision: of the tail, see `BottleneckSettings`.
         by_image: the loss must give a value for each copy; otherwise it may give their mean.
+        log_likelihood: the loss is minus the logarithm of a probability, see `surviving_shares`.
         jit_compile: let the framework's compiler make machine code of the steps.
     """
 
@@ -172,6 +179,7 @@ class BottleneckOptimizer:
         relu: bool = False,
         precision: str | None = None,
         by_image: bool = True,
+        log_likelihood: bool = False,
         jit_compile: bool = False,
     ) -> None:
         self.framework = framework
@@ -180,8 +188,10 @@ class BottleneckOptimizer:
         self.relu = relu
         self.precision = precision
         self.by_image = by_image
+        self.log_likelihood = log_likelihood
         self._compiled_step = framework.compile(self._step, jit_compile=jit_compile, donate=2)
         self._compiled_outcome = framework.compile(self._outcome, jit_compile=jit_compile)
+        self._compiled_losses = framework.compile(self._losses_of_copies, jit_compile=jit_compile)
         self._constants: tuple[tuple[Any, ...], Statistics, _Constants] | None = None
         self._corrections: tuple[tuple[Any, ...], Sequence[Array]] | None = None
 
@@ -197,6 +207,7 @@ class BottleneckOptimizer:
         max_batch: int | None = None,
         progbar: bool = False,
         callback: Callback | None = None,
+        whole: Array | None = None,
     ) -> BottleneckResult:
         """Optimise the bottleneck for a batch of images.
 
@@ -213,6 +224,8 @@ class BottleneckOptimizer:
             max_batch: the most feature maps that pass the tail at once; B * samples if None.
             progbar: show the steps.
             callback: see `Callback`.
+            whole: the model's loss of the unrestricted images, (B,). If it is given, one more pass of the tail
+                measures how much of the target survives.
 
         Raises:
             InputError: shapes that do not fit, or features that are not finite.
@@ -238,6 +251,9 @@ class BottleneckOptimizer:
             steps_taken=taken,
         )
         _require_finite(result, state.second)
+        if whole is not None:
+            shares = self._shares(problem, mask, whole, settings, seed, max_batch)
+            result = replace(result, shares=shares)
         return result if back is None else result.permuted(back)
 
     def _descend(
@@ -331,7 +347,7 @@ class BottleneckOptimizer:
         self, statistics: Statistics, axes: tuple[int, ...], settings: BottleneckSettings, features: Array
     ) -> _Constants:
         """Tensors of the statistics, made again only where something has changed."""
-        key = (axes, settings, features.dtype, str(features.device))
+        key = (axes, settings, *_kind(features))
         known = self._constants
         if known is not None and known[0] == key and known[1] is statistics:
             return known[2]
@@ -357,12 +373,11 @@ class BottleneckOptimizer:
 
     def _corrections_of(self, steps: int, problem: Problem) -> Sequence[Array]:
         """The bias corrections of all steps, (2,) each, on the device of the problem."""
-        features = problem.features
-        key = (steps, features.dtype, str(features.device))
+        key = (steps, *_kind(problem.features))
         known = self._corrections
         if known is None or known[0] != key:
             # All rows at once: taking one from a tensor of the device costs a call in each step.
-            rows = NAMESPACES[type(features)].unstack(self._tensor(bias_corrections(steps), problem))
+            rows = NAMESPACES[type(problem.features)].unstack(self._tensor(bias_corrections(steps), problem))
             self._corrections = known = (key, rows)
         return known[1]
 
@@ -448,11 +463,12 @@ class BottleneckOptimizer:
         mask = self._mask(state.parameter, problem)
         center, _ = _distribution(problem, mask)
         normalized = problem.signal / problem.std
-        information = problem.beta * _per_image(problem.acting(capacity(normalized, mask)))
+        nats, of_nats = capacity(normalized, mask), capacity_slope(normalized, mask)
+        information = problem.beta * _per_image(problem.acting(nats))
         # A copy is z = center + (1 - lambda) noise. Its derivative with respect to 1 - lambda is noise -
         # signal, and the noise is (z - center) / (1 - lambda).
         of_blocked = (products - center * slopes) / mask.blocked - slopes * problem.signal
-        of_blocked = of_blocked + problem.beta * capacity_slope(normalized, mask)
+        of_blocked = of_blocked + problem.beta * of_nats
         gradient = alpha_slope(problem.acting(of_blocked), state.parameter, problem.matrices, self.layout)
         return state, problem, gradient, StepReport(model_loss, information)
 
@@ -488,12 +504,7 @@ class BottleneckOptimizer:
             share: size of the chunk as a share of all copies.
             z: the copies before the ReLU, (B * size of the chunk, *feature map).
         """
-        xp = NAMESPACES[type(z)]
-        with self.framework.reduced_precision(self.precision, z):
-            outputs = problem.tail_outputs(self._clipped(z))
-        copies = int(z.shape[0])
-        rows = (xp.repeat(row, copies // int(row.shape[0]), axis=0) for row in problem.rows)
-        losses = self._checked_losses(self.loss(outputs, *rows), copies)
+        xp, losses = NAMESPACES[type(z)], self._losses(problem, z)
         images = int(problem.features.shape[0])
         if len(losses.shape):
             losses = xp.mean(xp.reshape(losses, (images, -1)), axis=1)
@@ -502,6 +513,21 @@ class BottleneckOptimizer:
             losses = xp.repeat(xp.reshape(losses, (1,)), images, axis=0)
         losses = xp.astype(losses, z.dtype) * share
         return xp.sum(losses), losses
+
+    def _losses(self, problem: Problem, z: Array) -> Array:
+        """The model's loss of each copy, or of all; the arguments of `_objective`."""
+        reduced = self.framework.reduced_precision(self.precision, z) if self.precision else nullcontext()
+        with reduced:
+            outputs = problem.tail_outputs(self._clipped(z))
+        xp, copies = NAMESPACES[type(z)], int(z.shape[0])
+        rows = (xp.repeat(row, copies // int(row.shape[0]), axis=0) for row in problem.rows)
+        return self._checked_losses(self.loss(outputs, *rows), copies)
+
+    def _losses_of_copies(self, z: Array, problem: Problem) -> Array:
+        """The model's loss of copies (B, n, *feature map) of each image, (B, n)."""
+        xp, (images, copies) = NAMESPACES[type(z)], z.shape[:2]
+        losses = self._losses(problem, xp.reshape(z, (images * copies, *z.shape[2:])))
+        return xp.reshape(losses, (images, copies))
 
     def _checked_losses(self, losses: Any, copies: int) -> Array:
         shape = getattr(losses, "shape", None)
@@ -531,6 +557,31 @@ class BottleneckOptimizer:
         xp = NAMESPACES[type(alpha)]
         # Smoothing sums to one only up to rounding.
         return mask._replace(passed=xp.maximum(mask.passed, xp.zeros_like(alpha))), nats
+
+    def _shares(
+        self,
+        problem: Problem,
+        mask: Mask,
+        whole: Array,
+        settings: BottleneckSettings,
+        seed: int | None,
+        max_batch: int | None,
+    ) -> npt.NDArray[np.float64]:
+        """Share of the target that survives in each noisy copy, (B, S); the pass has `samples` copies."""
+        xp, images = NAMESPACES[type(mask.passed)], int(mask.passed.shape[0])
+        masks, copies = [mask], settings.samples
+        if not self.log_likelihood:
+            zeros = xp.zeros_like(mask.passed)
+            masks.append(Mask(zeros, zeros + 1.0))
+            copies = max(1, copies // 2)
+        (noise,) = self.noise(problem, (copies,), seed, settings.steps)
+        maps = (_copies(*_distribution(problem, each), noise) for each in masks)
+        z = xp.concat([xp.reshape(x, (images, copies, *x.shape[1:])) for x in maps], axis=1)
+        ends = np.cumsum(_chunk_sizes(copies * len(masks), max_batch, images)).tolist()
+        parts = [self._compiled_losses(z[:, start:end], problem) for start, end in pairwise((0, *ends))]
+        losses = np.concatenate([self.framework.to_numpy(part) for part in parts], axis=1)
+        nothing = None if self.log_likelihood else losses[:, copies:]
+        return surviving_shares(losses[:, :copies], self.framework.to_numpy(whole), nothing)
 
     def _maps(self, nats: Array) -> npt.NDArray[np.floating]:
         """Nats of each place, (B, *spatial shape)."""
@@ -635,6 +686,11 @@ def _permuted(x: Array, axes: Sequence[int]) -> Array:
 
 def _inverse(axes: Sequence[int]) -> tuple[int, ...]:
     return tuple(int(axis) for axis in np.argsort(axes))
+
+
+def _kind(array: Array) -> tuple[Any, str]:
+    """The dtype and the device of an array. NumPy's have no device before version 2."""
+    return array.dtype, str(getattr(array, "device", None))
 
 
 def _call_in_order(

@@ -1,7 +1,18 @@
 """Concepts: hyperplanes in the space of a layer, how they are learnt, and where they are found."""
 
 from iba_core.concepts.analysis import ConceptAnalysis, ConceptAnalysisResult, LayerResult
-from iba_core.concepts.cam import EigenCAM, GradCAM, GradCAMPlusPlus, HiResCAM, LayerCAM, XGradCAM
+from iba_core.concepts.cam import (
+    AblationCAM,
+    EigenCAM,
+    EigenGradCAM,
+    GradCAM,
+    GradCAMElementWise,
+    GradCAMPlusPlus,
+    HiResCAM,
+    LayerCAM,
+    ScoreCAM,
+    XGradCAM,
+)
 from iba_core.concepts.data import SegmentationConcept2D, SegmentationData
 from iba_core.concepts.detection import ModelStump
 from iba_core.concepts.embedding import ConceptEmbedding
@@ -30,6 +41,7 @@ from iba_core.concepts.training import (
 )
 
 __all__ = [
+    "AblationCAM",
     "BalancedBCELoss",
     "BalancedPenaltyReducedFocalLoss",
     "BatchReduction",
@@ -40,7 +52,9 @@ __all__ = [
     "ConceptEmbeddingTarget",
     "DifferenceFromConceptTarget",
     "EigenCAM",
+    "EigenGradCAM",
     "GradCAM",
+    "GradCAMElementWise",
     "GradCAMPlusPlus",
     "HiResCAM",
     "Hyperplane",
@@ -49,6 +63,7 @@ __all__ = [
     "LayerResult",
     "ModelStump",
     "Net2VecLoss",
+    "ScoreCAM",
     "SegmentationConcept2D",
     "SegmentationData",
     "SetIoU",
