@@ -1,7 +1,7 @@
 """Writes what hybrid_learning 2.0 answers: losses, metrics, embeddings, a detection model and its file.
 
 The package (https://github.com/continental/hybrid_learning, commit 5cd3937) is on no registry and needs old
-versions of its requirements, so the tests compare with this record instead. It was made from the package's code of
+versions of its requirements, so the tests compare with this record instead. It was made with the code of
 the classes named here, without its data handles. To make it again, in a checkout of the package:
 
     python record_hybrid_learning.py hybrid_learning_2_0.npz hybrid_learning_2_0.pt
