@@ -296,6 +296,17 @@ def _detection(net: Network) -> Iterator[Door]:
             "progbar": given(False, boolean),
         },
     )
+    uncertain = partial(module.ConceptDetectionModel2D, use_laplace=True)
+    yield Door(
+        f"iba_core.concepts.approximate_posterior[{net.package}]",
+        const(c.approximate_posterior),
+        {
+            "model": A(lambda: uncertain(concept_of(net), net.model, "relu", (1, 1))),
+            "concept": A(lambda: concept_of(net), optional(nothing)),
+            "cache": A(const(None), optional(lambda value: is_path(value) and isinstance(value, str))),
+            "progbar": A(const(False), boolean),
+        },
+    )
     sizes = {
         name: given(2, whole(1, 10**6))
         for name in ("in_features", "memory_size", "exogenous_size", "out_features")
