@@ -552,6 +552,8 @@ class Explainer:
             activation=known.activation,
             survival=None if result.shares is None else result.shares.mean(axis=1),
             survival_std=None if result.shares is None else result.shares.std(axis=1),
+            betas=options.settings.beta
+            * (np.ones(len(capacity)) if result.factors is None else result.factors),
             complete=self._complete[whole.layer, self._layer],
         )
 
@@ -650,7 +652,7 @@ def _warn_of_lost(found: Attribution) -> None:
     worst = int(lost[np.argmin(survival[lost])])
     warnings.warn(
         f"{lost.size} of {len(found)} maps do not explain their target: when only the bits of image {worst} "
-        f"pass, {100 * survival[worst]:.0f} % of the target is left; give a smaller beta",
+        f"pass, {100 * survival[worst]:.0f} % of the target is left; give a smaller beta, or beta='auto'",
         stacklevel=4,
     )
 

@@ -7,9 +7,10 @@ import pytest
 
 from iba_core import BottleneckSettings, InputError, OptimizationError, Statistics
 from iba_core.bottleneck.adam import AdamState, adam_step, bias_corrections
+from iba_core.bottleneck.control import Convergence
 from iba_core.bottleneck.formulas import Mask, capacity, mask_from_alpha, restrict
 from iba_core.bottleneck.noise import seeded_normal
-from iba_core.bottleneck.optimization import BottleneckOptimizer, Convergence
+from iba_core.bottleneck.optimization import BottleneckOptimizer
 from iba_core.bottleneck.settings import preset_settings
 from iba_core.bottleneck.smoothing import smoothing_matrices
 from iba_core.framework.adapter import Tail
