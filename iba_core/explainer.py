@@ -103,8 +103,9 @@ class Explainer:
         estimator: statistics of the layer's features, gathered before, in place of `fit`.
         tokens: how to read a layer whose features are a sequence of tokens, such as
             ``Tokens(prefix=1, grid=(14, 14))`` for a vision transformer.
-        preset: name of a set of hyperparameters, ``"default"`` (the paper's) or ``"fast"``, see
-            `iba_core.bottleneck.settings.PRESETS`. Hyperparameters that are given override it.
+        preset: name of a set of hyperparameters: ``"default"`` and ``"paper"`` (the paper's), ``"fast"``, or
+            ``"stable"``, whose loss does not jump on the way, see `iba_core.bottleneck.settings.PRESETS`.
+            Hyperparameters that are given override it.
         data_format: where the channels of the layer's features are, ``"channels_first"`` or
             ``"channels_last"``; None to find that out.
         shared: names or positions of the inputs that all images of a batch share, such as the captions that
@@ -453,6 +454,7 @@ class Explainer:
             )
         settings = attribution.settings
         with framework.randomness(seed), split.head(inputs) as tail:
+            split.require_seeded(seed)
             statistics = self._statistics(split, settings.active_neurons_threshold)
             optimizer = self._optimizer(first_output, self._layout(split, statistics))
             problem = optimizer.problem(tail, statistics, settings=settings, pass_mask=pass_mask)
