@@ -453,6 +453,7 @@ class Explainer:
             )
         settings = attribution.settings
         with framework.randomness(seed), split.head(inputs) as tail:
+            split.require_seeded(seed)
             statistics = self._statistics(split, settings.active_neurons_threshold)
             optimizer = self._optimizer(first_output, self._layout(split, statistics))
             problem = optimizer.problem(tail, statistics, settings=settings, pass_mask=pass_mask)

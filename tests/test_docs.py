@@ -19,7 +19,15 @@ from torch import nn
 from iba_core import Explainer
 
 DOCS = Path(__file__).parents[1] / "docs"
-PACKAGES = ("iba_core", "iba_core.concepts", "iba_core.evaluation", "iba_torch", "iba_torch.concepts", "iba_tf", "iba_tf.concepts")
+PACKAGES = (
+    "iba_core",
+    "iba_core.concepts",
+    "iba_core.evaluation",
+    "iba_torch",
+    "iba_torch.concepts",
+    "iba_tf",
+    "iba_tf.concepts",
+)
 
 # Code within a tab is indented.
 BLOCK = re.compile(r"^( *)```python\n(.*?)^\1```$", re.MULTILINE | re.DOTALL)

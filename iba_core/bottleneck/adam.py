@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -45,3 +46,16 @@ def adam_step(state: AdamState, gradient: Array, correction: Array, learning_rat
     second = BETA_2 * state.second + (1.0 - BETA_2) * xp.square(gradient)
     update = (first / correction[0]) / (xp.sqrt(second / correction[1]) + EPSILON)
     return AdamState(state.parameter - learning_rate * update, first, second)
+
+
+def gradients_of(firsts: Sequence[Array]) -> list[Array]:
+    """The gradients of consecutive steps, from the running means of the gradient after each, ``AdamState.first``.
+
+    Example:
+        >>> state, gradient = AdamState(*np.zeros((3, 1))), np.array([2.0])
+        >>> after = adam_step(state, gradient, bias_corrections(1)[0], 0.1)
+        >>> gradients_of([after.first])[0].round(6)
+        array([2.])
+    """
+    before = [0.0 * first for first in firsts[:1]] + list(firsts[:-1])
+    return [(first - BETA_1 * old) / (1.0 - BETA_1) for old, first in zip(before, firsts, strict=True)]

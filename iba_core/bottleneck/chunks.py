@@ -78,7 +78,8 @@ def explain_in_chunks(
         Each chunk, in the order of the images.
 
     Raises:
-        InputError: `max_batch` is less than 1, or shapes do not fit.
+        InputError: `max_batch` is less than 1, shapes do not fit, or the model draws random numbers that the
+            seed does not govern.
         OptimizationError: the objective became NaN or infinite.
     """
     images = batch_size(inputs)
@@ -105,6 +106,7 @@ def explain_in_chunks(
             try:
                 # Begun anew after the head, which may have been checked.
                 with framework.randomness(seed), split.head(chunk) as head, framework.randomness(seed):
+                    split.require_seeded(seed)
                     tail = head.in_memory_order()
                     optimizer, statistics, rows, callback, whole = task(tail, start, stop)
                     result = optimizer.run(

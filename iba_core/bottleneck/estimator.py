@@ -24,6 +24,9 @@ KIND = "estimator"
 STATE = ("n_samples", "mean", "m2", "nonzero")
 """Entries of the state."""
 
+PUBLISHED = {"m": "mean", "s": "m2", "neuron_nonzero": "nonzero"}
+"""What the published implementation calls the entries that have another name there."""
+
 _BLOCK = 2**18
 """Numbers whose moments are computed at once, 2 MB in float64."""
 
@@ -72,6 +75,8 @@ def merge_moments(a: Moments, b: Moments) -> Moments:
 def moments_of_state(state: Mapping[str, npt.ArrayLike]) -> Moments:
     """Check a state that `WelfordEstimator.state_dict` gave, and make moments of it.
 
+    The published implementation's states are taken as well, see `PUBLISHED`.
+
     Raises:
         StateError: entries are missing, their shapes do not fit together, or they hold what no
             samples can give.
@@ -83,6 +88,8 @@ def moments_of_state(state: Mapping[str, npt.ArrayLike]) -> Moments:
     """
     if not isinstance(state, Mapping):
         raise StateError(f"{given('state', state)} must be a dict with {', '.join(STATE)}")
+    if "m" in state:
+        state = {PUBLISHED.get(name, name): value for name, value in state.items()}
     missing = [name for name in STATE if name not in state]
     if missing:
         raise StateError(f"the state of an estimator lacks {', '.join(missing)}")
@@ -144,7 +151,7 @@ class WelfordEstimator:
         >>> import numpy as np
         >>> estimator = WelfordEstimator(3, 8, 8)
         >>> for batch in np.random.default_rng(0).normal(size=(5, 10, 3, 8, 8)):
-        ...     estimator.fit(batch)
+        ...     _ = estimator.fit(batch)
         >>> estimator.n_samples(), estimator.mean().shape
         (50, (3, 8, 8))
     """
@@ -164,15 +171,28 @@ class WelfordEstimator:
         """Moments of all samples, a new object whenever they change. None before the first sample."""
         return self._moments
 
+    @property
+    def m(self) -> npt.NDArray[np.float64] | None:
+        """Mean of every feature, as `mean` gives it. None before the first sample."""
+        return None if self._moments is None else self.mean()
+
+    @property
+    def s(self) -> npt.NDArray[np.float64] | None:
+        """Sum of squared distances from the mean. None before the first sample."""
+        return None if self._moments is None else np.array(self._moments.m2)
+
     def reset(self) -> None:
         """Forget every sample, and their shape if it was not given to the constructor."""
         self._moments, self._shape = None, self._given_shape
 
-    def fit(self, x: npt.ArrayLike) -> None:
+    def fit(self, x: Any) -> Any:
         """Add a batch of samples. `x` is not changed.
 
         Args:
             x: (B, *shape), anything NumPy can read; integers are allowed. B may be 0.
+
+        Returns:
+            `x` itself, so that the estimator can be part of a chain.
 
         Raises:
             InputError: the shape is not (B, *shape), or a value is not finite.
@@ -182,18 +202,18 @@ class WelfordEstimator:
             wanted = "(batch, ...)" if self._shape is None else f"(batch, {str(self._shape)[1:-1]})"
             raise InputError(f"x has shape {batch.shape}, the estimator takes {wanted}")
         if not batch.shape[0]:
-            return
+            return x
         moments = _wide_moments(batch, self._moments)
         # NaN and infinity both survive a sum of squares, so the small arrays tell for the large one.
         if not np.isfinite(moments.m2).all():
             raise InputError("x holds NaN or infinite values; every feature must be finite")
         self._shape = batch.shape[1:]
         self._moments = moments
-
-    def __call__(self, x: npt.ArrayLike) -> npt.ArrayLike:
-        """Add a batch of samples and return it unchanged, so that the estimator can be part of a chain."""
-        self.fit(x)
         return x
+
+    def __call__(self, x: Any) -> Any:
+        """Add a batch of samples and return it unchanged, see `fit`."""
+        return self.fit(x)
 
     def merge(self, other: WelfordEstimator) -> None:
         """Add all samples of another estimator, exactly as if this one had seen them.
@@ -267,7 +287,7 @@ class WelfordEstimator:
         return dict(zip(STATE, values, strict=True))
 
     def load_state_dict(self, state: dict[str, npt.ArrayLike]) -> None:
-        """Replace the state by one that `state_dict` gave.
+        """Replace the state by one that `state_dict` gave, here or in the published implementation.
 
         Raises:
             StateError: entries are missing, their shapes do not fit together, or they hold what no samples

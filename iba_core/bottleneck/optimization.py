@@ -12,6 +12,7 @@ copies give the gradient with respect to the mask, and the slope of the capacity
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
@@ -346,7 +347,7 @@ class BottleneckOptimizer:
         self, statistics: Statistics, axes: tuple[int, ...], settings: BottleneckSettings, features: Array
     ) -> _Constants:
         """Tensors of the statistics, made again only where something has changed."""
-        key = (axes, settings, features.dtype, str(features.device))
+        key = (axes, settings, *_kind(features))
         known = self._constants
         if known is not None and known[0] == key and known[1] is statistics:
             return known[2]
@@ -372,12 +373,11 @@ class BottleneckOptimizer:
 
     def _corrections_of(self, steps: int, problem: Problem) -> Sequence[Array]:
         """The bias corrections of all steps, (2,) each, on the device of the problem."""
-        features = problem.features
-        key = (steps, features.dtype, str(features.device))
+        key = (steps, *_kind(problem.features))
         known = self._corrections
         if known is None or known[0] != key:
             # All rows at once: taking one from a tensor of the device costs a call in each step.
-            rows = NAMESPACES[type(features)].unstack(self._tensor(bias_corrections(steps), problem))
+            rows = NAMESPACES[type(problem.features)].unstack(self._tensor(bias_corrections(steps), problem))
             self._corrections = known = (key, rows)
         return known[1]
 
@@ -463,11 +463,12 @@ class BottleneckOptimizer:
         mask = self._mask(state.parameter, problem)
         center, _ = _distribution(problem, mask)
         normalized = problem.signal / problem.std
-        information = problem.beta * _per_image(problem.acting(capacity(normalized, mask)))
+        nats, of_nats = capacity(normalized, mask), capacity_slope(normalized, mask)
+        information = problem.beta * _per_image(problem.acting(nats))
         # A copy is z = center + (1 - lambda) noise. Its derivative with respect to 1 - lambda is noise -
         # signal, and the noise is (z - center) / (1 - lambda).
         of_blocked = (products - center * slopes) / mask.blocked - slopes * problem.signal
-        of_blocked = of_blocked + problem.beta * capacity_slope(normalized, mask)
+        of_blocked = of_blocked + problem.beta * of_nats
         gradient = alpha_slope(problem.acting(of_blocked), state.parameter, problem.matrices, self.layout)
         return state, problem, gradient, StepReport(model_loss, information)
 
@@ -515,7 +516,8 @@ class BottleneckOptimizer:
 
     def _losses(self, problem: Problem, z: Array) -> Array:
         """The model's loss of each copy, or of all; the arguments of `_objective`."""
-        with self.framework.reduced_precision(self.precision, z):
+        reduced = self.framework.reduced_precision(self.precision, z) if self.precision else nullcontext()
+        with reduced:
             outputs = problem.tail_outputs(self._clipped(z))
         xp, copies = NAMESPACES[type(z)], int(z.shape[0])
         rows = (xp.repeat(row, copies // int(row.shape[0]), axis=0) for row in problem.rows)
@@ -684,6 +686,11 @@ def _permuted(x: Array, axes: Sequence[int]) -> Array:
 
 def _inverse(axes: Sequence[int]) -> tuple[int, ...]:
     return tuple(int(axis) for axis in np.argsort(axes))
+
+
+def _kind(array: Array) -> tuple[Any, str]:
+    """The dtype and the device of an array. NumPy's have no device before version 2."""
+    return array.dtype, str(getattr(array, "device", None))
 
 
 def _call_in_order(

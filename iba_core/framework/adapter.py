@@ -95,6 +95,14 @@ class Tail:
         """
         return self.run(z, self.carry)
 
+    @property
+    def may_draw(self) -> bool:
+        """Whether the model has operations that draw random numbers which no seed governs.
+
+        It is known once the tail has run.
+        """
+        return False
+
     def in_memory_order(self) -> Tail:
         """The same tail with the axes of the feature maps in the order that is fastest to compute with."""
         return self
@@ -134,6 +142,7 @@ class Split(ABC):
         # Whether the images of a batch are mixed, for each shape of the inputs that has been checked.
         self._mixing: dict[Any, bool] = {}
         self._features_mix: bool | None = None
+        self._draws = False
 
     # -- what a backend gives ---------------------------------------------------------------------------
 
@@ -193,6 +202,18 @@ class Split(ABC):
         key = tuple((tuple(x.shape), str(x.dtype)) for x in arrays)
         return self._checked_head(inputs, key) if self._mixing.get(key, True) else self.open_head(inputs)
 
+    def require_seeded(self, seed: int | None) -> None:
+        """Check that a seed governs all random numbers, once the head has run.
+
+        Raises:
+            InputError: the model draws some by itself, and the framework's backend cannot seed them.
+        """
+        if seed is not None and self._draws:
+            raise InputError(
+                f"the model draws random numbers by itself, which seed={seed} does not govern: "
+                "leave seed= out, or give a model that draws none outside of training"
+            )
+
     # -- the check --------------------------------------------------------------------------------------
 
     @contextmanager
@@ -200,6 +221,7 @@ class Split(ABC):
         with self.open_head(inputs) as tail:
             if key not in self._mixing:
                 self._mixing[key] = self._mixes(tail, inputs)
+                self._draws = self._draws or (tail.may_draw and self._differs_each_time(inputs))
             if not self._mixing[key]:
                 yield tail
             elif int(tail.features.shape[0]) == 1:
@@ -239,6 +261,10 @@ class Split(ABC):
             f"the part of the model after layer {self.layer_name!r} does not repeat the model: {found.text}; "
             "name another layer, or mark the inputs that all images share with iba_core.Shared"
         )
+
+    def _differs_each_time(self, inputs: Inputs) -> bool:
+        own, again = self.own_outputs(inputs), self.own_outputs(inputs)
+        return difference(own, again.outputs, again.images, 0.0, exactly=True) is not None
 
     def _warn_of_mixing(self) -> None:
         warnings.warn(

@@ -99,7 +99,7 @@ def plot_saliency_map(
     """Draw a saliency map with a colour bar, over the picture in grey if one is given.
 
     Args:
-        saliency_map: (H, W), in bits per pixel.
+        saliency_map: (H, W), or (1, H, W), in bits per pixel.
         img: picture (H, W), (H, W, 1) or (H, W, 3), with the height and width of the map. Floating-point
             values outside [0, 1] are scaled to that range.
         ax: axes to draw into; a new figure of pyplot if None.
@@ -272,7 +272,10 @@ def _scale(vmax: float | None, *maps: npt.NDArray[np.float64]) -> tuple[Colormap
 
 
 def _as_map(values: npt.ArrayLike, argument: str) -> npt.NDArray[np.float64]:
-    return require_array(argument, values, ndim=2, form="one map (H, W)").astype(np.float64)
+    array = require_array(argument, values)
+    # A batch of one map is taken as well.
+    one = array[0] if array.ndim == 3 and len(array) == 1 else array
+    return require_array(argument, one, ndim=2, form="one map (H, W)").astype(np.float64)
 
 
 def _axes_size(name: str, value: Any, **limits: float) -> Any:

@@ -534,6 +534,7 @@ def losses(package: str, module: Any) -> Iterator[Door]:
             "factor_pos_class": A(const(0.5), optional(number(0, 1))),
             "reduction": REDUCTION,
             "from_logit": FLAG,
+            "soft_weights": FLAG,
         },
         "BalancedPenaltyReducedFocalLoss": {
             **factor,
@@ -545,13 +546,13 @@ def losses(package: str, module: Any) -> Iterator[Door]:
             "reduction": REDUCTION,
             "output_thresh": threshold,
             "label_thresh": threshold,
-            "smooth": A(const(1e-6), number(above=0)),
+            "smooth": A(const(1e-6), number(0)),
             "data_format": data_format,
         },
         "SetIoU": {
             "output_thresh": threshold,
             "label_thresh": threshold,
-            "smooth": A(const(1e-6), number(above=0)),
+            "smooth": A(const(1e-6), number(0)),
         },
         "WeightedLossSum": {
             "losses": A(lambda: [c.Net2VecLoss(), c.TverskyLoss()]),

@@ -149,7 +149,9 @@ class TensorFlowAdapter(ModelAdapter):
             InputError: the model is no Keras model.
         """
         layers = _layers_with_weights(self.model)
-        return {name: [np.array(variable.numpy()) for variable in variables] for name, variables in layers.items()}
+        return {
+            name: [np.array(variable.numpy()) for variable in variables] for name, variables in layers.items()
+        }
 
     def with_weights(self, weights: Mapping[str, Sequence[npt.NDArray[Any]]]) -> Any:
         """See `ModelAdapter.with_weights`, of Keras models.

@@ -19,7 +19,7 @@ from iba_core.files import as_path
 def get_imagenet_generator(
     path: str | PathLike[str],
     target_size: tuple[int, int] = (256, 256),
-    crop_size: tuple[int, int] = (224, 224),
+    crop_size: tuple[int, int] | None = (224, 224),
     batch_size: int = 50,
     seed: int = 0,
     preprocess_input: Callable[[npt.NDArray[np.float32]], npt.NDArray[np.floating]] | None = None,
@@ -30,7 +30,7 @@ def get_imagenet_generator(
     Args:
         path: the train or validation directory, with a folder of images for each class.
         target_size: (height, width) that images are resized to.
-        crop_size: (height, width) of the centre that is then cut out.
+        crop_size: (height, width) of the centre that is then cut out; None for the whole image.
         batch_size: number of images in a batch. The last batch may have fewer.
         seed: seed of the order.
         preprocess_input: function of images (B, height, width, 3) with values 0 to 255 that prepares them for
@@ -59,6 +59,7 @@ def get_imagenet_generator(
             f"path={str(path)!r} is not a directory; give the train or validation directory of ImageNet"
         )
     require_sizes("target_size", target_size)
+    crop_size = target_size if crop_size is None else crop_size
     require_sizes("crop_size", crop_size)
     require_whole("batch_size", batch_size, 1)
     require_seed("seed", seed, 2**31 - 1, optional=False)

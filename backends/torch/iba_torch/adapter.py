@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
+from functools import partial
 from typing import Any, ClassVar
 
 import numpy as np
@@ -24,7 +25,7 @@ from iba_torch.tail.calls import unwrap
 from iba_torch.tail.places import AssumptionsAtPlace, Knowledge, LayerCall
 from iba_torch.tail.shadow import Handler, Shadows, Site
 from iba_torch.tail.split import TorchSplit, call_with, owned
-from iba_torch.tail.trees import tensors, tree_map
+from iba_torch.tail.trees import tree_map
 
 _CALL_SUFFIX = re.compile(r"(?P<name>.+):(?P<call>\d+)")
 
@@ -209,9 +210,10 @@ class TorchAdapter(ModelAdapter):
             whole = self._shadows.assumed.get("whole", AssumptionsAtPlace)
 
             def on_shadow() -> Any:
-                copy = shadow.of(self.model)
-                with shadow.used(), whole.watching(shadow.weights), shadow.switch.on({}, handler):
-                    return run(copy)
+                call = partial(run, shadow.of(self.model))
+                shadow.begin()
+                with whole.watching(shadow.weights):
+                    return shadow.run(call, {}, handler)
 
             return self._shadows.run(shadow, whole, on_shadow)
 
@@ -233,10 +235,14 @@ class TorchAdapter(ModelAdapter):
         # Offloaded weights are on no device; whatever loads them moves the inputs to where they are needed.
         target = like.device if device is None and like is not None else device
 
+        whole: list[torch.Tensor] = []
+
         def convert(array: Any) -> Any:
             if isinstance(array, list) and not _is_numbers(array):
                 return [visit(item) for item in array]
             tensor = array if isinstance(array, torch.Tensor) else _tensor_of(array)
+            if _is_whole(tensor):
+                whole.append(tensor)
             if dtype is not None:
                 return move_to(tensor, dtype, target)
             if tensor.is_floating_point() and tensor is not array:
@@ -246,7 +252,9 @@ class TorchAdapter(ModelAdapter):
         def visit(tree: Any) -> Any:
             return tree_map(convert, tree, (torch.Tensor, np.ndarray, np.generic, list))
 
-        converted = self._of_its_kind(visit(inputs))
+        converted = visit(inputs)
+        if whole:
+            converted = self._of_its_kind(converted, whole)
         if isinstance(converted, (list, tuple)):
             self._require_no_list(converted)
         return converted
@@ -272,18 +280,19 @@ class TorchAdapter(ModelAdapter):
                 "shape (N, C, H, W), calls the model with list(x) and returns a tensor with a row per image"
             )
 
-    def _of_its_kind(self, inputs: Inputs) -> Inputs:
+    def _of_its_kind(self, inputs: Inputs, whole: list[torch.Tensor]) -> Inputs:
         """`inputs` with whole numbers as floating-point numbers, if the model takes them only so.
 
         Whole numbers are tokens or pixels, which no shape tells. So the model is asked, once for each kind of
         inputs: where it fails on whole numbers and runs on the same in floating point, that is meant.
+
+        Args:
+            inputs: the inputs.
+            whole: those of their tensors that hold whole numbers.
         """
-        found = [tensor for tensor in tensors(inputs) if _is_whole(tensor)]
-        if not found:
-            return inputs
         like = next((each for each in self.model.parameters() if each.is_floating_point()), None)
         dtype = torch.get_default_dtype() if like is None else like.dtype
-        key = tuple((tensor.dtype, tensor.ndim) for tensor in found)
+        key = tuple((tensor.dtype, tensor.ndim) for tensor in whole)
         if key not in self._takes_floats:
             self._takes_floats[key] = self._runs_on_floats_only(inputs, dtype)
         return _as_floats(inputs, dtype) if self._takes_floats[key] else inputs

@@ -13,7 +13,13 @@ import torch
 from PIL import Image
 from torch.utils.data import Dataset
 
-from iba_core.arguments import require_callable, require_type, require_whole
+from iba_core.arguments import (
+    require_bool,
+    require_callable,
+    require_sizes,
+    require_type,
+    require_whole,
+)
 from iba_core.errors import InputError
 from iba_core.files import as_path
 from iba_core.pictures.images import image_files, load_image
@@ -48,13 +54,18 @@ def tensor_to_np_img(img_t: torch.Tensor) -> npt.NDArray[np.floating]:
     return picture
 
 
+Size = int | tuple[int, int]
+"""A length in pixels, or (height, width)."""
+
+
 class ImageNetTransform:
     """A transform from a Pillow image to a normalised tensor, as returned by `imagenet_transform`.
 
     Args:
-        resize: length in pixels to which the shorter side is resized.
-        crop_size: side of the square that is then cut out of the middle. A black border is added where it is
-            larger than the picture.
+        resize: length in pixels to which the shorter side is resized, or (height, width) of the whole.
+        crop_size: side of the square that is then cut out of the middle, or its (height, width). A black border
+            is added where it is larger than the picture.
+        crop_first: cut out first, then resize.
 
     Raises:
         InputError: a length is below 1.
@@ -62,40 +73,60 @@ class ImageNetTransform:
     Example:
         >>> ImageNetTransform(8, 4)(Image.new("RGB", (20, 10))).shape
         torch.Size([3, 4, 4])
+        >>> ImageNetTransform(8, (4, 6), crop_first=True)(Image.new("RGB", (20, 10))).shape
+        torch.Size([3, 8, 12])
     """
 
-    def __init__(self, resize: int, crop_size: int) -> None:
+    def __init__(self, resize: Size, crop_size: Size, *, crop_first: bool = False) -> None:
         for name, value in (("resize", resize), ("crop_size", crop_size)):
-            require_whole(name, value, 1, 2**14)
+            if isinstance(value, (tuple, list)):
+                require_sizes(name, value, 2, most=2**14)
+            else:
+                require_whole(name, value, 1, 2**14)
+        require_bool("crop_first", crop_first)
         self.resize = resize
         self.crop_size = crop_size
+        self.crop_first = crop_first
 
     def __call__(self, image: Image.Image) -> torch.Tensor:
-        """Convert the image to a tensor (3, crop_size, crop_size), float32."""
+        """Convert the image to a tensor (3, height, width), float32."""
         require_type("image", image, Image.Image, "a Pillow image")
         image = image.convert("RGB")
-        short, side = min(image.size), self.crop_size
-        width, height = (self.resize * size // short for size in image.size)
-        image = image.resize((width, height), Image.Resampling.BILINEAR)
-        left, top = round((width - side) / 2), round((height - side) / 2)
-        # Pillow fills the part of a box outside the picture with black.
-        pixels = np.asarray(image.crop((left, top, left + side, top + side)), np.float32) / 255
-        normalized = (pixels - _MEAN) / _STD
+        steps = (self._cropped, self._resized) if self.crop_first else (self._resized, self._cropped)
+        for step in steps:
+            image = step(image)
+        normalized = (np.asarray(image, np.float32) / 255 - _MEAN) / _STD
         return torch.from_numpy(np.ascontiguousarray(normalized.transpose(2, 0, 1)))
 
+    def _resized(self, image: Image.Image) -> Image.Image:
+        if isinstance(self.resize, int):
+            short = min(image.size)
+            width, height = (self.resize * size // short for size in image.size)
+        else:
+            height, width = self.resize
+        return image.resize((width, height), Image.Resampling.BILINEAR)
+
+    def _cropped(self, image: Image.Image) -> Image.Image:
+        size = self.crop_size
+        height, width = (size, size) if isinstance(size, int) else size
+        left, top = round((image.width - width) / 2), round((image.height - height) / 2)
+        # Pillow fills the part of a box outside the picture with black.
+        return image.crop((left, top, left + width, top + height))
+
     def __repr__(self) -> str:
-        return f"{type(self).__name__}(resize={self.resize}, crop_size={self.crop_size})"
+        order = ", crop_first=True" if self.crop_first else ""
+        return f"{type(self).__name__}(resize={self.resize}, crop_size={self.crop_size}{order})"
 
 
-def imagenet_transform(resize: int = 256, crop_size: int = 224) -> ImageNetTransform:
+def imagenet_transform(resize: Size = 256, crop_size: Size = 224) -> ImageNetTransform:
     """Return torchvision's usual transform from a picture to the input of an ImageNet network.
 
     Args:
-        resize: length in pixels to which the shorter side is resized.
-        crop_size: side of the square that is cut out of the middle.
+        resize: length in pixels to which the shorter side is resized, or (height, width) of the whole.
+        crop_size: side of the square that is cut out of the middle, or its (height, width).
 
     Returns:
-        A callable that maps a Pillow image to a float32 tensor (3, crop_size, crop_size).
+        A callable that maps a Pillow image to a float32 tensor (3, height, width).
 
     Example:
         >>> imagenet_transform()(Image.new("RGB", (300, 400))).shape
@@ -104,17 +135,19 @@ def imagenet_transform(resize: int = 256, crop_size: int = 224) -> ImageNetTrans
     return ImageNetTransform(resize, crop_size)
 
 
-class ImageFolder(Dataset[tuple[Any, int]]):
+class ImageFolder(Dataset[tuple[Any, Any]]):
     """A data set of pictures in one folder per class, like torchvision's class of this name.
 
     Args:
         root: folder with a folder for each class.
         transform: function of a Pillow image, applied to each picture; None for the image itself.
+        target_transform: function of the index of a class, applied to each; None for the index itself.
+        loader: function that reads the picture in a file; `iba_core.load_image` by default.
 
     Attributes:
         classes: names of the classes, sorted.
         class_to_idx: index of each class.
-        samples: pairs of a file and the index of its class, sorted.
+        samples: pairs of a file's path and the index of its class, sorted; also called ``imgs``.
         targets: indices of the classes of all samples.
 
     Raises:
@@ -132,23 +165,40 @@ class ImageFolder(Dataset[tuple[Any, int]]):
     """
 
     def __init__(
-        self, root: str | PathLike[str], transform: Callable[[Image.Image], Any] | None = None
+        self,
+        root: str | PathLike[str],
+        transform: Callable[[Any], Any] | None = None,
+        target_transform: Callable[[int], Any] | None = None,
+        loader: Callable[[str], Any] = load_image,
     ) -> None:
-        self.root: Path = as_path(root, "root")
+        folder: Path = as_path(root, "root")
         require_callable("transform", transform, "a function of a Pillow image", optional=True)
+        require_callable("target_transform", target_transform, "a function of an index", optional=True)
+        require_callable("loader", loader, "a function of a path")
+        self.root = str(folder)
         self.transform = transform
-        folders = sorted(entry for entry in self.root.glob("*/") if entry.is_dir())
+        self.target_transform = target_transform
+        self.loader = loader
+        folders = sorted(entry for entry in folder.glob("*/") if entry.is_dir())
         if not folders:
-            raise InputError(f"{self.root} holds no folders; one folder of images per class was expected")
-        self.classes = [folder.name for folder in folders]
+            raise InputError(f"{folder} holds no folders; one folder of images per class was expected")
+        self.classes = [entry.name for entry in folders]
         self.class_to_idx = {name: index for index, name in enumerate(self.classes)}
-        self.samples = [(file, index) for index, folder in enumerate(folders) for file in image_files(folder)]
+        self.samples = [(str(file), index) for index, of in enumerate(folders) for file in image_files(of)]
         self.targets = [index for _, index in self.samples]
 
-    def __getitem__(self, index: int) -> tuple[Any, int]:
+    @property
+    def imgs(self) -> list[tuple[str, int]]:
+        """See `samples`."""
+        return self.samples
+
+    def __getitem__(self, index: int) -> tuple[Any, Any]:
         file, target = self.samples[index]
-        image = load_image(file)
-        return (image if self.transform is None else self.transform(image)), target
+        image = self.loader(file)
+        return (
+            image if self.transform is None else self.transform(image),
+            target if self.target_transform is None else self.target_transform(target),
+        )
 
     def __len__(self) -> int:
         return len(self.samples)

@@ -39,6 +39,7 @@ from iba_tf.framework import eagerly, runs_eagerly
 from iba_tf.graphs.operations import OperationGraph, canonical, node_of
 from iba_tf.models.graph_model import GraphModel
 from iba_tf.models.origins import floating_of
+from iba_tf.models.v1_graphs import find_session
 
 v1 = tf.compat.v1
 
@@ -134,6 +135,7 @@ class IBACopy(PerSampleBottleneck):
             batch_size, steps, beta, learning_rate, min_std, smooth_std, normalize_beta
         )
         self._set_up(estimator, feature_mean, feature_std, feature_active, hyperparameters)
+        session = find_session(session)
         with eagerly():
             self.name = keras.layers.Layer(**{"name": "iba", **keras_kwargs}).name
             self._original = Original.of(feature, outputs, graph, session)

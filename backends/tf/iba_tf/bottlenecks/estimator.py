@@ -19,6 +19,7 @@ from iba_core.state import read_state
 from iba_core.utils import get_tqdm
 from iba_tf.adapter import TensorFlowAdapter
 from iba_tf.graphs.calls import function_to
+from iba_tf.models.v1_graphs import require_session
 
 
 class TFWelfordEstimator(WelfordEstimator):
@@ -36,7 +37,7 @@ class TFWelfordEstimator(WelfordEstimator):
         ...     feature = tf.nn.relu(x, name="feature")
         >>> estimator = TFWelfordEstimator("feature:0", graph)
         >>> with tf.compat.v1.Session(graph=graph) as session:
-        ...     estimator.fit({x: np.ones((8, 4))}, session)
+        ...     _ = estimator.fit({x: np.ones((8, 4))}, session)
         >>> estimator.n_samples()
         8
     """
@@ -56,7 +57,7 @@ class TFWelfordEstimator(WelfordEstimator):
             self._tensor = feature_name
         self.feature_name: str | None = getattr(feature_name, "name", feature_name)
 
-    def fit(self, feed_dict: Any, session: Any = None, run_kwargs: dict[str, Any] | None = None) -> None:
+    def fit(self, feed_dict: Any, session: Any = None, run_kwargs: dict[str, Any] | None = None) -> Any:
         """Take in a batch of samples.
 
         Args:
@@ -65,11 +66,15 @@ class TFWelfordEstimator(WelfordEstimator):
             session: session that runs the graph; the default one if None. Keras models need none.
             run_kwargs: further arguments of `tf.compat.v1.Session.run`.
 
+        Returns:
+            `feed_dict` itself.
+
         Raises:
             InputError: there is no session, or no such tensor, or the features are not finite.
         """
         features = self._run(feed_dict, session, run_kwargs) if isinstance(feed_dict, Mapping) else feed_dict
         super().fit(features)
+        return feed_dict
 
     def fit_generator(
         self,
@@ -138,9 +143,7 @@ class TFWelfordEstimator(WelfordEstimator):
             return self._adapter.framework.to_numpy(self._adapter.predict(feed_dict))
         if self.feature_name is None:
             raise InputError("feature_name=None names no features to compute; give arrays of features to fit")
-        session = session or tf.compat.v1.get_default_session()
-        if session is None:
-            raise InputError("session=None, and there is no default session to compute the features in")
+        session = require_session(session)
         return np.asarray(session.run(self._find_tensor(session), feed_dict, **(run_kwargs or {})))
 
     def _find_tensor(self, session: Any) -> tf.Tensor:

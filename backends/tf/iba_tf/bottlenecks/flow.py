@@ -15,7 +15,8 @@ import tensorflow as tf
 from iba_core.bottleneck.formulas import Mask, restrict
 from iba_core.bottleneck.optimization import BottleneckResult
 from iba_core.errors import NotEstimatedError
-from iba_tf.framework import eagerly
+from iba_core.framework.restoring import undoing
+from iba_tf.framework import eagerly, traced
 
 v1 = tf.compat.v1
 
@@ -59,11 +60,15 @@ class Flow(tf.Module):
     def __call__(self, features: tf.Tensor) -> tf.Tensor:
         """`features`, restricted or not."""
         if not tf.executing_eagerly():
-            return tf.cond(self.restricting, lambda: self._restrict(features), lambda: tf.identity(features))
+            return self.passed_on(features, self.restricting)
         if not any(mark in self._open for mark in _ENTERED.get()):
             return tf.identity(features)
         with self._lock:
             return self._restrict(features)
+
+    def passed_on(self, features: tf.Tensor, restricting: tf.Tensor) -> tf.Tensor:
+        """`features` in a function, restricted where `restricting` is true."""
+        return tf.cond(restricting, lambda: self._restrict(features), lambda: tf.identity(features))
 
     def _restrict(self, inputs: tf.Tensor) -> tf.Tensor:
         features = tf.cast(inputs, self.dtype)
@@ -136,15 +141,17 @@ class Flow(tf.Module):
         if self.is_empty:
             raise nothing_kept()
         mark = object()
-        try:
+
+        def close() -> None:
+            _ENTERED.set(_ENTERED.get() - {mark})
+            with self._changing(place, load):
+                self._open.pop(mark, None)
+
+        with undoing(close):
             with self._changing(place, load):
                 self._open[mark] = place
             _ENTERED.set(_ENTERED.get() | {mark})
             yield
-        finally:
-            _ENTERED.set(_ENTERED.get() - {mark})
-            with self._changing(place, load):
-                self._open.pop(mark, None)
 
     @contextmanager
     def _changing(self, place: Any, load: Callable[[bool], None] | None) -> Iterator[None]:
@@ -176,18 +183,35 @@ def nothing_kept() -> NotEstimatedError:
 class GraphFlow:
     """A `Flow` in the v1 graph that is the default one, with the operations that load another one's state.
 
+    Until its variables have values in a session, it passes features as they are.
+
     Args:
         features: tensor of the graph.
         dtype: precision of the bottleneck.
 
     Attributes:
         outputs: `features`, restricted or not.
+        restricting: whether they are restricted.
     """
 
     def __init__(self, features: tf.Tensor, dtype: tf.DType) -> None:
         flow = Flow(dtype)
-        self.outputs = flow(features)
+        self._is_initialized = tf.raw_ops.VarIsInitializedOp(resource=flow.restricting.handle)
+        # Functions, whose branches are functions as well, whatever kind of branch the program prefers.
+        is_restricting = traced(
+            lambda known: tf.cond(known, flow.restricting.read_value, lambda: tf.constant(False))
+        )
+        self.restricting = tf.identity(is_restricting(self._is_initialized), name="restricting")
+        restricted = traced(flow.passed_on)(features, self.restricting)
+        # Chosen once more outside of the function, where it can be seen that the axes stay what they are.
+        self.outputs = tf.where(self.restricting, restricted, features, name="features")
         self._loads = [Load(variable.handle, variable.dtype) for variable in flow.state]
+
+    def initialize(self, session: tf.compat.v1.Session) -> None:
+        """Give the variables values in a session where they have none."""
+        if not session.run(self._is_initialized):
+            for load in self._loads:
+                session.run(load.operation, {load.value: False})
 
     def load(self, flow: Flow, session: tf.compat.v1.Session, restricting: bool) -> None:
         """Bring the state of an eager flow into a session of the graph, which restricts features or not."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from os import PathLike
 from pathlib import Path
@@ -28,10 +28,10 @@ from iba_core.framework.layout import DataFormat, Layout
 from iba_core.state import interpreting, read_npz, write_npz
 from iba_core.targets import ClassTarget, DistributionTarget, Loss, Target, cross_entropy, main_output
 from iba_tf.bottlenecks.copy import IBACopy
-from iba_tf.bottlenecks.original import keras_library_of
+from iba_tf.bottlenecks.original import keras_library_of, old_output
 from iba_tf.bottlenecks.per_sample import GIVEN, Hyperparameters, TailLoss, require_rows
 from iba_tf.bottlenecks.softmax import logits_of
-from iba_tf.framework import runs_eagerly
+from iba_tf.framework import eagerly, is_eager_program, runs_eagerly
 from iba_tf.models.model_files import load_keras
 
 _MODES = ("max_activation", "index", "all")
@@ -337,7 +337,8 @@ class IBACopyInnvestigate(IBACopy):
             StateError: the state is of another class, or entries are missing or malformed.
         """
         known: list[type[Any]] = [IBACopyInnvestigate, *_subclasses(IBACopyInnvestigate)]
-        classes = {cls.__name__: cls for cls in known}
+        # The first of a name.
+        classes = {cls.__name__: cls for cls in reversed(known)}
         cls = classes.get(class_name) if isinstance(class_name, str) else class_name
         if not isinstance(cls, type) or not issubclass(cls, IBACopyInnvestigate):
             raise StateError(f"class_name={class_name!r} is none of {', '.join(classes)}")
@@ -383,16 +384,31 @@ class IBACopyInnvestigate(IBACopy):
         Raises:
             StateError: the file is missing, truncated or of another kind.
         """
-        path = as_path(fname, "fname")
-        path = path if is_file(path) else path.with_name(f"{path.name}.npz")
-        entries = read_npz(path, "fname")
-        with interpreting(path, "analyzer"):
-            state = {**json.loads(str(entries.pop("settings"))), **dict.fromkeys(GIVEN)}
-            class_name = str(entries.pop("class_name"))
-            estimator = {name: entries.pop(f"estimator_{name}", None) for name in STATE}
-            has_estimator = all(value is not None for value in estimator.values())
-            state.update(entries, estimator=estimator if has_estimator else None)
-            return IBACopyInnvestigate.load(class_name, state)
+        return analyzer_of_file(fname, IBACopyInnvestigate.load)
+
+
+def analyzer_of_file(
+    fname: str | PathLike[str], load: Callable[[str, dict[str, Any]], IBACopyInnvestigate]
+) -> IBACopyInnvestigate:
+    """Make an analyzer from a file that `IBACopyInnvestigate.save_npz` wrote.
+
+    Args:
+        fname: the file, with or without the ending.
+        load: makes it from the name of the class and the state, as `IBACopyInnvestigate.save` gave them.
+
+    Raises:
+        StateError: the file is missing, truncated or of another kind.
+    """
+    path = as_path(fname, "fname")
+    path = path if is_file(path) else path.with_name(f"{path.name}.npz")
+    entries = read_npz(path, "fname")
+    with interpreting(path, "analyzer"):
+        state = {**json.loads(str(entries.pop("settings"))), **dict.fromkeys(GIVEN)}
+        class_name = str(entries.pop("class_name"))
+        estimator = {name: entries.pop(f"estimator_{name}", None) for name in STATE}
+        has_estimator = all(value is not None for value in estimator.values())
+        state.update(entries, estimator=estimator if has_estimator else None)
+        return load(class_name, state)
 
 
 def _require_one_output(model: Any) -> None:
@@ -454,7 +470,13 @@ def _file_of(model: Any) -> npt.NDArray[np.uint8]:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.keras"
         try:
-            model.save(path)
+            if old_output(model, []) is None:
+                model.save(path)
+            else:
+                # No file takes the weights of a model that Keras 2 has built in a v1 graph.
+                config, weights = model.get_config(), model.get_weights()
+                with eagerly():
+                    _rebuilt(type(model), config, weights).save(path)
         except Exception as error:  # Keras raises many kinds of errors
             raise InputError(f"the model cannot be saved: {error}") from error
         return np.frombuffer(path.read_bytes(), np.uint8)
@@ -465,7 +487,19 @@ def _model_of(content: npt.NDArray[np.uint8], library: str) -> Any:
         path = Path(folder) / "model.keras"
         path.write_bytes(np.asarray(content, np.uint8).tobytes())
         try:
-            return load_keras(path, library)
+            with eagerly():
+                model = load_keras(path, library)
         except Exception as error:  # Keras raises many kinds of errors
             reason = " ".join(str(error).split())
             raise StateError(f"the state holds no model that can be loaded safely: {reason}") from error
+    if library == "keras" or is_eager_program():
+        return model
+    with eagerly():
+        config, weights = model.get_config(), model.get_weights()
+    return _rebuilt(type(model), config, weights)
+
+
+def _rebuilt(kind: type[Any], config: dict[str, Any], weights: Sequence[Any]) -> Any:
+    model = kind.from_config(config)
+    model.set_weights(weights)
+    return model

@@ -22,13 +22,12 @@ from iba_core.framework.inputs import batch_size as batch_size_of
 from iba_core.framework.layout import DataFormat
 from iba_core.targets import cross_entropy
 from iba_tf.adapter import TensorFlowAdapter, require_tensorflow
-from iba_tf.bottlenecks.copy import IBACopy
-from iba_tf.bottlenecks.flow import Flow, GraphFlow, nothing_kept
+from iba_tf.bottlenecks.flow import Flow, nothing_kept
+from iba_tf.bottlenecks.graph_layer import LayerInGraph, is_in_graph
 from iba_tf.bottlenecks.per_sample import (
     GIVEN,
     Hyperparameters,
     PerSampleBottleneck,
-    State,
     TailLoss,
     alone,
     class_rows,
@@ -139,8 +138,8 @@ class IBALayer(PerSampleBottleneck, keras.layers.Layer):
         Args:
             inputs: features (B, ...).
         """
-        if _is_in_graph(inputs):
-            in_graph = _LayerInGraph(inputs, self._flow.dtype, self._data_format)
+        if is_in_graph(inputs):
+            in_graph = LayerInGraph(inputs, self._flow.dtype, self._data_format)
             self._bound = _Bound(in_graph=in_graph)
             return in_graph.outputs
         return self._flow(inputs)
@@ -211,7 +210,7 @@ class IBALayer(PerSampleBottleneck, keras.layers.Layer):
                 )
             (logits,) = logits.outputs
         require_adam(optimizer_cls)
-        if _is_in_graph(logits):
+        if is_in_graph(logits):
             return self._in_graph().keep_class(logits)
         _require_symbolic("logits", logits)
         if len(logits.shape) != 2 or logits.shape[1] is None:
@@ -241,7 +240,7 @@ class IBALayer(PerSampleBottleneck, keras.layers.Layer):
             LayerError: `model_loss` does not depend on exactly one call of this layer.
         """
         require_adam(optimizer_cls)
-        if _is_in_graph(model_loss):
+        if is_in_graph(model_loss):
             self._in_graph().keep_low(model_loss)
             return
         _require_symbolic("model_loss", model_loss)
@@ -257,7 +256,7 @@ class IBALayer(PerSampleBottleneck, keras.layers.Layer):
         in_graph = self._bound.in_graph
         return self._bound.target if in_graph is None else in_graph.target
 
-    def _in_graph(self) -> _LayerInGraph:
+    def _in_graph(self) -> LayerInGraph:
         if self._bound.in_graph is None:
             raise LayerError(f"layer {self.name!r} is not in the graph: call it on one of its tensors")
         return self._bound.in_graph
@@ -473,108 +472,7 @@ class _Bound:
     loss: TailLoss | None = None
     target: KerasTensor | None = None
     alone: tuple[KerasTensor, GraphSplit] | None = None
-    in_graph: _LayerInGraph | None = None
-
-
-class _LayerInGraph:
-    """What a layer knows about the v1 graph that it was called in.
-
-    There it is a few operations, whose variables are initialised along with the graph's. To explain, the
-    part of the graph from the features to the loss is copied from a session, with its present values.
-
-    Args:
-        inputs: what the layer was called on.
-        dtype: precision of the bottleneck.
-        data_format: where the channels are; None to conclude it.
-
-    Attributes:
-        outputs: what the call gives.
-        target: stands for the class in feeds; None without a classification.
-    """
-
-    def __init__(self, inputs: tf.Tensor, dtype: tf.DType, data_format: DataFormat | None) -> None:
-        self._flow = GraphFlow(inputs, dtype)
-        self._data_format = data_format
-        self.outputs = self._flow.outputs
-        self.target: tf.Tensor | None = None
-        self._kept: tf.Tensor | None = None
-        self._copy: IBACopy | None = None
-        self._lock = RLock()
-
-    @property
-    def is_classification(self) -> bool:
-        """Whether the model is asked to keep a class."""
-        return self.target is not None
-
-    def keep_class(self, logits: tf.Tensor) -> tf.Tensor:
-        """Keep the class of logits, and return the tensor that stands for it in feeds."""
-        with self.outputs.graph.as_default():
-            self.target = v1.placeholder(tf.int64, (None,), name="iba_target")
-        self._kept, self._copy = logits, None
-        return self.target
-
-    def keep_low(self, loss: tf.Tensor) -> None:
-        """Keep a loss low."""
-        self.target, self._kept, self._copy = None, loss, None
-
-    def features(
-        self, session: tf.compat.v1.Session | None, run_kwargs: dict[str, Any] | None
-    ) -> Callable[[Any], Any]:
-        """A function that gives the features of a feed, in a session."""
-        running = _session(session)
-        return lambda feed: running.run(
-            self.outputs, {key.deref(): value for key, value in feed.items()}, **(run_kwargs or {})
-        )
-
-    def feed(self, feed: Any) -> dict[Any, Any]:
-        """A feed with arrays by references to tensors, those with images first and without the class.
-
-        Raises:
-            InputError: the feed is no dict of tensors.
-        """
-        if not isinstance(feed, Mapping) or any(not isinstance(key, tf.Tensor) for key in feed):
-            raise InputError("a graph of TensorFlow 1 is fed by a dict whose keys are its placeholders")
-        arrays = {key.ref(): np.asarray(value) for key, value in feed.items() if key is not self.target}
-        return dict(sorted(arrays.items(), key=lambda item: not item[1].ndim))
-
-    def analyze(
-        self,
-        feed: Any,
-        hyperparameters: Hyperparameters,
-        session: tf.compat.v1.Session | None,
-        state: State,
-        target: Any,
-        **options: Any,
-    ) -> npt.NDArray[np.floating]:
-        """See `IBALayer.analyze`; `state` is that of the layer."""
-        arrays = {key.deref(): value for key, value in self.feed(feed).items()}
-        target = next((value for key, value in feed.items() if key is self.target), target)
-        copy = self._updated_copy(_session(session), state)
-        return copy.analyze(arrays, None, *hyperparameters, target=target, **options)
-
-    def _updated_copy(self, session: tf.compat.v1.Session, state: State) -> IBACopy:
-        """A copy that explains by the layer's statistics and settings, with the variables' present values."""
-        if self._kept is None:
-            require_loss(None)
-        with self._lock:
-            copy = self._copy
-            if copy is None or copy.session is not session:
-                copy = IBACopy(self.outputs, [self._kept], session=session, data_format=self._data_format)
-                copy.keep_first_output(is_classification=self.is_classification)
-            else:
-                copy.update_variables()
-            copy.share(state)
-            self._copy = copy
-            return copy
-
-    @contextmanager
-    def restricted(self, session: tf.compat.v1.Session | None) -> Iterator[None]:
-        """Context in which the layer passes only what the last analysis kept, in a session."""
-        if self._copy is None:
-            raise nothing_kept()
-        running, flow = _session(session), self._copy.flow
-        with flow.restricted(running, partial(self._flow.load, flow, running)):
-            yield
+    in_graph: LayerInGraph | None = None
 
 
 def _require_symbolic(argument: str, tensor: Any) -> None:
@@ -588,18 +486,6 @@ def _require_symbolic(argument: str, tensor: Any) -> None:
 def _comes_from_softmax(tensor: KerasTensor) -> bool:
     graph = CallGraph.of(function_to(tensor))
     return ending(graph, graph.flat_outputs[0]) == "softmax"
-
-
-def _is_in_graph(tensor: Any) -> bool:
-    """Whether it is a tensor of a v1 graph, and not of a function."""
-    return isinstance(tensor, tf.Tensor) and hasattr(tensor, "graph") and not tensor.graph.building_function
-
-
-def _session(session: tf.compat.v1.Session | None) -> tf.compat.v1.Session:
-    found = session or v1.get_default_session()
-    if found is None:
-        raise InputError("session=None, and there is no default session to compute the features in")
-    return found
 
 
 @keras.saving.register_keras_serializable("iba_tf")

@@ -123,11 +123,12 @@ class Original:
             )
         if getattr(graph, "captures", None) is not None:
             raise InputError("feature is a tensor of a function; give the concrete function as graph=")
-        session = session or v1.get_default_session()
         if session is None:
             raise InputError(
                 "session=None, and there is no default session; give the one that holds the variables' values"
             )
+        if session.graph is not graph:
+            raise InputError("session runs another graph than the one that feature and outputs are in")
         model = GraphModel.from_session(graph, session, outputs=_names(outputs))
         return cls(model, feature, outputs, graph, session)
 
@@ -137,7 +138,7 @@ class Original:
         if model is None and outputs is None:
             raise InputError("outputs=None stands for all outputs of a model; give the model as graph=")
         given = [feature, *(outputs or [])]
-        old = _old_output(model, given)
+        old = old_output(model, given)
         if old is not None:
             feature, *named = [_tensor_of_layer(x, model) for x in given]
             outputs = model.outputs if outputs is None else named
@@ -296,7 +297,6 @@ def _names(outputs: list[Any] | None) -> list[str] | None:
 
 
 def _default_graph(session: tf.compat.v1.Session | None) -> tf.Graph:
-    session = session or v1.get_default_session()
     graph = v1.get_default_graph() if session is None else session.graph
     if not graph.get_operations():
         raise InputError(
@@ -371,7 +371,7 @@ def _source_inputs(symbols: list[Any], library: Any) -> list[Any]:
     return list({id(source): source for symbol in symbols for source in find(symbol)}.values())
 
 
-def _old_output(model: Any, given: list[Any]) -> tf.Tensor | None:
+def old_output(model: Any, given: list[Any]) -> tf.Tensor | None:
     """A tensor of the v1 graph in which Keras 2 built a model; None if it built none."""
     legacy = sys.modules.get("tf_keras")
     layers = [] if legacy is None else [x for x in (model, *given) if isinstance(x, legacy.layers.Layer)]

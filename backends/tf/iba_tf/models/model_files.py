@@ -101,7 +101,11 @@ def load_keras(path: Path, library: str) -> Any:
     _require_sound_archive(path)
     if library == "tf_keras" and not _is_harmless(path):
         raise StateError("it holds code, or names functions that do more than compute")
-    return import_module(library).models.load_model(path, compile=False, safe_mode=True)
+    package = import_module(library)
+    # With the behaviour of TensorFlow 1, Keras 2 does not find its own models by their names.
+    kinds = {"Sequential": package.Sequential, "Functional": package.Model, "Model": package.Model}
+    known = kinds if library == "tf_keras" else None
+    return package.models.load_model(path, custom_objects=known, compile=False, safe_mode=True)
 
 
 def _load_keras(path: Path) -> Any:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Mapping
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ from google.protobuf.message import DecodeError
 from tensorflow.core.framework.graph_pb2 import GraphDef
 
 from iba_core.errors import InputError, StateError, closest
-from iba_tf.framework import traced
+from iba_tf.framework import is_eager_program, traced
 from iba_tf.graphs.custom_gradients import graph_def_of
 from iba_tf.graphs.dataflow import TensorName
 from iba_tf.graphs.graph_inputs import GraphInput
@@ -28,6 +30,30 @@ from iba_tf.graphs.operations import (
 from iba_tf.models.origins import FixedOrigin
 
 _NO_OUTPUTS = ("Const", "NoOp", "Placeholder", "PlaceholderWithDefault", "Assert", "SaveV2", "RestoreV2")
+
+
+def find_session(session: tf.compat.v1.Session | None = None) -> tf.compat.v1.Session | None:
+    """The session given, else the default one, else that of Keras 2 where that builds graphs; None if none.
+
+    Call it outside of `eagerly`, in which Keras 2 builds no graphs.
+    """
+    if session is None and "tf_keras" in sys.modules and not is_eager_program():
+        # Only the names of TensorFlow 1 have it. It gives the default session if there is one, and in any case
+        # gives values to the variables that Keras has made since.
+        return import_module("tf_keras.api._v1.keras.backend").get_session()
+    return session or tf.compat.v1.get_default_session()
+
+
+def require_session(session: tf.compat.v1.Session | None) -> tf.compat.v1.Session:
+    """See `find_session`.
+
+    Raises:
+        InputError: there is no session.
+    """
+    found = find_session(session)
+    if found is None:
+        raise InputError("session=None, and there is no default session to compute the features in")
+    return found
 
 
 class SessionOrigin(FixedOrigin):

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from iba_core.arguments import given, require_number, require_sizes, require_type
-from iba_core.bottleneck.estimator import Moments, batch_moments, merge_moments
+from iba_core.bottleneck.estimator import PUBLISHED, Moments, batch_moments, merge_moments
 from iba_core.errors import InputError, NotEstimatedError
 
 _MOMENTS = ("_mean", "_m2", "_nonzero")
@@ -48,6 +48,21 @@ class TorchWelfordEstimator(nn.Module):
         self.register_buffer("_n_samples", torch.zeros((), dtype=torch.int64))
         for name in _MOMENTS:
             self.register_buffer(name, torch.zeros(shape, dtype=torch.float64))
+
+    @property
+    def device(self) -> torch.device | None:
+        """Device of the features; None before the first sample."""
+        return self._mean.device if self.n_samples() else None
+
+    @property
+    def m(self) -> torch.Tensor | None:
+        """Mean of every feature, as `mean` gives it. None before the first sample."""
+        return self.mean() if self.n_samples() else None
+
+    @property
+    def s(self) -> torch.Tensor | None:
+        """Sum of squared distances from the mean, in the dtype of `mean`. None before the first sample."""
+        return self._m2.to(self._dtype_of.dtype) if self.n_samples() else None
 
     def reset(self) -> None:
         """Forget every sample, and their shape if it was not given to the constructor."""
@@ -184,6 +199,8 @@ class TorchWelfordEstimator(nn.Module):
         return self
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        if f"{prefix}m" in state_dict:
+            _rename_published(state_dict, prefix)
         mean = state_dict.get(f"{prefix}_mean")
         if isinstance(mean, torch.Tensor):
             self._allocate(tuple(mean.shape), self._mean.device)
@@ -192,6 +209,19 @@ class TorchWelfordEstimator(nn.Module):
         if isinstance(kept, torch.Tensor):
             self._dtype_of = self._dtype_of.to(kept.dtype)
         super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+def _rename_published(state_dict: dict[str, Any], prefix: str) -> None:
+    """Give the entries of a state of the published implementation the names that they have here."""
+    for name, own in PUBLISHED.items():
+        # There, what is counted has an underscore.
+        for theirs in (f"{prefix}{name}", f"{prefix}_{name}"):
+            if theirs in state_dict:
+                state_dict[f"{prefix}_{own}"] = state_dict.pop(theirs)
+    count = f"{prefix}_n_samples"
+    if count in state_dict:
+        state_dict[count] = state_dict[count].reshape(())
+    state_dict.setdefault(f"{prefix}_dtype_of", state_dict[f"{prefix}_mean"].new_empty(0))
 
 
 def precision_on(device: torch.device) -> torch.dtype:

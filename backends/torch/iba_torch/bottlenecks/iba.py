@@ -27,7 +27,12 @@ from iba_core.arguments import (
 )
 from iba_core.bottleneck.chunks import Chunk, Task, explain_in_chunks
 from iba_core.bottleneck.formulas import Mask, mask_from_alpha
-from iba_core.bottleneck.optimization import BottleneckOptimizer, masked_capacity
+from iba_core.bottleneck.optimization import (
+    BottleneckOptimizer,
+    Callback,
+    Problem,
+    masked_capacity,
+)
 from iba_core.bottleneck.saliency import saliency_maps
 from iba_core.bottleneck.saliency import to_saliency_map as _to_saliency_map
 from iba_core.bottleneck.settings import BottleneckSettings, plain_settings
@@ -47,6 +52,7 @@ from iba_core.framework.inputs import (
 )
 from iba_core.framework.layout import DataFormat, Layout, Tokens
 from iba_core.framework.namespace import host_array
+from iba_core.framework.restoring import undoing
 from iba_torch.adapter import TorchAdapter
 from iba_torch.bottlenecks.estimator import TorchWelfordEstimator
 from iba_torch.framework import require_device
@@ -326,7 +332,7 @@ class IBA(nn.Module):
 
         The estimator stays the object that it was. A given `feature_mean` and `feature_std` are dropped.
         """
-        self.estimator.reset()
+        _reset(self.estimator)
         self.feature_mean = self.feature_std = None
 
     def estimate(
@@ -366,7 +372,7 @@ class IBA(nn.Module):
         # A copy, so that nothing has changed if the data or the model fail.
         estimator = copy.deepcopy(self.estimator)
         if reset:
-            estimator.reset()
+            _reset(estimator)
         input_shape = None if reset else self._input_shape
         for samples in samples_of(dataloader, n_samples, show, "dataloader"):
             inputs = require_inputs("dataloader", samples, partial(adapter.to_inputs, device=device))
@@ -472,7 +478,8 @@ class IBA(nn.Module):
                 TorchAdapter.framework, _checked_loss, layout, relu=self.relu, by_image=False
             )
             # A row for each image, so that the loss knows how many copies there are.
-            return Task(optimizer, statistics, (torch.arange(start, stop, device=tail.features.device),))
+            rows = (torch.arange(start, stop, device=tail.features.device),)
+            return Task(optimizer, statistics, rows, self._step_callback())
 
         passing = None if pass_mask is None else require_mask("pass_mask", pass_mask)
         with self._passing_all():
@@ -554,11 +561,9 @@ class IBA(nn.Module):
     def _set(self, **switches: bool) -> Iterator[None]:
         """Context in which some of the switches are set in this thread or task, whatever they were."""
         known = _switched.get()
-        token = _switched.set({**known, self._key: {**known.get(self._key, {}), **switches}})
-        try:
+        with undoing(lambda: _switched.set(known)):
+            _switched.set({**known, self._key: {**known.get(self._key, {}), **switches}})
             yield
-        finally:
-            _switched.reset(token)
 
     @contextmanager
     def _switched(self, **switches: bool) -> Iterator[None]:
@@ -603,10 +608,26 @@ class IBA(nn.Module):
     ) -> None:
         """Keep what an analysis has found."""
         result = chunk.result
-        self.alpha, self._mask, self._capacity = result.alpha, result.mask, result.capacity
+        self._keep_alpha(result.alpha)
+        self._mask, self._capacity = result.mask, result.capacity
         self._pass_mask, self._last_settings = passing, settings
         self._channels, self._images_axis = split.data_format, split.images_axis
         self.model_losses, self.informations = result.model_losses, result.informations
+
+    def _step_callback(self) -> Callback | None:
+        """What is called after each step of an analysis."""
+        return None
+
+    def _keep_alpha(self, alpha: torch.Tensor) -> None:
+        """Keep the parameter of the mask that an analysis has found, (B, *feature map)."""
+        self.alpha = alpha
+
+    def _present_mask(self, problem: Problem, layout: Layout, settings: BottleneckSettings) -> Mask:
+        """The mask of the last analysis, or the one to start from."""
+        if self._mask is not None:
+            return self._mask
+        start = torch.full_like(problem.mean, settings.initial_alpha)
+        return mask_from_alpha(start, problem.matrices, layout)
 
     def _settings(self) -> BottleneckSettings:
         return BottleneckSettings(
@@ -672,10 +693,7 @@ class IBA(nn.Module):
         problem = optimizer.problem(
             Tail(x, _no_tail), statistics, settings=settings, pass_mask=self._pass_mask
         )
-        mask = self._mask
-        if mask is None:
-            start = torch.full_like(problem.mean, settings.initial_alpha)
-            mask = mask_from_alpha(start, problem.matrices, layout)
+        mask = self._present_mask(problem, layout, settings)
         if mask.passed.shape[1:] != x.shape[1:]:
             raise InputError(
                 f"the features have shape {tuple(x.shape[1:])}, but the mask of the last analysis has "
@@ -695,6 +713,22 @@ class IBA(nn.Module):
 def _take_in(estimator: Any, features: torch.Tensor) -> None:
     """Let an estimator of any kind see features."""
     estimator(features if isinstance(estimator, nn.Module) else host_array(features))
+
+
+def _reset(estimator: Any) -> None:
+    """Let an estimator forget what it has seen; one that has no `reset` becomes as new."""
+    if callable(getattr(estimator, "reset", None)):
+        estimator.reset()
+        return
+    kind = type(estimator)
+    try:
+        new = kind()
+    except TypeError as error:
+        raise InputError(
+            f"estimator of type {kind.__name__} has no method reset, and cannot be made anew: {error}"
+        ) from error
+    vars(estimator).clear()
+    vars(estimator).update(vars(new))
 
 
 def _no_tail(z: torch.Tensor, carry: tuple[Any, ...]) -> torch.Tensor:
@@ -742,10 +776,12 @@ def _is_default(threshold: Any) -> bool:
 def require_estimator(name: str, estimator: Any) -> None:
     """Check an estimator: None, or an object with the methods of `TorchWelfordEstimator`.
 
+    It may lack `reset` if it can be made without arguments.
+
     Raises:
         InputError: it is something else.
     """
-    methods = ("mean", "std", "active_neurons", "n_samples", "reset")
+    methods = ("mean", "std", "active_neurons", "n_samples")
     fits = callable(estimator) and all(callable(getattr(estimator, method, None)) for method in methods)
     if estimator is not None and (not fits or isinstance(estimator, type)):
         raise InputError(f"{given(name, estimator)} must be an estimator, such as TorchWelfordEstimator()")

@@ -10,7 +10,7 @@ other threads may train it meanwhile.
 from __future__ import annotations
 
 from collections import OrderedDict, defaultdict, deque
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from copy import copy as shallow_copy
 from functools import partial
@@ -68,21 +68,8 @@ class Switch:
 
     def __init__(self) -> None:
         self.default: Handler | None = None
-        self.handlers: dict[Site, Handler] | None = None
+        self.handlers: Mapping[Site, Handler | None] | None = None
         self.thread = 0
-
-    def set(self, handlers: dict[Site, Handler], default: Handler | None = None) -> None:
-        """Handle the calls of this thread from now on."""
-        self.default, self.handlers, self.thread = default, handlers, get_ident()
-
-    @contextmanager
-    def on(self, handlers: dict[Site, Handler], default: Handler | None = None) -> Iterator[None]:
-        """Context in which the calls of this thread are handled."""
-        try:
-            self.set(handlers, default)
-            yield
-        finally:
-            self.default, self.handlers = None, None
 
 
 class Site:
@@ -187,13 +174,28 @@ class Shadow:
         """Whether the models still have the modules, parameters and attributes that were copied."""
         return all(root.is_current for root in self._roots)
 
-    @contextmanager
-    def used(self) -> Iterator[None]:
-        """Context for a pass that starts in the state of the model."""
+    def run(
+        self, call: Callable[[], T], handlers: Mapping[Site, Handler | None], default: Handler | None = None
+    ) -> T:
+        """Result of a pass whose calls of modules, as far as this thread makes them, are handled.
+
+        Args:
+            call: runs the pass.
+            handlers: handle the calls of some modules; None to run the module.
+            default: handles the calls of all others.
+        """
+        switch = self.switch
+        try:
+            switch.default, switch.handlers, switch.thread = default, handlers, get_ident()
+            return call()
+        finally:
+            switch.default = switch.handlers = None
+
+    def begin(self) -> None:
+        """Prepare for a pass that starts in the state of the model."""
         if self.is_used:
             self.reset()
         self.is_used = True
-        yield
 
     def refresh(self) -> None:
         """Give the buffers the values that the model's have now."""

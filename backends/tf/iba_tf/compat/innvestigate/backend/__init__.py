@@ -1,0 +1,5 @@
+"""The names of `innvestigate.backend`."""
+
+from iba_tf.compat.innvestigate.backend import graph
+
+__all__ = ["graph"]

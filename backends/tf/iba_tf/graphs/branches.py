@@ -1,0 +1,73 @@
+"""Branches of TensorFlow 1 that read variables, in graphs that are imported into functions.
+
+In a TensorFlow 1 graph, ``Switch`` passes a tensor into one of two branches, and ``Merge`` takes the result of the
+one that has run. A variable that a branch reads is passed into it as a handle, with which a `tf.function` cannot
+deal. It can if the variable is read before, and its value passed into the branch.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable
+
+from tensorflow.core.framework.graph_pb2 import GraphDef
+from tensorflow.core.framework.node_def_pb2 import NodeDef
+from tensorflow.core.framework.types_pb2 import DT_RESOURCE
+
+_READ = "ReadVariableOp"
+
+
+def pass_values_into_branches(graph_def: GraphDef) -> None:
+    """Read variables before the branches that read them, in place.
+
+    Operations of a branch that take a variable along with a tensor of the branch get the variable itself: they
+    run if that tensor is there. Where a branch uses a variable in yet another way, its handle stays.
+
+    Args:
+        graph_def: a graph without function calls.
+    """
+    takers: dict[str, list[NodeDef]] = defaultdict(list)
+    for node in graph_def.node:
+        for source in _data(node):
+            takers[source.partition(":")[0]].append(node)
+    for switch in list(graph_def.node):
+        if switch.op == "Switch" and switch.attr["T"].type == DT_RESOURCE:
+            _pass_value(graph_def, switch, takers)
+
+
+def _pass_value(graph_def: GraphDef, first: NodeDef, takers: dict[str, list[NodeDef]]) -> None:
+    """Let a switch of a handle, and those within its branches, pass the variable's value."""
+    handle = first.input[0]
+    if any(node.name == handle.partition(":")[0] and node.op == "Switch" for node in graph_def.node):
+        # It is within a branch, whose own switch deals with it.
+        return
+    switches, reads, others = [first], [], []
+    for switch in switches:
+        for taker in takers[switch.name]:
+            kind = {"Switch": switches, _READ: reads}.get(taker.op, others)
+            kind.append(taker)
+    names = {switch.name for switch in switches}
+    if not reads or not all(_takes_more(other, names) for other in others):
+        return
+    dtype = reads[0].attr["dtype"].type
+    value = graph_def.node.add(name=f"{first.name}/value", op=_READ, input=[handle])
+    value.attr["dtype"].type = dtype
+    first.input[0] = value.name
+    for switch in switches:
+        switch.attr["T"].type = dtype
+    for read in reads:
+        read.op = "Identity"
+        read.attr.clear()
+        read.attr["T"].type = dtype
+    for other in others:
+        for index, source in enumerate(other.input):
+            if source.partition(":")[0] in names:
+                other.input[index] = handle
+
+
+def _takes_more(node: NodeDef, switches: set[str]) -> bool:
+    return any(source.partition(":")[0] not in switches for source in _data(node))
+
+
+def _data(node: NodeDef) -> Iterable[str]:
+    return (source for source in node.input if not source.startswith("^"))

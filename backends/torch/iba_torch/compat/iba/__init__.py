@@ -1,0 +1,1 @@
+"""The names of the package IBA, for PyTorch, in its modules `pytorch`, `pytorch_readout` and `utils`."""

@@ -1,0 +1,65 @@
+"""The names of `IBA.pytorch_readout`."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import nn
+
+import iba_torch
+from iba_core.bottleneck.saliency import saliency_maps
+from iba_core.framework.namespace import host_array
+from iba_torch import TorchWelfordEstimator
+from iba_torch.bottlenecks.iba import Mode
+from iba_torch.compat.iba.published import Published, in_published_unit
+
+__all__ = ["IBAReadout", "TorchWelfordEstimator"]
+
+
+class IBAReadout(iba_torch.IBAReadout, Published):  # type: ignore[misc]  # as its base
+    """`iba_torch.IBAReadout`, whose `analyze` also takes a closure, and gives a capacity in bits.
+
+    Example:
+        >>> iba = IBAReadout(model.conv, [model.conv, model.logits], model)
+        >>> iba.estimate(model, batches)
+        >>> iba.analyze(x[:1], lambda images: model(images).sum()).shape
+        (8, 8)
+        >>> iba.detach()
+    """
+
+    def analyze(
+        self,
+        input_t: Any,
+        model: nn.Module | Callable[[Any], Any] | None = None,
+        mode: Mode = "saliency",
+        **kwargs: Any,
+    ) -> npt.NDArray[np.floating]:
+        """See `iba_torch.IBAReadout.analyze`.
+
+        Args:
+            input_t: (1, C, H, W).
+            model: the model, or a function that runs it once, such as the closure of `IBA.analyze`.
+            mode: ``"saliency"`` or ``"capacity"``.
+            **kwargs: arguments of `IBA.analyze` have no effect, and are warned of.
+
+        Returns:
+            For ``"saliency"``, (H, W) in bits per pixel. For ``"capacity"``, an array of the shape of the feature
+            map, in bits.
+        """
+        own = {name: kwargs.pop(name) for name in ("pass_mask",) if name in kwargs}
+        if kwargs:
+            warnings.warn(f"the readout bottleneck ignores {', '.join(kwargs)}", stacklevel=2)
+        if model is None or isinstance(model, nn.Module):
+            return in_published_unit(super().analyze(input_t, model, mode, **own), mode)
+        with self.restrict_flow(), torch.no_grad():
+            model(input_t)
+        nats = host_array(self.capacity())
+        if mode == "capacity":
+            return in_published_unit(nats, mode)
+        layout = self._what_is_known().readout.bottleneck.layout
+        return saliency_maps(nats[None], layout, self._spatial_shape(input_t))[0]
