@@ -167,7 +167,8 @@ def maps_of_other_models(package) -> dict[str, np.ndarray]:
         model = filled(Twice(), 2)
         found[f"twice.{name}"] = method(model, [model.conv])(images(1, 3, 12, 9), one)
         volumes = filled(
-            nn.Sequential(nn.Conv3d(1, 4, 3, padding=1), nn.ReLU(), nn.MaxPool3d(2), Sum(), nn.Linear(4, 5)), 3
+            nn.Sequential(nn.Conv3d(1, 4, 3, padding=1), nn.ReLU(), nn.MaxPool3d(2), Sum(), nn.Linear(4, 5)),
+            3,
         )
         found[f"volumes.{name}"] = method(volumes, [volumes[2]])(images(2, 1, 6, 8, 10), one * 2)
         vit, swin = filled(Transformer(True), 4), filled(Transformer(False), 5)
