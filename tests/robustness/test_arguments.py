@@ -53,7 +53,7 @@ NOT_WALKED = {
     "efficientnet_lite0": "loads pretrained weights",
     "token_statistics": "needs a model of texts; tested in tests/core/test_text.py",
     "GraphModel|iba_tf.Sequential|Hyperparameters": "built from a framework's own objects, or plain values",
-    "(LayerCAM|XGradCAM|HiResCAM|EigenCAM)$": "arguments of `GradCAM`",
+    "(LayerCAM|XGradCAM|HiResCAM|EigenCAM|EigenGradCAM|GradCAMElementWise)$": "arguments of `GradCAM`",
 }
 """Public names that no table has, by a pattern, and why."""
 
