@@ -120,6 +120,8 @@ SETTINGS: dict[str, Argument] = {
     "early_steps": given(1, whole(0, 10**6)),
     "early_samples": COUNT,
     "tolerance": given(0.1, number(0, 1e12)),
+    "max_rise": given(0.0, number(0, 1e12)),
+    "keep": given(None, optional(number(0.01, below=1))),
     "precision": given(None, optional(nothing)),
 }
 

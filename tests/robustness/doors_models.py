@@ -160,6 +160,25 @@ def _explanations(net: Network) -> Iterator[Door]:
         **{name: rule for name, rule in options.items() if name != "pass_mask"},
         pass_mask=A(pass_mask.valid, either(pass_mask.accepts, function)),
     )
+    yield door(
+        f"iba_core.Explainer.explain_seeds[{net.package}]",
+        const(net.explainer),
+        x=images,
+        target=target,
+        seeds=given(2, whole(2, 10**4)),
+    )
+    yield door(
+        f"iba_core.Explainer.survival_curve[{net.package}]",
+        const(net.explainer),
+        x=images,
+        target=target,
+        betas=given((1, 10), numbers(each=number(0, 1e12))),
+    )
+    yield door(
+        f"iba_core.combine_maps[{net.package}]",
+        attributions=A(lambda: [net.attribution, net.attribution]),
+        combine=given("mean"),
+    )
     yield door(f"iba_core.Explainer.predict[{net.package}]", const(net.explainer), x=images)
     yield door(
         f"iba_core.Explainer.predict_restricted[{net.package}]",

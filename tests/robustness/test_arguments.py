@@ -44,7 +44,7 @@ KINDS = (
 
 NOT_WALKED = {
     "Framework|Split|Tail|LayerInfo|ModelAdapter": "for authors of backends, called by the library only",
-    "EpochReport|Hyperplane|LayerResult|ConceptAnalysisResult|Attribution$": "results",
+    "EpochReport|Hyperplane|LayerResult|ConceptAnalysisResult|Attribution$|Repeats|SurvivalCurve": "results",
     "Error$": "exceptions",
     "get_tqdm|ifnone": "take anything, or nothing",
     "BatchReduction|iba_core.Shared": "an enumeration, and a mark",
