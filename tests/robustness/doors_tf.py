@@ -80,7 +80,7 @@ def _layers(net: Network) -> Iterator[Door]:
         "iba_tf.IBALayer.fit_generator",
         const(iba),
         generator=A(lambda: [net.images], net.is_batches, images.called),
-        n_samples=given(4, whole(1)),
+        n_samples=given(4, optional(whole(1))),
         progbar=given(False, boolean),
     )
     yield door("iba_tf.IBALayer.analyze", const(iba), feed_dict=images, **OPTIONS)
@@ -114,7 +114,7 @@ def _copies(net: Network) -> Iterator[Door]:
         "iba_tf.IBACopy.analyze",
         const(copy),
         feature_feed_dict=images,
-        copy_feed_dict=A(dict, optional(lambda value: value == {})),
+        copy_feed_dict=A(dict, optional(lambda value: value == {}), ("inputs",)),
         **OPTIONS,
     )
     yield Door(
@@ -149,7 +149,8 @@ def _others(net: Network) -> Iterator[Door]:
         feed_dict=given(np.ones((4, 3)), lambda value: np.shape(value)[1:] == (3,), ("x", "feature_name")),
     )
     yield door("iba_tf.model_wo_softmax", model=given(net.model))
-    yield door("iba_tf.TensorFlowAdapter", model=given(net.model), rewrites=FLAG)
+    is_model = lambda value: callable(value) and not isinstance(value, type)  # noqa: E731  # a rule
+    yield door("iba_tf.TensorFlowAdapter", model=given(net.model, is_model), rewrites=FLAG)
     yield door(
         "iba_tf.get_imagenet_generator",
         path=A(folder),
