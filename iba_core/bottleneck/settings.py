@@ -92,7 +92,7 @@ class BottleneckSettings:
     precision: str | None = None
 
     def __post_init__(self) -> None:
-        if isinstance(self.beta, str) and self.beta == AUTO:
+        if _is_auto(self.beta):
             object.__setattr__(self, "beta", type(self).beta)
             object.__setattr__(self, "keep", KEEP if self.keep is None else self.keep)
         for name, value in plain_settings(vars(self)).items():
@@ -119,9 +119,13 @@ class BottleneckSettings:
             if name not in known:
                 raise InputError(f"{name!r} is no setting; the settings are {', '.join(known)}")
         given: dict[str, Any] = {name: value for name, value in values.items() if value is not None}
-        if given.get("beta", AUTO) != AUTO:
+        if "beta" in given and not _is_auto(given["beta"]):
             given.setdefault("keep", None)
         return replace(self, **given)
+
+
+def _is_auto(beta: Any) -> bool:
+    return isinstance(beta, str) and beta == AUTO
 
 
 _COUNTS = ("steps", "samples", "early_samples")

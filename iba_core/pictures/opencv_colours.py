@@ -101,7 +101,6 @@ _MAPS: dict[str, _Lines | None] = {
 """The maps in the order of their numbers. None: as in matplotlib."""
 
 
-@lru_cache(maxsize=len(_MAPS))
 def opencv_colours(number: int) -> npt.NDArray[np.uint8]:
     """Colours of an OpenCV colour map.
 
@@ -124,6 +123,11 @@ def opencv_colours(number: int) -> npt.NDArray[np.uint8]:
     """
     if not is_whole_number(number, 0, len(_MAPS) - 1):
         raise InputError(f"{given('colormap', number)} is no number of an OpenCV colour map, 0 to 21")
+    return _colours(int(number))
+
+
+@lru_cache(maxsize=len(_MAPS))
+def _colours(number: int) -> npt.NDArray[np.uint8]:
     name, lines = list(_MAPS.items())[number]
     colours = _listed(name) if lines is None else _along(lines)
     # Rounded twice, so that a half that is not exact counts as one, and goes to the even number.
