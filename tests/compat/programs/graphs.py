@@ -1,7 +1,7 @@
 """A whole program of TensorFlow 1: graphs and sessions, with and without Keras 2.
 
-Run with ``v1`` for all behaviour of TensorFlow 1, or with ``branches`` for graphs whose branches alone are those
-of TensorFlow 1. It is a program of its own because the switches are those of a process.
+Run with ``v1`` for all behaviour of TensorFlow 1, or with ``branches`` for graphs whose branches alone are
+those of TensorFlow 1. It is a program of its own because the switches are those of a process.
 """
 
 from __future__ import annotations
