@@ -20,7 +20,7 @@ export TF_CPP_MIN_LOG_LEVEL ?= 3
 # What `make bench` runs, each in a process of its own.
 BENCHMARKS := attribution batch estimation scale frameworks gpu quality readout_quality
 
-.PHONY: help demo test soak check docs bench bench-quick clean
+.PHONY: help demo test test-install soak check docs bench bench-quick clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -30,6 +30,9 @@ demo: $(READY) ## explain three photographs with both backends; pictures in demo
 
 test: $(READY) ## run the tests
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+
+test-install: ## install the wheel into clean environments, and run the README's lines in them
+	$(PYTHON) tests/installation.py
 
 soak: export OMP_NUM_THREADS ?= 1
 soak: $(READY) ## thousands of random networks, then the other long runs: hours; totals in build/soak/

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 _KIND = "attribution"
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Attribution:
     """How many bits of each part of B images a model needs. `Explainer.explain` returns it.
 
@@ -47,7 +47,13 @@ class Attribution:
         steps_taken: (B,), optimiser steps until the map had converged; all steps unless `settings` have a
             tolerance. None in files of older versions.
         activation: the function that the outputs end in, ``"softmax"``, ``"sigmoid"``, ``"other"``, or
-            ``"unknown"``. None in files of older versions.
+            ``"unknown"``; ``"sigmoid_logits"`` where the target applies a sigmoid. None in files of older
+            versions.
+        survival: (B,), share of the target that is left when only these bits pass, mean over noisy copies. It
+            is a share of the class's probability, or of a score above the score when nothing passes. NaN
+            where there is nothing to keep. None in files of older versions.
+        survival_std: (B,), its standard deviation over the noisy copies.
+        betas: (B,), the beta of each image. None in files of older versions.
         complete: whether the model reads its input through the layer alone. If not, as for a layer beside a
             skip connection, the map and its bits are about one of several ways. None if that is not known.
 
@@ -71,6 +77,19 @@ class Attribution:
     steps_taken: npt.NDArray[np.integer] | None = None
     activation: str | None = None
     complete: bool | None = None
+    survival: npt.NDArray[np.floating] | None = None
+    survival_std: npt.NDArray[np.floating] | None = None
+    betas: npt.NDArray[np.floating] | None = None
+
+    def __repr__(self) -> str:
+        bits = ", ".join(f"{each:,.0f}" for each in self.total_bits[:_SHOWN])
+        parts = [f"{len(self)} image{'' if len(self) == 1 else 's'} at layer {self.layer!r}"]
+        more = ", ..." if len(self) > _SHOWN else ""
+        parts.append(f"bits {bits}{more}")
+        if self.survival is not None and self.survival_std is not None:
+            pairs = zip(self.survival[:_SHOWN], self.survival_std[:_SHOWN], strict=True)
+            parts.append("survival " + ", ".join(f"{each:.2f} +- {std:.2f}" for each, std in pairs) + more)
+        return f"<Attribution: {'; '.join(parts)}>"
 
     def __len__(self) -> int:
         """Number of images."""
@@ -172,7 +191,7 @@ class Attribution:
         images = len(self)
         for name in _ARRAYS:
             array = getattr(self, name)
-            if array is None and name in _WHOLE:
+            if array is None and name in _MISSING:
                 continue
             if array.ndim == 0 or array.shape[int(name in _PER_STEP)] != images:
                 raise StateError(f"{name} has shape {array.shape}, which does not fit {images} images")
@@ -181,7 +200,7 @@ class Attribution:
                 continue
             if array.dtype.kind not in ("iu" if name in _WHOLE else "f"):
                 raise StateError(f"{name} has dtype {array.dtype}")
-            if not np.isfinite(array).all():
+            if not np.isfinite(array).all() and not (name in _SURVIVAL and not np.isinf(array).any()):
                 raise StateError(f"{name} holds a value that is not finite")
         if self.mask.shape != self.capacity.shape:
             raise StateError(f"mask has shape {self.mask.shape} and capacity {self.capacity.shape}")
@@ -231,7 +250,14 @@ _ARRAYS = (
     "model_losses",
     "informations",
     "steps_taken",
+    "survival",
+    "survival_std",
+    "betas",
 )
 _PER_STEP = ("model_losses", "informations")
 _WHOLE = ("classes", "steps_taken")
+_SURVIVAL = ("survival", "survival_std")
+_MISSING = (*_WHOLE, *_SURVIVAL, "betas")
 _ROUNDING = 1e-3
+_SHOWN = 4
+"""Images that the printed form shows."""

@@ -27,7 +27,18 @@ LAYERS = [
     Dense("7", 5),
 ]
 
-METHODS = ["GradCAM", "GradCAMPlusPlus", "HiResCAM", "LayerCAM", "XGradCAM", "EigenCAM"]
+METHODS = [
+    "GradCAM",
+    "GradCAMPlusPlus",
+    "HiResCAM",
+    "LayerCAM",
+    "XGradCAM",
+    "EigenCAM",
+    "EigenGradCAM",
+    "GradCAMElementWise",
+    "ScoreCAM",
+    "AblationCAM",
+]
 
 
 def read_record() -> dict[str, np.ndarray]:

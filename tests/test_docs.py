@@ -19,7 +19,15 @@ from torch import nn
 from iba_core import Explainer
 
 DOCS = Path(__file__).parents[1] / "docs"
-PACKAGES = ("iba_core", "iba_core.concepts", "iba_torch", "iba_torch.concepts", "iba_tf", "iba_tf.concepts")
+PACKAGES = (
+    "iba_core",
+    "iba_core.concepts",
+    "iba_core.evaluation",
+    "iba_torch",
+    "iba_torch.concepts",
+    "iba_tf",
+    "iba_tf.concepts",
+)
 
 # Code within a tab is indented.
 BLOCK = re.compile(r"^( *)```python\n(.*?)^\1```$", re.MULTILINE | re.DOTALL)
@@ -110,6 +118,11 @@ def test_the_page_of_the_architecture_has_the_floors_that_are_checked():
     text = (DOCS / "architecture.md").read_text(encoding="utf-8")
     rows = re.findall(r"^\| (`[^|]*`) \|", text, re.MULTILINE)
     assert [set(re.findall(r"`(\w+)`", row)) for row in rows] == [set(floor.split(" | ")) for floor in floors]
+
+
+def test_the_drawing_has_the_floors_that_are_checked():
+    floors = script("floors")
+    assert floors.PICTURE.read_text(encoding="utf-8") == floors.drawing()
 
 
 def script(name):

@@ -24,10 +24,24 @@ import pytest
 from iba_core import Explainer
 from tests.backends import BACKENDS, Activation, AveragePool, Backend, Conv, Dense, Flatten
 
-PACKAGES = ["iba_core", "iba_core.concepts", "iba_torch", "iba_torch.concepts", "iba_tf", "iba_tf.concepts"]
+PACKAGES = [
+    "iba_core",
+    "iba_core.concepts",
+    "iba_core.evaluation",
+    "iba_torch",
+    "iba_torch.concepts",
+    "iba_tf",
+    "iba_tf.concepts",
+]
 
 # What all users import has its names in `__all__`. Here every public class and function counts.
-WINGS = ["iba_core.framework", "iba_core.bottleneck", "iba_core.readout", "iba_core.pictures"]
+WINGS = [
+    "iba_core.evaluation",
+    "iba_core.framework",
+    "iba_core.bottleneck",
+    "iba_core.readout",
+    "iba_core.pictures",
+]
 
 FRAMEWORK = {"iba_torch": "torch", "iba_tf": "tensorflow"}
 

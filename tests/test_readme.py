@@ -56,7 +56,7 @@ def test_commands_exist():
     named = set(re.findall(r"\biba ([a-z]+)(?=[ `])", TEXT))
     assert named
     assert named <= commands
-    targets = re.findall(r"`make ([a-z]+)`|\$ make ([a-z]+)", TEXT)
+    targets = re.findall(r"`make ([a-z-]+)`|\$ make ([a-z-]+)", TEXT)
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     for pair in targets:
         assert re.search(rf"^{''.join(pair)}:", makefile, re.MULTILINE)
@@ -74,6 +74,6 @@ def test_extras_exist():
     import tomllib
 
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
-    named = {extra for group in re.findall(r"'\.\[([a-z,]+)\]'", TEXT) for extra in group.split(",")}
+    named = {extra for group in re.findall(r"'\.\[([a-z,-]+)\]'", TEXT) for extra in group.split(",")}
     assert named
     assert named <= set(extras)

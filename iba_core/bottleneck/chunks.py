@@ -29,6 +29,8 @@ class Task(NamedTuple):
     rows: tuple[Array, ...] = ()
     """Tensors with a row per image of the chunk, for the loss."""
     callback: Callback | None = None
+    whole: Array | None = None
+    """The loss of the unrestricted images, to measure how much of the target survives."""
 
 
 class Chunk(NamedTuple):
@@ -76,7 +78,8 @@ def explain_in_chunks(
         Each chunk, in the order of the images.
 
     Raises:
-        InputError: `max_batch` is less than 1, or shapes do not fit.
+        InputError: `max_batch` is less than 1, shapes do not fit, or the model draws random numbers that the
+            seed does not govern.
         OptimizationError: the objective became NaN or infinite.
     """
     images = batch_size(inputs)
@@ -103,8 +106,9 @@ def explain_in_chunks(
             try:
                 # Begun anew after the head, which may have been checked.
                 with framework.randomness(seed), split.head(chunk) as head, framework.randomness(seed):
+                    split.require_seeded(seed)
                     tail = head.in_memory_order()
-                    optimizer, statistics, rows, callback = task(tail, start, stop)
+                    optimizer, statistics, rows, callback, whole = task(tail, start, stop)
                     result = optimizer.run(
                         tail,
                         statistics,
@@ -115,6 +119,7 @@ def explain_in_chunks(
                         max_batch=1 if tail.one_by_one else max_batch,
                         progbar=progbar and one_bar,
                         callback=callback,
+                        whole=whole,
                     )
                     yield Chunk(start, stop, tail, result)
             except MixedImagesError:

@@ -22,7 +22,7 @@ from iba_core.cli.network import Network
 from iba_core.errors import MissingDependencyError
 from iba_core.explainer import Explainer
 from iba_core.pictures.plotting import save_overlay
-from iba_core.targets import class_probabilities
+from iba_core.targets import ClassTarget
 
 _TOP = 3
 _MARK = "▸ "
@@ -44,8 +44,6 @@ class Result:
         network: the network.
         attribution: attribution of this picture alone.
         probabilities: (K,), probabilities of the classes.
-        kept: probability of the explained class when only the kept information passes, mean over the noisy
-            copies.
         seconds: time of the explanation.
     """
 
@@ -54,7 +52,6 @@ class Result:
     network: Network
     attribution: Attribution
     probabilities: npt.NDArray[np.floating]
-    kept: float
     seconds: float
 
     @classmethod
@@ -64,7 +61,7 @@ class Result:
         image: Image.Image,
         network: Network,
         explainer: Explainer,
-        target: int | None,
+        target: ClassTarget | int | None,
         seed: int,
         **settings: Any,
     ) -> Result:
@@ -75,7 +72,7 @@ class Result:
             image: the picture.
             network: the network.
             explainer: explainer of the network.
-            target: index of the class; None for the predicted class.
+            target: the class, or its index; None for the predicted class.
             seed: seed of the noise.
             **settings: see `BottleneckSettings`.
         """
@@ -83,16 +80,12 @@ class Result:
         start = perf_counter()
         attribution = explainer.explain(x, target, seed=seed, **settings)
         seconds = perf_counter() - start
-        restricted = explainer.predict_restricted(x, attribution, attribution.settings.samples, seed)
-        assert attribution.classes is not None
-        kept = class_probabilities(restricted[0], attribution.activation)[:, int(attribution.classes[0])]
         return cls(
             name=name,
             picture=network.preprocessing.crop(image),
             network=network,
             attribution=attribution,
             probabilities=attribution.probabilities[0],
-            kept=float(kept.mean()),
             seconds=seconds,
         )
 
@@ -130,8 +123,14 @@ class Result:
 
     @property
     def survives(self) -> float:
-        """Share of the probability that the kept information keeps; NaN where it is 0 from the start."""
-        return self.kept / self.probability if self.probability else float("nan")
+        """Share of the probability that is left when only these bits pass."""
+        assert self.attribution.survival is not None
+        return float(self.attribution.survival[0])
+
+    @property
+    def kept(self) -> float:
+        """Probability of the explained class when only these bits pass, mean over the noisy copies."""
+        return self.survives * self.probability
 
     def save_picture(self, path: Path) -> None:
         """Write the picture and its map side by side, as a PNG."""

@@ -1,7 +1,18 @@
 """Concepts: hyperplanes in the space of a layer, how they are learnt, and where they are found."""
 
 from iba_core.concepts.analysis import ConceptAnalysis, ConceptAnalysisResult, LayerResult
-from iba_core.concepts.cam import EigenCAM, GradCAM, GradCAMPlusPlus, HiResCAM, LayerCAM, XGradCAM
+from iba_core.concepts.cam import (
+    AblationCAM,
+    EigenCAM,
+    EigenGradCAM,
+    GradCAM,
+    GradCAMElementWise,
+    GradCAMPlusPlus,
+    HiResCAM,
+    LayerCAM,
+    ScoreCAM,
+    XGradCAM,
+)
 from iba_core.concepts.data import SegmentationConcept2D, SegmentationData
 from iba_core.concepts.detection import ModelStump
 from iba_core.concepts.embedding import ConceptEmbedding
@@ -22,9 +33,15 @@ from iba_core.concepts.targets import (
     DifferenceFromConceptTarget,
     SimilarityToConceptTarget,
 )
-from iba_core.concepts.training import Hyperplane, TrainingSettings, train_detection_model
+from iba_core.concepts.training import (
+    Hyperplane,
+    TrainingSettings,
+    approximate_posterior,
+    train_detection_model,
+)
 
 __all__ = [
+    "AblationCAM",
     "BalancedBCELoss",
     "BalancedPenaltyReducedFocalLoss",
     "BatchReduction",
@@ -35,7 +52,9 @@ __all__ = [
     "ConceptEmbeddingTarget",
     "DifferenceFromConceptTarget",
     "EigenCAM",
+    "EigenGradCAM",
     "GradCAM",
+    "GradCAMElementWise",
     "GradCAMPlusPlus",
     "HiResCAM",
     "Hyperplane",
@@ -44,6 +63,7 @@ __all__ = [
     "LayerResult",
     "ModelStump",
     "Net2VecLoss",
+    "ScoreCAM",
     "SegmentationConcept2D",
     "SegmentationData",
     "SetIoU",
@@ -52,6 +72,7 @@ __all__ = [
     "TverskyLoss",
     "WeightedLossSum",
     "XGradCAM",
+    "approximate_posterior",
     "face_concept",
     "locate",
     "plot_heatmap",

@@ -85,6 +85,15 @@ def layer_cam_weights(activations: Array, gradients: Array) -> Array:
     return _positive_part(gradients)
 
 
+def elementwise_weights(activations: Array, gradients: Array) -> Array:
+    """Weight each feature by its own gradient where activation times gradient is positive, else by 0.
+
+    The method that pytorch-grad-cam calls `GradCAMElementWise`: HiResCAM without its negative parts.
+    """
+    xp = array_namespace(gradients)
+    return xp.where(activations * gradients > 0, gradients, xp.zeros_like(gradients))
+
+
 def xgrad_cam_weights(activations: Array, gradients: Array) -> Array:
     """Weight each channel by the mean of its gradient, weighted with its activations.
 
@@ -146,9 +155,9 @@ def activation_maps(
         array([[[2.5, 4. ]]])
     """
     xp = array_namespace(activations)
-    maps = evidence = _channels_first(activations, layout)
+    maps = evidence = channels_first(activations, layout)
     if gradients is not None:
-        slopes = _channels_first(gradients, layout)
+        slopes = channels_first(gradients, layout)
         evidence = maps * (hires_cam_weights if weighting is None else weighting)(maps, slopes)
         maps = maps if weighting is None else evidence
     if not principal:
@@ -180,12 +189,9 @@ def principal_component(maps: Array, evidence: Array | None = None) -> FloatArra
     """
     features = host_array(maps).astype(np.float64)
     batch, channels, *places = features.shape
-    vectors = features.reshape(batch, channels, -1).swapaxes(1, 2)
-    centred = vectors - vectors.mean(axis=1, keepdims=True)
-    *_, directions = np.linalg.svd(centred, full_matrices=False)
-    component = np.einsum("bpc,bc->bp", centred, directions[:, 0])
+    component = unoriented_component(features).reshape(batch, -1)
     # The component has the mean 0, so that a constant in the evidence does not count.
-    rises = np.einsum("bp,bp->b", component, np.square(vectors).sum(axis=2))
+    rises = np.einsum("bp,bp->b", component, np.square(features.reshape(batch, channels, -1)).sum(axis=1))
     if evidence is not None:
         wanted = host_array(evidence).astype(np.float64).reshape(batch, -1)
         agreement = np.einsum("bp,bp->b", component, wanted - wanted.mean(axis=1, keepdims=True))
@@ -194,11 +200,55 @@ def principal_component(maps: Array, evidence: Array | None = None) -> FloatArra
     return np.asarray(oriented.reshape(batch, *places))
 
 
-def to_unit_range(maps: Array) -> Array:
+def unoriented_component(maps: FloatArray) -> FloatArray:
+    """Project the channels onto their first principal component, with the sign that the decomposition gives.
+
+    Args:
+        maps: (B, C, *places), float32 or float64.
+
+    Returns:
+        Array (B, *places), of the same dtype. `principal_component` chooses the sign.
+
+    Example:
+        >>> np.abs(unoriented_component(np.array([[[[1.0, 3.0]], [[5.0, 5.0]]]])))
+        array([[[1., 1.]]])
+    """
+    batch, channels, *places = maps.shape
+    vectors = maps.reshape(batch, channels, -1).swapaxes(1, 2)
+    centred = vectors - vectors.mean(axis=1, keepdims=True)
+    *_, directions = np.linalg.svd(centred, full_matrices=False)
+    return np.asarray(np.einsum("bpc,bc->bp", centred, directions[:, 0]).reshape(batch, *places))
+
+
+def component_with_positive_peak(maps: FloatArray) -> FloatArray:
+    """Project the channels onto their first principal component, which is positive where it is largest.
+
+    C.-T. Chung and J. J.-C. Ying, *Seg-Eigen-CAM*, Applied Sciences 15, 2025, eq. 13,
+    https://doi.org/10.3390/app15137562.
+
+    Args:
+        maps: (B, C, *places), float32 or float64.
+
+    Returns:
+        Array (B, *places), of the same dtype.
+
+    Example:
+        >>> component_with_positive_peak(np.array([[[[0.0, 0.0, 3.0]], [[5.0, 5.0, 5.0]]]]))
+        array([[[-1., -1.,  2.]]])
+    """
+    component = unoriented_component(maps)
+    axes = tuple(range(1, component.ndim))
+    falls = -component.min(axis=axes, keepdims=True) > component.max(axis=axes, keepdims=True)
+    return np.where(falls, -component, component)
+
+
+def to_unit_range(maps: Array, epsilon: float = 0.0) -> Array:
     """Shift and scale each map to the range from 0 to 1. A constant map becomes 0.
 
     Args:
         maps: (B, *places).
+        epsilon: added to the greatest value before the division. pytorch-grad-cam adds 1e-7, so that fainter
+            maps stay faint.
 
     Example:
         >>> to_unit_range(np.array([[-1.0, 1.0, 3.0], [7.0, 7.0, 7.0]]))
@@ -208,7 +258,7 @@ def to_unit_range(maps: Array) -> Array:
     xp = array_namespace(maps)
     axes = tuple(range(1, len(maps.shape)))
     shifted = maps - xp.min(maps, axis=axes, keepdims=True)
-    return _ratio(shifted, xp.max(shifted, axis=axes, keepdims=True))
+    return _ratio(shifted, xp.max(shifted, axis=axes, keepdims=True) + epsilon)
 
 
 def resize_maps(maps: FloatArray, shape: Sequence[int]) -> FloatArray:
@@ -224,12 +274,21 @@ def resize_maps(maps: FloatArray, shape: Sequence[int]) -> FloatArray:
     Raises:
         InputError: `shape` has another number of axes than a map.
     """
-    if len(shape) != maps.ndim - 1:
+    require_same_axes(maps.shape[1:], shape)
+    return saliency.resize_maps(maps, shape)
+
+
+def require_same_axes(places: Sequence[int], shape: Sequence[int]) -> None:
+    """Check that a map can be resized to the input.
+
+    Raises:
+        InputError: it has another number of axes.
+    """
+    if len(shape) != len(places):
         raise InputError(
-            f"a map of shape {maps.shape[1:]} does not fit an input of shape {tuple(shape)}, which has "
+            f"a map of shape {tuple(places)} does not fit an input of shape {tuple(shape)}, which has "
             f"another number of axes; give a reshape_transform that makes feature maps of the layer's output"
         )
-    return saliency.resize_maps(maps, shape)
 
 
 def combine_layers(layers: Iterable[Array], shape: Sequence[int]) -> npt.NDArray[np.float32]:
@@ -253,7 +312,7 @@ def combine_layers(layers: Iterable[Array], shape: Sequence[int]) -> npt.NDArray
     return np.asarray(to_unit_range(np.mean(resized, axis=0)), dtype=np.float32)
 
 
-def _channels_first(features: Array, layout: Layout) -> Array:
+def channels_first(features: Array, layout: Layout) -> Array:
     """Arrange features as (B, C, *places), tokens folded into their grid, in float32 or float64."""
     xp = array_namespace(features)
     features = features if features.dtype == xp.float64 else xp.astype(features, xp.float32)

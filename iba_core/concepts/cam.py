@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import partial
 from types import TracebackType
-from typing import Any, NamedTuple, Self
+from typing import Any, ClassVar, NamedTuple, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -26,13 +26,16 @@ from iba_core.arguments import (
 from iba_core.concepts.activation_maps import (
     Weighting,
     activation_maps,
+    channels_first,
     combine_layers,
+    elementwise_weights,
     grad_cam_plus_plus_weights,
     grad_cam_weights,
     hires_cam_weights,
     layer_cam_weights,
     xgrad_cam_weights,
 )
+from iba_core.concepts.perturbation_maps import ablation_weights, score_cam_weights
 from iba_core.concepts.targets import ClassifierOutputTarget, ScoredOutput
 from iba_core.default_layer import everything_passes
 from iba_core.errors import InputError, LayerError
@@ -42,6 +45,7 @@ from iba_core.framework.adapter import (
     Model,
     ModelAdapter,
     Split,
+    Tail,
     find_adapter,
 )
 from iba_core.framework.cache import Cache
@@ -187,8 +191,10 @@ class BaseCAM:
         principal = eigen_smooth or self.method.principal
         if not aug_smooth:
             return self._maps(splits, inputs, wanted, principal)
-        image, axis = _single_image(inputs, splits[0].input_format)
-        mirrored = _mirrored(self.adapter.framework, image, axis)
+        image, layout = _single_image(
+            inputs, splits[0].input_format, "aug_smooth mirrors the input from left to right"
+        )
+        mirrored = _mirrored(self.adapter.framework, image, 1 + layout.spatial_axes[-1])
         straight = [self._maps(splits, image * factor, wanted, principal) for factor in _BRIGHTNESS]
         crosswise = [self._maps(splits, mirrored * factor, wanted, principal) for factor in _BRIGHTNESS]
         views = [*straight, *(maps[..., ::-1] for maps in crosswise)]
@@ -227,15 +233,17 @@ class BaseCAM:
                 return sum(target.score(outputs[target.images]) for target in wanted), ()
 
             *_, gradients = self.adapter.framework.value_and_grad(score, activations)
-        transform, tokens, data_format = self.reshape_transform, None, split.data_format
-        if isinstance(transform, Tokens):
-            tokens = transform
-        elif transform is not None:
-            activations = transform(activations)
-            gradients = None if gradients is None else transform(gradients)
-            data_format = split.input_format
-        layout = Layout.of(activations.shape[1:], data_format, tokens)
+        activations, layout = self._read(activations, split)
+        gradients = None if gradients is None else self._read(gradients, split)[0]
         return activation_maps(activations, gradients, self.method.weighting, layout, principal)
+
+    def _read(self, features: Array, split: Split) -> tuple[Array, Layout]:
+        """Feature maps, or their gradients, in the form that the user gave, and the meaning of their axes."""
+        transform = self.reshape_transform
+        if transform is None or isinstance(transform, Tokens):
+            return features, Layout.of(features.shape[1:], split.data_format, transform)
+        features = transform(features)
+        return features, Layout.of(features.shape[1:], split.input_format)
 
     def _wanted(self, targets: Any, images: int) -> list[_Wanted]:
         if hasattr(targets, "shape"):
@@ -250,7 +258,7 @@ class BaseCAM:
 
     def _want(self, target: Any, images: slice) -> _Wanted:
         if target is None and self.method.weighting is None:
-            return _Wanted(images, _predicted_if_any, None)
+            return _Wanted(images, None, _predicted_if_any, None)
         if target is None or isinstance(target, (int, np.integer)):
             target = ClassifierOutputTarget(None if target is None else require_whole("targets", target))
         elif not callable(target) or isinstance(target, type):
@@ -265,7 +273,8 @@ class BaseCAM:
                 return -xp.sum(loss(outputs, *(framework.asarray(row, like=outputs) for row in rows)))
             return sum(xp.sum(_score(target(outputs[i]))) for i in range(int(outputs.shape[0])))
 
-        return _Wanted(images, score, getattr(target, "layer", None) if isinstance(target, Target) else None)
+        layer = getattr(target, "layer", None) if isinstance(target, Target) else None
+        return _Wanted(images, target, score, layer)
 
 
 def _score(found: Any) -> Array:
@@ -281,6 +290,8 @@ class _Wanted(NamedTuple):
     """What to look for in some images of a batch."""
 
     images: slice
+    target: Any
+    """A `Target`, or a function of the output for one image."""
     score: Callable[[Array], Array]
     """Maps the outputs for these images to a scalar."""
     layer: Any
@@ -393,6 +404,216 @@ class EigenCAM(BaseCAM):
     method: Method = Method(None, principal=True)
 
 
+class EigenGradCAM(BaseCAM):
+    """Eigen-CAM of activations times gradients, see `principal_component` and `hires_cam_weights`.
+
+    The component is positive where activations times gradients are largest. `BaseCAM` has the arguments.
+
+    Example:
+        >>> EigenGradCAM(model, ["conv"])(x, targets=[2, 0]).shape
+        (2, 8, 8)
+    """
+
+    method: Method = Method(hires_cam_weights, principal=True)
+
+
+class GradCAMElementWise(BaseCAM):
+    """HiResCAM of the positive products alone: see `elementwise_weights`, and `BaseCAM` for the arguments.
+
+    Example:
+        >>> GradCAMElementWise(model, ["conv"])(x, targets=[2, 0]).shape
+        (2, 8, 8)
+    """
+
+    method: Method = Method(elementwise_weights)
+
+
+class _MeasuredCAM(BaseCAM):
+    """A method that measures the weights of the channels by running the model, without gradients."""
+
+    method: Method = Method(hires_cam_weights)
+
+    _batch: ClassVar[int]
+
+    def __init__(
+        self,
+        model: Model,
+        target_layers: Any = None,
+        reshape_transform: ReshapeTransform | None = None,
+        *,
+        batch_size: int | None = None,
+        **options: Any,
+    ) -> None:
+        batch_size = self._batch if batch_size is None else require_whole("batch_size", batch_size, 1)
+        super().__init__(model, target_layers, reshape_transform, **options)
+        self.batch_size = batch_size
+
+    def _maps_of_all(self, split: Split, inputs: Inputs, wanted: list[_Wanted], principal: bool) -> Array:
+        with split.head(inputs) as tail:
+            activations, layout = self._read(tail.features, split)
+            maps = channels_first(activations, layout)
+            outputs = main_output(tail(tail.features), self.output)
+            measures = [scores for one in wanted for scores in self._measures(one, outputs)]
+            end_layer = common_layer(one.layer for one in wanted)
+            weights = self._weights(_Measured(inputs, split, end_layer, tail, outputs, maps, measures))
+        factors = np.reshape(weights, (*weights.shape, *(1 for _ in maps.shape[2:])))
+        factors = self.adapter.framework.asarray(factors, like=maps)
+        in_order = Layout.of(maps.shape[1:], "channels_first")
+        return activation_maps(maps, factors, self.method.weighting, in_order, principal)
+
+    def _weights(self, found: _Measured) -> npt.NDArray[np.float64]:
+        """Weights (B, C) of the channels."""
+        raise NotImplementedError
+
+    def _measures(self, wanted: _Wanted, outputs: Array) -> list[_Measure]:
+        """For each image, the function that scores outputs for versions of it.
+
+        What a target reads from the unrestricted outputs, such as the class predicted, stays.
+        """
+        framework, target = self.adapter.framework, wanted.target
+        whole = outputs[wanted.images]
+        images = range(int(whole.shape[0]))
+        if not isinstance(target, Target) or (
+            isinstance(target, ScoredOutput) and not isinstance(target, ClassifierOutputTarget)
+        ):
+            return [partial(_scores_of_rows, framework, target)] * len(images)
+        loss, settings = target.resolve(framework.to_numpy(whole))
+
+        def measure(image: int) -> _Measure:
+            def scores(rows: Array) -> npt.NDArray[Any]:
+                copies = (
+                    framework.asarray(
+                        np.repeat(row[image : image + 1], int(rows.shape[0]), axis=0), like=rows
+                    )
+                    for row in settings
+                )
+                return -framework.to_numpy(loss(rows, *copies))
+
+            return scores
+
+        return [measure(image) for image in images]
+
+
+_Measure = Callable[[Array], npt.NDArray[Any]]
+"""``scores(outputs)``: scores (S,) of outputs (S, ...) for versions of one image."""
+
+
+def _scores_of_rows(framework: Framework, target: Callable[[Array], Any], outputs: Array) -> npt.NDArray[Any]:
+    rows = (outputs[i] for i in range(int(outputs.shape[0])))
+    return np.array([np.sum(framework.to_numpy(_score(target(row)))) for row in rows])
+
+
+class _Measured(NamedTuple):
+    """What a method measures at."""
+
+    inputs: Inputs
+    split: Split
+    end_layer: Any
+    """Layer that gives the outputs; None for the model's own output."""
+    tail: Tail
+    outputs: Array
+    """Outputs for the whole images."""
+    maps: Array
+    """The activations, (B, C, *places)."""
+    measures: list[_Measure]
+    """One for each image."""
+
+
+class ScoreCAM(_MeasuredCAM):
+    """Score-CAM: each channel is weighted by the score of the image that is seen through it.
+
+    See `score_cam_weights` for the formula. The model runs once for each channel, so this takes long. A
+    target may be a score that has no gradient.
+
+    Args:
+        model: see `BaseCAM`. It must take one batch of images.
+        target_layers: see `BaseCAM`.
+        reshape_transform: see `BaseCAM`.
+        batch_size: how many masked images the model sees at once; 16 by default. It can be changed later.
+        **options: `data_format`, `shared` and `output`, see `BaseCAM`.
+
+    Raises:
+        InputError: no backend serves the model, or `batch_size` is not positive.
+        LayerError: the model has no such layer; the message offers the closest names.
+
+    Example:
+        >>> ScoreCAM(model, ["conv"], batch_size=4)(x, targets=[2, 0]).shape
+        (2, 8, 8)
+    """
+
+    _batch = 16
+
+    def _weights(self, found: _Measured) -> npt.NDArray[np.float64]:
+        images, layout = _single_image(
+            found.inputs, found.split.input_format, "ScoreCAM puts masks over the input"
+        )
+        xp = array_namespace(images)
+
+        def score(image: int, masks: Array) -> npt.NDArray[Any]:
+            masks = xp.expand_dims(xp.astype(masks, images.dtype), axis=layout.channel_axis + 1)
+            masked = images[image : image + 1] * masks
+            if found.end_layer is None:
+                outputs = self.adapter.predict(masked)
+            else:
+                outputs = self._split(found.end_layer).features(masked)
+            return found.measures[image](main_output(outputs, self.output))
+
+        shape = layout.spatial_shape([int(size) for size in images.shape[1:]])
+        return score_cam_weights(found.maps, shape, score, 1 if found.tail.one_by_one else self.batch_size)
+
+
+class AblationCAM(_MeasuredCAM):
+    """Ablation-CAM: each channel is weighted by the share of the score that is lost without it.
+
+    See `ablation_weights` for the formula. The part of the model after the layer runs once for each channel.
+
+    Args:
+        model: see `BaseCAM`.
+        target_layers: see `BaseCAM`.
+        reshape_transform: see `BaseCAM`. A function must keep the channels in their order.
+        batch_size: how many versions of the feature maps the model sees at once; 32 by default. It can be
+            changed later.
+        **options: `data_format`, `shared` and `output`, see `BaseCAM`.
+
+    Raises:
+        InputError: no backend serves the model, or `batch_size` is not positive.
+        LayerError: the model has no such layer; the message offers the closest names.
+
+    Example:
+        >>> AblationCAM(model, ["relu"])(x, targets=[2, 0]).shape
+        (2, 8, 8)
+    """
+
+    _batch = 32
+
+    def _weights(self, found: _Measured) -> npt.NDArray[np.float64]:
+        features, tail, framework = found.tail.features, found.tail, self.adapter.framework
+        xp = array_namespace(features)
+        sizes = [int(size) for size in features.shape]
+        axis = 1 + Layout.of(sizes[1:], found.split.data_format).channel_axis
+        images, channels = sizes[0], sizes[axis]
+        if channels != int(found.maps.shape[1]):
+            raise InputError(
+                f"reshape_transform makes {int(found.maps.shape[1])} channels of {channels}; AblationCAM "
+                "takes away channels of the layer, so give a transform that keeps them"
+            )
+
+        def scores(chunk: range) -> npt.NDArray[Any]:
+            """Scores (B, S) with each of the channels of a chunk set to 0."""
+            count = len(chunk)
+            kept = 1.0 - np.eye(channels)[chunk]
+            kept = kept.reshape(1, count, *(channels if i == axis else 1 for i in range(1, len(sizes))))
+            versions = xp.expand_dims(features, axis=1) * framework.asarray(kept, like=features)
+            outputs = main_output(tail(xp.reshape(versions, (images * count, *sizes[1:]))), self.output)
+            rows = (outputs[i * count : (i + 1) * count] for i in range(images))
+            return np.stack([measure(own) for measure, own in zip(found.measures, rows, strict=True)])
+
+        at_once = 1 if tail.one_by_one else max(1, self.batch_size // images)
+        chunks = [range(channels)[start : start + at_once] for start in range(0, channels, at_once)]
+        whole = [measure(found.outputs[i : i + 1])[0] for i, measure in enumerate(found.measures)]
+        return ablation_weights(whole, np.concatenate([scores(chunk) for chunk in chunks], axis=1))
+
+
 def last_spatial_layer(adapter: ModelAdapter, inputs: Inputs) -> str:
     """Find the last layer that has two spatial axes, both longer than 1, and that all information passes.
 
@@ -418,13 +639,13 @@ def last_spatial_layer(adapter: ModelAdapter, inputs: Inputs) -> str:
     )
 
 
-def _single_image(inputs: Inputs, data_format: DataFormat) -> tuple[Array, int]:
-    """Return the only array of the inputs, and its axis from left to right."""
+def _single_image(inputs: Inputs, data_format: DataFormat, purpose: str) -> tuple[Array, Layout]:
+    """Return the only array of the inputs, and the meaning of its axes."""
     arrays = list(arrays_of(inputs))
     if len(arrays) != 1 or len(arrays[0].shape) < 3:
-        raise InputError("aug_smooth mirrors the input from left to right, so it needs one batch of images")
+        raise InputError(f"{purpose}, so it needs one batch of images")
     (image,) = arrays
-    return image, 1 + Layout.of(image.shape[1:], data_format).spatial_axes[-1]
+    return image, Layout.of(image.shape[1:], data_format)
 
 
 def _mirrored(framework: Framework, image: Array, axis: int) -> Array:

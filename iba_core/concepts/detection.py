@@ -67,7 +67,8 @@ def filters_of(embeddings: Sequence[ConceptEmbedding]) -> tuple[FloatArray, Floa
     With the scaling factor s = 1 this is ``weight = n``, ``bias = -b |weight|^2``.
 
     Args:
-        embeddings: embeddings with normal vectors of one shape, (C, kh, kw) or (C,).
+        embeddings: embeddings with normal vectors of one shape: (C, kh, kw), (C,), or (1, C, kh, kw) as the
+            weight of a convolution with one filter.
 
     Returns:
         Weight (E, C, kh, kw) and bias (E,), float64.
@@ -88,13 +89,14 @@ def filters_of(embeddings: Sequence[ConceptEmbedding]) -> tuple[FloatArray, Floa
         raise InputError(
             f"embeddings_list has normal vectors of shapes {shapes}; an ensemble needs one shape"
         )
-    if len(shapes[0]) not in (1, 3):
+    shape = shapes[0][1:] if len(shapes[0]) == 4 and shapes[0][0] == 1 else shapes[0]
+    if len(shape) not in (1, 3):
         raise InputError(
             f"embeddings_list has normal vectors of shape {shapes[0]}; (C, height, width) or "
             "(C,) was expected"
         )
     planes = [embedding.scale() for embedding in embeddings]
-    shape = shapes[0] if len(shapes[0]) == 3 else (*shapes[0], 1, 1)
+    shape = shape if len(shape) == 3 else (*shape, 1, 1)
     weight = np.stack([plane.normal_vec.reshape(shape) for plane in planes])
     return weight, np.array([plane.bias for plane in planes])
 
@@ -349,9 +351,14 @@ class ConceptDetection:
         return self._spec.concept_name
 
     @property
-    def main_model_stump(self) -> ModelStump | None:
+    def stump(self) -> ModelStump | None:
         """The main model up to the layer whose output is this model's input; None without a main model."""
         return self._spec.stump
+
+    @property
+    def main_model_stump(self) -> ModelStump | None:
+        """The same as `stump`."""
+        return self.stump
 
     @property
     def main_model(self) -> Any:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, ClassVar
+from copy import copy
+from typing import Any, ClassVar, Self, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -24,7 +25,7 @@ from iba_core.concepts.targets import ConceptEmbeddingTarget
 from iba_core.errors import InputError
 from iba_core.files import as_path
 from iba_core.framework.arrays import as_array, require_array
-from iba_core.state import interpreting, read_state, write_state
+from iba_core.state import interpreting, read_npz, read_state, write_state
 
 _KIND = "concept embedding"
 
@@ -35,6 +36,8 @@ _DEEPEST = 20
 """Deepest nesting of ensembles."""
 
 FloatArray = npt.NDArray[np.float64]
+
+_Embedding = TypeVar("_Embedding", bound="ConceptEmbedding")
 
 
 class ConceptEmbedding:
@@ -166,11 +169,11 @@ class ConceptEmbedding:
 
     # -- representations --------------------------------------------------------------------------
 
-    def scale(self) -> ConceptEmbedding:
+    def scale(self) -> Self:
         """Return the same distance with scaling factor 1: (s n, s B, 1)."""
         return self._with(self.scaling_factor * self.normal_vec, self.scaling_factor * self.bias, 1.0)
 
-    def normalize(self) -> ConceptEmbedding:
+    def normalize(self) -> Self:
         """Return the same distance with a normal vector of length 1 and the same sign of the scaling factor.
 
         Example:
@@ -180,16 +183,16 @@ class ConceptEmbedding:
         length = self.length
         return self._with(self.normal_vec / length, self.bias / length, self.scaling_factor * length)
 
-    def to_pos_scaling(self) -> ConceptEmbedding:
+    def to_pos_scaling(self) -> Self:
         """Return the same distance with a positive scaling factor: n then points to the concept."""
         sign = 1.0 if self.scaling_factor > 0 else -1.0
         return self._with(sign * self.normal_vec, sign * self.bias, sign * self.scaling_factor)
 
-    def unique(self) -> ConceptEmbedding:
+    def unique(self) -> Self:
         """Return the only representation of this distance with ``|n| = 1`` and a positive scaling factor."""
         return self.normalize().to_pos_scaling()
 
-    def unique_upper_sphere(self) -> ConceptEmbedding:
+    def unique_upper_sphere(self) -> Self:
         """Return the only representation of this distance with n on the upper half of the unit sphere.
 
         The first entry of n that is not zero is positive. The scaling factor may be negative.
@@ -198,12 +201,13 @@ class ConceptEmbedding:
         plane = self.normalize()
         return plane._with(sign * plane.normal_vec, sign * plane.bias, sign * plane.scaling_factor)
 
-    def forget_scaling(self) -> ConceptEmbedding:
+    def forget_scaling(self) -> Self:
         """Return the same normal vector and bias with scaling factor 1, which is another distance."""
         return self._with(self.normal_vec, self.bias, 1.0)
 
-    def _with(self, normal_vec: FloatArray, bias: float, scaling_factor: float) -> ConceptEmbedding:
-        return ConceptEmbedding(
+    def _with(self, normal_vec: FloatArray, bias: float, scaling_factor: float) -> Self:
+        """Return another hyperplane with the same information about it."""
+        return type(self)(
             **{
                 **self.settings,
                 "normal_vec": normal_vec,
@@ -295,7 +299,39 @@ class ConceptEmbedding:
     # -- ensembles --------------------------------------------------------------------------------
 
     @classmethod
-    def mean_by_distance(cls, embeddings: Iterable[Any]) -> ConceptEmbedding:
+    def _members(cls, embeddings: Iterable[Any]) -> list[Self]:
+        """The embeddings of an ensemble, all of one shape.
+
+        Raises:
+            InputError: there are none, their shapes differ, or an entry is no embedding of this class.
+        """
+        planes = list(_nested(embeddings, cls, depth=0))
+        if not planes:
+            raise InputError("embeddings is empty; an ensemble has at least one member")
+        shapes = sorted({plane.normal_vec.shape for plane in planes})
+        if len(shapes) > 1:
+            raise InputError(f"embeddings have normal vectors of shapes {shapes}; they must have one shape")
+        return planes
+
+    @classmethod
+    def first(cls, embeddings: Iterable[Any]) -> Self:
+        """Return a copy of the first embedding, where one of an ensemble has to stand for all.
+
+        Args:
+            embeddings: embeddings, or sequences of them.
+
+        Raises:
+            InputError: there are none, or their shapes differ.
+
+        Example:
+            >>> planes = ConceptEmbedding([2.0, 0.0], bias=1.0), ConceptEmbedding([0.0, 4.0], bias=3.0)
+            >>> ConceptEmbedding.first(planes).bias
+            1.0
+        """
+        return copy(cls._members(embeddings)[0])
+
+    @classmethod
+    def mean_by_distance(cls, embeddings: Iterable[Any]) -> Self:
         """Average embeddings so that the distance is everywhere the mean of their distances.
 
         Embeddings with a longer normal vector or a larger scaling factor have more weight.
@@ -315,12 +351,12 @@ class ConceptEmbedding:
             >>> mean.normal_vec, mean.bias
             (array([1., 2.]), 2.0)
         """
-        planes = [plane.scale() for plane in _flat(embeddings)]
+        planes = [plane.scale() for plane in cls._members(embeddings)]
         normal = _mean_normal(planes)
         return planes[0]._with(normal, float(np.mean([plane.bias for plane in planes])), 1.0)
 
     @classmethod
-    def mean(cls, embeddings: Iterable[Any]) -> ConceptEmbedding:
+    def mean(cls, embeddings: Iterable[Any]) -> Self:
         """Average hyperplanes so that the mean Euclidean distance to them is 0 everywhere on the result.
 
         All embeddings have the same weight, independent of their scale.
@@ -334,13 +370,13 @@ class ConceptEmbedding:
         Raises:
             InputError: there are none, their shapes differ, or their directions cancel out.
         """
-        planes = [plane.unique() for plane in _flat(embeddings)]
+        planes = [plane.unique() for plane in cls._members(embeddings)]
         normal = _mean_normal(planes)
         hyperplane = planes[0]._with(normal, float(np.mean([plane.bias for plane in planes])), 1.0)
         return hyperplane.normalize()._scaled_as(planes)
 
     @classmethod
-    def mean_by_angle(cls, embeddings: Iterable[Any]) -> ConceptEmbedding:
+    def mean_by_angle(cls, embeddings: Iterable[Any]) -> Self:
         """Average hyperplanes by their directions.
 
         The result has the mean direction. From its point closest to the origin, the signed distances to the
@@ -356,7 +392,7 @@ class ConceptEmbedding:
             InputError: there are none, their shapes differ, their directions cancel out, or one direction is
                 at an angle of 90 degrees or more to the mean.
         """
-        planes = [plane.unique() for plane in _flat(embeddings)]
+        planes = [plane.unique() for plane in cls._members(embeddings)]
         normal = _mean_normal(planes)
         normal = normal / np.linalg.norm(normal)
         cosines = np.array([np.vdot(plane.normal_vec, normal) for plane in planes])
@@ -389,7 +425,7 @@ class ConceptEmbedding:
             >>> ConceptEmbedding.variance(planes)
             (array([0., 0.]), 0.0, 2.0)
         """
-        planes = [plane.unique() for plane in _flat(embeddings)]
+        planes = [plane.unique() for plane in cls._members(embeddings)]
         ddof = require_whole("ddof", ddof)
         if len(planes) <= ddof:
             raise InputError(f"embeddings has {len(planes)} entries; a variance with ddof={ddof} needs more")
@@ -405,7 +441,7 @@ class ConceptEmbedding:
         normal_vec, support_factor, scaling_factor = cls.variance(embeddings, ddof)
         return np.sqrt(normal_vec), support_factor**0.5, scaling_factor**0.5
 
-    def _scaled_as(self, planes: Sequence[ConceptEmbedding]) -> ConceptEmbedding:
+    def _scaled_as(self, planes: Sequence[ConceptEmbedding]) -> Self:
         scaling_factor = float(np.mean([plane.scaling_factor for plane in planes]))
         return self._with(self.normal_vec, self.bias, scaling_factor)
 
@@ -451,15 +487,29 @@ class ConceptEmbedding:
         write_state(filepath, arrays, _KIND, metadata)
 
     @classmethod
-    def load(cls, filepath: str | os.PathLike[str]) -> ConceptEmbedding:
+    def load(cls, filepath: str | os.PathLike[str]) -> Self:
         """Read an embedding that `save` has written, without any rounding.
+
+        An ``.npz`` file is read as well that holds the arrays ``normal_vec``, ``support_factor`` and
+        ``scaling_factor`` and the texts ``concept_name`` and ``layer_id``, as hybrid_learning has written it.
+
+        Args:
+            filepath: path of the file. One that ends in ``.npz`` is read as such.
 
         Raises:
             StateError: the file is missing, truncated, or contains something else.
         """
         filepath = as_path(filepath, "filepath")
-        arrays, metadata = read_state(filepath, _KIND, ("normal_vec", "bias", "scaling_factor"))
-        settings: dict[str, Any] = {**metadata, **arrays}
+        settings: dict[str, Any]
+        if filepath.suffix == ".npz":
+            settings = dict(read_npz(filepath, "filepath"))
+            for name in ("concept_name", "layer_id"):
+                text = str(settings.pop(name, None))
+                # The package writes the text of None where there is no name.
+                settings[name] = None if text == "None" else text
+        else:
+            arrays, metadata = read_state(filepath, _KIND, ("normal_vec", "bias", "scaling_factor"))
+            settings = {**metadata, **arrays}
         with interpreting(filepath, _KIND):
             return cls(**settings)
 
@@ -498,33 +548,19 @@ def _kernel_size(value: Sequence[int] | None, shape: tuple[int, ...]) -> tuple[i
     return window
 
 
-def _flat(embeddings: Iterable[Any]) -> list[ConceptEmbedding]:
-    planes = list(_members(embeddings, depth=0))
-    if not planes:
-        raise InputError("embeddings is empty; an ensemble has at least one member")
-    _require_one_shape(planes)
-    return planes
-
-
-def _members(entry: Any, depth: int) -> Iterator[ConceptEmbedding]:
+def _nested(entry: Any, kind: type[_Embedding], depth: int) -> Iterator[_Embedding]:
     """The embeddings in nested sequences; a list that holds itself has no end."""
-    if isinstance(entry, ConceptEmbedding):
+    if isinstance(entry, kind):
         yield entry
     elif not is_iterable(entry) or depth > _DEEPEST:
         raise InputError(f"{given('embeddings', entry)} must be concept embeddings, or lists of them")
     else:
         for part in entry:
-            yield from _members(part, depth + 1)
+            yield from _nested(part, kind, depth + 1)
 
 
 def _require_embedding(name: str, value: Any) -> None:
     require_type(name, value, ConceptEmbedding, "a ConceptEmbedding")
-
-
-def _require_one_shape(planes: Sequence[ConceptEmbedding]) -> None:
-    shapes = sorted({plane.normal_vec.shape for plane in planes})
-    if len(shapes) > 1:
-        raise InputError(f"embeddings have normal vectors of shapes {shapes}; they must have one shape")
 
 
 def _mean_normal(planes: Sequence[ConceptEmbedding]) -> FloatArray:

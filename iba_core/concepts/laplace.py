@@ -95,6 +95,27 @@ def posterior_factor(hessian: FloatArray, prior_precision: float) -> FloatArray:
     return factor
 
 
+def hessian_of(factor: FloatArray) -> tuple[FloatArray, float]:
+    """Divide a posterior's precision into a Hessian and a prior, the arguments of `posterior_factor`.
+
+    Args:
+        factor: R, (P, P), with the covariance ``R^T R``.
+
+    Returns:
+        The Hessian (P, P), positive semidefinite, and the precision of the prior, half of the posterior's
+        smallest eigenvalue.
+
+    Example:
+        >>> hessian, prior_precision = hessian_of(np.array([[0.5]]))
+        >>> hessian, prior_precision
+        (array([[2.]]), 2.0)
+    """
+    inverse = np.linalg.inv(np.asarray(factor, dtype=np.float64))
+    precision = inverse @ inverse.T
+    prior_precision = float(np.linalg.eigvalsh(precision)[0]) / 2.0
+    return precision - prior_precision * np.eye(len(precision)), prior_precision
+
+
 def tuned_factor(
     hessian: FloatArray,
     prior_precision: float,

@@ -181,6 +181,9 @@ class BalancedBCELoss(BatchFunction):
             one loss for each pixel.
         from_logit: whether the outputs are logits instead of probabilities. Prefer logits: a probability
             that is rounded to 0 or 1 has no gradient.
+        soft_weights: what a pixel with a true mask t between 0 and 1 counts as. True: as foreground for a
+            share of t and as background for the rest, as in the formula. False: as foreground, so that b is
+            the weight of its whole cross-entropy. Masks of 0 and 1 are not affected.
         kwargs: arguments of the framework's base class.
 
     Raises:
@@ -198,6 +201,7 @@ class BalancedBCELoss(BatchFunction):
         factor_pos_class: float | None = None,
         reduction: Reduction | str = BatchReduction.mean,
         from_logit: bool = False,
+        soft_weights: bool = True,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -206,6 +210,7 @@ class BalancedBCELoss(BatchFunction):
         )
         self.reduction: Reduction = as_reduction(reduction)
         self.from_logit: bool = require_bool("from_logit", from_logit)
+        self.soft_weights: bool = require_bool("soft_weights", soft_weights)
 
     def values(self, outputs: Array, targets: Array) -> Array:
         """Compute the loss of each pixel.
@@ -217,10 +222,14 @@ class BalancedBCELoss(BatchFunction):
         Returns:
             Array of the same shape, in nats.
         """
-        xp, p, t = as_masks(outputs, targets)
+        xp, p, t = as_masks(outputs, targets, pixels=True)
         b = 1.0 - xp.mean(t) if self.factor_pos_class is None else self.factor_pos_class
         log_p, log_q = _log_probabilities(p, self.from_logit)
-        return -(b * t * log_p + (1.0 - b) * (1.0 - t) * log_q)
+        if self.soft_weights:
+            return -(b * t * log_p + (1.0 - b) * (1.0 - t) * log_q)
+        foreground = binarize(t, 0.0)
+        weight = b * foreground + (1.0 - b) * (1.0 - foreground)
+        return -weight * (t * log_p + (1.0 - t) * log_q)
 
 
 class BalancedPenaltyReducedFocalLoss(BatchFunction):
@@ -282,7 +291,7 @@ class BalancedPenaltyReducedFocalLoss(BatchFunction):
         Returns:
             Array of the same shape.
         """
-        xp, p, t = as_masks(outputs, targets)
+        xp, p, t = as_masks(outputs, targets, pixels=True)
         log_p, log_q = _log_probabilities(p, self.from_logit)
         if self.from_logit:
             p, q = xp.exp(log_p), xp.exp(log_q)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from enum import Enum
+from enum import StrEnum
 from typing import Any
 
 import numpy as np
@@ -17,13 +17,15 @@ from iba_core.framework.layout import DataFormat
 from iba_core.framework.namespace import Array, Namespace, array_namespace
 
 
-class BatchReduction(Enum):
+class BatchReduction(StrEnum):
     """Functions that reduce the values of the masks of a batch.
 
     Attributes:
         mean: the mean of the values.
         sum: the sum of the values.
         none: the values themselves.
+
+    A member equals its name, ``BatchReduction.mean == "mean"``.
 
     Example:
         >>> import numpy as np
@@ -43,7 +45,7 @@ class BatchReduction(Enum):
         return xp.mean(batch_tensor) if self is BatchReduction.mean else xp.sum(batch_tensor)
 
     def __repr__(self) -> str:
-        return str(self)
+        return f"BatchReduction.{self.name}"
 
 
 Reduction = BatchReduction | Callable[[Array], Array]
@@ -69,7 +71,7 @@ def as_reduction(reduction: Reduction | str) -> Reduction:
     raise InputError(f"{given('reduction', reduction)} is neither one of {shown} nor a function")
 
 
-def as_masks(outputs: Array, targets: Array) -> tuple[Namespace, Array, Array]:
+def as_masks(outputs: Array, targets: Array, *, pixels: bool = False) -> tuple[Namespace, Array, Array]:
     """Convert predicted and true masks to one floating-point dtype, and find the namespace to compute with.
 
     Half precision becomes float32, since the sum over an image overflows it.
@@ -77,6 +79,7 @@ def as_masks(outputs: Array, targets: Array) -> tuple[Namespace, Array, Array]:
     Args:
         outputs: predicted masks or logits, at least 1-D.
         targets: true masks of the same shape and any dtype.
+        pixels: whether each pixel counts for itself, so that a single one without any axis is allowed.
 
     Returns:
         The namespace, the outputs in float32 or float64, and the targets in the same dtype.
@@ -92,7 +95,7 @@ def as_masks(outputs: Array, targets: Array) -> tuple[Namespace, Array, Array]:
     )
     if len(shape) != len(target_shape) or differs:
         raise InputError(f"targets has shape {target_shape}; it must have the shape of outputs, {shape}")
-    if not shape or 0 in shape:
+    if (not shape and not pixels) or 0 in shape:
         raise InputError(f"outputs has shape {shape}; a mask needs at least one axis and one entry")
     xp = array_namespace(outputs, targets)
     if outputs.dtype not in (xp.float32, xp.float64):

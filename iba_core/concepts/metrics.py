@@ -30,8 +30,28 @@ def _overlap(outputs: Array, labels: Array, output_thresh: float, label_thresh: 
     return p * t, p + t - p * t
 
 
-def _ratio(intersection: Array, union: Array, smooth: float) -> Array:
-    return (intersection + smooth) / (union + smooth)
+def smooth_ratio(intersection: Array, union: Array, smooth: float) -> Array:
+    """Compute ``(intersection + smooth) / (union + smooth)``, and 1 instead of 0 / 0.
+
+    Args:
+        intersection: array of any framework, or number.
+        union: array of the same shape, or number, at least the intersection.
+        smooth: summand, at least 0.
+
+    Returns:
+        Array of the same shape, or number.
+
+    Example:
+        >>> smooth_ratio(np.array([1.0, 0.0]), np.array([2.0, 0.0]), smooth=0.0)
+        array([0.5, 1. ])
+    """
+    if smooth > 0:
+        return (intersection + smooth) / (union + smooth)
+    if isinstance(union, (int, float)):
+        return intersection / union if union else 1.0
+    xp = array_namespace(union)
+    one = xp.zeros_like(union) + 1
+    return xp.where(union == 0, one, intersection) / xp.where(union == 0, one, union)
 
 
 class IoU(AreaFunction):
@@ -43,7 +63,7 @@ class IoU(AreaFunction):
         reduction: function, or its name, that reduces the values of the masks of a batch.
         output_thresh: entries of the predicted masks above it are foreground.
         label_thresh: entries of the true masks above it are foreground.
-        smooth: summand s, above 0.
+        smooth: summand s, at least 0. With 0, the value of two empty masks is 1, too.
         data_format: position of the channel axis in arrays with four or more axes.
         kwargs: arguments of the framework's base class.
 
@@ -69,8 +89,7 @@ class IoU(AreaFunction):
         super().__init__(reduction, data_format, **kwargs)
         self.output_thresh: float = require_number("output_thresh", output_thresh)
         self.label_thresh: float = require_number("label_thresh", label_thresh)
-        # With 0, two empty masks would have no IoU.
-        self.smooth: float = require_number("smooth", smooth, above=0)
+        self.smooth: float = require_number("smooth", smooth, 0)
 
     def values(self, outputs: Array, targets: Array) -> Array:
         """Compute the IoU of each mask, between 0 and 1.
@@ -83,7 +102,7 @@ class IoU(AreaFunction):
             Array (B, ...), or a scalar array for a single mask.
         """
         intersection, union = _overlap(outputs, targets, self.output_thresh, self.label_thresh)
-        return _ratio(self.area(intersection), self.area(union), self.smooth)
+        return smooth_ratio(self.area(intersection), self.area(union), self.smooth)
 
 
 class SetIoU(MaskFunction):
@@ -95,11 +114,11 @@ class SetIoU(MaskFunction):
     Args:
         output_thresh: entries of the predicted masks above it are foreground.
         label_thresh: entries of the true masks above it are foreground.
-        smooth: summand s, above 0.
+        smooth: summand s, at least 0. With 0, the value of empty masks is 1, too.
         kwargs: arguments of the framework's base class.
 
     Raises:
-        InputError: `smooth` is not above 0.
+        InputError: `smooth` is negative.
 
     Example:
         >>> import numpy as np
@@ -118,8 +137,7 @@ class SetIoU(MaskFunction):
         super().__init__(**kwargs)
         self.output_thresh: float = require_number("output_thresh", output_thresh)
         self.label_thresh: float = require_number("label_thresh", label_thresh)
-        # With 0, two empty masks would have no IoU.
-        self.smooth: float = require_number("smooth", smooth, above=0)
+        self.smooth: float = require_number("smooth", smooth, 0)
         self.reset()
 
     def counts(self, outputs: Array, targets: Array) -> tuple[Array, Array]:
@@ -144,7 +162,7 @@ class SetIoU(MaskFunction):
     def ratio(self, intersection: Array, union: Array) -> Array:
         """Compute the smoothed ratio of two numbers of pixels, scalar arrays, in float32."""
         xp = array_namespace(intersection)
-        return _ratio(xp.astype(intersection, xp.float32), xp.astype(union, xp.float32), self.smooth)
+        return smooth_ratio(xp.astype(intersection, xp.float32), xp.astype(union, xp.float32), self.smooth)
 
     def forward(self, outputs: Array, targets: Array) -> Array:
         """Compute the set IoU of one batch.

@@ -39,7 +39,20 @@ def gumbel(uniform: Array) -> Array:
         array([0.])
     """
     # The floor is needed since u can be 0.
-    return -array_namespace(uniform).log(-floored_log(uniform))
+    return gumbel_of_exponential(-floored_log(uniform))
+
+
+def gumbel_of_exponential(exponential: Array) -> Array:
+    """Convert numbers with the standard exponential distribution to standard Gumbel numbers, ``-log(e)``.
+
+    Args:
+        exponential: array of any shape and framework, at least 0.
+
+    Example:
+        >>> gumbel_of_exponential(np.array([1.0])) + 0.0
+        array([0.])
+    """
+    return -floored_log(exponential)
 
 
 def attention(

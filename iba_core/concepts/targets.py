@@ -231,7 +231,9 @@ class ConceptEmbeddingTarget(ScoredOutput):
 
     def _layout(self, shape: tuple[int, ...]) -> Layout:
         normal = self.embedding.normal_vec
-        channels = normal.size if normal.ndim < 3 else normal.shape[0]
+        channels = normal.size if normal.ndim < 3 else normal.shape[-3]
+        if normal.ndim > 3 and normal.size != np.prod(normal.shape[-3:]):
+            raise self._misfit(shape)
         formats: list[DataFormat] = (
             ["channels_first", "channels_last"] if self.data_format is None else [self.data_format]
         )

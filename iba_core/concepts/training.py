@@ -562,13 +562,83 @@ def train_detection_model(
         True
     """
     chosen = TrainingSettings(**settings)
+    trainer, validation = _trainer(model, concept, chosen, cache, progbar)
+    starts = _parameters(model)
+    learnt = [
+        trainer.fit(member, start, validation=validation, progbar=progbar)
+        for member, start in enumerate(starts)
+    ]
+    shape = (model.in_channels, *model.kernel_size)
+    model.load_hyperplanes(*split_parameters([plane.parameters for plane in learnt], shape))
+    if model.use_laplace:
+        factors = [trainer.laplace_factor(plane.parameters, validation=validation) for plane in learnt]
+        model.load_laplace_factors(np.stack(factors))
+    return learnt
+
+
+def approximate_posterior(
+    model: ConceptDetection,
+    concept: SegmentationConcept2D | None = None,
+    *,
+    cache: str | PathLike[str] | None = None,
+    progbar: bool = True,
+    **settings: Any,
+) -> None:
+    """Approximate the posterior of the weights that a detection model has, without training it.
+
+    Embeddings do not hold the uncertainty of the weights. This computes it for a model made from them.
+
+    Args:
+        model: a `ConceptDetectionModel2D` with a main model and `use_laplace`.
+        concept: the concept that it has learnt; None for the model's own concept.
+        cache: ``.npy`` file that keeps the feature maps of the training data instead of memory.
+        progbar: show the progress.
+        **settings: see `TrainingSettings`; the loss and the weight decay matter here.
+
+    Raises:
+        InputError: there is no concept or no main model, the model does not `use_laplace`, or a setting is
+            wrong.
+
+    Example:
+        >>> import torch
+        >>> from iba_torch.concepts import ConceptDetectionModel2D
+        >>> masks = (np.random.default_rng(0).random((8, 8, 8)) > 0.7).astype(np.float32)
+        >>> concept = SegmentationConcept2D("white", (np.repeat(masks[:, None], 3, axis=1), masks))
+        >>> network = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 1), torch.nn.Flatten())
+        >>> model = ConceptDetectionModel2D(concept, network, "0", kernel_size=(1, 1), use_laplace=True)
+        >>> approximate_posterior(model, progbar=False)
+        >>> bool(model.laplace_factors().any())
+        True
+    """
+    chosen = TrainingSettings(**settings)
+    trainer, validation = _trainer(model, concept, chosen, cache, progbar)
+    model.laplace_factors()  # raises without use_laplace
+    factors = [trainer.laplace_factor(plane, validation=validation) for plane in _parameters(model)]
+    model.load_laplace_factors(np.stack(factors))
+
+
+def _parameters(model: ConceptDetection) -> FloatArray:
+    """The parameters (E, P) of a model's hyperplanes."""
+    weight, bias = model.hyperplanes()
+    parameters = weight.reshape(len(weight), -1)
+    return np.concatenate([parameters, bias[:, None]], axis=1) if model.use_bias else parameters
+
+
+def _trainer(
+    model: ConceptDetection,
+    concept: SegmentationConcept2D | None,
+    chosen: TrainingSettings,
+    cache: str | PathLike[str] | None,
+    progbar: bool,
+) -> tuple[HyperplaneTrainer, tuple[Examples, None] | None]:
+    """Check what is to be learnt, and compute the feature maps for training and for validation."""
     require_type("model", model, ConceptDetection, "a ConceptDetectionModel2D")
     require_type("concept", concept, SegmentationConcept2D, "a SegmentationConcept2D", optional=True)
     require_bool("progbar", progbar)
     if cache is not None:
         cache = require_writable(cache, "cache")
     concept = model.concept if concept is None else concept
-    stump = model.main_model_stump
+    stump = model.stump
     if concept is None or stump is None:
         missing = "concept" if concept is None else "model and layer_id"
         raise InputError(f"{missing} is missing in the detection model; training needs it")
@@ -586,19 +656,7 @@ def train_detection_model(
     trainer = HyperplaneTrainer(
         stump.adapter.framework, examples, model.kernel_size, model.use_bias, chosen, model.apply_padding
     )
-    weight, bias = model.hyperplanes()
-    starts = weight.reshape(len(weight), -1)
-    if model.use_bias:
-        starts = np.concatenate([starts, bias[:, None]], axis=1)
-    learnt = [
-        trainer.fit(member, start, validation=validation, progbar=progbar)
-        for member, start in enumerate(starts)
-    ]
-    model.load_hyperplanes(*split_parameters([plane.parameters for plane in learnt], weight.shape[1:]))
-    if model.use_laplace:
-        factors = [trainer.laplace_factor(plane.parameters, validation=validation) for plane in learnt]
-        model.load_laplace_factors(np.stack(factors))
-    return learnt
+    return trainer, validation
 
 
 def split_parameters(parameters: Sequence[FloatArray], shape: Sequence[int]) -> tuple[FloatArray, FloatArray]:

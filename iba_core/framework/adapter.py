@@ -10,11 +10,13 @@ from __future__ import annotations
 import sys
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from importlib import metadata
 from typing import Any, ClassVar, Literal
+
+import numpy.typing as npt
 
 from iba_core.arguments import require_text
 from iba_core.errors import InputError, LayerError, MissingDependencyError, closest
@@ -93,6 +95,14 @@ class Tail:
         """
         return self.run(z, self.carry)
 
+    @property
+    def may_draw(self) -> bool:
+        """Whether the model has operations that draw random numbers which no seed governs.
+
+        It is known once the tail has run.
+        """
+        return False
+
     def in_memory_order(self) -> Tail:
         """The same tail with the axes of the feature maps in the order that is fastest to compute with."""
         return self
@@ -132,6 +142,7 @@ class Split(ABC):
         # Whether the images of a batch are mixed, for each shape of the inputs that has been checked.
         self._mixing: dict[Any, bool] = {}
         self._features_mix: bool | None = None
+        self._draws = False
 
     # -- what a backend gives ---------------------------------------------------------------------------
 
@@ -148,7 +159,7 @@ class Split(ABC):
         """What the model, or the layer that the tail ends at, gives without a split.
 
         It is for one image of `inputs`, or for several that are all the first image. Their number is not that
-        of `inputs`, unless that is one.
+        of `inputs`, unless that is one. The features on the way come along.
         """
 
     # -- what the core uses -----------------------------------------------------------------------------
@@ -191,6 +202,18 @@ class Split(ABC):
         key = tuple((tuple(x.shape), str(x.dtype)) for x in arrays)
         return self._checked_head(inputs, key) if self._mixing.get(key, True) else self.open_head(inputs)
 
+    def require_seeded(self, seed: int | None) -> None:
+        """Check that a seed governs all random numbers, once the head has run.
+
+        Raises:
+            InputError: the model draws some by itself, and the framework's backend cannot seed them.
+        """
+        if seed is not None and self._draws:
+            raise InputError(
+                f"the model draws random numbers by itself, which seed={seed} does not govern: "
+                "leave seed= out, or give a model that draws none outside of training"
+            )
+
     # -- the check --------------------------------------------------------------------------------------
 
     @contextmanager
@@ -198,6 +221,7 @@ class Split(ABC):
         with self.open_head(inputs) as tail:
             if key not in self._mixing:
                 self._mixing[key] = self._mixes(tail, inputs)
+                self._draws = self._draws or (tail.may_draw and self._differs_each_time(inputs))
             if not self._mixing[key]:
                 yield tail
             elif int(tail.features.shape[0]) == 1:
@@ -215,11 +239,12 @@ class Split(ABC):
         # Another thread may train the model meanwhile, so one difference alone says nothing.
         for _ in range(2):
             own = self.own_outputs(inputs)
-            found = _off(own, tail, images)
+            found = _off(own, tail, images) or _features_off(own, tail.features, epsilon)
             if found is None:
                 return False
             again = self.own_outputs(inputs)
-            if difference(own, again.outputs, again.images, epsilon) is not None:
+            differs = difference(own, again.outputs, again.images, epsilon)
+            if differs is not None or _features_off(own, again.features, epsilon) is not None:
                 warnings.warn(
                     "the model gives other outputs for the same input each time, so it could not be checked "
                     f"that the part after layer {self.layer_name!r} repeats it",
@@ -230,13 +255,18 @@ class Split(ABC):
         if not own.together and not found.is_of_shapes:
             with self.open_head(take(inputs, 0, 1)) as alone:
                 outputs = alone.differentiated(alone.features)
-            if difference(own, outputs, 1, epsilon) is None:
+            differs = difference(own, outputs, 1, epsilon)
+            if differs is None and _features_off(own, alone.features, epsilon) is None:
                 self._warn_of_mixing()
                 return True
         raise LayerError(
             f"the part of the model after layer {self.layer_name!r} does not repeat the model: {found.text}; "
             "name another layer, or mark the inputs that all images share with iba_core.Shared"
         )
+
+    def _differs_each_time(self, inputs: Inputs) -> bool:
+        own, again = self.own_outputs(inputs), self.own_outputs(inputs)
+        return difference(own, again.outputs, again.images, 0.0, exactly=True) is not None
 
     def _warn_of_mixing(self) -> None:
         warnings.warn(
@@ -275,6 +305,14 @@ def _off(own: OwnOutputs, tail: Tail, images: int) -> Difference | None:
         # A mean over all rows is that of one row if they are equal.
         found = _compared(replace(own, together=True), tail, images, 1.0)
     return found
+
+
+def _features_off(own: OwnOutputs, features: Array | None, epsilon: float) -> Difference | None:
+    """What is different in the features of the first image, which need not show in the outputs."""
+    if own.features is None or features is None:
+        return None
+    found = difference(OwnOutputs(own.features[:1], 1), features[:1], 1, epsilon)
+    return found and replace(found, text=found.text.replace("its output is", "its features are"))
 
 
 def _compared(own: OwnOutputs, tail: Tail, images: int, scale: float) -> Difference | None:
@@ -346,6 +384,41 @@ class ModelAdapter(ABC):
     @abstractmethod
     def predict(self, inputs: Inputs) -> Any:
         """Run the model on `inputs`, in evaluation mode and without a graph."""
+
+    def gradient(self, inputs: Array, score: Callable[[Any], Array]) -> Array:
+        """Gradient of a score of the model's output with respect to its input, for nothing else.
+
+        Args:
+            inputs: the only input, a floating-point tensor (B, ...), as `to_inputs` gives it.
+            score: maps what the model returns to a scalar, differentiably.
+
+        Returns:
+            Array of the shape of `inputs`.
+
+        Raises:
+            InputError: the backend does not offer it.
+            LayerError: the score does not depend on the input.
+        """
+        raise InputError(f"the backend {self.framework.name!r} gives no gradients with respect to inputs")
+
+    def weights(self) -> dict[str, list[npt.NDArray[Any]]]:
+        """Copies of the trained arrays of the layers that have some, by the layers' names, the first first.
+
+        Raises:
+            InputError: the arrays of this kind of model cannot be told apart.
+        """
+        raise InputError(f"the weights of a {_type_name(self.model)} cannot be read; give it as layers")
+
+    def with_weights(self, weights: Mapping[str, Sequence[npt.NDArray[Any]]]) -> Model:
+        """A copy of the model, with other arrays in some of its layers. The model stays as it is.
+
+        Args:
+            weights: arrays by the names of layers, as `weights` gives them.
+
+        Raises:
+            InputError: this kind of model cannot be copied with other weights.
+        """
+        raise InputError(f"a {_type_name(self.model)} cannot be copied with other weights; give it as layers")
 
     @abstractmethod
     def as_tensors(self, inputs: Inputs, device: Any = None) -> Inputs:

@@ -21,11 +21,13 @@ class OwnOutputs:
         images: the number of images that they are for.
         together: whether these are all images of the batch, as for a function that knows the batch as a
             whole. Otherwise only the first one is that of the batch.
+        features: the feature maps on the way, (images, *feature map); None where they are not known.
     """
 
     outputs: Any
     images: int
     together: bool = False
+    features: Any = None
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,9 @@ class Difference:
     is_of_shapes: bool = True
 
 
-def difference(own: OwnOutputs, found: Any, rows: int, epsilon: float) -> Difference | None:
+def difference(
+    own: OwnOutputs, found: Any, rows: int, epsilon: float, exactly: bool = False
+) -> Difference | None:
     """Compare the outputs of a model for an image with those of another pass.
 
     Args:
@@ -49,6 +53,7 @@ def difference(own: OwnOutputs, found: Any, rows: int, epsilon: float) -> Differ
         found: outputs for `rows` images, the first of which is the same.
         rows: see above.
         epsilon: smallest relative difference of numbers at the lowest precision in use, see `numpy.finfo`.
+        exactly: whether rounding is a difference, too.
 
     Returns:
         What differs; None if nothing does. Whole numbers, and arrays that have the
@@ -77,7 +82,8 @@ def difference(own: OwnOutputs, found: Any, rows: int, epsilon: float) -> Differ
                 return _other_shapes(expected, own.images, given, rows)
             continue
         compared += 1
-        if (off := _relative_difference(*blocks)) > _tolerance(expected, given, epsilon):
+        allowed = 0.0 if exactly else _tolerance(expected, given, epsilon)
+        if (off := _relative_difference(*blocks)) > allowed:
             return Difference(f"its output is off by {100 * off:.3g} %", is_of_shapes=False)
     return _other_shapes(ours[0], own.images, theirs[0], rows) if not compared else None
 

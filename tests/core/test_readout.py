@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-import torch
-from torch.nn import functional
 
 from iba_core import BottleneckSettings, InputError, Statistics
 from iba_core.bottleneck.resizing import resizing_matrix
 from iba_core.framework.layout import Layout
 from iba_core.readout.formulas import FeatureMap, Readout
+
+torch = pytest.importorskip("torch", reason="the judge of the formulas")
+functional = torch.nn.functional
 
 
 @pytest.mark.parametrize(("size", "target"), [(4, 8), (8, 4), (5, 5), (1, 6), (7, 3), (6, 1)])

@@ -10,10 +10,35 @@ import sys
 
 import numpy as np
 import torch
-from pytorch_grad_cam import EigenCAM, GradCAM, GradCAMPlusPlus, HiResCAM, LayerCAM, XGradCAM
+from pytorch_grad_cam import (
+    AblationCAM,
+    EigenCAM,
+    EigenGradCAM,
+    FullGrad,
+    GradCAM,
+    GradCAMElementWise,
+    GradCAMPlusPlus,
+    HiResCAM,
+    LayerCAM,
+    ScoreCAM,
+    XGradCAM,
+)
 from pytorch_grad_cam.utils.image import show_cam_on_image
 from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 from torch import nn
+
+METHODS = (
+    GradCAM,
+    GradCAMPlusPlus,
+    HiResCAM,
+    LayerCAM,
+    XGradCAM,
+    EigenCAM,
+    EigenGradCAM,
+    GradCAMElementWise,
+    ScoreCAM,
+    AblationCAM,
+)
 
 SHAPES = {"0": (6, 3, 3, 3), "2": (8, 6, 3, 3), "4": (8, 8, 3, 3), "7": (5, 8)}
 
@@ -44,7 +69,7 @@ def main(path: str) -> None:
     model.load_state_dict({k: torch.from_numpy(v) for k, v in arrays.items() if k != "input"})
     x = torch.from_numpy(arrays["input"])
     targets = [ClassifierOutputTarget(1), ClassifierOutputTarget(3)]
-    for method in (GradCAM, GradCAMPlusPlus, HiResCAM, LayerCAM, XGradCAM, EigenCAM):
+    for method in METHODS:
         name = method.__name__
         with method(model=model, target_layers=[model[3]]) as cam:
             arrays[name] = cam(input_tensor=x, targets=targets)
@@ -54,6 +79,7 @@ def main(path: str) -> None:
             arrays[f"{name}.two_layers"] = cam(input_tensor=x, targets=targets)
     with GradCAM(model=model, target_layers=[model[3]]) as cam:
         arrays["GradCAM.aug_smooth"] = cam(input_tensor=x, targets=targets, aug_smooth=True)
+    arrays["FullGrad"] = FullGrad(model, [])(input_tensor=x, targets=targets)
     # Scores as faint as they are deep in most networks: the package's constants then outweigh the gradients.
     faint = [lambda row: 1e-3 * row[1], lambda row: 1e-3 * row[3]]
     with GradCAMPlusPlus(model=model, target_layers=[model[3]]) as cam:

@@ -6,7 +6,8 @@ import sys
 import traceback
 from collections import Counter
 from collections.abc import Iterable
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from multiprocessing import get_context
 
@@ -14,11 +15,14 @@ from iba_core import get_tqdm
 from tests.generator.judge import Judge, Verdict, reason
 from tests.robustness.totals import write_totals
 
-BACKENDS = {"torch": 0.8, "tensorflow": 0.2}
+BACKENDS = {"torch": 0.9, "tensorflow": 0.1}
 """The backends, and their share of the networks. TensorFlow traces tails, which takes ten times as long."""
 
 AT_MOST = {"torch": None, "tensorflow": 4}
 """How many of the classes explain a network."""
+
+AT_ONCE = 40
+"""How many networks a process judges before another takes its place."""
 
 ORDINARY = {"in place"}
 """Quirks that do not make a network unusual: much of what is published writes in place."""
@@ -67,6 +71,22 @@ def _judge_all(backend: str, seeds: Iterable[int]) -> list[Record]:
     return [judge(backend, seed) for seed in seeds]
 
 
+def _in_a_process(backend: str, seeds: range) -> list[Record]:
+    """Judge some networks in a process of their own: what TensorFlow has traced stays in its memory."""
+    try:
+        with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+            return pool.submit(_judge_all, backend, seeds).result()
+    except BrokenProcessPool as error:
+        verdict = Verdict("the process", "failed", f"one of {len(seeds)} networks ended it: {error}")
+        return [Record(backend, seeds[0], "", True, (verdict,))]
+
+
+def failure(record: Record) -> str:
+    """How to see a failure again, and what it was."""
+    first = next(verdict for verdict in record.verdicts if verdict.outcome == "failed")
+    return f"{record.command}\n    {first.face}: {first.text.splitlines()[-1]}"
+
+
 def totals(records: Iterable[Record]) -> dict[str, int]:
     """Flat counts, for the README."""
     counts: Counter[str] = Counter()
@@ -89,28 +109,34 @@ def totals(records: Iterable[Record]) -> dict[str, int]:
 def soak(count: int, start: int, processes: int) -> int:
     """Judge many networks, print totals and what failed, and write `build/soak/generator.json`.
 
+    The file has the totals of what has been judged so far, in case the run is ended.
+
     Returns:
         The number of networks for which something failed, at most 100.
     """
-    jobs = []
+    places = []
     for backend, share in BACKENDS.items():
-        seeds = list(range(start, start + round(count * share)))
-        jobs += [(backend, seeds[first : first + 20]) for first in range(0, len(seeds), 20)]
-    # The slow ones first, so that no processor waits at the end.
-    jobs.sort(key=lambda job: job[0], reverse=True)
+        seeds = range(start, start + round(count * share))
+        places += [
+            (first / len(seeds), backend, seeds[first : first + AT_ONCE])
+            for first in range(0, len(seeds), AT_ONCE)
+        ]
+    # Backends take turns, so that a part of the run has the same shares.
+    jobs = [job for _, *job in sorted(places, key=lambda place: place[0])]
     records: list[Record] = []
-    # What TensorFlow has traced stays in memory, so a process does not live long.
-    with ProcessPoolExecutor(processes, get_context("spawn"), max_tasks_per_child=4) as pool:
-        futures = [pool.submit(_judge_all, *job) for job in jobs]
-        with get_tqdm()(total=count, unit="network") as bar:
-            for future in as_completed(futures):
-                records += future.result()
-                bar.update(len(future.result()))
+    with ThreadPoolExecutor(processes) as pool, get_tqdm()(total=count, unit="network") as bar:
+        for future in as_completed([pool.submit(_in_a_process, *job) for job in jobs]):
+            found = future.result()
+            records += found
+            bar.update(len(found))
+            write_totals("generator", totals(records))
+            for record in found:
+                if record.failed:
+                    bar.write(failure(record))
     failed = [record for record in records if record.failed]
     print(table(records))
     for record in sorted(failed, key=lambda record: (record.backend, record.seed)):
-        first = next(verdict for verdict in record.verdicts if verdict.outcome == "failed")
-        print(f"{record.command}\n    {first.face}: {first.text.splitlines()[-1]}")
+        print(failure(record))
     print(f"written: {write_totals('generator', totals(records))}", file=sys.stderr)
     return min(len(failed), 100)
 

@@ -71,6 +71,7 @@ class Campaign:
         assert same(self._accepted[1], self._observed_after(scene.act)), f"{scene.name} gives what it likes"
         fresh = scene.make()
         self._lines = lines_of(lambda: scene.act(fresh))
+        self._subject = scene.make()
         start = time.perf_counter()
         scene.act(self._subject)
         self._duration = time.perf_counter() - start
@@ -229,6 +230,6 @@ def run_campaign(
             continue
         campaign = Campaign(backend, scene, report, seed + number)
         for kind, count in kinds.items():
-            if kind not in ("call", "backward") or kind in scene.kinds:
+            if count and (kind not in ("call", "backward") or kind in scene.kinds):
                 campaign.run(kind, max(1, round(count * scene.share)))
         yield report

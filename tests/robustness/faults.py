@@ -194,7 +194,8 @@ def call_interrupted(function: Callable[[], Any], seconds: float) -> bool:
         finally:
             armed = False
             signal.setitimer(signal.ITIMER_REAL, 0)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemError):
+        # Where NumPy calls Python in the midst of C, it makes a `SystemError` of an interrupt.
         if not came:
             raise
     finally:

@@ -6,6 +6,7 @@ import copy
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +64,11 @@ def scenes(backend: Backend, folder: Path) -> Iterator[Scene]:
     yield from stage.statistics()
     yield from stage.concepts()
     yield from stage.readouts()
-    yield from stage.bottleneck() if backend.name == "torch" else stage.layers()
+    if backend.name == "torch":
+        yield from stage.drawing()
+        yield from stage.bottleneck()
+    else:
+        yield from stage.layers()
 
 
 class _Stage:
@@ -79,9 +84,21 @@ class _Stage:
     def fitted(self, *batches: np.ndarray) -> Explainer:
         return Explainer(self.model, LAYER, **QUICK).fit(batches, progbar=False)
 
-    def scene(self, name: str, make: Any, act: Any, observe: Any = None, **others: Any) -> Scene:
+    def scene(
+        self,
+        name: str,
+        make: Any,
+        act: Any,
+        observe: Any = None,
+        *,
+        share: float = 1.0,
+        traces: bool = False,
+        **others: Any,
+    ) -> Scene:
+        """A scene on the model; one that `traces` anew takes TensorFlow so long that it gets fewer faults."""
         observe = self.maps if observe is None else observe
-        return Scene(name, self.model, self.x, make, act, observe, **others)
+        share = share / 3 if traces and self.backend.name != "torch" else share
+        return Scene(name, self.model, self.x, make, act, observe, share=share, **others)
 
     def maps(self, explainer: Explainer) -> list[Any]:
         """The next explanation of images of two sizes; one of them is refused."""
@@ -96,35 +113,51 @@ class _Stage:
         same = lambda: self.explainer  # noqa: E731  # one line for each scene
         fresh = lambda: Explainer(self.model, LAYER, estimator=self.explainer.estimator, **QUICK)  # noqa: E731
         x, batches = self.x, [(self.x, [0, 1]), (self.x[:1], [2]), self.x[:1]]
-        yield self.scene("explain", same, lambda e: e.explain(x, 1, seed=0), self.one_map, share=4)
-        yield self.scene("explain in parts", same, lambda e: e.explain(x, seed=0, max_batch=2), self.one_map)
-        yield self.scene("explain first", fresh, lambda e: e.explain(x, 1, seed=0))
-        yield self.scene("explain_iter", same, lambda e: [*e.explain_iter(batches, seed=0, progbar=False)])
+        yield self.scene("explain", same, lambda e: e.explain(x, 1, seed=0), self.one_map, share=6)
         yield self.scene(
-            "predict", same, lambda e: e.predict(e.adapter.to_inputs(x)), self.one_map, kinds=("call",)
+            "explain in parts", same, lambda e: e.explain(x, seed=0, max_batch=2), self.one_map, share=2
+        )
+        yield self.scene("explain first", fresh, lambda e: e.explain(x, 1, seed=0), traces=True)
+        every = lambda e: [*e.explain_iter(batches, seed=0, progbar=False)]  # noqa: E731
+        yield self.scene("explain_iter", same, every, share=2)
+        yield self.scene(
+            "predict",
+            same,
+            lambda e: e.predict(e.adapter.to_inputs(x)),
+            self.one_map,
+            kinds=("call",),
+            share=2,
         )
         layers = lambda e: e.adapter.layers(e.adapter.to_inputs(x))  # noqa: E731
         yield self.scene("layers", fresh, layers, self.one_map, kinds=("call",))
-        yield self.scene("copy", same, copy.deepcopy, self.one_map, kinds=(), draws=True)
+        yield self.scene("copy", same, copy.deepcopy, self.one_map, kinds=(), draws=True, share=0.5)
 
     def statistics(self) -> Iterator[Scene]:
         other = self.fitted(images(self.backend, 6, size=6, seed=1))
         path, source = self.folder / "statistics.safetensors", self.folder / "other.safetensors"
+        loaded = self.folder / "loaded.safetensors"
+        loaded.touch()
         other.save(source)
         fresh = self.loaded
         batches = [images(self.backend, 3, size=6, seed=seed) for seed in (1, 2)]
         fit = lambda e: e.fit(batches, progbar=False)  # noqa: E731
-        yield self.scene("fit", fresh, fit, share=2, kinds=("call",))
+        yield self.scene("fit", fresh, fit, share=2, traces=True, kinds=("call",))
         choose = lambda e: Explainer.fit(e, batches, progbar=False)  # noqa: E731
         bare = lambda: Explainer(self.model, **QUICK)  # noqa: E731
-        yield self.scene("fit without a layer", bare, choose, kinds=("call",), share=0.3)
+        yield self.scene("fit without a layer", bare, choose, kinds=("call",), share=0.3, traces=True)
 
         def written() -> Explainer:
             self.explainer.save(path)
             return other
 
+        @cache
+        def maps_of(content: bytes) -> list[Any]:
+            # The same bytes are loaded once: TensorFlow traces anew for each explainer.
+            loaded.write_bytes(content)
+            return self.maps(fresh().load(loaded))
+
         def read(_: Any) -> list[Any]:
-            return [*self.maps(fresh().load(path)), sorted(map(str, path.parent.glob("*.safetensors*")))]
+            return [*maps_of(path.read_bytes()), sorted(map(str, path.parent.iterdir()))]
 
         yield self.scene("save", written, lambda e: e.save(path), read, kinds=())
         yield self.scene("load", fresh, lambda e: e.load(source), kinds=())
@@ -138,7 +171,9 @@ class _Stage:
     def concepts(self) -> Iterator[Scene]:
         module, x = self.backend.module("concepts"), self.x
         cam = module.GradCAM(self.model, [LAYER])
-        yield self.scene("activation maps", lambda: cam, lambda c: c(x, [1, 2]), lambda c: [c(x, [0, 3])])
+        yield self.scene(
+            "activation maps", lambda: cam, lambda c: c(x, [1, 2]), lambda c: [c(x, [0, 3])], share=2
+        )
         parts = [(images(self.backend, n, seed=n), masks(n, seed=n)) for n in (8, 4)]
         concept = SegmentationConcept2D("bright", *parts)
         options = {"epochs": 2, "progbar": False}
@@ -184,9 +219,15 @@ class _Stage:
         else:
             loss = self.backend.keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 
+        readouts: list[Any] = []
+
         def bare() -> Any:
+            # Copies of the model would copy the hooks of all of them.
+            while is_torch and readouts:
+                readouts.pop().detach()
             layers = ["last" if not is_torch else "last.0", "logits"]
-            return self.backend.module().IBAReadout(LAYER, layers, self.model)
+            readouts.append(self.backend.module().IBAReadout(LAYER, layers, self.model))
+            return readouts[-1]
 
         known = bare()
         known.estimate(self.model, loader)
@@ -205,10 +246,29 @@ class _Stage:
 
         others = [self.backend.asarray(images(self.backend, 4, seed=seed)) for seed in (7, 8)]
         again = lambda r: r.estimate(self.model, others)  # noqa: E731
-        yield self.scene("readout's estimate", made, again, look, kinds=("call",), draws=True, share=0.5)
+        yield self.scene(
+            "readout's estimate", made, again, look, kinds=("call",), draws=True, share=0.5, traces=True
+        )
         seen = lambda r: r.analyze(x, self.model)  # noqa: E731
-        yield self.scene("readout's analysis", made, seen, look, kinds=("call",), draws=True)
-        yield self.scene("readout's training", made, train, look, in_parts=True, draws=True, share=0.3)
+        yield self.scene("readout's analysis", made, seen, look, kinds=("call",), draws=True, traces=True)
+        yield self.scene(
+            "readout's training", made, train, look, in_parts=True, draws=True, share=0.3, traces=True
+        )
+
+    def drawing(self) -> Iterator[Scene]:
+        """A model of PyTorch that draws random numbers: its dropout is always on."""
+        torch = self.backend.torch
+
+        class AlwaysOn(torch.nn.Dropout):  # type: ignore[misc,name-defined]  # known at run time only
+            def forward(self, x: Any) -> Any:
+                return torch.nn.functional.dropout(x, self.p, training=True)
+
+        model, x = network(self.backend), self.x
+        model.dropout = AlwaysOn(0.5)
+        explainer = Explainer(model, LAYER, **QUICK).fit([x], progbar=False)
+        maps = lambda e: [e.explain(x, 1, seed=3).capacity]  # noqa: E731
+        explain = lambda e: e.explain(x, 1, seed=0)  # noqa: E731
+        yield Scene("explain what draws", model, x, lambda: explainer, explain, maps)
 
     # -- the bottlenecks of the frameworks ------------------------------------------------------------
 
@@ -267,9 +327,16 @@ class _Stage:
             "IBA.restrict_flow", bottleneck, restricted, look, kinds=("call",), draws=True, share=0.6
         )
 
+        def compiling() -> Any:
+            # Once the compiler has been imported, compiled modules are kept from running.
+            import torch._dynamo  # noqa: F401
+
+            return bottleneck()
+
+        yield self.scene("IBA.analyze, compiler", compiling, seen, everything, share=0.5)
+
     def layers(self) -> Iterator[Scene]:
         import keras
-        import tensorflow as tf
 
         from iba_tf import IBACopy, IBALayer
 
@@ -295,24 +362,26 @@ class _Stage:
             return layer
 
         def restricted(bottleneck: Any, run: Callable[[], Any]) -> Any:
-            tf.random.set_seed(0)
             with bottleneck.restrict_flow():
                 return run()
 
         def look(bottleneck: Any, run: Callable[[], Any]) -> list[Any]:
             free = np.asarray(run())
-            kept = np.asarray(restricted(bottleneck, run))
+            # Not the numbers, which are noisy: a seed for them would make TensorFlow compile everything anew.
+            is_restricted = not np.array_equal(free, np.asarray(restricted(bottleneck, run)))
             state = bottleneck.state_dict()
-            return [free, kept, np.asarray(run()), *_arrays(state), *self.one_map(None)]
+            return [free, is_restricted, np.asarray(run()), *_arrays(state), *self.one_map(None)]
 
         run_layer = lambda: around(x[:1])  # noqa: E731
         seen = lambda iba: look(iba, run_layer)  # noqa: E731
         fit = lambda iba: iba.fit(second)  # noqa: E731
         analyze = lambda iba: iba.analyze(x[1:], target=[0], seed=4)  # noqa: E731
-        yield self.scene("IBALayer.fit", in_layer, fit, seen, kinds=("call",), draws=True)
-        yield self.scene("IBALayer.analyze", in_layer, analyze, seen, draws=True)
+        yield self.scene("IBALayer.fit", in_layer, fit, seen, kinds=("call",), draws=True, share=0.5)
+        yield self.scene("IBALayer.analyze", in_layer, analyze, seen, draws=True, share=0.6)
         inside = lambda iba: restricted(iba, run_layer)  # noqa: E731
-        yield self.scene("IBALayer.restrict_flow", in_layer, inside, seen, kinds=("call",), draws=True)
+        yield self.scene(
+            "IBALayer.restrict_flow", in_layer, inside, seen, kinds=("call",), draws=True, share=0.4
+        )
 
         copied = IBACopy(LAYER, None, graph=self.model, **options)
         copied.set_classification_loss()
@@ -327,9 +396,9 @@ class _Stage:
 
         run_copy = lambda: copied.predict(x[:1])  # noqa: E731
         seen_copy = lambda iba: look(iba, run_copy)  # noqa: E731
-        yield self.scene("IBACopy.fit", in_copy, fit, seen_copy, kinds=("call",), draws=True)
+        yield self.scene("IBACopy.fit", in_copy, fit, seen_copy, kinds=("call",), draws=True, share=0.4)
         analyze_copy = lambda iba: iba.analyze(x[1:], {copied.target: [0]}, seed=4)  # noqa: E731
-        yield self.scene("IBACopy.analyze", in_copy, analyze_copy, seen_copy, draws=True)
+        yield self.scene("IBACopy.analyze", in_copy, analyze_copy, seen_copy, draws=True, share=0.5)
         make_copy = lambda _: IBACopy(LAYER, None, graph=self.model).fit(first)  # noqa: E731
         yield self.scene("IBACopy", lambda: None, make_copy, self.one_map, kinds=("call",), share=0.1)
 

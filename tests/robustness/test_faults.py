@@ -34,6 +34,12 @@ QUICK = {
 }
 """How many faults of each kind go into a scene, and into which scenes."""
 
+WEIGHTS = {"line": 0.03, "call": 0.015, "backward": 0.01, "interrupt": 0.035, "signal": 0.01}
+"""Part of the faults of a long round that goes, by kind, into a scene with a share of 1."""
+
+ROUNDS = 4
+"""Long rounds of all scenes. Each prepares the scenes anew, which takes long."""
+
 SHARE = float(os.environ.get("IBA_SOAK_SHARE", "1"))
 """What part of the long runs is to be done."""
 
@@ -66,13 +72,16 @@ def test_ten_thousand_faults_and_interrupts_leave_nothing(backend, tmp_path):
     # What the imports have made is looked at no more.
     gc.collect()
     gc.freeze()
-    while min(report.total(True), report.total(False)) < wanted:
-        # Interrupts are of two kinds, errors of three, which not all scenes have.
-        more_interrupts = report.total(True) < report.total(False)
-        weights = {kind: 20 if (kind in INTERRUPTS) == more_interrupts else 5 for kind in kinds(1)}
+
+    def missing(interrupts: bool) -> float:
+        return max(0.0, wanted - report.total(interrupts))
+
+    while missing(True) or missing(False):
+        aims = {interrupts: min(wanted / ROUNDS, missing(interrupts)) for interrupts in (True, False)}
+        counts = {kind: WEIGHTS[kind] * aims[kind in INTERRUPTS] for kind in kinds(1)}
         folder = tmp_path / str(rounds)
         folder.mkdir()
-        for _ in run_campaign(backend, folder, weights, seed=1000 * rounds, report=report):
+        for _ in run_campaign(backend, folder, counts, seed=1000 * rounds, report=report):
             write_totals(f"faults_{backend.name}", totals(report))
         rounds += 1
     assert not report.findings, "\n".join(report.findings)

@@ -448,7 +448,8 @@ def test_without_tensorflow_the_import_says_what_to_install(missing):
     last = result.stderr.strip().splitlines()[-1]
     assert last == (
         "iba_core.errors.MissingDependencyError: "
-        f"iba_tf needs {missing}, which is not installed: pip install 'iba-core[tf]'"
+        f"iba_tf needs {missing}, which is not installed: pip install 'iba-core[tf-cpu]', or 'iba-core[tf]' "
+        "beside the TensorFlow for your machine"
     )
 
 

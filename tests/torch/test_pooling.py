@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from iba_torch import TorchAdapter
+from iba_torch.tail.rewrites.plan import Plan
 from iba_torch.tail.rewrites.pooling import averaged
 
 
@@ -35,8 +36,9 @@ def test_what_is_not_the_average_of_such_maps_is_left_to_the_module():
 
     average = nn.AdaptiveAvgPool2d(1).eval()
     assert averaged(average, (maps(),), {}) is not None
+    assert Plan()[average] is averaged
     for module in (Own(1), nn.AdaptiveAvgPool2d(2), nn.AdaptiveAvgPool2d((1, None)), nn.AvgPool2d(4)):
-        assert averaged(module.eval(), (maps(),), {}) is None
+        assert Plan()[module.eval()] is None
     assert averaged(average, (maps(order=torch.contiguous_format),), {}) is None
     assert averaged(average, (maps()[0],), {}) is None
     assert averaged(average, (maps().detach(),), {}) is None
@@ -45,7 +47,7 @@ def test_what_is_not_the_average_of_such_maps_is_left_to_the_module():
         assert averaged(average, (maps(),), {}) is None
     patched = copy.deepcopy(average)
     patched.forward = lambda x: x
-    assert averaged(patched, (maps(),), {}) is None
+    assert Plan()[patched] is None
     average.register_forward_hook(lambda *_: None)
     assert averaged(average, (maps(),), {}) is None
 

@@ -8,7 +8,8 @@ from iba_core.readout.training import EpochReport
 
 if _missing := [name for name in ("tensorflow", "keras") if find_spec(name) is None]:
     raise MissingDependencyError(
-        f"iba_tf needs {_missing[0]}, which is not installed: pip install 'iba-core[tf]'"
+        f"iba_tf needs {_missing[0]}, which is not installed: pip install 'iba-core[tf-cpu]', "
+        "or 'iba-core[tf]' beside the TensorFlow for your machine"
     )
 
 from iba_tf import namespace

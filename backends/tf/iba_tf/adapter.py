@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from pathlib import Path
 from typing import Any, ClassVar
 
 import keras
 import numpy as np
+import numpy.typing as npt
 import tensorflow as tf
 
 from iba_core.arguments import require_bool, require_data_format
@@ -130,6 +131,43 @@ class TensorFlowAdapter(ModelAdapter):
         """See `ModelAdapter.predict`; NumPy arrays where the caller does not run eagerly."""
         return _outside(self.network.predict, inputs)
 
+    def gradient(self, inputs: Any, score: Callable[[Any], Any]) -> Any:
+        """See `ModelAdapter.gradient`."""
+
+        def value(x: tf.Tensor) -> tuple[tf.Tensor, tuple[()]]:
+            return score(self.network.predict(x)), ()
+
+        def gradient(x: tf.Tensor) -> tf.Tensor:
+            return self.framework.value_and_grad(value, tf.convert_to_tensor(x))[-1]
+
+        return _outside(gradient, inputs)
+
+    def weights(self) -> dict[str, list[npt.NDArray[Any]]]:
+        """See `ModelAdapter.weights`, of Keras models; moving averages are not among them.
+
+        Raises:
+            InputError: the model is no Keras model.
+        """
+        layers = _layers_with_weights(self.model)
+        return {
+            name: [np.array(variable.numpy()) for variable in variables] for name, variables in layers.items()
+        }
+
+    def with_weights(self, weights: Mapping[str, Sequence[npt.NDArray[Any]]]) -> Any:
+        """See `ModelAdapter.with_weights`, of Keras models.
+
+        Raises:
+            InputError: the model is no Keras model.
+        """
+        if not isinstance(self.model, keras.Model):
+            _layers_with_weights(self.model)
+        copied = deepcopy(self.model)
+        layers = _layers_with_weights(copied)
+        for name, arrays in weights.items():
+            for variable, array in zip(layers[name], arrays, strict=True):
+                variable.assign(array)
+        return copied
+
     def as_tensors(self, inputs: Inputs, device: Any = None) -> Inputs:
         """See `ModelAdapter.as_tensors`; the inputs are also checked against the model's input shapes.
 
@@ -139,6 +177,24 @@ class TensorFlowAdapter(ModelAdapter):
             InputError: an input is missing or does not have the shape that the model takes.
         """
         return _outside(self.network.to_inputs, inputs)
+
+
+def _layers_with_weights(model: Any) -> dict[str, list[Any]]:
+    """What training changes in the layers that hold no other layers, by their paths, the first first."""
+    if not isinstance(model, keras.Model):
+        raise InputError(
+            f"model is a {type(model).__name__}, whose layers are not known; "
+            "give a Keras model to change its weights"
+        )
+    found: dict[str, list[Any]] = {}
+    for layer in model.layers:
+        if isinstance(layer, keras.Model):
+            inner = _layers_with_weights(layer)
+            found.update({f"{layer.name}/{name}": variables for name, variables in inner.items()})
+        # Of a frozen layer, no variable is trainable; only the name tells which are averages.
+        elif own := [each for each in layer.weights if not each.name.startswith("moving_")]:
+            found[layer.name] = own
+    return found
 
 
 def _outside(function: Callable[[Inputs], Any], inputs: Inputs) -> Any:

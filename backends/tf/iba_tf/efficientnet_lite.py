@@ -9,7 +9,6 @@ import numpy as np
 import numpy.typing as npt
 from keras import KerasTensor, layers
 
-from iba_core.errors import MissingDependencyError
 from iba_core.zoo import efficientnet_lite as spec
 
 _LAST = "channels_last"
@@ -28,8 +27,7 @@ def efficientnet_lite0(pretrained: bool = True) -> keras.Model:
             ``class_names``.
 
     Raises:
-        MissingDependencyError: `pretrained` is set, but the weights, PyTorch to read them, or the class names
-            are not installed.
+        MissingDependencyError: `pretrained` is set, but the weights or the class names are not installed.
 
     Example:
         >>> efficientnet_lite0(pretrained=False).output_shape
@@ -82,17 +80,10 @@ def _convolution(
 
 
 def _load_pretrained(model: keras.Model) -> None:
-    try:
-        import torch
-    except ImportError as error:
-        raise MissingDependencyError(
-            "reading the weights of EfficientNet-Lite0 needs PyTorch: pip install 'iba-core[demo]'"
-        ) from error
-    checkpoint = torch.load(spec.weights_file(), map_location="cpu", weights_only=True)
-    arrays = {key: value.numpy() for key, value in checkpoint.items()}
-    for name, theirs in spec.CHECKPOINT_LAYERS.items():
+    arrays = spec.pretrained_weights()
+    for name in spec.CHECKPOINT_LAYERS:
         layer = model.get_layer(name)
-        layer.set_weights(_keras_weights(layer, {k: arrays.get(f"{theirs}.{k}") for k in _ARRAYS}))
+        layer.set_weights(_keras_weights(layer, {k: arrays.get(f"{name}.{k}") for k in _ARRAYS}))
 
 
 _ARRAYS = ("weight", "bias", "running_mean", "running_var")

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import lru_cache, partial, wraps
-from threading import Lock, RLock
+from threading import RLock
 from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import numpy as np
@@ -18,15 +18,16 @@ from tensorflow.python.framework import ops  # nothing public tells which operat
 from iba_core.bottleneck.noise import keyed_normal
 from iba_core.errors import LayerError
 from iba_core.framework.framework import F, Framework, X, rows_in_cache
+from iba_core.framework.while_used import WhileUsed
 
 C = TypeVar("C", bound=Callable[..., Any])
 
 _CONSTANTS = 32
 """How many combinations of constants a compiled function keeps its graphs for."""
 
-_switching = Lock()
-_users_of_plain_shapes = 0
-"""How many contexts need TensorFlow's switch for plain integers in shapes, where it was off."""
+
+_call = type(tf.function(lambda: None)).__call__
+"""TensorFlow's own call of a function, whatever `layer_tracing` does to it."""
 
 
 def is_eager_program() -> bool:
@@ -34,36 +35,37 @@ def is_eager_program() -> bool:
     return bool(context.default_execution_mode == context.EAGER_MODE)
 
 
-@contextmanager
-def eagerly() -> Iterator[None]:
+def eagerly() -> AbstractContextManager[None]:
     """Run operations at once, with plain integers in shapes, also in a TensorFlow 1 graph.
 
     Inside a `tf.function` that is being traced, this context does nothing.
     """
-    if tf.executing_eagerly() or tf.inside_function():
-        yield
-        return
-    with _plain_shapes(), context.eager_mode():
-        yield
+    return nullcontext() if tf.executing_eagerly() or tf.inside_function() else _eagerly()
 
 
 @contextmanager
-def _plain_shapes() -> Iterator[None]:
-    """Context with plain integers in shapes. All threads share the switch; the last one turns it back."""
-    global _users_of_plain_shapes  # noqa: PLW0603  # the setting is the process's, and so is the count
-    with _switching:
-        switched = _users_of_plain_shapes > 0 or type(tf.TensorShape([1])[0]) is not int
-        if switched:
-            tf.compat.v1.enable_v2_tensorshape()
-            _users_of_plain_shapes += 1
-    try:
+def _eagerly() -> Iterator[None]:
+    with _plain_shapes.applied(), context.eager_mode():
         yield
-    finally:
-        if switched:
-            with _switching:
-                _users_of_plain_shapes -= 1
-                if not _users_of_plain_shapes:
-                    tf.compat.v1.disable_v2_tensorshape()
+
+
+class _PlainShapes(WhileUsed):
+    """Plain integers in shapes, where TensorFlow's switch for them is off. All threads share the switch."""
+
+    _is_switched = False
+
+    def _begin(self) -> None:
+        if type(tf.TensorShape([1])[0]) is not int:
+            self._is_switched = True
+            tf.compat.v1.enable_v2_tensorshape()
+
+    def _end(self) -> None:
+        if self._is_switched:
+            tf.compat.v1.disable_v2_tensorshape()
+            self._is_switched = False
+
+
+_plain_shapes = _PlainShapes()
 
 
 def runs_eagerly(function: C) -> C:
@@ -105,7 +107,8 @@ class Traced:
                     return results
         function = self._proven or self._made()
         try:
-            return function(*args)
+            # Eagerly, no model is being traced whose layers would have to be recorded.
+            return _call(function, *args) if tf.executing_eagerly() else function(*args)
         except Exception:
             raise
         except BaseException:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
+from functools import partial
 from typing import Any, ClassVar
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import nn
 
@@ -16,12 +19,13 @@ from iba_core.framework.adapter import Inputs, LayerInfo, ModelAdapter
 from iba_core.framework.arrays import as_array
 from iba_core.framework.framework import Framework
 from iba_core.framework.layout import DataFormat
+from iba_core.framework.namespace import host_array
 from iba_torch.framework import TorchFramework, move_to
 from iba_torch.tail.calls import unwrap
 from iba_torch.tail.places import AssumptionsAtPlace, Knowledge, LayerCall
 from iba_torch.tail.shadow import Handler, Shadows, Site
 from iba_torch.tail.split import TorchSplit, call_with, owned
-from iba_torch.tail.trees import tensors, tree_map
+from iba_torch.tail.trees import tree_map
 
 _CALL_SUFFIX = re.compile(r"(?P<name>.+):(?P<call>\d+)")
 
@@ -163,21 +167,57 @@ class TorchAdapter(ModelAdapter):
         """The model's output for `inputs`, in evaluation mode and without a graph."""
         return self._predict(inputs, None)
 
+    def gradient(self, inputs: torch.Tensor, score: Callable[[Any], torch.Tensor]) -> torch.Tensor:
+        """See `ModelAdapter.gradient`."""
+
+        def run(model: nn.Module) -> torch.Tensor:
+            # The model may write into its input, which must not be the leaf that is differentiated.
+            def value(x: torch.Tensor) -> tuple[torch.Tensor, tuple[()]]:
+                return score(call_with(model, x.clone())), ()
+
+            found: torch.Tensor = self.framework.value_and_grad(value, inputs)[-1]
+            return found
+
+        gradient: torch.Tensor = self._pass(run, None)
+        return gradient
+
+    def weights(self) -> dict[str, list[npt.NDArray[Any]]]:
+        """See `ModelAdapter.weights`: the modules' own parameters, not those of modules inside of them."""
+        found = {
+            name: [host_array(parameter) for parameter in module.parameters(recurse=False)]
+            for name, module in self.model.named_modules()
+        }
+        return {name: [array.copy() for array in arrays] for name, arrays in found.items() if arrays}
+
+    def with_weights(self, weights: Mapping[str, Sequence[npt.NDArray[Any]]]) -> nn.Module:
+        """See `ModelAdapter.with_weights`."""
+        copied: nn.Module = deepcopy(self.model)
+        with torch.no_grad():
+            for name, arrays in weights.items():
+                own = copied.get_submodule(name).parameters(recurse=False)
+                for parameter, array in zip(own, arrays, strict=True):
+                    parameter.copy_(torch.from_numpy(np.ascontiguousarray(array)))
+        return copied
+
     def _predict(self, inputs: Inputs, handler: Handler | None) -> Any:
+        def run(model: nn.Module) -> Any:
+            with torch.no_grad():
+                return call_with(model, owned(inputs))
+
+        return self._pass(run, handler)
+
+    def _pass(self, run: Callable[[nn.Module], Any], handler: Handler | None) -> Any:
+        """What `run` gives for a shadow of the model that no other thread has."""
         with self._shadows.lease() as shadow:
             whole = self._shadows.assumed.get("whole", AssumptionsAtPlace)
 
-            def run() -> Any:
-                own, copy = owned(inputs), shadow.of(self.model)
-                with (
-                    shadow.used(),
-                    torch.no_grad(),
-                    whole.watching(shadow.weights),
-                    shadow.switch.on({}, handler),
-                ):
-                    return call_with(copy, own)
+            def on_shadow() -> Any:
+                call = partial(run, shadow.of(self.model))
+                shadow.begin()
+                with whole.watching(shadow.weights):
+                    return shadow.run(call, {}, handler)
 
-            return self._shadows.run(shadow, whole, run)
+            return self._shadows.run(shadow, whole, on_shadow)
 
     def as_tensors(self, inputs: Inputs, device: torch.device | str | None = None) -> Inputs:
         """`inputs` with every array as a tensor of the model's device and floating-point dtype.
@@ -197,10 +237,14 @@ class TorchAdapter(ModelAdapter):
         # Offloaded weights are on no device; whatever loads them moves the inputs to where they are needed.
         target = like.device if device is None and like is not None else device
 
+        whole: list[torch.Tensor] = []
+
         def convert(array: Any) -> Any:
             if isinstance(array, list) and not _is_numbers(array):
                 return [visit(item) for item in array]
             tensor = array if isinstance(array, torch.Tensor) else _tensor_of(array)
+            if _is_whole(tensor):
+                whole.append(tensor)
             if dtype is not None:
                 return move_to(tensor, dtype, target)
             if tensor.is_floating_point() and tensor is not array:
@@ -210,7 +254,9 @@ class TorchAdapter(ModelAdapter):
         def visit(tree: Any) -> Any:
             return tree_map(convert, tree, (torch.Tensor, np.ndarray, np.generic, list))
 
-        converted = self._of_its_kind(visit(inputs))
+        converted = visit(inputs)
+        if whole:
+            converted = self._of_its_kind(converted, whole)
         if isinstance(converted, (list, tuple)):
             self._require_no_list(converted)
         return converted
@@ -236,18 +282,19 @@ class TorchAdapter(ModelAdapter):
                 "shape (N, C, H, W), calls the model with list(x) and returns a tensor with a row per image"
             )
 
-    def _of_its_kind(self, inputs: Inputs) -> Inputs:
+    def _of_its_kind(self, inputs: Inputs, whole: list[torch.Tensor]) -> Inputs:
         """`inputs` with whole numbers as floating-point numbers, if the model takes them only so.
 
         Whole numbers are tokens or pixels, which no shape tells. So the model is asked, once for each kind of
         inputs: where it fails on whole numbers and runs on the same in floating point, that is meant.
+
+        Args:
+            inputs: the inputs.
+            whole: those of their tensors that hold whole numbers.
         """
-        found = [tensor for tensor in tensors(inputs) if _is_whole(tensor)]
-        if not found:
-            return inputs
         like = next((each for each in self.model.parameters() if each.is_floating_point()), None)
         dtype = torch.get_default_dtype() if like is None else like.dtype
-        key = tuple((tensor.dtype, tensor.ndim) for tensor in found)
+        key = tuple((tensor.dtype, tensor.ndim) for tensor in whole)
         if key not in self._takes_floats:
             self._takes_floats[key] = self._runs_on_floats_only(inputs, dtype)
         return _as_floats(inputs, dtype) if self._takes_floats[key] else inputs

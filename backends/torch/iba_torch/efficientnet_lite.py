@@ -48,7 +48,9 @@ def efficientnet_lite0(pretrained: bool = True) -> nn.Sequential:
     )
     model.preprocessing = spec.PREPROCESSING
     if pretrained:
-        model.load_state_dict(_pretrained_state())
+        model.load_state_dict(
+            {name: torch.as_tensor(array) for name, array in spec.pretrained_weights().items()}
+        )
         model.class_names = spec.class_names()
     return cast(nn.Sequential, model.eval())
 
@@ -87,13 +89,3 @@ def _convolution(
 
 def _sequential(**layers: nn.Module) -> nn.Sequential:
     return nn.Sequential(OrderedDict(layers))
-
-
-def _pretrained_state() -> dict[str, torch.Tensor]:
-    checkpoint = torch.load(spec.weights_file(), map_location="cpu", weights_only=True)
-    ours = {theirs: name for name, theirs in spec.CHECKPOINT_LAYERS.items()}
-    state = {}
-    for key, value in checkpoint.items():
-        layer, _, array = key.rpartition(".")
-        state[f"{ours[layer]}.{array}"] = value
-    return state

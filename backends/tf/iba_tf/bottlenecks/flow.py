@@ -15,6 +15,7 @@ import tensorflow as tf
 from iba_core.bottleneck.formulas import Mask, restrict
 from iba_core.bottleneck.optimization import BottleneckResult
 from iba_core.errors import NotEstimatedError
+from iba_core.undo import undoing
 from iba_tf.framework import eagerly, traced
 
 v1 = tf.compat.v1
@@ -140,15 +141,17 @@ class Flow(tf.Module):
         if self.is_empty:
             raise nothing_kept()
         mark = object()
-        try:
+
+        def close() -> None:
+            _ENTERED.set(_ENTERED.get() - {mark})
+            with self._changing(place, load):
+                self._open.pop(mark, None)
+
+        with undoing(close):
             with self._changing(place, load):
                 self._open[mark] = place
             _ENTERED.set(_ENTERED.get() | {mark})
             yield
-        finally:
-            _ENTERED.set(_ENTERED.get() - {mark})
-            with self._changing(place, load):
-                self._open.pop(mark, None)
 
     @contextmanager
     def _changing(self, place: Any, load: Callable[[bool], None] | None) -> Iterator[None]:

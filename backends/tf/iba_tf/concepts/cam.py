@@ -11,7 +11,18 @@ import keras
 import numpy.typing as npt
 import tensorflow as tf
 
-from iba_core.concepts.cam import EigenCAM, GradCAM, GradCAMPlusPlus, HiResCAM, LayerCAM, XGradCAM
+from iba_core.concepts.cam import (
+    AblationCAM,
+    EigenCAM,
+    EigenGradCAM,
+    GradCAM,
+    GradCAMElementWise,
+    GradCAMPlusPlus,
+    HiResCAM,
+    LayerCAM,
+    ScoreCAM,
+    XGradCAM,
+)
 from iba_core.concepts.targets import (
     ClassifierOutputTarget,
     ConceptEmbeddingTarget,
@@ -22,14 +33,18 @@ from iba_core.pictures.cam import preprocess_image as preprocess_array
 from iba_core.pictures.cam import show_cam_on_image
 
 __all__ = [
+    "AblationCAM",
     "ClassifierOutputTarget",
     "ConceptEmbeddingTarget",
     "DifferenceFromConceptTarget",
     "EigenCAM",
+    "EigenGradCAM",
     "GradCAM",
+    "GradCAMElementWise",
     "GradCAMPlusPlus",
     "HiResCAM",
     "LayerCAM",
+    "ScoreCAM",
     "SimilarityToConceptTarget",
     "XGradCAM",
     "preprocess_image",

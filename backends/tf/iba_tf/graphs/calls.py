@@ -13,9 +13,11 @@ import inspect
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, ClassVar
 
 import keras
+import numpy as np
 import tensorflow as tf
 from keras import KerasTensor
 
@@ -132,7 +134,7 @@ class CallGraph(DataflowGraph):
             known[name] = tf.identity(value)
             if (mask := values.get(name + _MASK)) is not None:
                 known[name]._keras_mask = mask
-        with keras.StatelessScope():
+        with keras.StatelessScope(self._seeds):
             for node in nodes:
                 node.run(known)  # type: ignore[attr-defined]  # a `Call`, or a rewrite of some
         return [
@@ -161,6 +163,28 @@ class CallGraph(DataflowGraph):
     def companions(self, tensor: TensorName) -> tuple[TensorName, ...]:
         """See `DataflowGraph.companions`: the mask."""
         return (tensor + _MASK,)
+
+    def draws_from_generator(self) -> str | None:
+        """See `DataflowGraph.draws_from_generator`; only layers that keep a generator are looked into."""
+        for call in self.nodes.values():
+            if any(isinstance(kept, tf.random.Generator) for kept in _kept_by(call.operation)):
+                inside = self.inside(call)
+                if inside is None or inside.draws_from_generator() is not None:
+                    return call.name
+        return None
+
+    @cached_property
+    def _seeds(self) -> list[tuple[keras.Variable, Any]]:
+        """The states of the layers' generators, each with the one that it began with.
+
+        A pass of the model moves them on. Here every pass begins at the same numbers.
+        """
+        kept = (each for call in self.nodes.values() for each in _kept_by(call.operation))
+        return [
+            (each.state, np.array([each.get_config()["seed"] or 0, 0]))
+            for each in kept
+            if isinstance(each, keras.random.SeedGenerator)
+        ]
 
     def where_instead(self, name: str) -> str | None:
         """See `DataflowGraph.where_instead`: a layer within another one that is no model."""
@@ -196,6 +220,12 @@ class CallGraph(DataflowGraph):
         found, ends = nearest(inside, [(start[tensor], axes)], backwards)
         names = {inner: outer for outer, inner in beyond.items()}
         return found, [(names[inner], moved) for inner, moved in ends]
+
+
+def _kept_by(operation: Any) -> Iterator[Any]:
+    """What a layer, and the layers inside it, keep as attributes."""
+    for layer in getattr(operation, "_flatten_layers", lambda: ())():
+        yield from vars(layer).values()
 
 
 def _operations_of(call: Call, symbols: Mapping[TensorName, KerasTensor]) -> OperationGraph | None:

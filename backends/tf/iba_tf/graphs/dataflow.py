@@ -169,6 +169,10 @@ class DataflowGraph(ABC):
         """Whether a node had a gradient of its own in the program that made the graph."""
         return False
 
+    def draws_from_generator(self) -> str | None:
+        """Name of what draws from a `tf.random.Generator` in a pass of the model; None if nothing does."""
+        return None
+
     def decides(self, name: str) -> bool:
         """Whether a node decides which branch is taken."""
         return False

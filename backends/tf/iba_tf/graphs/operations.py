@@ -32,6 +32,7 @@ from iba_tf.graphs.dataflow import DataflowGraph, Node, Place, Shape, TensorName
 from iba_tf.graphs.graph_inputs import GraphInput
 from iba_tf.graphs.inlining import LOST, inline_calls, output_count
 from iba_tf.graphs.operation_axes import OperationAxes
+from iba_tf.graphs.random_operations import OF_GENERATORS
 
 Binding: TypeAlias = tf.Variable | tf.Tensor
 """What a tensor of a graph stands for, where no operation of the graph computes it."""
@@ -187,6 +188,11 @@ class OperationGraph(DataflowGraph):
         factors = [self.nodes.get(node_of(source)) for source in (made.inputs if made else ())]
         is_silu = made is not None and made.op == "Mul" and any(x and x.op == "Sigmoid" for x in factors)
         return not is_silu
+
+    def draws_from_generator(self) -> str | None:
+        """See `DataflowGraph.draws_from_generator`."""
+        running = self.needed_for(self.flat_outputs)
+        return next((node.name for node in running if node.kind in OF_GENERATORS), None)
 
     def decides(self, name: str) -> bool:
         """See `DataflowGraph.decides`: whether an operation is a v1 branch's own mark of being taken."""

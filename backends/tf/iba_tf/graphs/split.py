@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Protocol, get_args
+from typing import Any, get_args
 
 import keras
 import tensorflow as tf
@@ -21,6 +22,7 @@ from iba_tf.graphs.channels import channel_axis, nearest
 from iba_tf.graphs.dataflow import DataflowGraph, Node, Shape, TensorName, in_order
 from iba_tf.graphs.endings import ending
 from iba_tf.graphs.graph_inputs import Fed, batched_inputs, plain
+from iba_tf.graphs.random_operations import draws_numbers
 
 _UNSLICED = (tf.variant, tf.resource)
 """Dtypes that hold something as a whole, such as a list of tensors, of which no image has a part."""
@@ -32,24 +34,43 @@ Rewrite = Callable[[list[Node], Iterable[TensorName]], list[Node]]
 """``rewrite(nodes, kept)`` gives nodes that compute the same faster; the tensors `kept` are still given."""
 
 
-class Source(Protocol):
-    """What a split needs of a model."""
+class Source(ABC):
+    """A model that has a dataflow graph, or has one for each shape of its inputs."""
 
     @property
+    @abstractmethod
     def graph(self) -> DataflowGraph | None:
         """The graph, if it is the same for all inputs."""
 
     @property
+    @abstractmethod
     def data_format(self) -> DataFormat:
         """Where the channels of the first input are, as far as it is known before the model has run."""
 
+    @abstractmethod
     def prepare(
         self, inputs: Inputs, needed: Callable[[Any], set[str]] | None = None
     ) -> tuple[DataflowGraph, Fed]:
-        """The graph for some inputs, and their tensors; None for those that are missing and not needed."""
+        """Make tensors of a user's inputs, of the dtypes that the model takes, and find the graph for them.
+
+        Args:
+            inputs: one array, a list or tuple, or a dict by the inputs' names or symbolic tensors.
+            needed: gives the names of the inputs that must be there; all if None.
+
+        Returns:
+            The graph, and a tensor for each of its inputs; None for those that are missing.
+
+        Raises:
+            InputError: an input is missing, unknown, no array, or of the wrong shape.
+        """
 
     def check_layer(self, layer: Any) -> str:
-        """Name of a layer, as far as it can be told before the model has run."""
+        """Name of a layer, as far as it can be told where no graph is known yet.
+
+        Raises:
+            LayerError: no layer of the model has such a name.
+        """
+        raise NotImplementedError
 
 
 class GraphSplit(Split):
@@ -107,7 +128,7 @@ class GraphSplit(Split):
         self._passes: Cache[_Passes] = Cache(_KEPT)
         self._latest: Division | None = None
         if source.graph is not None:
-            self._division(source.graph)
+            self._take(self._division(source.graph))
         else:
             self.layer_name = source.check_layer(layer)
             self.input_format = source.data_format
@@ -143,16 +164,19 @@ class GraphSplit(Split):
         with eagerly():
             passes, tensors = self._prepared(inputs, features_only=False)
             features, *carry = passes.head(tensors)
-            yield GraphTail(features, passes.tail, tuple(carry), endings=passes.division.endings)
+            yield GraphTail(
+                features, passes.tail, tuple(carry), endings=passes.division.endings, passes=passes
+            )
 
     @runs_eagerly
     def own_outputs(self, inputs: Inputs) -> OwnOutputs:
         """See `Split.own_outputs`: the whole graph runs on the first image."""
         passes, tensors = self._prepared(inputs, features_only=False)
-        return OwnOutputs(passes.own_outputs(tensors), 1)
+        outputs, features = passes.own_outputs(tensors)
+        return OwnOutputs(outputs, 1, features=features)
 
     def _division(self, graph: DataflowGraph) -> Division:
-        division = self._divisions.get(
+        return self._divisions.get(
             graph,
             lambda: Division.of(
                 graph,
@@ -163,21 +187,25 @@ class GraphSplit(Split):
                 self._given_format is not None,
             ),
         )
-        if division is not self._latest:
-            self.layer_name = division.layer_name
-            self.data_format = self._given_format or division.data_format
-            self.input_format = input_format_of(graph, self._given_format)
-            self._latest = division
-        return division
+
+    def _take(self, division: Division) -> None:
+        """Show what a division is like."""
+        self.layer_name = division.layer_name
+        self.data_format = self._given_format or division.data_format
+        self.input_format = input_format_of(division.graph, self._given_format)
+        self._latest = division
 
     def _prepared(self, inputs: Inputs, features_only: bool) -> tuple[_Passes, list[tf.Tensor | None]]:
         needed = (lambda graph: self._division(graph).feature_inputs) if features_only else None
         graph, fed = self._source.prepare(inputs, needed)
-        division = self._division(graph)
         batched, tensors = batched_inputs(graph.inputs, fed), plain(fed)
         shapes = (None if x is None else (tuple(x.shape[1:]), x.dtype) for x in tensors)
         key = (graph, features_only, *batched, *shapes)
-        passes = self._passes.get(key, lambda: _Passes(division, tensors, batched, features_only))
+        passes = self._passes.get(
+            key, lambda: _Passes(self._division(graph), tensors, batched, features_only)
+        )
+        if passes.division is not self._latest:
+            self._take(passes.division)
         self.data_format = self._given_format or passes.data_format
         return passes, tensors
 
@@ -188,13 +216,20 @@ class GraphTail(Tail):
 
     Attributes:
         endings: the function that each output ends in.
+        passes: head and tail for inputs of this shape.
     """
 
     endings: Sequence[Activation | None] = ()
+    passes: _Passes | None = None
 
     def activations(self) -> list[Activation | None]:
         """See `Tail.activations`."""
         return list(self.endings)
+
+    @property
+    def may_draw(self) -> bool:
+        """See `Tail.may_draw`."""
+        return self.passes is not None and (self.passes.draws or self.passes.tail.draws)
 
 
 def require_format(data_format: Any) -> None:
@@ -284,6 +319,11 @@ class Division:
                     "(tf.custom_gradient), which is not in the graph: name a layer after it, or give the "
                     "model itself in the program that makes it"
                 )
+        if (generator := graph.draws_from_generator()) is not None:
+            raise LayerError(
+                f"{generator!r} draws from a tf.random.Generator, whose state each pass of the model "
+                "changes: give a model that draws no random numbers outside of training"
+            )
         if rewrite is not None:
             nodes = rewrite(nodes, flat)
         reached = {features, *(source for node in graph.needed_for([features]) for source in node.inputs)}
@@ -500,6 +540,10 @@ class _Passes:
         inputs: some inputs of that shape; None for those that are missing.
         batched: which of them have a row for each image.
         features_only: leave the tail out.
+
+    Attributes:
+        tail: the tail as a function.
+        draws: whether the head has operations that draw random numbers.
     """
 
     def __init__(
@@ -509,7 +553,7 @@ class _Passes:
         batched: Sequence[bool],
         features_only: bool,
     ) -> None:
-        self.division = self._division = division
+        self.division = division
         self._graph = division.graph
         present = [x is not None for x in inputs]
         given = [x for x in inputs if x is not None]
@@ -535,6 +579,7 @@ class _Passes:
         # Once is not worth a trace, where none is needed.
         self._run_all = self._trace_all if self._graph.runs_in_python else traced(self._trace_all)
         self.tail = _TailFunction(self._trace_tail, self._graph.runs_in_python)
+        self.draws = False
 
     def head(self, inputs: Sequence[tf.Tensor | None]) -> list[tf.Tensor]:
         """Features (B, *feature map), and what is carried around them, (B, ...) each."""
@@ -550,7 +595,7 @@ class _Passes:
         return found
 
     def own_outputs(self, inputs: Sequence[tf.Tensor | None]) -> Any:
-        """What the whole graph gives for the first image."""
+        """What the whole graph gives for the first image, and its features, (1, *feature map)."""
         given = [x for x in inputs if x is not None]
         one = (x[:1] if flag else x for x, flag in zip(given, self._batched, strict=True))
         try:
@@ -567,7 +612,7 @@ class _Passes:
         Raises:
             LayerError: that is not known, or they are neither first nor last.
         """
-        rows, axis = self._rows[self._division.features], self._division.channels
+        rows, axis = self._rows[self.division.features], self.division.channels
         shape = rows.row
         if len(shape) == 1:
             return "channels_last"
@@ -579,16 +624,16 @@ class _Passes:
                 else (f"the channels are on axis {place}, neither the first nor the last")
             )
             raise LayerError(
-                f"layer {self._division.layer_name!r} gives {tuple(shape)} for each image, and {where}; say "
+                f"layer {self.division.layer_name!r} gives {tuple(shape)} for each image, and {where}; say "
                 "how to read it by data_format=, or name another layer"
             )
         return "channels_first" if place == 0 else "channels_last"
 
     def _check_features(self) -> None:
-        features = self._rows[self._division.features]
+        features = self._rows[self.division.features]
         if features.axis is None or (features.plain and len(features.one) < 2):
             raise LayerError(
-                f"layer {self._division.layer_name!r} has shape {features.one} for one image, and a "
+                f"layer {self.division.layer_name!r} has shape {features.one} for one image, and a "
                 "bottleneck needs a feature map for each image"
             )
 
@@ -620,11 +665,12 @@ class _Passes:
 
     def _trace_head(self, *inputs: tf.Tensor) -> list[tf.Tensor]:
         tensors = self._graph.evaluate(self._taken, dict(zip(self._given, inputs, strict=True)))
+        self.draws = draws_numbers(tf.compat.v1.get_default_graph())
         images = tf.shape(next(x for x, flag in zip(inputs, self._batched, strict=True) if flag))[0]
         return [self._rows[name].split(x, images) for name, x in zip(self._taken, tensors, strict=True)]
 
     def _trace_all(self, *inputs: tf.Tensor) -> Any:
-        division, graph = self._division, self._graph
+        division, graph = self.division, self._graph
         values = dict(zip(self._given, inputs, strict=True))
         if division.start != division.features:
             # What the model has in place of the tail's start is a bottleneck, which passes everything here.
@@ -632,11 +678,12 @@ class _Passes:
             given = [division.start, *graph.companions(division.start)]
             found = zip(given, graph.evaluate(taken, values), strict=True)
             values.update((name, x) for name, x in found if x is not None)
-        flat = graph.evaluate(division.flat_outputs, values)
-        return tf.nest.pack_sequence_as(division.outputs, [tf.identity(x) for x in flat])
+        *flat, features = graph.evaluate([*division.flat_outputs, division.features], values)
+        outputs = tf.nest.pack_sequence_as(division.outputs, [tf.identity(x) for x in flat])
+        return outputs, self._rows[division.features].split(features, 1)
 
     def _trace_tail(self, z: tf.Tensor, carry: tuple[tf.Tensor, ...]) -> Any:
-        division, graph = self._division, self._graph
+        division, graph = self.division, self._graph
         images = rows_of(z)
         features = tf.cast(z, graph.tensor(division.features).dtype)
         values = {division.start: self._rows[division.features].join(features)}
@@ -682,16 +729,19 @@ class _TailFunction:
 
     Attributes:
         cut_off: for each output, whether no gradient can go from it to the features.
+        draws: whether it has operations that draw random numbers.
     """
 
     def __init__(self, trace: Callable[[tf.Tensor, tuple[tf.Tensor, ...]], Any], inlines: bool) -> None:
         self._trace, self._inlines = trace, inlines
         self._function = traced(self._run)
         self.cut_off: list[bool] = []
+        self.draws = False
 
     def _run(self, z: tf.Tensor, carry: tuple[tf.Tensor, ...]) -> Any:
         outputs = self._trace(z, carry)
         self.cut_off = [is_cut_off(output, z) for output in tf.nest.flatten(outputs)]
+        self.draws = draws_numbers(tf.compat.v1.get_default_graph())
         return outputs
 
     def __call__(self, z: tf.Tensor, carry: tuple[tf.Tensor, ...]) -> Any:

@@ -52,6 +52,7 @@ from iba_core.framework.inputs import (
 )
 from iba_core.framework.layout import DataFormat, Layout, Tokens
 from iba_core.framework.namespace import host_array
+from iba_core.undo import undoing
 from iba_torch.adapter import TorchAdapter
 from iba_torch.bottlenecks.estimator import TorchWelfordEstimator
 from iba_torch.framework import require_device
@@ -560,11 +561,9 @@ class IBA(nn.Module):
     def _set(self, **switches: bool) -> Iterator[None]:
         """Context in which some of the switches are set in this thread or task, whatever they were."""
         known = _switched.get()
-        token = _switched.set({**known, self._key: {**known.get(self._key, {}), **switches}})
-        try:
+        with undoing(lambda: _switched.set(known)):
+            _switched.set({**known, self._key: {**known.get(self._key, {}), **switches}})
             yield
-        finally:
-            _switched.reset(token)
 
     @contextmanager
     def _switched(self, **switches: bool) -> Iterator[None]:

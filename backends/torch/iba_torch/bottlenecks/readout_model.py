@@ -14,11 +14,12 @@ from torch import nn
 
 from iba_core.errors import LayerError
 from iba_core.framework.adapter import Inputs
-from iba_core.framework.inputs import batch_size, take
+from iba_core.framework.inputs import take
 from iba_core.framework.layout import DataFormat
 from iba_core.readout.model import NestedPass, ReadoutModel
 from iba_torch.adapter import TorchAdapter
-from iba_torch.tail.places import Arguments, BatchAxes, Knowledge, LayerCall, Place, signature_of
+from iba_torch.tail.effects import Stream
+from iba_torch.tail.places import Arguments, BatchAxes, Knowledge, LayerCall, Place, kind_of
 from iba_torch.tail.precision import without_autocast
 from iba_torch.tail.shadow import Handler, Shadow, Shadows, Site
 from iba_torch.tail.split import TorchSplit, call_with, owned
@@ -124,16 +125,16 @@ class TorchReadoutModel(ReadoutModel):
 
                 def run(z: torch.Tensor, carry: tuple[torch.Tensor, ...]) -> Any:
                     placed = z.to(features.dtype).movedim(0, axis)
-                    with outside, shadow.switch.on(self._replacing(shadow, placed)):
-                        return _call(model, inputs)
+                    with outside:
+                        return shadow.run(partial(_call, model, inputs), self._replacing(shadow, placed))
 
                 yield NestedPass(features, tuple(maps for maps, _ in others), run)
 
     @contextmanager
     def seeded(self, seed: Sequence[int], like: torch.Tensor) -> Iterator[None]:
         """Context with PyTorch's generators seeded; afterwards they are as before."""
-        with torch.random.fork_rng(devices=[like.device] if like.is_cuda else []):
-            torch.manual_seed(int(np.random.SeedSequence(seed).generate_state(1, np.uint64)[0] >> 1))
+        key = int(np.random.SeedSequence(seed).generate_state(1, np.uint64)[0] >> 1)
+        with Stream(key).drawn_from():
             yield
 
     # -- passes of the model --------------------------------------------------------------------------
@@ -156,8 +157,7 @@ class TorchReadoutModel(ReadoutModel):
         self, shadow: Shadow, run: Callable[[Any], Any], inputs: Any
     ) -> list[tuple[torch.Tensor, int]]:
         """The features of all layers in one pass, the images first, with the images' axis in the model."""
-        sites, images = self._sites(shadow), batch_size(inputs)
-        signature = signature_of(inputs, images)
+        sites, (images, _, signature, _) = self._sites(shadow), kind_of(inputs)
         given: list[_Seen] = []
         returned: dict[Site, list[_Seen]] = {site: [] for site in sites}
 
@@ -176,8 +176,7 @@ class TorchReadoutModel(ReadoutModel):
             returned[site].append(seen(site, "output", output, arguments))
             return output
 
-        with shadow.switch.on(dict.fromkeys(sites, note)):
-            run(inputs)
+        shadow.run(partial(run, inputs), dict.fromkeys(sites, note))
         found = [returned[site] for site in sites]
         if self._where == "input":
             found[0] = given

@@ -1,6 +1,17 @@
 """Concepts in PyTorch models."""
 
-from iba_torch.concepts.cam import EigenCAM, GradCAM, GradCAMPlusPlus, HiResCAM, LayerCAM, XGradCAM
+from iba_torch.concepts.cam import (
+    AblationCAM,
+    EigenCAM,
+    EigenGradCAM,
+    GradCAM,
+    GradCAMElementWise,
+    GradCAMPlusPlus,
+    HiResCAM,
+    LayerCAM,
+    ScoreCAM,
+    XGradCAM,
+)
 from iba_torch.concepts.detection import ConceptDetectionModel2D, ModelStump
 from iba_torch.concepts.losses import (
     BalancedBCELoss,
@@ -15,18 +26,22 @@ from iba_torch.concepts.losses import (
 from iba_torch.concepts.selector import SelectorZU
 
 __all__ = [
+    "AblationCAM",
     "BalancedBCELoss",
     "BalancedPenaltyReducedFocalLoss",
     "BatchReduction",
     "ConceptDetectionModel2D",
     "EigenCAM",
+    "EigenGradCAM",
     "GradCAM",
+    "GradCAMElementWise",
     "GradCAMPlusPlus",
     "HiResCAM",
     "IoU",
     "LayerCAM",
     "ModelStump",
     "Net2VecLoss",
+    "ScoreCAM",
     "SelectorZU",
     "SetIoU",
     "TverskyLoss",

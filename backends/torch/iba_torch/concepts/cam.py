@@ -27,14 +27,18 @@ from iba_core.pictures.cam import preprocess_image as preprocess_array
 from iba_core.pictures.cam import show_cam_on_image
 
 __all__ = [
+    "AblationCAM",
     "ClassifierOutputTarget",
     "ConceptEmbeddingTarget",
     "DifferenceFromConceptTarget",
     "EigenCAM",
+    "EigenGradCAM",
     "GradCAM",
+    "GradCAMElementWise",
     "GradCAMPlusPlus",
     "HiResCAM",
     "LayerCAM",
+    "ScoreCAM",
     "SimilarityToConceptTarget",
     "XGradCAM",
     "preprocess_image",
@@ -129,6 +133,46 @@ class EigenCAM(_TorchCAM, cam.EigenCAM):
     Example:
         >>> net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(144, 5))
         >>> EigenCAM(net, ["0"])(torch.rand(1, 3, 8, 8)).shape
+        (1, 8, 8)
+    """
+
+
+class EigenGradCAM(_TorchCAM, cam.EigenGradCAM):
+    """`iba_core.concepts.cam.EigenGradCAM` for a PyTorch model.
+
+    Example:
+        >>> net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(144, 5))
+        >>> EigenGradCAM(net, ["0"])(torch.rand(1, 3, 8, 8)).shape
+        (1, 8, 8)
+    """
+
+
+class GradCAMElementWise(_TorchCAM, cam.GradCAMElementWise):
+    """`iba_core.concepts.cam.GradCAMElementWise` for a PyTorch model.
+
+    Example:
+        >>> net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(144, 5))
+        >>> GradCAMElementWise(net, ["0"])(torch.rand(1, 3, 8, 8)).shape
+        (1, 8, 8)
+    """
+
+
+class ScoreCAM(_TorchCAM, cam.ScoreCAM):
+    """`iba_core.concepts.cam.ScoreCAM` for a PyTorch model.
+
+    Example:
+        >>> net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(144, 5))
+        >>> ScoreCAM(net, ["0"], batch_size=2)(torch.rand(1, 3, 8, 8)).shape
+        (1, 8, 8)
+    """
+
+
+class AblationCAM(_TorchCAM, cam.AblationCAM):
+    """`iba_core.concepts.cam.AblationCAM` for a PyTorch model.
+
+    Example:
+        >>> net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(144, 5))
+        >>> AblationCAM(net, ["0"])(torch.rand(1, 3, 8, 8)).shape
         (1, 8, 8)
     """
 

@@ -88,16 +88,22 @@ class ConceptDetectionModel2D(ConceptDetection, nn.Module):
             use_laplace=use_laplace,
             use_bias=use_bias,
         )
-        self.weight = nn.Parameter(torch.empty(ensemble_count, spec.in_channels, *spec.kernel_size))
-        self.bias = nn.Parameter(torch.empty(ensemble_count)) if use_bias else None
-        self.activation: nn.Sigmoid | None = nn.Sigmoid() if apply_sigmoid else None
         (above, below), (left, right) = same_padding(spec.kernel_size)
         self.padding: nn.ZeroPad2d | None = None
         if apply_padding:
             self.padding = nn.ZeroPad2d((left, right, above, below))
-        factors = torch.zeros(self._factor_shape()) if use_laplace else None
-        self.register_buffer("laplace_factor", factors)
+        self._add_weights()
+        self.activation: nn.Sigmoid | None = nn.Sigmoid() if apply_sigmoid else None
         self.reset_parameters()
+
+    def _add_weights(self) -> None:
+        """Make the parameters and the buffer of the posterior, without values."""
+        count = self.ensemble_count
+        self.weight = nn.Parameter(torch.empty(count, self.in_channels, *self.kernel_size))
+        self.bias = nn.Parameter(torch.empty(count)) if self.use_bias else None
+        self.register_buffer(
+            "laplace_factor", torch.zeros(self._factor_shape()) if self.use_laplace else None
+        )
 
     def reset_parameters(self) -> None:
         """Draw weight and bias from U(-k, k), k = 1 / sqrt(fan in), and forget the posterior."""
@@ -139,8 +145,9 @@ class ConceptDetectionModel2D(ConceptDetection, nn.Module):
 
     def hyperplanes(self) -> tuple[npt.NDArray[np.floating], npt.NDArray[np.floating]]:
         """Return copies of the weight (E, C, kh, kw) and the bias (E,). Without `use_bias`, the bias is 0."""
-        bias = torch.zeros(self.ensemble_count) if self.bias is None else self.bias
-        return host_array(self.weight).copy(), host_array(bias).copy()
+        weight, bias = self._filters()
+        bias = torch.zeros(self.ensemble_count) if bias is None else bias
+        return host_array(weight).copy(), host_array(bias).copy()
 
     def load_hyperplanes(self, weight: npt.ArrayLike, bias: npt.ArrayLike) -> None:
         """Set the weight (E, C, kh, kw) and the bias (E,). Without `use_bias`, the bias is ignored.
@@ -148,12 +155,16 @@ class ConceptDetectionModel2D(ConceptDetection, nn.Module):
         Raises:
             InputError: the shapes differ.
         """
-        values = self._checked(weight, tuple(self.weight.shape), "weight")
-        biases = self._checked(bias, (self.ensemble_count,), "bias")
+        shape = (self.ensemble_count, self.in_channels, *self.kernel_size)
+        values = torch.from_numpy(self._checked(weight, shape, "weight"))
+        biases = torch.from_numpy(self._checked(bias, shape[:1], "bias"))
         with torch.no_grad():
-            self.weight.copy_(torch.from_numpy(values))
-            if self.bias is not None:
-                self.bias.copy_(torch.from_numpy(biases))
+            self._set_filters(values, biases)
+
+    def _set_filters(self, weight: Tensor, bias: Tensor) -> None:
+        self.weight.copy_(weight)
+        if self.bias is not None:
+            self.bias.copy_(bias)
 
     def laplace_factors(self) -> npt.NDArray[np.floating]:
         """Return a copy of the factors (E, P, P) of the posteriors, zeros before training.

@@ -67,13 +67,14 @@ class SelectorZU(nn.Module):
         self.out_features = out_features
         self.temperature = temperature
         self.attention_over = attention_over
-        scores = nn.Linear(exogenous_size, out_features * memory_size, *args, **kwargs)
-        device, dtype = scores.weight.device, scores.weight.dtype
+        # One seed gives the weights of torch_concepts: the memory is drawn first, then layer by layer.
+        options: dict[str, Any] = dict(zip(("bias", "device", "dtype"), args, strict=False), **kwargs)
+        device, dtype = options.get("device"), options.get("dtype")
         self.memory = nn.Embedding(out_features, memory_size * exogenous_size, device=device, dtype=dtype)
         self.selector = nn.Sequential(
             nn.Linear(in_features, exogenous_size, device=device, dtype=dtype),
             nn.LeakyReLU(selection.LEAKY_SLOPE),
-            scores,
+            nn.Linear(exogenous_size, out_features * memory_size, *args, **kwargs),
             nn.Unflatten(-1, (out_features, memory_size)),
         )
 
@@ -97,7 +98,10 @@ class SelectorZU(nn.Module):
         scores = self.selector(input)
         noise = None
         if sampling:
-            noise = selection.gumbel(torch.rand_like(scores, dtype=torch.float32)).to(scores.dtype)
+            # As `torch.nn.functional.gumbel_softmax` draws them, so that one seed gives its choices.
+            dtype = torch.promote_types(scores.dtype, torch.float32)
+            drawn = torch.empty_like(scores, dtype=dtype).exponential_()
+            noise = selection.gumbel_of_exponential(drawn).to(scores.dtype)
         weights = selection.attention(
             scores, self.temperature, self.attention_over, noise, stop_gradient=Tensor.detach
         )

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import sys
-import threading
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager, suppress
+from contextvars import ContextVar, copy_context
 from types import FunctionType
-from typing import Any
+from typing import Any, TypeVar
 from weakref import ref
 
 import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from iba_core.framework.locks import fork_safe_lock
+from iba_core.framework.while_used import WhileUsed
+from iba_core.undo import undoing
+
+T = TypeVar("T")
 
 
 def unwrap(module: nn.Module) -> nn.Module:
@@ -52,64 +55,31 @@ def is_watched(module: nn.Module) -> bool:
 
 
 def is_hooked(module: nn.Module) -> bool:
-    """Whether there is any hook on `module`, PyTorch's own included, or on all modules."""
+    """Whether there is any hook on `module`, PyTorch's own included."""
     own = module.__dict__
     return bool(
         own["_forward_hooks"]
         or own["_forward_pre_hooks"]
         or own["_backward_hooks"]
         or own["_backward_pre_hooks"]
-        or nn.modules.module._has_any_global_hook()  # type: ignore[no-untyped-call]  # PyTorch's own
     )
+
+
+def hooks_see_all() -> bool:
+    """Whether there are hooks that see the calls of all modules."""
+    return bool(nn.modules.module._has_any_global_hook())  # type: ignore[no-untyped-call]  # PyTorch's own
 
 
 def _source(function: Any) -> str:
     return str(getattr(function, "__module__", None) or type(function).__module__)
 
 
-class _Current(threading.local):
-    redirect: Callable[[nn.Module], nn.Module] | None = None
+Redirect = Callable[[nn.Module], nn.Module]
+
+_redirect: ContextVar[Redirect | None] = ContextVar("redirect", default=None)
 
 
-class _WhileUsed:
-    """A change of the whole process, there while at least one context is open."""
-
-    def __init__(self) -> None:
-        self._users: set[object] = set()
-        self._lock = fork_safe_lock()
-
-    @contextmanager
-    def applied(self) -> Iterator[None]:
-        """Context, which may overlap with others, in which the change is there."""
-        user = object()
-        try:
-            with self._lock:
-                self._users.add(user)
-                self._begin()
-            yield
-        finally:
-            try:
-                self._leave(user)
-            finally:
-                # An interrupt may have come in there.
-                self._leave(user)
-
-    def _leave(self, user: object) -> None:
-        with self._lock:
-            self._users.discard(user)
-            if not self._users:
-                self._end()
-
-    def _begin(self) -> None:
-        """Make the change, unless it is there."""
-        raise NotImplementedError
-
-    def _end(self) -> None:
-        """Undo the change, if it is there."""
-        raise NotImplementedError
-
-
-class _ModuleCallPatch(_WhileUsed):
+class _ModuleCallPatch(WhileUsed):
     """Replaces what `nn.Module.__call__` does while at least one closure runs.
 
     A closure calls the user's own modules. In its thread the patch calls their shadows instead; it leaves the
@@ -139,57 +109,58 @@ class _ModuleCallPatch(_WhileUsed):
         self._own.clear()
 
 
-_current = _Current()
 module_call_patch = _ModuleCallPatch()
 
 
 def _redirected(call: Callable[..., Any]) -> Callable[..., Any]:
     def redirected(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        redirect = _current.redirect
+        redirect = _redirect.get()
         return call(module if redirect is None else redirect(module), *args, **kwargs)
 
     return redirected
 
 
-@contextmanager
-def redirect_calls(redirect: Callable[[nn.Module], nn.Module]) -> Iterator[None]:
-    """Context in which this thread calls ``redirect(module)`` in place of each module."""
-    outer = _current.redirect
+def run_redirected(redirect: Redirect, function: Callable[[T], Any], argument: T) -> Any:
+    """Call a function that calls ``redirect(module)`` in place of each module, in this thread only."""
+    # What is set in a copy of the context need not be restored.
+    context = copy_context()
+    context.run(_redirect.set, redirect)
     with module_call_patch.applied(), uncompiled():
-        try:
-            _current.redirect = redirect
-            yield
-        finally:
-            _current.redirect = outer
+        return context.run(function, argument)
 
 
 @contextmanager
 def not_redirected() -> Iterator[None]:
     """Context in which this thread calls modules as they are, also in a closure."""
-    outer = _current.redirect
-    try:
-        _current.redirect = None
+    outer = _redirect.get()
+    with undoing(lambda: _redirect.set(outer)):
+        _redirect.set(None)
         yield
-    finally:
-        _current.redirect = outer
 
 
-class _Uncompiled(_WhileUsed):
+class _Uncompiled(WhileUsed):
     """Keeps compiled code from running: it knows nothing of hooks that came later."""
 
     def __init__(self) -> None:
         super().__init__()
-        self._stance: Any = None
+        self._before: Any = None
 
     def _begin(self) -> None:
         # Not asked for where nothing can have been compiled: the compiler takes seconds to import.
-        if self._stance is None and compiler_is_loaded() and hasattr(torch.compiler, "set_stance"):
-            self._stance = torch.compiler.set_stance("force_eager")
+        if self._before is None and compiler_is_loaded() and hasattr(torch.compiler, "set_stance"):
+            self._before = _eval_frame()._stance
+            torch.compiler.set_stance("force_eager")
 
     def _end(self) -> None:
-        if self._stance is not None:
-            self._stance.__exit__(None, None, None)
-            self._stance = None
+        # Not by the object that `set_stance` gives: an interrupt may have come before it was given.
+        if self._before is not None:
+            _eval_frame()._set_stance(self._before)
+            self._before = None
+
+
+def _eval_frame() -> Any:
+    """The module of PyTorch's compiler that holds the stance."""
+    return sys.modules["torch._dynamo.eval_frame"]
 
 
 uncompiled = _Uncompiled().applied

@@ -7,7 +7,6 @@ memory of the model's weights. So the first pass at a place is watched, and ende
 from __future__ import annotations
 
 import secrets
-import threading
 from collections.abc import Callable, Collection, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
@@ -16,6 +15,8 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from iba_core.framework.locks import fork_safe_lock
+from iba_core.undo import undoing
 from iba_torch.tail.trees import tensors
 
 
@@ -95,7 +96,7 @@ def address_of(tensor: torch.Tensor) -> int:
         return 0
 
 
-class _Stream:
+class Stream:
     """Random numbers apart from those of the process.
 
     Args:
@@ -112,31 +113,40 @@ class _Stream:
 
         Threads take turns. Another that draws meanwhile without this context gets numbers of this stream.
         """
-        devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()  # type: ignore[no-untyped-call]  # PyTorch's own
-        with _turns, torch.random.fork_rng(devices):
-            if self._states is not None:
-                for index, state in zip((None, *devices), self._states, strict=False):
-                    _set_state(index, state)
-            elif self._seed is not None:
-                torch.manual_seed(self._seed)
-            try:
-                yield
-            finally:
-                self._states = [_state(index) for index in (None, *devices)]
+        generators = _generators()
+        with _turns:
+            outside = _states(generators)
+            with undoing(lambda: _set_states(generators, outside)):
+                if self._states is not None:
+                    _set_states(generators, self._states)
+                elif self._seed is not None:
+                    for generator in generators:
+                        generator.manual_seed(self._seed)
+                try:
+                    yield
+                finally:
+                    self._states = _states(generators)
 
 
-_turns = threading.RLock()
-_OWN = _Stream(None)
+_turns = fork_safe_lock()
+_OWN = Stream(None)
 """Stands for a new stream for each pass."""
-_stream: ContextVar[_Stream | None] = ContextVar("stream", default=_OWN)
+_stream: ContextVar[Stream | None] = ContextVar("stream", default=_OWN)
 
 
-def _state(device: int | None) -> torch.Tensor:
-    return torch.get_rng_state() if device is None else torch.cuda.get_rng_state(device)
+def _generators() -> list[torch.Generator]:
+    """PyTorch's own, of the processor and of the devices in use."""
+    on_devices = torch.cuda.default_generators if torch.cuda.is_initialized() else ()  # type: ignore[no-untyped-call]  # PyTorch's own
+    return [torch.default_generator, *on_devices]
 
 
-def _set_state(device: int | None, state: torch.Tensor) -> None:
-    torch.set_rng_state(state) if device is None else torch.cuda.set_rng_state(state, device)
+def _states(generators: list[torch.Generator]) -> list[torch.Tensor]:
+    return [generator.get_state() for generator in generators]
+
+
+def _set_states(generators: list[torch.Generator], states: list[torch.Tensor]) -> None:
+    for generator, state in zip(generators, states, strict=False):
+        generator.set_state(state)
 
 
 @contextmanager
@@ -147,11 +157,9 @@ def randomness(seed: int | None) -> Iterator[None]:
         seed: where the stream begins; None for the numbers of the process.
     """
     outer = _stream.get()
-    try:
-        _stream.set(None if seed is None else _Stream(seed))
+    with undoing(lambda: _stream.set(outer)):
+        _stream.set(None if seed is None else Stream(seed))
         yield
-    finally:
-        _stream.set(outer)
 
 
 def apart() -> AbstractContextManager[None]:
@@ -167,4 +175,4 @@ def random_numbers() -> AbstractContextManager[None]:
     stream = _stream.get()
     if stream is None:
         return nullcontext()
-    return (_Stream(None) if stream is _OWN else stream).drawn_from()
+    return (Stream(None) if stream is _OWN else stream).drawn_from()

@@ -11,7 +11,7 @@ from torch import nn
 from iba_core.errors import LayerError
 from iba_torch.tail.calls import is_watched
 from iba_torch.tail.channels import Axes, ChannelTracker, require_channels
-from iba_torch.tail.places import Arguments, BatchAxes, Knowledge, LayerCall, Place, Signature
+from iba_torch.tail.places import Arguments, BatchAxes, InputKind, Knowledge, LayerCall, Place
 from iba_torch.tail.recording import Call, record
 from iba_torch.tail.shadow import Shadow, Site
 from iba_torch.tail.trees import first_tensor, tensors
@@ -33,19 +33,17 @@ class HeadPass:
         side: its ``"output"`` or its ``"input"``.
         end_layer: the call whose number is to be known; None for none.
         shadow: what runs.
-        batch: number of images.
-        signature: of the model's inputs.
-        input_shape: shape of the model's first input.
+        kind: of the model's inputs.
         knowledge: what is known of the model. A pass that does not remember adds to it.
         remember: keep what the modules did, to repeat it.
         tracker: the context of a pass that does not end at the split; None for one that does.
         compare: as of `Arguments`.
 
     Attributes:
-        batch: see above.
-        signature: see above.
+        kind: see above.
         axes: the axes of the tensor at the split, in a pass with a tracker.
         end_output: a copy of the first tensor that the end layer gave, in such a pass.
+        own_features: a copy of the tensor at the split, in such a pass, its axes as they are.
         knows_axes: whether, in such a pass, it is known of all tensors which axis is that of the images.
     """
 
@@ -55,18 +53,17 @@ class HeadPass:
         side: str,
         end_layer: LayerCall | None,
         shadow: Shadow,
-        batch: int,
-        signature: Signature,
-        input_shape: torch.Size,
+        kind: InputKind,
         knowledge: Knowledge,
         *,
         remember: bool,
         tracker: ChannelTracker | None = None,
         compare: bool = False,
     ) -> None:
-        self.batch, self.signature = batch, signature
+        self.kind = kind
         self.axes: Axes | None = None
         self.end_output: torch.Tensor | None = None
+        self.own_features: torch.Tensor | None = None
         self.knows_axes = True
         self.everything = Call(None, opened=remember)
         self.split_site: Site | None = None
@@ -81,7 +78,6 @@ class HeadPass:
         self._origin = id(layer.module)
         self._end_origin = None if end_layer is None else id(end_layer.module)
         self._knowledge = knowledge
-        self._input_shape = input_shape
         self._current = self.everything
         self._remember = remember
         self._tracker = tracker
@@ -127,7 +123,7 @@ class HeadPass:
             return self._forward(call, remember, at_split, args, kwargs)
         except RuntimeError:
             given = first_tensor((args, kwargs))
-            if given is not None and given.ndim > 1 and given.shape == self._input_shape:
+            if given is not None and given.ndim > 1 and given.shape == self.kind.shape:
                 require_channels(module, given.shape)
             raise
         finally:
@@ -190,6 +186,7 @@ class HeadPass:
     def _note_axes(self, tracker: ChannelTracker, at_split: bool, tensor: torch.Tensor | None) -> None:
         if at_split and tensor is not None:
             self.axes = tracker.axes(tensor)
+            self.own_features = tensor.detach().clone()
 
     @staticmethod
     def _place(call: Call, side: str = "output") -> Place:
@@ -198,11 +195,11 @@ class HeadPass:
 
     def _look(self, place: Place, tree: Any) -> None:
         if not self._remember:
-            known = self._knowledge.note(place, self.batch, self.signature, tensors(tree))
+            known = self._knowledge.note(place, self.kind.batch, self.kind.signature, tensors(tree))
             self.knows_axes = self.knows_axes and known
 
     def _axes(self, place: Place, arguments: Arguments) -> BatchAxes:
-        return BatchAxes(place, arguments, self.batch, self.signature, self._knowledge)
+        return BatchAxes(place, arguments, self.kind.batch, self.kind.signature, self._knowledge)
 
     def _reach(self, call: Call, feature: torch.Tensor | None, axes: BatchAxes) -> NoReturn:
         place = f"the {self.side} of layer {self._layer.name!r}"
@@ -213,8 +210,8 @@ class HeadPass:
         axis = axes.find(feature)
         if axis is None or feature.ndim < 2:
             raise LayerError(
-                f"{place} has the shape {tuple(feature.shape)} for a batch of {self.batch}; "
-                f"a feature map has the shape ({self.batch}, ...)"
+                f"{place} has the shape {tuple(feature.shape)} for a batch of {self.kind.batch}; "
+                f"a feature map has the shape ({self.kind.batch}, ...)"
             )
         self._features, self.feature_axis = feature.detach().movedim(axis, 0), axis
         self.split_call = call

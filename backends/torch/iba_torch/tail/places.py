@@ -4,21 +4,23 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Hashable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
 
+from iba_core.errors import InputError
 from iba_core.framework.inputs import Shared
 from iba_core.framework.layout import DataFormat
 from iba_core.framework.locks import fork_safe_lock
 from iba_torch.tail.channels import Axes
 from iba_torch.tail.effects import Effects, random_numbers
-from iba_torch.tail.rewrites.assumptions import Assumption
-from iba_torch.tail.trees import examine, tree_map, version_of
+from iba_torch.tail.rewrites.assumptions import Assumption, State
+from iba_torch.tail.trees import constant, examine, items_of, versions_of
 
 _SIGNATURES = 4
 """Of so many shapes of inputs the shapes of tensors are kept."""
@@ -35,18 +37,17 @@ class Arguments:
 
     def __init__(self, args: tuple[Any, ...], kwargs: dict[str, Any], compare: bool = False) -> None:
         self.tensors, self.transparent = examine((args, kwargs))
-        self._versions = [version_of(tensor) for tensor in self.tensors]
+        self._versions = versions_of(self.tensors)
         self._before = [tensor.clone() for tensor in self.tensors] if compare else []
         self.are_written_unseen = False
         """Whether `written` has found a write that PyTorch does not count."""
 
     def written(self) -> list[int]:
         """Indices of the tensors that have been written into."""
-        found = [
-            index
-            for index, (tensor, version) in enumerate(zip(self.tensors, self._versions, strict=True))
-            if version_of(tensor) != version
-        ]
+        versions = versions_of(self.tensors)
+        if versions == self._versions and not self._before:
+            return []
+        found = [i for i, pair in enumerate(zip(versions, self._versions, strict=True)) if pair[0] != pair[1]]
         for index, before in enumerate(self._before):
             if index not in found and not torch.equal(before, self.tensors[index]):
                 found.append(index)
@@ -127,18 +128,23 @@ class AssumptionsAtPlace:
     """Kinds of passes that have left it so."""
     learnt: Learnt = field(default_factory=Learnt)
 
-    @property
+    @cached_property
     def effects(self) -> tuple[Assumption, Assumption]:
         """Those that end a pass before they turn out to be broken."""
         return self.draws_nothing, self.weights_unwritten
 
-    @contextmanager
-    def watching(self, weights: Callable[[], Collection[int]]) -> Iterator[None]:
+    def watching(self, weights: Callable[[], Collection[int]]) -> AbstractContextManager[None]:
         """Context for a pass, which ends with an `Effect` where one is new.
 
         Args:
             weights: gives the addresses of those that the pass may not write into.
         """
+        if all(each.state is State.HOLDS for each in self.effects):
+            return nullcontext()
+        return self._watching(weights)
+
+    @contextmanager
+    def _watching(self, weights: Callable[[], Collection[int]]) -> Iterator[None]:
         drawing = random_numbers() if self.draws_nothing.is_broken else nullcontext()
         is_watched = any(each.is_unknown for each in self.effects)
         watch = Effects(self.draws_nothing.is_broken, weights) if is_watched else nullcontext()
@@ -279,26 +285,54 @@ class BatchAxes:
         shape = tensor.shape
         return next((axis for axis in axes if len(shape) > axis and shape[axis] == self._batch), None)
 
-    def all_found(self, output: Any) -> bool:
-        """Whether the number of images is the size of an axis of every tensor of the output.
+    def of_all(self, output: Any) -> list[int] | None:
+        """The axes of the images in all tensors of the output.
 
-        Not so where the output may hold tensors that cannot be reached.
+        Returns:
+            None where one has no such axis, or where the output may hold tensors that cannot be reached.
         """
         if not self.depends_on_images:
-            return False
+            return None
         found, transparent = examine(output)
         axes = [self.find(tensor, index) for index, tensor in enumerate(found)]
-        return transparent and all(axis is not None for axis in axes)
+        known = [axis for axis in axes if axis is not None]
+        return known if transparent and len(known) == len(axes) else None
 
 
-def signature_of(inputs: Any, batch: int) -> Signature:
-    """The signature of inputs with `batch` images."""
-    found: list[Any] = []
+class InputKind(NamedTuple):
+    """What inputs of a model are, apart from their numbers.
 
-    def note(leaf: torch.Tensor | Shared) -> None:
-        shape = tuple(leaf.array.shape if isinstance(leaf, Shared) else leaf.shape)
-        has_images = not isinstance(leaf, Shared) and shape[:1] == (batch,)
-        found.append((has_images, shape[1:] if has_images else shape))
+    Attributes:
+        batch: number of images.
+        shape: of the first tensor that is not shared.
+        signature: shapes of all tensors, without the axes of the images.
+        constants: everything that the inputs hold, see `constant`.
+    """
 
-    tree_map(note, inputs, (torch.Tensor, Shared))
-    return tuple(found)
+    batch: int
+    shape: torch.Size
+    signature: Signature
+    constants: tuple[Any, ...]
+
+
+def kind_of(inputs: Any) -> InputKind:
+    """The kind of inputs. The images lie along the first axis of the first tensor that is not shared.
+
+    Raises:
+        InputError: there is no tensor, or the first has no axis or no images.
+    """
+    found = [*items_of(inputs, Shared)]
+    shape = next((item.shape for item in found if isinstance(item, torch.Tensor)), torch.Size())
+    if not shape:
+        raise InputError(f"inputs of type {type(inputs).__name__} hold no tensor with a batch axis first")
+    batch = shape[0]
+    if not batch:
+        raise InputError(f"inputs hold no images: their shape is {tuple(shape)}")
+    signature, constants = [], []
+    for item in found:
+        tensor = item.array if isinstance(item, Shared) else item
+        constants.append(constant(tensor))
+        if isinstance(tensor, torch.Tensor):
+            has_images = tensor is item and tensor.shape[:1] == (batch,)
+            signature.append((has_images, tuple(tensor.shape[has_images:])))
+    return InputKind(batch, shape, tuple(signature), tuple(constants))

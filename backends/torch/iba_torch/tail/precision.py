@@ -10,6 +10,8 @@ from typing import Any, ParamSpec, TypeVar
 
 import torch
 
+from iba_core.undo import undoing
+
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -48,12 +50,11 @@ def without_autocast(device: torch.device) -> Iterator[AbstractContextManager[An
         yield nullcontext()
         return
     outside = torch.autocast(kind, dtype=dtype, cache_enabled=torch.is_autocast_cache_enabled())
-    token = _outside.set(outside)
-    try:
+    outer = _outside.get()
+    with undoing(lambda: _outside.set(outer)):
+        _outside.set(outside)
         with torch.autocast(kind, enabled=False):
             yield outside
-    finally:
-        _outside.reset(token)
 
 
 def restores_settings(generator: Callable[P, Iterator[T]]) -> Callable[P, Iterator[T]]:

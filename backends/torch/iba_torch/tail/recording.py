@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from itertools import count
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -16,6 +14,19 @@ from iba_torch.tail.rewrites.copy_on_write import Loan
 from iba_torch.tail.rewrites.unread import Placeholder
 from iba_torch.tail.shadow import Site
 from iba_torch.tail.trees import not_inferring, tensors, tree_map
+
+
+class Filling(NamedTuple):
+    """What a pass puts in the place of leaves."""
+
+    z: torch.Tensor
+    """The feature maps of all copies."""
+    copies: int
+    """How many there are of each image."""
+    always_copy: bool
+    """Give tensors that the pass may do anything with, see `Loan.lend`."""
+    compare: bool
+    """Let loans see tensors that are the pass's own, too."""
 
 
 class Value:
@@ -37,15 +48,13 @@ class Value:
         self._dropped = tuple(self.tensor.shape)
         self.tensor = self.tensor.new_empty(())
 
-    def lend(self, copies: int, always_copy: bool = False, compare: bool = False) -> torch.Tensor:
-        """The tensor with each image repeated `copies` times in place.
-
-        Args:
-            copies: copies of each image.
-            always_copy: as of `Loan.lend`.
-            compare: let `loan` see a tensor that is the pass's own, too.
-        """
-        axis = self.batch_axis
+    def fill(self, using: Filling) -> torch.Tensor:
+        """The tensor with each image repeated in place, once for each copy."""
+        if torch.is_inference_mode_enabled():
+            # Out here, so that the tensor can take part in a gradient.
+            with torch.inference_mode(False):
+                return self.fill(using)
+        axis, copies, always_copy = self.batch_axis, using.copies, using.always_copy
         if self._dropped is not None:
             sizes = (size * copies if i == axis else size for i, size in enumerate(self._dropped))
             return Placeholder.like(self.tensor, tuple(sizes))
@@ -53,7 +62,7 @@ class Value:
             return self.loan.lend(self.tensor, always_copy)
         if self.tensor.shape[axis] != 1:
             repeated = self.tensor.repeat_interleave(copies, dim=axis)
-            return self.loan.lend(repeated) if compare else repeated
+            return self.loan.lend(repeated) if using.compare else repeated
         shape = list(self.tensor.shape)
         shape[axis] = copies
         return self.loan.lend(self.tensor.expand(shape), always_copy)
@@ -74,17 +83,21 @@ class Shape:
     batch_axis: int | None
     like: torch.Tensor
 
-    def make(self, copies: int) -> torch.Tensor:
+    def fill(self, using: Filling) -> torch.Tensor:
         """A tensor of one repeated zero."""
         shape = list(self.shape)
         if self.batch_axis is not None:
-            shape[self.batch_axis] *= copies
+            shape[self.batch_axis] *= using.copies
         return self.like.expand(shape)
 
 
 @dataclass(frozen=True)
 class Feature:
     """Leaf of a result: the feature map, in whose place the tail gets `z`."""
+
+    def fill(self, using: Filling) -> torch.Tensor:
+        """`z`."""
+        return using.z
 
 
 _FILLED = (Value, Shape, Feature)
@@ -109,27 +122,23 @@ class Result:
         """Whether a repetition of the call touches its arguments."""
         return bool(self.writes) or any(isinstance(leaf, Given) for leaf in leaves(self.output))
 
-    def repeat(
-        self,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-        fill: Callable[[Value | Shape | Feature], torch.Tensor],
-    ) -> Any:
+    def repeat(self, args: tuple[Any, ...], kwargs: dict[str, Any], using: Filling) -> Any:
         """Repeat the call for all copies: write into the arguments, and return the output.
 
         Args:
             args: positional arguments of the repeated call.
             kwargs: its keyword arguments.
-            fill: gives the tensor that takes the place of a leaf.
+            using: what takes the place of leaves.
         """
-        output: Any = self.output
-        if not self.reads_arguments:
-            return fill(output) if isinstance(output, _FILLED) else tree_map(fill, output, LEAVES)
-        given = tensors((args, kwargs))
+        if isinstance(self.output, _FILLED) and not self.writes:
+            return self.output.fill(using)
+        given = tensors((args, kwargs)) if self.reads_arguments else []
         for index, leaf in self.writes:
-            given[index].copy_(fill(leaf))
+            given[index].copy_(leaf.fill(using))
         return tree_map(
-            lambda leaf: given[leaf.index] if isinstance(leaf, Given) else fill(leaf), output, LEAVES
+            lambda leaf: given[leaf.index] if isinstance(leaf, Given) else leaf.fill(using),
+            self.output,
+            LEAVES,
         )
 
     def own(self) -> None:
@@ -274,20 +283,21 @@ def record(
         None if the call must be run again instead: its output holds things whose tensors cannot be reached,
         or tensors that have no axis of the images, such as windows cut from them or a table of positions.
     """
-    if not axes.all_found(output):
+    found = axes.of_all(output)
+    if found is None:
         return None
     written = arguments.written()
-    indices = count()
+    waiting = iter(found)
 
     def keep(tensor: torch.Tensor, axis: int | None) -> Value:
         with not_inferring():
             return Value(tensor.detach().clone(), axis)
 
     def leaf(tensor: torch.Tensor) -> Value | Given | Feature:
-        index, argument = next(indices), arguments.index(tensor)
+        axis, argument = next(waiting), arguments.index(tensor)
         if argument is not None and (tensor is not feature or argument in written):
             return Given(argument)
-        return Feature() if tensor is feature else keep(tensor, axes.find(tensor, index))
+        return Feature() if tensor is feature else keep(tensor, axis)
 
     def write(tensor: torch.Tensor) -> Value | Feature:
         return Feature() if tensor is feature else keep(tensor, axes.guess(tensor))

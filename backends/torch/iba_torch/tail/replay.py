@@ -8,7 +8,6 @@ from functools import partial
 from typing import Any, cast
 
 import torch
-from torch import nn
 
 from iba_core.errors import InputError, LayerError
 from iba_core.framework.adapter import Inputs
@@ -17,9 +16,17 @@ from iba_core.framework.layout import DataFormat
 from iba_torch.tail.checkpoints import require_no_reentrant
 from iba_torch.tail.effects import Effect
 from iba_torch.tail.head import HeadPass
-from iba_torch.tail.places import Arguments, AssumptionsAtPlace, BatchAxes, Knowledge, LayerCall, Place
+from iba_torch.tail.places import (
+    Arguments,
+    AssumptionsAtPlace,
+    BatchAxes,
+    InputKind,
+    Knowledge,
+    LayerCall,
+    Place,
+)
 from iba_torch.tail.precision import autocast_dtype
-from iba_torch.tail.recording import Call, Feature, Shape, Value, leaves
+from iba_torch.tail.recording import Call, Feature, Filling, Value, leaves
 from iba_torch.tail.rewrites.assumptions import (
     Assumption,
     Outcome,
@@ -28,19 +35,14 @@ from iba_torch.tail.rewrites.assumptions import (
     is_of_torch,
     run_assuming,
 )
-from iba_torch.tail.rewrites.chains import Chains
-from iba_torch.tail.rewrites.conditions import is_sequential
+from iba_torch.tail.rewrites.conditions import forwards
 from iba_torch.tail.rewrites.copy_on_write import Loan, forget, take_back
 from iba_torch.tail.rewrites.memory_order import gains_by_order, is_channels_last
-from iba_torch.tail.rewrites.normalization import ScaleAndShift, is_normalization
 from iba_torch.tail.rewrites.observer import Observer
-from iba_torch.tail.rewrites.pooling import averaged, is_average
+from iba_torch.tail.rewrites.plan import Plan, Rewrite
 from iba_torch.tail.rewrites.unread import PlaceholderRead, Unread
 from iba_torch.tail.shadow import Handler, Shadow, Site
-from iba_torch.tail.trees import constants, not_inferring, replace_first, tensors, tree_map
-
-Rewrite = Callable[[Any, tuple[Any, ...], dict[str, Any]], Any]
-"""Does what the call of a module does; gives None where it cannot."""
+from iba_torch.tail.trees import replace_first, tensors, tree_map
 
 
 class End(BaseException):
@@ -50,27 +52,6 @@ class End(BaseException):
         super().__init__("the pass ends at a layer")
         self.replay = replay
         self.output = output
-
-
-class _Plan:
-    """Which rewrites do the calls of which modules.
-
-    Args:
-        counted: modules whose every call must be seen.
-    """
-
-    def __init__(self, counted: Collection[nn.Module]) -> None:
-        self.merge = ScaleAndShift()
-        self.chains = Chains(self.merge, counted)
-        self.chosen: dict[Site, Rewrite | None] = {}
-
-    def choose(self, site: Site) -> Rewrite | None:
-        """The rewrite for the calls of a module; None if there is none."""
-        if is_normalization(site.module):
-            return self.merge
-        if is_average(site.module):
-            return averaged
-        return self.chains if is_sequential(site.module) else None
 
 
 class Replay:
@@ -84,6 +65,7 @@ class Replay:
         allow: prepares for an effect that a pass was ended by, and gives the assumption that it breaks.
         shadow: what runs, of this object alone while the head is open.
         inputs: what the head ran on.
+        kind: of the inputs.
         features: what it found.
         head: the pass.
         reordered: whether the head ran with the channels last in memory.
@@ -104,6 +86,7 @@ class Replay:
         allow: Callable[[Effect], Collection[Assumption]],
         shadow: Shadow,
         inputs: Inputs,
+        kind: InputKind,
         features: torch.Tensor,
         head: HeadPass,
         reordered: bool,
@@ -118,9 +101,10 @@ class Replay:
         self._allow = allow
         self._shadow, self._knowledge, self._assumed, self._unread = shadow, knowledge, assumed, unread
         self._outside = outside
+        self._casts_outside = not isinstance(outside, nullcontext)
         self._uses_rewrites = rewrites
-        self._inputs = tree_map(lambda leaf: _input_value(leaf, head.batch), inputs, (torch.Tensor, Shared))
-        self._batch, self._shape = head.batch, features.shape[1:]
+        self._inputs = tree_map(lambda leaf: _input_value(leaf, kind.batch), inputs, (torch.Tensor, Shared))
+        self._kind, self._batch, self._shape = kind, kind.batch, features.shape[1:]
         self._dtype, self._device = features.dtype, features.device
         self._keeps_last = is_channels_last(features) and not reordered
         self._gains = (
@@ -132,8 +116,7 @@ class Replay:
         self._z_loan = Loan(assumed.features_unwritten)
         self._end_origin = None if end_layer is None else id(end_layer.module)
         end = end_layer and (self._end_origin, end_layer.call)
-        self._constants = id(layer.module), layer.call, head.side, end, constants(inputs)
-        self._plan = self._planned(head)
+        self._constants = id(layer.module), layer.call, head.side, end, kind.constants
         self._is_open = True
         self._head_is_spoilt = self._has_dropped = False
         self._head: HeadPass | None = None
@@ -143,7 +126,8 @@ class Replay:
         self._handlers: dict[Site, Handler | None] = {}
         shadow.stays = not assumed.state_stays.is_broken
         self._take(head)
-        self._begin(None, 1, None, False)
+        self._plan = self._planned(head)
+        self._end()
 
     @property
     def prefers_channels_last(self) -> bool:
@@ -170,7 +154,7 @@ class Replay:
         self._handlers.clear()
         self._head = None
         self._z_loan.forget()
-        self._begin(None, 1, None, False)
+        self._end()
 
     def __call__(self, z: torch.Tensor, carry: tuple[Any, ...] = ()) -> Any:
         """Output of the model for feature maps `z`, differentiable in `z`.
@@ -202,7 +186,7 @@ class Replay:
         try:
             self._check(z, output)
         finally:
-            self._begin(None, 1, None, False)
+            self._end()
         return output
 
     def _check(self, z: torch.Tensor, output: Any) -> None:
@@ -214,27 +198,28 @@ class Replay:
             raise LayerError(f"layer {end.name!r} gives no batch of tensors after layer {layer.name!r}")
         if layer.call is None and end is None:
             check_calls(layer, 1 + self._calls_after)
+        if not (z.requires_grad and torch.is_grad_enabled()):
+            return
         found = [tensor for tensor in tensors(output) if tensor.is_floating_point()]
-        differentiable = z.requires_grad and torch.is_grad_enabled()
-        if found and differentiable and not any(tensor.requires_grad for tensor in found):
+        if found and not any(tensor.requires_grad for tensor in found):
             name = "the model's output" if end is None else f"layer {end.name!r}"
             raise LayerError(
                 f"{name} does not depend on layer {layer.name!r}, or the model runs without "
                 "gradients (torch.no_grad, detach)"
             )
 
-    def _planned(self, head: HeadPass) -> _Plan:
+    def _planned(self, head: HeadPass) -> Plan:
         """The plan of the rewrites, which is that of all heads with the same calls on this shadow."""
-        counted = {call.site for call in head.everything.within() if call.site is not None}
+        counted = set(self._steps)
         if head.split_site is not None:
             counted.add(head.split_site)
         if self._end_origin is not None:
             counted.update(site for site in self._shadow.sites.values() if site.origin == self._end_origin)
-        key = "plan", frozenset(counted)
+        key = "plan", forwards(), frozenset(counted)
         plan = self._shadow.facts.get(key)
         if plan is None:
-            self._shadow.facts[key] = plan = _Plan({site.module for site in counted})
-        return cast(_Plan, plan)
+            self._shadow.facts[key] = plan = Plan({site.module for site in counted})
+        return cast(Plan, plan)
 
     # -- what is remembered ---------------------------------------------------------------------------
 
@@ -271,14 +256,17 @@ class Replay:
 
     # -- one pass -------------------------------------------------------------------------------------
 
-    def _begin(self, z: torch.Tensor | None, copies: int, observer: Observer | None, copy: bool) -> None:
+    def _end(self) -> None:
+        """Let go of what belongs to one pass."""
+        self._using: Filling | None = None
+        self._observer: Observer | None = None
+        self._left: dict[Site, Iterator[Call]] = {}
+
+    def _begin(self, using: Filling, observer: Observer | None) -> None:
         """Set what handlers need to know of the pass that begins."""
-        self._z, self._copies, self._observer, self._always_copy = z, copies, observer, copy
-        self._left: dict[Site, Iterator[Call]] = {site: iter(calls) for site, calls in self._steps.items()}
-        if z is None:
-            return
+        self._using, self._observer = using, observer
+        self._left = {site: iter(calls) for site, calls in self._steps.items()}
         self._reached = self._ended = False
-        self._compares = self._assumed.memory_unreached.is_unknown and not copy
         self._calls_after = 0
         self._end_calls = len(self._head.end_numbers) if self._head is not None else 0
         self._keeping = saved_tensor_hooks()
@@ -297,7 +285,9 @@ class Replay:
         reordered = self._gains and assumed.tail_takes_order in relied
         copy = not self._uses_rewrites or assumed.memory_unreached not in relied
         placed = self._placed(z, reordered, copy or assumed.features_unwritten not in relied)
-        self._begin(placed, copies, observer, copy)
+        compares = assumed.memory_unreached.is_unknown and not copy
+        self._begin(Filling(placed, copies, copy, compares), observer)
+        del placed
         try:
             output = self._pass()
         except BaseException:
@@ -306,7 +296,7 @@ class Replay:
         broken: list[Assumption] = []
         confirmed: list[Assumption] = []
         self._note_state((copies, self._constants), copy or assumed.memory_unreached.is_unknown, not shows)
-        if self._compares and any(loan.is_written_unseen() for loan in self._loans):
+        if compares and any(loan.is_written_unseen() for loan in self._loans):
             broken.append(assumed.memory_unreached)
         if take_back(self._loans):
             # The loan gives copies from now on, but the pass is of no use.
@@ -317,7 +307,7 @@ class Replay:
                 (broken if observer.depends_on_order else confirmed).append(assumed.tail_takes_order)
             (broken if observer.reaches_memory else confirmed).append(assumed.memory_unreached)
             if finds_unread:
-                self._z = None
+                self._using = None
                 unread.note(observer.unread(self._spared))
                 self._spare()
         elif shows and self._has_dropped and unread.is_unknown:
@@ -363,30 +353,25 @@ class Replay:
 
     def _pass(self) -> Any:
         # Autocast that is on in here was asked for in here.
-        asked = autocast_dtype(self._device) is not None
+        as_asked = not self._casts_outside or autocast_dtype(self._device) is not None
         shadow, assumed = self._shadow, self._assumed
         if assumed.state_stays.is_broken:
             # Another thread may have found that out.
             shadow.stays = False
             shadow.reset()
-        inputs = tree_map(self._lend, self._inputs, Value)
+        inputs = tree_map(self._fill, self._inputs, Value)
         with (
-            nullcontext() if asked else self._outside,
+            nullcontext() if as_asked else self._outside,
             self._observer or nullcontext(),
             assumed.watching(shadow.weights),
         ):
             try:
-                with shadow.switch.on(cast(Any, self._handlers), self._first_call):
-                    return self._run(inputs)
+                return shadow.run(partial(self._run, inputs), self._handlers, self._first_call)
             except End as end:
                 if end.replay is not self:
                     raise
                 self._ended = True
                 return end.output
-
-    def _lend(self, value: Value) -> torch.Tensor:
-        with not_inferring():
-            return value.lend(self._copies, self._always_copy, self._compares)
 
     def _placed(self, z: torch.Tensor, reordered: bool, always_copy: bool) -> torch.Tensor:
         """`z` as the model is to see it."""
@@ -413,7 +398,7 @@ class Replay:
         if site.origin == self._end_origin:
             handler = self._repeat
         else:
-            rewrite = self._rewrite(site)
+            rewrite = self._plan[site.module] if self._uses_rewrites else None
             if rewrite is not None:
                 handler = partial(self._rewritten, rewrite)
             elif isinstance(site.module, torch.jit.ScriptModule):
@@ -421,15 +406,6 @@ class Replay:
         self._require_gradient()
         self._handlers[site] = handler
         return site.run(args, kwargs) if handler is None else handler(site, args, kwargs)
-
-    def _rewrite(self, site: Site) -> Rewrite | None:
-        """The rewrite for the calls of a module; None if there is none."""
-        if not self._uses_rewrites:
-            return None
-        known = self._plan.chosen
-        if site not in known:
-            known[site] = self._plan.choose(site)
-        return known[site]
 
     def _rewritten(self, rewrite: Rewrite, site: Site, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         # A checkpoint runs the modules again, which must then keep the same for the backward pass.
@@ -443,7 +419,7 @@ class Replay:
         return site.run(args, kwargs)
 
     def _run_module(self, site: Site, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        rewrite = self._rewrite(site)
+        rewrite = self._plan[site.module] if self._uses_rewrites else None
         return site.run(args, kwargs) if rewrite is None else self._rewritten(rewrite, site, args, kwargs)
 
     def _repeat(self, site: Site, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -457,8 +433,8 @@ class Replay:
         number = self._head.end_numbers.get(call, self._end_calls) if call else self._end_calls
         self._end_calls += number == self._end_calls
         place = Place(site.original() or site.module, number)
-        batch = self._copies * self._batch
-        axes = BatchAxes(place, Arguments(args, kwargs), batch, self._head.signature, self._knowledge)
+        batch = self._filling().copies * self._batch
+        axes = BatchAxes(place, Arguments(args, kwargs), batch, self._kind.signature, self._knowledge)
         output = self._output(call, site, args, kwargs)
         found = tensors(output) if number == (self._end_layer.call or 0) and self._reached else []
         axis = axes.find(found[0]) if found else None
@@ -480,28 +456,27 @@ class Replay:
             self._reached = True
         if call.result is not None:
             if isinstance(call.result.output, Feature) and not call.result.writes:
-                return self._z
-            output = call.result.repeat(args, kwargs, self._fill)
+                return self._filling().z
+            output = call.result.repeat(args, kwargs, self._filling())
             if self._observer is not None:
                 for leaf, tensor in zip(leaves(call.result.output), tensors(output), strict=True):
                     if isinstance(leaf, Value):
                         self._observer.lend(tensor, leaf)
+            if self._differentiates and not torch.is_grad_enabled():
+                # A reentrant checkpoint returns it, after which nobody may write into a view.
+                return tree_map(_no_view, output)
             return output
         if call.takes_z:
-            args, kwargs = replace_first((args, kwargs), self._current_z())
+            args, kwargs = replace_first((args, kwargs), self._filling().z)
         output = self._run_module(site, args, kwargs)
-        return replace_first(output, self._current_z()) if call.gives_z else output
+        return replace_first(output, self._filling().z) if call.gives_z else output
 
-    def _fill(self, leaf: Value | Shape | Feature) -> torch.Tensor:
-        if isinstance(leaf, Value):
-            return self._lend(leaf)
-        if isinstance(leaf, Shape):
-            return leaf.make(self._copies)
-        return self._current_z()
+    def _filling(self) -> Filling:
+        assert self._using is not None, "in a pass"
+        return self._using
 
-    def _current_z(self) -> torch.Tensor:
-        assert self._z is not None, "in a pass"
-        return self._z
+    def _fill(self, value: Value) -> torch.Tensor:
+        return value.fill(self._filling())
 
     def _require_gradient(self) -> None:
         """Refuse a part whose gradient would be missing or another, where one is asked for."""
@@ -541,6 +516,11 @@ class InMemoryOrder:
     def __call__(self, z: torch.Tensor, carry: tuple[Any, ...] = ()) -> Any:
         """Output of the model."""
         return self._replay(z.permute(0, 3, 1, 2), carry)
+
+
+def _no_view(tensor: torch.Tensor) -> torch.Tensor:
+    """The tensor, copied if it is a plain one; others are placeholders that must not be read."""
+    return tensor.clone() if type(tensor) is torch.Tensor else tensor
 
 
 def check_calls(layer: LayerCall, n_calls: int) -> None:

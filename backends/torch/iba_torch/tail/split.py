@@ -18,11 +18,11 @@ from iba_core.framework.comparison import OwnOutputs
 from iba_core.framework.inputs import Shared, arrays_of
 from iba_core.framework.layout import DataFormat
 from iba_torch.tail.activations import last_activation
-from iba_torch.tail.calls import module_call_patch, redirect_calls, unwrap, what_runs
+from iba_torch.tail.calls import hooks_see_all, module_call_patch, run_redirected, unwrap, what_runs
 from iba_torch.tail.channels import ChannelTracker, are_places, read_format
 from iba_torch.tail.effects import Effect, apart
 from iba_torch.tail.head import HeadPass, Stop
-from iba_torch.tail.places import AssumptionsAtPlace, Knowledge, LayerCall, Learnt, signature_of
+from iba_torch.tail.places import AssumptionsAtPlace, InputKind, Knowledge, LayerCall, Learnt, kind_of
 from iba_torch.tail.precision import as_outside, without_autocast
 from iba_torch.tail.replay import InMemoryOrder, Replay, check_calls, saved_tensor_hooks
 from iba_torch.tail.rewrites.assumptions import (
@@ -37,7 +37,7 @@ from iba_torch.tail.rewrites.memory_order import gains_by_order
 from iba_torch.tail.rewrites.observer import Observer
 from iba_torch.tail.rewrites.unread import Unread
 from iba_torch.tail.shadow import Shadow, Shadows
-from iba_torch.tail.trees import constants, tensors, tree_map
+from iba_torch.tail.trees import tensors, tree_map
 
 _LEAVES = (torch.Tensor, Shared)
 
@@ -72,6 +72,7 @@ class _Found(NamedTuple):
     head: HeadPass
     features: torch.Tensor
     reordered: bool
+    rewrites: bool
 
 
 class TorchSplit(Split):
@@ -155,7 +156,7 @@ class TorchSplit(Split):
         self._itself = object()
         self._own_kept: tuple[Inputs, OwnOutputs] | None = None
         # What has been checked once need not be checked again for another closure that does the same.
-        self._mixing = self._learnt.mixing
+        self._mixing = self._assumed.learnt.mixing
 
     def run_features(self, inputs: Inputs) -> torch.Tensor:
         """Feature maps (B, *feature map) of a batch: one pass of the head, without a graph.
@@ -168,9 +169,10 @@ class TorchSplit(Split):
                 model cannot be split there.
         """
         with self._shadows.lease() as shadow, self._patched():
-            self._look_around(shadow, inputs)
+            assumed = self._assumed
+            self._look_around(shadow, inputs, assumed)
             self._own_kept = None
-            found = self._run_head(shadow, inputs, remember=False)
+            found = self._run_head(shadow, inputs, kind_of(inputs), assumed, remember=False)
             return found.features.contiguous() if found.reordered else found.features
 
     @contextmanager
@@ -184,21 +186,26 @@ class TorchSplit(Split):
             LayerError: the layer never runs, or the model cannot be split there.
         """
         with self._shadows.lease() as shadow, self._patched():
-            learnt = self._look_around(shadow, inputs)
-            mixes = learnt.mixes and not isinstance(self.model, nn.Module)
-            if mixes and batch_size(inputs) > 1:
+            assumed, kind = self._assumed, kind_of(inputs)
+            self._look_around(shadow, inputs, assumed)
+            mixes = assumed.learnt.mixes and not isinstance(self.model, nn.Module)
+            if mixes and kind.batch > 1:
                 raise MixedImagesError(self.layer_name)
-            assumed = self._assumed
-            found = self._run_head(shadow, inputs, remember=True)
+
+            def run_head(inputs: Inputs) -> _Found:
+                return self._run_head(shadow, inputs, kind, assumed, remember=True)
+
+            found = run_head(inputs)
             with without_autocast(found.features.device) as outside:
                 replay = Replay(
                     self._layer,
                     self.end_layer,
                     run=self._runner(shadow),
-                    run_head=lambda again: self._run_head(shadow, again, remember=True).head,
+                    run_head=lambda again: run_head(again).head,
                     allow=lambda effect: self._shadows.allow(effect, shadow, assumed),
                     shadow=shadow,
                     inputs=inputs,
+                    kind=kind,
                     features=found.features,
                     head=found.head,
                     reordered=found.reordered,
@@ -207,7 +214,7 @@ class TorchSplit(Split):
                     assumed=assumed,
                     unread=self._unread,
                     outside=outside,
-                    rewrites=self._uses_rewrites,
+                    rewrites=found.rewrites,
                 )
                 features = found.features
                 if replay.prefers_channels_last:
@@ -224,9 +231,14 @@ class TorchSplit(Split):
         """See `Split.own_outputs`."""
         kept, self._own_kept = self._own_kept, None
         if kept is not None and kept[0] is inputs:
-            return kept[1]
-        with self._shadows.lease() as shadow, self._patched(), as_outside():
-            return self._run_whole(shadow, inputs)[0]
+            own = kept[1]
+        else:
+            with self._shadows.lease() as shadow, self._patched(), as_outside():
+                own = self._run_whole(shadow, inputs, self._assumed)[0]
+        if own.features is None:
+            return own
+        # The head, which has run meanwhile, knows where the images are.
+        return replace(own, features=own.features.movedim(self.images_axis, 0))
 
     @property
     def _assumed(self) -> AssumptionsAtPlace:
@@ -239,15 +251,7 @@ class TorchSplit(Split):
     @property
     def mixes_images(self) -> bool:
         """Whether a pass on several images has normalised them by the statistics of their batch."""
-        return self._learnt.mixes
-
-    @property
-    def _learnt(self) -> Learnt:
-        return self._assumed.learnt
-
-    @property
-    def _uses_rewrites(self) -> bool:
-        return self._rewrites and enabled()
+        return self._assumed.learnt.mixes
 
     def _patched(self) -> Any:
         """Context for all passes of a closure, since to patch for each would take as long as a layer."""
@@ -271,22 +275,22 @@ class TorchSplit(Split):
                     )
                 return copy
 
-            with redirect_calls(redirect):
-                return model(inputs)
+            return run_redirected(redirect, model, inputs)
 
         return run
 
-    def _run_head(self, shadow: Shadow, inputs: Inputs, *, remember: bool) -> _Found:
+    def _run_head(
+        self, shadow: Shadow, inputs: Inputs, kind: InputKind, assumed: AssumptionsAtPlace, *, remember: bool
+    ) -> _Found:
         """A pass of the head, which has found the features."""
-        assumed = self._assumed
         order, unreached, stays = assumed.head_takes_order, assumed.memory_unreached, assumed.state_stays
+        # Hooks on all modules are to see each call of one.
+        rewrites = self._rewrites and enabled() and not hooks_see_all()
         reorders = (
-            self._uses_rewrites
-            and self.input_format == "channels_first"
-            and any(map(gains_by_order, tensors(inputs)))
+            rewrites and self.input_format == "channels_first" and any(map(gains_by_order, tensors(inputs)))
         )
         observer: Observer | None = None
-        kind = "head", constants(inputs)
+        passes = "head", kind.constants
 
         def attempt(relied: frozenset[Assumption]) -> Outcome[tuple[HeadPass, bool]]:
             nonlocal observer
@@ -296,16 +300,16 @@ class TorchSplit(Split):
             # What passes leave on the modules, the tail finds only where all modules run again.
             remembers = remember and stays in relied
             compare = unreached not in relied or unreached.is_unknown
-            head = self._head_pass(shadow, inputs, remember=remembers, compare=compare)
+            head = self._head_pass(shadow, kind, remember=remembers, compare=compare)
             with observer or nullcontext():
                 self._pass(shadow, assumed, owned(inputs, reordered), head)
             broken: list[Assumption] = []
             confirmed: list[Assumption] = []
-            if remembers and kind not in assumed.unchanging:
+            if remembers and passes not in assumed.unchanging:
                 if shadow.has_changed(compare):
                     broken.append(stays)
                 else:
-                    assumed.unchanging.add(kind)
+                    assumed.unchanging.add(passes)
             if head.writes_unseen and unreached in relied:
                 broken.append(unreached)
             if observer is not None:
@@ -329,7 +333,7 @@ class TorchSplit(Split):
         features = head.take_features()
         self.images_axis = head.feature_axis
         self.data_format = self._given_format or self._found_format(head, features, assumed.learnt)
-        return _Found(head, features, reordered)
+        return _Found(head, features, reordered, rewrites)
 
     def _found_format(self, head: HeadPass, features: torch.Tensor, learnt: Learnt) -> DataFormat:
         """Where the channels of the feature map are, as a whole pass has shown it.
@@ -350,27 +354,15 @@ class TorchSplit(Split):
             learnt.data_format = found
         return learnt.data_format
 
-    def _head_pass(self, shadow: Shadow, inputs: Inputs, **options: Any) -> HeadPass:
-        batch = batch_size(inputs)
-        return HeadPass(
-            self._layer,
-            self.where,
-            self.end_layer,
-            shadow,
-            batch,
-            signature_of(inputs, batch),
-            tensors(inputs)[0].shape,
-            self._knowledge,
-            **options,
-        )
+    def _head_pass(self, shadow: Shadow, kind: InputKind, **options: Any) -> HeadPass:
+        return HeadPass(self._layer, self.where, self.end_layer, shadow, kind, self._knowledge, **options)
 
     def _pass(self, shadow: Shadow, assumed: AssumptionsAtPlace, inputs: Inputs, head: HeadPass) -> Any:
         """Run the model on `inputs`, which it may write into, up to where the head ends."""
-        run = self._runner(shadow)
-        with shadow.used(), torch.no_grad(), assumed.watching(shadow.weights):
+        shadow.begin()
+        with torch.no_grad(), assumed.watching(shadow.weights):
             try:
-                with shadow.switch.on({}, head):
-                    return run(inputs)
+                return shadow.run(partial(self._runner(shadow), inputs), {}, head)
             except Stop as stop:
                 if stop.head is not head:
                     raise
@@ -388,14 +380,14 @@ class TorchSplit(Split):
             reason = "; in an exported model layers are no modules, but torch.export.unflatten makes them so"
         raise LayerError(f"layer {self.layer_name!r} does not run when the model is called{reason}")
 
-    def _look_around(self, shadow: Shadow, inputs: Inputs) -> Learnt:
+    def _look_around(self, shadow: Shadow, inputs: Inputs, assumed: AssumptionsAtPlace) -> None:
         """Run the whole model once, if that has not been done, to see how often the layers run and more."""
-        learnt = self._learnt
+        learnt = assumed.learnt
         if not learnt.is_counted:
-            own, counter, tracker = self._run_whole(shadow, inputs)
+            own, counter, tracker = self._run_whole(shadow, inputs, assumed)
             if own.together and (tracker.normalized_rows or not counter.knows_axes):
                 twice = _of_images(inputs, lambda tensor: tensor.repeat_interleave(2, 0))
-                *_, tracker = self._tracked(shadow, twice)
+                *_, tracker = self._tracked(shadow, twice, assumed)
             # A normalisation of each image by its own statistics counts as one of a single row.
             learnt.mixes = tracker.normalized_rows > 1
             if learnt.mixes and own.together:
@@ -405,14 +397,16 @@ class TorchSplit(Split):
             self._mixing = learnt.mixing
         self.input_format = self._knowledge.input_format or "channels_first"
         self.input_has_channels = self._knowledge.input_has_channels
-        return learnt
 
-    def _run_whole(self, shadow: Shadow, inputs: Inputs) -> tuple[OwnOutputs, HeadPass, ChannelTracker]:
+    def _run_whole(
+        self, shadow: Shadow, inputs: Inputs, assumed: AssumptionsAtPlace
+    ) -> tuple[OwnOutputs, HeadPass, ChannelTracker]:
         """Run the whole model on another number of images, or a closure on those that it knows of."""
         is_closure = not isinstance(self.model, nn.Module)
-        outputs, counter, tracker = self._tracked(shadow, inputs if is_closure else _other_number(inputs))
+        given = inputs if is_closure else _other_number(inputs)
+        outputs, counter, tracker = self._tracked(shadow, given, assumed)
         self._check_calls(shadow, counter)
-        self._learnt.axes = counter.axes
+        assumed.learnt.axes = counter.axes
         if self.end_layer is not None:
             outputs = self._end_output(counter)
         elif isinstance(outputs, list) and any(isinstance(each, Mapping) for each in outputs):
@@ -420,15 +414,17 @@ class TorchSplit(Split):
                 "the model returns a list with a dict for each image; put it into a module that returns a "
                 "tensor with a row per image"
             )
-        return OwnOutputs(outputs, counter.batch, is_closure), counter, tracker
+        own = OwnOutputs(outputs, counter.kind.batch, is_closure, counter.own_features)
+        return own, counter, tracker
 
-    def _tracked(self, shadow: Shadow, inputs: Inputs) -> tuple[Any, HeadPass, ChannelTracker]:
+    def _tracked(
+        self, shadow: Shadow, inputs: Inputs, assumed: AssumptionsAtPlace
+    ) -> tuple[Any, HeadPass, ChannelTracker]:
         """Run the whole model, and find out what its axes mean."""
-        assumed = self._assumed
 
         def run() -> tuple[Any, HeadPass, ChannelTracker]:
             tracker = ChannelTracker()
-            counter = self._head_pass(shadow, inputs, remember=False, tracker=tracker)
+            counter = self._head_pass(shadow, kind_of(inputs), remember=False, tracker=tracker)
             own = owned(inputs)
             axes = [tracker.follow(tensor) for tensor in tensors(own)]
             with apart(), tracker:
@@ -441,7 +437,7 @@ class TorchSplit(Split):
 
     def _end_output(self, counter: HeadPass) -> torch.Tensor:
         """What the end layer gave in a whole pass, the images first."""
-        output, images = counter.end_output, counter.batch
+        output, images = counter.end_output, counter.kind.batch
         axes = [] if output is None else [axis for axis, size in enumerate(output.shape) if size == images]
         if output is None or not axes:
             end = cast(LayerCall, self.end_layer)
@@ -478,7 +474,7 @@ def owned(inputs: Inputs, reordered: bool = False) -> Inputs:
 
 def _of_images(inputs: Inputs, function: Callable[[torch.Tensor], torch.Tensor]) -> Inputs:
     """`inputs` with a function applied to the tensors that have the images along their first axis."""
-    batch = batch_size(inputs)
+    batch = kind_of(inputs).batch
 
     def apply(leaf: torch.Tensor | Shared) -> Any:
         if isinstance(leaf, Shared) or leaf.shape[:1] != (batch,):
@@ -490,7 +486,7 @@ def _of_images(inputs: Inputs, function: Callable[[torch.Tensor], torch.Tensor])
 
 def _other_number(inputs: Inputs) -> Inputs:
     """The first image, or twice the only one."""
-    if batch_size(inputs) > 1:
+    if kind_of(inputs).batch > 1:
         return _of_images(inputs, lambda tensor: tensor[:1])
     return _of_images(inputs, lambda tensor: tensor.repeat_interleave(2, 0))
 
@@ -502,18 +498,3 @@ def call_with(model: nn.Module, inputs: Inputs) -> Any:
     if isinstance(inputs, (tuple, list)):
         return model(*inputs)
     return model(inputs)
-
-
-def batch_size(inputs: Inputs) -> int:
-    """Number of images in `inputs`: the length of the first axis of the first tensor that is not shared.
-
-    Raises:
-        InputError: there is no tensor, or the first has no axis or no images.
-    """
-    found: list[torch.Tensor] = []
-    tree_map(lambda leaf: found.append(leaf) if isinstance(leaf, torch.Tensor) else None, inputs, _LEAVES)
-    if not found or not found[0].ndim:
-        raise InputError(f"inputs of type {type(inputs).__name__} hold no tensor with a batch axis first")
-    if not found[0].shape[0]:
-        raise InputError(f"inputs hold no images: their shape is {tuple(found[0].shape)}")
-    return found[0].shape[0]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Callable, Iterator, MutableMapping
+from collections.abc import Callable, Iterable, Iterator, MutableMapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -48,20 +48,16 @@ def tree_map(function: Callable[[Any], Any], tree: Any, leaf: type | tuple[type,
 
 def tensors(tree: Any) -> list[torch.Tensor]:
     """The tensors of a nested structure, in order."""
-    found: list[torch.Tensor] = []
-    tree_map(found.append, tree)
-    return found
+    return [item for item in items_of(tree) if isinstance(item, torch.Tensor)]
 
 
-def constants(tree: Any) -> tuple[Any, ...]:
-    """What a nested structure holds, in order and hashable; of tensors with axes, their shapes."""
-    found: list[Any] = []
-    for item in _items(tree):
-        if isinstance(item, torch.Tensor):
-            found.append(tuple(item.shape) if item.ndim else item.item())
-        else:
-            found.append(item if isinstance(item, _PLAIN) else id(item))
-    return tuple((type(item), item) for item in found)
+def constant(item: Any) -> tuple[type, Any]:
+    """What an item of a nested structure is, hashable; of a tensor with axes, its shape."""
+    if isinstance(item, torch.Tensor):
+        item = tuple(item.shape) if item.ndim else item.item()
+    elif not isinstance(item, _PLAIN):
+        item = id(item)
+    return type(item), item
 
 
 def replace_first(tree: Any, tensor: torch.Tensor) -> Any:
@@ -72,7 +68,7 @@ def replace_first(tree: Any, tensor: torch.Tensor) -> Any:
 
 def first_tensor(tree: Any) -> torch.Tensor | None:
     """The first tensor of `tree`; None if there is none, or something opaque comes before it."""
-    for item in _items(tree):
+    for item in items_of(tree):
         if isinstance(item, torch.Tensor):
             return item
         if not isinstance(item, _PLAIN):
@@ -80,16 +76,16 @@ def first_tensor(tree: Any) -> torch.Tensor | None:
     return None
 
 
-def is_transparent(tree: Any) -> bool:
-    """Whether `tree_map` reaches every tensor that `tree` may hold."""
-    return all(isinstance(item, (torch.Tensor, *_PLAIN)) for item in _items(tree))
-
-
 def examine(tree: Any) -> tuple[list[torch.Tensor], bool]:
     """The tensors of a nested structure, and whether there are no others that `tree_map` would miss."""
-    if isinstance(tree, torch.Tensor):
-        return [tree], True
-    return tensors(tree), is_transparent(tree)
+    found: list[torch.Tensor] = []
+    is_transparent = True
+    for item in items_of(tree):
+        if isinstance(item, torch.Tensor):
+            found.append(item)
+        elif not isinstance(item, _PLAIN):
+            is_transparent = False
+    return found, is_transparent
 
 
 def not_inferring() -> AbstractContextManager[Any]:
@@ -103,16 +99,28 @@ def version_of(tensor: torch.Tensor) -> int:
     return 0 if tensor.is_inference() else tensor._version
 
 
-def _items(tree: Any) -> Iterator[Any]:
-    """Everything in a nested structure that is no container of the kinds that `tree_map` looks into."""
-    if isinstance(tree, (tuple, list)) and not isinstance(tree, PackedSequence):
+def versions_of(found: Iterable[torch.Tensor]) -> list[int]:
+    """Of each tensor its `version_of`."""
+    return [version_of(tensor) for tensor in found]
+
+
+def items_of(tree: Any, leaf: type = torch.Tensor) -> Iterator[Any]:
+    """Everything in a nested structure that is no container of the kinds that `tree_map` looks into.
+
+    Args:
+        tree: the structure.
+        leaf: a type of containers that count as one thing.
+    """
+    if isinstance(tree, (torch.Tensor, leaf)):
+        yield tree
+    elif isinstance(tree, (tuple, list)) and not isinstance(tree, PackedSequence):
         for item in tree:
-            yield from _items(item)
+            yield from items_of(item, leaf)
     elif isinstance(tree, MutableMapping):
         for item in tree.values():
-            yield from _items(item)
+            yield from items_of(item, leaf)
     elif dataclasses.is_dataclass(tree) and not isinstance(tree, type):
         for field in dataclasses.fields(tree):
-            yield from _items(getattr(tree, field.name))
+            yield from items_of(getattr(tree, field.name), leaf)
     else:
         yield tree

@@ -12,6 +12,8 @@ from typing import Generic, TypeVar
 
 import torch
 
+from iba_core.undo import undoing
+
 T = TypeVar("T")
 
 _RAISES = {opcode.opmap[name] for name in ("RAISE_VARARGS", "RERAISE") if name in opcode.opmap}
@@ -39,11 +41,10 @@ def disabled() -> Iterator[None]:
         ...     rewrites.enabled()
         False
     """
-    token = _enabled.set(False)
-    try:
+    outer = _enabled.get()
+    with undoing(lambda: _enabled.set(outer)):
+        _enabled.set(False)
         yield
-    finally:
-        _enabled.reset(token)
 
 
 class State(Enum):

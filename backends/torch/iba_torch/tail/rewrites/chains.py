@@ -38,10 +38,8 @@ class Chains:
         self._stages: dict[nn.Module, list[_Stage]] = {}
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Output of a call; None where `module` is no chain."""
-        if not is_sequential(module) or len(args) != 1 or kwargs or is_hooked(module):
-            return None
-        return self._run(module, args[0])
+        """Output of a call of a chain; None where it has to run itself."""
+        return None if kwargs or len(args) != 1 or is_hooked(module) else self._run(module, args[0])
 
     def _run(self, module: nn.Module, x: Any) -> Any:
         stages = self._stages.get(module)

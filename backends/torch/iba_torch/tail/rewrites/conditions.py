@@ -7,13 +7,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from iba_torch.tail.calls import is_hooked
 from iba_torch.tail.shadow import own_forward
 
 NORMALIZATIONS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+AVERAGES = (nn.AdaptiveAvgPool2d,)
 _FORWARD: dict[Any, Any] = {
-    kind: kind.forward for kind in (*NORMALIZATIONS, *CONVOLUTIONS, nn.AdaptiveAvgPool2d)
+    kind: kind.forward for kind in (*NORMALIZATIONS, *CONVOLUTIONS, *AVERAGES, nn.Sequential)
 }
 """What the modules do that have rewrites."""
 
@@ -24,17 +24,21 @@ def is_differentiated(x: Any) -> bool:
     return type(x) is torch.Tensor and x.requires_grad and torch.is_grad_enabled()
 
 
-def is_plain(module: nn.Module) -> bool:
-    """Whether a module of a kind named here does what its class does when it does not learn, unwatched."""
-    if own_forward(module) is not None or type(module).forward is not _FORWARD[type(module)]:
-        return False
-    return not (module.__dict__["training"] or is_hooked(module))
+def is_of(kinds: tuple[Any, ...], module: nn.Module) -> bool:
+    """Whether a module is of one of the kinds named here, and runs what PyTorch has for it."""
+    kind = type(module)
+    return kind in kinds and kind.forward is _FORWARD[kind] and own_forward(module) is None
+
+
+def forwards() -> tuple[Any, ...]:
+    """What these kinds of modules run now; somebody may have put something else there."""
+    return tuple(kind.forward for kind in _FORWARD)
 
 
 def is_sequential(module: nn.Module) -> bool:
     """Whether `module` does what `nn.Sequential` does and nothing else."""
     return (
         isinstance(module, nn.Sequential)
-        and type(module).forward is nn.Sequential.forward
+        and type(module).forward is _FORWARD[nn.Sequential]
         and own_forward(module) is None
     )

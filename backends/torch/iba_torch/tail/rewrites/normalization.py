@@ -10,8 +10,9 @@ import torch
 from torch import nn
 
 from iba_core.framework.normalization import scale_and_shift
+from iba_torch.tail.calls import is_hooked
 from iba_torch.tail.precision import autocast_dtype
-from iba_torch.tail.rewrites.conditions import CONVOLUTIONS, NORMALIZATIONS, is_differentiated, is_plain
+from iba_torch.tail.rewrites.conditions import CONVOLUTIONS, NORMALIZATIONS, is_differentiated, is_of
 from iba_torch.tail.rewrites.memory_order import is_channels_last
 
 _PRECISIONS = (torch.float32, torch.float64)
@@ -52,11 +53,11 @@ class ScaleAndShift:
     def __call__(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> torch.Tensor | None:
-        """Output of the call; None where the module has to run itself."""
-        if not is_normalization(module) or kwargs or len(args) != 1:
+        """Output of the call of a normalisation; None where the module has to run itself."""
+        if kwargs or len(args) != 1 or module.training or is_hooked(module):
             return None
         x = args[0]
-        if not is_differentiated(x) or not is_plain(module) or x.ndim < 2:
+        if not is_differentiated(x) or x.ndim < 2:
             return None
         constants = self._of((module,), x.dtype, _scale_and_shift)
         if constants is None or x.shape[1] != len(constants[0]):
@@ -77,10 +78,12 @@ class ScaleAndShift:
             x: input of the convolution.
 
         Returns:
-            None where one of the two is not as its class has it, or where a copy of the weights, which is
-            held, would take more memory than the maps that are spared.
+            None where hooks see one of the two, or where a copy of the weights, which is held, would take
+            more memory than the maps that are spared.
         """
-        if not (is_differentiated(x) and is_plain(normalization) and is_plain(convolution)):
+        if not is_differentiated(x) or normalization.training or is_hooked(normalization):
+            return None
+        if is_hooked(convolution):
             return None
         if x.ndim != len(convolution.kernel_size) + 2 or autocast_dtype(x.device) is not None:
             return None
@@ -128,12 +131,12 @@ class ScaleAndShift:
 
 def is_normalization(module: nn.Module) -> bool:
     """Whether it is a batch normalisation, by its type."""
-    return type(module) in NORMALIZATIONS
+    return is_of(NORMALIZATIONS, module)
 
 
 def can_merge(module: nn.Module, following: nn.Module) -> bool:
     """Whether the two are a convolution and a batch normalisation, by their types."""
-    return is_normalization(following) and type(module) in CONVOLUTIONS
+    return is_normalization(following) and is_of(CONVOLUTIONS, module)
 
 
 def _scale_and_shift(module: Any, bias: torch.Tensor | None = None) -> Pair | None:

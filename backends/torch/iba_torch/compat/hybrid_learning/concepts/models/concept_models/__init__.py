@@ -1,0 +1,15 @@
+"""Models that locate a concept in a feature map."""
+
+from iba_torch.compat.hybrid_learning.concepts.models.concept_models.concept_detection import (
+    ConceptDetection2DTrainTestHandle,
+    ConceptDetectionModel2D,
+)
+from iba_torch.compat.hybrid_learning.concepts.models.concept_models.concept_segmentation import (
+    ConceptSegmentationModel2D,
+)
+
+__all__ = [
+    "ConceptDetection2DTrainTestHandle",
+    "ConceptDetectionModel2D",
+    "ConceptSegmentationModel2D",
+]

@@ -1,0 +1,1 @@
+"""Concepts, their models and embeddings, and how they are judged."""

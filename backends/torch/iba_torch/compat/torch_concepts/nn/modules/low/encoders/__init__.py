@@ -1,0 +1,1 @@
+"""Layers that map inputs to concepts."""
