@@ -311,13 +311,13 @@ def picture():
     return Image.fromarray(pixels)
 
 
-def test_folders_of_pictures_are_cut_before_they_are_resized(picture, tmp_path):
+def test_folders_of_pictures_are_cropped_before_they_are_resized(picture, tmp_path):
     for name in ("cat", "dog"):
         (tmp_path / name).mkdir()
         picture.save(tmp_path / name / "1.png")
     folder = get_imagenet_folder(str(tmp_path), image_size=64)
-    cut = picture.crop((72, 22, 328, 278)).resize((64, 64), Image.Resampling.BILINEAR)
-    np.testing.assert_allclose(tensor_to_np_img(folder[0][0]), np.asarray(cut) / 255, atol=1e-6)
+    middle = picture.crop((72, 22, 328, 278)).resize((64, 64), Image.Resampling.BILINEAR)
+    np.testing.assert_allclose(tensor_to_np_img(folder[0][0]), np.asarray(middle) / 255, atol=1e-6)
     assert (
         folder.imgs
         == folder.samples
