@@ -140,9 +140,8 @@ def maps_of_the_methods(package) -> dict[str, np.ndarray]:
         options = {"batch_size": 1} if name == "AblationCAM" else {}
         layers = {"relu": [model[4]], "conv": [model[3]], "two": [model[2], model[6]]}
         for key, target_layers in layers.items():
-            if name == "FullGrad":
-                target_layers = []
-            with method(model=model, target_layers=target_layers, **options) as cam:
+            used = [] if name == "FullGrad" else target_layers
+            with method(model=model, target_layers=used, **options) as cam:
                 found[f"{name}.{key}"] = cam(input_tensor=x, targets=pair)
                 if key == "relu":
                     found[f"{name}.predicted"] = cam(input_tensor=x, targets=None)
@@ -167,7 +166,8 @@ def maps_of_other_models(package) -> dict[str, np.ndarray]:
         model = filled(Twice(), 2)
         found[f"twice.{name}"] = method(model, [model.conv])(images(1, 3, 12, 9), one)
         volumes = filled(
-            nn.Sequential(nn.Conv3d(1, 4, 3, padding=1), nn.ReLU(), nn.MaxPool3d(2), Sum(), nn.Linear(4, 5)), 3
+            nn.Sequential(nn.Conv3d(1, 4, 3, padding=1), nn.ReLU(), nn.MaxPool3d(2), Sum(), nn.Linear(4, 5)),
+            3,
         )
         found[f"volumes.{name}"] = method(volumes, [volumes[2]])(images(2, 1, 6, 8, 10), one * 2)
         vit, swin = filled(Transformer(True), 4), filled(Transformer(False), 5)
