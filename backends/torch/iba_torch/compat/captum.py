@@ -5,8 +5,9 @@ It does not need Captum (N. Kokhlikyan et al., https://arxiv.org/abs/2009.07896)
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any, Self
+from collections.abc import Callable, Iterable
+from functools import wraps
+from typing import Any, Self, TypeVar, cast
 
 import numpy as np
 import torch
@@ -18,6 +19,19 @@ from iba_core.explainer import Explainer
 from iba_core.framework.inputs import take
 from iba_core.targets import ScoreTarget
 from iba_torch.framework import move_to
+
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def _wrapped(function: F) -> F:
+    """The function with itself as ``__wrapped__``, which Captum's noise tunnel calls."""
+
+    @wraps(function)
+    def call(*args: Any, **options: Any) -> Any:
+        return function(*args, **options)
+
+    return cast(F, call)
 
 
 class InformationBottleneckAttribution:
@@ -71,6 +85,7 @@ class InformationBottleneckAttribution:
         self.explainer.fit(data, n_samples, progbar=False)
         return self
 
+    @_wrapped
     def attribute(
         self,
         inputs: torch.Tensor | tuple[torch.Tensor, ...],
