@@ -303,8 +303,8 @@ def _detection(net: Network) -> Iterator[Door]:
         {
             "model": A(lambda: uncertain(concept_of(net), net.model, "relu", (1, 1))),
             "concept": A(lambda: concept_of(net), optional(nothing)),
-            "cache": A(const(None), optional(lambda value: is_path(value) and isinstance(value, str))),
-            "progbar": A(const(False), boolean),
+            "cache": given(None, optional(lambda value: is_path(value) and isinstance(value, str))),
+            "progbar": given(False, boolean),
         },
     )
     sizes = {
