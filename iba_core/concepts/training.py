@@ -611,8 +611,9 @@ def approximate_posterior(
         True
     """
     chosen = TrainingSettings(**settings)
-    trainer, validation = _trainer(model, concept, chosen, cache, progbar)
+    require_type("model", model, ConceptDetection, "a ConceptDetectionModel2D")
     model.laplace_factors()  # raises without use_laplace
+    trainer, validation = _trainer(model, concept, chosen, cache, progbar)
     factors = [trainer.laplace_factor(plane, validation=validation) for plane in _parameters(model)]
     model.load_laplace_factors(np.stack(factors))
 
