@@ -622,7 +622,9 @@ def _parameters(model: ConceptDetection) -> FloatArray:
     """The parameters (E, P) of a model's hyperplanes."""
     weight, bias = model.hyperplanes()
     parameters = weight.reshape(len(weight), -1)
-    return np.concatenate([parameters, bias[:, None]], axis=1) if model.use_bias else parameters
+    if model.use_bias:
+        parameters = np.concatenate([parameters, bias[:, None]], axis=1)
+    return np.asarray(parameters, dtype=np.float64)
 
 
 def _trainer(

@@ -119,7 +119,7 @@ class ConceptEmbedding(concepts.ConceptEmbedding):
     def plain(self) -> concepts.ConceptEmbedding:
         """Return this embedding as this library's own class, with the names instead of the objects."""
         normal = self.normal_vec[0] if self.normal_vec.ndim == 4 else self.normal_vec
-        meta = {
+        meta: dict[str, Any] = {
             name: value
             for name, value in self.meta_info.items()
             if isinstance(value, (str, bool, int, float))
