@@ -16,6 +16,7 @@ from iba_core.concepts import (
     Net2VecLoss,
     SegmentationConcept2D,
     TrainingSettings,
+    approximate_posterior,
     locate,
     train_detection_model,
 )
@@ -362,6 +363,21 @@ def test_a_detection_model_is_trained_in_place(backend, arguments):
         expected = mean_probability(ours, model.to_embedding(), model.laplace_factors())
         np.testing.assert_allclose(heatmaps.mean(axis=0).reshape(expected.shape), expected, atol=1e-4)
         assert heatmap_iou(ours, concept.test_data, model.to_embedding()) > 0.5
+
+
+def test_the_posterior_of_learnt_weights_is_that_of_their_training(backend):
+    concept = make_concept(backend)
+    kind = backend.module("concepts").ConceptDetectionModel2D
+    model = kind(concept, make_model(backend), "2", kernel_size=(1, 1), in_channels=6, use_laplace=True)
+    train_detection_model(model, epochs=3, progbar=False)
+    again = kind.from_embedding(
+        model.to_embedding(), legacy_warnings=False, concept=concept, model=make_model(backend)
+    )
+    assert not again.laplace_factors().any()
+    approximate_posterior(again, progbar=False)
+    np.testing.assert_allclose(again.laplace_factors(), model.laplace_factors(), rtol=1e-3, atol=1e-5)
+    with pytest.raises(InputError, match="use_laplace=False"):
+        approximate_posterior(kind(concept, make_model(backend), "2", kernel_size=(1, 1), in_channels=6))
 
 
 def test_members_start_where_the_model_stands():
