@@ -47,7 +47,8 @@ class Attribution:
         steps_taken: (B,), optimiser steps until the map had converged; all steps unless `settings` have a
             tolerance. None in files of older versions.
         activation: the function that the outputs end in, ``"softmax"``, ``"sigmoid"``, ``"other"``, or
-            ``"unknown"``. None in files of older versions.
+            ``"unknown"``; ``"sigmoid_logits"`` where the target applies a sigmoid. None in files of older
+            versions.
         survival: (B,), share of the target that is left when only these bits pass, mean over noisy copies. It
             is a share of the class's probability, or of a score above the score when nothing passes. NaN
             where there is nothing to keep. None in files of older versions.

@@ -555,10 +555,12 @@ class Explainer:
             # Only numbers from 0 to 1 leave it open what they are.
             is_open = outputs.ndim == 2 and outputs.min() >= 0 and outputs.max() <= 1
             activation = self._activation(tail, raw, whole) if is_open else "other"
-            loss, rows = whole.ending_in(activation).select(start, stop, images).resolve(outputs)
+            wanted = whole.ending_in(activation)
+            loss, rows = wanted.select(start, stop, images).resolve(outputs)
             if self.output is not None:
                 loss = OfOutput(loss, self.output)
-            known.append(_Known(outputs, rows, layout, activation))
+            # The user's word counts more than what the model tells.
+            known.append(_Known(outputs, rows, layout, getattr(wanted, "activation", None) or activation))
             ordered = layout if tail.axes is None else layout.permuted(tail.axes)
             optimizer = self._optimizer(loss, ordered, settings.precision, whole.log_likelihood)
             like = full_precision(tail.features)

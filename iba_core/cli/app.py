@@ -52,6 +52,15 @@ def explain(
             metavar="CLASS", help="Class to explain, index or name.", show_default="the predicted class"
         ),
     ] = None,
+    activation: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="What the outputs are computed by: softmax, sigmoid or other; or sigmoid_logits, if the "
+            "sigmoid is left to the loss.",
+            show_default="learnt from the network",
+        ),
+    ] = None,
     stats: Annotated[
         Path | None,
         typer.Option(
@@ -93,6 +102,7 @@ def explain(
         backend=backend,
         layer=layer,
         target=target,
+        activation=activation,
         stats=stats,
         out=out,
         seed=seed,
@@ -101,6 +111,65 @@ def explain(
         settings=BottleneckSettings(**{**preset_settings(preset), "beta": beta}).override(
             steps=steps, samples=samples
         ),
+    )
+
+
+@app.command(name="evaluate")
+def evaluate_command(
+    photographs: Annotated[
+        list[Path], typer.Argument(metavar="FOLDER", help="Folders of photographs, or image files.")
+    ],
+    model: Annotated[str, typer.Option(metavar="MODEL", help=MODEL)] = "efficientnet-lite0",
+    backend: Backend = None,
+    layer: Layer = None,
+    target: Annotated[
+        str | None,
+        typer.Option(
+            metavar="CLASS", help="Class to explain, index or name.", show_default="the predicted class"
+        ),
+    ] = None,
+    stats: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Statistics from iba estimate.",
+            show_default="of packaged photographs",
+        ),
+    ] = None,
+    methods: Annotated[
+        str | None,
+        typer.Option(metavar="NAMES", help="Methods, with commas between.", show_default="all"),
+    ] = None,
+    metrics: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAMES",
+            help="Metrics, with commas between: the functions of iba_core.evaluation.",
+            show_default="those that need neither masks nor much time",
+        ),
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of methods and metrics.")] = 0,
+    out: Annotated[Path, typer.Option(metavar="FOLDER", help="Folder to write to.")] = OUT,
+    preprocess: Preprocess = None,
+    size: Size = None,
+) -> None:
+    """Compare our maps with those of other methods: print a table, write it as CSV and JSON, and draw it."""
+    from iba_core.cli.evaluate import evaluate_methods
+    from iba_core.cli.network import parse_size
+
+    evaluate_methods(
+        photographs,
+        model=model,
+        backend=backend,
+        layer=layer,
+        target=target,
+        stats=stats,
+        out=out,
+        seed=seed,
+        methods=methods,
+        metrics=metrics,
+        preprocess=preprocess,
+        size=parse_size(size),
     )
 
 

@@ -90,12 +90,12 @@ class _Work(NamedTuple):
         xp = NAMESPACES[type(self.x)]
         found: list[npt.NDArray[Any]] = []
         waiting: list[Array] = []
-        count = 0
+        count, most = 0, self.model.max_batch(self.x)
         # Pictures of several images share a pass of the model, and few are in memory at once.
         for pictures in self._pictures(taken):
             waiting.append(pictures)
             count += int(pictures.shape[0])
-            if count >= self.model.max_batch:
+            if count >= most:
                 found.append(self.model.outputs(xp.concat(waiting, axis=0)))
                 waiting, count = [], 0
         if waiting:
@@ -103,9 +103,10 @@ class _Work(NamedTuple):
         return np.split(np.concatenate(found), np.cumsum([len(each) for each in taken])[:-1])
 
     def _pictures(self, taken: Sequence[Bools]) -> Iterator[Array]:
+        most = self.model.max_batch(self.x)
         for index, masks in enumerate(taken):
-            for start in range(0, len(masks), self.model.max_batch):
-                yield self.replace(index, masks[start : start + self.model.max_batch][:, self.tiles.numbers])
+            for start in range(0, len(masks), most):
+                yield self.replace(index, masks[start : start + most][:, self.tiles.numbers])
 
     def scores(self, taken: Sequence[Bools]) -> list[Numbers]:
         """Scores (K,) of each image with tiles taken away."""
@@ -299,9 +300,8 @@ def road(
         >>> road(model, x, np.ones((2, 8, 8)), percentages=(25, 50)).shape
         (2,)
     """
-    return road_hits(
-        model, x, maps, target, percentages=percentages, order=order, noise=noise, seed=seed
-    ).mean(axis=1)
+    options: dict[str, Any] = {"percentages": percentages, "order": order, "noise": noise, "seed": seed}
+    return np.asarray(road_hits(model, x, maps, target, **options).mean(axis=1))
 
 
 def road_hits(
@@ -361,7 +361,7 @@ def perturbation_pairs(
     target: Classes = None,
     *,
     n: int | Sequence[int] | None = None,
-    samples: int = 50,
+    samples: int = 20,
     tile: Tile = 16,
     baseline: Baseline = "mean",
     seed: int = 0,

@@ -129,7 +129,7 @@ def mass_in_box(maps: Any, masks: Any, quantiles: Sequence[float] = (0.0,)) -> N
     for share in shares:
         threshold = np.quantile(positive, share, axis=1, keepdims=True)
         found.append(share_inside(np.where(positive >= threshold, positive, 0.0), flat))
-    return np.mean(found, axis=0)
+    return np.asarray(np.mean(found, axis=0))
 
 
 # -- grids of pictures ---------------------------------------------------------------------------------------

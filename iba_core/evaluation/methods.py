@@ -181,7 +181,8 @@ class Gradients(_OfModel):
 
     def gradients(self, images: npt.NDArray[Any], classes: npt.NDArray[np.int64]) -> Numbers:
         """Gradients of the shape of `images`, float64."""
-        adapter, most = self.model.adapter, self.model.max_batch
+        adapter = self.model.adapter
+        most = self.model.max_batch(adapter.to_inputs(images[:1]))
         parts = []
         for start in range(0, len(images), most):
             tensor = adapter.to_inputs(images[start : start + most])
@@ -193,7 +194,7 @@ class Gradients(_OfModel):
         if self.channels == "none":
             return values
         axis = layout.channel_axis + 1
-        return (np.abs(values) if self.channels == "absolute" else values).sum(axis=axis)
+        return np.asarray((np.abs(values) if self.channels == "absolute" else values).sum(axis=axis))
 
 
 class SmoothGrad(Gradients):
@@ -320,11 +321,12 @@ class Occlusion(_OfModel):
         tiles = Tiles.of(places, self.tile)
         replace = Replacement(self.model, tensor, layout, self.baseline, seed)
         whole = self.model.scores(tensor, classes)
+        most = self.model.max_batch(tensor)
         found = []
         for index, wanted in enumerate(classes):
             falls = []
-            for start in range(0, len(tiles), self.model.max_batch):
-                numbers = np.arange(start, min(start + self.model.max_batch, len(tiles)))
+            for start in range(0, len(tiles), most):
+                numbers = np.arange(start, min(start + most, len(tiles)))
                 masks = tiles.numbers == numbers.reshape(-1, *[1] * len(places))
                 scores = self.model.scores(replace(index, masks), np.full(len(numbers), wanted))
                 falls.append(whole[index] - scores)

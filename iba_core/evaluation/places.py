@@ -128,7 +128,8 @@ class Tiles:
 
     def sums(self, saliency: Floats) -> npt.NDArray[np.float64]:
         """Sums (tiles,) of a map (*places)."""
-        return np.bincount(self.numbers.ravel(), saliency.ravel(), minlength=len(self))
+        weights = saliency.astype(np.float64).ravel()
+        return np.asarray(np.bincount(self.numbers.ravel(), weights, len(self)), np.float64)
 
     def means(self, saliency: Floats) -> npt.NDArray[np.float64]:
         """Means (tiles,) of a map (*places), so that the smaller tiles at the edges are not the last."""

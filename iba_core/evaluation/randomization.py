@@ -14,7 +14,7 @@ from iba_core.errors import InputError, closest
 from iba_core.evaluation.methods import Method, explained
 from iba_core.evaluation.scoring import Classes, ScoredModel
 from iba_core.evaluation.similarity import agreement
-from iba_core.framework.adapter import Inputs, Model, ModelAdapter
+from iba_core.framework.adapter import Inputs, Model
 
 Numbers = npt.NDArray[np.float64]
 Weights = dict[str, list[npt.NDArray[Any]]]
@@ -123,7 +123,7 @@ def randomization_check(
     for names in groups:
         changed = {} if layer_order == "independent" else changed
         changed |= {name: other[name] for name in names}
-        found = explained(make(_copy(scored.adapter, changed)), images, classes, seed)
+        found = explained(make(scored.adapter.with_weights(changed)), images, classes, seed)
         correlations.append(agreement(found.maps, trained.maps, "spearman"))
         bits.append(_shares(found.bits, trained.bits, len(images)))
     layer_names = tuple(tuple(names) for names in groups)
@@ -148,14 +148,10 @@ def permuted(weights: Weights, seed: int) -> Weights:
     }
 
 
-def _copy(adapter: ModelAdapter, weights: Weights) -> Model:
-    return adapter.with_weights(weights)
-
-
 def _shares(found: Numbers | None, trained: Numbers | None, images: int) -> Numbers:
     if found is None or trained is None:
         return np.full(images, np.nan)
-    return np.divide(found, trained, out=np.full(images, np.nan), where=trained > 0)
+    return np.asarray(np.divide(found, trained, out=np.full(images, np.nan), where=trained > 0))
 
 
 def _names(layers: Sequence[str] | None, weights: Weights) -> list[str]:

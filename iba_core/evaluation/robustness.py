@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -137,7 +136,7 @@ def survival(method: Explains, x: Inputs, target: Classes = None, *, seed: int =
     """
     if not isinstance(method, Explains):
         raise InputError("method gives maps without bits; only those of an Explainer can pass alone")
-    found: Any = getattr(method.explain(x, target, seed=seed), "survival", None)
+    found = method.explain(x, target, seed=seed).survival
     if found is None:
         raise InputError("method gives attributions without `survival`; give an Explainer")
     return np.asarray(found, np.float64)

@@ -36,7 +36,7 @@ Score = Literal["probability", "logit"] | Callable[[npt.NDArray[Any]], npt.Array
 the outputs (N, ...) to scores (N,)."""
 
 MAX_BATCH = 64
-"""How many inputs pass the model at once."""
+"""How many inputs pass the model at once on an accelerator. A processor takes as many as its caches hold."""
 
 
 class ScoredModel:
@@ -52,7 +52,8 @@ class ScoredModel:
         output: name or number of the output, of a model that has several.
         activation: function that the outputs end in, ``"softmax"``, ``"sigmoid"`` or ``"other"``, where
             their values do not tell.
-        max_batch: how many inputs pass the model at once.
+        max_batch: how many inputs pass the model at once. If None, `MAX_BATCH`; on a processor, as many as
+            its caches hold, see `Framework.preferred_batch`.
 
     Raises:
         InputError: no backend serves the model, or an argument is wrong.
@@ -70,7 +71,7 @@ class ScoredModel:
         score: Score = "probability",
         output: int | str | None = None,
         activation: str | None = None,
-        max_batch: int = MAX_BATCH,
+        max_batch: int | None = None,
     ) -> None:
         own = getattr(model, "adapter", None)
         self.adapter: ModelAdapter = own if isinstance(own, ModelAdapter) else find_adapter(model)
@@ -83,7 +84,7 @@ class ScoredModel:
         if activation is not None:
             require_choice("activation", activation, ("softmax", "sigmoid", "other"))
         self.activation = activation
-        self.max_batch: int = require_whole("max_batch", max_batch, 1)
+        self._max_batch = None if max_batch is None else require_whole("max_batch", max_batch, 1)
         # Once one output is outside of [0, 1], all are logits, also those of a batch where none is.
         self._has_logits = False
 
@@ -110,15 +111,21 @@ class ScoredModel:
         """An array of the framework as NumPy's."""
         return self.adapter.framework.to_numpy(array)
 
+    def max_batch(self, x: Array) -> int:
+        """How many inputs like those of `x` pass the model at once."""
+        preferred = self.adapter.framework.preferred_batch(tuple(x.shape[1:]), x)
+        return self._max_batch or preferred or MAX_BATCH
+
     def layout(self, x: Array) -> Layout:
         """Meaning of the axes of one input."""
         return Layout.of(tuple(x.shape[1:]), self.adapter.data_format)
 
     def outputs(self, x: Array) -> npt.NDArray[Any]:
         """Main outputs (N, ...) of the model for inputs (N, ...), at most `max_batch` at once."""
+        most = self.max_batch(x)
         parts = [
-            self.host(main_output(self.adapter.predict(x[start : start + self.max_batch]), self.output))
-            for start in range(0, int(x.shape[0]), self.max_batch)
+            self.host(main_output(self.adapter.predict(x[start : start + most]), self.output))
+            for start in range(0, int(x.shape[0]), most)
         ]
         return np.concatenate(parts)
 

@@ -99,6 +99,10 @@ def one_output():
     return net
 
 
+def raw():
+    return one_output()[:4]
+
+
 def certain():
     net = sigmoid(3)
     net[4] = nn.Softmax(dim=1)
@@ -519,6 +523,21 @@ def test_the_probability_is_the_models_own(iba, workplace, tmp_path, model, targ
     assert re.search(rf"▸ class {target} +{100 * expected:.1f} %", out)
     attribution = Attribution.load(tmp_path / "one-iba.safetensors")
     np.testing.assert_allclose(attribution.model_losses[0, 0] > 0, True)
+
+
+def test_one_logit_is_explained_once_the_user_says_what_it_is(iba, tmp_path):
+    options = ("photos/one.jpg", "--model", "tiny_nets:raw", *FAST, "--out", tmp_path)
+    code, _, err = iba("explain", *options)
+    assert code == 1
+    assert "could be the logit of a class or a score: give --activation sigmoid_logits" in " ".join(
+        err.split()
+    )
+    code, out, _ = iba("explain", *options, "--activation", "sigmoid_logits", "--target", 0)
+    assert code == 0
+    net = Network.load("tiny_nets:raw")
+    with torch.no_grad():
+        given = net.adapter.model(torch.from_numpy(net.inputs(load_image("photos/one.jpg"))))[0]
+    assert re.search(rf"▸ class 0 +{100 * (1 - torch.sigmoid(given).item()):.1f} %", out)
 
 
 def test_a_class_of_probability_0(iba, tmp_path):

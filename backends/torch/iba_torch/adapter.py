@@ -175,9 +175,11 @@ class TorchAdapter(ModelAdapter):
             def value(x: torch.Tensor) -> tuple[torch.Tensor, tuple[()]]:
                 return score(call_with(model, x.clone())), ()
 
-            return self.framework.value_and_grad(value, inputs)[-1]
+            found: torch.Tensor = self.framework.value_and_grad(value, inputs)[-1]
+            return found
 
-        return self._pass(run, None)
+        gradient: torch.Tensor = self._pass(run, None)
+        return gradient
 
     def weights(self) -> dict[str, list[npt.NDArray[Any]]]:
         """See `ModelAdapter.weights`: the modules' own parameters, not those of modules inside of them."""
@@ -189,7 +191,7 @@ class TorchAdapter(ModelAdapter):
 
     def with_weights(self, weights: Mapping[str, Sequence[npt.NDArray[Any]]]) -> nn.Module:
         """See `ModelAdapter.with_weights`."""
-        copied = deepcopy(self.model)
+        copied: nn.Module = deepcopy(self.model)
         with torch.no_grad():
             for name, arrays in weights.items():
                 own = copied.get_submodule(name).parameters(recurse=False)
