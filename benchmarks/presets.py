@@ -96,8 +96,8 @@ def print_tables(rows: dict[str, list[dict[str, float]]]) -> None:
         )
     for name in list(rows)[1:]:
         for key in ("degradation", "correlation"):
-            pair = [[each[key] for each in rows[which]] for which in (name, first)]
-            write(f"    {key}, {name} less {first}: {paired(*pair)}\n")
+            ours, theirs = ([each[key] for each in rows[which]] for which in (name, first))
+            write(f"    {key}, {name} less {first}: {paired(ours, theirs)}\n")
     sys.stdout.flush()
 
 
