@@ -24,6 +24,7 @@ from iba_core.framework.inputs import Shared
 from iba_core.framework.layout import Tokens
 from iba_core.pictures.images import load_image, load_monkeys, sample_crops, sample_image, to_unit_interval
 from iba_core.pictures.plotting import plot_saliency_map
+from iba_core.repeats import Repeats, SurvivalCurve, combine_maps
 from iba_core.targets import (
     ClassTarget,
     DistributionTarget,
@@ -52,15 +53,18 @@ __all__ = [
     "NotEstimatedError",
     "OptimizationError",
     "RegressionTarget",
+    "Repeats",
     "ScoreTarget",
     "SegmentationTarget",
     "Shared",
     "StateError",
     "Statistics",
     "SumTarget",
+    "SurvivalCurve",
     "Target",
     "Tokens",
     "WelfordEstimator",
+    "combine_maps",
     "get_tqdm",
     "ifnone",
     "load_image",

@@ -47,11 +47,13 @@ class Attribution:
         steps_taken: (B,), optimiser steps until the map had converged; all steps unless `settings` have a
             tolerance. None in files of older versions.
         activation: the function that the outputs end in, ``"softmax"``, ``"sigmoid"``, ``"other"``, or
-            ``"unknown"``. None in files of older versions.
+            ``"unknown"``; ``"sigmoid_logits"`` where the target applies a sigmoid. None in files of older
+            versions.
         survival: (B,), share of the target that is left when only these bits pass, mean over noisy copies. It
             is a share of the class's probability, or of a score above the score when nothing passes. NaN
             where there is nothing to keep. None in files of older versions.
         survival_std: (B,), its standard deviation over the noisy copies.
+        betas: (B,), the beta of each image. None in files of older versions.
         complete: whether the model reads its input through the layer alone. If not, as for a layer beside a
             skip connection, the map and its bits are about one of several ways. None if that is not known.
 
@@ -77,6 +79,7 @@ class Attribution:
     complete: bool | None = None
     survival: npt.NDArray[np.floating] | None = None
     survival_std: npt.NDArray[np.floating] | None = None
+    betas: npt.NDArray[np.floating] | None = None
 
     def __repr__(self) -> str:
         bits = ", ".join(f"{each:,.0f}" for each in self.total_bits[:_SHOWN])
@@ -249,11 +252,12 @@ _ARRAYS = (
     "steps_taken",
     "survival",
     "survival_std",
+    "betas",
 )
 _PER_STEP = ("model_losses", "informations")
 _WHOLE = ("classes", "steps_taken")
 _SURVIVAL = ("survival", "survival_std")
-_MISSING = (*_WHOLE, *_SURVIVAL)
+_MISSING = (*_WHOLE, *_SURVIVAL, "betas")
 _ROUNDING = 1e-3
 _SHOWN = 4
 """Images that the printed form shows."""

@@ -17,6 +17,7 @@ from iba_core.arguments import (
     require_bool,
     require_data_format,
     require_layer,
+    require_numbers,
     require_seed,
     require_text,
     require_type,
@@ -52,6 +53,7 @@ from iba_core.framework.inputs import (
 )
 from iba_core.framework.layout import DataFormat, Layout, Tokens
 from iba_core.framework.namespace import Array, full_precision
+from iba_core.repeats import Repeats, SurvivalCurve
 from iba_core.state import interpreting, read_state, write_state
 from iba_core.targets import (
     ClassTarget,
@@ -103,8 +105,9 @@ class Explainer:
         estimator: statistics of the layer's features, gathered before, in place of `fit`.
         tokens: how to read a layer whose features are a sequence of tokens, such as
             ``Tokens(prefix=1, grid=(14, 14))`` for a vision transformer.
-        preset: name of a set of hyperparameters, ``"default"`` (the paper's) or ``"fast"``, see
-            `iba_core.bottleneck.settings.PRESETS`. Hyperparameters that are given override it.
+        preset: name of a set of hyperparameters: ``"default"`` and ``"paper"`` (the paper's), ``"fast"``, or
+            ``"stable"``, whose loss does not jump on the way, see `iba_core.bottleneck.settings.PRESETS`.
+            Hyperparameters that are given override it.
         data_format: where the channels of the layer's features are, ``"channels_first"`` or
             ``"channels_last"``; None to find that out.
         shared: names or positions of the inputs that all images of a batch share, such as the captions that
@@ -337,6 +340,74 @@ class Explainer:
         require_seed("seed", seed)
         return self._explain(x, as_target(target), _Options(chosen, seed, pass_mask, max_batch, progbar))
 
+    def explain_seeds(self, x: Inputs, target: Any = None, *, seeds: int = 8, **options: Any) -> Repeats:
+        """Explain the same inputs with several seeds, to see how sure the maps and their bits are.
+
+        Args:
+            x: as in `explain`.
+            target: as in `explain`. If None, the class predicted.
+            seeds: number of seeds, at least 2.
+            **options: as in `explain`. `seed` is the first seed, 0 unless it is given; each further one is
+                higher by 1.
+
+        Returns:
+            The explanations, with mean and standard deviation of the maps and bits.
+
+        Raises:
+            InputError: as in `explain`.
+
+        Example:
+            >>> repeats = explainer.explain_seeds(x, 1, seeds=2)
+            >>> [each.seed for each in repeats.attributions]
+            [0, 1]
+        """
+        seeds = require_whole("seeds", seeds, 2)
+        first = options.pop("seed", None)
+        require_seed("seed", first)
+        start = first or 0
+        found = (self.explain(x, target, seed=seed, **options) for seed in range(start, start + seeds))
+        return Repeats(tuple(found))
+
+    def survival_curve(
+        self,
+        x: Inputs,
+        target: Any = None,
+        *,
+        betas: Sequence[float] = (0.3, 1.0, 3.0, 10.0, 30.0, 100.0),
+        **options: Any,
+    ) -> SurvivalCurve:
+        """Explain the same inputs with several betas: how much survives on how many bits.
+
+        Args:
+            x: as in `explain`.
+            target: as in `explain`.
+            betas: at least one number.
+            **options: as in `explain`, but for `beta` and `keep`.
+
+        Returns:
+            Bits and survival for each beta and image.
+
+        Raises:
+            InputError: as in `explain`.
+
+        Example:
+            >>> curve = explainer.survival_curve(x, 1, betas=(1, 10), seed=0)
+            >>> curve.bits.shape, curve.survival.shape
+            ((2, 2), (2, 2))
+        """
+        ordered = sorted(require_numbers("betas", betas, least=0))
+        if given_too := {"beta", "keep"} & set(options):
+            raise InputError(f"{given_too.pop()}= is no argument of survival_curve; give betas=")
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=_LOST)  # to see that is what the curve is for
+            found = [self.explain(x, target, beta=beta, **options) for beta in ordered]
+        return SurvivalCurve(
+            betas=np.asarray(ordered),
+            bits=np.stack([each.total_bits for each in found]),
+            survival=np.stack([each.survival for each in found if each.survival is not None]),
+            survival_std=np.stack([each.survival_std for each in found if each.survival_std is not None]),
+        )
+
     def explain_iter(
         self,
         batches: Iterable[Any],
@@ -484,10 +555,12 @@ class Explainer:
             # Only numbers from 0 to 1 leave it open what they are.
             is_open = outputs.ndim == 2 and outputs.min() >= 0 and outputs.max() <= 1
             activation = self._activation(tail, raw, whole) if is_open else "other"
-            loss, rows = whole.ending_in(activation).select(start, stop, images).resolve(outputs)
+            wanted = whole.ending_in(activation)
+            loss, rows = wanted.select(start, stop, images).resolve(outputs)
             if self.output is not None:
                 loss = OfOutput(loss, self.output)
-            known.append(_Known(outputs, rows, layout, activation))
+            # The user's word counts more than what the model tells.
+            known.append(_Known(outputs, rows, layout, getattr(wanted, "activation", None) or activation))
             ordered = layout if tail.axes is None else layout.permuted(tail.axes)
             optimizer = self._optimizer(loss, ordered, settings.precision, whole.log_likelihood)
             like = full_precision(tail.features)
@@ -553,6 +626,8 @@ class Explainer:
             activation=known.activation,
             survival=None if result.shares is None else result.shares.mean(axis=1),
             survival_std=None if result.shares is None else result.shares.std(axis=1),
+            betas=options.settings.beta
+            * (np.ones(len(capacity)) if result.factors is None else result.factors),
             complete=self._complete[whole.layer, self._layer],
         )
 
@@ -643,6 +718,9 @@ class Explainer:
         return spatial if len(spatial) == len(places) else None
 
 
+_LOST = ".* maps do not explain their target"
+
+
 def _warn_of_lost(found: Attribution) -> None:
     """Say so where the target does not survive on the bits of its map."""
     survival = found.survival
@@ -651,7 +729,7 @@ def _warn_of_lost(found: Attribution) -> None:
     worst = int(lost[np.argmin(survival[lost])])
     warnings.warn(
         f"{lost.size} of {len(found)} maps do not explain their target: when only the bits of image {worst} "
-        f"pass, {100 * survival[worst]:.0f} % of the target is left; give a smaller beta",
+        f"pass, {100 * survival[worst]:.0f} % of the target is left; give a smaller beta, or beta='auto'",
         stacklevel=4,
     )
 

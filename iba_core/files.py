@@ -12,6 +12,7 @@ from typing import Any, BinaryIO
 
 from iba_core.arguments import given
 from iba_core.errors import InputError
+from iba_core.undo import undoing
 
 _unfinished: set[Path] = set()
 """The temporary files that are being written."""
@@ -139,22 +140,25 @@ def write_atomically(path: str | os.PathLike[str], argument: str = "path") -> It
     # In the same folder, since a rename is atomic only within one file system. The name is short, since that
     # of the file may be as long as the file system allows.
     unfinished = target.with_name(f".iba-{uuid.uuid4().hex}")
-    _unfinished.add(unfinished)
-    try:
-        with unfinished.open("xb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        _keep_permissions(target, unfinished)
-        unfinished.replace(target)
-        _sync_folder(target.parent)
-    except OSError as error:
-        name = f"{argument}={os.fsdecode(path)!r}"
-        raise InputError(f"{name} cannot be written: {_reason(error)}") from error
-    finally:
+
+    def clear() -> None:
         with suppress(OSError):
             unfinished.unlink(missing_ok=True)
         _unfinished.discard(unfinished)
+
+    with undoing(clear):
+        _unfinished.add(unfinished)
+        try:
+            with unfinished.open("xb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            _keep_permissions(target, unfinished)
+            unfinished.replace(target)
+            _sync_folder(target.parent)
+        except OSError as error:
+            name = f"{argument}={os.fsdecode(path)!r}"
+            raise InputError(f"{name} cannot be written: {_reason(error)}") from error
 
 
 def discard_unfinished() -> None:

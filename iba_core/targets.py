@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Literal, Protocol, Self, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
+from scipy.special import expit
 
 from iba_core.arguments import (
     given,
@@ -38,7 +39,7 @@ Loss = Callable[..., Array]
 with a row for each of the N. The function is hashable and depends on its arguments alone."""
 
 
-OutputKind = Literal["softmax", "sigmoid", "logits"]
+OutputKind = Literal["softmax", "sigmoid", "sigmoid_logits", "logits"]
 """What the outputs of a classifier are, see `kind_of_outputs`."""
 
 
@@ -294,8 +295,40 @@ def both_classes(probabilities: Array) -> Array:
     return xp.concat([1.0 - probabilities, probabilities], axis=-1)
 
 
+def binary_cross_entropy_of_logits(logits: Array, classes: Array) -> Array:
+    """Compute `binary_cross_entropy` from the arguments of the sigmoids; exact also where these are 0 or 1.
+
+    Args:
+        logits: (N, K), of one class each; half precision becomes float32. One of them stands for two classes.
+        classes: (N,), integers from 0 to K - 1; 0 or 1 if K is 1.
+
+    Returns:
+        Array (N,), in nats.
+
+    Example:
+        >>> binary_cross_entropy_of_logits(np.array([[0.0]]), np.array([1])).round(4)  # log(2)
+        array([0.6931])
+    """
+    xp, logits = array_namespace(logits), full_precision(logits)
+    # The probability of a class is that of a softmax of its logit beside 0.
+    wanted = logits if int(logits.shape[-1]) > 1 else xp.concat([-logits, logits], axis=-1)
+    chosen = _chosen(wanted, classes)
+    return log_sum_exp(xp.stack([xp.zeros_like(chosen), chosen], axis=-1)) - chosen
+
+
+def _sigmoid_logits_loss(outputs: Any, classes: Array) -> Array:
+    return binary_cross_entropy_of_logits(main_output(outputs), classes)
+
+
 def _sigmoid_loss(outputs: Any, classes: Array) -> Array:
     return binary_cross_entropy(main_output(outputs), classes)
+
+
+def _every_sigmoid_logits_loss(outputs: Any, probabilities: Array) -> Array:
+    found = main_output(outputs)
+    xp = array_namespace(found)
+    pairs = xp.stack([xp.zeros_like(found), found], axis=-1)
+    return xp.sum(log_sum_exp(pairs) - xp.astype(probabilities, found.dtype) * found, axis=-1)
 
 
 def _every_sigmoid_loss(outputs: Any, probabilities: Array) -> Array:
@@ -310,14 +343,17 @@ _CLASS_LOSSES: dict[OutputKind, Loss] = {
     "logits": _class_loss,
     "softmax": _class_loss_of_probabilities,
     "sigmoid": _sigmoid_loss,
+    "sigmoid_logits": _sigmoid_logits_loss,
 }
 _DISTRIBUTION_LOSSES: dict[OutputKind, Loss] = {
     "logits": _distribution_loss,
     "softmax": _distribution_loss_of_probabilities,
+    "sigmoid": _every_sigmoid_loss,
+    "sigmoid_logits": _every_sigmoid_logits_loss,
 }
 
 
-_ACTIVATIONS = ("softmax", "sigmoid", "other", "unknown")
+_ACTIVATIONS = ("softmax", "sigmoid", "sigmoid_logits", "other", "unknown")
 
 
 def _check_activation(activation: str | None) -> None:
@@ -341,14 +377,15 @@ def kind_of_outputs(outputs: npt.NDArray[Any], activation: str | None = None) ->
     Args:
         outputs: (B, K).
         activation: the function that they are computed by: ``"softmax"``, ``"sigmoid"`` or ``"other"``;
+            ``"sigmoid_logits"`` if a sigmoid is still to be applied, as by a loss that takes logits;
             ``"unknown"`` if the model does not tell; None if nobody has asked it.
 
     Returns:
-        ``"softmax"`` for probabilities that sum to 1, ``"sigmoid"`` for one probability for each class, and
-        ``"logits"`` for anything else.
+        ``"softmax"`` for probabilities that sum to 1, ``"sigmoid"`` for one probability for each class,
+        ``"sigmoid_logits"`` for their logits, and ``"logits"`` for anything else.
 
     Raises:
-        InputError: the activation is unknown, and the outputs could be either of the last two.
+        InputError: the activation is unknown, and the outputs could be probabilities or not.
 
     Example:
         >>> kind_of_outputs(np.array([[0.2, 0.8]])), kind_of_outputs(np.array([[0.2, 3.0]]))
@@ -356,6 +393,8 @@ def kind_of_outputs(outputs: npt.NDArray[Any], activation: str | None = None) ->
         >>> kind_of_outputs(np.array([[0.2, 0.9]]), "sigmoid")
         'sigmoid'
     """
+    if activation == "sigmoid_logits":
+        return "sigmoid_logits"
     if outputs.size and not (np.min(outputs) >= 0 and np.max(outputs) <= 1):
         return "logits"
     if activation == "sigmoid":
@@ -378,15 +417,17 @@ def class_probabilities(outputs: npt.NDArray[Any], activation: str | None = None
         activation: likewise.
 
     Returns:
-        Array (B, K). A single probability, of a sigmoid, stays beside that of its absence, (B, 2).
+        Array (B, K). A single probability, of a sigmoid, stands beside that of its absence, (B, 2).
 
     Example:
         >>> class_probabilities(np.array([[0.0, np.log(3.0)]]))
         array([[0.25, 0.75]])
     """
     kind = kind_of_outputs(outputs, activation)
+    if kind in ("sigmoid", "sigmoid_logits"):
+        return np.asarray(both_classes(outputs if kind == "sigmoid" else expit(outputs)))
     found: npt.NDArray[np.floating] = softmax(outputs) if kind == "logits" else outputs
-    return np.asarray(both_classes(found)) if kind == "sigmoid" else found
+    return found
 
 
 class Target(ABC):
@@ -459,10 +500,13 @@ class ClassTarget(Target):
     need not sum to 1: there the loss is ``-log(p)`` of the class. A single sigmoid is a classifier of two
     classes, 0 and 1, whose probability it gives for class 1.
 
+    A model that leaves the sigmoid to its loss, such as `torch.nn.BCEWithLogitsLoss`, gives logits that say
+    nothing of that. There, ``activation="sigmoid_logits"`` applies it.
+
     Attributes:
         classes: index of the class, one for all images or one for each; None for the predicted class.
         activation: function that the outputs are computed by, ``"softmax"``, ``"sigmoid"`` or ``"other"``;
-            None to learn it from the model.
+            ``"sigmoid_logits"`` if they are the logits of sigmoids; None to learn it from the model.
 
     Example:
         >>> loss, rows = ClassTarget(1).resolve(np.array([[0.25, 0.75]]))
@@ -519,13 +563,14 @@ class ClassTarget(Target):
                 f"target={self.classes!r} is a class, but the model's output has shape {outputs.shape}, "
                 "not (images, classes); give a callable on the output instead"
             )
-        if self.activation == "sigmoid":
-            outputs = np.asarray(both_classes(outputs))
+        if self.activation in ("sigmoid", "sigmoid_logits"):
+            outputs = class_probabilities(outputs, self.activation)
         images, count = outputs.shape
         if count < self.least_outputs:
             raise InputError(
-                "the model has one output, whose cross-entropy is constant; give LogitTarget(0) to keep it "
-                "high, or a callable on the output"
+                "the model has one output, which could be the logit of a class or a score: give "
+                "ClassTarget(1, activation='sigmoid_logits') for the class, 0 or 1, whose probability is its "
+                "sigmoid, or LogitTarget(0) to keep a score high"
             )
         classes = np.argmax(outputs, axis=1) if self.classes is None else np.asarray(self.classes)
         if classes.shape not in ((), (1,), (images,)):
@@ -594,15 +639,16 @@ class DistributionTarget(Target):
 
     def resolve(self, outputs: npt.NDArray[Any]) -> tuple[Loss, tuple[npt.NDArray[Any], ...]]:
         """See `Target.resolve`. The row of an image is its distribution."""
-        if outputs.ndim != 2 or (outputs.shape[1] < 2 and self.activation != "sigmoid"):
+        of_sigmoids = self.activation in ("sigmoid", "sigmoid_logits")
+        if outputs.ndim != 2 or (outputs.shape[1] < 2 and not of_sigmoids):
             raise InputError(
                 f"DistributionTarget needs classes, but the model's output has shape {outputs.shape}, "
                 "not (images, classes)"
             )
         kind = kind_of_outputs(outputs, self.activation)
-        if kind == "sigmoid":
-            return _every_sigmoid_loss, (outputs,)
-        return _DISTRIBUTION_LOSSES[kind], (class_probabilities(outputs, self.activation),)
+        found = expit(outputs) if kind == "sigmoid_logits" else outputs
+        probabilities = found if of_sigmoids else class_probabilities(outputs, self.activation)
+        return _DISTRIBUTION_LOSSES[kind], (probabilities,)
 
 
 @dataclass(frozen=True, eq=False)

@@ -120,6 +120,11 @@ def test_the_page_of_the_architecture_has_the_floors_that_are_checked():
     assert [set(re.findall(r"`(\w+)`", row)) for row in rows] == [set(floor.split(" | ")) for floor in floors]
 
 
+def test_the_drawing_has_the_floors_that_are_checked():
+    floors = script("floors")
+    assert floors.PICTURE.read_text(encoding="utf-8") == floors.drawing()
+
+
 def script(name):
     """A module of `docs/scripts`, which is no package."""
     spec = importlib.util.spec_from_file_location(name, DOCS / "scripts" / f"{name}.py")

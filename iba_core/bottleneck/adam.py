@@ -49,7 +49,7 @@ def adam_step(state: AdamState, gradient: Array, correction: Array, learning_rat
 
 
 def gradients_of(firsts: Sequence[Array]) -> list[Array]:
-    """The gradients of consecutive steps, from the running means of the gradient after each, ``AdamState.first``.
+    """The gradients of consecutive steps, from the running mean of the gradient after each of them.
 
     Example:
         >>> state, gradient = AdamState(*np.zeros((3, 1))), np.array([2.0])

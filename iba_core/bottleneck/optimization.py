@@ -15,19 +15,19 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from iba_core.bottleneck.adam import AdamState, adam_step, bias_corrections
+from iba_core.bottleneck.control import BetaSearch, Convergence, RiseGuard, by_image
 from iba_core.bottleneck.formulas import Mask, alpha_slope, capacity, capacity_slope, mask_from_alpha
 from iba_core.bottleneck.noise import seeded_normal
 from iba_core.bottleneck.settings import BottleneckSettings
 from iba_core.bottleneck.smoothing import smoothing_matrices
 from iba_core.bottleneck.statistics import Statistics
-from iba_core.bottleneck.survival import surviving_shares
+from iba_core.bottleneck.survival import Answer
 from iba_core.errors import InputError, OptimizationError
 from iba_core.framework.adapter import Tail
 from iba_core.framework.arrays import require_mask
@@ -60,7 +60,7 @@ class Problem(NamedTuple):
     matrices: tuple[Array, ...]
     """Smoothing along each spatial axis."""
     beta: Array
-    """Weight of a feature's capacity, scalar."""
+    """Weight of a feature's capacity, (1 or B, 1, ...), with as many axes as the features."""
     learning_rate: Array
     """Scalar."""
     run: Callable[[Array, tuple[Array, ...]], Any]
@@ -118,6 +118,8 @@ class BottleneckResult:
         steps_taken: steps until an image's map had converged, (B,); all steps where no tolerance is set.
         shares: share of the target that survives in each noisy copy, (B, S), see `surviving_shares`; None
             where it is not asked for.
+        factors: by which the search for the largest beta has multiplied that of the settings, (B,); None
+            where beta is fixed.
     """
 
     alpha: Array
@@ -128,6 +130,7 @@ class BottleneckResult:
     informations: npt.NDArray[np.floating]
     steps_taken: npt.NDArray[np.integer]
     shares: npt.NDArray[np.floating] | None = None
+    factors: npt.NDArray[np.floating] | None = None
 
     def permuted(self, axes: Sequence[int]) -> BottleneckResult:
         """Permute the axes of one feature map in all arrays."""
@@ -151,6 +154,18 @@ class _Constants(NamedTuple):
     matrices: tuple[Array, ...]
     beta: Array
     learning_rate: Array
+
+
+class _Descent(NamedTuple):
+    """How the steps ended."""
+
+    state: AdamState
+    reports: list[StepReport]
+    taken: npt.NDArray[np.integer]
+    """Steps that each image took, (B,)."""
+    best: Array | None
+    """The parameter with the fewest bits on the way in which enough of the target survived."""
+    search: BetaSearch | None
 
 
 class BottleneckOptimizer:
@@ -224,8 +239,8 @@ class BottleneckOptimizer:
             max_batch: the most feature maps that pass the tail at once; B * samples if None.
             progbar: show the steps.
             callback: see `Callback`.
-            whole: the model's loss of the unrestricted images, (B,). If it is given, one more pass of the tail
-                measures how much of the target survives.
+            whole: the model's loss of the unrestricted images, (B,). If it is given, one more pass of the
+                tail measures how much of the target survives.
 
         Raises:
             InputError: shapes that do not fit, or features that are not finite.
@@ -233,40 +248,33 @@ class BottleneckOptimizer:
         """
         settings = settings or BottleneckSettings()
         problem = self.problem(tail, statistics, rows, settings, pass_mask)
+        answer = None if whole is None else self._answer(problem, whole, settings, seed, max_batch)
         back = None if tail.axes is None else _inverse(tail.axes)
         if callback is not None and back is not None:
             callback = partial(_call_in_order, callback, back)
-        state, reports, taken = self._descend(
-            problem, settings, seed=seed, max_batch=max_batch, progbar=progbar, callback=callback
+        found = self._descend(
+            problem, settings, answer, seed=seed, max_batch=max_batch, progbar=progbar, callback=callback
         )
-        mask, nats = self._compiled_outcome(state.parameter, problem)
-        curves = self._curves(reports, taken, settings.steps)
-        result = BottleneckResult(
-            alpha=state.parameter,
-            mask=mask,
-            capacity=nats,
-            problem=problem,
-            model_losses=curves[0],
-            informations=curves[1],
-            steps_taken=taken,
-        )
-        _require_finite(result, state.second)
-        if whole is not None:
-            shares = self._shares(problem, mask, whole, settings, seed, max_batch)
-            result = replace(result, shares=shares)
+        result = self._result(found.state.parameter, problem, found, settings)
+        _require_finite(result, found.state.second)
+        if answer is not None:
+            result = self._measured(result, answer, settings, seed, max_batch)
+            if found.best is not None:
+                result = self._kept_answer(result, found, answer, settings, seed, max_batch)
         return result if back is None else result.permuted(back)
 
     def _descend(
         self,
         problem: Problem,
         settings: BottleneckSettings,
+        answer: Answer | None,
         *,
         seed: int | None,
         max_batch: int | None,
         progbar: bool,
         callback: Callback | None,
-    ) -> tuple[AdamState, list[StepReport], npt.NDArray[np.integer]]:
-        """Run the steps: the last state, a report of each step, and the steps that each image took."""
+    ) -> _Descent:
+        """Run the steps."""
         xp = NAMESPACES[type(problem.features)]
         images = int(problem.features.shape[0])
         # A schedule has one or two sizes, so a compiled step meets as many shapes.
@@ -277,7 +285,10 @@ class BottleneckOptimizer:
         del zeros  # not held while the tail runs
         corrections = self._corrections_of(settings.steps, problem)
         convergence = Convergence(settings.tolerance, images) if settings.tolerance else None
+        guard = self._guard(settings)
+        search = self._search(answer, settings)
         reports: list[StepReport] = []
+        best, beta = None if search is None else state.parameter, problem.beta
         steps = range(settings.steps)
         for step in get_tqdm()(steps, desc="Bottleneck") if progbar else steps:
             # The noise has no name here, so that its memory can be reused.
@@ -287,6 +298,13 @@ class BottleneckOptimizer:
                 self.noise(problem, sizes[schedule[step]], seed, step, settings.antithetic),
                 problem,
             )
+            if search is not None:
+                better = search.see(*map(self.framework.to_numpy, report))
+                best = self._chosen(better, state.parameter, best, problem)
+                factors = by_image(self._tensor(search.factors, problem), beta)
+                problem = problem._replace(beta=beta * factors)
+            if guard is not None:
+                new = guard.checked(state, new, report.model_loss)
             state = new if convergence is None else self._kept(state, new, convergence.running, problem)
             reports.append(report)
             if callback is not None:
@@ -297,7 +315,102 @@ class BottleneckOptimizer:
                 if not convergence.running.any():
                     break
         taken = np.full(images, settings.steps) if convergence is None else convergence.steps
-        return state, reports, taken
+        return _Descent(state, reports, taken, best, search)
+
+    def _guard(self, settings: BottleneckSettings) -> RiseGuard | None:
+        # Only of a probability it is known what a nat means.
+        return RiseGuard(settings.max_rise) if settings.max_rise and self.log_likelihood else None
+
+    def _search(self, answer: Answer | None, settings: BottleneckSettings) -> BetaSearch | None:
+        if settings.keep is None:
+            return None
+        if answer is None:
+            raise InputError(f"keep={settings.keep} is only offered by Explainer; leave it out, and set beta")
+        return BetaSearch(answer, settings.keep)
+
+    def _result(
+        self, alpha: Array, problem: Problem, found: _Descent, settings: BottleneckSettings
+    ) -> BottleneckResult:
+        mask, nats = self._compiled_outcome(alpha, problem)
+        curves = self._curves(found.reports, found.taken, settings.steps)
+        return BottleneckResult(
+            alpha=alpha,
+            mask=mask,
+            capacity=nats,
+            problem=problem,
+            model_losses=curves[0],
+            informations=curves[1],
+            steps_taken=found.taken,
+            factors=None if found.search is None else found.search.factors,
+        )
+
+    # -- survival ---------------------------------------------------------------------------------
+
+    def _copies_of_survival(self, settings: BottleneckSettings) -> int:
+        """Noisy copies to measure survival with; a score's baseline takes half of those of a step."""
+        return settings.samples if self.log_likelihood else max(1, settings.samples // 2)
+
+    def _answer(
+        self,
+        problem: Problem,
+        whole: Array,
+        settings: BottleneckSettings,
+        seed: int | None,
+        max_batch: int | None,
+    ) -> Answer:
+        """What survival is measured by: the losses of all and, of a score, of nothing."""
+        nothing = None
+        if not self.log_likelihood:
+            zeros = NAMESPACES[type(problem.features)].zeros_like(problem.features)
+            closed = Mask(zeros, zeros + 1.0)
+            nothing = self._losses_under(closed, problem, settings, seed, max_batch)
+        return Answer(self.framework.to_numpy(whole), nothing)
+
+    def _losses_under(
+        self,
+        mask: Mask,
+        problem: Problem,
+        settings: BottleneckSettings,
+        seed: int | None,
+        max_batch: int | None,
+    ) -> npt.NDArray[np.floating]:
+        """The model's loss of fresh noisy copies of each image, (B, copies)."""
+        copies, images = self._copies_of_survival(settings), int(mask.passed.shape[0])
+        chunks = self.noise(problem, _chunk_sizes(copies, max_batch, images), seed, settings.steps)
+        parts = [self.framework.to_numpy(self._compiled_losses(mask, problem, noise)) for noise in chunks]
+        return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)
+
+    def _measured(
+        self,
+        result: BottleneckResult,
+        answer: Answer,
+        settings: BottleneckSettings,
+        seed: int | None,
+        max_batch: int | None,
+    ) -> BottleneckResult:
+        """The result with the shares of the target that survive, by one pass of the tail."""
+        losses = self._losses_under(result.mask, result.problem, settings, seed, max_batch)
+        return replace(result, shares=answer.shares(losses))
+
+    def _kept_answer(
+        self,
+        result: BottleneckResult,
+        found: _Descent,
+        answer: Answer,
+        settings: BottleneckSettings,
+        seed: int | None,
+        max_batch: int | None,
+    ) -> BottleneckResult:
+        """The result, with the best state on the way for images whose target did not survive to its end."""
+        assert result.shares is not None
+        assert found.search is not None
+        lost = result.shares.mean(axis=1) < settings.keep
+        if not lost.any():
+            return result
+        alpha = self._chosen(lost, found.best, result.alpha, result.problem)
+        found.search.factors = np.where(lost, found.search.best, found.search.factors)
+        result = self._result(alpha, result.problem, found, settings)
+        return self._measured(result, answer, settings, seed, max_batch)
 
     # -- the problem ------------------------------------------------------------------------------
 
@@ -365,7 +478,7 @@ class BottleneckOptimizer:
             fill=tensor(np.zeros(active.shape)[None]),
             noise_std=tensor(np.where(active, floored, 0.0)[None]),
             matrices=tuple(map(tensor, smoothing_matrices(active.shape, self.layout, settings.smooth_std))),
-            beta=tensor(np.asarray(float(beta))),
+            beta=tensor(np.full((1,) * (active.ndim + 1), float(beta))),
             learning_rate=tensor(np.asarray(float(settings.learning_rate))),
         )
         self._constants = (key, statistics, constants)
@@ -460,11 +573,11 @@ class BottleneckOptimizer:
         (state, problem), (model_loss, slopes, products) = self.framework.sum_over(
             pass_tail, noise, (state, problem)
         )
-        mask = self._mask(state.parameter, problem)
+        xp, mask = NAMESPACES[type(model_loss)], self._mask(state.parameter, problem)
         center, _ = _distribution(problem, mask)
         normalized = problem.signal / problem.std
         nats, of_nats = capacity(normalized, mask), capacity_slope(normalized, mask)
-        information = problem.beta * _per_image(problem.acting(nats))
+        information = xp.reshape(problem.beta, (-1,)) * _per_image(problem.acting(nats))
         # A copy is z = center + (1 - lambda) noise. Its derivative with respect to 1 - lambda is noise -
         # signal, and the noise is (z - center) / (1 - lambda).
         of_blocked = (products - center * slopes) / mask.blocked - slopes * problem.signal
@@ -523,11 +636,10 @@ class BottleneckOptimizer:
         rows = (xp.repeat(row, copies // int(row.shape[0]), axis=0) for row in problem.rows)
         return self._checked_losses(self.loss(outputs, *rows), copies)
 
-    def _losses_of_copies(self, z: Array, problem: Problem) -> Array:
-        """The model's loss of copies (B, n, *feature map) of each image, (B, n)."""
-        xp, (images, copies) = NAMESPACES[type(z)], z.shape[:2]
-        losses = self._losses(problem, xp.reshape(z, (images * copies, *z.shape[2:])))
-        return xp.reshape(losses, (images, copies))
+    def _losses_of_copies(self, mask: Mask, problem: Problem, noise: Array) -> Array:
+        """The model's loss of each noisy copy, (B, S)."""
+        losses = self._losses(problem, _copies(*_distribution(problem, mask), noise))
+        return NAMESPACES[type(losses)].reshape(losses, (int(mask.passed.shape[0]), -1))
 
     def _checked_losses(self, losses: Any, copies: int) -> Array:
         shape = getattr(losses, "shape", None)
@@ -558,31 +670,6 @@ class BottleneckOptimizer:
         # Smoothing sums to one only up to rounding.
         return mask._replace(passed=xp.maximum(mask.passed, xp.zeros_like(alpha))), nats
 
-    def _shares(
-        self,
-        problem: Problem,
-        mask: Mask,
-        whole: Array,
-        settings: BottleneckSettings,
-        seed: int | None,
-        max_batch: int | None,
-    ) -> npt.NDArray[np.float64]:
-        """Share of the target that survives in each noisy copy, (B, S); the pass has `samples` copies."""
-        xp, images = NAMESPACES[type(mask.passed)], int(mask.passed.shape[0])
-        masks, copies = [mask], settings.samples
-        if not self.log_likelihood:
-            zeros = xp.zeros_like(mask.passed)
-            masks.append(Mask(zeros, zeros + 1.0))
-            copies = max(1, copies // 2)
-        (noise,) = self.noise(problem, (copies,), seed, settings.steps)
-        maps = (_copies(*_distribution(problem, each), noise) for each in masks)
-        z = xp.concat([xp.reshape(x, (images, copies, *x.shape[1:])) for x in maps], axis=1)
-        ends = np.cumsum(_chunk_sizes(copies * len(masks), max_batch, images)).tolist()
-        parts = [self._compiled_losses(z[:, start:end], problem) for start, end in pairwise((0, *ends))]
-        losses = np.concatenate([self.framework.to_numpy(part) for part in parts], axis=1)
-        nothing = None if self.log_likelihood else losses[:, copies:]
-        return surviving_shares(losses[:, :copies], self.framework.to_numpy(whole), nothing)
-
     def _maps(self, nats: Array) -> npt.NDArray[np.floating]:
         """Nats of each place, (B, *spatial shape)."""
         total = NAMESPACES[type(nats)].sum(nats, axis=self.layout.channel_axis + 1)
@@ -594,9 +681,14 @@ class BottleneckOptimizer:
         """The new state of the images that have not converged, and the old state of all others."""
         if running.all():
             return new
-        chosen = self._tensor(running.reshape(-1, *(1,) * (len(problem.features.shape) - 1)), problem)
-        where = NAMESPACES[type(problem.features)].where
-        return AdamState(*(where(chosen, *pair) for pair in zip(new, old, strict=True)))
+        return AdamState(*(self._chosen(running, *pair, problem) for pair in zip(new, old, strict=True)))
+
+    def _chosen(self, images: npt.NDArray[np.bool_], x: Array, other: Array, problem: Problem) -> Array:
+        """`x` for the images of a boolean (B,), and `other` for the rest."""
+        if images.all():
+            return x
+        chosen = by_image(self._tensor(images, problem), x)
+        return NAMESPACES[type(x)].where(chosen, x, other)
 
     def _tensor(self, array: npt.NDArray[Any], problem: Problem) -> Array:
         return self.framework.asarray(array, like=problem.features)
@@ -611,30 +703,6 @@ class BottleneckOptimizer:
         rows = np.minimum(np.arange(steps)[:, None], taken - 1)
         curves = curves.reshape(2, len(reports), len(taken))
         return np.asarray(np.take_along_axis(curves, rows[None], axis=1))
-
-
-class Convergence:
-    """Which images of a batch have converged: their maps changed by no more than a tolerance.
-
-    Args:
-        tolerance: the sum of absolute changes of the map between two steps, as a share of the map's sum.
-        images: number of images.
-    """
-
-    def __init__(self, tolerance: float, images: int) -> None:
-        self._tolerance = tolerance
-        self._last: npt.NDArray[np.floating] | None = None
-        self.running: npt.NDArray[np.bool_] = np.ones(images, bool)
-        self.steps: npt.NDArray[np.int_] = np.zeros(images, int)
-
-    def see(self, maps: npt.NDArray[np.floating]) -> None:
-        """Take in the maps after a step, (B, ...)."""
-        maps = maps.reshape(len(maps), -1)
-        self.steps += self.running
-        if self._last is not None:
-            change = np.abs(maps - self._last).sum(axis=1)
-            self.running &= ~(change <= self._tolerance * maps.sum(axis=1))
-        self._last = maps
 
 
 def masked_capacity(problem: Problem, mask: Mask) -> Array:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 import numpy.typing as npt
 
@@ -46,4 +48,18 @@ def surviving_shares(
         return np.where(full < _LARGEST_LOSS, shares, np.nan)
     base = np.asarray(nothing, np.float64).mean(axis=1, keepdims=True)
     rise = base - full
-    return np.divide(base - found, rise, out=np.full(found.shape, np.nan), where=rise > 0)
+    above = np.where(rise > 0, rise, np.nan)
+    return np.asarray((base - found) / above)
+
+
+class Answer(NamedTuple):
+    """What the losses of restricted features are compared with."""
+
+    whole: npt.NDArray[np.floating]
+    """Losses of the unrestricted features, (B,)."""
+    nothing: npt.NDArray[np.floating] | None
+    """Losses of noise alone, (B, N); None if the loss is minus the logarithm of a probability."""
+
+    def shares(self, losses: npt.NDArray[np.floating]) -> npt.NDArray[np.float64]:
+        """`surviving_shares` of losses (B, S)."""
+        return surviving_shares(losses, self.whole, self.nothing)

@@ -52,6 +52,15 @@ def explain(
             metavar="CLASS", help="Class to explain, index or name.", show_default="the predicted class"
         ),
     ] = None,
+    activation: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="What the outputs are computed by: softmax, sigmoid or other; or sigmoid_logits, if the "
+            "sigmoid is left to the loss.",
+            show_default="learnt from the network",
+        ),
+    ] = None,
     stats: Annotated[
         Path | None,
         typer.Option(
@@ -93,6 +102,7 @@ def explain(
         backend=backend,
         layer=layer,
         target=target,
+        activation=activation,
         stats=stats,
         out=out,
         seed=seed,

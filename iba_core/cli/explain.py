@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from iba_core.cli.network import Network
 from iba_core.cli.photographs import find_photographs, make_folder
 from iba_core.cli.results import LEGEND, Result, require_plotting, results_table
 from iba_core.cli.statistics import load_statistics
+from iba_core.errors import InputError
 from iba_core.explainer import Explainer
 from iba_core.files import shown
 from iba_core.pictures.images import sample_crops
@@ -32,6 +34,7 @@ def explain_photographs(
     backend: str | None,
     layer: str | None,
     target: str | None,
+    activation: str | None,
     stats: Path | None,
     out: Path,
     seed: int,
@@ -43,12 +46,12 @@ def explain_photographs(
     require_plotting()
     photographs = find_photographs(paths)
     network = Network.load(model, backend, preprocess, size)
-    index = network.class_index(target)
+    wanted = ClassTarget(network.class_index(target), activation)
     explainer = Explainer(network.adapter, layer)
     if stats is not None:
         load_statistics(explainer, network, stats)
     network.require_fit()
-    _require_class(index, explainer.predict(network.inputs(photographs[0].load())))
+    _require_class(wanted, explainer.predict(network.inputs(photographs[0].load())))
     make_folder(out, photographs, (".png", ".safetensors"))
     if stats is None:
         fit_on_samples(explainer, network)
@@ -57,7 +60,7 @@ def explain_photographs(
     with tracked(photographs, "Explaining", len(photographs)) as waiting:
         for photograph in waiting:
             result = Result.of(
-                photograph.name, photograph.load(), network, explainer, index, seed, **vars(settings)
+                photograph.name, photograph.load(), network, explainer, wanted, seed, **vars(settings)
             )
             result.save_picture(photograph.output(out, ".png"))
             result.attribution.save(photograph.output(out, ".safetensors"))
@@ -76,10 +79,21 @@ def explain_photographs(
     print_blocks(results_table(results), paragraph(LEGEND, width), notes(entries, width))
 
 
-def _require_class(index: int | None, outputs: npt.NDArray[Any]) -> None:
-    """Check the class before the features are estimated; one probability stands for two classes."""
-    single = outputs.ndim == 2 and outputs.shape[1] == 1 and 0 <= outputs.min() <= outputs.max() <= 1
-    ClassTarget(index, "sigmoid" if single else None).resolve(outputs)
+def _require_class(target: ClassTarget, outputs: npt.NDArray[Any]) -> None:
+    """Check the class before the features are estimated; one probability stands for two classes.
+
+    Raises:
+        InputError: it does not fit the outputs.
+    """
+    if target.activation is None and outputs.ndim == 2 and outputs.shape[1] == 1:
+        if not 0 <= outputs.min() <= outputs.max() <= 1:
+            raise InputError(
+                "the network has one output, which could be the logit of a class or a score: give "
+                "--activation sigmoid_logits if its sigmoid is the probability of class 1; a score is "
+                "explained in Python, with LogitTarget(0)"
+            )
+        target = replace(target, activation="sigmoid")
+    target.resolve(outputs)
 
 
 def fit_on_samples(explainer: Explainer, network: Network, description: str = ESTIMATING) -> None:

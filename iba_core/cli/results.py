@@ -22,6 +22,7 @@ from iba_core.cli.network import Network
 from iba_core.errors import MissingDependencyError
 from iba_core.explainer import Explainer
 from iba_core.pictures.plotting import save_overlay
+from iba_core.targets import ClassTarget
 
 _TOP = 3
 _MARK = "▸ "
@@ -60,7 +61,7 @@ class Result:
         image: Image.Image,
         network: Network,
         explainer: Explainer,
-        target: int | None,
+        target: ClassTarget | int | None,
         seed: int,
         **settings: Any,
     ) -> Result:
@@ -71,7 +72,7 @@ class Result:
             image: the picture.
             network: the network.
             explainer: explainer of the network.
-            target: index of the class; None for the predicted class.
+            target: the class, or its index; None for the predicted class.
             seed: seed of the noise.
             **settings: see `BottleneckSettings`.
         """

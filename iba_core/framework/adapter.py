@@ -159,7 +159,7 @@ class Split(ABC):
         """What the model, or the layer that the tail ends at, gives without a split.
 
         It is for one image of `inputs`, or for several that are all the first image. Their number is not that
-        of `inputs`, unless that is one.
+        of `inputs`, unless that is one. The features on the way come along.
         """
 
     # -- what the core uses -----------------------------------------------------------------------------
@@ -239,11 +239,12 @@ class Split(ABC):
         # Another thread may train the model meanwhile, so one difference alone says nothing.
         for _ in range(2):
             own = self.own_outputs(inputs)
-            found = _off(own, tail, images)
+            found = _off(own, tail, images) or _features_off(own, tail.features, epsilon)
             if found is None:
                 return False
             again = self.own_outputs(inputs)
-            if difference(own, again.outputs, again.images, epsilon) is not None:
+            differs = difference(own, again.outputs, again.images, epsilon)
+            if differs is not None or _features_off(own, again.features, epsilon) is not None:
                 warnings.warn(
                     "the model gives other outputs for the same input each time, so it could not be checked "
                     f"that the part after layer {self.layer_name!r} repeats it",
@@ -254,7 +255,8 @@ class Split(ABC):
         if not own.together and not found.is_of_shapes:
             with self.open_head(take(inputs, 0, 1)) as alone:
                 outputs = alone.differentiated(alone.features)
-            if difference(own, outputs, 1, epsilon) is None:
+            differs = difference(own, outputs, 1, epsilon)
+            if differs is None and _features_off(own, alone.features, epsilon) is None:
                 self._warn_of_mixing()
                 return True
         raise LayerError(
@@ -303,6 +305,14 @@ def _off(own: OwnOutputs, tail: Tail, images: int) -> Difference | None:
         # A mean over all rows is that of one row if they are equal.
         found = _compared(replace(own, together=True), tail, images, 1.0)
     return found
+
+
+def _features_off(own: OwnOutputs, features: Array | None, epsilon: float) -> Difference | None:
+    """What is different in the features of the first image, which need not show in the outputs."""
+    if own.features is None or features is None:
+        return None
+    found = difference(OwnOutputs(own.features[:1], 1), features[:1], 1, epsilon)
+    return found and replace(found, text=found.text.replace("its output is", "its features are"))
 
 
 def _compared(own: OwnOutputs, tail: Tail, images: int, scale: float) -> Difference | None:

@@ -21,11 +21,13 @@ class OwnOutputs:
         images: the number of images that they are for.
         together: whether these are all images of the batch, as for a function that knows the batch as a
             whole. Otherwise only the first one is that of the batch.
+        features: the feature maps on the way, (images, *feature map); None where they are not known.
     """
 
     outputs: Any
     images: int
     together: bool = False
+    features: Any = None
 
 
 @dataclass(frozen=True)

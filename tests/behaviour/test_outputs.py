@@ -4,8 +4,9 @@ import warnings
 
 import numpy as np
 import pytest
+from scipy.special import expit
 
-from iba_core import Attribution, ClassTarget, DistributionTarget, Explainer, InputError
+from iba_core import Attribution, ClassTarget, DistributionTarget, Explainer, InputError, LogitTarget
 from tests.backends import smooth_images
 
 IMAGES = smooth_images(4)
@@ -92,6 +93,12 @@ def log(backend, array):
     return backend.torch.log(array) if backend.name == "torch" else backend.tf.math.log(array)
 
 
+def log_sigmoid(backend, array):
+    if backend.name == "torch":
+        return backend.torch.nn.functional.logsigmoid(array)
+    return backend.tf.math.log_sigmoid(array)
+
+
 def assert_same_maps(one, other):
     np.testing.assert_allclose(one.capacity, other.capacity, rtol=1e-9, atol=1e-12)
     np.testing.assert_allclose(one.model_losses, other.model_losses, rtol=1e-9)
@@ -115,6 +122,23 @@ def test_one_sigmoid_is_a_classifier_of_two_classes(backend, explainer, x):
     np.testing.assert_allclose(present.probabilities.sum(axis=1), 1.0)
     predicted = found.explain(x, seed=0)
     np.testing.assert_array_equal(predicted.classes, predicted.outputs[:, 0] > 0.5)
+
+
+def test_one_logit_is_a_class_or_a_score_as_the_user_says(backend, explainer, x):
+    found = explainer("none", units=1)
+    with pytest.raises(InputError, match="could be the logit of a class or a score"):
+        found.explain(x, 1, seed=0)
+    assert_same_maps(found.explain(x, LogitTarget(0), seed=0), found.explain(x, lambda y: y[:, 0], seed=0))
+    for target, sign in ((1, 1), (0, -1)):
+        one = found.explain(x, ClassTarget(target, "sigmoid_logits"), seed=0)
+        # The sigmoid is computed in the score, by the frameworks' own function.
+        assert_same_maps(
+            one, found.explain(x, lambda y, sign=sign: log_sigmoid(backend, sign * y[:, 0]), seed=0)
+        )
+        np.testing.assert_allclose(one.probabilities[:, 1], expit(one.outputs[:, 0]))
+    whole = found.explain(x, DistributionTarget("sigmoid_logits"), seed=0)
+    p = expit(whole.outputs[:, 0])
+    assert (whole.model_losses[-1] > -(p * np.log(p) + (1 - p) * np.log(1 - p))).all()
 
 
 def test_a_sigmoid_as_a_whole_is_kept(backend, explainer, x):

@@ -73,3 +73,42 @@ def test_files_keep_survival_and_older_ones_have_none(backend, tmp_path):
     loaded = Attribution.load(tmp_path / "old.safetensors")
     assert loaded.survival is None
     assert "survival" not in repr(loaded)
+
+
+@pytest.mark.parametrize("target", [None, LogitTarget()], ids=["class", "score"])
+def test_an_automatic_beta_keeps_each_target(backend, target):
+    explainer, x = fitted(backend, steps=20, learning_rate=0.5), backend.images(smooth_images(3))
+    fixed = explainer.explain(x, target, seed=0, beta=300.0)
+    assert fixed.survival.min() < 0.8
+    np.testing.assert_array_equal(fixed.betas, 300.0)
+    found = explainer.explain(x, target, seed=0, beta=300.0, keep=0.9)
+    assert found.survival.min() > 0.85
+    assert len(set(found.betas)) > 1
+    alone = explainer.explain(x[1:2], target, seed=0, beta=300.0, keep=0.9)
+    np.testing.assert_allclose(alone.betas[0], found.betas[1], rtol=1e-6)
+
+
+def test_an_automatic_beta_is_a_share_to_keep(backend):
+    explainer, x = fitted(backend, beta=10.0), backend.images(smooth_images(2))
+    expected = explainer.explain(x, seed=0, keep=0.9)
+    found = explainer.explain(x, seed=0, beta="auto")
+    assert found.settings == expected.settings
+    np.testing.assert_array_equal(found.capacity, expected.capacity)
+    assert fitted(backend, beta="auto").explain(x, seed=0, beta=3.0).settings.keep is None
+
+
+def test_less_to_keep_means_fewer_bits(backend):
+    explainer, x = fitted(backend, steps=20, learning_rate=0.5), backend.images(smooth_images(3))
+    bits = [explainer.explain(x, seed=0, keep=keep).total_bits.sum() for keep in (0.6, 0.98)]
+    assert bits[0] < bits[1]
+
+
+def test_steps_after_which_the_loss_jumps_are_taken_back(backend):
+    explainer, x = fitted(backend, learning_rate=2.0), backend.images(smooth_images(3))
+    free = explainer.explain(x, seed=0)
+    guarded = explainer.explain(x, seed=0, max_rise=0.2)
+    jumps = [np.diff(each.model_losses, axis=0).max() for each in (free, guarded)]
+    assert jumps[0] > 0.2
+    assert guarded.model_losses[-1].max() < free.model_losses[-1].max()
+    unmoved = explainer.explain(x, seed=0, max_rise=1e6)
+    np.testing.assert_allclose(unmoved.capacity, free.capacity, rtol=1e-12)

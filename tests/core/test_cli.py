@@ -99,6 +99,10 @@ def one_output():
     return net
 
 
+def raw():
+    return one_output()[:4]
+
+
 def certain():
     net = sigmoid(3)
     net[4] = nn.Softmax(dim=1)
@@ -353,6 +357,30 @@ def test_target_among_the_unlikely_is_shown_too(iba, tmp_path):
     assert f"▸ {least} " in "\n".join(out.splitlines()[first + 3 : first + 5])
 
 
+def test_methods_are_compared(iba, tmp_path):
+    methods = "bottleneck, bottleneck, fast, Grad-CAM, random"
+    command = ("evaluate", "photos", *TOLD, "--methods", methods, "--metrics", "insertion,sparseness,bits")
+    code, out, _ = iba(*command, "--out", tmp_path)
+    assert code == 0
+    rows = [line.split()[0] for line in out.splitlines() if line and line[0] != " "]
+    assert {"Method", "bottleneck", "bottleneck,", "Grad-CAM", "random"} <= set(rows)
+    assert set(os.listdir(tmp_path)) == {"evaluation.csv", "evaluation.json", "evaluation.png"}
+    assert len((tmp_path / "evaluation.csv").read_text().splitlines()) == 1 + 4 * 3
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("--methods", "Grad-CAN", "methods='Grad-CAN' is no method; the closest name"),
+        ("--methods", " , ", "methods=' , ' names none"),
+        ("--metrics", "insertions", "metrics='insertions' is no metric; the closest name"),
+        ("--metrics", "mass_in_box", "metrics='mass_in_box' needs masks"),
+    ],
+)
+def test_unknown_methods_and_metrics(fails, tmp_path, option, value, message):
+    assert fails("evaluate", "photos", *TOLD, option, value, "--out", tmp_path).startswith(message)
+
+
 @pytest.mark.parametrize(
     ("target", "message"),
     [
@@ -519,6 +547,21 @@ def test_the_probability_is_the_models_own(iba, workplace, tmp_path, model, targ
     assert re.search(rf"▸ class {target} +{100 * expected:.1f} %", out)
     attribution = Attribution.load(tmp_path / "one-iba.safetensors")
     np.testing.assert_allclose(attribution.model_losses[0, 0] > 0, True)
+
+
+def test_one_logit_is_explained_once_the_user_says_what_it_is(iba, tmp_path):
+    options = ("photos/one.jpg", "--model", "tiny_nets:raw", *FAST, "--out", tmp_path)
+    code, _, err = iba("explain", *options)
+    assert code == 1
+    assert "could be the logit of a class or a score: give --activation sigmoid_logits" in " ".join(
+        err.split()
+    )
+    code, out, _ = iba("explain", *options, "--activation", "sigmoid_logits", "--target", 0)
+    assert code == 0
+    net = Network.load("tiny_nets:raw")
+    with torch.no_grad():
+        given = net.adapter.model(torch.from_numpy(net.inputs(load_image("photos/one.jpg"))))[0]
+    assert re.search(rf"▸ class 0 +{100 * (1 - torch.sigmoid(given).item()):.1f} %", out)
 
 
 def test_a_class_of_probability_0(iba, tmp_path):
@@ -803,7 +846,7 @@ def test_version_and_help(iba):
     code, without, _ = iba()
     assert code == 0
     assert iba("--help")[1] == without
-    for command in ("explain", "layers", "estimate", "demo"):
+    for command in ("explain", "evaluate", "layers", "estimate", "demo"):
         assert command in without
         code, out, _ = iba(command, "--help")
         assert code == 0

@@ -49,7 +49,7 @@ class SmallSplit(Split):
     def own_outputs(self, inputs):
         self.passes["own"] += 1
         one = take(inputs, 0, 1)
-        return OwnOutputs(self.right(one**2, one), 1)
+        return OwnOutputs(self.right(one**2, one), 1, features=one**2)
 
 
 def test_a_right_reading_is_checked_once_for_each_shape_of_the_inputs():
@@ -140,6 +140,36 @@ def test_features_that_depend_on_the_batch_are_computed_one_by_one():
     for _ in range(2):
         np.testing.assert_array_equal(plain.features(IMAGES), IMAGES**2)
     assert plain.passes == {("features", 3): 2, ("features", 1): 1}
+
+
+def test_features_that_are_mixed_are_seen_though_no_output_shows_it():
+    class Mixing(SmallSplit):
+        """The output takes the sign of what is mixed."""
+
+        def right(self, z, skip):
+            return np.sign(z).sum(axis=1) @ WEIGHTS
+
+        @contextmanager
+        def open_head(self, inputs):
+            mixed = inputs**2 * (1 + np.mean(inputs**2) * (len(inputs) > 1))
+            yield Tail(mixed, lambda z, _: self.right(z, 0))
+
+    with (
+        pytest.warns(UserWarning, match="depends on the other images of the batch"),
+        pytest.raises(MixedImagesError),
+        Mixing().head(IMAGES),
+    ):
+        pass
+
+
+def test_other_features_than_the_models_own_are_refused():
+    class Other(SmallSplit):
+        @contextmanager
+        def open_head(self, inputs):
+            yield Tail(2 * inputs**2, lambda z, _: (z / 2 + inputs).sum(axis=1) @ WEIGHTS)
+
+    with pytest.raises(LayerError, match="its features are off by 100 %"), Other().head(IMAGES[:1]):
+        pass
 
 
 def test_a_model_that_draws_random_numbers_is_told_that_it_could_not_be_checked():

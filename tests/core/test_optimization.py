@@ -7,9 +7,10 @@ import pytest
 
 from iba_core import BottleneckSettings, InputError, OptimizationError, Statistics
 from iba_core.bottleneck.adam import AdamState, adam_step, bias_corrections
+from iba_core.bottleneck.control import Convergence
 from iba_core.bottleneck.formulas import Mask, capacity, mask_from_alpha, restrict
 from iba_core.bottleneck.noise import seeded_normal
-from iba_core.bottleneck.optimization import BottleneckOptimizer, Convergence
+from iba_core.bottleneck.optimization import BottleneckOptimizer
 from iba_core.bottleneck.settings import preset_settings
 from iba_core.bottleneck.smoothing import smoothing_matrices
 from iba_core.framework.adapter import Tail
@@ -272,11 +273,16 @@ def test_new_statistics_take_the_place_of_the_old_ones():
 
 def test_presets_hold_settings():
     assert BottleneckSettings(**preset_settings("default")) == BottleneckSettings()
+    assert BottleneckSettings(**preset_settings("paper")) == BottleneckSettings()
+    stable = BottleneckSettings(**preset_settings("stable"))
+    assert sum(stable.schedule) <= 0.6 * sum(BottleneckSettings().schedule)
     assert preset_settings(None) == {}
     fast = BottleneckSettings(**preset_settings("fast"))
     assert sum(fast.schedule) <= sum(BottleneckSettings().schedule) / 2
-    with pytest.raises(InputError, match="preset='slow' is no preset; there are 'default', 'fast'"):
-        preset_settings("slow")
+    with pytest.raises(
+        InputError, match="preset='unhurried' is no preset; there are 'paper', 'default', 'fast'"
+    ):
+        preset_settings("unhurried")
 
 
 def test_an_image_does_not_feel_its_neighbours():

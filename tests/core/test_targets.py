@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from scipy.special import expit
 
 from iba_core import (
     ClassTarget,
@@ -76,6 +77,25 @@ def test_a_distribution_is_kept_whole():
         as_target(DistributionTarget()).resolve(LOGITS[:, :1])
 
 
+def test_logits_of_sigmoids_are_taken_for_what_the_user_says_they_are():
+    single, several = np.array([[0.5], [-800.0]]), np.array([[0.5, -2.0, 800.0]])
+    one = ClassTarget([1, 0], "sigmoid_logits")
+    right = [-np.log(expit(0.5)), 0.0]
+    np.testing.assert_allclose(losses(one, single), right, rtol=1e-12)
+    np.testing.assert_allclose(
+        losses(ClassTarget(1, "sigmoid_logits"), single), [right[0], 800.0], rtol=1e-12
+    )
+    np.testing.assert_allclose(losses(ClassTarget(1, "sigmoid_logits"), several), [-np.log(expit(-2.0))])
+    np.testing.assert_array_equal(
+        ClassTarget(None, "sigmoid_logits").resolve_classes(single), [1, 0], "the likelier class"
+    )
+    np.testing.assert_allclose(class_probabilities(single, "sigmoid_logits")[0], [1 - expit(0.5), expit(0.5)])
+    p = expit(np.array([0.5, -2.0]))
+    entropy = -(p * np.log(p) + (1 - p) * np.log(1 - p)).sum()
+    np.testing.assert_allclose(losses(DistributionTarget("sigmoid_logits"), several), [entropy])
+    np.testing.assert_allclose(losses(DistributionTarget("sigmoid"), expit(several[:, :2])), [entropy])
+
+
 def test_a_batch_is_explained_in_parts():
     target = ClassTarget([4, 5, 6])
     np.testing.assert_array_equal(target.select(1, 3, 3).classes, [5, 6])
@@ -96,7 +116,7 @@ def test_a_batch_is_explained_in_parts():
 def test_wrong_targets_are_errors(target, message):
     with pytest.raises(InputError, match=message):
         as_target(target).resolve(LOGITS)
-    with pytest.raises(InputError, match="one output, whose cross-entropy is constant"):
+    with pytest.raises(InputError, match=r"one output, .*ClassTarget\(1, activation='sigmoid_logits'\)"):
         as_target(0).resolve(LOGITS[:, :1])
     np.testing.assert_array_equal(losses(LogitTarget(0), LOGITS[:, :1]), [0.0, -4.0])
     with pytest.raises(InputError, match=r"output has shape \(2, 3, 4\)"):
@@ -215,7 +235,7 @@ class TestSigmoid:
         assert LogitTarget(1).ending_in("sigmoid").activation is None
         both = SumTarget((ClassTarget(1), LogitTarget(0))).ending_in("sigmoid")
         assert [part.activation for part in both.targets] == ["sigmoid", None]
-        with pytest.raises(InputError, match="activation='tanh' is none of"):
+        with pytest.raises(InputError, match="activation='tanh' is unknown"):
             ClassTarget(1, activation="tanh")
 
 

@@ -228,8 +228,6 @@ def draw_case(draw: Draw, number: int, program: Program, signature: Signature, s
     sizes.append(max(1, 4 - sum(sizes)))
     batches = [signature.draw(generator, size, inputs) for size in sizes]
     settings = draw_settings(draw)
-    if signature.classes == 1 and signature.end == "none":
-        settings.kind = "logit"
     one_of = 1 if settings.kind == "logit" and signature.classes == 1 else max(2, signature.classes)
     return Case(
         number=number,

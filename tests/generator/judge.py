@@ -172,7 +172,8 @@ class Judge:
         signature, place = self.case.signature, self.case.place
         names = "xyz" if self.case.named else range(3)
         shared = tuple(name for name, is_shared in zip(names, signature.shared, strict=False) if is_shared)
-        activation = "other" if signature.end == "none" else signature.end
+        raw = "sigmoid_logits" if signature.classes == 1 else "other"
+        activation = raw if signature.end == "none" else signature.end
         answers = {"data_format": place.data_format, "shared": shared, "activation": activation}
         known, told = {*inspect.signature(kind).parameters}, {}
         if kind is Explainer:

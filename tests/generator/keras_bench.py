@@ -18,7 +18,9 @@ from tests.generator.cases import Bench, Case, Face, Inputs, draw_case
 from tests.generator.keras_models import assemble, draw_program, is_chain
 from tests.generator.programs import Draw, Place
 
-OPS = SimpleNamespace(log=tf.math.log, logsumexp=lambda x: tf.reduce_logsumexp(x, axis=-1))
+OPS = SimpleNamespace(
+    log=tf.math.log, logsumexp=lambda x: tf.reduce_logsumexp(x, axis=-1), softplus=tf.math.softplus
+)
 v1 = tf.compat.v1
 
 

@@ -1,35 +1,15 @@
-"""What is right, from the papers' formulas: in NumPy, in float64, on passes of the whole model.
-
-Nothing of the library is used except the noise of a seed, which is part of its public promise.
-"""
+"""What is right for a case, from the papers' formulas: in NumPy, in float64, on passes of the whole model."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from scipy.ndimage import gaussian_filter1d
 from scipy.special import expit
 
-from iba_core.bottleneck.noise import seeded_normal
-from iba_core.framework.layout import Layout
 from tests.generator.cases import Bench, Inputs
-
-
-@dataclass
-class Statistics:
-    """Mean, standard deviation (at least 0.01) and activity of every feature."""
-
-    mean: np.ndarray
-    std: np.ndarray
-    active: np.ndarray
-
-    @classmethod
-    def of(cls, features: np.ndarray) -> Statistics:
-        std = features.std(axis=0, ddof=1)
-        return cls(features.mean(axis=0), np.maximum(std, 0.01), (features != 0).mean(axis=0) > 0.01)
+from tests.reference import Bottleneck, Settings, Statistics, resized, saliency
 
 
 def class_loss(bench: Bench, target: int) -> Callable[[Any, Any], Any]:
@@ -39,6 +19,8 @@ def class_loss(bench: Bench, target: int) -> Callable[[Any, Any], Any]:
     def loss(outputs: Any, ops: Any) -> Any:
         if bench.case.settings.kind == "logit":
             return -outputs[:, target]
+        if end == "none" and classes == 1:
+            return ops.softplus(-outputs[:, 0] if target else outputs[:, 0])
         if end == "none":
             return ops.logsumexp(outputs) - outputs[:, target]
         if classes == 1:
@@ -48,31 +30,6 @@ def class_loss(bench: Bench, target: int) -> Callable[[Any, Any], Any]:
         return loss + ops.logsumexp(ops.log(outputs)) if end == "softmax" else loss
 
     return loss
-
-
-def smoothing(size: int, std: float) -> np.ndarray:
-    """Gaussian smoothing of an axis that ends at two standard deviations, mirrored at the borders."""
-    if not std:
-        return np.eye(size)
-    return gaussian_filter1d(np.eye(size), std, axis=0, mode="mirror", radius=max(1, round(2 * std)))
-
-
-def along(x: np.ndarray, matrices: Sequence[np.ndarray], axes: Sequence[int]) -> np.ndarray:
-    """Apply a matrix along each of some axes."""
-    for matrix, axis in zip(matrices, axes, strict=True):
-        x = np.moveaxis(np.tensordot(matrix, x, axes=(1, axis)), 0, axis)
-    return x
-
-
-def resized(maps: np.ndarray, shape: Sequence[int]) -> np.ndarray:
-    """Maps (B, *places), resized linearly between the centres of the places."""
-    for axis, (size, wanted) in enumerate(zip(maps.shape[1:], shape, strict=True), start=1):
-        centres = (np.arange(wanted) + 0.5) * size / wanted - 0.5
-        rows = np.moveaxis(maps, axis, -1)
-        places = np.arange(size)
-        found = [np.interp(centres, places, row) for row in rows.reshape(-1, size)]
-        maps = np.moveaxis(np.reshape(found, (*rows.shape[:-1], wanted)), -1, axis)
-    return maps
 
 
 class Reference:
@@ -103,41 +60,34 @@ class Reference:
 
     def _optimised(self, index: int) -> np.ndarray | None:
         """Capacity of an image's features, in nats; None where the loss does not depend on them."""
-        settings, stats, r = self.case.settings, self.statistics, self.features[index]
-        matrices = [smoothing(r.shape[axis], settings.smooth_std) for axis in self.spatial]
-        transposed = [matrix.T for matrix in matrices]
-        layout = Layout(r.ndim, self.channel)
-        alpha, first, second = np.full(r.shape, 5.0), np.zeros(r.shape), np.zeros(r.shape)
-        normal = (r - stats.mean) / stats.std
-        for step in range(settings.steps):
-            blocked = along(expit(-alpha), matrices, self.spatial)
-            passed = 1 - blocked
-            noise = seeded_normal(settings.seed, step, settings.samples, r.shape, layout)
-            epsilon = stats.mean + stats.std * noise.astype(np.float64)
-            z = np.where(stats.active, passed * r + blocked * epsilon, 0.0)
+        losses: list[float] = []
+
+        def slope(z: np.ndarray) -> np.ndarray | None:
             found = self._slope(index, z)
             if found is None:
                 return None
-            losses, slopes = found
-            self.losses[step, index] = losses.mean()
-            of_passed = (slopes * (r - epsilon)).mean(axis=0)
-            of_capacity = 1 / blocked + normal**2 * passed - blocked
-            gradient = np.where(stats.active, of_passed + settings.beta / r.size * of_capacity, 0.0)
-            gradient = along(gradient, transposed, self.spatial) * expit(alpha) * expit(-alpha)
-            first = 0.9 * first + 0.1 * gradient
-            second = 0.999 * second + 0.001 * gradient**2
-            t = step + 1
-            change = first / (1 - 0.9**t) / (np.sqrt(second / (1 - 0.999**t)) + 1e-8)
-            alpha = alpha - settings.learning_rate * change
-        return self._nats(r, alpha, stats, matrices)
+            losses.append(found[0].mean())
+            return found[1]
 
-    def _nats(
-        self, r: np.ndarray, alpha: np.ndarray, stats: Statistics, matrices: list[np.ndarray]
-    ) -> np.ndarray:
-        blocked = along(expit(-alpha), matrices, self.spatial)
-        normal = (r - stats.mean) / stats.std
-        nats = -0.5 * (1 + np.log(blocked**2) - (normal * (1 - blocked)) ** 2 - blocked**2)
-        return np.where(stats.active, nats, 0.0)
+        bottleneck = self._bottleneck(self.features[index])
+        alpha = bottleneck.optimised(slope)
+        if alpha is None:
+            return None
+        self.losses[:, index] = losses
+        return bottleneck.capacity(alpha)
+
+    def _bottleneck(self, features: np.ndarray) -> Bottleneck:
+        """The bottleneck of an image at the layer."""
+        own = self.case.settings
+        settings = Settings(
+            beta=own.beta,
+            steps=own.steps,
+            samples=own.samples,
+            learning_rate=own.learning_rate,
+            smooth_std=own.smooth_std,
+            seed=own.seed,
+        )
+        return Bottleneck(features, self.statistics, self.channel, settings)
 
     def _slope(self, index: int, z: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
         """Losses of copies z, (S, *feature map), and their slopes."""
@@ -166,13 +116,7 @@ class Reference:
 
     def saliency(self, capacity: np.ndarray) -> np.ndarray:
         """Bits per pixel, whose sum is that of the capacity."""
-        maps = (capacity / np.log(2)).sum(axis=self.channel + 1)
-        shape = self.input_shape
-        if shape is None or not shape:
-            return maps
-        large = resized(maps, shape)
-        axes = tuple(range(1, maps.ndim))
-        return large * maps.sum(axis=axes, keepdims=True) / large.sum(axis=axes, keepdims=True)
+        return saliency(capacity, self.channel, self.input_shape)
 
     def activation_maps(self, method: str) -> tuple[np.ndarray, np.ndarray]:
         """Grad-CAM, HiResCAM or LayerCAM of the targets' outputs, from 0 to 1; and which of them are defined.
@@ -237,12 +181,8 @@ class Reference:
             alpha = alpha @ weights[2 * number].T + weights[2 * number + 1]
             alpha = np.maximum(alpha, 0) if number < 2 else alpha
         alpha = np.moveaxis(alpha, -1, self.channel + 1)
-        matrices = [
-            smoothing(self.features.shape[1 + axis], self.case.settings.smooth_std) for axis in self.spatial
-        ]
-        return np.stack(
-            [self._nats(r, a, self.statistics, matrices) for r, a in zip(self.features, alpha, strict=True)]
-        )
+        pairs = zip(self.features, alpha, strict=True)
+        return np.stack([self._bottleneck(r).capacity(a) for r, a in pairs])
 
 
 def _unit(maps: np.ndarray) -> np.ndarray:

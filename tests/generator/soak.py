@@ -109,20 +109,27 @@ def totals(records: Iterable[Record]) -> dict[str, int]:
 def soak(count: int, start: int, processes: int) -> int:
     """Judge many networks, print totals and what failed, and write `build/soak/generator.json`.
 
+    The file has the totals of what has been judged so far, in case the run is ended.
+
     Returns:
         The number of networks for which something failed, at most 100.
     """
-    jobs = []
-    # The slow ones first, so that no processor waits at the end.
-    for backend, share in sorted(BACKENDS.items()):
+    places = []
+    for backend, share in BACKENDS.items():
         seeds = range(start, start + round(count * share))
-        jobs += [(backend, seeds[first : first + AT_ONCE]) for first in range(0, len(seeds), AT_ONCE)]
+        places += [
+            (first / len(seeds), backend, seeds[first : first + AT_ONCE])
+            for first in range(0, len(seeds), AT_ONCE)
+        ]
+    # Backends take turns, so that a part of the run has the same shares.
+    jobs = [job for _, *job in sorted(places, key=lambda place: place[0])]
     records: list[Record] = []
     with ThreadPoolExecutor(processes) as pool, get_tqdm()(total=count, unit="network") as bar:
         for future in as_completed([pool.submit(_in_a_process, *job) for job in jobs]):
             found = future.result()
             records += found
             bar.update(len(found))
+            write_totals("generator", totals(records))
             for record in found:
                 if record.failed:
                     bar.write(failure(record))

@@ -20,7 +20,11 @@ from tests.generator.programs import Draw, Place
 from tests.generator.reference import class_loss
 from tests.generator.torch_models import Checkpoints, draw_model, source
 
-OPS = SimpleNamespace(log=torch.log, logsumexp=lambda x: torch.logsumexp(x, -1))
+OPS = SimpleNamespace(
+    log=torch.log,
+    logsumexp=lambda x: torch.logsumexp(x, -1),
+    softplus=lambda x: -torch.nn.functional.logsigmoid(-x),
+)
 
 
 class TorchBench(Bench):

@@ -15,22 +15,13 @@ from PIL import Image
 import iba_core
 from iba_core import (
     BottleneckSettings,
-    ClassTarget,
-    DistributionTarget,
     LogitTarget,
-    RegressionTarget,
-    ScoreTarget,
-    SegmentationTarget,
-    Statistics,
-    SumTarget,
-    Tokens,
     WelfordEstimator,
 )
 from iba_core import concepts as c
-from iba_core.framework.allocator import keep_freed_memory
-from iba_core.pictures import cam, images, plotting
+from iba_core.pictures import images
 from iba_core.text import TokenBits
-from tests.robustness.walk import Door
+from tests.robustness.walk import Door, door
 from tests.robustness.wrong_values import (
     Argument,
     anything,
@@ -38,6 +29,7 @@ from tests.robustness.wrong_values import (
     boolean,
     either,
     function,
+    given,
     name,
     nothing,
     number,
@@ -101,175 +93,136 @@ def is_path(value: Any) -> bool:
     return isinstance(value, (str, Path)) and str(value) not in ("", ".") and "\0" not in str(value)
 
 
-DATA_FORMAT = A(const("channels_first"))
+DATA_FORMAT = given("channels_first")
+CALLED = ("a class",)
+"""Of arguments that are called: the class itself refuses what it gets, with an error of its own."""
 NO_FILE = ("path", "does not exist", "is a folder")
 """What a message says of a file that it names; the name of the argument would add nothing."""
 
-SEED = A(const(3), whole(0, 2**64 - 1))
-OPTIONAL_SEED = A(const(3), optional(whole(0, 2**64 - 1)))
-FLAG = A(const(True), boolean)
-COUNT = A(const(2), whole(1, 10**6))
-RATE = A(const(1.0), number(0, 1e12))
+SEED = given(3, whole(0, 2**64 - 1))
+OPTIONAL_SEED = given(3, optional(whole(0, 2**64 - 1)))
+FLAG = given(True, boolean)
+COUNT = given(2, whole(1, 10**6))
+RATE = given(1.0, number(0, 1e12))
 
 SETTINGS: dict[str, Argument] = {
     "beta": RATE,
     "steps": COUNT,
     "samples": COUNT,
     "learning_rate": RATE,
-    "initial_alpha": A(const(5.0), number(-80, 80)),
-    "min_std": A(const(0.01), number(0, 1e12)),
-    "smooth_std": A(const(1.0), optional(number(0, 1e4))),
+    "initial_alpha": given(5.0, number(-80, 80)),
+    "min_std": given(0.01, number(0, 1e12)),
+    "smooth_std": given(1.0, optional(number(0, 1e4))),
     "normalize_beta": FLAG,
-    "active_neurons_threshold": A(const(0.01), number(0, below=1)),
+    "active_neurons_threshold": given(0.01, number(0, below=1)),
     "antithetic": FLAG,
-    "early_steps": A(const(1), whole(0, 10**6)),
+    "early_steps": given(1, whole(0, 10**6)),
     "early_samples": COUNT,
-    "tolerance": A(const(0.1), number(0, 1e12)),
-    "precision": A(const(None), optional(nothing)),
+    "tolerance": given(0.1, number(0, 1e12)),
+    "precision": given(None, optional(nothing)),
 }
 
-FRACTION = A(const(0.5), number(0, 1))
+FRACTION = given(0.5, number(0, 1))
 LOSS_INPUTS = {
-    "outputs": A(
-        const(MASKS * 0.5), array(shape=MASKS.shape, finite=False), why="infinite logits are certain"
-    ),
-    "targets": A(const(MASKS), array(shape=MASKS.shape, finite=False)),
+    "outputs": given(MASKS * 0.5, array(shape=MASKS.shape, finite=False), why="infinite logits are certain"),
+    "targets": given(MASKS, array(shape=MASKS.shape, finite=False)),
 }
-REDUCTION = A(const("mean"), function, why="a function of the values")
+REDUCTION = given("mean", function, why="a function of the values")
 
-OUTPUT = A(const(OUTPUTS), array((2,)))
+OUTPUT = given(OUTPUTS, array((2,)))
 
 
 def _targets() -> Iterator[Door]:
-    classes = A(const(1), either(optional(whole()), array((0, 1))), ("target",))
-    activation = A(const("softmax"), optional(nothing))
-    yield Door("iba_core.ClassTarget", const(ClassTarget), {"classes": classes, "activation": activation})
-    yield Door("iba_core.LogitTarget", const(LogitTarget), {"classes": classes, "activation": activation})
-    yield Door("iba_core.DistributionTarget", const(DistributionTarget), {"activation": activation})
-    yield Door(
-        "iba_core.RegressionTarget",
-        const(RegressionTarget),
-        {"values": A(const(OUTPUTS), optional(array())), "images": A(const(slice(None)))},
+    classes = given(1, either(optional(whole()), array((0, 1))), ("target",))
+    activation = given("softmax", optional(nothing))
+    yield door("iba_core.ClassTarget", classes=classes, activation=activation)
+    yield door("iba_core.LogitTarget", classes=classes, activation=activation)
+    yield door("iba_core.DistributionTarget", activation=activation)
+    yield door(
+        "iba_core.RegressionTarget", values=given(OUTPUTS, optional(array())), images=given(slice(None))
     )
-    yield Door(
+    yield door(
         "iba_core.SegmentationTarget",
-        const(SegmentationTarget),
-        {
-            "index": A(const(1), whole()),
-            "mask": A(const(MASKS[0]), lambda value: array((2,))(value) and set(np.ravel(value)) <= {0, 1}),
-            "data_format": DATA_FORMAT,
-        },
+        index=given(1, whole()),
+        mask=given(MASKS[0], lambda value: array((2,))(value) and set(np.ravel(value)) <= {0, 1}),
+        data_format=DATA_FORMAT,
     )
-    yield Door("iba_core.ScoreTarget", const(ScoreTarget), {"score": A(const(np.sum), function)})
-    yield Door(
+    yield door("iba_core.ScoreTarget", score=given(np.sum, function))
+    yield door(
         "iba_core.SumTarget",
-        const(SumTarget),
-        {
-            "targets": A(
-                const((LogitTarget(0), LogitTarget(1))),
-                lambda value: isinstance(value, (list, np.ndarray)),
-                ("weights",),
-                why="entries may be classes, and not as many as there are weights",
-            ),
-            "weights": A(const((1.0, 2.0)), optional(numbers((2,)))),
-        },
+        targets=given(
+            (LogitTarget(0), LogitTarget(1)),
+            lambda value: isinstance(value, (list, np.ndarray)),
+            ("weights",),
+            why="entries may be classes, and not as many as there are weights",
+        ),
+        weights=given((1.0, 2.0), optional(numbers((2,)))),
     )
-    yield Door(
+    yield door(
         "iba_core.concepts.ClassifierOutputTarget",
-        const(c.ClassifierOutputTarget),
-        {
-            "category": A(const(1), optional(whole())),
-            "layer": A(const(None), anything, why="looked up at use"),
-        },
+        category=given(1, optional(whole())),
+        layer=given(None, anything, why="looked up at use"),
     )
     for kind in ("SimilarityToConceptTarget", "DifferenceFromConceptTarget"):
-        yield Door(
+        yield door(
             f"iba_core.concepts.{kind}",
-            const(getattr(c, kind)),
-            {
-                "features": A(const(OUTPUTS[0]), lambda value: array()(value) and bool(np.any(value))),
-                "layer": A(const(None), anything, why="looked up at use"),
-            },
+            features=given(OUTPUTS[0], lambda value: array()(value) and bool(np.any(value))),
+            layer=given(None, anything, why="looked up at use"),
         )
-    yield Door(
+    yield door(
         "iba_core.concepts.ConceptEmbeddingTarget",
-        const(c.ConceptEmbeddingTarget),
-        {
-            "embedding": A(plane),
-            "layer": A(const(None), anything, why="looked up at use"),
-            "data_format": A(const("channels_first"), optional(nothing)),
-        },
+        embedding=A(plane),
+        layer=given(None, anything, why="looked up at use"),
+        data_format=given("channels_first", optional(nothing)),
     )
 
 
 def _statistics() -> Iterator[Door]:
-    yield Door("iba_core.BottleneckSettings", const(BottleneckSettings), SETTINGS)
-    yield Door(
+    yield door("iba_core.BottleneckSettings", **SETTINGS)
+    yield door(
         "iba_core.BottleneckSettings.override",
-        const(BottleneckSettings().override),
-        {name: A(rule.valid, optional(rule.accepts)) for name, rule in SETTINGS.items()},
+        const(BottleneckSettings()),
+        **{name: A(rule.valid, optional(rule.accepts)) for name, rule in SETTINGS.items()},
     )
-    yield Door(
+    yield door(
         "iba_core.Statistics",
-        const(Statistics),
-        {
-            "mean": A(const(np.zeros(3)), array(shape=(3,))),
-            "std": A(const(np.ones(3)), lambda value: array(shape=(3,))(value) and np.min(value) >= 0),
-            "active": A(
-                const(np.ones(3, bool)),
-                lambda value: array(shape=(3,))(value) and set(np.ravel(value)) <= {0, 1},
-            ),
-        },
+        mean=given(np.zeros(3), array(shape=(3,))),
+        std=given(np.ones(3), lambda value: array(shape=(3,))(value) and np.min(value) >= 0),
+        active=given(
+            np.ones(3, bool),
+            lambda value: array(shape=(3,))(value) and set(np.ravel(value)) <= {0, 1},
+        ),
     )
-    yield Door(
+    yield door(
         "iba_core.Statistics.of",
-        const(Statistics.of),
-        {"estimator": A(estimator), "active_neurons_threshold": A(const(0.01), number(0, 1), ("threshold",))},
+        estimator=A(estimator),
+        active_neurons_threshold=given(0.01, number(0, 1), ("threshold",)),
     )
-    yield Door(
+    yield door(
         "iba_core.Tokens",
-        const(Tokens),
-        {"prefix": A(const(1), whole()), "grid": A(const((2, 2)), optional(numbers((1, 2, 3), whole(1))))},
+        prefix=given(1, whole()),
+        grid=given((2, 2), optional(numbers((1, 2, 3), whole(1)))),
     )
-    yield Door(
-        "iba_core.WelfordEstimator", const(WelfordEstimator), {"*": A(const((3,)), whole(1), ("shape",))}
+    yield door("iba_core.WelfordEstimator", **{"*": given((3,), whole(1), ("shape",))})
+    batch = given(np.ones((2, 3)), lambda value: array()(value) and np.shape(value)[1:] == (3,))
+    yield door("iba_core.WelfordEstimator.fit", estimator, x=A(batch.valid, _rows_of_three))
+    yield door("iba_core.WelfordEstimator.active_neurons", estimator, threshold=given(0.01, number(0, 1)))
+    yield door("iba_core.WelfordEstimator.merge", estimator, other=A(estimator))
+    yield door(
+        "iba_core.WelfordEstimator.load_state_dict", estimator, state=A(lambda: estimator().state_dict())
     )
-    batch = A(const(np.ones((2, 3))), lambda value: array()(value) and np.shape(value)[1:] == (3,))
-    yield Door(
-        "iba_core.WelfordEstimator.fit", lambda: estimator().fit, {"x": A(batch.valid, _rows_of_three)}
-    )
-    yield Door(
-        "iba_core.WelfordEstimator.active_neurons",
-        lambda: estimator().active_neurons,
-        {"threshold": A(const(0.01), number(0, 1))},
-    )
-    yield Door("iba_core.WelfordEstimator.merge", lambda: estimator().merge, {"other": A(estimator)})
-    yield Door(
-        "iba_core.WelfordEstimator.load_state_dict",
-        lambda: estimator().load_state_dict,
-        {"state": A(lambda: estimator().state_dict())},
-    )
-    yield Door(
+    yield door(
         "iba_core.WelfordEstimator.save",
-        lambda: estimator().save,
-        {
-            "path": A(new_file, is_path),
-            "metadata": A(dict, lambda value: isinstance(value, dict) or value is None),
-        },
+        estimator,
+        path=A(new_file, is_path),
+        metadata=A(dict, lambda value: isinstance(value, dict) or value is None),
     )
-    yield Door(
-        "iba_core.WelfordEstimator.load",
-        const(WelfordEstimator.load),
-        {"path": A(lambda: folder() / "estimator.safetensors")},
-    )
-    yield Door(
+    yield door("iba_core.WelfordEstimator.load", path=A(lambda: folder() / "estimator.safetensors"))
+    yield door(
         "iba_core.to_saliency_map",
-        const(iba_core.to_saliency_map),
-        {
-            "capacity": A(const(RNG.random((3, 4, 4))), array((1, 2, 3, 4)), ("shape",)),
-            "shape": A(const((8, 8)), optional(numbers((2,), whole(1)))),
-            "data_format": DATA_FORMAT,
-        },
+        capacity=given(RNG.random((3, 4, 4)), array((1, 2, 3, 4)), ("shape",)),
+        shape=given((8, 8), optional(numbers((2,), whole(1)))),
+        data_format=DATA_FORMAT,
     )
 
 
@@ -282,137 +235,109 @@ def _rows_of_three(value: Any) -> bool:
 
 
 def _pictures() -> Iterator[Door]:
-    picture = A(const(PICTURE), lambda value: isinstance(value, np.ndarray) and value.dtype == np.uint8)
+    picture = given(PICTURE, lambda value: isinstance(value, np.ndarray) and value.dtype == np.uint8)
     preprocessing = images.Preprocessing(size=(4, 4))
     readable = A(lambda: folder() / "picture.png", nothing, NO_FILE)
-    yield Door("iba_core.load_image", const(iba_core.load_image), {"path": readable})
-    yield Door("iba_core.sample_image", const(iba_core.sample_image), {"name": A(const("cat"))})
-    yield Door(
-        "iba_core.to_unit_interval", const(iba_core.to_unit_interval), {"x": A(const(OUTPUTS), array())}
-    )
-    yield Door(
+    yield door("iba_core.load_image", path=readable)
+    yield door("iba_core.sample_image", name=given("cat"))
+    yield door("iba_core.to_unit_interval", x=given(OUTPUTS, array()))
+    yield door(
         "iba_core.sample_crops",
-        const(iba_core.sample_crops),
-        {
-            "n": A(const(2), whole(1)),
-            "preprocessing": A(const(preprocessing)),
-            "batch_size": A(const(2), whole(1)),
-            "seed": SEED,
-            "data_format": DATA_FORMAT,
-        },
+        n=given(2, whole(1)),
+        preprocessing=given(preprocessing),
+        batch_size=given(2, whole(1)),
+        seed=SEED,
+        data_format=DATA_FORMAT,
     )
-    yield Door(
+    yield door(
         "iba_core.pictures.images.Preprocessing",
-        const(images.Preprocessing),
-        {
-            "size": A(const((4, 4)), numbers((2,), whole(1, 2**14))),
-            "crop_fraction": A(const(1.0), number(above=0, most=1)),
-            "channels": A(const(3)),
-            "scale": A(const(1.0), number(above=0)),
-            "mean": A(const((0.0,)), numbers((1, 3))),
-            "std": A(const((1.0,)), numbers((1, 3), number(above=0))),
-            "interpolation": A(const("bilinear")),
-        },
+        size=given((4, 4), numbers((2,), whole(1, 2**14))),
+        crop_fraction=given(1.0, number(above=0, most=1)),
+        channels=given(3),
+        scale=given(1.0, number(above=0)),
+        mean=given((0.0,), numbers((1, 3))),
+        std=given((1.0,), numbers((1, 3), number(above=0))),
+        interpolation=given("bilinear"),
     )
-    yield Door(
+    yield door(
         "iba_core.pictures.images.Preprocessing.preset",
-        const(images.Preprocessing.preset),
-        {
-            "name": A(const("unit")),
-            "size": A(const((4, 4)), numbers((2,), whole(1, 2**14))),
-            "channels": A(const(3)),
-        },
+        const(images.Preprocessing),
+        name=given("unit"),
+        size=given((4, 4), numbers((2,), whole(1, 2**14))),
+        channels=given(3),
     )
-    yield Door(
+    yield door(
         "iba_core.pictures.images.Preprocessing.__call__",
         const(preprocessing),
-        {"image": picture, "data_format": DATA_FORMAT},
+        image=picture,
+        data_format=DATA_FORMAT,
     )
-    yield Door("iba_core.pictures.images.Preprocessing.crop", const(preprocessing.crop), {"image": picture})
-    yield Door(
+    yield door("iba_core.pictures.images.Preprocessing.crop", const(preprocessing), image=picture)
+    yield door(
         "iba_core.pictures.images.Preprocessing.inverse",
-        const(preprocessing.inverse),
-        {
-            "x": A(const(np.ones((4, 4, 3))), lambda value: array((3,))(value) and np.shape(value)[-1] == 3),
-            "data_format": A(const("channels_last")),
-        },
+        const(preprocessing),
+        x=given(np.ones((4, 4, 3)), lambda value: array((3,))(value) and np.shape(value)[-1] == 3),
+        data_format=given("channels_last"),
     )
-    yield Door(
+    yield door(
         "iba_core.pictures.images.Preprocessing.random_crop",
-        const(preprocessing.random_crop),
-        {"image": picture, "generator": A(lambda: np.random.default_rng(0)), "data_format": DATA_FORMAT},
+        const(preprocessing),
+        image=picture,
+        generator=A(lambda: np.random.default_rng(0)),
+        data_format=DATA_FORMAT,
     )
-    yield Door(
-        "iba_core.pictures.images.image_files",
-        const(images.image_files),
-        {"folder": A(folder, nothing, NO_FILE)},
-    )
-    yield Door(
+    yield door("iba_core.pictures.images.image_files", folder=A(folder, nothing, NO_FILE))
+    yield door(
         "iba_core.pictures.images.image_batches",
-        const(images.image_batches),
-        {
-            "files": A(lambda: [folder() / "picture.png"], _empty, NO_FILE),
-            "preprocessing": A(const(preprocessing)),
-            "batch_size": A(const(2), whole(1)),
-            "data_format": DATA_FORMAT,
-        },
+        files=A(lambda: [folder() / "picture.png"], _empty, NO_FILE),
+        preprocessing=given(preprocessing),
+        batch_size=given(2, whole(1)),
+        data_format=DATA_FORMAT,
     )
     yield Door(
         "iba_core.plot_saliency_map",
         _with_matplotlib(iba_core.plot_saliency_map),
         {
-            "saliency_map": A(const(MAP), array(shape=MAP.shape), ("img",)),
-            "img": A(
-                const(PICTURE), optional(lambda value: array()(value) and np.shape(value)[:2] == (8, 8))
-            ),
-            "ax": A(const(None), optional(nothing)),
-            "colorbar_label": A(const("bits"), text),
-            "colorbar_fontsize": A(const(12), number(above=0, most=1000)),
-            "min_alpha": A(const(0.2), number(0, 0.7)),
-            "max_alpha": A(const(0.7), number(0.2, 1)),
-            "vmax": A(const(1.0), optional(number(above=0))),
-            "colorbar_size": A(const(0.3), number(above=0, most=100)),
-            "colorbar_pad": A(const(0.1), number(0, 100)),
+            "saliency_map": given(MAP, array(shape=MAP.shape), ("img",)),
+            "img": given(PICTURE, optional(lambda value: array()(value) and np.shape(value)[:2] == (8, 8))),
+            "ax": given(None, optional(nothing)),
+            "colorbar_label": given("bits", text),
+            "colorbar_fontsize": given(12, number(above=0, most=1000)),
+            "min_alpha": given(0.2, number(0, 0.7)),
+            "max_alpha": given(0.7, number(0.2, 1)),
+            "vmax": given(1.0, optional(number(above=0))),
+            "colorbar_size": given(0.3, number(above=0, most=100)),
+            "colorbar_pad": given(0.1, number(0, 100)),
         },
     )
-    yield Door(
+    yield door(
         "iba_core.pictures.plotting.save_overlay",
-        const(plotting.save_overlay),
-        {
-            "path": A(lambda: new_file("png"), is_path),
-            "picture": A(const(PICTURE), lambda value: array()(value) and np.shape(value)[:2] == (8, 8)),
-            "maps": A(const({"map": MAP})),
-            "title": A(const("title"), text),
-            "subtitle": A(const("title"), text),
-            "vmax": A(const(1.0), optional(number(above=0))),
-        },
+        path=A(lambda: new_file("png"), is_path),
+        picture=given(PICTURE, lambda value: array()(value) and np.shape(value)[:2] == (8, 8)),
+        maps=given({"map": MAP}),
+        title=given("title", text),
+        subtitle=given("title", text),
+        vmax=given(1.0, optional(number(above=0))),
     )
-    yield Door(
+    yield door(
         "iba_core.pictures.cam.show_cam_on_image",
-        const(cam.show_cam_on_image),
-        {
-            "img": A(
-                const(np.full((8, 8, 3), 0.5)), lambda value: array(shape=(8, 8, 3))(value) and _unit(value)
-            ),
-            "mask": A(const(MAP), lambda value: array(shape=(8, 8))(value) and _unit(value)),
-            "use_rgb": FLAG,
-            "colormap": A(const("jet")),
-            "image_weight": FRACTION,
-        },
+        img=given(np.full((8, 8, 3), 0.5), lambda value: array(shape=(8, 8, 3))(value) and _unit(value)),
+        mask=given(MAP, lambda value: array(shape=(8, 8))(value) and _unit(value)),
+        use_rgb=FLAG,
+        colormap=given("jet"),
+        image_weight=FRACTION,
     )
     yield Door(
         "iba_core.load_monkeys",
         const(partial(_before_download, iba_core.load_monkeys)),
         {
             "center_crop": FLAG,
-            "size": A(const(224), optional(either(whole(1, 2**14), numbers((2,), whole(1))))),
+            "size": given(224, optional(either(whole(1, 2**14), numbers((2,), whole(1))))),
             "pil": FLAG,
         },
     )
-    yield Door(
-        "iba_core.framework.allocator.keep_freed_memory",
-        const(keep_freed_memory),
-        {"limit": A(const(2**30), whole(-(10**400), 10**400))},
+    yield door(
+        "iba_core.framework.allocator.keep_freed_memory", limit=given(2**30, whole(-(10**400), 10**400))
     )
 
 
@@ -451,29 +376,26 @@ def _with_matplotlib(function: Callable[..., Any]) -> Callable[[], Callable[...,
 
 def _embeddings() -> Iterator[Door]:
     nested = A(lambda: [plane(), [plane()]])
-    yield Door(
+    yield door(
         "iba_core.concepts.ConceptEmbedding",
-        const(c.ConceptEmbedding),
-        {
-            "normal_vec": A(
-                const(np.array([3.0, 4.0])),
-                lambda value: array()(value) and np.ndim(value) > 0 and bool(np.any(value)),
-            ),
-            "support_factor": A(
-                const(1.0), either(number(), lambda value: array()(value) and np.size(value) == 1), ("bias",)
-            ),
-            "scaling_factor": A(
-                const(1.0), lambda value: array()(value) and np.size(value) == 1 and bool(np.any(value))
-            ),
-            "kernel_size": A(const((1, 1)), optional(nothing)),
-            "concept_name": A(const("face"), optional(name)),
-            "layer_id": A(const("conv"), optional(name)),
-        },
+        normal_vec=given(
+            np.array([3.0, 4.0]),
+            lambda value: array()(value) and np.ndim(value) > 0 and bool(np.any(value)),
+        ),
+        support_factor=given(
+            1.0, either(number(), lambda value: array()(value) and np.size(value) == 1), ("bias",)
+        ),
+        scaling_factor=given(
+            1.0, lambda value: array()(value) and np.size(value) == 1 and bool(np.any(value))
+        ),
+        kernel_size=given((1, 1), optional(nothing)),
+        concept_name=given("face", optional(name)),
+        layer_id=given("conv", optional(name)),
     )
-    yield Door(
+    yield door(
         "iba_core.concepts.ConceptEmbedding.distance",
-        const(plane().distance),
-        {"point": A(const(np.ones((5, 2))), lambda value: array()(value) and np.shape(value)[-1:] == (2,))},
+        plane,
+        point=given(np.ones((5, 2)), lambda value: array()(value) and np.shape(value)[-1:] == (2,)),
     )
     for method in ("angle", "cosine"):
         yield Door(
@@ -481,10 +403,11 @@ def _embeddings() -> Iterator[Door]:
             const(getattr(plane(), method)),
             {"other": A(plane)},
         )
-    yield Door(
+    yield door(
         "iba_core.concepts.ConceptEmbedding.same_hyperplane",
-        const(plane().same_hyperplane),
-        {"other": A(plane), "tolerance": A(const(1e-6), number(0))},
+        plane,
+        other=A(plane),
+        tolerance=given(1e-6, number(0)),
     )
     for method in ("mean", "mean_by_angle", "mean_by_distance"):
         yield Door(
@@ -496,25 +419,26 @@ def _embeddings() -> Iterator[Door]:
         yield Door(
             f"iba_core.concepts.ConceptEmbedding.{method}",
             const(getattr(c.ConceptEmbedding, method)),
-            {"embeddings": nested, "ddof": A(const(1), whole(0, 1))},
+            {"embeddings": nested, "ddof": given(1, whole(0, 1))},
         )
-    yield Door(
+    yield door(
         "iba_core.concepts.ConceptEmbedding.save",
-        const(plane().save),
-        {"filepath": A(new_file, is_path, ("path",)), "overwrite": FLAG},
+        plane,
+        filepath=A(new_file, is_path, ("path",)),
+        overwrite=FLAG,
     )
-    yield Door(
+    yield door(
         "iba_core.concepts.ConceptEmbedding.load",
-        const(c.ConceptEmbedding.load),
-        {"filepath": A(lambda: folder() / "plane.safetensors", nothing, ("path",))},
+        const(c.ConceptEmbedding),
+        filepath=A(lambda: folder() / "plane.safetensors", nothing, ("path",)),
     )
 
 
 def losses(package: str, module: Any) -> Iterator[Door]:
     """Losses and metrics of masks; every framework has them, with the same arguments."""
-    data_format = A(const("channels_first"), optional(nothing))
+    data_format = given("channels_first", optional(nothing))
     factor = {"factor_pos_class": FRACTION}
-    threshold = A(const(0.0), number())
+    threshold = given(0.0, number())
     arguments = {
         "Net2VecLoss": {
             **factor,
@@ -527,40 +451,40 @@ def losses(package: str, module: Any) -> Iterator[Door]:
             "reduction": REDUCTION,
             "target_thresh": threshold,
             "from_logit": FLAG,
-            "smooth": A(const(0.0), number(0)),
+            "smooth": given(0.0, number(0)),
             "data_format": data_format,
         },
         "BalancedBCELoss": {
-            "factor_pos_class": A(const(0.5), optional(number(0, 1))),
+            "factor_pos_class": given(0.5, optional(number(0, 1))),
             "reduction": REDUCTION,
             "from_logit": FLAG,
             "soft_weights": FLAG,
         },
         "BalancedPenaltyReducedFocalLoss": {
             **factor,
-            "alpha": A(const(2), lambda value: number(0)(value) and (value == 0 or value >= 1)),
-            "beta": A(const(4), number(0)),
+            "alpha": given(2, lambda value: number(0)(value) and (value == 0 or value >= 1)),
+            "beta": given(4, number(0)),
             "from_logit": FLAG,
         },
         "IoU": {
             "reduction": REDUCTION,
             "output_thresh": threshold,
             "label_thresh": threshold,
-            "smooth": A(const(1e-6), number(0)),
+            "smooth": given(1e-6, number(0)),
             "data_format": data_format,
         },
         "SetIoU": {
             "output_thresh": threshold,
             "label_thresh": threshold,
-            "smooth": A(const(1e-6), number(0)),
+            "smooth": given(1e-6, number(0)),
         },
         "WeightedLossSum": {
             "losses": A(lambda: [c.Net2VecLoss(), c.TverskyLoss()]),
-            "weights": A(const([1.0, 2.0]), optional(numbers((2,)))),
+            "weights": given([1.0, 2.0], optional(numbers((2,)))),
         },
     }
     for kind, taken in arguments.items():
-        yield Door(f"{package}.{kind}", const(getattr(module, kind)), taken)
+        yield door(f"{package}.{kind}", **taken)
 
 
 def _concepts() -> Iterator[Door]:
@@ -573,132 +497,105 @@ def _concepts() -> Iterator[Door]:
         "IoU",
         "SetIoU",
     ):
-        yield Door(f"iba_core.concepts.{kind}.forward", const(getattr(c, kind)().forward), LOSS_INPUTS)
-    yield Door("iba_core.concepts.SetIoU.update", lambda: c.SetIoU().update, LOSS_INPUTS)
-    yield Door(
+        yield door(f"iba_core.concepts.{kind}.forward", const(getattr(c, kind)()), **LOSS_INPUTS)
+    yield door("iba_core.concepts.SetIoU.update", c.SetIoU, **LOSS_INPUTS)
+    yield door(
         "iba_core.concepts.SegmentationData",
-        const(c.SegmentationData),
-        {
-            "images": A(const(IMAGES), lambda value: hasattr(value, "__len__") and len(value) == 4),
-            "masks": A(const(MASKS), lambda value: array((3,), finite=False)(value) and len(value) == 4),
-        },
+        images=given(IMAGES, lambda value: hasattr(value, "__len__") and len(value) == 4),
+        masks=given(MASKS, lambda value: array((3,), finite=False)(value) and len(value) == 4),
     )
     data = concept().train_data
-    yield Door(
-        "iba_core.concepts.SegmentationData.batches",
-        const(data.batches),
-        {"batch_size": A(const(2), whole(1))},
-    )
-    yield Door(
-        "iba_core.concepts.SegmentationData.mask", const(data.mask), {"index": A(const(1), whole(-4, 3))}
-    )
-    yield Door(
+    yield door("iba_core.concepts.SegmentationData.batches", const(data), batch_size=given(2, whole(1)))
+    yield door("iba_core.concepts.SegmentationData.mask", const(data), index=given(1, whole(-4, 3)))
+    yield door(
         "iba_core.concepts.SegmentationData.masks_of_shape",
-        const(data.masks_of_shape),
-        {"shape": A(const((4, 4)), numbers((2,), whole(1)))},
+        const(data),
+        shape=given((4, 4), numbers((2,), whole(1))),
     )
-    pair = A(const((IMAGES, MASKS)), nothing, ("images", "masks"))
-    maybe = A(const(None), optional(nothing), ("images", "masks"))
-    rel_size = A(const((0.5, 0.5)), optional(numbers((2,), number(above=0, most=1))))
-    yield Door(
+    pair = given((IMAGES, MASKS), nothing, ("images", "masks"))
+    maybe = given(None, optional(nothing), ("images", "masks"))
+    rel_size = given((0.5, 0.5), optional(numbers((2,), number(above=0, most=1))))
+    yield door(
         "iba_core.concepts.SegmentationConcept2D",
-        const(c.SegmentationConcept2D),
-        {
-            "name": A(const("dot"), name),
-            "train_data": pair,
-            "val_data": maybe,
-            "test_data": maybe,
-            "rel_size": rel_size,
-        },
+        name=given("dot", name),
+        train_data=pair,
+        val_data=maybe,
+        test_data=maybe,
+        rel_size=rel_size,
     )
     pictures = np.stack([PICTURE] * 4)
     preparing = {
-        "preprocessing": A(const(images.Preprocessing(size=(8, 8)))),
+        "preprocessing": given(images.Preprocessing(size=(8, 8))),
         "data_format": DATA_FORMAT,
     }
-    yield Door(
+    yield door(
         "iba_core.concepts.SegmentationConcept2D.from_pictures",
-        const(c.SegmentationConcept2D.from_pictures),
-        {
-            "name": A(const("dot"), name),
-            "pictures": A(const(list(pictures)), nothing, why="4 pictures"),
-            "masks": A(const(list(pictures[..., 0])), nothing, ("source",)),
-            **preparing,
-            "validation": A(const(0.25), number(0, below=0.75)),
-            "test": A(const(0.25), number(0, below=0.75)),
-            "seed": SEED,
-            "rel_size": rel_size,
-        },
+        const(c.SegmentationConcept2D),
+        name=given("dot", name),
+        pictures=given(list(pictures), nothing, why="4 pictures"),
+        masks=given(list(pictures[..., 0]), nothing, ("source",)),
+        **preparing,
+        validation=given(0.25, number(0, below=0.75)),
+        test=given(0.25, number(0, below=0.75)),
+        seed=SEED,
+        rel_size=rel_size,
     )
     yield Door(
         "iba_core.concepts.SegmentationConcept2D.from_folders",
         const(partial(c.SegmentationConcept2D.from_folders, validation=0, test=0)),
         {
-            "name": A(const("dot"), name),
+            "name": given("dot", name),
             "images": A(lambda: folder() / "class", nothing, ("folder", *NO_FILE)),
             "masks": A(lambda: folder() / "class", nothing, ("folder", *NO_FILE)),
             **preparing,
         },
     )
-    yield Door(
+    yield door(
         "iba_core.concepts.TrainingSettings",
-        const(c.TrainingSettings),
-        {
-            "epochs": COUNT,
-            "batch_size": A(const(2), whole(1)),
-            "learning_rate": A(const(0.1), number(above=0, most=1e12)),
-            "weight_decay": RATE,
-            "patience": A(const(2), whole(1)),
-            "loss": A(const(np.mean), function),
-            "seed": SEED,
-        },
+        epochs=COUNT,
+        batch_size=given(2, whole(1)),
+        learning_rate=given(0.1, number(above=0, most=1e12)),
+        weight_decay=RATE,
+        patience=given(2, whole(1)),
+        loss=given(np.mean, function),
+        seed=SEED,
     )
-    yield Door(
+    yield door(
         "iba_core.concepts.face_concept",
-        const(c.face_concept),
-        {
-            **preparing,
-            "sizes": A(const((1, 1, 1)), numbers((3,), whole(1))),
-            "seed": SEED,
-        },
+        **preparing,
+        sizes=given((1, 1, 1), numbers((3,), whole(1))),
+        seed=SEED,
     )
-    heatmap = A(const(MAP), lambda value: array(shape=MAP.shape)(value) and _unit(value))
-    picture = A(const(PICTURE), lambda value: array()(value) and np.shape(value)[:2] == (8, 8))
+    heatmap = given(MAP, lambda value: array(shape=MAP.shape)(value) and _unit(value))
+    picture = given(PICTURE, lambda value: array()(value) and np.shape(value)[:2] == (8, 8))
     yield Door(
         "iba_core.concepts.plot_heatmap",
         _with_matplotlib(c.plot_heatmap),
         {
             "picture": picture,
             "heatmap": heatmap,
-            "title": A(const("a"), text),
-            "ax": A(const(None), optional(nothing)),
+            "title": given("a", text),
+            "ax": given(None, optional(nothing)),
         },
     )
-    yield Door(
+    yield door(
         "iba_core.concepts.save_heatmap",
-        const(c.save_heatmap),
-        {
-            "path": A(lambda: new_file("png"), is_path),
-            "picture": picture,
-            "heatmap": heatmap,
-            "title": A(const("a"), text),
-        },
+        path=A(lambda: new_file("png"), is_path),
+        picture=picture,
+        heatmap=heatmap,
+        title=given("a", text),
     )
 
 
 def _texts() -> Iterator[Door]:
-    tokens = A(const(("a", "##b")), lambda value: isinstance(value, np.ndarray) and value.dtype.kind == "U")
-    bits = A(const(np.array([1.0, 2.0])), array(shape=(2,)))
-    yield Door("iba_core.text.TokenBits", const(TokenBits), {"tokens": tokens, "bits": bits})
-    yield Door(
-        "iba_core.text.TokenBits.of_pieces",
-        const(TokenBits.of_pieces),
-        {"pieces": tokens, "bits": bits, "continuation": A(const("##"), text)},
-    )
-    yield Door(
+    tokens = given(("a", "##b"), lambda value: isinstance(value, np.ndarray) and value.dtype.kind == "U")
+    bits = given(np.array([1.0, 2.0]), array(shape=(2,)))
+    yield door("iba_core.text.TokenBits", tokens=tokens, bits=bits)
+    yield door("iba_core.text.TokenBits.of_pieces", pieces=tokens, bits=bits, continuation=given("##", text))
+    yield door(
         "iba_core.text.TokenBits.top",
-        const(TokenBits(("a", "b"), np.array([1.0, 2.0])).top),
-        {"count": A(const(1), whole())},
+        const(TokenBits(("a", "b"), np.array([1.0, 2.0]))),
+        count=given(1, whole()),
     )
 
 

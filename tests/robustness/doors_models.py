@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import cache, partial
 from importlib import import_module
 from typing import Any
 
 import numpy as np
 
-from iba_core import Attribution, Explainer, WelfordEstimator
+from iba_core import Explainer, WelfordEstimator
 from iba_core import concepts as c
 from tests.backends import Activation, AveragePool, Backend, Conv, Dense, Flatten
 from tests.robustness.doors_core import (
+    CALLED,
     COUNT,
     FLAG,
     OPTIONAL_SEED,
@@ -23,13 +25,14 @@ from tests.robustness.doors_core import (
     losses,
     new_file,
 )
-from tests.robustness.walk import Door
+from tests.robustness.walk import Door, door
 from tests.robustness.wrong_values import (
     Argument,
     array,
     boolean,
     either,
     function,
+    given,
     name,
     nothing,
     number,
@@ -47,8 +50,8 @@ LAYERS = [
     Flatten("flat"),
     Dense("logits", CLASSES),
 ]
-SEVEN = ("an array of seven axes",)
-"""The model itself refuses it, with an error of its own, which passes unchanged."""
+NO_IMAGES = ("an array of one axis", "an array of NaN", "an array of seven axes")
+"""What the model itself refuses for its shape, with an error of its own, which passes unchanged."""
 
 SLOW = {name: rule for name, rule in SETTINGS.items() if name in ("beta", "learning_rate", "normalize_beta")}
 """A few of the settings. All are walked at `BottleneckSettings`, through which all go."""
@@ -103,211 +106,185 @@ def _are_inputs(value: Any) -> bool:
 def _explaining(net: Network) -> Iterator[Door]:
     explainer = net.explainer
     batches = A(lambda: [net.images], net.is_batches, ("the input", "x"))
-    images = A(const(net.images[:2]), net.is_images, ("the input", "input"))
-    target = A(const(1), net.has_classes, why="a class, a function, or one class per image")
-    pass_mask = A(const(np.zeros(net.features, bool)), optional(array(shape=net.features)))
+    images = given(net.images[:2], net.is_images, ("the input", "input"))
+    target = given(1, net.has_classes, why="a class, a function, or one class per image")
+    pass_mask = given(np.zeros(net.features, bool), optional(array(shape=net.features)))
     overrides = {name: A(rule.valid, optional(rule.accepts)) for name, rule in SLOW.items()}
     options = {
         "seed": OPTIONAL_SEED,
         "pass_mask": pass_mask,
-        "max_batch": A(const(8), optional(whole(1))),
-        "progbar": A(const(False), boolean),
-        "preset": A(const("fast"), optional(nothing)),
+        "max_batch": given(8, optional(whole(1))),
+        "progbar": given(False, boolean),
+        "preset": given("fast", optional(nothing)),
     }
-    yield Door(
+    yield door(
         f"iba_core.Explainer[{net.package}]",
-        const(Explainer),
-        {
-            "model": A(const(net.model)),
-            "layer": A(const("relu"), optional(nothing)),
-            "backend": A(const(net.backend.name), optional(nothing)),
-            "estimator": A(WelfordEstimator, optional(nothing)),
-            "tokens": A(const(None), optional(nothing)),
-            "preset": A(const("fast"), optional(nothing)),
-            "data_format": A(const(net.backend.data_format), optional(nothing)),
-            "shared": A(const(None), optional(_are_inputs), why="looked up when the model runs"),
-            "output": A(const(None), optional(either(name, whole(-1))), why="looked up when the model runs"),
-            "compile": A(const(False), boolean),
-            **SLOW,
-        },
+        model=given(net.model),
+        layer=given("relu", optional(nothing)),
+        backend=given(net.backend.name, optional(nothing)),
+        estimator=A(WelfordEstimator, optional(nothing)),
+        tokens=given(None, optional(nothing)),
+        preset=given("fast", optional(nothing)),
+        data_format=given(net.backend.data_format, optional(nothing)),
+        shared=given(None, optional(_are_inputs), why="looked up when the model runs"),
+        output=given(None, optional(either(name, whole(-1))), why="looked up when the model runs"),
+        compile=given(False, boolean),
+        **SLOW,
     )
-    yield Door(
+    yield door(
         f"iba_core.Explainer.fit[{net.package}]",
-        lambda: net.new_explainer().fit,
-        {"batches": batches, "n_samples": A(const(5), whole(2)), "progbar": A(const(False), boolean)},
+        net.new_explainer,
+        batches=batches,
+        n_samples=given(5, whole(2)),
+        progbar=given(False, boolean),
     )
-    yield Door(
+    yield door(
         f"iba_core.Explainer.explain[{net.package}]",
-        const(explainer.explain),
-        {"x": images, "target": target, **options, **overrides},
+        const(explainer),
+        x=images,
+        target=target,
+        **options,
+        **overrides,
     )
-    yield Door(
+    yield door(
         f"iba_core.Explainer.explain_iter[{net.package}]",
-        const(explainer.explain_iter),
-        {
-            "batches": batches,
-            "target": target,
-            **options,
-            "pass_mask": A(pass_mask.valid, either(pass_mask.accepts, function)),
-        },
+        const(explainer),
+        batches=batches,
+        target=target,
+        **{name: rule for name, rule in options.items() if name != "pass_mask"},
+        pass_mask=A(pass_mask.valid, either(pass_mask.accepts, function)),
     )
-    yield Door(f"iba_core.Explainer.predict[{net.package}]", const(explainer.predict), {"x": images})
-    yield Door(
+    yield door(f"iba_core.Explainer.predict[{net.package}]", const(explainer), x=images)
+    yield door(
         f"iba_core.Explainer.predict_restricted[{net.package}]",
-        const(explainer.predict_restricted),
-        {
-            "x": A(images.valid, lambda value: net.is_images(value) and len(value) == 2),
-            "attribution": A(const(net.attribution)),
-            "samples": COUNT,
-            "seed": OPTIONAL_SEED,
-            "pass_mask": pass_mask,
-        },
+        const(explainer),
+        x=A(images.valid, lambda value: net.is_images(value) and len(value) == 2),
+        attribution=given(net.attribution),
+        samples=COUNT,
+        seed=OPTIONAL_SEED,
+        pass_mask=pass_mask,
     )
-    yield Door(
+    yield door(
         f"iba_core.Explainer.save[{net.package}]",
-        const(explainer.save),
-        {"path": A(new_file, is_path), "metadata": A(dict, optional(lambda value: isinstance(value, dict)))},
+        const(explainer),
+        path=A(new_file, is_path),
+        metadata=A(dict, optional(lambda value: isinstance(value, dict))),
     )
     saved = folder() / f"explainer-{net.package}.safetensors"
     explainer.save(saved)
-    yield Door(
-        f"iba_core.Explainer.load[{net.package}]", lambda: net.new_explainer().load, {"path": A(const(saved))}
-    )
-    yield Door(
-        f"iba_core.Attribution.save[{net.package}]",
-        const(net.attribution.save),
-        {"path": A(new_file, is_path)},
-    )
+    yield door(f"iba_core.Explainer.load[{net.package}]", net.new_explainer, path=given(saved))
+    yield door(f"iba_core.Attribution.save[{net.package}]", const(net.attribution), path=A(new_file, is_path))
     stored = folder() / f"attribution-{net.package}.safetensors"
     net.attribution.save(stored)
-    yield Door(
-        f"iba_core.Attribution.load[{net.package}]", const(Attribution.load), {"path": A(const(stored))}
-    )
-    yield Door(
+    yield door(f"iba_core.Attribution.load[{net.package}]", path=given(stored))
+    yield door(
         f"iba_core.Attribution.concatenate[{net.package}]",
-        const(Attribution.concatenate),
-        {"parts": A(lambda: [net.attribution, net.attribution])},
+        parts=A(lambda: [net.attribution, net.attribution]),
     )
 
 
 def _concepts(net: Network) -> Iterator[Door]:
-    images = A(
-        const(net.images[:2]), net.is_batches, ("the input", "input", "targets", "the output of layer")
-    )
+    images = given(net.images[:2], net.is_batches, ("the input", "input", "targets", "the output of layer"))
     learnt = plane4(net)
     maps = A(
         images.valid,
         lambda value: array((4,), finite=False)(value) and np.shape(value)[1:] == net.shape,
         images.called,
     )
-    yield Door(
+    yield door(
         f"iba_core.concepts.ModelStump[{net.package}]",
-        const(c.ModelStump),
-        {
-            "model": A(const(net.model)),
-            "layer_id": A(const("relu"), nothing, ("layer",)),
-            "backend": A(const(net.backend.name), optional(nothing)),
-        },
+        model=given(net.model),
+        layer_id=given("relu", nothing, ("layer",)),
+        backend=given(net.backend.name, optional(nothing)),
     )
-    yield Door(
+    yield door(
         f"iba_core.concepts.ModelStump.maps[{net.package}]",
-        const(c.ModelStump(net.model, "relu").maps),
-        {"inputs": maps},
+        const(c.ModelStump(net.model, "relu")),
+        inputs=replace(maps, passes_on=NO_IMAGES),
     )
-    yield Door(
+    yield door(
         f"iba_core.concepts.locate[{net.package}]",
-        const(c.locate),
-        {
-            "model": A(const(net.model)),
-            "embeddings": A(const(learnt)),
-            "inputs": images,
-            "layer": A(const("relu"), optional(nothing)),
-            "backend": A(const(net.backend.name), optional(nothing)),
-        },
+        model=given(net.model),
+        embeddings=given(learnt),
+        inputs=images,
+        layer=given("relu", optional(nothing)),
+        backend=given(net.backend.name, optional(nothing)),
     )
     for kind in ("GradCAM", "GradCAMPlusPlus"):
         made = getattr(import_module(f"{net.package}.concepts"), kind)
-        yield Door(
+        yield door(
             f"{net.package}.concepts.{kind}",
-            const(made),
-            {
-                "model": A(const(net.model)),
-                "target_layers": A(const(["relu"]), optional(nothing), ("layer", "layers")),
-                "reshape_transform": A(const(None), optional(function)),
-                **({"shared": A(const(None), optional(_are_inputs))} if kind == "GradCAM" else {}),
-                **({"epsilon": A(const(0.0), number(0))} if kind == "GradCAMPlusPlus" else {}),
-                **({"use_cuda": A(const(False), boolean)} if net.package == "iba_torch" else {}),
-            },
+            model=given(net.model),
+            target_layers=given(["relu"], optional(nothing), ("layer", "layers")),
+            reshape_transform=given(None, optional(function)),
+            **{"shared": given(None, optional(_are_inputs))} if kind == "GradCAM" else {},
+            **{"epsilon": given(0.0, number(0))} if kind == "GradCAMPlusPlus" else {},
+            **{"use_cuda": given(False, boolean)} if net.package == "iba_torch" else {},
         )
         yield Door(
             f"{net.package}.concepts.{kind}.__call__",
             const(made(net.model, ["relu"])),
             {
                 "input_tensor": images,
-                "targets": A(const([1, 1]), net.has_classes, ("target",)),
-                "aug_smooth": A(const(False), boolean),
-                "eigen_smooth": A(const(False), boolean),
+                "targets": given([1, 1], net.has_classes, ("target",)),
+                "aug_smooth": given(False, boolean),
+                "eigen_smooth": given(False, boolean),
             },
         )
     yield from losses(f"{net.package}.concepts", import_module(f"{net.package}.concepts"))
     yield from _detection(net)
     analysed = {
         "concept": A(lambda: concept_of(net)),
-        "model": A(const(net.model)),
-        "layers": A(const(["relu"]), nothing, ("layer",)),
-        "kernel_size": A(const((1, 1)), optional(numbers((2,), whole(1)))),
-        "folds": A(const(1), whole(1, 4)),
+        "model": given(net.model),
+        "layers": given(["relu"], nothing, ("layer",)),
+        "kernel_size": given((1, 1), optional(numbers((2,), whole(1)))),
+        "folds": given(1, whole(1, 4)),
         "ensemble_count": COUNT,
-        "use_laplace": A(const(False), boolean),
+        "use_laplace": given(False, boolean),
         "use_bias": FLAG,
-        "cache": A(const(None), optional(nothing)),
-        "backend": A(const(net.backend.name), optional(nothing)),
-        "progbar": A(const(False), boolean),
+        "cache": given(None, optional(nothing)),
+        "backend": given(net.backend.name, optional(nothing)),
+        "progbar": given(False, boolean),
         "epochs": COUNT,
-        "learning_rate": A(const(0.1), number(above=0, most=1e12)),
+        "learning_rate": given(0.1, number(above=0, most=1e12)),
     }
-    yield Door(f"iba_core.concepts.ConceptAnalysis[{net.package}]", const(c.ConceptAnalysis), analysed)
+    yield door(f"iba_core.concepts.ConceptAnalysis[{net.package}]", **analysed)
 
 
 def _detection(net: Network) -> Iterator[Door]:
     module = import_module(f"{net.package}.concepts")
-    yield Door(
+    yield door(
         f"{net.package}.concepts.ConceptDetectionModel2D",
-        const(module.ConceptDetectionModel2D),
-        {
-            "concept": A(const(None), optional(nothing)),
-            "model": A(const(net.model), optional(nothing)),
-            "layer_id": A(const("relu"), nothing, ("layer",)),
-            "kernel_size": A(const((1, 1)), numbers((2,), whole(1, 64))),
-            "in_channels": A(const(4), whole(1, 10**6)),
-            "concept_name": A(const("dot"), optional(name)),
-            "apply_sigmoid": FLAG,
-            "apply_padding": FLAG,
-            "ensemble_count": A(const(1), whole(1, 10**6)),
-            "use_laplace": A(const(False), boolean),
-            "use_bias": FLAG,
-        },
+        concept=given(None, optional(nothing)),
+        model=given(net.model, optional(nothing)),
+        layer_id=given("relu", nothing, ("layer",)),
+        kernel_size=given((1, 1), optional(numbers((2,), whole(1, 64)))),
+        in_channels=given(4, whole(1, 10**6)),
+        concept_name=given("dot", optional(name)),
+        apply_sigmoid=FLAG,
+        apply_padding=FLAG,
+        ensemble_count=given(1, whole(1, 10**6)),
+        use_laplace=given(False, boolean),
+        use_bias=FLAG,
     )
     made = module.ConceptDetectionModel2D(in_channels=4, kernel_size=(1, 1), use_laplace=True)
     weight, bias = made.hyperplanes()
     factors = made.laplace_factors()
-    yield Door(
+    yield door(
         f"{net.package}.concepts.ConceptDetectionModel2D.load_hyperplanes",
-        const(made.load_hyperplanes),
-        {
-            "weight": A(const(weight), array(shape=weight.shape)),
-            "bias": A(const(bias), array(shape=bias.shape)),
-        },
+        const(made),
+        weight=given(weight, array(shape=weight.shape)),
+        bias=given(bias, array(shape=bias.shape)),
     )
-    yield Door(
+    yield door(
         f"{net.package}.concepts.ConceptDetectionModel2D.load_laplace_factors",
-        const(made.load_laplace_factors),
-        {"factors": A(const(factors), array(shape=factors.shape))},
+        const(made),
+        factors=given(factors, array(shape=factors.shape)),
     )
-    yield Door(
+    yield door(
         f"{net.package}.concepts.ConceptDetectionModel2D.from_embedding",
-        const(module.ConceptDetectionModel2D.from_embedding),
-        {"embeddings_list": A(lambda: [plane4(net)]), "legacy_warnings": FLAG},
+        embeddings_list=A(lambda: [plane4(net)]),
+        legacy_warnings=FLAG,
     )
     yield Door(
         f"iba_core.concepts.train_detection_model[{net.package}]",
@@ -315,43 +292,44 @@ def _detection(net: Network) -> Iterator[Door]:
         {
             "model": A(lambda: module.ConceptDetectionModel2D(concept_of(net), net.model, "relu", (1, 1))),
             "concept": A(lambda: concept_of(net), optional(nothing)),
+            "cache": given(None, optional(lambda value: is_path(value) and isinstance(value, str))),
+            "progbar": given(False, boolean),
+        },
+    )
+    uncertain = partial(module.ConceptDetectionModel2D, use_laplace=True)
+    yield Door(
+        f"iba_core.concepts.approximate_posterior[{net.package}]",
+        const(c.approximate_posterior),
+        {
+            "model": A(lambda: uncertain(concept_of(net), net.model, "relu", (1, 1))),
+            "concept": A(lambda: concept_of(net), optional(nothing)),
             "cache": A(const(None), optional(lambda value: is_path(value) and isinstance(value, str))),
             "progbar": A(const(False), boolean),
         },
     )
     sizes = {
-        name: A(const(2), whole(1, 10**6))
+        name: given(2, whole(1, 10**6))
         for name in ("in_features", "memory_size", "exogenous_size", "out_features")
     }
-    slots = A(const("slots"))
-    seeds = {"seed": A(const(1), optional(whole(0, 2**31 - 1)))} if net.package == "iba_tf" else {}
-    yield Door(
+    slots = given("slots")
+    seeds = {"seed": given(1, optional(whole(0, 2**31 - 1)))} if net.package == "iba_tf" else {}
+    yield door(
         f"{net.package}.concepts.SelectorZU",
-        const(module.SelectorZU),
-        {
-            **sizes,
-            "temperature": A(const(1.0), number(above=0)),
-            "attention_over": slots,
-            **seeds,
-        },
+        **sizes,
+        temperature=given(1.0, number(above=0)),
+        attention_over=slots,
+        **seeds,
     )
     selector = module.SelectorZU(2, 2, 2, 2)
     selector(net.backend.asarray(np.zeros((1, 2), np.float32)))
-    yield Door(
-        f"{net.package}.concepts.SelectorZU.load_arrays",
-        const(selector.load_arrays),
-        {"arrays": A(selector.to_arrays)},
+    yield door(
+        f"{net.package}.concepts.SelectorZU.load_arrays", const(selector), arrays=A(selector.to_arrays)
     )
-    yield Door(
+    yield door(
         f"{net.package}.concepts.cam.preprocess_image",
-        const(import_module(f"{net.package}.concepts.cam").preprocess_image),
-        {
-            "img": A(
-                const(np.full((4, 4, 3), 0.5)), lambda value: array((3,))(value) and np.shape(value)[-1] == 3
-            ),
-            "mean": A(const((0.5, 0.5, 0.5)), numbers((3,))),
-            "std": A(const((0.5, 0.5, 0.5)), numbers((3,), number(above=0))),
-        },
+        img=given(np.full((4, 4, 3), 0.5), lambda value: array((3,))(value) and np.shape(value)[-1] == 3),
+        mean=given((0.5, 0.5, 0.5), numbers((3,))),
+        std=given((0.5, 0.5, 0.5), numbers((3,), number(above=0))),
     )
 
 
@@ -375,56 +353,50 @@ def readout_doors(net: Network, readout: Callable[[], Any], loss: Callable[..., 
         lambda: [(net.backend.asarray(net.images), net.backend.asarray(labels))],
         nothing,
         ("loss", "batch", "data", "the input", "input"),
-        passes_on=SEVEN,
+        passes_on=NO_IMAGES,
     )
     kind = f"{net.package}.IBAReadout"
-    yield Door(
+    yield door(
         f"{kind}.estimate",
-        lambda: readout().estimate,
-        {
-            "model": A(const(net.model), optional(nothing)),
-            "dataloader": batches,
-            "n_samples": A(const(6), whole(2)),
-            "progbar": A(const(False), optional(boolean)),
-            "reset": FLAG,
-            **({"device": A(const("cpu"), optional(nothing))} if net.package == "iba_torch" else {}),
-        },
+        readout,
+        model=given(net.model, optional(nothing)),
+        dataloader=batches,
+        n_samples=given(6, whole(2)),
+        progbar=given(False, optional(boolean)),
+        reset=FLAG,
+        **{"device": given("cpu", optional(nothing))} if net.package == "iba_torch" else {},
     )
     fitted = readout()
     fitted.estimate(net.model, [net.images])
-    yield Door(
+    yield door(
         f"{kind}.analyze",
-        const(fitted.analyze),
-        {
-            "input_t": A(const(net.backend.asarray(net.images[:2])), net.is_batches, ("the input", "input")),
-            "model": A(const(None), optional(nothing)),
-            "mode": A(const("capacity")),
-            "pass_mask": A(const(np.zeros(net.features, bool)), optional(array(shape=net.features))),
-        },
+        const(fitted),
+        input_t=given(net.backend.asarray(net.images[:2]), net.is_batches, ("the input", "input")),
+        model=given(None, optional(nothing)),
+        mode=given("capacity"),
+        pass_mask=given(np.zeros(net.features, bool), optional(array(shape=net.features))),
     )
-    yield Door(
+    yield door(
         f"{kind}.fit",
-        const(fitted.fit),
-        {
-            "loader": pairs,
-            "loss": A(const(loss)),
-            "epochs": A(const(1), whole(0, 10)),
-            "lr": A(const(1e-3), number(0, 1e12)),
-            "beta": A(const(1.0), optional(number(0, 1e12))),
-            "validation": A(const(None), optional(nothing), pairs.called, passes_on=SEVEN),
-            "patience": A(const(1), whole(1)),
-            "checkpoint": A(const(None), optional(is_path)),
-            "seed": A(const(1), optional(whole(0, 2**63 - 1))),
-            "device": A(const(None), optional(nothing)),
-            "progbar": A(const(False), optional(boolean)),
-            "warm_up": A(const(1), whole()),
-            "beta_steps": A(const(1), optional(whole())),
-        },
+        const(fitted),
+        loader=pairs,
+        loss=given(loss, passes_on=CALLED),
+        epochs=given(1, whole(0, 10)),
+        lr=given(1e-3, number(0, 1e12)),
+        beta=given(1.0, optional(number(0, 1e12))),
+        validation=given(None, optional(nothing), pairs.called, passes_on=NO_IMAGES),
+        patience=given(1, whole(1)),
+        checkpoint=given(None, optional(is_path)),
+        seed=given(1, optional(whole(0, 2**63 - 1))),
+        device=given(None, optional(nothing)),
+        progbar=given(False, optional(boolean)),
+        warm_up=given(1, whole()),
+        beta_steps=given(1, optional(whole())),
     )
-    yield Door(f"{kind}.save", const(fitted.save), {"path": A(new_file, is_path)})
+    yield door(f"{kind}.save", const(fitted), path=A(new_file, is_path))
     saved = folder() / f"readout-{net.package}.safetensors"
     fitted.save(saved)
-    yield Door(f"{kind}.load", const(fitted.load), {"path": A(const(saved))})
+    yield door(f"{kind}.load", const(fitted), path=given(saved))
 
 
 def doors(net: Network) -> list[Door]:

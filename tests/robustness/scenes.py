@@ -157,7 +157,7 @@ class _Stage:
             return self.maps(fresh().load(loaded))
 
         def read(_: Any) -> list[Any]:
-            return [*maps_of(path.read_bytes()), sorted(map(str, path.parent.glob("*.safetensors*")))]
+            return [*maps_of(path.read_bytes()), sorted(map(str, path.parent.iterdir()))]
 
         yield self.scene("save", written, lambda e: e.save(path), read, kinds=())
         yield self.scene("load", fresh, lambda e: e.load(source), kinds=())

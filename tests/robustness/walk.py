@@ -13,6 +13,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from pkgutil import resolve_name
 from types import FrameType
 from typing import Any
 
@@ -42,6 +43,19 @@ class Door:
         for argument, rule in self.arguments.items():
             for label, make in rule.values():
                 yield argument, label, make
+
+
+def door(name: str, on: Callable[[], Any] | None = None, /, **arguments: Argument) -> Door:
+    """The door that a dotted name says, with its arguments.
+
+    Args:
+        name: of a function or class, or of a method; a remark in brackets may follow.
+        on: makes what the method is called on; none for a class method.
+    """
+    path = name.partition("[")[0]
+    method = path.rpartition(".")[2]
+    call = (lambda: resolve_name(path)) if on is None else (lambda: getattr(on(), method))
+    return Door(name, call, arguments)
 
 
 class TooLongError(Exception):

@@ -223,3 +223,14 @@ class Argument:
         valid = self.valid()
         known = WRONG | (variants(valid) if isinstance(valid, np.ndarray) and valid.ndim else {})
         yield from ((label, make) for label, make in known.items() if label not in self.passes_on)
+
+
+def given(
+    value: Any,
+    accepts: Accepts = nothing,
+    called: tuple[str, ...] = (),
+    passes_on: tuple[str, ...] = (),
+    why: str = "",
+) -> Argument:
+    """An argument that is right with a value, the same each time; the rest as for `Argument`."""
+    return Argument(lambda: value, accepts, called, passes_on, why)

@@ -77,7 +77,7 @@ def test_generators_of_keras_begin_at_their_seeds_and_stay_where_they_are():
 def test_generators_of_tensorflow_are_not_moved(as_graph):
     model = noisy("Generator")
     state = model.get_layer("Generator").generator.state.numpy()
-    with pytest.raises(LayerError, match="draws from a tf.random.Generator"):
+    with pytest.raises(LayerError, match=r"draws from a tf\.random\.Generator"):
         explainer_of(GraphModel.from_keras(model) if as_graph else model)
     np.testing.assert_array_equal(model.get_layer("Generator").generator.state.numpy(), state)
 

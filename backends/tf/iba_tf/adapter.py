@@ -183,8 +183,8 @@ def _layers_with_weights(model: Any) -> dict[str, list[Any]]:
     """What training changes in the layers that hold no other layers, by their paths, the first first."""
     if not isinstance(model, keras.Model):
         raise InputError(
-            f"model is a {type(model).__name__}, whose layers are not known; give a Keras model to change its "
-            "weights"
+            f"model is a {type(model).__name__}, whose layers are not known; "
+            "give a Keras model to change its weights"
         )
     found: dict[str, list[Any]] = {}
     for layer in model.layers:

@@ -18,7 +18,7 @@ from tensorflow.python.framework import ops  # nothing public tells which operat
 from iba_core.bottleneck.noise import keyed_normal
 from iba_core.errors import LayerError
 from iba_core.framework.framework import F, Framework, X, rows_in_cache
-from iba_core.framework.restoring import WhileUsed
+from iba_core.framework.while_used import WhileUsed
 
 C = TypeVar("C", bound=Callable[..., Any])
 

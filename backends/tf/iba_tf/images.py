@@ -11,7 +11,7 @@ import keras
 import numpy as np
 import numpy.typing as npt
 
-from iba_core.arguments import require_callable, require_seed, require_sizes, require_whole
+from iba_core.arguments import LARGEST_COUNT, require_callable, require_seed, require_sizes, require_whole
 from iba_core.errors import InputError
 from iba_core.files import as_path
 
@@ -61,7 +61,8 @@ def get_imagenet_generator(
     require_sizes("target_size", target_size)
     crop_size = target_size if crop_size is None else crop_size
     require_sizes("crop_size", crop_size)
-    require_whole("batch_size", batch_size, 1)
+    # TensorFlow makes room for all of a batch at once, and crashes where it cannot.
+    require_whole("batch_size", batch_size, 1, LARGEST_COUNT)
     require_seed("seed", seed, 2**31 - 1, optional=False)
     require_callable("preprocess_input", preprocess_input, "a function of images", optional=True)
     margins = [(whole - part) // 2 for whole, part in zip(target_size, crop_size, strict=True)]

@@ -63,8 +63,8 @@ class ImageNetTransform:
 
     Args:
         resize: length in pixels to which the shorter side is resized, or (height, width) of the whole.
-        crop_size: side of the square that is then cut out of the middle, or its (height, width). A black border
-            is added where it is larger than the picture.
+        crop_size: side of the square that is then cut out of the middle, or its (height, width). A black
+            border is added where it is larger than the picture.
         crop_first: cut out first, then resize.
 
     Raises:

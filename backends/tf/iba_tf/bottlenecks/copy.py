@@ -140,7 +140,7 @@ class IBACopy(PerSampleBottleneck):
             self.name = keras.layers.Layer(**{"name": "iba", **keras_kwargs}).name
             self._original = Original.of(feature, outputs, graph, session)
             self._data_format = data_format
-            self._split = self._original.split(data_format)
+            self._split = self._original.model.split(self._original.feature, data_format=data_format)
             self.flow = Flow(self._precision())
             """Where the mask of the last analysis is kept."""
         self._adapter = TensorFlowAdapter(self._original.model)
@@ -150,7 +150,7 @@ class IBACopy(PerSampleBottleneck):
         self._target: Any = None
 
     def _precision(self) -> tf.DType:
-        graph = self._original.graph
+        graph = self._original.model.graph
         if graph is None:
             # It follows from the inputs; until then, the weights tell.
             return floating_of(self._original.model.variables.values())
@@ -182,7 +182,7 @@ class IBACopy(PerSampleBottleneck):
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
         with tf.init_scope(), eagerly():
-            self._split = self._original.split(self._data_format)
+            self._split = self._original.model.split(self._original.feature, data_format=self._data_format)
             self._adapter = TensorFlowAdapter(self._original.model)
         kept, self._loss = state["_loss"], None
         if kept:
@@ -225,7 +225,7 @@ class IBACopy(PerSampleBottleneck):
     def _copy(self) -> CopiedGraph:
         with _copying:
             if self._copied is None:
-                graph = self._original.graph
+                graph = self._original.model.graph
                 if graph is None:
                     raise LayerError(
                         "the model has no graph before it is called: its graph follows from its inputs; give "
@@ -292,7 +292,7 @@ class IBACopy(PerSampleBottleneck):
         Raises:
             InputError: the output is meant as logits, and comes from a softmax.
         """
-        graph = self._original.graph
+        graph = self._original.model.graph
         logits = logits_of(graph) if is_classification and graph is not None else None
         if logits is not None:
             raise InputError(
@@ -536,8 +536,8 @@ class IBACopy(PerSampleBottleneck):
         original = self._original
         if original.v1_graph is None:
             raise InputError("session and run_kwargs are for v1 graphs, and the model is none")
-        assert original.graph is not None
-        tensor = original.v1_graph.get_tensor_by_name(self._feature_in(original.graph))
+        assert original.model.graph is not None
+        tensor = original.v1_graph.get_tensor_by_name(self._feature_in(original.model.graph))
         running: Any = session or original.session
         return lambda feed: running.run(
             tensor, {canonical(name): value for name, value in feed.items()}, **(run_kwargs or {})
@@ -582,7 +582,7 @@ class IBACopy(PerSampleBottleneck):
 
     def _classes(self, inputs: Any) -> int:
         """Number of classes of the first output."""
-        graph = self._original.graph
+        graph = self._original.model.graph
         shape = tf.TensorShape(None) if graph is None else graph.tensor(first_output(graph)).shape
         if shape.rank is None or shape[-1] is None:
             shape = self._main_output(inputs).shape
@@ -621,7 +621,7 @@ class IBACopy(PerSampleBottleneck):
 
     def _name_of(self, place: Any) -> str:
         """Name of a layer, or of a tensor with its number."""
-        graph = self._original.graph
+        graph = self._original.model.graph
         name = place if isinstance(place, str) else place.name
         return canonical(name) if graph is not None and node_of(name) in graph.nodes else name
 

@@ -15,7 +15,7 @@ import tensorflow as tf
 from iba_core.bottleneck.formulas import Mask, restrict
 from iba_core.bottleneck.optimization import BottleneckResult
 from iba_core.errors import NotEstimatedError
-from iba_core.framework.restoring import undoing
+from iba_core.undo import undoing
 from iba_tf.framework import eagerly, traced
 
 v1 = tf.compat.v1

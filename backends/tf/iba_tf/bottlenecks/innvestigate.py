@@ -142,7 +142,7 @@ class IBACopyInnvestigate(IBACopy):
             data_format=data_format,
             **keras_kwargs,
         )
-        graph = self._original.graph
+        graph = self._original.model.graph
         if not disable_model_checks and graph is not None and logits_of(graph) is not None:
             raise InputError(
                 "the model ends in a softmax; give model_wo_softmax(model), or disable_model_checks=True to "

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import re
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable
 from os import PathLike, fspath
 from pathlib import Path
 from typing import Any
@@ -14,33 +13,22 @@ import tensorflow as tf
 from tensorflow.core.framework.graph_pb2 import GraphDef
 
 from iba_core.errors import InputError, StateError
-from iba_core.framework.adapter import Inputs
-from iba_core.framework.cache import Cache
-from iba_core.framework.layout import DataFormat
 from iba_tf.adapter import TensorFlowAdapter
 from iba_tf.framework import eagerly
 from iba_tf.graphs.calls import function_to
 from iba_tf.graphs.calls import node_of as keras_call_of
 from iba_tf.graphs.dataflow import TensorName
-from iba_tf.graphs.graph_inputs import Fed
 from iba_tf.graphs.operations import OperationGraph, canonical, node_of
-from iba_tf.graphs.split import GraphSplit
 from iba_tf.models.graph_model import GraphModel
 from iba_tf.models.origins import value_of
 
 v1 = tf.compat.v1
 
-_NUMBERED = re.compile(r"output_(\d+)")
-"""Names of the outputs that a SavedModel gives in order."""
-
-_KEPT = 8
-"""How many traced graphs of a model keep a version with the wanted outputs only."""
-
 
 class Original:
     """A model over variables of its own, some outputs of which are wanted.
 
-    `of` makes it, and a `GraphSplit` is made of it.
+    `of` makes it.
 
     A copy, also by pickle, is independent. If the model was made of a Keras model, that is copied as well,
     and `GraphModel.update_variables` follows the copied one. Otherwise the values of the variables stay as
@@ -64,13 +52,12 @@ class Original:
         session: tf.compat.v1.Session | None = None,
         keras_model: Any = None,
     ) -> None:
-        self.model = model
+        self.model = model.giving(outputs)
         self.feature = feature
         self.outputs = outputs
         self.v1_graph = graph
         self.session = session
         self._keras_model = keras_model
-        self._selected: Cache[OperationGraph] = Cache(_KEPT)
 
     @classmethod
     def of(cls, feature: Any, outputs: Any, graph: Any, session: tf.compat.v1.Session | None) -> Original:
@@ -147,6 +134,8 @@ class Original:
             feature, *named = [_symbol_of_name(x, model) for x in given]
             outputs = None if outputs is None else named
             given = [feature, *named]
+        elif outputs is not None:
+            given = [feature, *(_symbol_after(feature, x) for x in outputs)]
         # A subclassed model has no symbolic outputs.
         known = given[1:] if model is None else getattr(model, "outputs", None) or []
         feature, *named = (_in_graph_of(known, x) for x in given)
@@ -177,46 +166,6 @@ class Original:
         feature, *outputs = (names.get(id(x), x) for x in [feature, *outputs])
         return cls(copied, feature, outputs, keras_model=wider if model is None else model)
 
-    # -- as the source of a split -----------------------------------------------------------------
-
-    @property
-    def graph(self) -> OperationGraph | None:
-        """The graph to the wanted outputs, if it is the same for all inputs."""
-        return None if self.model.graph is None else self._select(self.model.graph)
-
-    @property
-    def data_format(self) -> DataFormat:
-        """See `GraphModel.data_format`."""
-        return self.model.data_format
-
-    def prepare(
-        self, inputs: Inputs, needed: Callable[[OperationGraph], set[str]] | None = None
-    ) -> tuple[OperationGraph, Fed]:
-        """See `GraphModel.prepare`."""
-        graph, tensors = self.model.prepare(
-            inputs, None if needed is None else lambda graph: needed(self._select(graph))
-        )
-        return self._select(graph), tensors
-
-    def check_layer(self, layer: Any) -> str:
-        """See `GraphModel.check_layer`."""
-        return self.model.check_layer(layer)
-
-    def split(self, data_format: DataFormat | None = None) -> GraphSplit:
-        """The model, split at the feature map, whose channels may be said to be first or last."""
-        return GraphSplit(self, self.feature, data_format=data_format)
-
-    def _select(self, graph: OperationGraph) -> OperationGraph:
-        if self.outputs is None:
-            return graph
-        return self._selected.get(graph, lambda: self._with_outputs(graph))
-
-    def _with_outputs(self, graph: OperationGraph) -> OperationGraph:
-        assert self.outputs is not None
-        selected = graph.with_bindings({})
-        selected.outputs = [_output(graph, output) for output in self.outputs]
-        return selected
-
     # -- copies -----------------------------------------------------------------------------------
 
     def __getstate__(self) -> dict[str, Any]:
@@ -240,8 +189,8 @@ class Original:
         feature, outputs = state["feature"], state["outputs"]
         with tf.init_scope(), eagerly():
             if "graph" in state:
-                model = GraphModel.from_operations(state["graph"])
-                vars(self).update(vars(Original(model, feature, outputs)))
+                vars(self).update(vars(Original(GraphModel.from_operations(state["graph"]), feature, None)))
+                self.outputs = outputs  # which the graph gives already
                 return
             vars(self).update(vars(Original.of(feature, outputs, state["keras_model"], None)))
             values, own = state["values"], self.model.variables
@@ -263,16 +212,6 @@ def _loaded(path: str | PathLike[str]) -> Any:
             "ends in .pb, .keras or .h5"
         )
     return model
-
-
-def _output(graph: OperationGraph, output: Any) -> TensorName:
-    """Tensor of an output, by its key in the model's results or by the name of a place."""
-    if isinstance(graph.outputs, Mapping) and isinstance(output, str) and output in graph.outputs:
-        return str(tf.nest.flatten(graph.outputs[output])[0])
-    numbered = _NUMBERED.fullmatch(output) if isinstance(output, str) else None
-    if numbered and isinstance(graph.outputs, (list, tuple)) and int(numbered[1]) < len(graph.outputs):
-        return str(tf.nest.flatten(graph.outputs[int(numbered[1])])[0])
-    return graph.find(output)[1]
 
 
 def _place_of(name: TensorName, graph: OperationGraph) -> str:
@@ -336,6 +275,25 @@ def _symbol_of_name(x: Any, model: Any) -> Any:
     nodes = [node for layer in layers for node in getattr(layer, "_inbound_nodes", [])]
     tensors = [tensor for node in nodes for tensor in tf.nest.flatten(node.outputs)]
     return next((tensor for tensor in tensors if tensor.name == x), x)
+
+
+def _symbol_after(feature: Any, x: Any) -> Any:
+    """The symbolic tensor of a name among those that follow a symbolic feature map, in whatever model."""
+    if not isinstance(x, str) or not _is_symbolic(feature):
+        return x
+    seen: dict[int, Any] = {}
+    queue = [feature._keras_history[0]]
+    while queue:
+        operation = queue.pop()
+        if id(operation) in seen:
+            continue
+        seen[id(operation)] = operation
+        for node in operation._outbound_nodes:
+            for tensor in tf.nest.flatten(node.outputs):
+                if tensor.name == x:
+                    return tensor
+                queue.append(tensor._keras_history[0])
+    return x
 
 
 def _in_graph_of(outputs: Any, x: Any) -> Any:

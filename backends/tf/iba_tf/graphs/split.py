@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Protocol, get_args
+from typing import Any, get_args
 
 import keras
 import tensorflow as tf
@@ -33,24 +34,43 @@ Rewrite = Callable[[list[Node], Iterable[TensorName]], list[Node]]
 """``rewrite(nodes, kept)`` gives nodes that compute the same faster; the tensors `kept` are still given."""
 
 
-class Source(Protocol):
-    """What a split needs of a model."""
+class Source(ABC):
+    """A model that has a dataflow graph, or has one for each shape of its inputs."""
 
     @property
+    @abstractmethod
     def graph(self) -> DataflowGraph | None:
         """The graph, if it is the same for all inputs."""
 
     @property
+    @abstractmethod
     def data_format(self) -> DataFormat:
         """Where the channels of the first input are, as far as it is known before the model has run."""
 
+    @abstractmethod
     def prepare(
         self, inputs: Inputs, needed: Callable[[Any], set[str]] | None = None
     ) -> tuple[DataflowGraph, Fed]:
-        """The graph for some inputs, and their tensors; None for those that are missing and not needed."""
+        """Make tensors of a user's inputs, of the dtypes that the model takes, and find the graph for them.
+
+        Args:
+            inputs: one array, a list or tuple, or a dict by the inputs' names or symbolic tensors.
+            needed: gives the names of the inputs that must be there; all if None.
+
+        Returns:
+            The graph, and a tensor for each of its inputs; None for those that are missing.
+
+        Raises:
+            InputError: an input is missing, unknown, no array, or of the wrong shape.
+        """
 
     def check_layer(self, layer: Any) -> str:
-        """Name of a layer, as far as it can be told before the model has run."""
+        """Name of a layer, as far as it can be told where no graph is known yet.
+
+        Raises:
+            LayerError: no layer of the model has such a name.
+        """
+        raise NotImplementedError
 
 
 class GraphSplit(Split):
@@ -152,7 +172,8 @@ class GraphSplit(Split):
     def own_outputs(self, inputs: Inputs) -> OwnOutputs:
         """See `Split.own_outputs`: the whole graph runs on the first image."""
         passes, tensors = self._prepared(inputs, features_only=False)
-        return OwnOutputs(passes.own_outputs(tensors), 1)
+        outputs, features = passes.own_outputs(tensors)
+        return OwnOutputs(outputs, 1, features=features)
 
     def _division(self, graph: DataflowGraph) -> Division:
         return self._divisions.get(
@@ -300,8 +321,8 @@ class Division:
                 )
         if (generator := graph.draws_from_generator()) is not None:
             raise LayerError(
-                f"{generator!r} draws from a tf.random.Generator, whose state each pass of the model changes: "
-                "give a model that draws no random numbers outside of training"
+                f"{generator!r} draws from a tf.random.Generator, whose state each pass of the model "
+                "changes: give a model that draws no random numbers outside of training"
             )
         if rewrite is not None:
             nodes = rewrite(nodes, flat)
@@ -574,7 +595,7 @@ class _Passes:
         return found
 
     def own_outputs(self, inputs: Sequence[tf.Tensor | None]) -> Any:
-        """What the whole graph gives for the first image."""
+        """What the whole graph gives for the first image, and its features, (1, *feature map)."""
         given = [x for x in inputs if x is not None]
         one = (x[:1] if flag else x for x, flag in zip(given, self._batched, strict=True))
         try:
@@ -657,8 +678,9 @@ class _Passes:
             given = [division.start, *graph.companions(division.start)]
             found = zip(given, graph.evaluate(taken, values), strict=True)
             values.update((name, x) for name, x in found if x is not None)
-        flat = graph.evaluate(division.flat_outputs, values)
-        return tf.nest.pack_sequence_as(division.outputs, [tf.identity(x) for x in flat])
+        *flat, features = graph.evaluate([*division.flat_outputs, division.features], values)
+        outputs = tf.nest.pack_sequence_as(division.outputs, [tf.identity(x) for x in flat])
+        return outputs, self._rows[division.features].split(features, 1)
 
     def _trace_tail(self, z: tf.Tensor, carry: tuple[tf.Tensor, ...]) -> Any:
         division, graph = self.division, self._graph

@@ -6,6 +6,7 @@ models. The operations themselves are an `OperationGraph`, and an `Origin` knows
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
@@ -21,8 +22,9 @@ from iba_core.framework.adapter import Inputs
 from iba_core.framework.cache import Cache
 from iba_core.framework.layout import DataFormat
 from iba_tf.framework import eagerly, runs_eagerly
+from iba_tf.graphs.dataflow import TensorName
 from iba_tf.graphs.graph_inputs import Fed
-from iba_tf.graphs.operations import OperationGraph
+from iba_tf.graphs.operations import Binding, OperationGraph
 from iba_tf.graphs.split import input_format_of
 from iba_tf.models.layer_tracing import layer_classes
 from iba_tf.models.network import Network
@@ -32,6 +34,9 @@ from iba_tf.models.v1_graphs import SessionOrigin, frozen_graph, read_graph_def
 
 _KEPT = 16
 """How many graphs, one for each shape of inputs, a copy keeps."""
+
+_NUMBERED = re.compile(r"output_(\d+)")
+"""Names of the outputs that a SavedModel gives in order."""
 
 
 def is_graph_model(model: Any) -> bool:
@@ -67,11 +72,17 @@ class GraphModel(Network):
         ['feature']
     """
 
-    def __init__(self, origin: Origin, replaced: Mapping[Any, tf.Variable] | None = None) -> None:
+    def __init__(
+        self,
+        origin: Origin,
+        replaced: Mapping[Any, tf.Variable] | None = None,
+        outputs: Sequence[Any] | None = None,
+    ) -> None:
         super().__init__()
         self._origin = origin
         self._replaced = dict(replaced or {})
         self._is_copy = replaced is not None
+        self._outputs = outputs
         self._graphs: Cache[OperationGraph] = Cache(_KEPT)
 
     # -- where models come from -------------------------------------------------------------------
@@ -244,7 +255,15 @@ class GraphModel(Network):
             variable.ref(): tf.Variable(self._replaced.get(variable.ref(), variable), trainable=False)
             for variable in self._origin.variables().values()
         }
-        return GraphModel(self._origin, replaced)
+        return GraphModel(self._origin, replaced, self._outputs)
+
+    def giving(self, outputs: Sequence[Any] | None) -> GraphModel:
+        """The same model over the same variables, which gives only some outputs, or other places of it.
+
+        Args:
+            outputs: keys of its results, or places, see `OperationGraph.find`; None for all outputs.
+        """
+        return GraphModel(self._origin, self._replaced if self._is_copy else None, outputs)
 
     @runs_eagerly
     def update_variables(self) -> None:
@@ -264,23 +283,30 @@ class GraphModel(Network):
         ]
 
     def _own(self, graph: OperationGraph) -> OperationGraph:
-        """A graph of the origin, over the model's own variables."""
-        return self._graphs.get(graph, lambda: self._rebound(graph)) if self._is_copy else graph
+        """A graph of the origin, over the model's own variables, to the outputs that it gives."""
+        is_own = self._is_copy or self._outputs is not None
+        return self._graphs.get(graph, lambda: self._made_own(graph)) if is_own else graph
 
-    def _rebound(self, graph: OperationGraph) -> OperationGraph:
-        bindings = {}
+    def _made_own(self, graph: OperationGraph) -> OperationGraph:
+        own = graph.with_bindings(self._bindings(graph) if self._is_copy else {})
+        if self._outputs is not None:
+            own.outputs = [_output(graph, output) for output in self._outputs]
+        return own
+
+    def _bindings(self, graph: OperationGraph) -> dict[TensorName, Binding]:
+        bindings: dict[TensorName, Binding] = {}
         for name, binding in graph.bindings.items():
             if isinstance(binding, tf.Variable):
                 if binding.ref() not in self._replaced:  # met only now, when the model was traced
                     self._replaced[binding.ref()] = tf.Variable(binding, trainable=False)
                 bindings[name] = self._replaced[binding.ref()]
-        return graph.with_bindings(bindings)
+        return bindings
 
     # -- running ----------------------------------------------------------------------------------
 
     @property
     def data_format(self) -> DataFormat:
-        """See `Network.data_format`; before a model without declared inputs has run, what its layers say."""
+        """See `Source.data_format`; before a model without declared inputs has run, what its layers say."""
         graph = self.graph or (self._own(self._origin.latest) if self._origin.latest else None)
         return self._origin.data_format if graph is None else input_format_of(graph)
 
@@ -288,7 +314,7 @@ class GraphModel(Network):
     def prepare(
         self, inputs: Inputs, needed: Callable[[Any], set[str]] | None = None
     ) -> tuple[OperationGraph, Fed]:
-        """See `Network.prepare`."""
+        """See `Source.prepare`."""
         if self.graph is None:
             graph, tensors = self._origin.traced_for(inputs)
             return self._own(graph), list(tensors)
@@ -302,8 +328,18 @@ class GraphModel(Network):
         return super().to_inputs(inputs)
 
     def check_layer(self, layer: Any) -> str:
-        """See `Network.check_layer`."""
+        """See `Source.check_layer`."""
         return self._origin.check_layer(layer)
+
+
+def _output(graph: OperationGraph, output: Any) -> TensorName:
+    """Tensor of an output, by its key in the model's results or by the name of a place."""
+    if isinstance(graph.outputs, Mapping) and isinstance(output, str) and output in graph.outputs:
+        return str(tf.nest.flatten(graph.outputs[output])[0])
+    numbered = _NUMBERED.fullmatch(output) if isinstance(output, str) else None
+    if numbered and isinstance(graph.outputs, (list, tuple)) and int(numbered[1]) < len(graph.outputs):
+        return str(tf.nest.flatten(graph.outputs[int(numbered[1])])[0])
+    return graph.find(output)[1]
 
 
 def _stored_model(graph: OperationGraph, names: Mapping[str, str]) -> GraphModel:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from copy import deepcopy
 from functools import cached_property
@@ -19,55 +19,20 @@ from iba_tf.graphs.calls import CallGraph
 from iba_tf.graphs.dataflow import DataflowGraph
 from iba_tf.graphs.graph_inputs import Fed, batched_inputs, is_several, name_of, plain
 from iba_tf.graphs.normalization import merged
-from iba_tf.graphs.split import GraphSplit, Rewrite, input_format_of
+from iba_tf.graphs.split import GraphSplit, Rewrite, Source, input_format_of
 
 _KEPT = 8
 """How many graphs of a model have a compiled prediction."""
 
 
-class Network(ABC):
-    """A model that has a dataflow graph, or has one for each shape of its inputs."""
+class Network(Source):
+    """What is asked of a model, answered by its graph."""
 
     rewrite: Rewrite | None = None
     """What makes a tail faster."""
 
     def __init__(self) -> None:
         self._predictions: Cache[Callable[..., Any]] = Cache(_KEPT)
-
-    @property
-    @abstractmethod
-    def graph(self) -> DataflowGraph | None:
-        """The graph, if it is the same for all inputs."""
-
-    @property
-    @abstractmethod
-    def data_format(self) -> DataFormat:
-        """Where the channels of the first input are."""
-
-    @abstractmethod
-    def prepare(
-        self, inputs: Inputs, needed: Callable[[Any], set[str]] | None = None
-    ) -> tuple[DataflowGraph, Fed]:
-        """Make tensors of a user's inputs, of the dtypes that the model takes, and find the graph for them.
-
-        Args:
-            inputs: one array, a list or tuple, or a dict by the inputs' names or symbolic tensors.
-            needed: gives the names of the inputs that must be there; all if None.
-
-        Returns:
-            The graph, and a tensor for each of its inputs; None for those that are missing.
-
-        Raises:
-            InputError: an input is missing, unknown, no array, or of the wrong shape.
-        """
-
-    def check_layer(self, layer: Any) -> str:
-        """Name of a layer, as far as it can be told before the model has run.
-
-        Raises:
-            LayerError: no layer of the model has such a name.
-        """
-        return layer if isinstance(layer, str) else getattr(layer, "name", type(layer).__name__)
 
     @abstractmethod
     def copy(self) -> Any:
@@ -172,13 +137,13 @@ class KerasNetwork(Network):
 
     @property
     def data_format(self) -> DataFormat:
-        """See `Network.data_format`."""
+        """See `Source.data_format`."""
         return input_format_of(self.graph)
 
     def prepare(
         self, inputs: Inputs, needed: Callable[[Any], set[str]] | None = None
     ) -> tuple[DataflowGraph, Fed]:
-        """See `Network.prepare`."""
+        """See `Source.prepare`."""
         return self.graph, self.graph.prepare(inputs, None if needed is None else needed(self.graph))
 
 

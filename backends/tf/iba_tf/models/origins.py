@@ -67,8 +67,8 @@ class Origin(ABC):
         raise NotImplementedError
 
     def check_layer(self, layer: Any) -> str:
-        """See `Network.check_layer`."""
-        return layer if isinstance(layer, str) else getattr(layer, "name", type(layer).__name__)
+        """See `Source.check_layer`."""
+        raise NotImplementedError
 
 
 class FixedOrigin(Origin):
@@ -181,8 +181,8 @@ class TracedOrigin(Origin):
         return graph
 
     def check_layer(self, layer: Any) -> str:
-        """See `Network.check_layer`."""
-        name = super().check_layer(layer)
+        """See `Source.check_layer`."""
+        name: str = layer if isinstance(layer, str) else getattr(layer, "name", type(layer).__name__)
         if self._layers is None:
             return name
         if isinstance(layer, str):

@@ -38,8 +38,8 @@ def find_session(session: tf.compat.v1.Session | None = None) -> tf.compat.v1.Se
     Call it outside of `eagerly`, in which Keras 2 builds no graphs.
     """
     if session is None and "tf_keras" in sys.modules and not is_eager_program():
-        # Only the names of TensorFlow 1 have it. It gives the default session if there is one, and in any case
-        # gives values to the variables that Keras has made since.
+        # Only the names of TensorFlow 1 have it. It gives the default session if there is one, and
+        # initialises the variables that Keras has made since.
         return import_module("tf_keras.api._v1.keras.backend").get_session()
     return session or tf.compat.v1.get_default_session()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, Self
 
@@ -13,6 +14,9 @@ from iba_core.bottleneck.estimator import PUBLISHED, Moments, batch_moments, mer
 from iba_core.errors import InputError, NotEstimatedError
 
 _MOMENTS = ("_mean", "_m2", "_nonzero")
+
+_LARGEST = 2**28
+"""Most features of a shape that is given. The state of more would take above 6 GB."""
 
 
 class TorchWelfordEstimator(nn.Module):
@@ -43,6 +47,8 @@ class TorchWelfordEstimator(nn.Module):
     def __init__(self, *shape: int) -> None:
         super().__init__()
         self.shape: tuple[int, ...] | None = require_sizes("shape", shape, None, most=2**31) or None
+        if math.prod(shape) > _LARGEST:
+            raise InputError(f"{given('shape', shape)} holds more than {_LARGEST} features")
         self._given_shape = self.shape
         self.register_buffer("_dtype_of", torch.empty(0, dtype=torch.float32))
         self.register_buffer("_n_samples", torch.zeros((), dtype=torch.int64))

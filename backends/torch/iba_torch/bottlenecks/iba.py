@@ -52,7 +52,7 @@ from iba_core.framework.inputs import (
 )
 from iba_core.framework.layout import DataFormat, Layout, Tokens
 from iba_core.framework.namespace import host_array
-from iba_core.framework.restoring import undoing
+from iba_core.undo import undoing
 from iba_torch.adapter import TorchAdapter
 from iba_torch.bottlenecks.estimator import TorchWelfordEstimator
 from iba_torch.framework import require_device

@@ -1,7 +1,7 @@
 """Published packages' names, in the published packages' modules, over this library's classes.
 
 Each subpackage is one package: where code had `from IBA.pytorch import IBA`, it has
-`from iba_torch.compat.iba.pytorch import IBA`. The modules hold no formula. They give the published names,
-arguments, defaults and return values where those differ from this library's own. The migration pages say what differs
-on purpose.
+`from iba_torch.compat.iba.pytorch import IBA`. The modules hold no formula.
+They give the published names, arguments, defaults and return values where those differ from this
+library's own. The migration pages say what differs on purpose.
 """

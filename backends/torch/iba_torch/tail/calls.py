@@ -14,7 +14,8 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from iba_core.framework.restoring import WhileUsed, undoing
+from iba_core.framework.while_used import WhileUsed
+from iba_core.undo import undoing
 
 T = TypeVar("T")
 

@@ -16,7 +16,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from iba_core.framework.locks import fork_safe_lock
-from iba_core.framework.restoring import undoing
+from iba_core.undo import undoing
 from iba_torch.tail.trees import tensors
 
 

@@ -10,7 +10,7 @@ from typing import Any, ParamSpec, TypeVar
 
 import torch
 
-from iba_core.framework.restoring import undoing
+from iba_core.undo import undoing
 
 P = ParamSpec("P")
 T = TypeVar("T")

@@ -462,6 +462,9 @@ class Replay:
                 for leaf, tensor in zip(leaves(call.result.output), tensors(output), strict=True):
                     if isinstance(leaf, Value):
                         self._observer.lend(tensor, leaf)
+            if self._differentiates and not torch.is_grad_enabled():
+                # A reentrant checkpoint returns it, after which nobody may write into a view.
+                return tree_map(_no_view, output)
             return output
         if call.takes_z:
             args, kwargs = replace_first((args, kwargs), self._filling().z)
@@ -513,6 +516,11 @@ class InMemoryOrder:
     def __call__(self, z: torch.Tensor, carry: tuple[Any, ...] = ()) -> Any:
         """Output of the model."""
         return self._replay(z.permute(0, 3, 1, 2), carry)
+
+
+def _no_view(tensor: torch.Tensor) -> torch.Tensor:
+    """The tensor, copied if it is a plain one; others are placeholders that must not be read."""
+    return tensor.clone() if type(tensor) is torch.Tensor else tensor
 
 
 def check_calls(layer: LayerCall, n_calls: int) -> None:

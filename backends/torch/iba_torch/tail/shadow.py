@@ -336,22 +336,16 @@ class _Root:
         copies: WeakKeyDictionary[nn.Module, nn.Module],
         written: Collection[int],
     ) -> None:
-        found = _Found(original)
-        self._before = _Snapshot(found.containers, found.tensors)
-        copier = _Copier(found, copies, written)
-        with torch.no_grad():
-            for module in found.modules:
-                copier.fill(module)
+        copier = _Copier(original, copies, written)
+        self._before = _Snapshot(copier.containers, copier.tensors)
         self.original = ref(original)
-        self.copy: nn.Module = copier.memo[id(original)]
+        self.copy = copier.copy
         self.copies: list[tuple[nn.Module, ref[nn.Module]]] = []
-        for module in found.modules:
-            copy = copier.memo[id(module)]
-            if module not in copies:
-                copies[module] = copy
-                if not isinstance(copy, _Through):
-                    _quieten(copy)
-                    self.copies.append((copy, ref(module)))
+        for module in copier.modules:
+            copy = copies[module] = copier.memo[id(module)]
+            if not isinstance(copy, _Through):
+                _quieten(copy)
+                self.copies.append((copy, ref(module)))
         self._made = copier.made
         self._own, self.aliases, self._refreshed = copier.own, copier.aliases, copier.refreshed
 
@@ -440,82 +434,20 @@ class _Shared(nn.Module):
         return self.shared[0].forward(*args, **kwargs)
 
 
-class _Found:
-    """Everything that a module reaches and a shadow has to copy.
-
-    Attributes:
-        modules: the modules, each once.
-        tensors: parameters, buffers and other tensors.
-        containers: dicts, lists and sets, those of the attributes of modules and objects included.
-        objects: ids of the objects whose attributes are copied.
-    """
-
-    def __init__(self, root: nn.Module) -> None:
-        self.modules: list[nn.Module] = []
-        self.tensors: list[torch.Tensor] = []
-        self.containers: list[Any] = []
-        self.objects: set[int] = set()
-        self._seen: set[int] = set()
-        self._todo: list[Any] = [root]
-        while self._todo:
-            value = self._todo.pop()
-            if type(value) not in _ATOMIC and id(value) not in self._seen:
-                self._seen.add(id(value))
-                self._visit(value)
-
-    def _visit(self, value: Any) -> None:
-        if isinstance(value, torch.Tensor):
-            self.tensors.append(value)
-        elif isinstance(value, nn.Module):
-            self.modules.append(value)
-            if is_shared(value):
-                return
-            if unwrap(value) is not value:
-                self._look_into(value._modules)
-            elif isinstance(value, torch.jit.ScriptModule):
-                self.tensors += [*value.parameters(), *value.buffers()]
-            else:
-                self._look_into(vars(value))
-        elif isinstance(value, (*_DICTS, *_LISTS)):
-            if not is_data(value):
-                self._look_into(value)
-        elif isinstance(value, (tuple, frozenset)):
-            self._todo.extend(value)
-        elif isinstance(value, (FunctionType, MethodType, partial)):
-            self._todo.extend(_bound(value))
-        elif _is_object(value) and (id(value) in self.objects or self._is_small(value)):
-            self._look_into(vars(value))
-
-    def _look_into(self, container: Any) -> None:
-        self.containers.append(container)
-        self._todo.extend(container.values() if isinstance(container, dict) else container)
-
-    def _is_small(self, value: Any) -> bool:
-        """Whether an object reaches few values, other than modules and tensors: then it is copied."""
-        reached: set[int] = set()
-        objects, todo = [], [value]
-        while todo:
-            item = todo.pop()
-            if type(item) in _ATOMIC or id(item) in reached or isinstance(item, (nn.Module, torch.Tensor)):
-                continue
-            reached.add(id(item))
-            if isinstance(item, _DICTS):
-                todo += [] if is_data(item) else item.values()
-            elif isinstance(item, (*_LISTS, tuple, frozenset)):
-                todo += [] if is_data(item) else item
-            elif _is_object(item):
-                objects.append(id(item))
-                todo += vars(item).values()
-            if len(reached) > _MANY:
-                return False
-        self.objects.update(objects)
-        return True
-
-
 class _Copier:
-    """Copies what a module reaches.
+    """Copies a module and everything that it reaches.
+
+    Args:
+        original: the module.
+        copies: the copies of modules that there are already, which stay as they are.
+        written: ids of parameters that passes write into.
 
     Attributes:
+        copy: the copy of the module.
+        modules: the modules that have been copied, each once.
+        containers: dicts, lists and sets that have been copied, those of the attributes of modules and
+            objects included.
+        tensors: parameters, buffers and other tensors that have been met.
         memo: the copies, by the id of the original.
         made: dicts, lists and sets that are the copies' own.
         own: tensors of the copies that have memory of their own, with their originals.
@@ -524,43 +456,57 @@ class _Copier:
     """
 
     def __init__(
-        self, found: _Found, copies: WeakKeyDictionary[nn.Module, nn.Module], written: Collection[int]
+        self,
+        original: nn.Module,
+        copies: WeakKeyDictionary[nn.Module, nn.Module],
+        written: Collection[int],
     ) -> None:
+        self.modules: list[nn.Module] = []
+        self.containers: list[Any] = []
+        self.tensors: list[torch.Tensor] = []
         self.memo: dict[int, Any] = {}
         self.made: list[Any] = []
         self.own: list[tuple[torch.Tensor, torch.Tensor]] = []
         self.aliases: list[tuple[torch.Tensor, torch.Tensor]] = []
         self.refreshed: list[tuple[Any, Any]] = []
+        self._copies = copies
         # Embeddings with this option write into their weight.
         self._written = set(written) | {
             id(module._parameters.get("weight"))
-            for module in found.modules
+            for module in nn.Module.modules(original)
             if isinstance(module, (nn.Embedding, nn.EmbeddingBag)) and module.max_norm is not None
         }
-        self._objects = found.objects
-        self._known: set[int] = set()
-        for module in found.modules:
-            known = copies.get(module)
-            if known is not None:
-                self._known.add(id(module))
-            elif is_shared(module):
-                known = _Shared(module)
-            elif unwrap(module) is not module:
-                known = _Through()
-            elif isinstance(module, torch.jit.ScriptModule):
-                known = self._scripted(module)
-            else:
-                known = object.__new__(type(module))
-            self.memo[id(module)] = known
+        self._objects: set[int] = set()
+        with torch.no_grad():
+            self.copy: nn.Module = self(original)
+            # The list grows meanwhile. So modules within modules need no deeper recursion.
+            for module in self.modules:
+                self._fill(module)
 
-    def fill(self, module: nn.Module) -> None:
+    def _module(self, module: nn.Module) -> nn.Module:
+        """The copy of a module, still without attributes."""
+        known = self._copies.get(module)
+        if known is not None:
+            return known
+        self.modules.append(module)
+        if is_shared(module):
+            return _Shared(module)
+        if unwrap(module) is not module:
+            return _Through()
+        if isinstance(module, torch.jit.ScriptModule):
+            return self._scripted(module)
+        return object.__new__(type(module))
+
+    def _fill(self, module: nn.Module) -> None:
         """Give the copy of a module copies of all attributes."""
         copy = self.memo[id(module)]
-        if id(module) in self._known or isinstance(copy, (torch.jit.ScriptModule, _Shared)):
+        if isinstance(copy, (torch.jit.ScriptModule, _Shared)):
             return
         if isinstance(copy, _Through):
-            copy._modules[next(iter(module._modules))] = self.memo[id(unwrap(module))]
+            self.containers.append(module._modules)
+            copy._modules[next(iter(module._modules))] = self(unwrap(module))
             return
+        self.containers.append(vars(module))
         attributes = vars(copy)
         for name, value in list(vars(module).items()):
             if name != "_compiled_call_impl":
@@ -575,12 +521,15 @@ class _Copier:
         if known is not None:
             return known
         copy = self._copy(value)
-        if copy is not value:
+        if copy is not value or isinstance(value, nn.Module):
             self.memo[id(value)] = copy
         return copy
 
     def _copy(self, value: Any) -> Any:
+        if isinstance(value, nn.Module):
+            return self._module(value)
         if isinstance(value, torch.Tensor):
+            self.tensors.append(value)
             return self._tensor(value)
         if isinstance(value, (*_DICTS, *_LISTS)):
             return self._container(value)
@@ -603,7 +552,29 @@ class _Copier:
             return self._refreshable(value, value.clone_state()) if hasattr(value, "clone_state") else value
         if type(value) is np.ndarray and value.size <= _LARGE and value.flags.writeable:
             return self._refreshable(value, value.copy())
-        return self._object(value) if id(value) in self._objects else value
+        is_copied = _is_object(value) and (id(value) in self._objects or self._is_small(value))
+        return self._object(value) if is_copied else value
+
+    def _is_small(self, value: Any) -> bool:
+        """Whether an object reaches few values, other than modules and tensors: then it is copied."""
+        reached: set[int] = set()
+        objects, todo = [], [value]
+        while todo:
+            item = todo.pop()
+            if type(item) in _ATOMIC or id(item) in reached or isinstance(item, (nn.Module, torch.Tensor)):
+                continue
+            reached.add(id(item))
+            if isinstance(item, _DICTS):
+                todo += [] if is_data(item) else item.values()
+            elif isinstance(item, (*_LISTS, tuple, frozenset)):
+                todo += [] if is_data(item) else item
+            elif _is_object(item):
+                objects.append(id(item))
+                todo += vars(item).values()
+            if len(reached) > _MANY:
+                return False
+        self._objects.update(objects)
+        return True
 
     def _refreshable(self, value: Any, copy: Any) -> Any:
         self.refreshed.append((copy, value))
@@ -636,6 +607,7 @@ class _Copier:
             if len(value) > _LARGE or type(value) not in (*_DICTS, *_LISTS):
                 return value
             return self._refreshable(value, shallow_copy(value))
+        self.containers.append(value)
         if isinstance(value, defaultdict):
             copy = defaultdict(value.default_factory)
         elif isinstance(value, deque):
@@ -704,6 +676,7 @@ class _Copier:
         except TypeError:
             return value
         self.memo[id(value)] = copy
+        self.containers.append(vars(value))
         attributes = vars(copy)
         for name, item in list(vars(value).items()):
             attributes[name] = self(item)
@@ -714,6 +687,7 @@ class _Copier:
         """A copy of a scripted module, which cannot be looked into, on the memory of the model's weights."""
         import copy as copying
 
+        self.tensors += [*module.parameters(), *module.buffers()]
         try:
             with torch.no_grad():
                 copy: torch.jit.ScriptModule = copying.deepcopy(module)

@@ -231,9 +231,14 @@ class TorchSplit(Split):
         """See `Split.own_outputs`."""
         kept, self._own_kept = self._own_kept, None
         if kept is not None and kept[0] is inputs:
-            return kept[1]
-        with self._shadows.lease() as shadow, self._patched(), as_outside():
-            return self._run_whole(shadow, inputs, self._assumed)[0]
+            own = kept[1]
+        else:
+            with self._shadows.lease() as shadow, self._patched(), as_outside():
+                own = self._run_whole(shadow, inputs, self._assumed)[0]
+        if own.features is None:
+            return own
+        # The head, which has run meanwhile, knows where the images are.
+        return replace(own, features=own.features.movedim(self.images_axis, 0))
 
     @property
     def _assumed(self) -> AssumptionsAtPlace:
@@ -409,7 +414,8 @@ class TorchSplit(Split):
                 "the model returns a list with a dict for each image; put it into a module that returns a "
                 "tensor with a row per image"
             )
-        return OwnOutputs(outputs, counter.kind.batch, is_closure), counter, tracker
+        own = OwnOutputs(outputs, counter.kind.batch, is_closure, counter.own_features)
+        return own, counter, tracker
 
     def _tracked(
         self, shadow: Shadow, inputs: Inputs, assumed: AssumptionsAtPlace

@@ -40,8 +40,8 @@ def get_imagenet_generator(
         preprocess_input: see `iba_tf.get_imagenet_generator`.
         class_mode: ``"categorical"`` for one-hot targets, ``"binary"`` or ``"sparse"`` for indices.
         classes: names of the folders to take, in the order of their indices; None for all, sorted.
-        **kwargs: further arguments of `keras.utils.image_dataset_from_directory`. As the generators of Keras 2
-            do, it takes the nearest pixel where it resizes, unless `interpolation` says otherwise.
+        **kwargs: further arguments of `keras.utils.image_dataset_from_directory`. As the generators of
+            Keras 2 do, resizing takes the nearest pixel, unless `interpolation` says otherwise.
 
     Returns:
         Iterator over (image_batch, targets).
@@ -57,12 +57,8 @@ def get_imagenet_generator(
         [(1, 256, 256, 3), (1, 256, 256, 3)]
     """
     require_choice("class_mode", class_mode, tuple(_LABELS))
-    options = {
-        "label_mode": _LABELS[class_mode],
-        "class_names": classes,
-        "interpolation": "nearest",
-        **kwargs,
-    }
+    labels = {"label_mode": _LABELS[class_mode], "class_names": classes}
+    options = {**labels, "interpolation": "nearest", **kwargs}
 
     def epoch(number: int) -> Iterator[tuple[npt.NDArray[np.floating], npt.NDArray[Any]]]:
         return iba_tf.get_imagenet_generator(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 from os import PathLike
-from typing import Any, Self
+from typing import Any
 
 import keras
 import numpy as np
@@ -45,12 +45,12 @@ class IBALayer(Published, iba_tf.IBALayer):
         (None, 8, 8, 3)
     """
 
-    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
+    def __new__(cls, *args: Any, **kwargs: Any) -> Any:
         """Make a layer of the program's Keras."""
         if "tf_keras" in sys.modules and not is_eager_program():
             from iba_tf.compat.iba.keras2_layer import Keras2IBALayer
 
-            return Keras2IBALayer(*args, **kwargs)  # type: ignore[return-value]  # not initialised again
+            return Keras2IBALayer(*args, **kwargs)
         return super().__new__(cls, *args, **kwargs)
 
     @property
@@ -108,7 +108,7 @@ class IBACopyInnvestigate(IBACopy, iba_tf.IBACopyInnvestigate):
         ((32, 32), (4, 32, 32))
     """
 
-    def analyze(
+    def analyze(  # type: ignore[override]  # innvestigate's arguments
         self,
         X: Any,  # noqa: N803 (the published name)
         neuron_selection: npt.ArrayLike | None = None,

@@ -94,8 +94,8 @@ class IBA(Published):
         """See `iba_torch.IBA.analyze`.
 
         Returns:
-            For ``"saliency"``, (H, W) in bits per pixel. For ``"capacity"``, an array of the shape of the feature
-            map, in bits.
+            For ``"saliency"``, (H, W) in bits per pixel. For ``"capacity"``, an array of the shape of the
+            feature map, in bits.
         """
         self._firsts = []
         return in_published_unit(super().analyze(input_t, model_loss_fn, mode, *args, **kwargs), mode)
@@ -167,8 +167,8 @@ def get_imagenet_folder(
 ) -> ImageFolder:
     """Open a folder of pictures, in one folder per class, as a data set for an ImageNet network.
 
-    Other than `iba_torch.get_imagenet_folder`, the default transform first cuts out the middle 256 x 256 pixels,
-    and then resizes them.
+    Other than in `iba_torch.get_imagenet_folder`, the default transform first cuts out the middle 256 x 256
+    pixels, and then resizes them.
 
     Args:
         path: the folder.

@@ -21,7 +21,7 @@ from iba_torch.compat.iba.published import Published, in_published_unit
 __all__ = ["IBAReadout", "TorchWelfordEstimator"]
 
 
-class IBAReadout(iba_torch.IBAReadout, Published):  # type: ignore[misc]  # as its base
+class IBAReadout(iba_torch.IBAReadout, Published):
     """`iba_torch.IBAReadout`, whose `analyze` also takes a closure, and gives a capacity in bits.
 
     Example:
@@ -32,7 +32,7 @@ class IBAReadout(iba_torch.IBAReadout, Published):  # type: ignore[misc]  # as i
         >>> iba.detach()
     """
 
-    def analyze(
+    def analyze(  # type: ignore[override]  # takes a model, as its base
         self,
         input_t: Any,
         model: nn.Module | Callable[[Any], Any] | None = None,
@@ -48,8 +48,8 @@ class IBAReadout(iba_torch.IBAReadout, Published):  # type: ignore[misc]  # as i
             **kwargs: arguments of `IBA.analyze` have no effect, and are warned of.
 
         Returns:
-            For ``"saliency"``, (H, W) in bits per pixel. For ``"capacity"``, an array of the shape of the feature
-            map, in bits.
+            For ``"saliency"``, (H, W) in bits per pixel. For ``"capacity"``, an array of the shape of the
+            feature map, in bits.
         """
         own = {name: kwargs.pop(name) for name in ("pass_mask",) if name in kwargs}
         if kwargs:
@@ -62,4 +62,6 @@ class IBAReadout(iba_torch.IBAReadout, Published):  # type: ignore[misc]  # as i
         if mode == "capacity":
             return in_published_unit(nats, mode)
         layout = self._what_is_known().readout.bottleneck.layout
-        return saliency_maps(nats[None], layout, self._spatial_shape(input_t))[0]
+        maps = saliency_maps(nats[None], layout, self._spatial_shape(input_t))
+        found: npt.NDArray[np.floating] = maps[0]
+        return found

@@ -12,7 +12,7 @@ from typing import Generic, TypeVar
 
 import torch
 
-from iba_core.framework.restoring import undoing
+from iba_core.undo import undoing
 
 T = TypeVar("T")
 

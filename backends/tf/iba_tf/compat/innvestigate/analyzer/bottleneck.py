@@ -30,7 +30,7 @@ class InformationBottleneck(iba_tf.IBACopyInnvestigate):
         """
         super().fit(self._unwrapped(X), batch_size=batch_size, **kwargs)
 
-    def analyze(
+    def analyze(  # type: ignore[override]  # innvestigate's arguments
         self,
         X: Any,  # noqa: N803  # the published name
         neuron_selection: npt.ArrayLike | None = None,
@@ -46,8 +46,8 @@ class InformationBottleneck(iba_tf.IBACopyInnvestigate):
 
         Returns:
             Array of the shape of the samples, of the first input if there are several. A place's bits are
-            divided equally among its channels, so that the sum over the channels is the map in bits per pixel. If
-            the features have other places than the samples, all values of a sample share its bits equally.
+            divided equally among its channels, so that the sum over the channels is the map in bits per
+            pixel. If the features have other places than the samples, all values of a sample share its bits.
         """
         X = self._unwrapped(X)  # noqa: N806  # the published name
         samples = np.asarray(next(arrays_of(X)))
@@ -83,7 +83,7 @@ def _spread(
     axis = 1 if is_channels_first else len(shape) - 1
     if maps.shape != (*shape[:axis], *shape[axis + 1 :]):
         warnings.warn(
-            "the features have no places that are those of the samples: all values of a sample share its bits",
+            "the features have other places than the samples: all values of a sample share its bits",
             stacklevel=3,
         )
         totals = maps.reshape(len(maps), -1).sum(axis=1).reshape(-1, *(1 for _ in shape[1:]))

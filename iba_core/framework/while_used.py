@@ -1,39 +1,13 @@
-"""Contexts that undo what they have done, also where an interrupt comes while they undo it."""
+"""Changes of the whole process that are there only while someone needs them."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 from iba_core.framework.locks import fork_safe_lock
-
-
-@contextmanager
-def undoing(undo: Callable[[], object]) -> Iterator[None]:
-    """Context that calls a function at its end, however it ends.
-
-    An interrupt may come while the function runs. Then it runs again.
-
-    Args:
-        undo: does no harm if it runs twice, or if nothing has been done yet.
-
-    Example:
-        >>> with undoing(lambda: print("as before")):
-        ...     print("changed")
-        changed
-        as before
-    """
-    is_undone = False
-    try:
-        yield
-    finally:
-        try:
-            undo()
-            is_undone = True
-        finally:
-            if not is_undone:
-                undo()
+from iba_core.undo import undoing
 
 
 class WhileUsed(ABC):

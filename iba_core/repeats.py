@@ -1,0 +1,182 @@
+"""Several explanations of the same inputs: of seeds, of betas, of layers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from iba_core.arguments import require_choice, require_number, require_sequence, require_type, require_whole
+from iba_core.attribution import Attribution
+from iba_core.bottleneck.saliency import resize_maps
+from iba_core.errors import InputError
+from iba_core.pictures.plotting import plot_saliency_map
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+Maps = npt.NDArray[np.floating]
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Repeats:
+    """Explanations of the same B images with different noise. `Explainer.explain_seeds` returns them.
+
+    Attributes:
+        attributions: one for each seed, at least two.
+
+    Example:
+        >>> repeats = explainer.explain_seeds(x, 1, seeds=3)
+        >>> len(repeats.attributions), repeats.saliency.shape, repeats.total_bits_std.shape
+        (3, (2, 8, 8), (2,))
+    """
+
+    attributions: tuple[Attribution, ...]
+
+    def __post_init__(self) -> None:
+        require_sequence("attributions", self.attributions, "attributions")
+        for each in self.attributions:
+            require_type("attributions", each, Attribution, "a list of attributions")
+        if len(self.attributions) < 2 or len({each.saliency.shape for each in self.attributions}) > 1:
+            raise InputError("attributions must be at least two, of the same images")
+
+    def __repr__(self) -> str:
+        bits = zip(self.total_bits[:_SHOWN], self.total_bits_std[:_SHOWN], strict=True)
+        shown = ", ".join(f"{mean:,.0f} +- {std:,.0f} bits" for mean, std in bits)
+        more = ", ..." if len(self.total_bits) > _SHOWN else ""
+        return f"<Repeats: {len(self.attributions)} seeds; {shown}{more}>"
+
+    @property
+    def saliency(self) -> Maps:
+        """Mean of the maps, (B, H, W), in bits per pixel."""
+        return np.asarray(self._maps.mean(axis=0))
+
+    @property
+    def saliency_std(self) -> Maps:
+        """Standard deviation of a single map over the seeds, (B, H, W), in bits per pixel."""
+        return np.asarray(self._maps.std(axis=0, ddof=1))
+
+    @property
+    def total_bits(self) -> Maps:
+        """Mean of the bits of each image, (B,)."""
+        return np.asarray(self._bits.mean(axis=0))
+
+    @property
+    def total_bits_std(self) -> Maps:
+        """Standard deviation of the bits of a single explanation over the seeds, (B,)."""
+        return np.asarray(self._bits.std(axis=0, ddof=1))
+
+    def sure(self, factor: float = 2.0) -> Maps:
+        """Maps that show the mean only where it is more than `factor` standard errors above 0, (B, H, W).
+
+        Args:
+            factor: standard errors of the mean map.
+        """
+        factor = require_number("factor", factor, 0)
+        error = self.saliency_std / np.sqrt(len(self.attributions))
+        return np.where(self.saliency > factor * error, self.saliency, 0.0)
+
+    def plot(
+        self,
+        image: npt.NDArray[Any] | None = None,
+        index: int = 0,
+        factor: float = 2.0,
+        ax: Axes | None = None,
+        **options: Any,
+    ) -> Axes:
+        """Draw where the map of one image is sure.
+
+        Args:
+            image: as in `Attribution.plot`.
+            index: number of the image in the batch.
+            factor: as in `sure`.
+            ax: axes to draw into; None for a new figure.
+            **options: see `iba_core.plot_saliency_map`.
+
+        Returns:
+            The axes.
+
+        Raises:
+            InputError: the maps do not have two spatial axes.
+        """
+        maps = self.sure(factor)
+        index = require_whole("index", index, -len(maps), len(maps) - 1)
+        if maps.ndim != 3:
+            raise InputError(f"only maps with two spatial axes can be drawn; these have {maps.ndim - 1}")
+        return plot_saliency_map(maps[index], image, ax, **options)
+
+    @property
+    def _maps(self) -> Maps:
+        return np.stack([each.saliency for each in self.attributions])
+
+    @property
+    def _bits(self) -> Maps:
+        return np.stack([each.total_bits for each in self.attributions])
+
+
+@dataclass(frozen=True, eq=False)
+class SurvivalCurve:
+    """What survives of the targets of B images, against the bits. `Explainer.survival_curve` returns it.
+
+    Attributes:
+        betas: (N,), in ascending order.
+        bits: (N, B), bits in total.
+        survival: (N, B), see `Attribution.survival`.
+        survival_std: (N, B), its standard deviation over noisy copies.
+    """
+
+    betas: Maps
+    bits: Maps
+    survival: Maps
+    survival_std: Maps
+
+
+def combine_maps(attributions: Sequence[Attribution], combine: Literal["mean", "geometric"] = "mean") -> Maps:
+    """Make one map for each image of explanations at several layers.
+
+    Each map is first scaled to a sum of 1, so that a layer with more bits does not outweigh the others. Maps
+    of the size of the input are needed; smaller ones are resized to the largest.
+
+    Args:
+        attributions: of the same images, at different layers of one model. Each stays as it is.
+        combine: ``"mean"``, or ``"geometric"`` for the geometric mean, which is high only where all layers
+            agree.
+
+    Returns:
+        Array (B, *spatial axes) whose maps sum to 1. It is in shares, since bits of two layers do not add up.
+
+    Raises:
+        InputError: there are no attributions, or they are of different numbers of images or axes.
+
+    Example:
+        >>> shallow = explainer.explain(x, target=1, seed=0)
+        >>> deep = explainer.explain(x, target=1, seed=1)
+        >>> combine_maps([shallow, deep]).sum(axis=(1, 2)).round(6)
+        array([1., 1.])
+    """
+    require_sequence("attributions", attributions, "attributions")
+    for each in attributions:
+        require_type("attributions", each, Attribution, "a list of attributions")
+    require_choice("combine", combine, ("mean", "geometric"))
+    if len({(len(each), each.saliency.ndim) for each in attributions}) > 1:
+        raise InputError("attributions must be of the same images, with maps of as many axes")
+    shape = max((each.saliency.shape[1:] for each in attributions), key=np.prod)
+    scaled = np.stack([_shares(resize_maps(each.saliency, shape)) for each in attributions])
+    if combine == "mean":
+        return np.asarray(scaled.mean(axis=0))
+    with np.errstate(divide="ignore"):
+        return _shares(np.exp(np.log(scaled).mean(axis=0)))
+
+
+def _shares(maps: Maps) -> Maps:
+    """Maps (B, ...) scaled to a sum of 1; an empty map stays empty."""
+    positive = np.maximum(maps.astype(np.float64), 0.0)
+    total = positive.sum(axis=tuple(range(1, maps.ndim)), keepdims=True)
+    return np.asarray(positive / np.where(total > 0, total, 1.0))
+
+
+_SHOWN = 4
+"""Images that the printed form shows."""

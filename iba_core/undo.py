@@ -1,0 +1,33 @@
+"""A context that undoes what has been done, also where an interrupt comes while it is undone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+
+@contextmanager
+def undoing(undo: Callable[[], object]) -> Iterator[None]:
+    """Context that calls a function at its end, however it ends.
+
+    An interrupt may come while the function runs. Then it runs again.
+
+    Args:
+        undo: does no harm if it runs twice, or if nothing has been done yet.
+
+    Example:
+        >>> with undoing(lambda: print("as before")):
+        ...     print("changed")
+        changed
+        as before
+    """
+    is_undone = False
+    try:
+        yield
+    finally:
+        try:
+            undo()
+            is_undone = True
+        finally:
+            if not is_undone:
+                undo()
