@@ -359,7 +359,8 @@ def test_target_among_the_unlikely_is_shown_too(iba, tmp_path):
 
 def test_methods_are_compared(iba, tmp_path):
     methods = "bottleneck, bottleneck, fast, Grad-CAM, random"
-    command = ("evaluate", "photos", *TOLD, "--methods", methods, "--metrics", "insertion,sparseness,bits")
+    options = ("--methods", methods, "--metrics", "insertion,sparseness,bits")
+    command = ("evaluate", "photos", "--model", "tiny_nets:told", *options)
     code, out, _ = iba(*command, "--out", tmp_path)
     assert code == 0
     rows = [line.split()[0] for line in out.splitlines() if line and line[0] != " "]
@@ -378,7 +379,8 @@ def test_methods_are_compared(iba, tmp_path):
     ],
 )
 def test_unknown_methods_and_metrics(fails, tmp_path, option, value, message):
-    assert fails("evaluate", "photos", *TOLD, option, value, "--out", tmp_path).startswith(message)
+    command = ("evaluate", "photos", "--model", "tiny_nets:told", option, value)
+    assert fails(*command, "--out", tmp_path).startswith(message)
 
 
 @pytest.mark.parametrize(
