@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 import iba_torch
+from iba_core import load_image
 from tests.backends import Torch
 from tests.robustness import doors_models
 from tests.robustness.doors_core import CALLED, COUNT, FLAG, OPTIONAL_SEED, SETTINGS, const, folder
@@ -127,6 +128,8 @@ def _others(net: Network) -> Iterator[Door]:
         "iba_torch.ImageFolder",
         root=A(folder, nothing, ("holds no folders",)),
         transform=given(None, optional(function)),
+        target_transform=given(None, optional(function)),
+        loader=given(load_image, function),
     )
     yield door(
         "iba_torch.get_imagenet_folder",
@@ -134,7 +137,7 @@ def _others(net: Network) -> Iterator[Door]:
         image_size=given(8, whole(1, 2**13)),
         transform=given("default", optional(function)),
     )
-    size = given(8, whole(1, 2**14))
+    size = given(8, either(whole(1, 2**14), numbers((2,), whole(1, 2**14))))
     yield door("iba_torch.imagenet_transform", resize=size, crop_size=size)
     yield door("iba_torch.tensor_to_np_img", img_t=given(torch.zeros(3, 4, 4)))
     adapter = iba_torch.TorchAdapter(net.model)
