@@ -24,7 +24,7 @@ def resizing_matrix(size: int, target: int, corners: bool = False) -> npt.NDArra
         Array (target, size), float64, read-only; the rows sum to one.
     """
     if corners:
-        centres = np.linspace(0, size - 1, target)
+        centres = np.linspace(0.0, size - 1.0, target).astype(np.float64)
     else:
         centres = (np.arange(target) + 0.5) * (size / target) - 0.5
     matrix = np.stack([np.interp(centres, np.arange(size), column) for column in np.eye(size)], axis=1)
