@@ -443,7 +443,8 @@ class IBACopy(PerSampleBottleneck):
         Args:
             generator: yields what `fit` takes, or tuples (inputs, ...); the inputs of a model with several
                 are a tuple within the tuple.
-            n_samples: stop after exactly this many; None for all. If the generator ends before, fewer are used.
+            n_samples: stop after exactly this many; None for all. If the generator ends before, fewer are
+                used.
             progbar: show the progress.
             session: see `fit`.
             run_kwargs: see `fit`.
