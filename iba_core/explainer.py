@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from iba_core.arguments import (
     LARGEST_COUNT,
+    LARGEST_NUMBER,
     given,
     is_whole_number,
     require_bool,
@@ -19,6 +20,7 @@ from iba_core.arguments import (
     require_layer,
     require_numbers,
     require_seed,
+    require_sequence,
     require_text,
     require_type,
     require_whole,
@@ -106,7 +108,7 @@ class Explainer:
         tokens: how to read a layer whose features are a sequence of tokens, such as
             ``Tokens(prefix=1, grid=(14, 14))`` for a vision transformer.
         preset: name of a set of hyperparameters: ``"default"`` and ``"paper"`` (the paper's), ``"fast"``, or
-            ``"stable"``, whose loss does not jump on the way, see `iba_core.bottleneck.settings.PRESETS`.
+            ``"guarded"``, whose loss does not jump on the way, see `iba_core.bottleneck.settings.PRESETS`.
             Hyperparameters that are given override it.
         data_format: where the channels of the layer's features are, ``"channels_first"`` or
             ``"channels_last"``; None to find that out.
@@ -361,7 +363,7 @@ class Explainer:
             >>> [each.seed for each in repeats.attributions]
             [0, 1]
         """
-        seeds = require_whole("seeds", seeds, 2)
+        seeds = require_whole("seeds", seeds, 2, _MOST_SEEDS)
         first = options.pop("seed", None)
         require_seed("seed", first)
         start = first or 0
@@ -395,7 +397,8 @@ class Explainer:
             >>> curve.bits.shape, curve.survival.shape
             ((2, 2), (2, 2))
         """
-        ordered = sorted(require_numbers("betas", betas, least=0))
+        require_sequence("betas", betas, "numbers")
+        ordered = sorted(require_numbers("betas", betas, least=0, most=LARGEST_NUMBER))
         if given_too := {"beta", "keep"} & set(options):
             raise InputError(f"{given_too.pop()}= is no argument of survival_curve; give betas=")
         with warnings.catch_warnings():
@@ -717,6 +720,9 @@ class Explainer:
         spatial = Layout.of(shape, split.input_format).spatial_shape(shape)
         return spatial if len(spatial) == len(places) else None
 
+
+_MOST_SEEDS = 10**4
+"""Most explanations of the same inputs. More are a slip of the pen."""
 
 _LOST = ".* maps do not explain their target"
 

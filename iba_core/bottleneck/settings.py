@@ -92,7 +92,7 @@ class BottleneckSettings:
     precision: str | None = None
 
     def __post_init__(self) -> None:
-        if isinstance(self.beta, str) and self.beta == AUTO:
+        if _is_auto(self.beta):
             object.__setattr__(self, "beta", type(self).beta)
             object.__setattr__(self, "keep", KEEP if self.keep is None else self.keep)
         for name, value in plain_settings(vars(self)).items():
@@ -119,9 +119,13 @@ class BottleneckSettings:
             if name not in known:
                 raise InputError(f"{name!r} is no setting; the settings are {', '.join(known)}")
         given: dict[str, Any] = {name: value for name, value in values.items() if value is not None}
-        if given.get("beta", AUTO) != AUTO:
+        if "beta" in given and not _is_auto(given["beta"]):
             given.setdefault("keep", None)
         return replace(self, **given)
+
+
+def _is_auto(beta: Any) -> bool:
+    return isinstance(beta, str) and beta == AUTO
 
 
 _COUNTS = ("steps", "samples", "early_samples")
@@ -198,7 +202,7 @@ FAST: Mapping[str, Any] = MappingProxyType(
 """A quarter of the default's noisy copies: fewer and longer steps, copies in pairs, and fewer copies while
 the mask is open. The guide on speed says what that costs."""
 
-STABLE: Mapping[str, Any] = MappingProxyType(
+GUARDED: Mapping[str, Any] = MappingProxyType(
     {
         **PAPER,
         "steps": 20,
@@ -210,11 +214,11 @@ STABLE: Mapping[str, Any] = MappingProxyType(
         "max_rise": 0.3,
     }
 )
-"""Two thirds of the default's time: shorter steps that are taken back where the loss jumps, and copies in
-pairs. The maps of two seeds differ less, see `benchmarks.presets`."""
+"""Six tenths of the default's noisy copies: shorter steps, copies in pairs, and steps that are taken back
+where the loss jumps, see `benchmarks.presets`."""
 
 PRESETS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
-    {"paper": PAPER, "default": PAPER, "fast": FAST, "stable": STABLE}
+    {"paper": PAPER, "default": PAPER, "fast": FAST, "guarded": GUARDED}
 )
 """Sets of hyperparameters by name. They hold what decides the time and the noise of an explanation, and the
 learning rate that fits their steps. They do not hold what is explained, such as beta."""

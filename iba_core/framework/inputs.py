@@ -205,7 +205,7 @@ def samples_of(
                 inputs = array_of_lists(name, inputs_of_batch(batch))
                 inputs = inputs if n_samples is None else take(inputs, 0, n_samples - seen)
             except InputError as error:
-                raise InputError(f"{name}: {error}") from error
+                raise error if str(error).startswith(name) else InputError(f"{name}: {error}") from error
             if size := batch_size(inputs):
                 yield inputs
                 seen += size

@@ -47,6 +47,7 @@ PICTURE = RNG.integers(0, 255, (8, 8, 3), dtype=np.uint8)
 MASKS = (RNG.random((4, 8, 8)) > 0.5).astype(np.float32)
 MAP = RNG.random((8, 8))
 OUTPUTS = RNG.normal(size=(2, 5))
+PREPROCESSING = images.Preprocessing(size=(4, 4))
 
 
 @cache
@@ -119,6 +120,8 @@ SETTINGS: dict[str, Argument] = {
     "early_steps": given(1, whole(0, 10**6)),
     "early_samples": COUNT,
     "tolerance": given(0.1, number(0, 1e12)),
+    "max_rise": given(0.0, number(0, 1e12)),
+    "keep": given(None, optional(number(0.01, below=1))),
     "precision": given(None, optional(nothing)),
 }
 
@@ -203,6 +206,9 @@ def _statistics() -> Iterator[Door]:
         prefix=given(1, whole()),
         grid=given((2, 2), optional(numbers((1, 2, 3), whole(1)))),
     )
+
+
+def _estimator() -> Iterator[Door]:
     yield door("iba_core.WelfordEstimator", **{"*": given((3,), whole(1), ("shape",))})
     batch = given(np.ones((2, 3)), lambda value: array()(value) and np.shape(value)[1:] == (3,))
     yield door("iba_core.WelfordEstimator.fit", estimator, x=A(batch.valid, _rows_of_three))
@@ -234,9 +240,7 @@ def _rows_of_three(value: Any) -> bool:
     return found.dtype.kind in "biuf" and found.shape[1:] == (3,) and bool(np.isfinite(found).all())
 
 
-def _pictures() -> Iterator[Door]:
-    picture = given(PICTURE, lambda value: isinstance(value, np.ndarray) and value.dtype == np.uint8)
-    preprocessing = images.Preprocessing(size=(4, 4))
+def _images() -> Iterator[Door]:
     readable = A(lambda: folder() / "picture.png", nothing, NO_FILE)
     yield door("iba_core.load_image", path=readable)
     yield door("iba_core.sample_image", name=given("cat"))
@@ -244,13 +248,38 @@ def _pictures() -> Iterator[Door]:
     yield door(
         "iba_core.sample_crops",
         n=given(2, whole(1)),
-        preprocessing=given(preprocessing),
+        preprocessing=given(PREPROCESSING),
         batch_size=given(2, whole(1)),
         seed=SEED,
         data_format=DATA_FORMAT,
     )
+    yield door("iba_core.pictures.images.image_files", folder=A(folder, nothing, NO_FILE))
     yield door(
-        "iba_core.pictures.images.Preprocessing",
+        "iba_core.pictures.images.image_batches",
+        files=A(lambda: [folder() / "picture.png"], _empty, NO_FILE),
+        preprocessing=given(PREPROCESSING),
+        batch_size=given(2, whole(1)),
+        data_format=DATA_FORMAT,
+    )
+    yield Door(
+        "iba_core.load_monkeys",
+        const(partial(_before_download, iba_core.load_monkeys)),
+        {
+            "center_crop": FLAG,
+            "size": given(224, optional(either(whole(1, 2**14), numbers((2,), whole(1))))),
+            "pil": FLAG,
+        },
+    )
+    yield door(
+        "iba_core.framework.allocator.keep_freed_memory", limit=given(2**30, whole(-(10**400), 10**400))
+    )
+
+
+def _preparing() -> Iterator[Door]:
+    path = "iba_core.pictures.images.Preprocessing"
+    picture = given(PICTURE, lambda value: isinstance(value, np.ndarray) and value.dtype == np.uint8)
+    yield door(
+        path,
         size=given((4, 4), numbers((2,), whole(1, 2**14))),
         crop_fraction=given(1.0, number(above=0, most=1)),
         channels=given(3),
@@ -260,40 +289,35 @@ def _pictures() -> Iterator[Door]:
         interpolation=given("bilinear"),
     )
     yield door(
-        "iba_core.pictures.images.Preprocessing.preset",
+        f"{path}.preset",
         const(images.Preprocessing),
         name=given("unit"),
         size=given((4, 4), numbers((2,), whole(1, 2**14))),
         channels=given(3),
     )
     yield door(
-        "iba_core.pictures.images.Preprocessing.__call__",
-        const(preprocessing),
+        f"{path}.__call__",
+        const(PREPROCESSING),
         image=picture,
         data_format=DATA_FORMAT,
     )
-    yield door("iba_core.pictures.images.Preprocessing.crop", const(preprocessing), image=picture)
+    yield door(f"{path}.crop", const(PREPROCESSING), image=picture)
     yield door(
-        "iba_core.pictures.images.Preprocessing.inverse",
-        const(preprocessing),
+        f"{path}.inverse",
+        const(PREPROCESSING),
         x=given(np.ones((4, 4, 3)), lambda value: array((3,))(value) and np.shape(value)[-1] == 3),
         data_format=given("channels_last"),
     )
     yield door(
-        "iba_core.pictures.images.Preprocessing.random_crop",
-        const(preprocessing),
+        f"{path}.random_crop",
+        const(PREPROCESSING),
         image=picture,
         generator=A(lambda: np.random.default_rng(0)),
         data_format=DATA_FORMAT,
     )
-    yield door("iba_core.pictures.images.image_files", folder=A(folder, nothing, NO_FILE))
-    yield door(
-        "iba_core.pictures.images.image_batches",
-        files=A(lambda: [folder() / "picture.png"], _empty, NO_FILE),
-        preprocessing=given(preprocessing),
-        batch_size=given(2, whole(1)),
-        data_format=DATA_FORMAT,
-    )
+
+
+def _drawing() -> Iterator[Door]:
     yield Door(
         "iba_core.plot_saliency_map",
         _with_matplotlib(iba_core.plot_saliency_map),
@@ -327,17 +351,9 @@ def _pictures() -> Iterator[Door]:
         colormap=given("jet"),
         image_weight=FRACTION,
     )
-    yield Door(
-        "iba_core.load_monkeys",
-        const(partial(_before_download, iba_core.load_monkeys)),
-        {
-            "center_crop": FLAG,
-            "size": given(224, optional(either(whole(1, 2**14), numbers((2,), whole(1))))),
-            "pil": FLAG,
-        },
-    )
+    yield door("iba_core.pictures.cam.deprocess_image", img=given(MAP, array()))
     yield door(
-        "iba_core.framework.allocator.keep_freed_memory", limit=given(2**30, whole(-(10**400), 10**400))
+        "iba_core.pictures.opencv_colours.opencv_colours", number=given(2, whole(0, 21), ("colormap",))
     )
 
 
@@ -375,9 +391,9 @@ def _with_matplotlib(function: Callable[..., Any]) -> Callable[[], Callable[...,
 
 
 def _embeddings() -> Iterator[Door]:
-    nested = A(lambda: [plane(), [plane()]])
+    path = "iba_core.concepts.ConceptEmbedding"
     yield door(
-        "iba_core.concepts.ConceptEmbedding",
+        path,
         normal_vec=given(
             np.array([3.0, 4.0]),
             lambda value: array()(value) and np.ndim(value) > 0 and bool(np.any(value)),
@@ -393,112 +409,104 @@ def _embeddings() -> Iterator[Door]:
         layer_id=given("conv", optional(name)),
     )
     yield door(
-        "iba_core.concepts.ConceptEmbedding.distance",
+        f"{path}.distance",
         plane,
         point=given(np.ones((5, 2)), lambda value: array()(value) and np.shape(value)[-1:] == (2,)),
     )
     for method in ("angle", "cosine"):
-        yield Door(
-            f"iba_core.concepts.ConceptEmbedding.{method}",
-            const(getattr(plane(), method)),
-            {"other": A(plane)},
-        )
+        yield door(f"{path}.{method}", plane, other=A(plane))
     yield door(
-        "iba_core.concepts.ConceptEmbedding.same_hyperplane",
+        f"{path}.same_hyperplane",
         plane,
         other=A(plane),
         tolerance=given(1e-6, number(0)),
     )
+    several = A(lambda: [plane(), [plane()]])
     for method in ("mean", "mean_by_angle", "mean_by_distance"):
-        yield Door(
-            f"iba_core.concepts.ConceptEmbedding.{method}",
-            const(getattr(c.ConceptEmbedding, method)),
-            {"embeddings": nested},
-        )
+        yield door(f"{path}.{method}", embeddings=several)
     for method in ("variance", "std_deviation"):
-        yield Door(
-            f"iba_core.concepts.ConceptEmbedding.{method}",
-            const(getattr(c.ConceptEmbedding, method)),
-            {"embeddings": nested, "ddof": given(1, whole(0, 1))},
-        )
+        yield door(f"{path}.{method}", embeddings=several, ddof=given(1, whole(0, 1)))
     yield door(
-        "iba_core.concepts.ConceptEmbedding.save",
+        f"{path}.save",
         plane,
         filepath=A(new_file, is_path, ("path",)),
         overwrite=FLAG,
     )
     yield door(
-        "iba_core.concepts.ConceptEmbedding.load",
+        f"{path}.load",
         const(c.ConceptEmbedding),
         filepath=A(lambda: folder() / "plane.safetensors", nothing, ("path",)),
     )
 
 
-def losses(package: str, module: Any) -> Iterator[Door]:
-    """Losses and metrics of masks; every framework has them, with the same arguments."""
-    data_format = given("channels_first", optional(nothing))
-    factor = {"factor_pos_class": FRACTION}
-    threshold = given(0.0, number())
-    arguments = {
-        "Net2VecLoss": {
-            **factor,
-            "reduction": REDUCTION,
-            "target_thresh": threshold,
-            "data_format": data_format,
-        },
-        "TverskyLoss": {
-            "factor_false_positives": FRACTION,
-            "reduction": REDUCTION,
-            "target_thresh": threshold,
-            "from_logit": FLAG,
-            "smooth": given(0.0, number(0)),
-            "data_format": data_format,
-        },
-        "BalancedBCELoss": {
-            "factor_pos_class": given(0.5, optional(number(0, 1))),
-            "reduction": REDUCTION,
-            "from_logit": FLAG,
-            "soft_weights": FLAG,
-        },
-        "BalancedPenaltyReducedFocalLoss": {
-            **factor,
-            "alpha": given(2, lambda value: number(0)(value) and (value == 0 or value >= 1)),
-            "beta": given(4, number(0)),
-            "from_logit": FLAG,
-        },
-        "IoU": {
-            "reduction": REDUCTION,
-            "output_thresh": threshold,
-            "label_thresh": threshold,
-            "smooth": given(1e-6, number(0)),
-            "data_format": data_format,
-        },
-        "SetIoU": {
-            "output_thresh": threshold,
-            "label_thresh": threshold,
-            "smooth": given(1e-6, number(0)),
-        },
-        "WeightedLossSum": {
-            "losses": A(lambda: [c.Net2VecLoss(), c.TverskyLoss()]),
-            "weights": given([1.0, 2.0], optional(numbers((2,)))),
-        },
-    }
-    for kind, taken in arguments.items():
-        yield door(f"{package}.{kind}", **taken)
+_AXES = given("channels_first", optional(nothing))
+_THRESHOLD = given(0.0, number())
+LOSSES: dict[str, dict[str, Argument]] = {
+    "Net2VecLoss": {
+        "factor_pos_class": FRACTION,
+        "reduction": REDUCTION,
+        "target_thresh": _THRESHOLD,
+        "data_format": _AXES,
+    },
+    "TverskyLoss": {
+        "factor_false_positives": FRACTION,
+        "reduction": REDUCTION,
+        "target_thresh": _THRESHOLD,
+        "from_logit": FLAG,
+        "smooth": given(0.0, number(0)),
+        "data_format": _AXES,
+    },
+    "BalancedBCELoss": {
+        "factor_pos_class": given(0.5, optional(number(0, 1))),
+        "reduction": REDUCTION,
+        "from_logit": FLAG,
+        "soft_weights": FLAG,
+    },
+    "BalancedPenaltyReducedFocalLoss": {
+        "factor_pos_class": FRACTION,
+        "alpha": given(2, lambda value: number(0)(value) and (value == 0 or value >= 1)),
+        "beta": given(4, number(0)),
+        "from_logit": FLAG,
+    },
+    "IoU": {
+        "reduction": REDUCTION,
+        "output_thresh": _THRESHOLD,
+        "label_thresh": _THRESHOLD,
+        "smooth": given(1e-6, number(0)),
+        "data_format": _AXES,
+    },
+    "SetIoU": {
+        "output_thresh": _THRESHOLD,
+        "label_thresh": _THRESHOLD,
+        "smooth": given(1e-6, number(0)),
+    },
+    "WeightedLossSum": {
+        "losses": A(lambda: [c.Net2VecLoss(), c.TverskyLoss()]),
+        "weights": given([1.0, 2.0], optional(numbers((2,)))),
+    },
+}
+"""Arguments of the losses and metrics of masks, which every framework has."""
 
 
-def _concepts() -> Iterator[Door]:
-    yield from losses("iba_core.concepts", c)
-    for kind in (
-        "Net2VecLoss",
-        "TverskyLoss",
-        "BalancedBCELoss",
-        "BalancedPenaltyReducedFocalLoss",
-        "IoU",
-        "SetIoU",
-    ):
-        yield door(f"iba_core.concepts.{kind}.forward", const(getattr(c, kind)()), **LOSS_INPUTS)
+def losses(package: str) -> Iterator[Door]:
+    """Losses and metrics of masks of a package."""
+    for kind, arguments in LOSSES.items():
+        yield door(f"{package}.{kind}", **arguments)
+
+
+def _losses() -> Iterator[Door]:
+    yield from losses("iba_core.concepts")
+    for kind in LOSSES:
+        if kind != "WeightedLossSum":
+            yield door(f"iba_core.concepts.{kind}.forward", getattr(c, kind), **LOSS_INPUTS)
     yield door("iba_core.concepts.SetIoU.update", c.SetIoU, **LOSS_INPUTS)
+
+
+_PREPARED = {"preprocessing": given(images.Preprocessing(size=(8, 8))), "data_format": DATA_FORMAT}
+_REL_SIZE = given((0.5, 0.5), optional(numbers((2,), number(above=0, most=1))))
+
+
+def _segmentation_data() -> Iterator[Door]:
     yield door(
         "iba_core.concepts.SegmentationData",
         images=given(IMAGES, lambda value: hasattr(value, "__len__") and len(value) == 4),
@@ -514,31 +522,29 @@ def _concepts() -> Iterator[Door]:
     )
     pair = given((IMAGES, MASKS), nothing, ("images", "masks"))
     maybe = given(None, optional(nothing), ("images", "masks"))
-    rel_size = given((0.5, 0.5), optional(numbers((2,), number(above=0, most=1))))
     yield door(
         "iba_core.concepts.SegmentationConcept2D",
         name=given("dot", name),
         train_data=pair,
         val_data=maybe,
         test_data=maybe,
-        rel_size=rel_size,
+        rel_size=_REL_SIZE,
     )
+
+
+def _segmentation_files() -> Iterator[Door]:
     pictures = np.stack([PICTURE] * 4)
-    preparing = {
-        "preprocessing": given(images.Preprocessing(size=(8, 8))),
-        "data_format": DATA_FORMAT,
-    }
     yield door(
         "iba_core.concepts.SegmentationConcept2D.from_pictures",
         const(c.SegmentationConcept2D),
         name=given("dot", name),
         pictures=given(list(pictures), nothing, why="4 pictures"),
         masks=given(list(pictures[..., 0]), nothing, ("source",)),
-        **preparing,
+        **_PREPARED,
         validation=given(0.25, number(0, below=0.75)),
         test=given(0.25, number(0, below=0.75)),
         seed=SEED,
-        rel_size=rel_size,
+        rel_size=_REL_SIZE,
     )
     yield Door(
         "iba_core.concepts.SegmentationConcept2D.from_folders",
@@ -547,9 +553,12 @@ def _concepts() -> Iterator[Door]:
             "name": given("dot", name),
             "images": A(lambda: folder() / "class", nothing, ("folder", *NO_FILE)),
             "masks": A(lambda: folder() / "class", nothing, ("folder", *NO_FILE)),
-            **preparing,
+            **_PREPARED,
         },
     )
+
+
+def _training() -> Iterator[Door]:
     yield door(
         "iba_core.concepts.TrainingSettings",
         epochs=COUNT,
@@ -562,10 +571,13 @@ def _concepts() -> Iterator[Door]:
     )
     yield door(
         "iba_core.concepts.face_concept",
-        **preparing,
+        **_PREPARED,
         sizes=given((1, 1, 1), numbers((3,), whole(1))),
         seed=SEED,
     )
+
+
+def _heatmaps() -> Iterator[Door]:
     heatmap = given(MAP, lambda value: array(shape=MAP.shape)(value) and _unit(value))
     picture = given(PICTURE, lambda value: array()(value) and np.shape(value)[:2] == (8, 8))
     yield Door(
@@ -601,4 +613,8 @@ def _texts() -> Iterator[Door]:
 
 def doors() -> list[Door]:
     """All doors of the core that need no model."""
-    return [*_targets(), *_statistics(), *_pictures(), *_embeddings(), *_concepts(), *_texts()]
+    parts = (
+        *(_targets, _statistics, _estimator, _images, _preparing, _drawing, _embeddings),
+        *(_losses, _segmentation_data, _segmentation_files, _training, _heatmaps, _texts),
+    )
+    return [door for part in parts for door in part()]

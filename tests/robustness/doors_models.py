@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import cache, partial
 from importlib import import_module
+from pkgutil import resolve_name
 from typing import Any
 
 import numpy as np
@@ -86,6 +87,10 @@ class Network:
         """Whether `fit` can read it: an array is a single batch."""
         return self.is_images(value) and np.ndim(value) == 4
 
+    def batches(self) -> Argument:
+        """Batches of images that something is fitted to."""
+        return A(lambda: [self.images], self.is_batches, ("the input", "x"))
+
     def has_classes(self, value: Any) -> bool:
         """Whether it is a class, or one for each of two images."""
         return value is None or callable(value) or array((0, 1))(value)
@@ -103,20 +108,7 @@ def _are_inputs(value: Any) -> bool:
     )
 
 
-def _explaining(net: Network) -> Iterator[Door]:
-    explainer = net.explainer
-    batches = A(lambda: [net.images], net.is_batches, ("the input", "x"))
-    images = given(net.images[:2], net.is_images, ("the input", "input"))
-    target = given(1, net.has_classes, why="a class, a function, or one class per image")
-    pass_mask = given(np.zeros(net.features, bool), optional(array(shape=net.features)))
-    overrides = {name: A(rule.valid, optional(rule.accepts)) for name, rule in SLOW.items()}
-    options = {
-        "seed": OPTIONAL_SEED,
-        "pass_mask": pass_mask,
-        "max_batch": given(8, optional(whole(1))),
-        "progbar": given(False, boolean),
-        "preset": given("fast", optional(nothing)),
-    }
+def _explainer(net: Network) -> Iterator[Door]:
     yield door(
         f"iba_core.Explainer[{net.package}]",
         model=given(net.model),
@@ -134,13 +126,27 @@ def _explaining(net: Network) -> Iterator[Door]:
     yield door(
         f"iba_core.Explainer.fit[{net.package}]",
         net.new_explainer,
-        batches=batches,
+        batches=net.batches(),
         n_samples=given(5, whole(2)),
         progbar=given(False, boolean),
     )
+
+
+def _explanations(net: Network) -> Iterator[Door]:
+    images = given(net.images[:2], net.is_images, ("the input", "input"))
+    target = given(1, net.has_classes, why="a class, a function, or one class per image")
+    pass_mask = given(np.zeros(net.features, bool), optional(array(shape=net.features)))
+    overrides = {name: A(rule.valid, optional(rule.accepts)) for name, rule in SLOW.items()}
+    options = {
+        "seed": OPTIONAL_SEED,
+        "pass_mask": pass_mask,
+        "max_batch": given(8, optional(whole(1))),
+        "progbar": given(False, boolean),
+        "preset": given("fast", optional(nothing)),
+    }
     yield door(
         f"iba_core.Explainer.explain[{net.package}]",
-        const(explainer),
+        const(net.explainer),
         x=images,
         target=target,
         **options,
@@ -148,30 +154,52 @@ def _explaining(net: Network) -> Iterator[Door]:
     )
     yield door(
         f"iba_core.Explainer.explain_iter[{net.package}]",
-        const(explainer),
-        batches=batches,
+        const(net.explainer),
+        batches=net.batches(),
         target=target,
         **{name: rule for name, rule in options.items() if name != "pass_mask"},
         pass_mask=A(pass_mask.valid, either(pass_mask.accepts, function)),
     )
-    yield door(f"iba_core.Explainer.predict[{net.package}]", const(explainer), x=images)
+    yield door(
+        f"iba_core.Explainer.explain_seeds[{net.package}]",
+        const(net.explainer),
+        x=images,
+        target=target,
+        seeds=given(2, whole(2, 10**4)),
+    )
+    yield door(
+        f"iba_core.Explainer.survival_curve[{net.package}]",
+        const(net.explainer),
+        x=images,
+        target=target,
+        betas=given((1, 10), numbers(each=number(0, 1e12))),
+    )
+    yield door(
+        f"iba_core.combine_maps[{net.package}]",
+        attributions=A(lambda: [net.attribution, net.attribution]),
+        combine=given("mean"),
+    )
+    yield door(f"iba_core.Explainer.predict[{net.package}]", const(net.explainer), x=images)
     yield door(
         f"iba_core.Explainer.predict_restricted[{net.package}]",
-        const(explainer),
+        const(net.explainer),
         x=A(images.valid, lambda value: net.is_images(value) and len(value) == 2),
         attribution=given(net.attribution),
         samples=COUNT,
         seed=OPTIONAL_SEED,
         pass_mask=pass_mask,
     )
+
+
+def _saved(net: Network) -> Iterator[Door]:
     yield door(
         f"iba_core.Explainer.save[{net.package}]",
-        const(explainer),
+        const(net.explainer),
         path=A(new_file, is_path),
         metadata=A(dict, optional(lambda value: isinstance(value, dict))),
     )
     saved = folder() / f"explainer-{net.package}.safetensors"
-    explainer.save(saved)
+    net.explainer.save(saved)
     yield door(f"iba_core.Explainer.load[{net.package}]", net.new_explainer, path=given(saved))
     yield door(f"iba_core.Attribution.save[{net.package}]", const(net.attribution), path=A(new_file, is_path))
     stored = folder() / f"attribution-{net.package}.safetensors"
@@ -183,8 +211,12 @@ def _explaining(net: Network) -> Iterator[Door]:
     )
 
 
+def _images(net: Network) -> Argument:
+    return given(net.images[:2], net.is_batches, ("the input", "input", "targets", "the output of layer"))
+
+
 def _concepts(net: Network) -> Iterator[Door]:
-    images = given(net.images[:2], net.is_batches, ("the input", "input", "targets", "the output of layer"))
+    images = _images(net)
     learnt = plane4(net)
     maps = A(
         images.valid,
@@ -210,45 +242,51 @@ def _concepts(net: Network) -> Iterator[Door]:
         layer=given("relu", optional(nothing)),
         backend=given(net.backend.name, optional(nothing)),
     )
-    for kind in ("GradCAM", "GradCAMPlusPlus"):
-        made = getattr(import_module(f"{net.package}.concepts"), kind)
+    yield from losses(f"{net.package}.concepts")
+    yield door(
+        f"iba_core.concepts.ConceptAnalysis[{net.package}]",
+        concept=A(lambda: concept_of(net)),
+        model=given(net.model),
+        layers=given(["relu"], nothing, ("layer",)),
+        kernel_size=given((1, 1), optional(numbers((2,), whole(1)))),
+        folds=given(1, whole(1, 4)),
+        ensemble_count=COUNT,
+        use_laplace=given(False, boolean),
+        use_bias=FLAG,
+        cache=given(None, optional(nothing)),
+        backend=given(net.backend.name, optional(nothing)),
+        progbar=given(False, boolean),
+        epochs=COUNT,
+        learning_rate=given(0.1, number(above=0, most=1e12)),
+    )
+
+
+def _activation_maps(net: Network) -> Iterator[Door]:
+    in_torch = {"use_cuda": given(False, boolean)} if net.package == "iba_torch" else {}
+    own = {
+        "GradCAM": {"shared": given(None, optional(_are_inputs))},
+        "GradCAMPlusPlus": {"epsilon": given(0.0, number(0))},
+        "ScoreCAM": {"batch_size": given(2, optional(whole(1)))},
+        "AblationCAM": {"batch_size": given(2, optional(whole(1)))},
+    }
+    for kind, arguments in own.items():
         yield door(
             f"{net.package}.concepts.{kind}",
             model=given(net.model),
             target_layers=given(["relu"], optional(nothing), ("layer", "layers")),
             reshape_transform=given(None, optional(function)),
-            **{"shared": given(None, optional(_are_inputs))} if kind == "GradCAM" else {},
-            **{"epsilon": given(0.0, number(0))} if kind == "GradCAMPlusPlus" else {},
-            **{"use_cuda": given(False, boolean)} if net.package == "iba_torch" else {},
+            **arguments,
+            **in_torch,
         )
-        yield Door(
+        made = resolve_name(f"{net.package}.concepts.{kind}")(net.model, ["relu"])
+        yield door(
             f"{net.package}.concepts.{kind}.__call__",
-            const(made(net.model, ["relu"])),
-            {
-                "input_tensor": images,
-                "targets": given([1, 1], net.has_classes, ("target",)),
-                "aug_smooth": given(False, boolean),
-                "eigen_smooth": given(False, boolean),
-            },
+            const(made),
+            input_tensor=_images(net),
+            targets=given([1, 1], net.has_classes, ("target",)),
+            aug_smooth=given(False, boolean),
+            eigen_smooth=given(False, boolean),
         )
-    yield from losses(f"{net.package}.concepts", import_module(f"{net.package}.concepts"))
-    yield from _detection(net)
-    analysed = {
-        "concept": A(lambda: concept_of(net)),
-        "model": given(net.model),
-        "layers": given(["relu"], nothing, ("layer",)),
-        "kernel_size": given((1, 1), optional(numbers((2,), whole(1)))),
-        "folds": given(1, whole(1, 4)),
-        "ensemble_count": COUNT,
-        "use_laplace": given(False, boolean),
-        "use_bias": FLAG,
-        "cache": given(None, optional(nothing)),
-        "backend": given(net.backend.name, optional(nothing)),
-        "progbar": given(False, boolean),
-        "epochs": COUNT,
-        "learning_rate": given(0.1, number(above=0, most=1e12)),
-    }
-    yield door(f"iba_core.concepts.ConceptAnalysis[{net.package}]", **analysed)
 
 
 def _detection(net: Network) -> Iterator[Door]:
@@ -286,27 +324,30 @@ def _detection(net: Network) -> Iterator[Door]:
         embeddings_list=A(lambda: [plane4(net)]),
         legacy_warnings=FLAG,
     )
+
+
+def _training(net: Network) -> Iterator[Door]:
+    made = import_module(f"{net.package}.concepts").ConceptDetectionModel2D
+    model = partial(made, layer_id="relu", kernel_size=(1, 1))
+    arguments = {
+        "concept": A(lambda: concept_of(net), optional(nothing)),
+        "cache": given(None, optional(lambda value: is_path(value) and isinstance(value, str))),
+        "progbar": given(False, boolean),
+    }
     yield Door(
         f"iba_core.concepts.train_detection_model[{net.package}]",
         const(partial(c.train_detection_model, epochs=1)),
-        {
-            "model": A(lambda: module.ConceptDetectionModel2D(concept_of(net), net.model, "relu", (1, 1))),
-            "concept": A(lambda: concept_of(net), optional(nothing)),
-            "cache": given(None, optional(lambda value: is_path(value) and isinstance(value, str))),
-            "progbar": given(False, boolean),
-        },
+        {"model": A(lambda: model(concept_of(net), net.model)), **arguments},
     )
-    uncertain = partial(module.ConceptDetectionModel2D, use_laplace=True)
-    yield Door(
+    yield door(
         f"iba_core.concepts.approximate_posterior[{net.package}]",
-        const(c.approximate_posterior),
-        {
-            "model": A(lambda: uncertain(concept_of(net), net.model, "relu", (1, 1))),
-            "concept": A(lambda: concept_of(net), optional(nothing)),
-            "cache": A(const(None), optional(lambda value: is_path(value) and isinstance(value, str))),
-            "progbar": A(const(False), boolean),
-        },
+        model=A(lambda: model(concept_of(net), net.model, use_laplace=True)),
+        **arguments,
     )
+
+
+def _selector(net: Network) -> Iterator[Door]:
+    module = import_module(f"{net.package}.concepts")
     sizes = {
         name: given(2, whole(1, 10**6))
         for name in ("in_features", "memory_size", "exogenous_size", "out_features")
@@ -347,7 +388,6 @@ def concept_of(net: Network) -> c.SegmentationConcept2D:
 
 def readout_doors(net: Network, readout: Callable[[], Any], loss: Callable[..., Any]) -> Iterator[Door]:
     """The doors of a readout bottleneck; only its constructor differs between the frameworks."""
-    batches = A(lambda: [net.images], net.is_batches, ("the input", "x"))
     labels = np.zeros(len(net.images), np.int64)
     pairs = A(
         lambda: [(net.backend.asarray(net.images), net.backend.asarray(labels))],
@@ -360,7 +400,7 @@ def readout_doors(net: Network, readout: Callable[[], Any], loss: Callable[..., 
         f"{kind}.estimate",
         readout,
         model=given(net.model, optional(nothing)),
-        dataloader=batches,
+        dataloader=net.batches(),
         n_samples=given(6, whole(2)),
         progbar=given(False, optional(boolean)),
         reset=FLAG,
@@ -401,4 +441,8 @@ def readout_doors(net: Network, readout: Callable[[], Any], loss: Callable[..., 
 
 def doors(net: Network) -> list[Door]:
     """All doors that take a model of a backend."""
-    return [*_explaining(net), *_concepts(net)]
+    parts = (
+        *(_explainer, _explanations, _saved),
+        *(_concepts, _activation_maps, _detection, _training, _selector),
+    )
+    return [door for part in parts for door in part(net)]

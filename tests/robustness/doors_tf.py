@@ -49,15 +49,30 @@ GIVEN = {
 }
 
 
+OPTIONS = {
+    **OVERRIDES,
+    "pass_mask": given(np.zeros(FEATURES, bool), optional(array(shape=FEATURES))),
+    "progbar": given(False, boolean),
+    "target": given(1, either(whole(0, 2), array((0, 1)))),
+    "seed": OPTIONAL_SEED,
+    "max_batch": given(8, optional(whole(1))),
+}
+"""Arguments of `analyze`, of a layer and of a copy."""
+
+
+def _images(net: Network) -> Argument:
+    return given(net.images[:2], net.is_batches, ("x", "input", "inputs", "input_layer", "keras_tensor"))
+
+
 def _layers(net: Network) -> Iterator[Door]:
     yield door("iba_tf.IBALayer", **GIVEN, **OVERRIDES)
     inputs = keras.Input((8, 8, 3))
     iba = iba_tf.IBALayer(steps=2, batch_size=2)
     features = iba(keras.layers.Conv2D(4, 3, padding="same")(inputs))
     model = keras.Model(inputs, keras.layers.Dense(3)(keras.layers.Flatten()(features)))
-    target = iba.set_classification_loss(model.output)
+    iba.set_classification_loss(model.output)
     iba.fit(net.images)
-    images = given(net.images[:2], net.is_batches, ("x", "input", "inputs", "input_layer", inputs.name))
+    images = _images(net)
     yield door("iba_tf.IBALayer.set_default", const(iba), **OVERRIDES)
     iba.set_default(batch_size=2, steps=2)
     yield door("iba_tf.IBALayer.fit", const(iba), feed_dict=images)
@@ -65,19 +80,10 @@ def _layers(net: Network) -> Iterator[Door]:
         "iba_tf.IBALayer.fit_generator",
         const(iba),
         generator=A(lambda: [net.images], net.is_batches, images.called),
-        n_samples=given(4, whole(1)),
+        n_samples=given(4, optional(whole(1))),
         progbar=given(False, boolean),
     )
-    del target
-    options = {
-        **OVERRIDES,
-        "pass_mask": given(np.zeros(FEATURES, bool), optional(array(shape=FEATURES))),
-        "progbar": given(False, boolean),
-        "target": given(1, either(whole(0, 2), array((0, 1)))),
-        "seed": OPTIONAL_SEED,
-        "max_batch": given(8, optional(whole(1))),
-    }
-    yield door("iba_tf.IBALayer.analyze", const(iba), feed_dict=images, **options)
+    yield door("iba_tf.IBALayer.analyze", const(iba), feed_dict=images, **OPTIONS)
     yield door(
         "iba_tf.IBALayer.set_model_loss",
         const(iba),
@@ -92,6 +98,10 @@ def _layers(net: Network) -> Iterator[Door]:
     )
     yield door("iba_tf.IBALayer.collect", const(iba), **{"*": given(("alpha",), nothing, ("var_names",))})
     yield door("iba_tf.IBALayer.load_state_dict", const(iba), state=A(iba.state_dict))
+
+
+def _copies(net: Network) -> Iterator[Door]:
+    images = _images(net)
     copied = partial(iba_tf.IBACopy, "relu", None, graph=net.model)
     yield Door("iba_tf.IBACopy", const(copied), {**GIVEN, **OVERRIDES})
     copy = copied(steps=2, batch_size=2)
@@ -104,8 +114,8 @@ def _layers(net: Network) -> Iterator[Door]:
         "iba_tf.IBACopy.analyze",
         const(copy),
         feature_feed_dict=images,
-        copy_feed_dict=A(dict, optional(lambda value: value == {})),
-        **options,
+        copy_feed_dict=A(dict, optional(lambda value: value == {}), ("inputs",)),
+        **OPTIONS,
     )
     yield Door(
         "iba_tf.IBACopyInnvestigate",
@@ -139,7 +149,8 @@ def _others(net: Network) -> Iterator[Door]:
         feed_dict=given(np.ones((4, 3)), lambda value: np.shape(value)[1:] == (3,), ("x", "feature_name")),
     )
     yield door("iba_tf.model_wo_softmax", model=given(net.model))
-    yield door("iba_tf.TensorFlowAdapter", model=given(net.model), rewrites=FLAG)
+    is_model = lambda value: callable(value) and not isinstance(value, type)  # noqa: E731  # a rule
+    yield door("iba_tf.TensorFlowAdapter", model=given(net.model, is_model), rewrites=FLAG)
     yield door(
         "iba_tf.get_imagenet_generator",
         path=A(folder),
@@ -182,4 +193,4 @@ def _readout(net: Network) -> Iterator[Door]:
 def doors() -> list[Door]:
     """All doors of models of TensorFlow."""
     net = network(TensorFlow)
-    return [*doors_models.doors(net), *_layers(net), *_others(net), *_readout(net)]
+    return [*doors_models.doors(net), *_layers(net), *_copies(net), *_others(net), *_readout(net)]

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import nn
 
+import iba_core
 import iba_torch
 from tests.backends import Torch
 from tests.robustness import doors_models
@@ -31,22 +32,24 @@ from tests.robustness.wrong_values import (
 A = Argument
 
 
+IBA_SETTINGS = {
+    "sigma": SETTINGS["smooth_std"],
+    "beta": SETTINGS["beta"],
+    "min_std": SETTINGS["min_std"],
+    "optimization_steps": COUNT,
+    "lr": SETTINGS["learning_rate"],
+    "batch_size": COUNT,
+    "initial_alpha": SETTINGS["initial_alpha"],
+    "active_neurons_threshold": SETTINGS["active_neurons_threshold"],
+}
+
+
 def _iba(net: Network) -> Iterator[Door]:
     features = given(np.ones((4, 8, 8)), optional(nothing), ("feature_mean", "feature_std"))
-    settings = {
-        "sigma": SETTINGS["smooth_std"],
-        "beta": SETTINGS["beta"],
-        "min_std": SETTINGS["min_std"],
-        "optimization_steps": COUNT,
-        "lr": SETTINGS["learning_rate"],
-        "batch_size": COUNT,
-        "initial_alpha": SETTINGS["initial_alpha"],
-        "active_neurons_threshold": SETTINGS["active_neurons_threshold"],
-    }
     yield door(
         "iba_torch.IBA",
         layer=A(nn.ReLU, optional(nothing)),
-        **settings,
+        **IBA_SETTINGS,
         feature_mean=A(features.valid, array(), ("feature_std",)),
         feature_std=A(features.valid, array(shape=(4, 8, 8)), ("feature_mean",)),
         estimator=given(None, optional(nothing)),
@@ -57,35 +60,42 @@ def _iba(net: Network) -> Iterator[Door]:
         tokens=given(None, optional(nothing)),
         data_format=given("channels_first", optional(nothing)),
     )
-    layer = net.model.get_submodule("relu")
 
-    def bottleneck() -> iba_torch.IBA:
-        iba = iba_torch.IBA(layer, optimization_steps=2, batch_size=2)
-        iba.estimate(net.model, [net.images])
-        iba.detach()
-        return iba
+
+def _fitted(net: Network) -> iba_torch.IBA:
+    layer = net.model.get_submodule("relu")
+    iba = iba_torch.IBA(layer, optimization_steps=2, batch_size=2)
+    iba.estimate(net.model, [net.images])
+    return iba
+
+
+def _detached(net: Network) -> iba_torch.IBA:
+    iba = _fitted(net)
+    iba.detach()
+    return iba
+
+
+def _use_of_iba(net: Network) -> Iterator[Door]:
 
     yield door(
         "iba_torch.IBA.estimate",
-        bottleneck,
+        lambda: _detached(net),
         model=given(net.model),
-        dataloader=A(lambda: [net.images], net.is_batches, ("the input",)),
+        dataloader=net.batches(),
         device=given("cpu", optional(nothing)),
         n_samples=given(6, whole(2)),
         progbar=given(False, optional(boolean)),
         reset=FLAG,
     )
-    fitted = iba_torch.IBA(layer, optimization_steps=2, batch_size=2)
-    fitted.estimate(net.model, [net.images])
     image = torch.from_numpy(net.images[:1])
     overrides = {
         name: A(rule.valid, optional(rule.accepts))
-        for name, rule in settings.items()
+        for name, rule in IBA_SETTINGS.items()
         if name not in ("sigma", "initial_alpha")
     }
     yield door(
         "iba_torch.IBA.analyze",
-        const(fitted),
+        const(_fitted(net)),
         input_t=given(image),
         model_loss_fn=given(lambda x: net.model(x)[:, 0], function, ("layer",), passes_on=CALLED),
         mode=given("saliency"),
@@ -127,6 +137,8 @@ def _others(net: Network) -> Iterator[Door]:
         "iba_torch.ImageFolder",
         root=A(folder, nothing, ("holds no folders",)),
         transform=given(None, optional(function)),
+        target_transform=given(None, optional(function)),
+        loader=given(iba_core.load_image, function),
     )
     yield door(
         "iba_torch.get_imagenet_folder",
@@ -137,6 +149,9 @@ def _others(net: Network) -> Iterator[Door]:
     size = given(8, whole(1, 2**14))
     yield door("iba_torch.imagenet_transform", resize=size, crop_size=size)
     yield door("iba_torch.tensor_to_np_img", img_t=given(torch.zeros(3, 4, 4)))
+
+
+def _adapter(net: Network) -> Iterator[Door]:
     adapter = iba_torch.TorchAdapter(net.model)
     yield door("iba_torch.TorchAdapter", model=given(net.model), rewrites=FLAG)
     yield door(
@@ -167,4 +182,5 @@ def _readout(net: Network) -> Iterator[Door]:
 def doors() -> list[Door]:
     """All doors of models of PyTorch."""
     net = network(Torch)
-    return [*doors_models.doors(net), *_iba(net), *_others(net), *_readout(net)]
+    own = [door for part in (_iba, _use_of_iba, _others, _adapter, _readout) for door in part(net)]
+    return [*doors_models.doors(net), *own]

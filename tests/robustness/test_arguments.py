@@ -44,7 +44,7 @@ KINDS = (
 
 NOT_WALKED = {
     "Framework|Split|Tail|LayerInfo|ModelAdapter": "for authors of backends, called by the library only",
-    "EpochReport|Hyperplane|LayerResult|ConceptAnalysisResult|Attribution$": "results",
+    "EpochReport|Hyperplane|LayerResult|ConceptAnalysisResult|Attribution$|Repeats|SurvivalCurve": "results",
     "Error$": "exceptions",
     "get_tqdm|ifnone": "take anything, or nothing",
     "BatchReduction|iba_core.Shared": "an enumeration, and a mark",
@@ -53,7 +53,7 @@ NOT_WALKED = {
     "efficientnet_lite0": "loads pretrained weights",
     "token_statistics": "needs a model of texts; tested in tests/core/test_text.py",
     "GraphModel|iba_tf.Sequential|Hyperparameters": "built from a framework's own objects, or plain values",
-    "(LayerCAM|XGradCAM|HiResCAM|EigenCAM)$": "arguments of `GradCAM`",
+    "(LayerCAM|XGradCAM|HiResCAM|EigenCAM|EigenGradCAM|GradCAMElementWise)$": "arguments of `GradCAM`",
 }
 """Public names that no table has, by a pattern, and why."""
 

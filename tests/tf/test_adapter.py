@@ -33,6 +33,24 @@ def small(models):
     return models.randomize(models.plain())
 
 
+@pytest.mark.parametrize("autograph", [True, False])
+def test_inside_of_a_function_there_are_no_values_to_explain(small, autograph):
+    images = np.random.default_rng(0).normal(size=(4, *small.input_shape[1:])).astype(np.float32)
+    explainer = Explainer(small, steps=1, samples=2).fit([images], progbar=False)
+
+    @tf.function(autograph=autograph)
+    def explain(x):
+        return explainer.explain(x, 1).capacity
+
+    with pytest.raises(Exception, match=r"has no values inside of a tf\.function or of a graph"):
+        explain(images[:1])
+    with tf.Graph().as_default():
+        symbolic = tf.compat.v1.placeholder(tf.float32, (1, *images.shape[1:]))
+        with pytest.raises(InputError, match="explain arrays, outside of it"):
+            explainer.explain(symbolic, 1)
+        assert explainer.explain(images[:1], 1).capacity.shape[0] == 1
+
+
 def test_keras_models_are_owned_and_found(small):
     assert isinstance(find_adapter(small), TensorFlowAdapter)
     assert isinstance(find_adapter(small, "tf"), TensorFlowAdapter)

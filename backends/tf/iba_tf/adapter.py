@@ -53,6 +53,8 @@ class TensorFlowAdapter(ModelAdapter):
 
     def __init__(self, model: Any, *, rewrites: bool = True) -> None:
         super().__init__(model)
+        if isinstance(model, type):
+            raise InputError(f"model={model.__name__} is a class; give an object of it")
         self._rewrites = require_bool("rewrites", rewrites)
         self.network = network_of(model, rewrites=rewrites)
 

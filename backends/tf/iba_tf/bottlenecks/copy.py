@@ -424,13 +424,14 @@ class IBACopy(PerSampleBottleneck):
         Raises:
             InputError: an input is missing, unknown, or has the wrong shape, or the features are not finite.
         """
-        self._fit_batches(self._features(session, run_kwargs), [self._feed(feed_dict)], None, progbar=False)
+        features, feeds = self._features(session, run_kwargs), [self._feed(feed_dict)]
+        self._fit_batches(features, feeds, None, progbar=False, argument="feed_dict")
 
     @runs_eagerly
     def fit_generator(
         self,
         generator: Iterable[Any],
-        n_samples: int = 5000,
+        n_samples: int | None = 5000,
         progbar: bool = True,
         session: tf.compat.v1.Session | None = None,
         run_kwargs: dict[str, Any] | None = None,
@@ -442,7 +443,8 @@ class IBACopy(PerSampleBottleneck):
         Args:
             generator: yields what `fit` takes, or tuples (inputs, ...); the inputs of a model with several
                 are a tuple within the tuple.
-            n_samples: stop after exactly this many. If the generator ends before, fewer are used.
+            n_samples: stop after exactly this many; None for all. If the generator ends before, fewer are
+                used.
             progbar: show the progress.
             session: see `fit`.
             run_kwargs: see `fit`.
@@ -513,8 +515,6 @@ class IBACopy(PerSampleBottleneck):
             if isinstance(feed, Mapping):
                 target = next((value for key, value in _tensor_keys(feed) if key is self._target), target)
         inputs = loss.adapter.shared.mark(self._inputs(loss.adapter.model, *feeds), loss.adapter.predict)
-        for name, tensor in _named(inputs):
-            require_rows(tensor, f"the input {name}")
         rows = class_rows(loss, target, rows_of(inputs), lambda: self._classes(inputs))
         hyperparameters = Hyperparameters(
             batch_size, steps, beta, learning_rate, min_std, smooth_std, normalize_beta
@@ -573,7 +573,10 @@ class IBACopy(PerSampleBottleneck):
             if not isinstance(inputs, Mapping):
                 raise InputError("copy_feed_dict names inputs, but the model knows them by their order only")
             inputs = {**inputs, **named}
-        return model.to_inputs(inputs)
+        checked = model.to_inputs(inputs)
+        for name, tensor in _named(checked):
+            require_rows(tensor, f"the input {name}")
+        return checked
 
     def _main_output(self, inputs: Any) -> tf.Tensor:
         """The first output, with the bottleneck open."""

@@ -317,13 +317,13 @@ class IBALayer(PerSampleBottleneck, keras.layers.Layer):
             LayerError: the layer is in no model.
         """
         features, feeds = self._estimating([feed_dict], session, run_kwargs)
-        self._fit_batches(features, feeds, None, progbar=False)
+        self._fit_batches(features, feeds, None, progbar=False, argument="feed_dict")
 
     @runs_eagerly
     def fit_generator(
         self,
         generator: Iterable[Any],
-        n_samples: int = 5000,
+        n_samples: int | None = 5000,
         progbar: bool = True,
         session: Any = None,
         run_kwargs: dict[str, Any] | None = None,
@@ -334,7 +334,8 @@ class IBALayer(PerSampleBottleneck, keras.layers.Layer):
 
         Args:
             generator: yields what `fit` takes, or tuples (inputs, ...).
-            n_samples: stop after exactly this many. If the generator ends before, fewer are used.
+            n_samples: stop after exactly this many; None for all. If the generator ends before, fewer are
+                used.
             progbar: show the progress.
             session: see `fit`.
             run_kwargs: see `fit`.

@@ -300,6 +300,7 @@ class PerSampleBottleneck:
         batches: Iterable[Any],
         n_samples: int | None,
         progbar: bool,
+        argument: str = "generator",
     ) -> None:
         """Let the estimator see the features of batches, of at most `n_samples` samples.
 
@@ -312,10 +313,10 @@ class PerSampleBottleneck:
         # What is new is gathered apart, since another thread may take in samples meanwhile.
         gathered = copy(own)
         gathered.reset()
-        for samples in samples_of(map(_as_one, batches), n_samples, progbar):
+        for samples in samples_of(map(_as_one, batches), n_samples, progbar, argument):
             gathered.fit(np.asarray(tf.cast(features(samples), tf.float64)))
         if not gathered.n_samples():
-            raise InputError("the generator gave no samples; give at least two")
+            raise InputError(f"{argument} gave no samples; give at least two")
         with _merging:
             gathered.merge(own)
             # The estimator stays the same object, since users may have given it.
