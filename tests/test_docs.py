@@ -34,7 +34,7 @@ BLOCK = re.compile(r"^( *)```python\n(.*?)^\1```$", re.MULTILINE | re.DOTALL)
 
 # The other pages are run by tests that also look at what comes out.
 FOLDERS = ("coming-from", "how-to")
-PAGES = ["pytorch.md", "keras.md", "gallery.md", "what-a-map-does-not-say.md"] + [
+PAGES = ["pytorch.md", "keras.md", "gallery.md", "what-a-map-does-not-say.md", "evaluation.md"] + [
     f"{folder}/{page.name}" for folder in FOLDERS for page in sorted((DOCS / folder).glob("*.md"))
 ]
 
