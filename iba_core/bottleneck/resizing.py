@@ -23,8 +23,9 @@ def resizing_matrix(size: int, target: int, corners: bool = False) -> npt.NDArra
     Returns:
         Array (target, size), float64, read-only; the rows sum to one.
     """
+    centres: npt.NDArray[np.floating]
     if corners:
-        centres = np.linspace(0.0, size - 1.0, target).astype(np.float64)
+        centres = np.linspace(0, size - 1, target)
     else:
         centres = (np.arange(target) + 0.5) * (size / target) - 0.5
     matrix = np.stack([np.interp(centres, np.arange(size), column) for column in np.eye(size)], axis=1)
