@@ -353,7 +353,7 @@ class IBACopy(PerSampleBottleneck):
         Raises:
             InputError: an input is missing, unknown, or has the wrong shape.
         """
-        return self._to_numpy(self._split.features(self._inputs(self._original.model, feed_dict)))
+        return self._to_numpy(self._split.features(self._finite(feed_dict)))
 
     @runs_eagerly
     def predict(self, feed_dict: Any) -> Any:
@@ -370,7 +370,7 @@ class IBACopy(PerSampleBottleneck):
         Raises:
             InputError: an input is missing, unknown, or has the wrong shape.
         """
-        with self._split.head(self._inputs(self._original.model, feed_dict)) as tail:
+        with self._split.head(self._finite(feed_dict)) as tail:
             return tf.nest.map_structure(self._to_numpy, tail(self.flow(tail.features)))
 
     def _to_numpy(self, tensor: tf.Tensor) -> npt.NDArray[Any]:
@@ -443,8 +443,7 @@ class IBACopy(PerSampleBottleneck):
         Args:
             generator: yields what `fit` takes, or tuples (inputs, ...); the inputs of a model with several
                 are a tuple within the tuple.
-            n_samples: stop after exactly this many; None for all. If the generator ends before, fewer are
-                used.
+            n_samples: stop after exactly this many, or at the end of the generator; None for all.
             progbar: show the progress.
             session: see `fit`.
             run_kwargs: see `fit`.
@@ -515,6 +514,7 @@ class IBACopy(PerSampleBottleneck):
             if isinstance(feed, Mapping):
                 target = next((value for key, value in _tensor_keys(feed) if key is self._target), target)
         inputs = loss.adapter.shared.mark(self._inputs(loss.adapter.model, *feeds), loss.adapter.predict)
+        _require_rows_of(inputs)
         rows = class_rows(loss, target, rows_of(inputs), lambda: self._classes(inputs))
         hyperparameters = Hyperparameters(
             batch_size, steps, beta, learning_rate, min_std, smooth_std, normalize_beta
@@ -532,7 +532,7 @@ class IBACopy(PerSampleBottleneck):
     ) -> Callable[[Any], Any]:
         """A function that gives the features of a feed: of the copy, or of the original in a session."""
         if session is None and not run_kwargs:
-            return lambda feed: self._split.features(self._inputs(self._original.model, feed))
+            return lambda feed: self._split.features(self._finite(feed))
         original = self._original
         if original.v1_graph is None:
             raise InputError("session and run_kwargs are for v1 graphs, and the model is none")
@@ -573,10 +573,11 @@ class IBACopy(PerSampleBottleneck):
             if not isinstance(inputs, Mapping):
                 raise InputError("copy_feed_dict names inputs, but the model knows them by their order only")
             inputs = {**inputs, **named}
-        checked = model.to_inputs(inputs)
-        for name, tensor in _named(checked):
-            require_rows(tensor, f"the input {name}")
-        return checked
+        return model.to_inputs(inputs)
+
+    def _finite(self, feed: Any) -> Any:
+        """The inputs of the original from one feed, with rows and finite values."""
+        return _require_rows_of(self._inputs(self._original.model, feed))
 
     def _main_output(self, inputs: Any) -> tf.Tensor:
         """The first output, with the bottleneck open."""
@@ -640,6 +641,12 @@ def _tensor_keys(feed: Mapping[Any, Any]) -> Iterator[tuple[Any, Any]]:
     """The entries of a feed; Keras 2 has its tensors in dicts by reference."""
     for key, value in feed.items():
         yield (key.deref() if hasattr(key, "deref") else key), value
+
+
+def _require_rows_of(inputs: Any) -> Any:
+    for name, tensor in _named(inputs):
+        require_rows(tensor, f"the input {name}")
+    return inputs
 
 
 def _named(inputs: Any) -> Iterator[tuple[str, tf.Tensor]]:

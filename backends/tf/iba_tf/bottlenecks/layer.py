@@ -334,8 +334,7 @@ class IBALayer(PerSampleBottleneck, keras.layers.Layer):
 
         Args:
             generator: yields what `fit` takes, or tuples (inputs, ...).
-            n_samples: stop after exactly this many; None for all. If the generator ends before, fewer are
-                used.
+            n_samples: stop after exactly this many, or at the end of the generator; None for all.
             progbar: show the progress.
             session: see `fit`.
             run_kwargs: see `fit`.
