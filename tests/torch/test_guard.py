@@ -161,7 +161,7 @@ def test_images_are_not_mixed(before):
     explainer = Explainer(Mixing(before).eval(), "layer", steps=2, samples=2)
     with pytest.warns(UserWarning, match="depends on the other images"):
         explainer.fit([images], progbar=False)
-        found = explainer.explain(images[:3], 1, seed=0)
+    found = explainer.explain(images[:3], 1, seed=0)
     for index in range(3):
         alone = explainer.explain(images[index : index + 1], 1, seed=0)
         np.testing.assert_allclose(found.capacity[index], alone.capacity[0], rtol=1e-4, atol=1e-6)
