@@ -36,6 +36,15 @@ class LayerError(IBAError, ValueError):
     """
 
 
+class UnknownChannelsError(LayerError):
+    """A model does not show which axis of a layer's features holds the channels.
+
+    Example:
+        >>> issubclass(UnknownChannelsError, LayerError)
+        True
+    """
+
+
 class NotEstimatedError(IBAError, RuntimeError):
     """The mean and standard deviation of the features are needed, but not yet estimated.
 

@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from os import PathLike
-from typing import Any, Literal, NamedTuple, Self
+from typing import Any, ClassVar, Literal, NamedTuple, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -109,6 +109,10 @@ class ReadoutBottleneck(ABC):
     _input_shape: InputShape | None
     _formats: list[DataFormat] | None
     """Where the channels of the layers are, as far as the model has shown it."""
+    _foreign: str | None
+    """The framework of the file that the distributions come from, as long as `_formats` are a guess."""
+    _guesses_formats: ClassVar[bool] = False
+    """Whether `_guessed_formats` may be wrong."""
     _known: Cache[Known]
     _explain: Cache[Callable[..., tuple[Restricted, Any]]]
 
@@ -117,7 +121,7 @@ class ReadoutBottleneck(ABC):
         self.robust = require_bool("robust", robust)
         self.network = self.alpha = self.outputs = self._capacity = self._input_shape = None
         self.history = []
-        self._formats = None
+        self._formats = self._foreign = None
         self._known, self._explain = Cache(1), Cache(1)
 
     # -- what a framework adds ------------------------------------------------------------------------
@@ -264,7 +268,7 @@ class ReadoutBottleneck(ABC):
             for number, samples in enumerate(samples_of(dataloader, n_samples, show, "dataloader")):
                 inputs = require_inputs("dataloader", samples, readout_model.to_inputs)
                 if not number:
-                    self._formats = readout_model.data_formats(take(inputs, 0, 1))
+                    self._formats, self._foreign = readout_model.data_formats(take(inputs, 0, 1)), None
                 features = readout_model.features(inputs)
                 for estimator, maps in zip(self._all_estimators(), features, strict=True):
                     self._take_in(estimator, maps)
@@ -345,8 +349,11 @@ class ReadoutBottleneck(ABC):
         """
         require_choice("mode", mode, ("saliency", "capacity"))
         readout_model, known = self._readout_model(model), self._what_is_known()
-        framework, bottleneck = readout_model.framework, known.readout.bottleneck
         inputs = self._checked_input(input_t)
+        if self._foreign is not None:
+            self._confirm_formats(readout_model, inputs)
+            known = self._what_is_known()
+        framework, bottleneck = readout_model.framework, known.readout.bottleneck
         images = batch_size(inputs)
         mask = None if pass_mask is None else bottleneck.checked_mask(pass_mask, images)
         explain = self._explain.get(framework.name, lambda: framework.compile(_explain))
@@ -462,6 +469,9 @@ class ReadoutBottleneck(ABC):
             self._load_state(state)
             self.history = list(progress.reports)
         known = self._what_is_known()
+        if self._foreign is not None:
+            self._confirm_formats(model, model.to_batch(next(iter(loader)))[0])
+            known = self._what_is_known()
         if progress is None:
             progress = Progress.of([host_array(weight) for weight in self._weights()])
         show = self.progbar if progbar is None else progbar
@@ -546,7 +556,7 @@ class ReadoutBottleneck(ABC):
             estimators=tuple(moments),
             given=given,
             facts={
-                "framework": model.framework.name,
+                "framework": self._foreign or model.framework.name,
                 "layer": model.names[0],
                 "readout_layers": model.names[1:],
                 "data_formats": formats,
@@ -566,6 +576,7 @@ class ReadoutBottleneck(ABC):
             self._input_shape = None if shape is None else tuple(shape)
             formats = self._data_formats([(*shape[1:], shape[0]) for shape in state.shapes()])
             self._formats = formats
+            self._foreign = None if is_own or not self._guesses_formats else state.facts["framework"]
             dtype = state.weights[0].dtype
             for estimator, moments, data_format in zip(
                 self._all_estimators(), state.estimators, formats, strict=True
@@ -581,6 +592,32 @@ class ReadoutBottleneck(ABC):
                 setattr(self, name, value)
             self.network = self._make_layers(state.weights)
             self._known.clear()
+
+    def _confirm_formats(self, model: ReadoutModel, inputs: Inputs) -> None:
+        """Let the model show where the channels are, and turn the axes of what was read by a guess.
+
+        Args:
+            model: the model.
+            inputs: a batch for it.
+
+        Raises:
+            LayerError: the model does not show it.
+        """
+        own, *others = model.data_formats(take(inputs, 0, 1))
+        found = [self.data_format or (own if self.tokens is None else "channels_last"), *others]
+        guessed, dtype = self._formats or found, host_array(self._weights()[0]).dtype
+        with self._all_or_nothing():
+            for estimator, old, new in zip(self._all_estimators(), guessed, found, strict=True):
+                if old != new and estimator.n_samples():
+                    moments = to_channels_first(self._moments_of(estimator), old)
+                    self._set_moments(estimator, from_channels_first(moments, new), dtype)
+            if self.feature_mean is not None and guessed[0] != found[0]:
+                arrays = {name: host_array(getattr(self, name)) for name in GIVEN}
+                given = to_channels_first(arrays, guessed[0])
+                for name, array in from_channels_first(given, found[0]).items():
+                    setattr(self, name, self._given(array))
+            self._formats, self._foreign = found, None
+        self._known.clear()
 
     # -- what is known before any image is seen -------------------------------------------------------
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, NamedTuple
 
+from iba_core.errors import LayerError, UnknownChannelsError
 from iba_core.framework.adapter import Inputs
 from iba_core.framework.framework import Framework
 from iba_core.framework.inputs import inputs_of_batch
@@ -63,6 +64,23 @@ class ReadoutModel(ABC):
         """Divide a batch of a data set into the inputs and what comes with them, both as tensors."""
         rest = tuple(batch[1:]) if isinstance(batch, (tuple, list)) else ()
         return self.to_inputs(inputs_of_batch(batch)), self.to_targets(rest)
+
+    @staticmethod
+    @contextmanager
+    def looking_at(name: str) -> Iterator[None]:
+        """Context for a look at the channels of a readout layer, which no argument names.
+
+        Raises:
+            LayerError: the model does not show where they are.
+        """
+        try:
+            yield
+        except UnknownChannelsError as error:
+            raise LayerError(
+                f"the model does not show whether the channels of the readout layer {name!r} come first or "
+                "last, and no argument says it: name a layer next to it, such as a convolution or a "
+                "normalisation"
+            ) from error
 
     @abstractmethod
     def data_formats(self, inputs: Inputs) -> list[DataFormat]:

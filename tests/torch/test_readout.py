@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import gc
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from iba_core import (
     WelfordEstimator,
 )
 from iba_core.readout.formulas import readout_sizes
+from iba_core.readout.state import ReadoutState
 from iba_torch import IBA, IBAReadout, TorchWelfordEstimator
 
 READOUT_LAYERS = ("first", "second", "last", "hidden", "out")
@@ -655,3 +657,53 @@ def test_an_estimation_that_fails_leaves_an_estimator_its_model():
     assert estimator.models[0] is model
     assert estimator.batches[0] == counted
     np.testing.assert_array_equal(estimator.mean(), mean)
+
+
+class Turned(nn.Module):
+    """Its layers `act` and `last` have the channels last, which their types do not say."""
+
+    def __init__(self, speaks=True):
+        super().__init__()
+        self.conv, self.act, self.last, self.out = nn.Conv2d(3, 4, 1), nn.Tanh(), nn.ReLU(), nn.Linear(4, 2)
+        self.speaks = speaks
+
+    def forward(self, x):
+        if not self.speaks:
+            return self.last(self.act(x)).sum((1, 2, 3))[:, None] * torch.ones(2)
+        x = self.last(self.act(self.conv(x).permute(0, 2, 3, 1)))
+        return self.out(x.mean((1, 2)))
+
+
+def test_statistics_of_another_framework_are_turned_as_the_model_needs_them(tmp_path):
+    torch.manual_seed(0)
+    model, images = Turned().eval(), torch.randn(6, 3, 4, 4)
+    first = IBAReadout("act", ["conv", "last"], model)
+    first.estimate(model, [images], progbar=False)
+    right = first.analyze(images, mode="capacity")
+    first.save(tmp_path / "readout")
+    state = ReadoutState.read(tmp_path / "readout")
+    assert state.facts["data_formats"] == ["channels_last", "channels_first", "channels_last"]
+    replace(state, facts={**state.facts, "framework": "tensorflow"}).save(tmp_path / "other")
+    first.detach()
+    for use in ("analyze", "fit", "restrict"):
+        second = IBAReadout("act", ["conv", "last"], model)
+        second.load(tmp_path / "other")
+        copied = copy.deepcopy(second.state_dict())
+        if use == "fit":
+            second.fit([(images, torch.ones(6))], lambda y, _: y.sum(1), epochs=1, lr=1e-12, progbar=False)
+        elif use == "restrict":
+            with second.restrict_flow():
+                model(images)
+        np.testing.assert_allclose(second.analyze(images, mode="capacity"), right, rtol=1e-4, atol=1e-6)
+        second.load_state_dict(copied)
+        np.testing.assert_allclose(second.analyze(images, mode="capacity"), right, rtol=1e-4, atol=1e-6)
+        second.detach()
+
+
+def test_a_readout_layer_of_unknown_channels_is_refused_without_a_false_way_out():
+    model = Turned(speaks=False).eval()
+    readout = IBAReadout("act", ["last"], model, data_format="channels_first")
+    with pytest.raises(LayerError, match=r"of the readout layer 'last' come first or last, and no argument"):
+        readout.estimate(model, [torch.randn(4, 4, 4, 4)], progbar=False)
+    same = IBAReadout("act", ["act"], model, data_format="channels_first")
+    same.estimate(model, [torch.randn(4, 4, 4, 4)], progbar=False)

@@ -111,11 +111,14 @@ class KerasReadoutModel(ReadoutModel):
 
     def data_formats(self, inputs: Inputs = None) -> list[DataFormat]:
         """See `ReadoutModel.data_formats`; the layers tell, without a pass."""
-        own = self._split.data_format
-        return [
-            own,
-            *(_format_of(self._graph, *each) for each in zip(self.names[1:], self._tensors[1:], strict=True)),
-        ]
+        found = [self._split.data_format]
+        for name, tensor in zip(self.names[1:], self._tensors[1:], strict=True):
+            if tensor == self._tensors[0]:
+                found.append(found[0])
+                continue
+            with self.looking_at(name):
+                found.append(_format_of(self._graph, name, tensor))
+        return found
 
     def features(self, inputs: tuple[tf.Tensor, ...]) -> tuple[tf.Tensor, ...]:
         """See `ReadoutModel.features`."""

@@ -12,7 +12,7 @@ from typing import Any, get_args
 import keras
 import tensorflow as tf
 
-from iba_core.errors import InputError, LayerError
+from iba_core.errors import InputError, LayerError, UnknownChannelsError
 from iba_core.framework.adapter import Activation, Inputs, Split, Tail
 from iba_core.framework.cache import Cache
 from iba_core.framework.comparison import OwnOutputs
@@ -364,11 +364,12 @@ def channels_of(graph: DataflowGraph, name: str, features: TensorName, start: Te
         start: the tensor that stands for it in what follows; mostly the same.
 
     Raises:
-        LayerError: nothing says which axis it is, or two layers say different things.
+        UnknownChannelsError: nothing says which axis it is.
+        LayerError: two layers say different things.
     """
     found, rank = channel_axis(graph, name, features, start), graph.rank(features)
     if found is None and rank is not None:
-        raise LayerError(
+        raise UnknownChannelsError(
             f"no layer around {name!r} says which axis of its output, of shape "
             f"{tuple(graph.tensor(features).shape)}, holds the channels; say so by data_format="
         )

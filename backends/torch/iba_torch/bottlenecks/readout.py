@@ -156,6 +156,10 @@ class IBAReadout(ReadoutBottleneck, IBA):  # type: ignore[misc]  # `analyze` tak
         if self._hooks.inputs is None:
             name = model.names[0]
             raise LayerError(f"layer {name!r} runs outside of the readout's model; call the model as a whole")
+        if self._foreign is not None:
+            args, kwargs = self._hooks.inputs
+            self._confirm_formats(model, args or kwargs)
+            known = self._what_is_known()
         _, *readout_features = model.features_of_call(*self._hooks.inputs)
         known.readout.check(x, readout_features, model.names)
         noise = torch.randn_like(x, dtype=known.constants.mean.dtype)
@@ -251,6 +255,8 @@ class IBAReadout(ReadoutBottleneck, IBA):  # type: ignore[misc]  # `analyze` tak
     def _given(self, array: npt.NDArray[np.floating]) -> torch.Tensor:
         return torch.tensor(array, device=self._device)
 
+    _guesses_formats = True
+
     def _guessed_formats(self, shapes: Sequence[tuple[int, ...]]) -> list[DataFormat]:
         modules = [layer.module for layer in self._layers]
         return [
@@ -270,6 +276,7 @@ class IBAReadout(ReadoutBottleneck, IBA):  # type: ignore[misc]  # `analyze` tak
         channels, *formats = self._formats or (None, *(None for _ in names))
         facts: dict[str, Any] = {"layer_name": name, "readout_layers": names, "robust": self.robust}
         facts |= {"channels": channels, "formats": formats, "input_shape": self._input_shape}
+        facts |= {"foreign": self._foreign}
         return torch.tensor(list(json.dumps(facts).encode()), dtype=torch.uint8)
 
     def set_extra_state(self, state: torch.Tensor) -> None:
@@ -286,6 +293,7 @@ class IBAReadout(ReadoutBottleneck, IBA):  # type: ignore[misc]  # `analyze` tak
             raise StateError(f"the state is not that of a readout bottleneck ({error})") from error
         require_layers(theirs, [layer.name for layer in self._layers])
         self._formats = None if None in formats else formats
+        self._foreign = facts.get("foreign")
         self._input_shape = None if shape is None else tuple(shape)
         # States without the entry are older than the setting.
         self.robust = facts.get("robust", False)

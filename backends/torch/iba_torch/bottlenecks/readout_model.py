@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from typing import Any, ClassVar, Literal
 
@@ -76,18 +76,20 @@ class TorchReadoutModel(ReadoutModel):
     def data_formats(self, inputs: Inputs) -> list[DataFormat]:
         """See `ReadoutModel.data_formats`. It also finds out how often the layers run."""
         found = []
-        for index, (module, name, call) in enumerate(self._layers):
+        for index, layer in enumerate(self._layers):
+            module, name, call = layer
+            is_given = layer == self._layers[0]
             split = TorchSplit(
                 self._adapter.model,
                 module,
                 layer_name=name,
                 where="output" if index else self._where,
                 call=call,
-                data_format=None if index else self._data_format,
+                data_format=self._data_format if is_given else None,
                 knowledge=self._knowledge,
                 shadows=self._shadows,
             )
-            with self._passing():
+            with self._passing(), self.looking_at(name) if index else nullcontext():
                 split.features(inputs)
             if split.mixes_images:
                 raise LayerError(

@@ -12,7 +12,7 @@ from weakref import ref
 import torch
 from torch import nn
 
-from iba_core.errors import InputError, LayerError
+from iba_core.errors import InputError, LayerError, UnknownChannelsError
 from iba_core.framework.adapter import Activation, Inputs, MixedImagesError, Split, Tail
 from iba_core.framework.comparison import OwnOutputs
 from iba_core.framework.inputs import Shared, arrays_of
@@ -343,14 +343,14 @@ class TorchSplit(Split):
         """Where the channels of the feature map are, as a whole pass has shown it.
 
         Raises:
-            LayerError: it has not shown that.
+            UnknownChannelsError: it has not shown that.
         """
         if learnt.data_format is None:
             axes = learnt.axes or []
             found = read_format([axis for index, axis in enumerate(axes) if index != head.feature_axis])
             if found is None:
                 shape = tuple(features.shape[1:])
-                raise LayerError(
+                raise UnknownChannelsError(
                     f"the feature maps of layer {self.layer_name!r} have the shape {shape}, and the model "
                     "does not show whether their channels come first or last; say it with "
                     "data_format='channels_first' or data_format='channels_last'"
