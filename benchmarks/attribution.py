@@ -219,7 +219,8 @@ def _judge_time(results: Results, title: str, timings: _Timed, frameworks: Itera
 def _judge_memory(results: Results, title: str, held: dict[str, float], sizes: dict[str, int]) -> None:
     for framework, size in sizes.items():
         results.goal(
-            f"{title}, {FRAMEWORKS[framework]}: memory beyond the bare tail, in feature maps",
+            f"{title}, {FRAMEWORKS[framework]}: memory beyond the bare tail, in feature maps "
+            "(less than 0: the bare tail needs more)",
             (held[f"{framework}: {OURS}"] - held[f"{framework}: {TAIL}"]) / (4 * size),
             at_most=EXTRA_MAPS,
         )

@@ -1,6 +1,6 @@
 """Compare the presets of the bottleneck on photographs of your own.
 
-    python -m benchmarks.presets --images FOLDER [--presets paper stable ...] [--number N] [--seeds N]
+    python -m benchmarks.presets --images FOLDER [--presets paper guarded ...] [--number N] [--seeds N]
 
 EfficientNet-Lite0 in PyTorch. The first 200 photographs of the folder give the statistics of the layer, the
 following ones, evenly spaced, are explained with several seeds. A table says, for each preset: copies that
@@ -96,8 +96,8 @@ def print_tables(rows: dict[str, list[dict[str, float]]]) -> None:
         )
     for name in list(rows)[1:]:
         for key in ("degradation", "correlation"):
-            pair = [[each[key] for each in rows[which]] for which in (name, first)]
-            write(f"    {key}, {name} less {first}: {paired(*pair)}\n")
+            ours, theirs = ([each[key] for each in rows[which]] for which in (name, first))
+            write(f"    {key}, {name} less {first}: {paired(ours, theirs)}\n")
     sys.stdout.flush()
 
 
@@ -105,7 +105,7 @@ def main() -> None:
     """Read the command line, measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--images", type=Path, required=True, help="a folder of photographs")
-    parser.add_argument("--presets", nargs="+", default=["paper", "stable"], choices=list(PRESETS))
+    parser.add_argument("--presets", nargs="+", default=["paper", "guarded"], choices=list(PRESETS))
     parser.add_argument("--layer", default="blocks.4")
     parser.add_argument("--number", type=int, default=40, help="of photographs that are explained")
     parser.add_argument("--skip", type=int, default=0, help="of those, to confirm on others than chosen with")

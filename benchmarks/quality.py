@@ -22,10 +22,10 @@ import numpy as np
 
 from benchmarks.harness import Results, in_turns, interleaved, prepare, show
 from benchmarks.networks import TARGET, subject
-from benchmarks.perturbation import perturbation_area
 from benchmarks.tables import Column
 from iba_core import Attribution, Explainer
 from iba_core.bottleneck.settings import PRESETS, BottleneckSettings
+from iba_core.evaluation import deletion, insertion
 from iba_core.framework.layout import DataFormat
 from iba_core.pictures.images import SAMPLE_IMAGES, sample_image
 from iba_core.zoo.efficientnet_lite import PREPROCESSING
@@ -297,18 +297,9 @@ def _areas(
     explainer: Explainer, photographs: Array, targets: Array, maps: Maps, way: str
 ) -> tuple[float, float]:
     """Compute the mean areas under insertion and deletion over the photographs, with the first seed."""
-
-    def area(i: int, mode: Any) -> float:
-        def probability(images: Array) -> Array:
-            logits = explainer.predict(images.astype(np.float32))
-            exponentials = np.exp(logits - logits.max(axis=1, keepdims=True))
-            return np.asarray((exponentials / exponentials.sum(axis=1, keepdims=True))[:, targets[i]])
-
-        return perturbation_area(probability, photographs[i], maps[way, i, SEEDS[0]], mode)
-
-    areas = np.array([[area(i, mode) for mode in ("insertion", "deletion")] for i in range(len(PHOTOGRAPHS))])
-    insertion, deletion = areas.mean(axis=0)
-    return float(insertion), float(deletion)
+    saliency = np.stack([maps[way, i, SEEDS[0]] for i in range(len(PHOTOGRAPHS))])
+    means = [float(area(explainer, photographs, saliency, targets).mean()) for area in (insertion, deletion)]
+    return means[0], means[1]
 
 
 def _runs(way: str) -> list[tuple[str, int, int]]:

@@ -24,8 +24,8 @@ from scipy.stats import spearmanr
 from torch.nn import functional
 
 from benchmarks.harness import THREADS, Results, show
-from benchmarks.perturbation import perturbation_area
 from benchmarks.tables import Column, markdown
+from iba_core.evaluation import ScoredModel, deletion, insertion
 from iba_core.pictures.images import SAMPLE_IMAGES, sample_image
 from iba_core.targets import distribution_cross_entropy
 from iba_torch import IBA, IBAReadout, to_saliency_map
@@ -182,14 +182,11 @@ def _explained(network: Network, readout: IBAReadout, names: Sequence[str]) -> d
         the areas under insertion and deletion, the bits, and the seconds.
     """
     iba = IBA(network.get_submodule(LAYER), estimator=readout.estimator)
+    scored = ScoredModel(network)
     found: dict[str, list[list[float]]] = {way: [] for way in WAYS}
     for name in names:
         image = torch.from_numpy(network.preprocessing(sample_image(name), "channels_first"))
         target = int(_outputs(network, image[None]).argmax())
-
-        def probability(images: Any, target: int = target) -> Any:
-            x = torch.from_numpy(np.asarray(images, np.float32))
-            return _outputs(network, x).softmax(1)[:, target].numpy()
 
         works = _works(network, readout, iba, image, target)
         maps: dict[str, Any] = {}
@@ -201,8 +198,8 @@ def _explained(network: Network, readout: IBAReadout, names: Sequence[str]) -> d
                 [
                     float(np.corrcoef(maps[way].ravel(), same.ravel())[0, 1]),
                     float(spearmanr(maps[way], same, axis=None).statistic),
-                    perturbation_area(probability, image.numpy(), maps[way], "insertion"),
-                    perturbation_area(probability, image.numpy(), maps[way], "deletion"),
+                    float(insertion(scored, image[None], maps[way][None], target)[0]),
+                    float(deletion(scored, image[None], maps[way][None], target)[0]),
                     float(maps[way].sum()),
                     seconds,
                 ]

@@ -16,6 +16,7 @@ from iba_core.framework.namespace import Array
 from iba_core.targets import first_output
 
 _PARTS = 24
+_FINEST = 64
 
 
 def default_layer(adapter: ModelAdapter, inputs: Inputs) -> str:
@@ -43,13 +44,53 @@ def default_layer(adapter: ModelAdapter, inputs: Inputs) -> str:
     for info in adapter.layers(inputs):
         parts = _parts(adapter, info, image)
         if parts is not None:
-            depth = info.name.count(".") + info.name.count("/")
-            groups.setdefault((parts < _PARTS, abs(parts - _PARTS), depth), []).append(info.name)
+            key = (parts < _PARTS, abs(parts - _PARTS), _depth(info))
+            groups.setdefault(key, []).append(info.name)
     for _, names in sorted(groups.items()):
         for name in _from_the_middle(names):
             if everything_passes(adapter, name, inputs):
                 return name
     raise LayerError("no layer with two spatial axes lets all information pass; name one with layer=")
+
+
+def layers_over_depth(adapter: ModelAdapter, inputs: Inputs, count: int = 8) -> list[str]:
+    """Choose layers to compare, from the first to the last that has places.
+
+    They are equally far from each other, in the order in which the model lists them. Of blocks and the layers
+    in them, it takes the blocks if there are enough. Finer maps than 64 places a side are left out: they know
+    edges, no objects, and take most of the time.
+
+    Args:
+        adapter: adapter of the model.
+        inputs: a batch of one input, an image.
+        count: the most layers.
+
+    Returns:
+        Names of the layers, at least one.
+
+    Raises:
+        LayerError: no layer has two spatial axes; name the layers.
+    """
+    image = tuple(next(arrays_of(inputs)).shape[1:])
+    whole = min(Layout.of(image, adapter.data_format).spatial_shape(image)) if len(image) == 3 else 0
+    levels: dict[int, list[str]] = {}
+    unreduced: list[str] = []
+    for info in adapter.layers(inputs):
+        shape = info.output_shape
+        if shape is None or len(shape) != 3:
+            continue
+        side = min(Layout.of(shape, adapter.data_format).spatial_shape(shape))
+        if 1 < side <= _FINEST:
+            # The input itself is a layer of Keras models.
+            levels.setdefault(_depth(info), []).append(info.name) if side < whole else unreduced.append(
+                info.name
+            )
+    if not levels and not unreduced:
+        raise LayerError("no layer has maps with two spatial axes; name the layers with layers=")
+    enough = [names for _, names in sorted(levels.items()) if len(names) >= count]
+    names = enough[0] if enough else max([*levels.values(), unreduced], key=len)
+    picks = np.linspace(0, len(names) - 1, min(count, len(names)))
+    return [names[round(pick)] for pick in picks]
 
 
 def everything_passes(adapter: ModelAdapter, name: str, inputs: Inputs) -> bool:
@@ -64,6 +105,10 @@ def everything_passes(adapter: ModelAdapter, name: str, inputs: Inputs) -> bool:
         return bool(nothing_passes_by(adapter.framework, adapter.split(name), inputs))
     except IBAError:
         return False
+
+
+def _depth(info: LayerInfo) -> int:
+    return info.name.count(".") + info.name.count("/")
 
 
 def _from_the_middle(names: list[str]) -> list[str]:

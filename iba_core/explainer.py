@@ -108,7 +108,7 @@ class Explainer:
         tokens: how to read a layer whose features are a sequence of tokens, such as
             ``Tokens(prefix=1, grid=(14, 14))`` for a vision transformer.
         preset: name of a set of hyperparameters: ``"default"`` and ``"paper"`` (the paper's), ``"fast"``, or
-            ``"stable"``, whose loss does not jump on the way, see `iba_core.bottleneck.settings.PRESETS`.
+            ``"guarded"``, whose loss does not jump on the way, see `iba_core.bottleneck.settings.PRESETS`.
             Hyperparameters that are given override it.
         data_format: where the channels of the layer's features are, ``"channels_first"`` or
             ``"channels_last"``; None to find that out.

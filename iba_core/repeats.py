@@ -126,6 +126,11 @@ class SurvivalCurve:
         bits: (N, B), bits in total.
         survival: (N, B), see `Attribution.survival`.
         survival_std: (N, B), its standard deviation over noisy copies.
+
+    Example:
+        >>> curve = explainer.survival_curve(x, 1, betas=(1, 10), seed=0)
+        >>> bool((curve.bits[0] > curve.bits[1]).all())
+        True
     """
 
     betas: Maps

@@ -19,6 +19,25 @@ BY_NAME = {"getattr", "hasattr", "setattr", "delattr"}
 FRAMEWORKS = {"_buffers", "_config", "_forward_hooks", "_modules", "_parameters", "_version"}
 """Names of the library that are also names of PyTorch's modules and tensors, or of Keras' objects."""
 
+PUBLISHED = {
+    "_active_neurons",
+    "_alpha_grads",
+    "_buffer_capacity",
+    "_estimator",
+    "_get_session",
+    "_graph",
+    "_information_loss",
+    "_loss",
+    "_mean",
+    "_model_loss",
+    "_outputs",
+    "_restrict_flow",
+    "_session",
+    "_std",
+    "_use_layer_input",
+}
+"""Names that the published package IBA gives what its own tests and notebooks use."""
+
 
 def is_private(name: str) -> bool:
     # Names such as `__len__` and `_repr_html_` are protocols.
@@ -77,6 +96,8 @@ def test_no_private_access(library, path):
     tree = ast.parse((ROOT / path).read_text(encoding="utf-8"))
     # A name that the test itself defines is its own.
     own = set(defined(tree))
+    if path.parts[:2] == ("tests", "compat"):
+        own |= PUBLISHED
     found = sorted({(line, name) for line, name in used(tree) if name in library - own})
     assert not found, "\n" + "\n".join(f"{path}:{line}: {name}" for line, name in found)
 

@@ -29,6 +29,7 @@ PICTURES = {
     "concepts-in-pictures": {"concepts-in-pictures.jpg": "concepts-in-pictures.jpg"},
     "concepts": {"face-astronaut.png": "face-astronaut.jpg"},
     "text": {"text.png": "text.png"},
+    "what-a-map-does-not-say": {"sufficiency.jpg": "sufficiency.jpg"},
     "tensorflow": {"emotions.jpg": "emotions.jpg"},
 }
 """For each page, the files that its code writes, and the names of the pictures that they become."""

@@ -40,13 +40,17 @@ def train(
         typer.Option(
             metavar="NAME",
             help="Layer to use. Give several to compare them. iba layers lists them.",
-            show_default="automatic",
+            show_default="eight over the whole depth",
         ),
     ] = None,
     backend: Backend = None,
     folds: Annotated[
-        int, typer.Option(help="Folds of the cross-validation; 1 sets a sixth of the pictures aside instead.")
-    ] = 1,
+        int | None,
+        typer.Option(
+            help="Folds of the cross-validation; 1 sets a sixth of the pictures aside instead.",
+            show_default="5, or the number of pictures if that is less",
+        ),
+    ] = None,
     ensemble: Annotated[int, typer.Option(help="Hyperplanes to learn and average in each fold.")] = 1,
     epochs: Annotated[int, typer.Option(help="Maximum number of passes over the pictures.")] = 100,
     seed: Annotated[

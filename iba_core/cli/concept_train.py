@@ -10,12 +10,14 @@ from iba_core.cli.explain import pictures_note
 from iba_core.cli.network import Network
 from iba_core.concepts.analysis import ConceptAnalysis, ConceptAnalysisResult
 from iba_core.concepts.data import SegmentationConcept2D
-from iba_core.default_layer import default_layer
 from iba_core.files import require_writable, shown
 from iba_core.pictures.plotting import save_figure
 
 _HELD_OUT = 1 / 6
 """Share of the pictures for validation, and for the test."""
+
+_FOLDS = 5
+"""Layers are compared by all pictures but those of the test. With fewer, chance chooses among good ones."""
 
 
 def train_concept(
@@ -27,7 +29,7 @@ def train_concept(
     model: str,
     layers: Sequence[str] | None,
     backend: str | None,
-    folds: int,
+    folds: int | None,
     ensemble: int,
     epochs: int,
     seed: int,
@@ -54,8 +56,8 @@ def train_concept(
     analysis = ConceptAnalysis(
         concept,
         network.adapter.model,
-        layers or [default_layer(network.adapter, network.probe())],
-        folds=folds,
+        layers or None,
+        folds=min(_FOLDS, max(2, len(concept.train_data))) if folds is None else folds,
         ensemble_count=ensemble,
         backend=network.adapter.framework.name,
         epochs=epochs,

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import tempfile
+import warnings
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -32,9 +34,10 @@ from iba_core.concepts.training import (
     TrainingSettings,
     split_parameters,
 )
-from iba_core.errors import InputError
-from iba_core.files import as_path
-from iba_core.framework.adapter import Model
+from iba_core.default_layer import layers_over_depth
+from iba_core.errors import InputError, LayerError
+from iba_core.files import as_path, shown
+from iba_core.framework.adapter import Model, find_adapter
 from iba_core.pictures.plotting import axes_to_draw_into, caption
 
 if TYPE_CHECKING:
@@ -225,7 +228,8 @@ class ConceptAnalysis:
     Args:
         concept: what to learn.
         model: a trained model of any framework that a backend serves. It is not changed.
-        layers: layers with feature maps, as objects or names.
+        layers: layers with feature maps, as objects or names; None for eight over the whole depth of the
+            model.
         kernel_size: (height, width) of the window in pixels of the feature map; None to derive it from the
             concept's `rel_size`.
         folds: number of folds. 1 learns on the training data and validates on the validation data. From 2
@@ -261,7 +265,7 @@ class ConceptAnalysis:
         self,
         concept: SegmentationConcept2D,
         model: Model,
-        layers: Sequence[Any],
+        layers: Sequence[Any] | None = None,
         *,
         kernel_size: tuple[int, int] | None = (1, 1),
         folds: int = 1,
@@ -275,7 +279,8 @@ class ConceptAnalysis:
     ) -> None:
         self.settings: TrainingSettings = TrainingSettings(**settings)
         require_type("concept", concept, SegmentationConcept2D, "a SegmentationConcept2D")
-        require_sequence("layers", layers, "layers")
+        if layers is not None:
+            require_sequence("layers", layers, "layers")
         ensemble_count = require_whole("ensemble_count", ensemble_count, 1, LARGEST_COUNT)
         require_whole("folds", folds, 1)
         if folds > len(concept.train_data):
@@ -301,7 +306,11 @@ class ConceptAnalysis:
         self.use_bias = use_bias
         self.cache = cache
         self.progbar = progbar
-        self.stumps: list[ModelStump] = [ModelStump(model, layer, backend) for layer in layers]
+        self.stumps: list[ModelStump] = (
+            self._over_depth(model, backend)
+            if layers is None
+            else [ModelStump(model, layer, backend) for layer in layers]
+        )
 
     def run(self) -> ConceptAnalysisResult:
         """Learn the concept in every layer.
@@ -314,7 +323,26 @@ class ConceptAnalysis:
         results = tuple(self._layer(stump) for stump in self.stumps)
         held_out, data = self._held_out()
         constant = constant_mask_iou(self.concept.train_data, data)
-        return ConceptAnalysisResult(self.concept.name, results, constant, held_out)
+        result = ConceptAnalysisResult(self.concept.name, results, constant, held_out)
+        if result.best.iou <= constant:
+            warnings.warn(
+                f"no layer knows {shown(self.concept.name)!r}: IoU {result.best.iou:.3f} at best, "
+                f"{constant:.3f} of the same mask for all images",
+                stacklevel=2,
+            )
+        return result
+
+    def _over_depth(self, model: Model, backend: str | None) -> list[ModelStump]:
+        """The model up to layers over its whole depth, without those whose channels cannot be told."""
+        adapter = find_adapter(model, backend)
+        probe = adapter.to_inputs(next(self.concept.train_data.batches(1)))
+        stumps = []
+        for layer in layers_over_depth(adapter, probe):
+            with suppress(LayerError):
+                stumps.append(ModelStump(model, layer, backend))
+        if not stumps:
+            raise LayerError("no layer of the model can be read; name one with layers=")
+        return stumps
 
     def _held_out(self) -> tuple[str, SegmentationData]:
         """Return the name and the data that all layers are judged on."""

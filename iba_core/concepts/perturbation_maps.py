@@ -1,6 +1,6 @@
 """Formulas of class activation maps that need no gradient of the features: Score-CAM, Ablation-CAM, FullGrad.
 
-The weight of a channel is measured: the model runs on the input behind a mask, or without the channel.
+The weight of a channel is measured: the model runs on a masked input, or without the channel.
 """
 
 from __future__ import annotations

@@ -611,8 +611,9 @@ def approximate_posterior(
         True
     """
     chosen = TrainingSettings(**settings)
-    trainer, validation = _trainer(model, concept, chosen, cache, progbar)
+    require_type("model", model, ConceptDetection, "a ConceptDetectionModel2D")
     model.laplace_factors()  # raises without use_laplace
+    trainer, validation = _trainer(model, concept, chosen, cache, progbar)
     factors = [trainer.laplace_factor(plane, validation=validation) for plane in _parameters(model)]
     model.load_laplace_factors(np.stack(factors))
 
@@ -621,7 +622,9 @@ def _parameters(model: ConceptDetection) -> FloatArray:
     """The parameters (E, P) of a model's hyperplanes."""
     weight, bias = model.hyperplanes()
     parameters = weight.reshape(len(weight), -1)
-    return np.concatenate([parameters, bias[:, None]], axis=1) if model.use_bias else parameters
+    if model.use_bias:
+        parameters = np.concatenate([parameters, bias[:, None]], axis=1)
+    return np.asarray(parameters, dtype=np.float64)
 
 
 def _trainer(

@@ -28,6 +28,8 @@ class _Lines(NamedTuple):
     steps: int = 256
     power: float = 1.0
     """Exponent of the intensities at the steps."""
+    unit: float = 1.0
+    """What positions and intensities are divided by."""
 
 
 _UP: Points = ((0, 0), (1, 1))
@@ -87,7 +89,7 @@ _MAPS: dict[str, _Lines | None] = {
     "pink": _Lines(*_PINK, 64, 0.5),
     "hot": _Lines(((0, 0), (2 / 5, 1)), ((2 / 5, 0), (4 / 5, 1)), ((4 / 5, 0), (1, 1)), 64),
     # No formula of this one is published: lines between the entries themselves.
-    "parula": _Lines(*(tuple((at / 255, value / 255) for at, value in points) for points in _PARULA)),
+    "parula": _Lines(*_PARULA, unit=255.0),
     "magma": None,
     "inferno": None,
     "plasma": None,
@@ -138,7 +140,10 @@ def _colours(number: int) -> npt.NDArray[np.uint8]:
 
 def _along(lines: _Lines) -> npt.NDArray[np.float64]:
     places, entries = np.linspace(0, 1, lines.steps), np.linspace(0, 1, 256)
-    channels = (np.interp(places, *zip(*points, strict=True)) ** lines.power for points in lines[:3])
+    channels = []
+    for points in (lines.red, lines.green, lines.blue):
+        positions, intensities = np.transpose(points) / lines.unit
+        channels.append(np.interp(places, positions, intensities) ** lines.power)
     return np.stack([np.interp(entries, places, channel) for channel in channels], axis=1)
 
 

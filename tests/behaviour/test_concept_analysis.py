@@ -16,6 +16,7 @@ from iba_core.concepts import (
     Net2VecLoss,
     SegmentationConcept2D,
     TrainingSettings,
+    approximate_posterior,
     locate,
     train_detection_model,
 )
@@ -23,7 +24,9 @@ from iba_core.concepts.analysis import constant_mask_iou, heatmap_iou
 from iba_core.concepts.data import SegmentationData
 from iba_core.concepts.locating import mean_probability, member_distances, plot_heatmap, save_heatmap
 from iba_core.concepts.training import Examples, HyperplaneTrainer, standard_coordinates
+from iba_core.default_layer import layers_over_depth
 from iba_core.errors import InputError, LayerError, OptimizationError
+from iba_core.framework.adapter import LayerInfo, find_adapter
 from tests.backends import Torch
 from tests.squares import QUICK, images_of, make_concept, make_model, squares
 
@@ -47,6 +50,35 @@ def test_the_concept_is_found_and_the_baselines_are_not(backend):
         result["3"]
     assert result.embeddings["0"].layer_id == "0"
     assert result.embeddings["0"].concept_name == "square"
+
+
+def test_without_layers_those_of_the_whole_depth_are_compared(backend):
+    result = ConceptAnalysis(make_concept(backend), make_model(backend), **QUICK).run()
+    assert [layer.layer for layer in result.layers] == ["2", "3"]
+    assert result.best.iou > result.constant_iou + 0.2
+
+
+def test_layers_over_the_depth_are_equally_far_from_each_other(backend):
+    adapter = find_adapter(make_model(backend))
+    layers = [f"conv{number}" for number in range(12)]
+    shape = (8, 8, 4) if adapter.data_format == "channels_last" else (4, 8, 8)
+    infos = [LayerInfo(name, "Conv", shape) for name in layers]
+    x = backend.images(np.zeros((1, 16, 16, 3), np.float32))
+    adapter.layers = lambda inputs: [*infos, LayerInfo("logits", "Dense", (5,))]
+    assert layers_over_depth(adapter, x, 4) == ["conv0", "conv4", "conv7", "conv11"]
+    assert layers_over_depth(adapter, x, 20) == layers
+    adapter.layers = lambda inputs: [LayerInfo("logits", "Dense", (5,))]
+    with pytest.raises(LayerError, match="no layer has maps with two spatial axes"):
+        layers_over_depth(adapter, x)
+
+
+def test_a_concept_that_no_layer_knows_is_said_to_be_unknown(backend):
+    images, masks = images_of(backend, squares(12, 0)[0]), np.ones((12, 16, 16), np.float32)
+    masks[:, :2] = 0  # the same mask for every image
+    parts = (slice(0, 8), slice(8, 12))
+    concept = SegmentationConcept2D("frame", *((images[part], masks[part]) for part in parts))
+    with pytest.warns(UserWarning, match="no layer knows 'frame': IoU .* at best, 1.000 of the same mask"):
+        ConceptAnalysis(concept, make_model(backend), ["2"], **QUICK).run()
 
 
 def test_one_seed_gives_one_result(backend):
@@ -331,6 +363,21 @@ def test_a_detection_model_is_trained_in_place(backend, arguments):
         expected = mean_probability(ours, model.to_embedding(), model.laplace_factors())
         np.testing.assert_allclose(heatmaps.mean(axis=0).reshape(expected.shape), expected, atol=1e-4)
         assert heatmap_iou(ours, concept.test_data, model.to_embedding()) > 0.5
+
+
+def test_the_posterior_of_learnt_weights_is_that_of_their_training(backend):
+    concept = make_concept(backend)
+    kind = backend.module("concepts").ConceptDetectionModel2D
+    model = kind(concept, make_model(backend), "2", kernel_size=(1, 1), in_channels=6, use_laplace=True)
+    train_detection_model(model, epochs=3, progbar=False)
+    again = kind.from_embedding(
+        model.to_embedding(), legacy_warnings=False, concept=concept, model=make_model(backend)
+    )
+    assert not again.laplace_factors().any()
+    approximate_posterior(again, progbar=False)
+    np.testing.assert_allclose(again.laplace_factors(), model.laplace_factors(), rtol=1e-3, atol=1e-5)
+    with pytest.raises(InputError, match="use_laplace=False"):
+        approximate_posterior(kind(concept, make_model(backend), "2", kernel_size=(1, 1), in_channels=6))
 
 
 def test_members_start_where_the_model_stands():

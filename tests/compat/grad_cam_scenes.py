@@ -140,9 +140,8 @@ def maps_of_the_methods(package) -> dict[str, np.ndarray]:
         options = {"batch_size": 1} if name == "AblationCAM" else {}
         layers = {"relu": [model[4]], "conv": [model[3]], "two": [model[2], model[6]]}
         for key, target_layers in layers.items():
-            if name == "FullGrad":
-                target_layers = []
-            with method(model=model, target_layers=target_layers, **options) as cam:
+            used = [] if name == "FullGrad" else target_layers
+            with method(model=model, target_layers=used, **options) as cam:
                 found[f"{name}.{key}"] = cam(input_tensor=x, targets=pair)
                 if key == "relu":
                     found[f"{name}.predicted"] = cam(input_tensor=x, targets=None)

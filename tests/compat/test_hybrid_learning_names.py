@@ -379,6 +379,7 @@ def test_a_concept_keeps_its_data_sets(concept):
     assert isinstance(image, torch.Tensor)
     assert mask.shape == (1, 12, 12)
     assert len(concept.train_val_data) == 12
+    assert concept.data.info == {"train": 6, "val": 6, "test": 6}
     assert concept.rel_size == (0.25, 0.25)
     assert concepts.SegmentationConcept2D.new(concept) == concept
     assert concept != concepts.SegmentationConcept2D("wheel", concept.data)

@@ -357,6 +357,32 @@ def test_target_among_the_unlikely_is_shown_too(iba, tmp_path):
     assert f"▸ {least} " in "\n".join(out.splitlines()[first + 3 : first + 5])
 
 
+def test_methods_are_compared(iba, tmp_path):
+    methods = "bottleneck, bottleneck, fast, Grad-CAM, random"
+    options = ("--methods", methods, "--metrics", "insertion,sparseness,bits")
+    command = ("evaluate", "photos", "--model", "tiny_nets:told", *options)
+    code, out, _ = iba(*command, "--out", tmp_path)
+    assert code == 0
+    rows = [line.split()[0] for line in out.splitlines() if line and line[0] != " "]
+    assert {"Method", "bottleneck", "bottleneck,", "Grad-CAM", "random"} <= set(rows)
+    assert set(os.listdir(tmp_path)) == {"evaluation.csv", "evaluation.json", "evaluation.png"}
+    assert len((tmp_path / "evaluation.csv").read_text().splitlines()) == 1 + 4 * 3
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("--methods", "Grad-CAN", "methods='Grad-CAN' is no method; the closest name"),
+        ("--methods", " , ", "methods=' , ' names none"),
+        ("--metrics", "insertions", "metrics='insertions' is no metric; the closest name"),
+        ("--metrics", "mass_in_box", "metrics='mass_in_box' needs masks"),
+    ],
+)
+def test_unknown_methods_and_metrics(fails, tmp_path, option, value, message):
+    command = ("evaluate", "photos", "--model", "tiny_nets:told", option, value)
+    assert fails(*command, "--out", tmp_path).startswith(message)
+
+
 @pytest.mark.parametrize(
     ("target", "message"),
     [
@@ -822,7 +848,7 @@ def test_version_and_help(iba):
     code, without, _ = iba()
     assert code == 0
     assert iba("--help")[1] == without
-    for command in ("explain", "layers", "estimate", "demo"):
+    for command in ("explain", "evaluate", "layers", "estimate", "demo"):
         assert command in without
         code, out, _ = iba(command, "--help")
         assert code == 0

@@ -68,9 +68,8 @@ def train(monkeypatch, *options):
 
 
 def test_a_concept_is_learnt_and_found(folder, monkeypatch, capsys):
-    code = train(
-        monkeypatch, "--out", "square.safetensors", "--layer", "1", "--layer", "2", "--plot", "compared.png"
-    )
+    layers = ("--layer", "1", "--layer", "2", "--folds", 1)
+    code = train(monkeypatch, "--out", "square.safetensors", *layers, "--plot", "compared.png")
     shown = capsys.readouterr().out
     assert code == 0
     assert "Concept: square" in shown
@@ -97,6 +96,14 @@ def test_a_concept_is_learnt_and_found(folder, monkeypatch, capsys):
     # The square covers 14 % of the picture.
     (row,) = [line for line in shown.splitlines() if line.startswith("3.png")]
     assert 8 < float(row.split()[-2]) < 22
+
+
+def test_without_a_layer_those_of_the_whole_depth_are_compared(folder, monkeypatch, capsys):
+    assert train(monkeypatch, "--out", "square.safetensors") == 0
+    shown = capsys.readouterr().out
+    assert re.findall(r"^(\d) (?:\*)? +\d+ x", shown, re.MULTILINE) == ["2", "3"]
+    assert "20 for training, 0 for validation, 4 for the test" in shown
+    assert "the mean of 5 learnt ones" in shown
 
 
 def test_folds_need_no_validation_pictures(folder, monkeypatch, capsys):

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from iba_core.concepts import ConceptEmbedding
+from iba_core.concepts.detection import filters_of
 from iba_core.errors import InputError, StateError
 from iba_core.state import read_state, write_state
 
@@ -410,3 +411,35 @@ def test_broken_and_foreign_files_are_refused(tmp_path):
     write_state(path, {**arrays, "normal_vec": np.zeros(2)}, "concept embedding", metadata)
     with pytest.raises(StateError, match="normal_vec is zero"):
         ConceptEmbedding.load(path)
+
+
+def test_the_first_of_an_ensemble_is_a_copy():
+    planes = [ConceptEmbedding([1.0, 2.0], bias=3.0), ConceptEmbedding([4.0, 5.0], bias=6.0)]
+    first = ConceptEmbedding.first([planes])
+    assert first == planes[0]
+    first.scaling_factor = 2.0
+    assert planes[0].scaling_factor == 1.0
+    with pytest.raises(InputError, match="embeddings is empty"):
+        ConceptEmbedding.first([])
+
+
+def test_the_arrays_of_hybrid_learning_are_read(tmp_path):
+    arrays = {
+        "normal_vec": np.full((1, 4, 2, 3), 0.5, np.float32),
+        "support_factor": 2.0,
+        "scaling_factor": 3.0,
+    }
+    np.savez(tmp_path / "face.npz", **arrays, concept_name="face", layer_id="None")
+    plane = ConceptEmbedding.load(tmp_path / "face.npz")
+    assert plane.normal_vec.shape == (1, 4, 2, 3)
+    assert (plane.support_factor, plane.scaling_factor) == (2.0, 3.0)
+    assert (plane.concept_name, plane.layer_id, plane.kernel_size) == ("face", None, (2, 3))
+    weight, bias = filters_of([plane])
+    assert weight.shape == (1, 4, 2, 3)
+    np.testing.assert_allclose(bias, 3.0 * -2.0 * 24 * 0.25)
+    outputs = np.random.default_rng(0).normal(size=(4, 5, 6))
+    flat = ConceptEmbedding(plane.normal_vec[0], plane.support_factor, 3.0)
+    assert plane.as_target()(outputs) == pytest.approx(flat.as_target()(outputs))
+    np.savez(tmp_path / "odd.npz", normal_vec=np.ones(3))
+    with pytest.raises(StateError, match=r"odd\.npz"):
+        ConceptEmbedding.load(tmp_path / "odd.npz")

@@ -57,6 +57,16 @@ def test_the_factor_inverts_the_precision():
     np.testing.assert_allclose(factor.T @ factor @ (hessian + 0.7 * np.eye(3)), np.eye(3), atol=1e-12)
 
 
+def test_a_posterior_is_divided_into_hessian_and_prior():
+    root = np.random.default_rng(0).normal(size=(5, 9))
+    factor = laplace.posterior_factor(root @ root.T, 0.01)
+    hessian, precision = laplace.hessian_of(factor)
+    assert precision > 0
+    assert np.linalg.eigvalsh(hessian)[0] > 0
+    again = laplace.posterior_factor(hessian, precision)
+    np.testing.assert_allclose(again.T @ again, np.linalg.inv(root @ root.T + 0.01 * np.eye(5)), rtol=1e-8)
+
+
 def test_the_variance_is_that_of_weights_drawn_from_the_posterior():
     phi, targets = problem()
     theta = optimum(phi, targets, 1.0)

@@ -274,8 +274,8 @@ def test_new_statistics_take_the_place_of_the_old_ones():
 def test_presets_hold_settings():
     assert BottleneckSettings(**preset_settings("default")) == BottleneckSettings()
     assert BottleneckSettings(**preset_settings("paper")) == BottleneckSettings()
-    stable = BottleneckSettings(**preset_settings("stable"))
-    assert sum(stable.schedule) <= 0.6 * sum(BottleneckSettings().schedule)
+    guarded = BottleneckSettings(**preset_settings("guarded"))
+    assert sum(guarded.schedule) <= 0.6 * sum(BottleneckSettings().schedule)
     assert preset_settings(None) == {}
     fast = BottleneckSettings(**preset_settings("fast"))
     assert sum(fast.schedule) <= sum(BottleneckSettings().schedule) / 2

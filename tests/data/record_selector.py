@@ -1,7 +1,7 @@
 """Writes the weights that torch_concepts 1.0.0a1 draws from a seed, and what its selector answers.
 
-The package (`pip install pytorch-concepts==1.0.0a1 pandas`, and torchvision) needs PyTorch Lightning, which nothing
-else here does, so the tests compare with this record instead. To make it again, with the package installed:
+The package (`pip install pytorch-concepts==1.0.0a1 pandas`, and torchvision) needs PyTorch Lightning, which
+nothing else here does, so the tests compare with this record instead. To make it again, with it installed:
 
     python record_selector.py torch_concepts_1_0_0a1.npz
 """

@@ -17,9 +17,12 @@ from iba_tf import IBACopy, IBALayer, IBAReadout, TensorFlowAdapter
 from tests.generator.cases import Bench, Case, Face, Inputs, draw_case
 from tests.generator.keras_models import assemble, draw_program, is_chain
 from tests.generator.programs import Draw, Place
+from tests.generator.reference import TINY
 
 OPS = SimpleNamespace(
-    log=tf.math.log, logsumexp=lambda x: tf.reduce_logsumexp(x, axis=-1), softplus=tf.math.softplus
+    log=lambda x: tf.math.log(tf.maximum(x, TINY)),
+    logsumexp=lambda x: tf.reduce_logsumexp(x, axis=-1),
+    softplus=tf.math.softplus,
 )
 v1 = tf.compat.v1
 
@@ -151,14 +154,19 @@ class KerasBench(Bench):
         }
 
     def faces(self) -> Iterator[tuple[str, type, Face]]:
-        case = self.case
-        name, by_class = case.layer, case.settings.kind == "class" and case.signature.end == "none"
+        case, name = self.case, self.case.layer
         at_top = name in case.program.layers and f"x = self.{name}(x)" in case.program.lines
         if self.kind != "subclassed" and at_top:
             yield "IBALayer", IBALayer, self.iba_layer
         # A subclassed model has no graph for a loss of one's own.
-        if self.kind != "subclassed" or by_class:
+        if self.kind != "subclassed" or self.by_class:
             yield "IBACopy", IBACopy, self.iba_copy
+
+    @property
+    def by_class(self) -> bool:
+        """Whether the loss is that of `set_classification_loss`."""
+        signature = self.case.signature
+        return self.case.settings.kind == "class" and signature.end == "none" and signature.classes > 1
 
     @property
     def one_hot(self) -> np.ndarray:
@@ -172,7 +180,7 @@ class KerasBench(Bench):
         main = signature.main(model.output)
         feed = self.feed(case.inputs)
         target: Any = None
-        if case.settings.kind == "class" and signature.end == "none":
+        if self.by_class:
             layer.set_classification_loss(main)
             target = case.targets
         else:
@@ -196,7 +204,7 @@ class KerasBench(Bench):
         feed = self.feed(case.inputs)
         options: dict[str, Any] = {"seed": case.settings.seed}
         second: dict[Any, Any] = {}
-        if case.settings.kind == "class" and signature.end == "none":
+        if self.by_class:
             iba.set_classification_loss()
             options["target"] = case.targets
         else:
@@ -209,7 +217,13 @@ class KerasBench(Bench):
                         case,
                         main,
                         wanted,
-                        SimpleNamespace(log=tf.math.log, sum=tf.reduce_sum, logsumexp=tf.reduce_logsumexp),
+                        SimpleNamespace(
+                            log=tf.math.log,
+                            sum=tf.reduce_sum,
+                            logsumexp=tf.reduce_logsumexp,
+                            maximum=tf.maximum,
+                            softplus=tf.math.softplus,
+                        ),
                     )
                 )
             second[wanted] = self.one_hot
@@ -248,9 +262,14 @@ def _loss(case: Case, main: Any, wanted: Any, ops: Any) -> Any:
         chosen = ops.sum(wanted * main, -1)
     if case.settings.kind == "logit":
         return -chosen
+    if case.signature.end == "none" and case.signature.classes == 1:
+        sign = wanted[:, 1] - wanted[:, 0]
+        return ops.softplus(-sign * main[:, 0])
     if case.signature.end == "none":
         return ops.logsumexp(main, -1) - chosen
-    return (ops.log(ops.sum(main, -1)) if case.signature.end == "softmax" else 0.0) - ops.log(chosen)
+    log = ops.log(ops.maximum(main, TINY))
+    of_all = ops.logsumexp(log, -1) if case.signature.end == "softmax" else 0.0
+    return of_all - ops.log(ops.maximum(chosen, TINY))
 
 
 @contextmanager

@@ -11,6 +11,9 @@ from scipy.special import expit
 from tests.generator.cases import Bench, Inputs
 from tests.reference import Bottleneck, Settings, Statistics, resized, saliency
 
+TINY = float(np.finfo(np.float32).tiny)
+"""What a probability that is less counts as."""
+
 
 def class_loss(bench: Bench, target: int) -> Callable[[Any, Any], Any]:
     """The loss that a target stands for, as a function of the main output (N, K)."""
@@ -128,7 +131,11 @@ class Reference:
         for index, target in enumerate(self.case.targets):
             one = self.case.signature.one(self.case.inputs, index)
             column = target if self.case.signature.classes > 1 else 0
-            found = self.bench.slope(one, self.features[index : index + 1], lambda y, _, c=column: y[:, c])
+            # PyTorch's gradient of an InstanceNorm of one image alone is wrong if that of its output is not
+            # contiguous, as after `transpose`.
+            z = np.repeat(self.features[index : index + 1], 2, axis=0)
+            twice = self.case.signature.copies(one, 2)
+            found = self.bench.slope(twice, z, lambda y, _, c=column: y[:, c])
             assert found is not None
             slope, r = (np.moveaxis(x, self.channel, 0) for x in (found[1][0], self.features[index]))
             weights = {

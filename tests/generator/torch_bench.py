@@ -17,11 +17,17 @@ from torch import nn
 from iba_torch import IBA, IBAReadout, TorchAdapter
 from tests.generator.cases import Bench, Case, Face, Inputs, draw_case
 from tests.generator.programs import Draw, Place
-from tests.generator.reference import class_loss
+from tests.generator.reference import TINY, class_loss
 from tests.generator.torch_models import Checkpoints, draw_model, source
 
+
+def log(x: torch.Tensor) -> torch.Tensor:
+    """Of a probability. Where the bottleneck comes after the sigmoid, noise can leave less than 0."""
+    return x.clamp_min(TINY).log()
+
+
 OPS = SimpleNamespace(
-    log=torch.log,
+    log=log,
     logsumexp=lambda x: torch.logsumexp(x, -1),
     softplus=lambda x: -torch.nn.functional.logsigmoid(-x),
 )
@@ -257,11 +263,13 @@ def torch_loss(case: Case, outputs: torch.Tensor, targets: torch.Tensor) -> torc
     chosen = outputs[:, 0] if single else outputs.gather(1, targets[:, None])[:, 0]
     if case.settings.kind == "logit":
         return -chosen
+    if end == "none" and single:
+        return -nn.functional.logsigmoid(torch.where(targets == 0, -chosen, chosen))
     if end == "none":
         return outputs.logsumexp(1) - chosen
     if end == "softmax":
-        return outputs.sum(1).log() - chosen.log()
-    return -torch.where(targets == 0, 1 - chosen, chosen).log() if single else -chosen.log()
+        return log(outputs).logsumexp(1) - log(chosen)
+    return -log(torch.where(targets == 0, 1 - chosen, chosen) if single else chosen)
 
 
 def to_batch_first(x: torch.Tensor, place: Place, images: int) -> torch.Tensor:

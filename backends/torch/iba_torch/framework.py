@@ -87,7 +87,9 @@ class TorchFramework(Framework):
                 "what is to be kept of the output does not depend on the layer, or is cut off from it "
                 "(torch.no_grad, detach, argmax, whole numbers); choose another layer, target or output="
             )
-        return value.detach(), tree_map(torch.Tensor.detach, auxiliary), gradient
+        is_one = isinstance(auxiliary, torch.Tensor)
+        auxiliary = auxiliary.detach() if is_one else tree_map(torch.Tensor.detach, auxiliary)
+        return value.detach(), auxiliary, gradient
 
     def compile(self, function: F, *, jit_compile: bool = False, donate: int | None = None) -> F:
         """Return `function` as it is; with `jit_compile`, as machine code. See `Framework.compile`."""

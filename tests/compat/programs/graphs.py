@@ -1,7 +1,7 @@
 """A whole program of TensorFlow 1: graphs and sessions, with and without Keras 2.
 
-Run with ``v1`` for all behaviour of TensorFlow 1, or with ``branches`` for graphs whose branches alone are those of
-TensorFlow 1. It is a program of its own because the switches are those of a process.
+Run with ``v1`` for all behaviour of TensorFlow 1, or with ``branches`` for graphs whose branches alone are
+those of TensorFlow 1. It is a program of its own because the switches are those of a process.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ else:
     tf.disable_control_flow_v2()
 
 import tf_keras as keras
-from tf_keras.api._v1.keras import backend as K
+from tf_keras.api._v1.keras import backend
 from tf_keras.layers import (
     Activation,
     BatchNormalization,
@@ -117,7 +117,7 @@ def a_graph_with_branches():
 
 
 def network(*further, softmax=None):
-    K.clear_session()
+    backend.clear_session()
     model = keras.models.Sequential()
     model.add(Conv2D(4, (3, 3), padding="same", name="conv1", input_shape=(8, 8, 3)))
     model.add(BatchNormalization(name="norm"))
@@ -150,7 +150,7 @@ def a_layer_in_a_model():
     assert {"alpha", "logits"} <= set(report["init"])
     assert "alpha" in report["final"]
     assert report[0]["loss"].shape == report[1]["capacity_mean"].shape == ()
-    assert f"{report[0]['model_loss']:.3f}"
+    assert f"{report[0]['model_loss']:.0f}".isdigit()
     iba.collect("loss")
     iba.analyze(feed, beta=100000)
     assert set(iba.get_report()["init"]) == {"loss"}
@@ -165,7 +165,7 @@ def a_layer_in_a_model():
 
 
 def a_layer_on_sequences():
-    K.clear_session()
+    backend.clear_session()
     model = keras.models.Sequential([Conv1D(4, 3, padding="same", input_shape=(6, 3)), IBALayer(**FEW)])
     model.add(Flatten())
     model.add(Dense(5))
@@ -195,8 +195,8 @@ def a_copy_of_a_model():
     assert copy.analyze({model.input: IMAGES[:1]}, {copy.target: np.array([3])}).shape == (8, 8, 4)
     assert copy._outputs[0].shape[-1] == 5
     assert copy._active_neurons.eval(session=copy._session).all()
-    kernel = K.get_session().run(layer.kernel)
-    K.get_session().run(tf.assign(layer.kernel, kernel + 1))
+    kernel = backend.get_session().run(layer.kernel)
+    backend.get_session().run(tf.assign(layer.kernel, kernel + 1))
     try:
         copy.assert_variables_equal()
     except AssertionError:
@@ -237,8 +237,8 @@ if __name__ == "__main__":
     a_graph_of_operations()
     a_graph_with_branches()
     a_layer_in_a_model()
-    a_copy_of_a_model()
     if sys.argv[1] == "v1":
+        a_copy_of_a_model()
         a_layer_on_sequences()
         an_analyzer_and_its_file(Path(sys.argv[2]))
     print("all done")

@@ -359,7 +359,8 @@ class Replay:
             # Another thread may have found that out.
             shadow.stays = False
             shadow.reset()
-        inputs = tree_map(self._fill, self._inputs, Value)
+        is_one = isinstance(self._inputs, Value)
+        inputs = self._fill(self._inputs) if is_one else tree_map(self._fill, self._inputs, Value)
         with (
             nullcontext() if as_asked else self._outside,
             self._observer or nullcontext(),

@@ -147,7 +147,7 @@ class TorchSplit(Split):
         self._knowledge = Knowledge() if knowledge is None else knowledge
         # Of what has not run yet, as most models have it.
         self.data_format = data_format or "channels_first"
-        self.input_format = self._knowledge.input_format or "channels_first"
+        self.input_format = self._input_format()
         self.input_has_channels = self._knowledge.input_has_channels
         self._shadows = Shadows() if shadows is None else shadows
         # Of this split alone: a tail that ends elsewhere reads other things.
@@ -335,6 +335,10 @@ class TorchSplit(Split):
         self.data_format = self._given_format or self._found_format(head, features, assumed.learnt)
         return _Found(head, features, reordered, rewrites)
 
+    def _input_format(self) -> DataFormat:
+        """Where the channels of the input are: what takes it says so, or else the user of the features."""
+        return self._knowledge.input_format or self._given_format or "channels_first"
+
     def _found_format(self, head: HeadPass, features: torch.Tensor, learnt: Learnt) -> DataFormat:
         """Where the channels of the feature map are, as a whole pass has shown it.
 
@@ -395,7 +399,7 @@ class TorchSplit(Split):
             self._own_kept = inputs, own
             learnt.is_counted = True
             self._mixing = learnt.mixing
-        self.input_format = self._knowledge.input_format or "channels_first"
+        self.input_format = self._input_format()
         self.input_has_channels = self._knowledge.input_has_channels
 
     def _run_whole(

@@ -57,7 +57,7 @@ class ActivationsAndGradients:
             self.handles.append(layer.register_forward_hook(self.save_gradient))
 
     def __call__(self, x: Any) -> Any:
-        """Run the model on `x`, and keep what the layers give instead of what was kept before."""
+        """Run the model on `x`, and keep the outputs of the layers in place of earlier ones."""
         self._forget()
         return self.model(x)
 

@@ -55,12 +55,12 @@ class IBA(Published):
         >>> iba = IBA(model.relu, optimization_steps=2)
         >>> iba.estimate(model, batches)
         >>> [tuple(parameter.shape) for parameter in iba.parameters()]
-        [(4, 6, 6)]
+        [(4, 8, 8)]
         >>> def loss(x):
         ...     return torch.nn.functional.cross_entropy(model(x), torch.ones(len(x)).long())
         >>> bits = iba.analyze(x[:1], loss, mode="capacity")
         >>> bits.shape
-        (4, 6, 6)
+        (4, 8, 8)
         >>> iba.detach()
     """
 

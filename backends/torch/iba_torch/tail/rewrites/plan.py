@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable
+from collections.abc import Set as AbstractSet
 from typing import Any
 
 from torch import nn
@@ -26,7 +27,7 @@ class Plan(dict[nn.Module, Rewrite | None]):
         merge: does the batch normalisations, and keeps what it has computed for them.
     """
 
-    def __init__(self, counted: Collection[nn.Module] = ()) -> None:
+    def __init__(self, counted: AbstractSet[nn.Module] = frozenset()) -> None:
         super().__init__()
         self.merge = ScaleAndShift()
         self._chains = Chains(self.merge, counted)

@@ -39,3 +39,8 @@ class DataTriple:
     def data(self) -> Dataset[Any]:
         """All data."""
         return ConcatDataset([self.train, self.val, self.test])
+
+    @property
+    def info(self) -> dict[str, int]:
+        """The number of entries of each data set."""
+        return {split: len(getattr(self, split)) for split in ("train", "val", "test")}

@@ -119,13 +119,12 @@ class ConceptEmbedding(concepts.ConceptEmbedding):
     def plain(self) -> concepts.ConceptEmbedding:
         """Return this embedding as this library's own class, with the names instead of the objects."""
         normal = self.normal_vec[0] if self.normal_vec.ndim == 4 else self.normal_vec
-        return concepts.ConceptEmbedding(
-            normal,
-            scaling_factor=self.scaling_factor,
-            bias=self.bias,
-            concept_name=self.concept_name,
-            layer_id=self.layer_id,
-        )
+        meta: dict[str, Any] = {
+            name: value
+            for name, value in self.meta_info.items()
+            if isinstance(value, (str, bool, int, float))
+        }
+        return concepts.ConceptEmbedding(normal, scaling_factor=self.scaling_factor, bias=self.bias, **meta)
 
     def as_target(self) -> concepts.ConceptEmbeddingTarget:
         """Return the target of keeping this concept, as `iba_core.Explainer.explain` takes it."""

@@ -165,7 +165,7 @@ class ConceptDetectionModel2D(concepts.ConceptDetectionModel2D):
 
         Args:
             embeddings_list: one embedding, or one for each member of the ensemble.
-            legacy_warnings: warn of what the model cannot hold.
+            legacy_warnings: without effect, since the model holds all that the embeddings do.
             **kwargs: arguments of the model, which replace those in the embeddings; `main_model` is `model`.
 
         Raises:
@@ -173,8 +173,10 @@ class ConceptDetectionModel2D(concepts.ConceptDetectionModel2D):
         """
         require_bool("legacy_warnings", legacy_warnings)
         planes = [embeddings_list] if isinstance(embeddings_list, ConceptEmbedding) else embeddings_list
-        first = planes[0] if len(planes) and isinstance(planes[0], ConceptEmbedding) else None
-        known = {} if first is None else {"concept": first.concept, "model": first.main_model}
+        first = next(iter(planes), None) if isinstance(planes, (list, tuple)) else None
+        known: dict[str, Any] = {}
+        if isinstance(first, ConceptEmbedding):
+            known = {"concept": first.concept, "model": first.main_model}
         if "main_model" in kwargs:
             kwargs["model"] = kwargs.pop("main_model")
         made = super().from_embedding(planes, False, **{**known, **kwargs})
