@@ -34,7 +34,7 @@ BLOCK = re.compile(r"^( *)```python\n(.*?)^\1```$", re.MULTILINE | re.DOTALL)
 
 # The other pages are run by tests that also look at what comes out.
 FOLDERS = ("coming-from", "how-to")
-PAGES = ["pytorch.md", "keras.md", "gallery.md", "what-a-map-does-not-say.md"] + [
+PAGES = ["pytorch.md", "keras.md", "gallery.md", "what-a-map-does-not-say.md", "evaluation.md"] + [
     f"{folder}/{page.name}" for folder in FOLDERS for page in sorted((DOCS / folder).glob("*.md"))
 ]
 
@@ -104,7 +104,8 @@ def test_moved_names_are_where_the_tables_say(page):
         for line in now:
             exec(line, {})
         assert before.split()[-1] == now[0].split()[-1]
-    assert rows or page == "index.md"
+    # Other tools get maps from here, and no name moves.
+    assert rows or page in ("index.md", "captum-quantus-xplique.md")
 
 
 def test_the_table_of_iba_is_complete():

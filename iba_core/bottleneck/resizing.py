@@ -23,6 +23,7 @@ def resizing_matrix(size: int, target: int, corners: bool = False) -> npt.NDArra
     Returns:
         Array (target, size), float64, read-only; the rows sum to one.
     """
+    centres: npt.NDArray[np.floating]
     if corners:
         centres = np.linspace(0, size - 1, target)
     else:

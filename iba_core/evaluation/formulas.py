@@ -96,7 +96,7 @@ def gini(ordered: Array) -> Array:
 
 
 def infidelity_of(sums: Array, deltas: Array, normalize: bool) -> Array:
-    """Mean squared difference between what a map says of perturbations, and what they do to the score.
+    """Mean squared difference between the sums of a map and the falls of the score.
 
     Args:
         sums: (..., K), what the map gives to the places that each perturbation takes away.

@@ -242,3 +242,17 @@ def test_the_layer_of_a_concept_comes_after_the_split(net, record):
     unknown = ConceptEmbedding(np.ones(8), bias=0.0, layer_id="conv5")
     with pytest.raises(LayerError, match="conv5"):
         cam(net.images(record["input"]), unknown)
+
+
+@pytest.mark.parametrize("method", ["ScoreCAM", "AblationCAM"])
+def test_measured_weights_do_not_depend_on_how_many_are_measured_at_once(net, record, method):
+    x = net.images(record["input"])
+    kind = getattr(net.cam, method)
+    for target in ([1, 3], planes()["layer"], lambda row: row[1] * 1.0):
+        whole, singly = (kind(net.model, "3", batch_size=size)(x, target) for size in (64, 1))
+        np.testing.assert_allclose(whole, singly, atol=1e-5)
+    # Another image of the batch does not count.
+    alone = kind(net.model, "3")(x[1:], [3])
+    np.testing.assert_allclose(kind(net.model, "3")(x, [1, 3])[1:], alone, atol=1e-5)
+    with pytest.raises(InputError, match="batch_size=0"):
+        kind(net.model, "3", batch_size=0)

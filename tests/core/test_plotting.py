@@ -172,7 +172,7 @@ def test_pyplots_state_stays_as_it_was(saliency):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"saliency_map": np.zeros((1, 4, 4))}, r"saliency_map has shape \(1, 4, 4\)"),
+        ({"saliency_map": np.zeros((2, 4, 4))}, r"saliency_map has shape \(2, 4, 4\)"),
         ({"saliency_map": np.zeros((0, 4))}, r"saliency_map has shape \(0, 4\)"),
         ({"saliency_map": np.array([[1, np.nan]])}, "saliency_map holds nan"),
         ({"img": np.zeros((5, 4))}, r"img has shape \(5, 4\), but the saliency map \(4, 4\)"),

@@ -131,11 +131,7 @@ class Reference:
         for index, target in enumerate(self.case.targets):
             one = self.case.signature.one(self.case.inputs, index)
             column = target if self.case.signature.classes > 1 else 0
-            # PyTorch's gradient of an InstanceNorm of one image alone is wrong if that of its output is not
-            # contiguous, as after `transpose`.
-            z = np.repeat(self.features[index : index + 1], 2, axis=0)
-            twice = self.case.signature.copies(one, 2)
-            found = self.bench.slope(twice, z, lambda y, _, c=column: y[:, c])
+            found = self.bench.slope(one, self.features[index : index + 1], lambda y, _, c=column: y[:, c])
             assert found is not None
             slope, r = (np.moveaxis(x, self.channel, 0) for x in (found[1][0], self.features[index]))
             weights = {

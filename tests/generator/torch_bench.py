@@ -21,6 +21,12 @@ from tests.generator.reference import TINY, class_loss
 from tests.generator.torch_models import Checkpoints, draw_model, source
 
 
+def contiguous_gradient(module: nn.Module, args: Any, output: torch.Tensor) -> None:
+    """Make the gradient of an output contiguous: PyTorch's own for one row is wrong otherwise."""
+    if output.requires_grad:
+        output.register_hook(torch.Tensor.contiguous)
+
+
 def log(x: torch.Tensor) -> torch.Tensor:
     """Of a probability. Where the bottleneck comes after the sigmoid, noise can leave less than 0."""
     return x.clamp_min(TINY).log()
@@ -39,6 +45,9 @@ class TorchBench(Bench):
     def __init__(self, case: Case, model: nn.Module) -> None:
         super().__init__(case)
         self.own = copy.deepcopy(model).eval()
+        for module in self.own.modules():
+            if isinstance(module, nn.modules.batchnorm._NormBase):
+                module.register_forward_hook(contiguous_gradient)
         self._model = model
 
     @classmethod

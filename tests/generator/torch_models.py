@@ -125,7 +125,9 @@ def function(p: Program) -> None:
 @part(*EVERY, weight=0.7)
 def write(p: Program) -> None:
     lines = ("x = F.relu_(x)", "x.mul_(1.3)", "x += 0.3", "x = x.clamp_(min=-0.2)", "x[:, :1] *= 0.5")
-    p.line(p.draw.choice(lines), "in place")
+    line = p.draw.choice(lines)
+    # No image is to be treated in another way than the others.
+    p.line(line.replace("x[:, :1]", "x[..., :1]") if p.axes == "TBC" else line, "in place")
 
 
 @part(*EVERY, weight=0.12)

@@ -146,7 +146,7 @@ def _others(net: Network) -> Iterator[Door]:
         image_size=given(8, whole(1, 2**13)),
         transform=given("default", optional(function)),
     )
-    size = given(8, whole(1, 2**14))
+    size = given(8, either(whole(1, 2**14), numbers((2,), whole(1, 2**14))))
     yield door("iba_torch.imagenet_transform", resize=size, crop_size=size)
     yield door("iba_torch.tensor_to_np_img", img_t=given(torch.zeros(3, 4, 4)))
 

@@ -806,8 +806,8 @@ class TestWork:
         for done in (1, 2):
             explainer.explain(images(images_at_once), target=1)
             assert calls["stem"] == calls["norm"] == calls["act"] == calls["conv1"] == done
-            # One pass for the answer to the image itself.
-            assert calls["conv2"] == calls["out"] == done * (1 + 7)
+            # One pass for the answer to the image itself, and one for what survives of it.
+            assert calls["conv2"] == calls["out"] == done * (1 + 7 + 1)
 
     def test_the_noisy_copies_are_the_only_leaf(self, case, images):
         model = case.make()

@@ -112,7 +112,7 @@ def test_a_wrong_rewrite_is_found(monkeypatch):
 def test_a_lost_skip_connection_is_found(monkeypatch):
     x = torch.randn(3, 3)
     assert explained(Residual().eval(), "layer", x)
-    monkeypatch.setattr(Value, "lend", lambda value, copies, *options: zeros_of(value.tensor, copies))
+    monkeypatch.setattr(Value, "fill", lambda value, using: zeros_of(value.tensor, using.copies))
     with pytest.raises(LayerError, match=REFUSED):
         explained(Residual().eval(), "layer", x)
 

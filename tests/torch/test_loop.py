@@ -123,7 +123,8 @@ def test_what_is_reported_has_the_axes_of_the_features():
     assert all(part.shape == shape for state in states for part in state)
     assert torch.equal(states[-1].parameter, result.alpha)
     assert result.problem.mean.shape == (1, *shape[1:])
-    maps = [part for part in result.problem if isinstance(part, torch.Tensor) and part.ndim == len(shape)]
+    tensors = [part for part in result.problem if isinstance(part, torch.Tensor)]
+    maps = [part for part in tensors if part.ndim == len(shape) and part.numel() > 1]
     assert len(maps) == 6
     for part in (*maps, result.alpha, *result.mask, result.capacity):
         assert part.is_contiguous(memory_format=torch.channels_last)

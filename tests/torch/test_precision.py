@@ -77,9 +77,9 @@ def test_a_precision_that_is_asked_for_goes_before_that_of_autocast_outside(imag
     model[4].register_forward_hook(lambda module, args, output: seen.append(output.dtype))
     with torch.autocast("cpu", dtype=torch.float16):
         explainer.explain(images(1, torch.float32), target=1, precision="bfloat16")
-    # The passes before answer for the model as it is.
-    assert seen[-1] == torch.bfloat16
-    assert set(seen[:-1]) == {torch.float16}
+    # A step, and what measures how much survives. The passes before answer for the model as it is.
+    assert set(seen[-2:]) == {torch.bfloat16}
+    assert set(seen[:-2]) == {torch.float16}
 
 
 def test_restricted_features_under_autocast(images):

@@ -729,3 +729,30 @@ def test_channels_last_memory_is_kept_in_the_tail(images):
     with split.head(x) as tail:
         tail(tail.features.repeat_interleave(2, 0).contiguous())
     assert all(look.seen)
+
+
+class TestOneRow:
+    """PyTorch's own gradient of a normalisation of one row is wrong where that of its output is strided."""
+
+    @pytest.mark.parametrize("norm", [nn.InstanceNorm2d, nn.BatchNorm2d])
+    @pytest.mark.parametrize("rewrites", [False, True])
+    def test_the_gradient_is_right(self, norm, rewrites):
+        class Model(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.conv, self.norm, self.out = nn.Conv2d(3, 6, 3), norm(6), nn.Linear(6, 2)
+
+            def forward(self, x):
+                return self.out(self.norm(self.conv(x)).flatten(2).transpose(1, 2)[:, -1].tanh())
+
+        torch.manual_seed(0)
+        model = Model().double().eval()
+        split = TorchAdapter(model, rewrites=rewrites).split("conv")
+        x = torch.randn(1, 3, 10, 6, dtype=torch.float64)
+        with split.head(x) as tail:
+            z = tail.features.clone().requires_grad_()
+            (gradient,) = torch.autograd.grad(tail(z)[0, 1], z)
+            step = 1e-6 * torch.randn_like(z)
+            with torch.no_grad():
+                difference = (tail(z + step) - tail(z - step))[0, 1] / 2
+        torch.testing.assert_close((gradient * step).sum(), difference, rtol=1e-6, atol=0)

@@ -78,14 +78,9 @@ class ImageNetTransform:
     """
 
     def __init__(self, resize: Size, crop_size: Size, *, crop_first: bool = False) -> None:
-        for name, value in (("resize", resize), ("crop_size", crop_size)):
-            if isinstance(value, (tuple, list)):
-                require_sizes(name, value, 2, most=2**14)
-            else:
-                require_whole(name, value, 1, 2**14)
         require_bool("crop_first", crop_first)
-        self.resize = resize
-        self.crop_size = crop_size
+        self.resize = _size("resize", resize)
+        self.crop_size = _size("crop_size", crop_size)
         self.crop_first = crop_first
 
     def __call__(self, image: Image.Image) -> torch.Tensor:
@@ -116,6 +111,13 @@ class ImageNetTransform:
     def __repr__(self) -> str:
         order = ", crop_first=True" if self.crop_first else ""
         return f"{type(self).__name__}(resize={self.resize}, crop_size={self.crop_size}{order})"
+
+
+def _size(name: str, value: Any) -> Size:
+    if isinstance(value, (tuple, list, np.ndarray)):
+        height, width = require_sizes(name, value)
+        return height, width
+    return require_whole(name, value, 1, 2**14)
 
 
 def imagenet_transform(resize: Size = 256, crop_size: Size = 224) -> ImageNetTransform:

@@ -26,21 +26,23 @@ def pass_values_into_branches(graph_def: GraphDef) -> None:
     Args:
         graph_def: a graph without function calls.
     """
+    switches = [node for node in graph_def.node if node.op == "Switch" and node.attr["T"].type == DT_RESOURCE]
+    if not switches:
+        return
     takers: dict[str, list[NodeDef]] = defaultdict(list)
     for node in graph_def.node:
         for source in _data(node):
             takers[source.partition(":")[0]].append(node)
-    for switch in list(graph_def.node):
-        if switch.op == "Switch" and switch.attr["T"].type == DT_RESOURCE:
+    inner = {taker.name for switch in switches for taker in takers[switch.name]}
+    for switch in switches:
+        # One within a branch is dealt with along with the branch's own.
+        if switch.name not in inner:
             _pass_value(graph_def, switch, takers)
 
 
 def _pass_value(graph_def: GraphDef, first: NodeDef, takers: dict[str, list[NodeDef]]) -> None:
     """Let a switch of a handle, and those within its branches, pass the variable's value."""
     handle = first.input[0]
-    if any(node.name == handle.partition(":")[0] and node.op == "Switch" for node in graph_def.node):
-        # It is within a branch, whose own switch deals with it.
-        return
     switches = [first]
     reads: list[NodeDef] = []
     others: list[NodeDef] = []

@@ -20,7 +20,6 @@ from iba_core.framework.inputs import take
 from iba_core.targets import ScoreTarget
 from iba_torch.framework import move_to
 
-
 F = TypeVar("F", bound=Callable[..., Any])
 
 

@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any, cast
 
 import torch
+from torch.nn.modules.batchnorm import _NormBase  # nothing public is the base of all of these
 
 from iba_core.errors import InputError, LayerError
 from iba_core.framework.adapter import Inputs
@@ -404,6 +405,8 @@ class Replay:
                 handler = partial(self._rewritten, rewrite)
             elif isinstance(site.module, torch.jit.ScriptModule):
                 handler = self._scripted
+            elif isinstance(site.module, _NormBase):
+                handler = self._normalized
         self._require_gradient()
         self._handlers[site] = handler
         return site.run(args, kwargs) if handler is None else handler(site, args, kwargs)
@@ -421,7 +424,16 @@ class Replay:
 
     def _run_module(self, site: Site, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         rewrite = self._plan[site.module] if self._uses_rewrites else None
-        return site.run(args, kwargs) if rewrite is None else self._rewritten(rewrite, site, args, kwargs)
+        if rewrite is not None:
+            return self._rewritten(rewrite, site, args, kwargs)
+        if isinstance(site.module, _NormBase):
+            return self._normalized(site, args, kwargs)
+        return site.run(args, kwargs)
+
+    def _normalized(self, site: Site, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        output = site.run(args, kwargs)
+        contiguous_gradient(output)
+        return output
 
     def _repeat(self, site: Site, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """A call of a module that ran in the head, or that the tail ends at."""
@@ -522,6 +534,16 @@ class InMemoryOrder:
 def _no_view(tensor: torch.Tensor) -> torch.Tensor:
     """The tensor, copied if it is a plain one; others are placeholders that must not be read."""
     return tensor.clone() if type(tensor) is torch.Tensor else tensor
+
+
+def contiguous_gradient(output: torch.Tensor) -> None:
+    """Make the gradient of the output of a normalisation of one row contiguous.
+
+    Otherwise PyTorch's gradient of `batch_norm` and `instance_norm` can be wrong on a processor: for one row,
+    the strides of the gradient may look like those of another memory format than it has.
+    """
+    if output.shape[0] == 1 and output.requires_grad:
+        output.register_hook(torch.Tensor.contiguous)
 
 
 def check_calls(layer: LayerCall, n_calls: int) -> None:
