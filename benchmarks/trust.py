@@ -1,11 +1,11 @@
 """Measure the maps of many methods: which of them can be trusted, and how far.
 
-    python -m benchmarks.trust                      # packaged photographs, five minutes
-    python -m benchmarks.trust --images FOLDER      # your own photographs, at most an hour for 60
+    python -m benchmarks.trust                      # packaged photographs, few methods and metrics
+    python -m benchmarks.trust --images FOLDER      # your own photographs, all methods and metrics
 
 EfficientNet-Lite0 is explained by this library and by other methods, in both frameworks. The metrics are
-those of `iba_core.evaluation`. The results of packaged photographs go to ``results/trust.json``, from where
-they come into the docs. Those of a folder are printed only, unless ``--out`` names one.
+those of `iba_core.evaluation`. The results of packaged photographs go to ``results/trust.json``, which a
+``bench:trust`` block of a page shows. Those of a folder are printed only, unless ``--out`` names one.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ QUICK_METHODS = {
     "torch": (OURS, f"{OURS}, fast", REFERENCE, "LayerCAM", "gradients", "constant mask", "random"),
     "tensorflow": (OURS, REFERENCE, "random"),
 }
-"""What the version of five minutes compares: what costs little, and less where both frameworks agree."""
+"""What is compared on packaged photographs: what costs little, and less in the second framework."""
 
 QUICK_METRICS = ("insertion", "deletion", "degradation", "sparseness", "survival")
 

@@ -38,7 +38,10 @@ def totals(request):
     yield counts
     names = {name for name, _ in counts}
     if len(names) == len(ARCHITECTURES):
-        write_totals("architectures", architectures=len(names), layers=len(counts), maps=counts.total())
+        write_totals(
+            "architectures",
+            {"architectures": len(names), "layers": len(counts), "maps": counts.total()},
+        )
 
 
 @lru_cache(maxsize=1)

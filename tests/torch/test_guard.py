@@ -3,6 +3,10 @@
 Without the change, the model is explained. With it, a map would be wrong without a word.
 """
 
+from contextlib import contextmanager
+from dataclasses import replace
+
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -10,6 +14,7 @@ from torch import nn
 from iba_core import Explainer, LayerError
 from iba_core.framework.normalization import scale_and_shift
 from iba_core.framework.shared import SharedInputs
+from iba_torch import TorchSplit
 from iba_torch.tail import rewrites
 from iba_torch.tail.places import Knowledge
 from iba_torch.tail.recording import Value
@@ -115,6 +120,51 @@ def test_a_lost_skip_connection_is_found(monkeypatch):
     monkeypatch.setattr(Value, "fill", lambda value, using: zeros_of(value.tensor, using.copies))
     with pytest.raises(LayerError, match=REFUSED):
         explained(Residual().eval(), "layer", x)
+
+
+def test_other_features_than_the_models_are_found(monkeypatch):
+    x = torch.randn(3, 3)
+    right = TorchSplit.open_head
+
+    @contextmanager
+    def wrong(split, inputs):
+        with right(split, inputs) as tail:
+            yield replace(tail, features=2 * tail.features)
+
+    monkeypatch.setattr(TorchSplit, "open_head", wrong)
+    with pytest.raises(LayerError, match=REFUSED):
+        explained(Residual().eval(), "layer", x)
+
+
+class Mixing(nn.Module):
+    """Normalises the images of a batch by the statistics of the batch, unlike any of PyTorch's layers."""
+
+    def __init__(self, before):
+        super().__init__()
+        self.before, self.conv, self.layer = before, nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 1)
+        self.out = nn.Linear(4, 4)
+
+    def forward(self, x):
+        x = self.conv(x)
+        if self.before:
+            x = (x - x.mean((0, 2, 3), keepdim=True)) / x.std((0, 2, 3), correction=0, keepdim=True)
+        x = self.layer(x)
+        if not self.before:
+            x = (x - x.mean((0, 2, 3), keepdim=True)) / x.std((0, 2, 3), correction=0, keepdim=True)
+        return self.out(x.relu().mean((2, 3)))
+
+
+@pytest.mark.parametrize("before", [False, True])
+def test_images_are_not_mixed(before):
+    torch.manual_seed(0)
+    images = torch.randn(4, 3, 8, 8)
+    explainer = Explainer(Mixing(before).eval(), "layer", steps=2, samples=2)
+    with pytest.warns(UserWarning, match="depends on the other images"):
+        explainer.fit([images], progbar=False)
+    found = explainer.explain(images[:3], 1, seed=0)
+    for index in range(3):
+        alone = explainer.explain(images[index : index + 1], 1, seed=0)
+        np.testing.assert_allclose(found.capacity[index], alone.capacity[0], rtol=1e-4, atol=1e-6)
 
 
 def zeros_of(tensor, copies):

@@ -543,7 +543,7 @@ def contiguous_gradient(output: torch.Tensor) -> None:
     the strides of the gradient may look like those of another memory format than it has.
     """
     if output.shape[0] == 1 and output.requires_grad:
-        output.register_hook(torch.Tensor.contiguous)
+        output.register_hook(torch.Tensor.contiguous)  # type: ignore[no-untyped-call]  # has no types
 
 
 def check_calls(layer: LayerCall, n_calls: int) -> None:
