@@ -552,7 +552,7 @@ def test_the_probability_is_the_models_own(iba, workplace, tmp_path, model, targ
 
 
 def test_one_logit_is_explained_once_the_user_says_what_it_is(iba, tmp_path):
-    options = ("photos/one.jpg", "--model", "tiny_nets:raw", *FAST, "--out", tmp_path)
+    options = ("photos/one.jpg", "--model", "tiny_nets:raw", "--size", 16, *FAST, "--out", tmp_path)
     code, _, err = iba("explain", *options)
     assert code == 2
     assert "could be the logit of a class or a score: give --activation sigmoid_logits" in " ".join(
@@ -560,7 +560,7 @@ def test_one_logit_is_explained_once_the_user_says_what_it_is(iba, tmp_path):
     )
     code, out, _ = iba("explain", *options, "--activation", "sigmoid_logits", "--target", 0)
     assert code == 0
-    net = Network.load("tiny_nets:raw")
+    net = Network.load("tiny_nets:raw", size=(16, 16))
     with torch.no_grad():
         given = net.adapter.model(torch.from_numpy(net.inputs(load_image("photos/one.jpg"))))[0]
     assert re.search(rf"▸ class 0 +{100 * (1 - torch.sigmoid(given).item()):.1f} %", out)
