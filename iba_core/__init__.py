@@ -23,8 +23,8 @@ from iba_core.explainer import Explainer
 from iba_core.framework.inputs import Shared
 from iba_core.framework.layout import Tokens
 from iba_core.pictures.images import load_image, load_monkeys, sample_crops, sample_image, to_unit_interval
-from iba_core.pictures.plotting import plot_saliency_map
-from iba_core.repeats import Repeats, SurvivalCurve, combine_maps
+from iba_core.pictures.plotting import plot_saliency_map, plot_signal_map
+from iba_core.repeats import Repeats, SurvivalCurve, combine_maps, compare
 from iba_core.targets import (
     ClassTarget,
     DistributionTarget,
@@ -65,11 +65,13 @@ __all__ = [
     "Tokens",
     "WelfordEstimator",
     "combine_maps",
+    "compare",
     "get_tqdm",
     "ifnone",
     "load_image",
     "load_monkeys",
     "plot_saliency_map",
+    "plot_signal_map",
     "sample_crops",
     "sample_image",
     "to_saliency_map",

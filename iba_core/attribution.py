@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from html import escape
 from os import PathLike
 from typing import TYPE_CHECKING, Any, Self
 
@@ -15,7 +17,7 @@ from iba_core.bottleneck.saliency import to_bits
 from iba_core.bottleneck.settings import BottleneckSettings
 from iba_core.errors import InputError, StateError
 from iba_core.framework.layout import DataFormat, Layout
-from iba_core.pictures.plotting import plot_saliency_map
+from iba_core.pictures.plotting import channels_last, maps_as_html, plot_saliency_map, plot_signal_map
 from iba_core.state import interpreting, read_state, write_state
 from iba_core.targets import class_probabilities
 
@@ -91,9 +93,86 @@ class Attribution:
             parts.append("survival " + ", ".join(f"{each:.2f} +- {std:.2f}" for each, std in pairs) + more)
         return f"<Attribution: {'; '.join(parts)}>"
 
+    def _repr_html_(self) -> str:
+        """What a notebook shows: a table with a row for each image, and the maps if matplotlib is there."""
+        rows = self.to_dict()["images"][:_ROWS]
+        heads = list(rows[0]) if rows else []
+        body = "".join(
+            f"<tr>{''.join(f'<td>{_cell(row[head])}</td>' for head in heads)}</tr>" for row in rows
+        )
+        more = "" if len(self) <= _ROWS else f"<p>and {len(self) - _ROWS} more</p>"
+        images = f"{len(self)} image{'' if len(self) == 1 else 's'}"
+        return (
+            f"<p>{images} at layer <code>{escape(self.layer)}</code></p>"
+            f"<table><tr>{''.join(f'<th>{head}</th>' for head in heads)}</tr>{body}</table>{more}"
+            + maps_as_html(self.saliency[:_SHOWN])
+        )
+
     def __len__(self) -> int:
         """Number of images."""
         return len(self.capacity)
+
+    def __getitem__(self, index: int | slice) -> Self:
+        """The attribution of one image, or of several.
+
+        Args:
+            index: number of an image, or a slice of them.
+
+        Raises:
+            IndexError: there is no such image.
+            InputError: `index` is neither a whole number nor a slice.
+
+        Example:
+            >>> attribution = explainer.explain(x, target=1, seed=0)
+            >>> len(attribution[-1]), len(attribution[:2])
+            (1, 2)
+        """
+        if not isinstance(index, slice):
+            index = require_whole("index", index, -sys.maxsize)
+            if not -len(self) <= index < len(self):
+                raise IndexError(f"index={index} of {len(self)} images")
+            index = slice(index % len(self), index % len(self) + 1)
+        chosen: dict[str, Any] = {
+            name: array[:, index] if name in _PER_STEP else array[index]
+            for name in _ARRAYS
+            if (array := getattr(self, name)) is not None
+        }
+        return replace(self, **chosen)
+
+    def __iter__(self) -> Iterator[Self]:
+        """The attribution of each image in turn."""
+        return (self[index] for index in range(len(self)))
+
+    def to_dict(self) -> dict[str, Any]:
+        """The numbers of each image as plain Python values, which JSON can store.
+
+        ``pandas.DataFrame(attribution.to_dict()["images"])`` makes a table of them.
+
+        Returns:
+            A dict with `layer`, `seed`, `settings`, and under ``"images"`` a dict for each image: its bits,
+            its class and the class's probability, survival and beta, as far as they are known.
+
+        Example:
+            >>> first = explainer.explain(x, target=1, seed=0).to_dict()["images"][0]
+            >>> list(first)
+            ['bits', 'class', 'probability', 'survival', 'survival_std', 'beta']
+        """
+        columns: dict[str, npt.NDArray[Any] | None] = {
+            "bits": self.total_bits,
+            "class": self.classes,
+            "probability": self._class_probabilities(),
+            "survival": self.survival,
+            "survival_std": self.survival_std,
+            "beta": self.betas,
+        }
+        known = {name: values.tolist() for name, values in columns.items() if values is not None}
+        images = [dict(zip(known, row, strict=True)) for row in zip(*known.values(), strict=True)]
+        return {"layer": self.layer, "seed": self.seed, "settings": asdict(self.settings), "images": images}
+
+    def _class_probabilities(self) -> npt.NDArray[np.floating] | None:
+        if self.classes is None or self.outputs.ndim != 2:
+            return None
+        return np.asarray(self.probabilities[np.arange(len(self)), self.classes])
 
     @property
     def total_bits(self) -> npt.NDArray[np.floating]:
@@ -124,27 +203,33 @@ class Attribution:
         return self.capacity.transpose(0, *(axis + 1 for axis in axes))
 
     def plot(
-        self, image: npt.NDArray[Any] | None = None, index: int = 0, ax: Axes | None = None, **options: Any
+        self, image: npt.ArrayLike | None = None, index: int = 0, ax: Axes | None = None, **options: Any
     ) -> Axes:
-        """Draw the saliency map of one image.
+        """Draw the saliency map of one image or signal.
 
         Args:
-            image: picture to show in grey under the map, (H, W) or (H, W, 3).
+            image: picture to show in grey under the map, (H, W), (H, W, 3) or (3, H, W); for a map of a
+                signal, the signal, (T,), (T, C) or (C, T).
             index: number of the image in the batch.
             ax: axes to draw into; None for a new figure.
-            **options: see `iba_core.plot_saliency_map`.
+            **options: see `iba_core.plot_saliency_map`, or `iba_core.plot_signal_map` for signals.
 
         Returns:
             The axes.
 
         Raises:
-            InputError: the maps do not have two spatial axes.
+            InputError: the maps have neither one nor two spatial axes.
         """
         index = require_whole("index", index, -len(self), len(self) - 1)
+        if self.saliency.ndim == 2:
+            return plot_signal_map(self.saliency[index], image, ax, **options)
         if self.saliency.ndim != 3:
             raise InputError(
-                f"only maps with two spatial axes can be drawn; these have {self.saliency.ndim - 1}"
+                "only maps with one or two spatial axes can be drawn; these have "
+                f"{self.saliency.ndim - 1}: give plot_saliency_map a slice, or their maximum along an axis"
             )
+        if image is not None:
+            image = channels_last(image, self.saliency.shape[1:])
         return plot_saliency_map(self.saliency[index], image, ax, **options)
 
     def save(self, path: str | PathLike[str]) -> None:
@@ -261,3 +346,10 @@ _MISSING = (*_WHOLE, *_SURVIVAL, "betas")
 _ROUNDING = 1e-3
 _SHOWN = 4
 """Images that the printed form shows."""
+
+_ROWS = 20
+"""Rows of the table that a notebook shows."""
+
+
+def _cell(value: object) -> str:
+    return f"{value:,.3g}" if isinstance(value, float) and abs(value) < 1000 else f"{value:,.0f}"

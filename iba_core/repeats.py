@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -13,10 +13,11 @@ from iba_core.arguments import require_choice, require_number, require_sequence,
 from iba_core.attribution import Attribution
 from iba_core.bottleneck.saliency import resize_maps
 from iba_core.errors import InputError
-from iba_core.pictures.plotting import plot_saliency_map
+from iba_core.pictures.plotting import caption, plot_saliency_map, require_matplotlib
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 Maps = npt.NDArray[np.floating]
 
@@ -137,6 +138,54 @@ class SurvivalCurve:
     bits: Maps
     survival: Maps
     survival_std: Maps
+
+
+def compare(
+    attributions: Mapping[str, Attribution], picture: npt.ArrayLike | None = None, index: int = 0
+) -> Figure:
+    """Draw maps of one image beside each other on one scale: of classes, layers, methods or frameworks.
+
+    One scale lets a map of 15 bits look as weak as it is beside one of 3,000.
+
+    Args:
+        attributions: what to draw, by the line above each.
+        picture: as in `Attribution.plot`.
+        index: number of the image in each batch.
+
+    Returns:
+        The figure. ``compare(...).savefig("maps.png")`` writes it.
+
+    Raises:
+        InputError: there are no attributions, or their maps do not have two spatial axes of one shape.
+        MissingDependencyError: matplotlib is not installed.
+
+    Example:
+        >>> classes = {f"class {k}": explainer.explain(x, target=k, seed=0) for k in (0, 1)}
+        >>> len(compare(classes).axes)  # two maps, and a colour bar for each
+        4
+    """
+    require_type("attributions", attributions, Mapping, "a dict of attributions by the line above each")
+    require_sequence("attributions", list(attributions), "attributions")
+    for each in attributions.values():
+        require_type("attributions", each, Attribution, "a dict of attributions")
+    shapes = {each.saliency.shape[1:] for each in attributions.values()}
+    if len(shapes) > 1 or len(shape := shapes.pop()) != 2:
+        raise InputError("the maps to compare must have two spatial axes, of one shape")
+    require_matplotlib()
+    from matplotlib.figure import Figure
+
+    index = require_whole("index", index, 0, min(map(len, attributions.values())) - 1)
+    top = max(float(each.saliency[index].max()) for each in attributions.values()) or None
+    height = 3.0
+    width = height * shape[1] / shape[0] + 0.9
+    figure = Figure(figsize=(width * len(attributions), height + 0.5), layout="constrained")
+    for ax, (line, each) in zip(
+        figure.subplots(1, len(attributions), squeeze=False)[0], attributions.items(), strict=True
+    ):
+        each.plot(picture, index, ax, vmax=top, colorbar_fontsize=8, colorbar_size="4%")
+        bits = f"{each.total_bits[index]:,.0f} bits"
+        ax.set_title(caption(f"{line}\n{bits}"), fontsize=10, parse_math=False)
+    return figure
 
 
 def combine_maps(attributions: Sequence[Attribution], combine: Literal["mean", "geometric"] = "mean") -> Maps:

@@ -310,7 +310,8 @@ class Occlusion(_OfModel):
 
     def __init__(self, model: Model, tile: Tile = 16, baseline: Baseline = "zero") -> None:
         super().__init__(model if isinstance(model, ScoredModel) else ScoredModel(model, score="logit"))
-        self.tile, self.baseline = tile, baseline
+        self.tile: Tile = tile
+        self.baseline: Baseline = baseline
 
     def maps(
         self, images: npt.NDArray[Any], classes: npt.NDArray[np.int64], layout: Layout, seed: int

@@ -172,10 +172,14 @@ class Replacement:
         blur: float = BLUR,
         noise: float = NOISE,
     ) -> None:
-        self.model, self.x, self.layout = model, x, layout
-        self.images = model.host(x)
-        self.generators = [generator_of(seed, image, layout) for image in self.images]
-        self.noise = require_number("noise", noise, 0)
+        self.model: ScoredModel = model
+        self.x: Array = x
+        self.layout: Layout = layout
+        self.images: npt.NDArray[Any] = model.host(x)
+        self.generators: list[np.random.Generator] = [
+            generator_of(seed, image, layout) for image in self.images
+        ]
+        self.noise: float = require_number("noise", noise, 0)
         self._fill: Array | None = None
         if not (isinstance(baseline, str) and baseline == "inpaint"):
             fill = _baseline_images(baseline, self.images, layout, self.generators, blur)

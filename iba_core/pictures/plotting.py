@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import base64
 import re
 from collections.abc import Mapping
+from importlib.util import find_spec
+from io import BytesIO
 from os import PathLike
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
+from PIL import Image
 
 from iba_core.arguments import given, require_number, require_type
 from iba_core.errors import InputError, MissingDependencyError
@@ -155,6 +159,92 @@ def plot_saliency_map(
     _draw_map(ax, saliency, grey, cmap, norm, alphas)
     _draw_colorbar(cax, cmap, norm, alphas, colorbar_label, colorbar_fontsize)
     return ax
+
+
+def plot_signal_map(
+    saliency_map: npt.ArrayLike,
+    signal: npt.ArrayLike | None = None,
+    ax: Axes | None = None,
+    label: str = "Bits / Sample",
+) -> Axes:
+    """Draw the map of a signal as bars over time, with the signal as a line if one is given.
+
+    Args:
+        saliency_map: (T,), bits at each point in time.
+        signal: (T,), or (T, C) or (C, T) for C channels.
+        ax: axes to draw into; a new figure of pyplot if None.
+        label: text beside the axis of the bits.
+
+    Returns:
+        The axes of the bars. The signal has axes of its own on the right.
+
+    Raises:
+        InputError: a shape is wrong, or a number is not finite.
+        MissingDependencyError: matplotlib is not installed.
+
+    Example:
+        >>> ax = plot_signal_map([0.0, 2.0, 1.0], [0.1, 0.9, 0.2])
+        >>> len(ax.patches)
+        3
+    """
+    bits = require_array("saliency_map", saliency_map, ndim=1, form="one map (T,)").astype(np.float64)
+    require_type("label", label, str, "a text")
+    lines = None if signal is None else channels_last(signal, bits.shape, "signal")
+    if lines is not None and (lines.ndim > 2 or lines.shape[:1] != bits.shape):
+        raise InputError(
+            f"signal has shape {lines.shape}; (T,), (T, C) or (C, T) with T={len(bits)} was expected"
+        )
+    ax = axes_to_draw_into(ax)
+    ax.bar(np.arange(len(bits)), bits, width=1.0, color="#d9622b", alpha=0.6)
+    ax.set_ylabel(label)
+    ax.set_ylim(0, None)
+    ax.margins(x=0)
+    if lines is not None:
+        beside = ax.twinx()
+        beside.plot(np.arange(len(bits)), lines, color="#333333", linewidth=0.8)
+        beside.tick_params(labelright=False, right=False)
+    return ax
+
+
+def channels_last(picture: npt.ArrayLike, shape: tuple[int, ...], name: str = "image") -> npt.NDArray[Any]:
+    """A picture or signal with the axes of its map first, whether its channels came first or last.
+
+    Args:
+        picture: (*shape), (*shape, C) or (C, *shape).
+        shape: of the map. Where both readings fit, the channels are last.
+        name: of the argument, for messages.
+
+    Raises:
+        InputError: it holds something else than numbers.
+
+    Example:
+        >>> channels_last(np.zeros((3, 8, 8)), (8, 8)).shape
+        (8, 8, 3)
+    """
+    pixels = require_array(name, picture)
+    if pixels.ndim == len(shape) + 1 and pixels.shape[:-1] != shape and pixels.shape[1:] == shape:
+        return np.moveaxis(pixels, 0, -1)
+    return pixels
+
+
+def maps_as_html(maps: npt.NDArray[np.floating]) -> str:
+    """Maps (B, H, W) beside each other, as the picture of an HTML page; nothing without matplotlib.
+
+    All have one scale. Maps with other axes give no picture.
+    """
+    if maps.ndim != 3 or not maps.size or find_spec("matplotlib") is None:
+        return ""
+    import matplotlib as mpl
+
+    scaled = np.clip(maps / (maps.max() or 1.0), 0, 1)
+    gap = np.ones((maps.shape[1], max(1, maps.shape[2] // 20), 3))
+    panels = [panel for each in scaled for panel in (mpl.colormaps[COLORMAP](each)[..., :3], gap)]
+    pixels = (np.concatenate(panels[:-1], axis=1) * 255).round().astype(np.uint8)
+    content = BytesIO()
+    Image.fromarray(pixels).save(content, "PNG")
+    text = base64.b64encode(content.getvalue()).decode("ascii")
+    alt = f"saliency maps, {maps.max():.3g} bits per pixel at most"
+    return f'<img alt="{alt}" src="data:image/png;base64,{text}">'
 
 
 def save_overlay(

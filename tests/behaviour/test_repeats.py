@@ -1,9 +1,15 @@
 """Several explanations of the same inputs: seeds, betas, layers."""
 
+import base64
+import json
+from io import BytesIO
+
+import matplotlib as mpl
 import numpy as np
 import pytest
+from PIL import Image
 
-from iba_core import Explainer, InputError, combine_maps
+from iba_core import Explainer, InputError, combine_maps, compare
 from tests.backends import SMALL_LAYER, fitted, smooth_images
 
 
@@ -46,3 +52,53 @@ def test_maps_of_layers_are_combined_as_shares(backend):
     np.testing.assert_allclose(combine_maps([a, b], "geometric"), expected, rtol=1e-5)
     with pytest.raises(InputError, match="the same images"):
         combine_maps([a, first.explain(x[:1], 1)])
+
+
+def test_images_of_an_attribution_are_taken_apart(backend):
+    explainer, x = fitted(backend, steps=3, samples=2), backend.images(smooth_images(3))
+    whole = explainer.explain(x, [0, 1, 2], seed=0)
+    assert [each.classes.tolist() for each in whole] == [[0], [1], [2]]
+    np.testing.assert_array_equal(whole[-1].saliency, whole.saliency[2:])
+    np.testing.assert_array_equal(whole[1:].model_losses, whole.model_losses[:, 1:])
+    np.testing.assert_array_equal(whole[1].survival, whole.survival[1:2])
+    joined = type(whole).concatenate(list(whole))
+    np.testing.assert_array_equal(joined.capacity, whole.capacity)
+    np.testing.assert_array_equal(joined.informations, whole.informations)
+    with pytest.raises(IndexError):
+        whole[3]
+    with pytest.raises(InputError, match="index"):
+        whole["a"]
+
+
+def test_numbers_of_an_attribution_can_be_stored(backend):
+    explainer, x = fitted(backend, steps=3, samples=2), backend.images(smooth_images(2))
+    attribution = explainer.explain(x, [1, 0], seed=4)
+    found = json.loads(json.dumps(attribution.to_dict()))
+    assert found["seed"] == 4
+    assert found["settings"]["steps"] == 3
+    assert [image["class"] for image in found["images"]] == [1, 0]
+    for index, image in enumerate(found["images"]):
+        assert image["bits"] == pytest.approx(attribution.total_bits[index])
+        assert image["probability"] == pytest.approx(attribution.probabilities[index, image["class"]])
+        assert image["survival"] == pytest.approx(attribution.survival[index])
+    page = attribution._repr_html_()
+    assert page.count("<tr>") == 3
+    assert "<script" not in page
+    content = base64.b64decode(page.rpartition("base64,")[2].partition('"')[0])
+    height, width = attribution.saliency.shape[1:]
+    assert Image.open(BytesIO(content)).size == (2 * width + max(1, width // 20), height)
+
+
+def test_maps_are_compared_on_one_scale(backend):
+    mpl.use("agg")
+    explainer, x = fitted(backend, steps=3, samples=2), backend.images(smooth_images(2))
+    found = {"little": explainer.explain(x, 1, seed=0, beta=100.0), "much": explainer.explain(x, 1, seed=0)}
+    picture = smooth_images(2)[1]
+    for image in (picture, np.moveaxis(picture, -1, 0)):
+        figure = compare(found, image, index=1)
+        drawn = [ax.get_images()[-1] for ax in figure.axes if ax.get_title()]
+        top = max(each.saliency[1].max() for each in found.values())
+        assert [image.get_clim() for image in drawn] == [(0.0, pytest.approx(top))] * 2
+        assert f"{found['much'].total_bits[1]:,.0f} bits" in figure.axes[1].get_title()
+    with pytest.raises(InputError, match="attributions"):
+        compare({})

@@ -12,7 +12,7 @@ from PIL import Image
 from scipy import ndimage
 
 from iba_core.errors import InputError, MissingDependencyError
-from iba_core.pictures.plotting import caption, plot_saliency_map, save_overlay
+from iba_core.pictures.plotting import caption, plot_saliency_map, plot_signal_map, save_overlay
 
 
 @pytest.fixture
@@ -297,3 +297,15 @@ def test_a_figure_is_written_whole_or_not_at_all(tmp_path, saliency, picture, mo
     assert os.listdir(tmp_path) == ["map.png"]
     with pytest.raises(InputError, match="its folder does not exist"):
         save_overlay(tmp_path / "none" / "map.png", picture, {"": saliency})
+
+
+def test_signals_are_drawn_over_time(tmp_path):
+    bits, signal = np.arange(5.0), np.random.default_rng(0).normal(size=(2, 5))
+    for given in (signal[0], signal, signal.T):
+        ax = plot_signal_map(bits, given)
+        assert [bar.get_height() for bar in ax.patches] == bits.tolist()
+        beside = ax.figure.axes[-1]
+        assert len(beside.lines) == given.size // 5
+        np.testing.assert_array_equal(beside.lines[0].get_ydata(), signal[0])
+    with pytest.raises(InputError, match=r"signal has shape \(4,\)"):
+        plot_signal_map(bits, np.zeros(4))

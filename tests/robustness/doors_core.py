@@ -334,6 +334,19 @@ def _drawing() -> Iterator[Door]:
             "colorbar_pad": given(0.1, number(0, 100)),
         },
     )
+    yield Door(
+        "iba_core.plot_signal_map",
+        _with_matplotlib(iba_core.plot_signal_map),
+        {
+            "saliency_map": given(MAP[0], array(shape=MAP[0].shape), ("signal",)),
+            "signal": given(
+                MAP[0],
+                optional(lambda value: array()(value) and np.shape(value) in (MAP[0].shape, MAP.shape)),
+            ),
+            "ax": given(None, optional(nothing)),
+            "label": given("bits", text),
+        },
+    )
     yield door(
         "iba_core.pictures.plotting.save_overlay",
         path=A(lambda: new_file("png"), is_path),

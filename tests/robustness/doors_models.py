@@ -179,6 +179,12 @@ def _explanations(net: Network) -> Iterator[Door]:
         attributions=A(lambda: [net.attribution, net.attribution]),
         combine=given("mean"),
     )
+    yield door(
+        f"iba_core.compare[{net.package}]",
+        attributions=A(lambda: {"a": net.attribution, "b": net.attribution}),
+        picture=given(None, optional(nothing)),
+        index=given(0, whole(0, 1)),
+    )
     yield door(f"iba_core.Explainer.predict[{net.package}]", const(net.explainer), x=images)
     yield door(
         f"iba_core.Explainer.predict_restricted[{net.package}]",

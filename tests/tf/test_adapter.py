@@ -42,7 +42,7 @@ def test_inside_of_a_function_there_are_no_values_to_explain(small, autograph):
     def explain(x):
         return explainer.explain(x, 1).capacity
 
-    with pytest.raises(Exception, match=r"has no values inside of a tf\.function or of a graph"):
+    with pytest.raises(Exception, match=r"have no values inside of a tf\.function or of a graph"):
         explain(images[:1])
     with tf.Graph().as_default():
         symbolic = tf.compat.v1.placeholder(tf.float32, (1, *images.shape[1:]))

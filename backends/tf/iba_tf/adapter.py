@@ -16,6 +16,7 @@ from iba_core.arguments import require_bool, require_data_format
 from iba_core.errors import InputError
 from iba_core.framework.adapter import Inputs, LayerInfo, ModelAdapter, Split
 from iba_core.framework.framework import Framework
+from iba_core.framework.inputs import arrays_of
 from iba_core.framework.layout import DataFormat
 from iba_tf.efficientnet_lite import efficientnet_lite0
 from iba_tf.framework import TensorFlowFramework, eagerly, runs_eagerly
@@ -178,6 +179,11 @@ class TensorFlowAdapter(ModelAdapter):
         Raises:
             InputError: an input is missing or does not have the shape that the model takes.
         """
+        symbolic = (tf.is_tensor(array) and not hasattr(array, "numpy") for array in arrays_of(inputs))
+        if tf.inside_function() or any(symbolic):
+            raise InputError(
+                "inputs have no values inside of a tf.function or of a graph; explain arrays, outside of it"
+            )
         return _outside(self.network.to_inputs, inputs)
 
 

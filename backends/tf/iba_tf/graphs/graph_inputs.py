@@ -108,11 +108,6 @@ def as_tensor(name: Any, value: Any, floating: tf.DType | None) -> Any:
     """Make a tensor of an input's value; floating-point NumPy arrays take the dtype `floating`."""
     if isinstance(value, Shared):
         return Shared(as_tensor(name, value.array, floating))
-    if tf.inside_function() or (tf.is_tensor(value) and not hasattr(value, "numpy")):
-        raise InputError(
-            f"input {name!r} has no values inside of a tf.function or of a graph; "
-            "explain arrays, outside of it"
-        )
     try:
         tensor = tf.convert_to_tensor(value if tf.is_tensor(value) else np.asarray(value))
     except (TypeError, ValueError) as error:

@@ -43,7 +43,7 @@ from iba_torch.tail.rewrites.observer import Observer
 from iba_torch.tail.rewrites.plan import Plan, Rewrite
 from iba_torch.tail.rewrites.unread import PlaceholderRead, Unread
 from iba_torch.tail.shadow import Handler, Shadow, Site
-from iba_torch.tail.trees import replace_first, tensors, tree_map
+from iba_torch.tail.trees import not_inferring, replace_first, tensors, tree_map
 
 
 class End(BaseException):
@@ -533,7 +533,10 @@ class InMemoryOrder:
 
 def _no_view(tensor: torch.Tensor) -> torch.Tensor:
     """The tensor, copied if it is a plain one; others are placeholders that must not be read."""
-    return tensor.clone() if type(tensor) is torch.Tensor else tensor
+    if type(tensor) is not torch.Tensor:
+        return tensor
+    with not_inferring():
+        return tensor.clone()
 
 
 def contiguous_gradient(output: torch.Tensor) -> None:
