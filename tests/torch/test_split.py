@@ -756,3 +756,10 @@ class TestOneRow:
             with torch.no_grad():
                 difference = (tail(z + step) - tail(z - step))[0, 1] / 2
         torch.testing.assert_close((gradient * step).sum(), difference, rtol=1e-6, atol=0)
+
+
+def test_weights_made_in_inference_mode_are_refused():
+    with torch.inference_mode():
+        model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(), nn.Flatten(), nn.Linear(16, 2)).eval()
+    with pytest.raises(LayerError, match=r"were made in torch\.inference_mode"):
+        TorchAdapter(model).split("0")

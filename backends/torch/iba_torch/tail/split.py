@@ -137,6 +137,12 @@ class TorchSplit(Split):
             model = getattr(model, "_torchdynamo_orig_callable", model)
         self.model = model
         self.module = unwrap(module)
+        known = model if isinstance(model, nn.Module) else self.module
+        if any(parameter.is_inference() for parameter in known.parameters()):
+            raise LayerError(
+                "the model's weights were made in torch.inference_mode, so nothing that they compute has a "
+                "gradient; make or load the model outside of it"
+            )
         self.layer_name = type(self.module).__name__ if layer_name is None else layer_name
         self.where = where
         self.call = call
