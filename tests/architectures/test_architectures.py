@@ -33,15 +33,16 @@ CASES = [
 
 @pytest.fixture(scope="module", autouse=True)
 def totals(request):
-    """Counts what is compared, and keeps it where all architectures are run."""
+    """Counts the maps that are right, and keeps the counts of a long run, by package."""
     counts = Counter()
     yield counts
-    names = {name for name, _ in counts}
-    if len(names) == len(ARCHITECTURES):
-        write_totals(
-            "architectures",
-            {"architectures": len(names), "layers": len(counts), "maps": counts.total()},
-        )
+    for package in sorted({package for package, *_ in counts}):
+        own = {key: count for key, count in counts.items() if key[0] == package}
+        names = {name for _, name, _ in own}
+        # Fewer are run by `make test`.
+        if len(names) >= 10:
+            found = {"architectures": len(names), "layers": len(own), "maps": sum(own.values())}
+            write_totals(f"architectures_{package}", found | {"failed": request.session.testsfailed})
 
 
 @lru_cache(maxsize=1)
@@ -93,7 +94,8 @@ def test_an_architecture_is_explained_as_the_formulas_say(
             assert relative_error(found.outputs, subject.outputs(some)) < TOLERANCE
             assert relative_error(found.capacity, right[:images]) < TOLERANCE
             check_saliency(found.saliency, right[:images], axes, inputs)
-            totals[architecture.name, layer] += images
+            package = "transformers" if isinstance(subject, TorchSubject) else "keras_applications"
+            totals[package, architecture.name, layer] += images
 
 
 def check_saliency(found, capacity, axes, inputs):
