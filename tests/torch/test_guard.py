@@ -3,6 +3,7 @@
 Without the change, the model is explained. With it, a map would be wrong without a word.
 """
 
+import warnings
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -14,7 +15,7 @@ from torch import nn
 from iba_core import Explainer, LayerError
 from iba_core.framework.normalization import scale_and_shift
 from iba_core.framework.shared import SharedInputs
-from iba_torch import TorchSplit
+from iba_torch import IBA, TorchSplit
 from iba_torch.tail import rewrites
 from iba_torch.tail.places import Knowledge
 from iba_torch.tail.recording import Value
@@ -159,9 +160,10 @@ def test_images_are_not_mixed(before):
     torch.manual_seed(0)
     images = torch.randn(4, 3, 8, 8)
     explainer = Explainer(Mixing(before).eval(), "layer", steps=2, samples=2)
-    with pytest.warns(UserWarning, match="depends on the other images"):
-        explainer.fit([images], progbar=False)
-    found = explainer.explain(images[:3], 1, seed=0)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        found = explainer.fit([images], progbar=False).explain(images[:3], 1, seed=0)
+    assert any("depends on the other images" in str(warning.message) for warning in caught)
     for index in range(3):
         alone = explainer.explain(images[index : index + 1], 1, seed=0)
         np.testing.assert_allclose(found.capacity[index], alone.capacity[0], rtol=1e-4, atol=1e-6)
@@ -169,3 +171,20 @@ def test_images_are_not_mixed(before):
 
 def zeros_of(tensor, copies):
     return torch.zeros(copies * len(tensor), *tensor.shape[1:])
+
+
+def test_features_estimated_along_another_axis_than_the_images_are_refused():
+    torch.manual_seed(0)
+    model, x = Sequences().eval(), torch.randn(4, 4, 3)
+    iba = IBA(model.embed, batch_size=2, optimization_steps=1, progbar=False)
+    with iba.enable_estimation(), torch.no_grad():
+        model(x)
+
+    def loss(images):
+        return -model(images)[:, 1]
+
+    with pytest.raises(LayerError, match=r"took axis 0 of the features .* is axis 1; estimate them with"):
+        iba.analyze(x, loss)
+    iba.estimate(model, [x])
+    iba.analyze(x, loss)
+    iba.detach()

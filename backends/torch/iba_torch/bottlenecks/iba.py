@@ -225,6 +225,8 @@ class IBA(nn.Module):
         self._capacity: torch.Tensor | None = None
         self._channels: DataFormat = self.data_format or "channels_first"
         self._images_axis = 0
+        self._estimated_axis: int | None = None
+        """The axis that `enable_estimation` has taken for that of the images; None if it was not used."""
         # Names the bottleneck among those that switches are set of; a copy gets one of its own.
         self._key = object()
         self._knowledge = Knowledge()
@@ -273,6 +275,7 @@ class IBA(nn.Module):
         axis = self._images_axis
         with not_redirected():
             if self._estimating:
+                self._estimated_axis = axis
                 self._estimate_batch(x.movedim(axis, 0))
             if self._interrupting:
                 raise _Interruption(self)
@@ -304,7 +307,8 @@ class IBA(nn.Module):
         """Context in which the mean and standard deviation of what passes are estimated.
 
         `estimate` does all that is needed for a data set. It also finds out which axis is that of the images,
-        here the first one unless an earlier `estimate` or `analyze` has found another.
+        here the first one unless an earlier `estimate` or `analyze` has found another. Where that turns out
+        to be wrong, `analyze` refuses.
         """
         with self._switched(estimating=True):
             yield
@@ -333,7 +337,7 @@ class IBA(nn.Module):
         The estimator stays the object that it was. A given `feature_mean` and `feature_std` are dropped.
         """
         _reset(self.estimator)
-        self.feature_mean = self.feature_std = None
+        self.feature_mean = self.feature_std = self._estimated_axis = None
 
     def estimate(
         self,
@@ -394,7 +398,7 @@ class IBA(nn.Module):
         vars(self.estimator).update(vars(estimator))
         self._input_shape = input_shape
         self._layer_name, self._channels = split.layer_name, split.data_format
-        self._images_axis = split.images_axis
+        self._images_axis, self._estimated_axis = split.images_axis, None
 
     # -- explaining -----------------------------------------------------------------------------------
 
@@ -473,6 +477,12 @@ class IBA(nn.Module):
         split = self._make_split(model_loss_fn)
 
         def task(tail: Tail, start: int, stop: int) -> Task:
+            if self._estimated_axis not in (None, split.images_axis):
+                raise LayerError(
+                    f"enable_estimation took axis {self._estimated_axis} of the features of layer "
+                    f"{split.layer_name!r} for that of the images, which is axis {split.images_axis}; "
+                    "estimate them with estimate(model, dataloader)"
+                )
             layout = self._layout(tail.features.shape[1:], split.data_format, tail.axes)
             optimizer = BottleneckOptimizer(
                 TorchAdapter.framework, _checked_loss, layout, relu=self.relu, by_image=False
