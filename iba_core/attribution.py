@@ -16,6 +16,7 @@ from iba_core.arguments import require_sequence, require_type, require_whole
 from iba_core.bottleneck.saliency import to_bits
 from iba_core.bottleneck.settings import BottleneckSettings
 from iba_core.errors import InputError, StateError
+from iba_core.files import shown
 from iba_core.framework.layout import DataFormat, Layout
 from iba_core.pictures.plotting import channels_last, maps_as_html, plot_saliency_map, plot_signal_map
 from iba_core.state import interpreting, read_state, write_state
@@ -51,6 +52,7 @@ class Attribution:
         activation: the function that the outputs end in, ``"softmax"``, ``"sigmoid"``, ``"other"``, or
             ``"unknown"``; ``"sigmoid_logits"`` where the target applies a sigmoid. None in files of older
             versions.
+        class_names: (B,), the names of the explained classes; None if they are not known.
         survival: (B,), share of the target that is left when only these bits pass, mean over noisy copies. It
             is a share of the class's probability, or of a score above the score when nothing passes. NaN
             where there is nothing to keep. None in files of older versions.
@@ -82,11 +84,14 @@ class Attribution:
     survival: npt.NDArray[np.floating] | None = None
     survival_std: npt.NDArray[np.floating] | None = None
     betas: npt.NDArray[np.floating] | None = None
+    class_names: tuple[str, ...] | None = None
 
     def __repr__(self) -> str:
         bits = ", ".join(f"{each:,.0f}" for each in self.total_bits[:_SHOWN])
         parts = [f"{len(self)} image{'' if len(self) == 1 else 's'} at layer {self.layer!r}"]
         more = ", ..." if len(self) > _SHOWN else ""
+        if self.class_names is not None:
+            parts.append(", ".join(map(shown, self.class_names[:_SHOWN])) + more)
         parts.append(f"bits {bits}{more}")
         if self.survival is not None and self.survival_std is not None:
             pairs = zip(self.survival[:_SHOWN], self.survival_std[:_SHOWN], strict=True)
@@ -137,7 +142,8 @@ class Attribution:
             for name in _ARRAYS
             if (array := getattr(self, name)) is not None
         }
-        return replace(self, **chosen)
+        names = None if self.class_names is None else self.class_names[index]
+        return replace(self, **chosen, class_names=names)
 
     def __iter__(self) -> Iterator[Self]:
         """The attribution of each image in turn."""
@@ -166,6 +172,8 @@ class Attribution:
             "beta": self.betas,
         }
         known = {name: values.tolist() for name, values in columns.items() if values is not None}
+        if self.class_names is not None:
+            known = {"name": list(self.class_names), **known}
         images = [dict(zip(known, row, strict=True)) for row in zip(*known.values(), strict=True)]
         return {"layer": self.layer, "seed": self.seed, "settings": asdict(self.settings), "images": images}
 
@@ -245,6 +253,7 @@ class Attribution:
             "seed": self.seed,
             "activation": self.activation,
             "complete": self.complete,
+            "class_names": self.class_names,
             "settings": asdict(self.settings),
         }
         write_state(path, arrays, _KIND, metadata)
@@ -263,6 +272,8 @@ class Attribution:
         with interpreting(path, _KIND):
             settings = BottleneckSettings(**metadata.pop("settings"))
             values: dict[str, Any] = {**arrays, **metadata, "settings": settings}
+            if (names := metadata.get("class_names")) is not None:
+                values["class_names"] = tuple(names)
             attribution = cls(**values)
             attribution._require_sound()
         return attribution
@@ -303,6 +314,9 @@ class Attribution:
         for name, kind in kinds.items():
             if not isinstance(getattr(self, name), kind):
                 raise StateError(f"{name}={getattr(self, name)!r} cannot be")
+        names = self.class_names
+        if names is not None and (len(names) != images or not all(isinstance(each, str) for each in names)):
+            raise StateError(f"class_names={names!r} are no names of {images} classes")
         Layout.of(self.capacity.shape[1:], self.data_format)
 
     @classmethod
@@ -323,6 +337,8 @@ class Attribution:
             for name in _ARRAYS
             if getattr(parts[0], name) is not None
         }
+        names = [part.class_names for part in parts if part.class_names is not None]
+        joined["class_names"] = sum(names, ()) if len(names) == len(parts) else None
         return replace(parts[0], **joined)
 
 
@@ -351,5 +367,7 @@ _ROWS = 20
 """Rows of the table that a notebook shows."""
 
 
-def _cell(value: object) -> str:
+def _cell(value: float | str) -> str:
+    if isinstance(value, str):
+        return escape(shown(value))
     return f"{value:,.3g}" if isinstance(value, float) and abs(value) < 1000 else f"{value:,.0f}"

@@ -117,6 +117,7 @@ class Explainer:
             is as long as the batch.
         output: name or number of the output that targets are about, of a model that has several. A callable
             target gets this output alone. If None, see `iba_core.targets.main_output`.
+        class_names: names of the model's classes, in their order. Attributions then name what they explain.
         compile: let the framework's compiler make machine code of the steps. That takes seconds to minutes
             for each shape, and is not always faster: measure it on your device.
         **settings: hyperparameters, see `BottleneckSettings`.
@@ -144,6 +145,7 @@ class Explainer:
         data_format: DataFormat | None = None,
         shared: Sequence[str | int] | None = None,
         output: str | int | None = None,
+        class_names: Sequence[str] | None = None,
         compile: bool = False,
         **settings: Any,
     ) -> None:
@@ -162,6 +164,12 @@ class Explainer:
             require_text("output", output, "the name or the position of an output")
         if shared is not None:
             self.adapter.shared.give(shared)
+        if class_names is not None:
+            require_sequence("class_names", class_names, "names")
+            for name in class_names:
+                require_text("class_names", name, "a list of names")
+            class_names = tuple(class_names)
+        self.class_names: tuple[str, ...] | None = class_names
         self._jit_compile = require_bool("compile", compile)
         self._estimated_format: DataFormat | None = None
         self._known: tuple[Moments, float, DataFormat, Statistics] | None = None
@@ -627,6 +635,7 @@ class Explainer:
             classes=known.rows[0] if isinstance(whole, ClassTarget) else None,
             seed=options.seed,
             activation=known.activation,
+            class_names=self._names(known.rows[0]) if isinstance(whole, ClassTarget) else None,
             survival=None if result.shares is None else result.shares.mean(axis=1),
             survival_std=None if result.shares is None else result.shares.std(axis=1),
             betas=options.settings.beta
@@ -690,6 +699,15 @@ class Explainer:
         return self._splits.get(
             key, lambda: self.adapter.split(self._layer, end_layer, data_format=self.data_format)
         )
+
+    def _names(self, classes: npt.NDArray[np.integer]) -> tuple[str, ...] | None:
+        """Names of classes (B,), if all have one."""
+        names = self.class_names
+        if names is None:
+            return None
+        if (highest := int(classes.max(initial=0))) >= len(names):
+            raise InputError(f"class_names has {len(names)} names, none of class {highest}")
+        return tuple(names[number] for number in classes.tolist())
 
     def _optimizer(
         self, loss: Loss, layout: Layout, precision: str | None = None, log_likelihood: bool = False

@@ -102,3 +102,26 @@ def test_maps_are_compared_on_one_scale(backend):
         assert f"{found['much'].total_bits[1]:,.0f} bits" in figure.axes[1].get_title()
     with pytest.raises(InputError, match="attributions"):
         compare({})
+
+
+def test_classes_have_names_where_they_are_given(backend, tmp_path):
+    names = [f"class <{letter}>" for letter in "abcde"]
+    x = backend.images(smooth_images(3))
+    explainer = Explainer(backend.small(), SMALL_LAYER, class_names=names, steps=3, samples=2)
+    explainer.fit([backend.images(smooth_images(12))], progbar=False)
+    found = explainer.explain(x, [4, 0, 2], seed=0)
+    assert found.class_names == ("class <e>", "class <a>", "class <c>")
+    assert found[1:].class_names == found.class_names[1:]
+    assert type(found).concatenate(list(found)).class_names == found.class_names
+    assert "class <e>, class <a>" in repr(found)
+    assert "class &lt;e&gt;" in found._repr_html_()
+    assert found.to_dict()["images"][0]["name"] == "class <e>"
+    found.save(tmp_path / "found.safetensors")
+    assert type(found).load(tmp_path / "found.safetensors").class_names == found.class_names
+    short = Explainer(
+        backend.small(), SMALL_LAYER, class_names=names[:2], estimator=explainer.estimator, steps=1
+    )
+    with pytest.raises(InputError, match="class_names has 2 names, none of class 4"):
+        short.explain(x[:1], 4)
+    with pytest.raises(InputError, match="class_names"):
+        Explainer(backend.small(), class_names=[1, 2])

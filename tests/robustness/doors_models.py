@@ -108,6 +108,10 @@ def _are_inputs(value: Any) -> bool:
     )
 
 
+def _are_names(value: Any) -> bool:
+    return isinstance(value, (list, tuple, np.ndarray)) and len(value) > 0 and all(map(name, value))
+
+
 def _explainer(net: Network) -> Iterator[Door]:
     yield door(
         f"iba_core.Explainer[{net.package}]",
@@ -120,6 +124,7 @@ def _explainer(net: Network) -> Iterator[Door]:
         data_format=given(net.backend.data_format, optional(nothing)),
         shared=given(None, optional(_are_inputs), why="looked up when the model runs"),
         output=given(None, optional(either(name, whole(-1))), why="looked up when the model runs"),
+        class_names=given(None, optional(_are_names)),
         compile=given(False, boolean),
         **SLOW,
     )
