@@ -15,7 +15,7 @@ from torch import nn
 from iba_core import Explainer, LayerError
 from iba_core.framework.normalization import scale_and_shift
 from iba_core.framework.shared import SharedInputs
-from iba_torch import IBA, TorchSplit
+from iba_torch import IBA, TorchAdapter, TorchSplit
 from iba_torch.tail import rewrites
 from iba_torch.tail.places import Knowledge
 from iba_torch.tail.recording import Value
@@ -188,3 +188,23 @@ def test_features_estimated_along_another_axis_than_the_images_are_refused():
     iba.estimate(model, [x])
     iba.analyze(x, loss)
     iba.detach()
+
+
+class Counting(nn.Module):
+    runs: list[int] = []  # noqa: RUF012  # copies of the module share it
+
+    def forward(self, x):
+        self.runs.append(len(x))
+        return 1.0 * x
+
+
+def test_the_guard_costs_one_pass_of_the_model_for_each_shape():
+    split = TorchAdapter(nn.Sequential(Counting(), nn.Linear(3, 6), nn.Linear(6, 4))).split("1")
+    x, counts = torch.randn(4, 3), []
+    for images in (x, x, x[:2], x[:2], x):
+        Counting.runs.clear()
+        with split.head(images):
+            pass
+        counts.append(list(Counting.runs))
+    # The model itself runs on one image; the head on all of them.
+    assert counts == [[1, 4], [4], [2, 1], [2], [4]]
