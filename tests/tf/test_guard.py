@@ -13,10 +13,10 @@ import pytest
 import tensorflow as tf
 from keras import layers
 
-from iba_core import Explainer, LayerError
+from iba_core import Explainer, InputError, LayerError
 from iba_core.framework.normalization import scale_and_shift
 from iba_core.framework.shared import SharedInputs
-from iba_tf import GraphModel, TensorFlowAdapter
+from iba_tf import GraphModel, IBALayer, TensorFlowAdapter
 from iba_tf.graphs import normalization
 from iba_tf.graphs.calls import CallGraph
 from iba_tf.graphs.split import GraphSplit
@@ -175,3 +175,13 @@ def test_the_guard_costs_one_pass_of_the_model_for_each_shape(monkeypatch):
         with split.head(given):
             pass
     assert runs == [4, 2]
+
+
+def test_a_single_logit_is_no_classifier_for_the_layers_either():
+    x = keras.Input((3,))
+    layer, dense = IBALayer(), layers.Dense(6, name="features")
+    logit = layers.Dense(1)(layer(dense(x)))
+    layer.set_classification_loss(logit)
+    layer.fit({x: drawn(4, 3)})
+    with pytest.raises(InputError, match="one logit, whose cross-entropy is constant; give set_model_loss"):
+        layer.analyze({x: drawn(1, 3)}, target=0)

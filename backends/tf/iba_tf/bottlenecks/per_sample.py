@@ -541,7 +541,13 @@ def class_rows(loss: TailLoss, target: Any, images: int, count: Callable[[], int
         target = target[:, 0]
     if target.shape not in ((), (1,), (images,)):
         raise InputError(f"target has shape {target.shape} for {images} images; give one class, or one each")
-    return (ClassTarget(target).resolve_classes(np.empty((images, count()))),)
+    classes = count()
+    if classes == 1:
+        raise InputError(
+            "the model has one logit, whose cross-entropy is constant; give set_model_loss a loss of your "
+            "own, such as softplus(-logit) for a class whose probability is the logit's sigmoid"
+        )
+    return (ClassTarget(target).resolve_classes(np.empty((images, classes))),)
 
 
 def alone(capacity: npt.NDArray[np.floating]) -> npt.NDArray[np.floating]:
