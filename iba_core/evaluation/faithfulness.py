@@ -9,10 +9,12 @@ import numpy as np
 import numpy.typing as npt
 
 from iba_core.arguments import (
+    LARGEST_COUNT,
     require_bool,
     require_choice,
     require_numbers,
     require_seed,
+    require_sequence,
     require_whole,
 )
 from iba_core.errors import InputError
@@ -335,6 +337,7 @@ def road_hits(
         (2, 2)
     """
     require_choice("order", order, ("morf", "lerf"))
+    require_sequence("percentages", percentages, "percentages")
     shares = require_numbers("percentages", percentages, None, 0, 100)
     work = _Work.of(model, x, maps, target, 1, "inpaint", seed, noise=noise)
     counts = np.array([int(len(work.tiles) * share / 100) for share in shares])
@@ -390,7 +393,7 @@ def perturbation_pairs(
         >>> perturbation_pairs(model, x, np.ones((2, 8, 8)), 1, n=4, samples=5, tile=2).shape
         (2, 1, 5, 2)
     """
-    samples = require_whole("samples", samples, 2)
+    samples = require_whole("samples", samples, 2, LARGEST_COUNT)
     work = _Work.of(model, x, maps, target, tile, baseline, seed)
     numbers = _numbers(n, len(work.tiles))
     taken = [
@@ -408,7 +411,7 @@ def _numbers(n: int | Sequence[int] | None, count: int) -> list[int]:
     if n is None:
         wanted: Sequence[Any] = sorted({max(1, count // share) for share in (8, 4, 2)})
     else:
-        wanted = list(n) if isinstance(n, (list, tuple, range, np.ndarray)) else [n]
+        wanted = list(n) if isinstance(n, (list, tuple, range)) or np.ndim(n) else [n]
     numbers = [require_whole("n", number, 1) for number in wanted]
     if not numbers or max(numbers) > count:
         raise InputError(f"n={n!r} must be numbers of tiles from 1 to {count}; smaller tiles are more")

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from iba_core.arguments import require_callable, require_number, require_seed, require_whole
+from iba_core.arguments import LARGEST_COUNT, require_callable, require_number, require_seed, require_whole
 from iba_core.errors import InputError
 from iba_core.framework.arrays import as_array
 
@@ -84,13 +84,13 @@ def bootstrap(
         (0.5, 4, True)
     """
     require_callable("reduce", reduce)
-    resamples = require_whole("resamples", resamples, 1)
+    resamples = require_whole("resamples", resamples, 1, LARGEST_COUNT)
     confidence = require_number("confidence", confidence, above=0, below=1)
     require_seed("seed", seed, optional=False)
     array = as_array("values", values).astype(np.float64)
     if not array.ndim:
         raise InputError("values is one number; give those of several pictures")
-    array = array[~np.isnan(array).reshape(len(array), -1).any(axis=1)]
+    array = array[~np.isnan(array).any(axis=tuple(range(1, array.ndim)))]
     n = len(array)
     if not n:
         return Estimate(np.nan, np.nan, np.nan, 0)
@@ -128,7 +128,8 @@ def paired(first: Any, second: Any, reduce: Reduce = mean_of, **options: Any) ->
         >>> paired([0.5, 0.7, 0.9], [0.4, 0.6, 0.8]).value.__round__(6)
         0.1
     """
-    a, b = (as_array("values", values).astype(np.float64) for values in (first, second))
+    require_callable("reduce", reduce)
+    a, b = as_array("first", first).astype(np.float64), as_array("second", second).astype(np.float64)
     if a.shape != b.shape:
         raise InputError(f"first has shape {a.shape} and second {b.shape}; give the same pictures to both")
     if reduce is mean_of:

@@ -12,9 +12,10 @@ from scipy.ndimage import distance_transform_edt
 from iba_core.arguments import require_number, require_numbers, require_seed, require_sizes
 from iba_core.errors import InputError
 from iba_core.evaluation.formulas import share_inside
+from iba_core.evaluation.methods import explained, require_method
 from iba_core.evaluation.scoring import ScoredModel
 from iba_core.framework.adapter import Inputs, Model
-from iba_core.framework.arrays import as_array, require_array, require_mask
+from iba_core.framework.arrays import require_array, require_mask
 from iba_core.framework.layout import Layout
 
 Numbers = npt.NDArray[np.float64]
@@ -228,6 +229,7 @@ def grid_pointing_game(
         (2,)
     """
     require_seed("seed", seed, optional=False)
+    require_method("method", method)
     scored = ScoredModel.of(model)
     tensor = scored.tensor(x)
     classes, layout = scored.classes(tensor, target), scored.layout(tensor)
@@ -240,6 +242,6 @@ def grid_pointing_game(
     cells = np.arange(rows * columns).reshape(rows, columns).repeat(height // rows, 0)
     cells = cells.repeat(width // columns, 1)
     for place in range(rows * columns):
-        maps = as_array("what the method gives", method(pictures, classes[groups[:, place]]))
+        maps = explained(method, pictures, classes[groups[:, place]], seed).maps
         shares[groups[:, place]] = mass_in_box(maps, np.broadcast_to(cells == place, maps.shape))
     return shares

@@ -23,10 +23,18 @@ from iba_core.arguments import (
     require_whole,
 )
 from iba_core.errors import InputError
-from iba_core.evaluation.places import Baseline, Replacement, Tile, Tiles, generator_of
+from iba_core.evaluation.places import (
+    Baseline,
+    Replacement,
+    Tile,
+    Tiles,
+    generator_of,
+    require_baseline,
+    require_tile,
+)
 from iba_core.evaluation.scoring import Classes, ScoredModel
 from iba_core.framework.adapter import Inputs, Model
-from iba_core.framework.arrays import as_array
+from iba_core.framework.arrays import as_array, require_array
 from iba_core.framework.layout import Layout
 
 Numbers = npt.NDArray[np.float64]
@@ -86,12 +94,21 @@ def explained(method: Method, x: Inputs, classes: npt.NDArray[np.int64], seed: i
             np.asarray(result.total_bits, np.float64),
             None if survival is None else np.asarray(survival, np.float64),
         )
-    if not callable(method):
-        raise InputError(
-            f"{given('method', method)} must be an Explainer, a class activation map or f(x, target)"
-        )
+    require_method("method", method)
     options = {"seed": seed} if getattr(method, "has_seed", False) and seed is not None else {}
     return Found(_as_maps(method(x, classes, **options), len(classes)))
+
+
+def require_method(name: str, method: Any) -> None:
+    """Check that something can give maps.
+
+    Raises:
+        InputError: it is no explainer and no function.
+    """
+    if not isinstance(method, Explains) and (not callable(method) or isinstance(method, type)):
+        raise InputError(
+            f"{given(name, method)} must be an Explainer, a class activation map or f(x, target)"
+        )
 
 
 def is_random(method: Method) -> bool:
@@ -267,7 +284,7 @@ class IntegratedGradients(Gradients):
     ) -> None:
         super().__init__(model, channels)
         self.steps: int = require_whole("steps", steps, 1)
-        self.baseline: npt.NDArray[Any] = as_array("baseline", baseline)
+        self.baseline: npt.NDArray[Any] = require_array("baseline", baseline)
 
     def maps(
         self, images: npt.NDArray[Any], classes: npt.NDArray[np.int64], layout: Layout, seed: int
@@ -310,6 +327,8 @@ class Occlusion(_OfModel):
 
     def __init__(self, model: Model, tile: Tile = 16, baseline: Baseline = "zero") -> None:
         super().__init__(model if isinstance(model, ScoredModel) else ScoredModel(model, score="logit"))
+        require_tile("tile", tile)
+        require_baseline("baseline", baseline)
         self.tile: Tile = tile
         self.baseline: Baseline = baseline
 
@@ -389,6 +408,10 @@ class ConstantMask:
     """
 
     explainer: Explains
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.explainer, Explains):
+            raise InputError(f"{given('explainer', self.explainer)} must be an Explainer")
 
     def __call__(self, x: Inputs, target: Classes = None) -> Numbers:
         """Maps (B, *places), in bits per place."""

@@ -19,7 +19,14 @@ from scipy.ndimage import gaussian_filter
 from scipy.sparse import coo_array
 from scipy.sparse.linalg import splu
 
-from iba_core.arguments import given, is_whole_number, require_number, require_sizes
+from iba_core.arguments import (
+    LARGEST_NUMBER,
+    given,
+    is_whole_number,
+    require_number,
+    require_sizes,
+    require_whole,
+)
 from iba_core.errors import InputError
 from iba_core.evaluation.scoring import ScoredModel
 from iba_core.framework.arrays import require_array
@@ -42,6 +49,8 @@ BASELINES = ("mean", "blur", "noise", "inpaint", "zero")
 
 BLUR = 10.0
 """Standard deviation in pixels of the blur."""
+
+_LARGEST_TILE = 2**14
 
 NOISE = 0.01
 """Standard deviation of the noise of an imputation, as a share of the picture's own."""
@@ -79,6 +88,36 @@ def generator_of(seed: int, image: npt.NDArray[Any], layout: Layout) -> np.rando
     return np.random.default_rng([seed, zlib.crc32(first.tobytes())])
 
 
+def require_tile(name: str, tile: Any) -> tuple[int, ...]:
+    """Return the sides of tiles, one for all axes or one for each.
+
+    Raises:
+        InputError: it is no whole number, and no sequence of them.
+    """
+    if is_whole_number(tile):
+        return (require_whole(name, tile, 1, _LARGEST_TILE),)
+    sides = require_sizes(name, tile, None)
+    if not sides:
+        raise InputError(f"{name} is empty; give a side, or one for each axis")
+    return sides
+
+
+def require_baseline(name: str, baseline: Any) -> None:
+    """Check what may stand in the place of what is taken away.
+
+    Raises:
+        InputError: it is no name of a baseline, no array and no function.
+    """
+    if isinstance(baseline, str):
+        if baseline not in BASELINES:
+            raise InputError(
+                f"{given(name, baseline)} is none of {', '.join(map(repr, BASELINES))}; it may also be an "
+                "array or a function of the inputs"
+            )
+    elif not callable(baseline):
+        require_array(name, baseline)
+
+
 # -- tiles ---------------------------------------------------------------------------------------------------
 
 
@@ -111,10 +150,11 @@ class Tiles:
             array([[0, 0, 1],
                    [0, 0, 1]])
         """
-        if is_whole_number(tile, 1):
-            sides: tuple[int, ...] = (int(tile),) * len(places)  # type: ignore[arg-type]  # a whole number
+        sides = require_tile(name, tile)
+        if len(sides) == 1:
+            sides *= len(places)
         else:
-            sides = require_sizes(name, tile, len(places))
+            require_sizes(name, sides, len(places))
         counts = [-(-size // side) for size, side in zip(places, sides, strict=True)]
         grids = np.indices(tuple(places), sparse=True)
         numbers = np.ravel_multi_index(
@@ -179,7 +219,9 @@ class Replacement:
         self.generators: list[np.random.Generator] = [
             generator_of(seed, image, layout) for image in self.images
         ]
-        self.noise: float = require_number("noise", noise, 0)
+        self.noise: float = require_number("noise", noise, 0, LARGEST_NUMBER)
+        require_number("blur", blur, above=0, most=LARGEST_NUMBER)
+        require_baseline("baseline", baseline)
         self._fill: Array | None = None
         if not (isinstance(baseline, str) and baseline == "inpaint"):
             fill = _baseline_images(baseline, self.images, layout, self.generators, blur)
@@ -230,8 +272,7 @@ def _baseline_images(
     if baseline == "zero":
         return np.zeros_like(images)
     if baseline == "blur":
-        width = require_number("blur", blur, above=0)
-        sigmas = [width if axis in axes else 0 for axis in range(images.ndim)]
+        sigmas = [blur if axis in axes else 0 for axis in range(images.ndim)]
         return np.asarray(gaussian_filter(images, sigmas))
     mean = np.broadcast_to(images.mean(axis=axes, keepdims=True), images.shape)
     if baseline == "mean":
@@ -242,10 +283,7 @@ def _baseline_images(
         shape = [images.shape[1 + axis] for axis in layout.to_channels_first()]
         drawn = [generator.normal(size=shape).transpose(order) for generator in generators]
         return np.asarray(mean + std * np.stack(drawn))
-    raise InputError(
-        f"{given('baseline', baseline)} is none of {', '.join(map(repr, BASELINES))}; it may also be an "
-        "array or a function of the inputs"
-    )
+    raise AssertionError(baseline)  # checked before
 
 
 def _like(value: Any, images: Floats) -> Floats:

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from iba_core.arguments import require_callable, require_choice, require_seed, require_whole
+from iba_core.arguments import require_callable, require_choice, require_seed, require_sequence, require_whole
 from iba_core.errors import InputError, closest
 from iba_core.evaluation.methods import Method, explained
 from iba_core.evaluation.scoring import Classes, ScoredModel
@@ -157,8 +157,9 @@ def _shares(found: Numbers | None, trained: Numbers | None, images: int) -> Numb
 def _names(layers: Sequence[str] | None, weights: Weights) -> list[str]:
     if layers is None:
         return list(weights)
+    require_sequence("layers", layers, "names of layers")
     for name in layers:
-        if name not in weights:
+        if not isinstance(name, str) or name not in weights:
             raise InputError(f"layers holds {name!r}, which has no weights; {closest(str(name), weights)}")
     return list(layers)
 

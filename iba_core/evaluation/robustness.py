@@ -7,15 +7,18 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from iba_core.arguments import require_number, require_seed, require_sequence, require_whole
+from iba_core.arguments import LARGEST_NUMBER, require_number, require_seed, require_sequence, require_whole
 from iba_core.errors import InputError
 from iba_core.evaluation.formulas import pearson
-from iba_core.evaluation.methods import Explains, Method, explained, is_random
+from iba_core.evaluation.methods import Explains, Method, explained, is_random, require_method
 from iba_core.evaluation.places import generator_of
 from iba_core.evaluation.scoring import Classes, ScoredModel
 from iba_core.framework.adapter import Inputs, Model
 
 Numbers = npt.NDArray[np.float64]
+
+_MOST_SAMPLES = 10**4
+"""Each is an explanation. More are a slip of the pen."""
 
 
 def max_sensitivity(
@@ -54,7 +57,8 @@ def max_sensitivity(
         >>> max_sensitivity(model, Gradients(model), x, samples=2).shape
         (2,)
     """
-    radius, samples = require_number("radius", radius, 0), require_whole("samples", samples, 1)
+    radius = require_number("radius", radius, 0, LARGEST_NUMBER)
+    samples = require_whole("samples", samples, 1, _MOST_SAMPLES)
     require_seed("seed", seed, optional=False)
     scored = ScoredModel.of(model)
     tensor = scored.tensor(x)
@@ -103,9 +107,10 @@ def seed_stability(
         require_seed("seeds", seed, optional=False)
     scored = ScoredModel.of(model)
     tensor = scored.tensor(x)
-    if not is_random(method):
-        return np.ones(int(tensor.shape[0]))
+    require_method("method", method)
     classes, images = scored.classes(tensor, target), scored.host(tensor)
+    if not is_random(method):
+        return np.ones(len(images))
     maps = [explained(method, images, classes, seed).maps.reshape(len(images), -1) for seed in seeds]
     pairs = [(a, b) for a in range(len(maps)) for b in range(a)]
     least: Numbers = np.min([pearson(maps[a], maps[b]) for a, b in pairs], axis=0)

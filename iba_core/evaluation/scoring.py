@@ -8,7 +8,7 @@ from typing import Any, Literal, Self
 import numpy as np
 import numpy.typing as npt
 
-from iba_core.arguments import require_callable, require_choice, require_whole
+from iba_core.arguments import is_whole_number, require_callable, require_choice, require_text, require_whole
 from iba_core.errors import InputError
 from iba_core.framework.adapter import Inputs, Model, ModelAdapter, find_adapter
 from iba_core.framework.arrays import as_array
@@ -81,6 +81,8 @@ class ScoredModel:
             require_callable("score", None, "'probability', 'logit' or a function of the outputs")
         self.score: Score = score
         self.output: int | str | None = getattr(model, "output", None) if output is None and own else output
+        if output is not None and not is_whole_number(output, -(2**31)):
+            require_text("output", output, "the name or the position of an output")
         if activation is not None:
             require_choice("activation", activation, ("softmax", "sigmoid", "other"))
         self.activation = activation

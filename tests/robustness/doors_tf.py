@@ -11,7 +11,7 @@ import numpy as np
 import iba_tf
 from iba_core import WelfordEstimator
 from tests.backends import TensorFlow
-from tests.robustness import doors_models
+from tests.robustness import doors_evaluation, doors_models
 from tests.robustness.doors_core import CALLED, COUNT, FLAG, OPTIONAL_SEED, SEED, SETTINGS, const, folder
 from tests.robustness.doors_models import Network, network
 from tests.robustness.walk import Door, door
@@ -193,4 +193,11 @@ def _readout(net: Network) -> Iterator[Door]:
 def doors() -> list[Door]:
     """All doors of models of TensorFlow."""
     net = network(TensorFlow)
-    return [*doors_models.doors(net), *_layers(net), *_copies(net), *_others(net), *_readout(net)]
+    return [
+        *doors_models.doors(net),
+        *doors_evaluation.doors(net),
+        *_layers(net),
+        *_copies(net),
+        *_others(net),
+        *_readout(net),
+    ]

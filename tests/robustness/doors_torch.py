@@ -11,7 +11,7 @@ from torch import nn
 import iba_core
 import iba_torch
 from tests.backends import Torch
-from tests.robustness import doors_models
+from tests.robustness import doors_evaluation, doors_models
 from tests.robustness.doors_core import CALLED, COUNT, FLAG, OPTIONAL_SEED, SETTINGS, const, folder
 from tests.robustness.doors_models import Network, network
 from tests.robustness.walk import Door, door
@@ -183,4 +183,4 @@ def doors() -> list[Door]:
     """All doors of models of PyTorch."""
     net = network(Torch)
     own = [door for part in (_iba, _use_of_iba, _others, _adapter, _readout) for door in part(net)]
-    return [*doors_models.doors(net), *own]
+    return [*doors_models.doors(net), *doors_evaluation.doors(net), *own]

@@ -333,7 +333,7 @@ class _Stage:
 
             return bottleneck()
 
-        yield self.scene("IBA.analyze, compiler", compiling, seen, everything, share=0.5)
+        yield self.scene("IBA.analyze with the compiler", compiling, seen, everything, share=0.5)
 
     def layers(self) -> Iterator[Scene]:
         import keras

@@ -46,6 +46,8 @@ NOT_WALKED = {
     "Framework|Split|Tail|LayerInfo|ModelAdapter": "for authors of backends, called by the library only",
     "EpochReport|Hyperplane|LayerResult|ConceptAnalysisResult|Attribution$|Repeats|SurvivalCurve": "results",
     "Error$": "exceptions",
+    r"evaluation\.(Case|Estimate|Evaluation|Metric|RandomizationResult)$": "results, and what metrics get",
+    r"\.compat\.": "names of other packages for what is walked under its own",
     "get_tqdm|ifnone": "take anything, or nothing",
     "BatchReduction|iba_core.Shared": "an enumeration, and a mark",
     "distribution_cross_entropy": "a formula inside of compiled steps; `DistributionTarget` checks",

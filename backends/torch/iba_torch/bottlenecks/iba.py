@@ -616,21 +616,28 @@ class IBA(nn.Module):
         settings: BottleneckSettings,
         passing: npt.NDArray[np.bool_] | None,
     ) -> None:
-        """Keep what an analysis has found."""
+        """Keep what an analysis has found: all of it, or nothing if an interrupt comes."""
         result = chunk.result
-        self._keep_alpha(result.alpha)
-        self._mask, self._capacity = result.mask, result.capacity
-        self._pass_mask, self._last_settings = passing, settings
-        self._channels, self._images_axis = split.data_format, split.images_axis
-        self.model_losses, self.informations = result.model_losses, result.informations
+        found = {
+            "_mask": result.mask,
+            "_capacity": result.capacity,
+            "_pass_mask": passing,
+            "_last_settings": settings,
+            "_channels": split.data_format,
+            "_images_axis": split.images_axis,
+            "model_losses": result.model_losses,
+            "informations": result.informations,
+        }
+        # In a single call, in the midst of which none comes.
+        vars(self).update(found | self._kept_alpha(result.alpha))
 
     def _step_callback(self) -> Callback | None:
         """What is called after each step of an analysis."""
         return None
 
-    def _keep_alpha(self, alpha: torch.Tensor) -> None:
-        """Keep the parameter of the mask that an analysis has found, (B, *feature map)."""
-        self.alpha = alpha
+    def _kept_alpha(self, alpha: torch.Tensor) -> dict[str, Any]:
+        """Attributes that keep the parameter of the mask that an analysis has found, (B, *feature map)."""
+        return {"alpha": alpha}
 
     def _present_mask(self, problem: Problem, layout: Layout, settings: BottleneckSettings) -> Mask:
         """The mask of the last analysis, or the one to start from."""

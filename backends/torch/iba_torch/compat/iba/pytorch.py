@@ -100,12 +100,13 @@ class IBA(Published):
         self._firsts = []
         return in_published_unit(super().analyze(input_t, model_loss_fn, mode, *args, **kwargs), mode)
 
-    def _keep_alpha(self, alpha: torch.Tensor) -> None:
+    def _kept_alpha(self, alpha: torch.Tensor) -> dict[str, Any]:
         found = alpha[0] if len(alpha) == 1 else alpha
         if self.alpha is None or self.alpha.shape != found.shape:
             self.alpha = nn.Parameter(found.detach().clone())
         with torch.no_grad():
             self.alpha.copy_(found)
+        return {}
 
     def _present_mask(self, problem: Problem, layout: Layout, settings: BottleneckSettings) -> Mask:
         if self.alpha is None:
