@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -409,9 +409,11 @@ def perturbation_pairs(
 
 def _numbers(n: int | Sequence[int] | None, count: int) -> list[int]:
     if n is None:
-        wanted: Sequence[Any] = sorted({max(1, count // share) for share in (8, 4, 2)})
+        wanted: list[Any] = sorted({max(1, count // share) for share in (8, 4, 2)})
+    elif isinstance(n, Iterable):
+        wanted = list(n)
     else:
-        wanted = list(n) if isinstance(n, (list, tuple, range)) or np.ndim(n) else [n]
+        wanted = [n]
     numbers = [require_whole("n", number, 1) for number in wanted]
     if not numbers or max(numbers) > count:
         raise InputError(f"n={n!r} must be numbers of tiles from 1 to {count}; smaller tiles are more")
