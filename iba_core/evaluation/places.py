@@ -103,7 +103,7 @@ def require_tile(name: str, tile: Any) -> tuple[int, ...]:
 
 
 def require_baseline(name: str, baseline: Any) -> None:
-    """Check what may stand in the place of what is taken away.
+    """Check a replacement of values that are taken away.
 
     Raises:
         InputError: it is no name of a baseline, no array and no function.
