@@ -13,7 +13,7 @@ from iba_core.arguments import require_choice, require_number, require_sequence,
 from iba_core.attribution import Attribution
 from iba_core.bottleneck.saliency import resize_maps
 from iba_core.errors import InputError
-from iba_core.pictures.plotting import caption, plot_saliency_map, require_matplotlib
+from iba_core.pictures.plotting import caption, channels_last, plot_saliency_map, require_matplotlib
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -175,6 +175,10 @@ def compare(
     from matplotlib.figure import Figure
 
     index = require_whole("index", index, 0, min(map(len, attributions.values())) - 1)
+    if picture is not None:
+        picture = channels_last(picture, shape, "picture")
+        if picture.shape[:2] != shape or picture.shape[2:] not in ((), (1,), (3,)):
+            raise InputError(f"picture has shape {picture.shape}, which does not fit maps of {shape}")
     top = max(float(each.saliency[index].max()) for each in attributions.values()) or None
     height = 3.0
     width = height * shape[1] / shape[0] + 0.9

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -410,7 +410,7 @@ def perturbation_pairs(
 def _numbers(n: int | Sequence[int] | None, count: int) -> list[int]:
     if n is None:
         wanted: list[Any] = sorted({max(1, count // share) for share in (8, 4, 2)})
-    elif isinstance(n, Iterable):
+    elif isinstance(n, (Sequence, np.ndarray)) and np.ndim(n):
         wanted = list(n)
     else:
         wanted = [n]
