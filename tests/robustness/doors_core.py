@@ -361,7 +361,7 @@ def _drawing() -> Iterator[Door]:
         img=given(np.full((8, 8, 3), 0.5), lambda value: array(shape=(8, 8, 3))(value) and _unit(value)),
         mask=given(MAP, lambda value: array(shape=(8, 8))(value) and _unit(value)),
         use_rgb=FLAG,
-        colormap=given("jet"),
+        colormap=given("jet", whole(0, 21)),
         image_weight=FRACTION,
     )
     yield door("iba_core.pictures.cam.deprocess_image", img=given(MAP, array()))

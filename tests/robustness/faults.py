@@ -194,13 +194,20 @@ def call_interrupted(function: Callable[[], Any], seconds: float) -> bool:
         finally:
             armed = False
             signal.setitimer(signal.ITIMER_REAL, 0)
-    except (KeyboardInterrupt, SystemError):
-        # Where NumPy calls Python in the midst of C, it makes a `SystemError` of an interrupt.
-        if not came:
+    except BaseException as error:
+        # NumPy makes a `SystemError` of an interrupt in the midst of C, and TensorFlow, in places, others.
+        if not came or not _is_of_interrupt(error):
             raise
     finally:
         signal.signal(signal.SIGALRM, before)
     return came
+
+
+def _is_of_interrupt(error: BaseException | None) -> bool:
+    """Whether an error is an interrupt, or was raised while one was handled."""
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__cause__ or error.__context__
+    return error is not None
 
 
 class Hang(BaseException):
