@@ -54,7 +54,7 @@ def test_no_smoothing_can_be_asked_for_in_both_ways(tokens):
 @pytest.mark.parametrize(
     ("score", "given"),
     [
-        (lambda outputs: outputs, r"shape \(4, 3\)"),
+        (lambda outputs: outputs, r"shape \([24], 3\)"),
         (lambda outputs: outputs.sum(), r"shape \(\)"),
         (lambda outputs: outputs[:1, 0], r"shape \(1,\)"),
         (lambda outputs: 1.0, "float"),
