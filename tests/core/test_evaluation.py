@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+import scipy.integrate
 import scipy.stats
 
 from iba_core import InputError
@@ -61,7 +62,7 @@ def test_gini_is_the_mean_difference_of_all_pairs(framework):
 
 def test_area_is_numpys(framework):
     found = framework.to_numpy(area(framework.asarray(ROWS)))
-    np.testing.assert_allclose(found, np.trapezoid(ROWS, dx=1 / 29, axis=1), atol=1e-12)
+    np.testing.assert_allclose(found, scipy.integrate.trapezoid(ROWS, dx=1 / 29, axis=1), atol=1e-12)
 
 
 def test_infidelity_takes_the_factor_that_fits_best(framework):
