@@ -104,7 +104,7 @@ def in_mode(mode: M) -> Iterator[M]:
     """
     modes = _Modes()
     with undoing(modes.leave_later):
-        mode.__enter__()
+        mode.__enter__()  # type: ignore[no-untyped-call]  # PyTorch's own
         try:
             yield mode
         except BaseException as error:
