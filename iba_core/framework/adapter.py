@@ -385,6 +385,24 @@ class ModelAdapter(ABC):
     def predict(self, inputs: Inputs) -> Any:
         """Run the model on `inputs`, in evaluation mode and without a graph."""
 
+    def features_of(self, inputs: Inputs, layers: Sequence[Any]) -> list[Array]:
+        """Run the model once on `inputs`, without a graph, and give the features of many layers.
+
+        Nothing is checked against the model, as `Split.features` does for a batch.
+
+        Args:
+            inputs: as `to_inputs` gives them.
+            layers: layers or their names, each with a single array as its output. Of a layer that runs
+                several times the first is meant.
+
+        Returns:
+            Feature maps (B, *feature map) of each layer.
+
+        Raises:
+            LayerError: there is no such layer, or it does not run.
+        """
+        return [self.split(layer).features(inputs) for layer in layers]
+
     def gradient(self, inputs: Array, score: Callable[[Any], Array]) -> Array:
         """Gradient of a score of the model's output with respect to its input, for nothing else.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from functools import partial
@@ -166,6 +167,35 @@ class TorchAdapter(ModelAdapter):
     def predict(self, inputs: Inputs) -> Any:
         """The model's output for `inputs`, in evaluation mode and without a graph."""
         return self._predict(inputs, None)
+
+    def features_of(self, inputs: Inputs, layers: Sequence[nn.Module | str]) -> list[torch.Tensor]:
+        """See `ModelAdapter.features_of`."""
+        calls = [self._find(layer) for layer in layers]
+        keys = [(id(each.module), each.call or 0) for each in calls]
+        times: Counter[int] = Counter()
+        found: dict[tuple[int, int], torch.Tensor] = {}
+
+        def note(site: Site, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            key = site.origin, times[site.origin]
+            times[site.origin] += 1
+            output = site.run(args, kwargs)
+            if key in keys and isinstance(output, torch.Tensor):
+                # The module after it may write into it.
+                found[key] = output.detach().clone()
+            return output
+
+        def run(model: nn.Module) -> None:
+            # A pass may be repeated.
+            times.clear()
+            found.clear()
+            with torch.no_grad():
+                call_with(model, owned(inputs))
+
+        self._pass(run, note)
+        for call, key in zip(calls, keys, strict=True):
+            if key not in found:
+                raise LayerError(f"layer {call.name!r} does not run, or its output is not a single tensor")
+        return [found[key] for key in keys]
 
     def gradient(self, inputs: torch.Tensor, score: Callable[[Any], torch.Tensor]) -> torch.Tensor:
         """See `ModelAdapter.gradient`."""
