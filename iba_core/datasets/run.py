@@ -1,7 +1,7 @@
 """The folder of a run: what was explained, with which settings, and what came out.
 
-Everything in it is written whole or not at all. So a run may be killed at any moment, and goes on where it was.
-It is read without any framework.
+Everything in it is written whole or not at all. So a run may be killed at any moment, and goes on where it
+was. It is read without any framework.
 
     setups/<id>.json             what the explanations have in common: model, layer, settings, versions
     results/<key>.safetensors    an `Attribution` for each input and target
@@ -176,13 +176,11 @@ class Run:
         Example:
             >>> Run.open("nowhere")
             Traceback (most recent call last):
-            iba_core.errors.StateError: folder='nowhere' holds no run; iba explain and explain_dataset make one
+            iba_core.errors.StateError: folder='nowhere' holds no run; iba explain and explain_dataset...
         """
         path = as_path(folder, "folder")
         if not (path / SETUPS).is_dir():
-            raise StateError(
-                f"folder={str(path)!r} holds no run; iba explain and explain_dataset make one"
-            )
+            raise StateError(f"folder={str(path)!r} holds no run; iba explain and explain_dataset make one")
         return cls(path)
 
     def __len__(self) -> int:
