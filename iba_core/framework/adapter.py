@@ -7,15 +7,17 @@ module has been.
 
 from __future__ import annotations
 
+import hashlib
 import sys
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from importlib import metadata
 from typing import Any, ClassVar, Literal
 
+import numpy as np
 import numpy.typing as npt
 
 from iba_core.arguments import require_text
@@ -437,6 +439,30 @@ class ModelAdapter(ABC):
             InputError: this kind of model cannot be copied with other weights.
         """
         raise InputError(f"a {_type_name(self.model)} cannot be copied with other weights; give it as layers")
+
+    def described(self) -> tuple[str, Iterable[npt.NDArray[Any]]]:
+        """What the model is made of: its structure as text, and its present weights, always in one order.
+
+        The text holds nothing that differs between processes, such as addresses in memory.
+        """
+        weights = self.weights()
+        return _type_name(self.model), (array for name in weights for array in weights[name])
+
+    def fingerprint(self) -> str:
+        """Hash of the model's structure and present weights, 32 hexadecimal digits.
+
+        Two models with one fingerprint give the same outputs, unless they differ in code that neither their
+        layers nor their graphs show.
+
+        Raises:
+            InputError: the weights of this kind of model cannot be read.
+        """
+        text, arrays = self.described()
+        digest = hashlib.sha256(text.encode(errors="backslashreplace"))
+        for array in arrays:
+            digest.update(f"{array.dtype} {array.shape}".encode())
+            digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+        return digest.hexdigest()[:32]
 
     @abstractmethod
     def as_tensors(self, inputs: Inputs, device: Any = None) -> Inputs:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from copy import deepcopy
 from pathlib import Path
 from typing import Any, ClassVar
@@ -160,6 +160,11 @@ class TensorFlowAdapter(ModelAdapter):
         return {
             name: [np.array(variable.numpy()) for variable in variables] for name, variables in layers.items()
         }
+
+    @runs_eagerly
+    def described(self) -> tuple[str, Iterable[npt.NDArray[Any]]]:
+        """See `ModelAdapter.described`."""
+        return self.network.described()
 
     def with_weights(self, weights: Mapping[str, Sequence[npt.NDArray[Any]]]) -> Any:
         """See `ModelAdapter.with_weights`, of Keras models.

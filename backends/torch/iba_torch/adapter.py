@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from copy import deepcopy
 from functools import partial
 from typing import Any, ClassVar
@@ -29,6 +29,7 @@ from iba_torch.tail.split import TorchSplit, call_with, owned
 from iba_torch.tail.trees import tree_map
 
 _CALL_SUFFIX = re.compile(r"(?P<name>.+):(?P<call>\d+)")
+_ADDRESS = re.compile(r" at 0x[0-9a-f]+")
 
 
 class TorchAdapter(ModelAdapter):
@@ -218,6 +219,15 @@ class TorchAdapter(ModelAdapter):
             for name, module in self.model.named_modules()
         }
         return {name: [array.copy() for array in arrays] for name, arrays in found.items() if arrays}
+
+    def described(self) -> tuple[str, Iterable[npt.NDArray[Any]]]:
+        """See `ModelAdapter.described`: modules, the code of their forwards, parameters, buffers."""
+        kinds = {type(module): None for module in self.model.modules()}
+        forwards = [(kind.__qualname__, getattr(kind.forward, "__code__", None)) for kind in kinds]
+        code = [(name, code.co_code.hex(), code.co_names) for name, code in forwards if code is not None]
+        named = [*self.model.named_parameters(), *self.model.named_buffers()]
+        text = _ADDRESS.sub("", f"{self.model!r} {code} {[name for name, _ in named]}")
+        return text, (host_array(tensor) for _, tensor in named)
 
     def with_weights(self, weights: Mapping[str, Sequence[npt.NDArray[Any]]]) -> nn.Module:
         """See `ModelAdapter.with_weights`."""
