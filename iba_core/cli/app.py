@@ -244,6 +244,23 @@ def compare(
 
 
 @app.command()
+def report(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder that iba explain has written to.")],
+    out: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Folder to write to.", show_default="RUN/report")
+    ] = None,
+    title: Annotated[
+        str | None, typer.Option(metavar="TEXT", help="Heading.", show_default="name of the folder")
+    ] = None,
+    show: Annotated[bool, typer.Option("--open", help="Open it in the browser.")] = False,
+) -> None:
+    """Make a report of a run, to look at in a browser: a grid to sort and filter, a page for each input."""
+    from iba_core.cli.report import report_run
+
+    report_run(run, out=out, title=title, show=show)
+
+
+@app.command()
 def layers(
     model: Model = "efficientnet-lite0",
     backend: Backend = None,
