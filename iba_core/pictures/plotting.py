@@ -315,7 +315,7 @@ def plot_words(
         raise InputError(
             f"there are {len(texts)} words and {len(values)} bits; give one number for each word"
         )
-    columns = require_whole("columns", columns, 1, 1000)
+    columns = max(require_whole("columns", columns, 1, 1000), *map(len, texts), 4)
     colours = word_colours(values, vmax) / 255
     places, row, column = [], 0, 0
     for text in texts:
