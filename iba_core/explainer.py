@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict
 from os import PathLike
 from typing import Any, NamedTuple, Self, get_args
 
@@ -32,11 +33,12 @@ from iba_core.bottleneck.formulas import Mask
 from iba_core.bottleneck.optimization import BottleneckOptimizer, BottleneckResult, PassMask
 from iba_core.bottleneck.saliency import saliency_maps
 from iba_core.bottleneck.settings import BottleneckSettings, preset_settings
-from iba_core.bottleneck.statistics import Statistics
+from iba_core.bottleneck.statistics import Statistics, samples_of_tokens
 from iba_core.bottleneck.survival import LEAST
-from iba_core.default_layer import default_layer, nothing_passes_by
+from iba_core.default_layer import choose_layer, nothing_passes_by
 from iba_core.errors import IBAError, InputError, NotEstimatedError, StateError
 from iba_core.framework.adapter import Activation, Inputs, Model, ModelAdapter, Split, Tail, find_adapter
+from iba_core.framework.arrays import require_mask
 from iba_core.framework.cache import Cache
 from iba_core.framework.framework import require_finite
 from iba_core.framework.inputs import (
@@ -47,6 +49,7 @@ from iba_core.framework.inputs import (
     check_shape,
     common_shape,
     inputs_of_batch,
+    padding_of,
     require_batches,
     require_inputs,
     samples_of,
@@ -102,11 +105,13 @@ class Explainer:
     Args:
         model: a trained model of any framework that a backend serves. It is not changed.
         layer: the layer that the bottleneck comes after, an object or its name. If None, `fit` chooses one
-            on its first batch, see `iba_core.default_layer`.
+            on its first batch, see `iba_core.default_layer.choose_layer`.
         backend: name of the backend. If None, it follows from the model.
         estimator: statistics of the layer's features, gathered before, in place of `fit`.
         tokens: how to read a layer whose features are a sequence of tokens, such as
-            ``Tokens(prefix=1, grid=(14, 14))`` for a vision transformer.
+            ``Tokens(prefix=1, grid=(14, 14))`` for a vision transformer. If neither this nor a layer is
+            given, `fit` asks the model. With ``Tokens(any_length=True)``, for words, `smooth_std` is 0
+            unless it is given.
         preset: name of a set of hyperparameters: ``"default"`` and ``"paper"`` (the paper's), ``"fast"``, or
             ``"guarded"``, whose loss does not jump on the way, see `iba_core.bottleneck.settings.PRESETS`.
             Hyperparameters that are given override it.
@@ -156,9 +161,11 @@ class Explainer:
         require_type("estimator", estimator, WelfordEstimator, "a WelfordEstimator", optional=True)
         require_type("tokens", tokens, Tokens, "iba_core.Tokens", optional=True)
         self.estimator: WelfordEstimator = estimator or WelfordEstimator()
-        self.tokens = tokens
         require_data_format("data_format", data_format, optional=True)
-        self.data_format = data_format or (None if tokens is None else "channels_last")
+        self.data_format = data_format
+        self._is_smoothing_given = "smooth_std" in settings
+        self.tokens: Tokens | None = None
+        self._read_tokens(tokens)
         self.output = output
         if output is not None and not is_whole_number(output, -(2**31)):
             require_text("output", output, "the name or the position of an output")
@@ -172,7 +179,7 @@ class Explainer:
         self.class_names: tuple[str, ...] | None = class_names
         self._jit_compile = require_bool("compile", compile)
         self._estimated_format: DataFormat | None = None
-        self._known: tuple[Moments, float, DataFormat, Statistics] | None = None
+        self._known: tuple[Moments, float, DataFormat, tuple[int, ...], Statistics] | None = None
         self._input_shape: InputShape | None = None
         self._layer = layer
         # Each loss keeps a compiled step, and each layer that a tail ends at a split.
@@ -222,20 +229,23 @@ class Explainer:
         batches = require_batches("batches", batches)
         require_bool("progbar", progbar)
         estimator, framework = WelfordEstimator(), self.adapter.framework
-        layer, split = self._layer, None if self._layer is None else self._split_at(None)
+        layer, split, tokens = self._layer, None if self._layer is None else self._split_at(None), self.tokens
         input_shape: InputShape | None = None
         for samples in samples_of(batches, n_samples, progbar):
             inputs = require_inputs("batches", samples, self.adapter.to_inputs)
             if split is None:
-                layer = default_layer(self.adapter, take(inputs, 0, 1))
+                choice = choose_layer(self.adapter, take(inputs, 0, 1))
+                layer, tokens = choice.layer, tokens or choice.tokens
                 split = self.adapter.split(layer, data_format=self.data_format)
             input_shape = common_shape(input_shape, tuple(next(arrays_of(inputs)).shape[1:]))
-            estimator.fit(framework.to_numpy(split.features(inputs)))
+            features = framework.to_numpy(split.features(inputs))
+            estimator.fit(features if tokens is None else samples_of_tokens(features, tokens, inputs))
         if split is None or estimator.n_samples() < 2:
             raise InputError(
                 f"batches held {estimator.n_samples()} samples; at least 2 are needed to estimate the "
                 "features' distribution, and about 5000 are advised"
             )
+        self._read_tokens(tokens)
         self._layer, self.estimator, self._input_shape = layer, estimator, input_shape
         self._estimated_format = self._format(split)
         return self
@@ -258,6 +268,7 @@ class Explainer:
             "input_shape": self._input_shape,
             "input_format": split.input_format,
             "framework": self.adapter.framework.name,
+            "tokens": None if self.tokens is None else asdict(self.tokens),
         }
         write_state(path, self.estimator.state_dict(), KIND, {**(metadata or {}), **known})
 
@@ -297,6 +308,8 @@ class Explainer:
             is_own = metadata.get("framework") == self.adapter.framework.name
             saved = split.input_format if is_own else metadata["input_format"]
             input_shape = tuple(known[axis] for axis in _permutation(known, saved, split.input_format))
+        if self.tokens is None and (saved := metadata.get("tokens")) is not None:
+            self._read_tokens(Tokens(**saved))
         self._layer, self.estimator, self._input_shape = layer, estimator, input_shape
         self._estimated_format = metadata.get("data_format")
         return self
@@ -529,6 +542,7 @@ class Explainer:
         require_seed("seed", seed)
         split, framework = self._ready(), self.adapter.framework
         inputs = self._checked(x, split)
+        pass_mask = self._passing(inputs, pass_mask)
         if batch_size(inputs) != len(attribution):
             raise InputError(
                 f"x holds {batch_size(inputs)} inputs, but the attribution {len(attribution)}; give the same"
@@ -536,7 +550,7 @@ class Explainer:
         settings = attribution.settings
         with framework.randomness(seed), split.head(inputs) as tail:
             split.require_seeded(seed)
-            statistics = self._statistics(split, settings.active_neurons_threshold)
+            statistics = self._statistics(split, settings.active_neurons_threshold, inputs)
             optimizer = self._optimizer(first_output, self._layout(split, statistics))
             problem = optimizer.problem(tail, statistics, settings=settings, pass_mask=pass_mask)
             passed = framework.asarray(attribution.mask, like=problem.features)
@@ -550,6 +564,7 @@ class Explainer:
     def _explain(self, x: Inputs, whole: Target, options: _Options) -> Attribution:
         settings, framework, split = options.settings, self.adapter.framework, self._split_at(whole.layer)
         inputs = self._checked(x, split)
+        options = options._replace(pass_mask=self._passing(inputs, options.pass_mask))
         images = batch_size(inputs)
         if settings.precision is not None:  # refused at once, if at all
             framework.reduced_precision(settings.precision, next(arrays_of(inputs)))
@@ -558,7 +573,7 @@ class Explainer:
         known: list[_Known] = []
 
         def task(tail: Tail, start: int, stop: int) -> Task:
-            statistics = self._statistics(split, settings.active_neurons_threshold)
+            statistics = self._statistics(split, settings.active_neurons_threshold, inputs)
             layout = self._layout(split, statistics)
             raw = self._run(tail.run, tail.features, tail.carry)
             choose = main_output if whole.needs_main_output else first_output
@@ -578,7 +593,7 @@ class Explainer:
             tensors = tuple([framework.asarray(row, like=like) for row in rows])
             return Task(optimizer, statistics, tensors, whole=loss(raw, *tensors))
 
-        shape = self.estimator.shape or ()
+        shape = self._feature_shape(inputs)
         chunks = explain_in_chunks(framework, split, inputs, shape, task=task, **options._asdict())
         parts = [
             self._attribution(chunk.result, known[-1], inputs, split, whole, options) for chunk in chunks
@@ -649,20 +664,49 @@ class Explainer:
             return self.settings
         return self.settings.override(**preset_settings(preset)).override(**settings)
 
-    def _statistics(self, split: Split, threshold: float) -> Statistics:
+    def _statistics(self, split: Split, threshold: float, inputs: Inputs) -> Statistics:
         """Distribution of the features in the split's data format, which is certain once its head has run."""
         wanted, moments = self._format(split), self.estimator.moments
+        shape = self._feature_shape(inputs)
         # Gathered once for all explanations, as long as the estimator sees nothing new.
         known = self._known
-        if known is not None and known[0] is moments and known[1:3] == (threshold, wanted):
-            return known[3]
+        if known is not None and known[0] is moments and known[1:4] == (threshold, wanted, shape):
+            return known[4]
         statistics = Statistics.of(self.estimator, threshold)
+        if statistics.mean.shape != shape:
+            statistics = statistics.repeated(shape[0])
         if self._estimated_format not in (None, wanted):
             axes = _permutation(statistics.mean.shape, self._estimated_format, wanted)
             statistics = statistics.permuted(axes)
         if moments is not None:
-            self._known = (moments, threshold, wanted, statistics)
+            self._known = (moments, threshold, wanted, shape, statistics)
         return statistics
+
+    def _feature_shape(self, inputs: Inputs) -> tuple[int, ...]:
+        """Shape of a feature map; of sequences of any length, the inputs have it."""
+        shape = self.estimator.shape or ()
+        if self.tokens is None or not self.tokens.any_length or len(shape) != 1:
+            return shape
+        return (int(next(arrays_of(inputs)).shape[1]), *shape)
+
+    def _passing(self, inputs: Inputs, pass_mask: PassMask | None) -> PassMask | None:
+        """The user's pass mask, and the padding of sentences, which the model does not read."""
+        if self.tokens is None or not self.tokens.any_length:
+            return pass_mask
+        padding = padding_of(inputs)
+        if padding is None or not padding.any():
+            return pass_mask
+        everywhere = np.repeat(padding[..., None], self._feature_shape(inputs)[-1], axis=2)
+        return everywhere if pass_mask is None else everywhere | require_mask("pass_mask", pass_mask)
+
+    def _read_tokens(self, tokens: Tokens | None) -> None:
+        """Read the layer's features as tokens, from now on."""
+        self.tokens = tokens
+        if tokens is not None:
+            self.data_format = self.data_format or "channels_last"
+            if tokens.any_length and not self._is_smoothing_given:
+                # Words beside each other are not alike, as pixels are.
+                self.settings = self.settings.override(smooth_std=0.0)
 
     def _format(self, split: Split) -> DataFormat:
         """Where the channels of the feature map are; those of tokens are always last."""
@@ -687,7 +731,10 @@ class Explainer:
         if split is not None and hasattr(inputs, "shape") and self._input_shape is not None:
             if len(inputs.shape) == len(self._input_shape):
                 inputs = inputs[None]
-            check_shape(tuple(inputs.shape[1:]), self._input_shape, split.input_format == "channels_first")
+            known = self._input_shape
+            if self.tokens is not None and self.tokens.any_length:
+                known = (None, *known[1:])
+            check_shape(tuple(inputs.shape[1:]), known, split.input_format == "channels_first")
         inputs = require_inputs("x", inputs, self.adapter.to_inputs)
         for array in arrays_of(inputs):
             require_finite(self.adapter.framework.to_numpy(array), "x")

@@ -21,6 +21,7 @@ from iba_core.bottleneck.settings import BottleneckSettings, preset_settings
 from iba_core.cli import console, demo, explain, main, network, photographs, results
 from iba_core.cli.network import Network, parse_size
 from iba_core.cli.quiet import quiet_start
+from iba_core.framework import adapter
 from iba_core.pictures.images import Preprocessing, image_batches, image_files, load_image
 from iba_core.targets import class_probabilities
 
@@ -705,7 +706,8 @@ def test_a_framework_that_is_missing_is_named(fails, monkeypatch):
     def missing(name):
         raise MissingDependencyError(f"{name} is not installed: pip install 'iba-core[{name}]'")
 
-    monkeypatch.setattr(network, "load_backend", missing)
+    for module in (network, adapter):
+        monkeypatch.setattr(module, "load_backend", missing)
     assert "pip install 'iba-core[torch]'" in fails("layers", "efficientnet-lite0")
     assert fails("layers", "net.keras", "--backend", "tf").startswith("tf is not installed")
     assert "pip install 'iba-core[tensorflow]'" in fails("demo")
