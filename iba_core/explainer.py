@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, replace
 from os import PathLike
 from typing import Any, NamedTuple, Self, get_args
 
@@ -16,6 +17,7 @@ from iba_core.arguments import (
     given,
     is_whole_number,
     require_bool,
+    require_choice,
     require_data_format,
     require_layer,
     require_numbers,
@@ -25,12 +27,12 @@ from iba_core.arguments import (
     require_type,
     require_whole,
 )
-from iba_core.attribution import Attribution
+from iba_core.attribution import Attribution, CombinedAttribution
 from iba_core.bottleneck.chunks import Task, explain_in_chunks
-from iba_core.bottleneck.estimator import KIND, STATE, Moments, WelfordEstimator
+from iba_core.bottleneck.estimator import KIND, Moments, WelfordEstimator
 from iba_core.bottleneck.formulas import Mask
 from iba_core.bottleneck.optimization import BottleneckOptimizer, BottleneckResult, PassMask
-from iba_core.bottleneck.saliency import saliency_maps
+from iba_core.bottleneck.saliency import COMBINE, Combine, saliency_maps
 from iba_core.bottleneck.settings import BottleneckSettings, preset_settings
 from iba_core.bottleneck.statistics import Statistics
 from iba_core.bottleneck.survival import LEAST
@@ -56,7 +58,7 @@ from iba_core.framework.inputs import (
 from iba_core.framework.layout import DataFormat, Layout, Tokens
 from iba_core.framework.namespace import Array, full_precision
 from iba_core.repeats import Repeats, SurvivalCurve
-from iba_core.state import interpreting, read_state, write_state
+from iba_core.state import interpreting, put_together, read_state, taken_out, write_state
 from iba_core.targets import (
     ClassTarget,
     Loss,
@@ -91,6 +93,10 @@ class _Known(NamedTuple):
     activation: str
 
 
+_Distribution = tuple[Mapping[str, Any], WelfordEstimator]
+"""Facts about a layer, and the statistics of its features."""
+
+
 class Explainer:
     """Says which parts of an input a model needs for its output, and how many bits they carry.
 
@@ -102,9 +108,11 @@ class Explainer:
     Args:
         model: a trained model of any framework that a backend serves. It is not changed.
         layer: the layer that the bottleneck comes after, an object or its name. If None, `fit` chooses one
-            on its first batch, see `iba_core.default_layer`.
+            on its first batch, see `iba_core.default_layer`. A list of layers gives one map of all of them:
+            each is explained with a bottleneck of its own, see `CombinedAttribution`.
         backend: name of the backend. If None, it follows from the model.
         estimator: statistics of the layer's features, gathered before, in place of `fit`.
+        combine: how one map is made of those of several layers, ``"mean"`` or ``"geometric"``.
         tokens: how to read a layer whose features are a sequence of tokens, such as
             ``Tokens(prefix=1, grid=(14, 14))`` for a vision transformer.
         preset: name of a set of hyperparameters: ``"default"`` and ``"paper"`` (the paper's), ``"fast"``, or
@@ -121,6 +129,9 @@ class Explainer:
         compile: let the framework's compiler make machine code of the steps. That takes seconds to minutes
             for each shape, and is not always faster: measure it on your device.
         **settings: hyperparameters, see `BottleneckSettings`.
+
+    Attributes:
+        estimator: statistics of the layer's features. Of several layers, each of `parts` has its own.
 
     Raises:
         InputError: no backend serves the model, or a setting is wrong.
@@ -140,6 +151,7 @@ class Explainer:
         *,
         backend: str | None = None,
         estimator: WelfordEstimator | None = None,
+        combine: Combine = "mean",
         tokens: Tokens | None = None,
         preset: str | None = None,
         data_format: DataFormat | None = None,
@@ -150,7 +162,8 @@ class Explainer:
         **settings: Any,
     ) -> None:
         self.adapter: ModelAdapter = find_adapter(model, backend)
-        require_layer("layer", layer, optional=True)
+        layers = _layers_given(layer)
+        self.combine: Combine = require_choice("combine", combine, COMBINE)
         BottleneckSettings().override(**settings)  # names what is no setting
         self.settings: BottleneckSettings = BottleneckSettings(**{**preset_settings(preset), **settings})
         require_type("estimator", estimator, WelfordEstimator, "a WelfordEstimator", optional=True)
@@ -174,7 +187,7 @@ class Explainer:
         self._estimated_format: DataFormat | None = None
         self._known: tuple[Moments, float, DataFormat, Statistics] | None = None
         self._input_shape: InputShape | None = None
-        self._layer = layer
+        self._layer = layers[0] if len(layers) == 1 else None
         # Each loss keeps a compiled step, and each layer that a tail ends at a split.
         self._optimizers: Cache[BottleneckOptimizer] = Cache(size=4)
         self._splits: Cache[Split] = Cache(size=4)
@@ -182,17 +195,44 @@ class Explainer:
         self._complete: dict[Any, bool | None] = {}
         self._activations: dict[Any, Activation | None] = {}
         self._run = self._compiled_run()
-        if layer is not None:
+        if self._layer is not None:
             self._split_at(None)
+        self._parts: tuple[Explainer, ...] = self._parts_of(layers) if len(layers) > 1 else ()
+        if self._parts and estimator is not None:
+            raise InputError("estimator= is of one layer; leave it out for several, and call fit or load")
 
     @property
     def layer(self) -> str | None:
-        """Name of the layer that the bottleneck comes after; None until it is chosen."""
+        """Name of the layer that the bottleneck comes after; of several, all names; None until chosen."""
+        if self._parts:
+            return ", ".join(f"{part.layer}" for part in self._parts)
         return None if self._layer is None else self._split_at(None).layer_name
+
+    @property
+    def parts(self) -> tuple[Explainer, ...]:
+        """An explainer for each of several layers; the explainer itself if it has one layer."""
+        return self._parts or (self,)
+
+    def _parts_of(self, layers: Sequence[Any]) -> tuple[Explainer, ...]:
+        options = {
+            "tokens": self.tokens,
+            "data_format": self.data_format,
+            "output": self.output,
+            "class_names": self.class_names,
+            "compile": self._jit_compile,
+            **asdict(self.settings),
+        }
+        parts = tuple([Explainer(self.adapter, layer, **options) for layer in layers])
+        names = [part.layer for part in parts]
+        for name in names:
+            if names.count(name) > 1:
+                raise InputError(f"layer={names} holds {name!r} twice; give each layer once")
+        return parts
 
     def __getstate__(self) -> dict[str, Any]:
         # A layer of a copied model is found by its name. Compiled functions are made again.
-        return {**vars(self), "_layer": self.layer, "_run": None, "_complete": {}, "_activations": {}}
+        layer = None if self._parts else self.layer
+        return {**vars(self), "_layer": layer, "_run": None, "_complete": {}, "_activations": {}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
@@ -221,24 +261,37 @@ class Explainer:
         n_samples = require_whole("n_samples", n_samples, 2)
         batches = require_batches("batches", batches)
         require_bool("progbar", progbar)
-        estimator, framework = WelfordEstimator(), self.adapter.framework
-        layer, split = self._layer, None if self._layer is None else self._split_at(None)
+        parts, framework = self.parts, self.adapter.framework
+        estimators = [WelfordEstimator() for _ in parts]
+        layers = [part._layer for part in parts]
+        splits = [] if layers == [None] else [part._split_at(None) for part in parts]
         input_shape: InputShape | None = None
         for samples in samples_of(batches, n_samples, progbar):
             inputs = require_inputs("batches", samples, self.adapter.to_inputs)
-            if split is None:
-                layer = default_layer(self.adapter, take(inputs, 0, 1))
-                split = self.adapter.split(layer, data_format=self.data_format)
+            if not splits:
+                layers = [default_layer(self.adapter, take(inputs, 0, 1))]
+                splits = [self.adapter.split(layers[0], data_format=self.data_format)]
             input_shape = common_shape(input_shape, tuple(next(arrays_of(inputs)).shape[1:]))
-            estimator.fit(framework.to_numpy(split.features(inputs)))
-        if split is None or estimator.n_samples() < 2:
+            for estimator, split in zip(estimators, splits, strict=True):
+                estimator.fit(framework.to_numpy(split.features(inputs)))
+        if not splits or estimators[0].n_samples() < 2:
             raise InputError(
-                f"batches held {estimator.n_samples()} samples; at least 2 are needed to estimate the "
+                f"batches held {estimators[0].n_samples()} samples; at least 2 are needed to estimate the "
                 "features' distribution, and about 5000 are advised"
             )
-        self._layer, self.estimator, self._input_shape = layer, estimator, input_shape
-        self._estimated_format = self._format(split)
+        for part, layer, estimator, split in zip(parts, layers, estimators, splits, strict=True):
+            part._take_over(layer, estimator, input_shape, part._format(split))
         return self
+
+    def _take_over(
+        self,
+        layer: Any,
+        estimator: WelfordEstimator,
+        input_shape: InputShape | None,
+        data_format: DataFormat | None,
+    ) -> None:
+        self._layer, self.estimator, self._input_shape = layer, estimator, input_shape
+        self._estimated_format = data_format
 
     def save(self, path: str | PathLike[str], metadata: Mapping[str, Any] | None = None) -> None:
         """Write the estimated distribution, with the layer's name, to a safetensors file.
@@ -250,21 +303,30 @@ class Explainer:
         Raises:
             NotEstimatedError: nothing has been estimated.
         """
-        split = self._ready()
+        self._require_estimate()
         require_type("metadata", metadata, Mapping, "a dict", optional=True)
-        known = {
+        states = [part.estimator.state_dict() for part in self.parts]
+        facts = [part._facts() for part in self.parts]
+        if not self._parts:
+            write_state(path, states[0], KIND, {**(metadata or {}), **facts[0]})
+        else:
+            write_state(path, put_together(states), KIND, {**(metadata or {}), "layers": facts})
+
+    def _facts(self) -> dict[str, Any]:
+        """What a file says beside the distribution."""
+        split = self._split_at(None)
+        return {
             "layer": split.layer_name,
             "data_format": self._estimated_format or self._format(split),
             "input_shape": self._input_shape,
             "input_format": split.input_format,
             "framework": self.adapter.framework.name,
         }
-        write_state(path, self.estimator.state_dict(), KIND, {**(metadata or {}), **known})
 
     def load(self, path: str | PathLike[str]) -> Self:
         """Take over a distribution that `save` wrote, in this framework or another.
 
-        If the explainer has no layer yet, it takes the one in the file.
+        If the explainer has no layer yet, it takes the one in the file, or all of them.
 
         Args:
             path: file to read.
@@ -276,20 +338,32 @@ class Explainer:
             StateError: the file is missing, truncated, of another kind, or for another layer.
             LayerError: the model has no layer of the name in the file.
         """
-        arrays, metadata = read_state(path, KIND, required=STATE)
-        estimator = WelfordEstimator()
-        with interpreting(path, KIND):
-            estimator.load_state_dict(dict(arrays))
-            _require_facts(metadata)
-        saved, layer = metadata.get("layer"), self._layer
+        entries = _read_distributions(path)
+        parts = self.parts
+        if not self._parts and self._layer is None and len(entries) > 1:
+            parts = self._parts_of([facts.get("layer") for facts, _ in entries])
+        found = [part._matching(path, entries) for part in parts]
+        for part, state in zip(parts, found, strict=True):
+            part._take_over(*state)
+        if len(parts) > 1:
+            self._parts = parts
+        return self
+
+    def _matching(self, path: str | PathLike[str], entries: Sequence[_Distribution]) -> tuple[Any, ...]:
+        """What to take over of the distributions in a file."""
+        named = [facts.get("layer") for facts, _ in entries]
+        layer = self._layer
         if layer is None:
-            if saved is None:
+            metadata, estimator = entries[0]
+            if named[0] is None:
                 raise StateError(f"{path} names no layer, and neither does the explainer; give layer=")
-            layer = saved
-        elif saved not in (None, self.layer):
-            raise StateError(
-                f"{path} describes the layer {saved!r}, but the explainer's layer is {self.layer!r}"
-            )
+            layer = named[0]
+        else:
+            fitting = [entry for entry in entries if entry[0].get("layer") in (None, self.layer)]
+            if not fitting:
+                described = f"the layer {named[0]!r}" if len(named) == 1 else f"the layers {named}"
+                raise StateError(f"{path} describes {described}, but the explainer's layer is {self.layer!r}")
+            metadata, estimator = fitting[0]
         split = self.adapter.split(layer, data_format=self.data_format)
         input_shape = self._input_shape
         if (known := metadata.get("input_shape")) is not None:
@@ -297,9 +371,7 @@ class Explainer:
             is_own = metadata.get("framework") == self.adapter.framework.name
             saved = split.input_format if is_own else metadata["input_format"]
             input_shape = tuple(known[axis] for axis in _permutation(known, saved, split.input_format))
-        self._layer, self.estimator, self._input_shape = layer, estimator, input_shape
-        self._estimated_format = metadata.get("data_format")
-        return self
+        return layer, estimator, input_shape, metadata.get("data_format")
 
     # -- explaining -------------------------------------------------------------------------------
 
@@ -496,6 +568,8 @@ class Explainer:
         Raises:
             InputError: inputs of the wrong shape or not finite.
         """
+        if self._parts:
+            return self._parts[0].predict(x)
         split = None if self._layer is None else self._split_at(None)
         outputs = self.adapter.predict(self._checked(x, split))
         return self.adapter.framework.to_numpy(first_output(outputs, self.output))
@@ -527,7 +601,13 @@ class Explainer:
         require_type("attribution", attribution, Attribution, "what explain gave for x")
         samples = require_whole("samples", samples, 1, LARGEST_COUNT)
         require_seed("seed", seed)
-        split, framework = self._ready(), self.adapter.framework
+        if self._parts or isinstance(attribution, CombinedAttribution):
+            raise InputError(
+                "attribution must be of one layer, and of the explainer's: call predict_restricted on one of "
+                "explainer.parts, with the one of attribution.parts that is of its layer"
+            )
+        self._require_estimate()
+        split, framework = self._split_at(None), self.adapter.framework
         inputs = self._checked(x, split)
         if batch_size(inputs) != len(attribution):
             raise InputError(
@@ -548,6 +628,19 @@ class Explainer:
     # -- helpers ----------------------------------------------------------------------------------
 
     def _explain(self, x: Inputs, whole: Target, options: _Options) -> Attribution:
+        if self._parts and options.pass_mask is not None:
+            raise InputError("pass_mask= is of the feature map of one layer; leave it out for several layers")
+        found: list[Attribution] = []
+        for part in self.parts:
+            found.append(part._explain_at_layer(x, whole, options))
+            if isinstance(whole, ClassTarget):
+                # The class predicted may differ by rounding.
+                whole = replace(whole, classes=found[0].classes)
+        result = CombinedAttribution(found, self.combine) if self._parts else found[0]
+        _warn_of_lost(result)
+        return result
+
+    def _explain_at_layer(self, x: Inputs, whole: Target, options: _Options) -> Attribution:
         settings, framework, split = options.settings, self.adapter.framework, self._split_at(whole.layer)
         inputs = self._checked(x, split)
         images = batch_size(inputs)
@@ -583,9 +676,7 @@ class Explainer:
         parts = [
             self._attribution(chunk.result, known[-1], inputs, split, whole, options) for chunk in chunks
         ]
-        found = parts[0] if len(parts) == 1 else Attribution.concatenate(parts)
-        _warn_of_lost(found)
-        return found
+        return parts[0] if len(parts) == 1 else Attribution.concatenate(parts)
 
     def _look_around(self, split: Split, one: Inputs, key: Any) -> None:
         """Find out, once for a layer, whether some information passes it by, and say so."""
@@ -598,7 +689,7 @@ class Explainer:
             warnings.warn(
                 f"the model reads some of its input by a way around layer {split.layer_name!r}, such as a "
                 "skip connection: the map and its bits are about what passes through that layer alone",
-                stacklevel=4,
+                stacklevel=5,
             )
 
     def _activation(self, tail: Tail, raw: Any, whole: Target) -> str:
@@ -672,14 +763,11 @@ class Explainer:
         return Layout.of(statistics.mean.shape, self._format(split), self.tokens)
 
     def _require_estimate(self) -> None:
-        if self._layer is None or self.estimator.n_samples() < 2:
-            raise NotEstimatedError(
-                "the distribution of the features is not estimated; call fit(batches), or give estimator="
-            )
-
-    def _ready(self) -> Split:
-        self._require_estimate()
-        return self._split_at(None)
+        for part in self.parts:
+            if part._layer is None or part.estimator.n_samples() < 2:
+                raise NotEstimatedError(
+                    "the distribution of the features is not estimated; call fit(batches), or give estimator="
+                )
 
     def _checked(self, inputs: Inputs, split: Split | None) -> Inputs:
         """Inputs as tensors of the model's device, with a batch axis, checked before any work."""
@@ -760,6 +848,38 @@ def _warn_of_lost(found: Attribution) -> None:
 
 def _run(run: Callable[[Array, tuple[Array, ...]], Any], z: Array, carry: tuple[Array, ...]) -> Any:
     return run(z, carry)
+
+
+def _layers_given(layer: Any) -> list[Any]:
+    """The layers that an argument names: none, one, or a list of them."""
+    if not isinstance(layer, (list, tuple)):
+        require_layer("layer", layer, optional=True)
+        return [] if layer is None else [layer]
+    require_sequence("layer", layer, "layers")
+    for each in layer:
+        require_layer("layer", each)
+    return list(layer)
+
+
+def _read_distributions(path: str | PathLike[str]) -> list[_Distribution]:
+    """The facts and the estimator of each layer in a file that `Explainer.save` wrote."""
+    arrays, metadata = read_state(path, KIND)
+    with interpreting(path, KIND):
+        of_layers = metadata.get("layers")
+        entries = (
+            [(metadata, arrays)]
+            if of_layers is None
+            else [({**metadata, **facts}, taken_out(arrays, i)) for i, facts in enumerate(of_layers)]
+        )
+        found: list[_Distribution] = []
+        for facts, state in entries:
+            estimator = WelfordEstimator()
+            estimator.load_state_dict({**state})
+            _require_facts(facts)
+            found.append((facts, estimator))
+        if not found:
+            raise StateError("it is of no layer")
+    return found
 
 
 def _require_facts(metadata: Mapping[str, Any]) -> None:

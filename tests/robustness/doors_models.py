@@ -119,6 +119,7 @@ def _explainer(net: Network) -> Iterator[Door]:
         layer=given("relu", optional(nothing)),
         backend=given(net.backend.name, optional(nothing)),
         estimator=A(WelfordEstimator, optional(nothing)),
+        combine=given("mean"),
         tokens=given(None, optional(nothing)),
         preset=given("fast", optional(nothing)),
         data_format=given(net.backend.data_format, optional(nothing)),
@@ -182,6 +183,11 @@ def _explanations(net: Network) -> Iterator[Door]:
     yield door(
         f"iba_core.combine_maps[{net.package}]",
         attributions=A(lambda: [net.attribution, net.attribution]),
+        combine=given("mean"),
+    )
+    yield door(
+        f"iba_core.CombinedAttribution[{net.package}]",
+        parts=A(lambda: [net.attribution, net.attribution]),
         combine=given("mean"),
     )
     yield door(
