@@ -15,14 +15,22 @@ import numpy.typing as npt
 from iba_core.arguments import require_choice, require_sequence, require_type, require_whole
 from iba_core.bottleneck.saliency import COMBINE, Combine, combined_shares, to_bits
 from iba_core.bottleneck.settings import BottleneckSettings
-from iba_core.errors import InputError, StateError
+from iba_core.errors import InputError, MissingDependencyError, StateError
 from iba_core.files import shown
 from iba_core.framework.layout import DataFormat, Layout
-from iba_core.pictures.plotting import channels_last, maps_as_html, plot_saliency_map, plot_signal_map
+from iba_core.pictures.plotting import (
+    channels_last,
+    maps_as_html,
+    plot_saliency_map,
+    plot_signal_map,
+    plot_volume_map,
+    plot_words,
+)
 from iba_core.state import interpreting, put_together, read_state, taken_out, write_state
 from iba_core.targets import class_probabilities
 
 if TYPE_CHECKING:
+    import pandas
     from matplotlib.axes import Axes
 
 _KIND = "attribution"
@@ -152,7 +160,7 @@ class Attribution:
     def to_dict(self) -> dict[str, Any]:
         """The numbers of each image as plain Python values, which JSON can store.
 
-        ``pandas.DataFrame(attribution.to_dict()["images"])`` makes a table of them.
+        `to_dataframe` makes a table of them.
 
         Returns:
             A dict with `layer`, `seed`, `settings`, and under ``"images"`` a dict for each image: its bits,
@@ -214,35 +222,65 @@ class Attribution:
         axes = self.layout.to_channels_first()
         return self.capacity.transpose(0, *(axis + 1 for axis in axes))
 
+    def to_dataframe(self) -> pandas.DataFrame:
+        """The numbers of each image as a table of pandas, a row for each, see `to_dict`.
+
+        Raises:
+            MissingDependencyError: pandas is not installed.
+
+        Example:
+            >>> table = explainer.explain(x, target=1, seed=0).to_dataframe()
+            >>> list(table.columns)[:2], len(table)
+            (['bits', 'class'], 2)
+        """
+        try:
+            import pandas
+        except ImportError as error:
+            raise MissingDependencyError("to_dataframe needs pandas: pip install pandas") from error
+        return pandas.DataFrame(self.to_dict()["images"])
+
     def plot(
-        self, image: npt.ArrayLike | None = None, index: int = 0, ax: Axes | None = None, **options: Any
+        self,
+        image: npt.ArrayLike | Sequence[str] | None = None,
+        index: int = 0,
+        ax: Axes | None = None,
+        **options: Any,
     ) -> Axes:
-        """Draw the saliency map of one image or signal.
+        """Draw the saliency map of one image, signal, volume or text.
 
         Args:
-            image: picture to show in grey under the map, (H, W), (H, W, 3) or (3, H, W); for a map of a
-                signal, the signal, (T,), (T, C) or (C, T).
+            image: what was explained, to show with the map: a picture, (H, W), (H, W, 3) or (3, H, W); a
+                signal, (T,), (T, C) or (C, T); a volume, (D, H, W) or (1, D, H, W); or the words of a text,
+                one for each token on the map.
             index: number of the image in the batch.
             ax: axes to draw into; None for a new figure.
-            **options: see `iba_core.plot_saliency_map`, or `iba_core.plot_signal_map` for signals.
+            **options: see `iba_core.plot_saliency_map`, `iba_core.plot_signal_map` for signals,
+                `iba_core.plot_volume_map` for volumes or `iba_core.plot_words` for words.
 
         Returns:
             The axes.
 
         Raises:
-            InputError: the maps have neither one nor two spatial axes.
+            InputError: the map has no place, or `image` does not fit it.
         """
         index = require_whole("index", index, -len(self), len(self) - 1)
-        if self.saliency.ndim == 2:
-            return plot_signal_map(self.saliency[index], image, ax, **options)
-        if self.saliency.ndim != 3:
+        if self.saliency.ndim == 1:
             raise InputError(
-                "only maps with one or two spatial axes can be drawn; these have "
-                f"{self.saliency.ndim - 1}: give plot_saliency_map a slice, or their maximum along an axis"
+                f"the features of layer {self.layer!r} have no places, so there is no map to draw; "
+                "total_bits has the bits of each input"
             )
+        bits = self.saliency[index]
+        if isinstance(image, (list, tuple)) and image and isinstance(image[0], str):
+            if bits.ndim != 1:
+                raise InputError("image holds words, but the map is not that of a text")
+            return plot_words(image, bits, ax, **options)
+        if bits.ndim == 1:
+            return plot_signal_map(bits, image, ax, **options)
+        if bits.ndim == 3:
+            return plot_volume_map(bits, image, ax, **options)
         if image is not None:
-            image = channels_last(image, self.saliency.shape[1:])
-        return plot_saliency_map(self.saliency[index], image, ax, **options)
+            image = channels_last(image, bits.shape)
+        return plot_saliency_map(bits, image, ax, **options)
 
     def save(self, path: str | PathLike[str]) -> None:
         """Write everything to a safetensors file.

@@ -141,7 +141,7 @@ def put_together(states: Iterable[Mapping[str, npt.NDArray[Any]]]) -> dict[str, 
     return {f"{i}.{name}": array for i, state in enumerate(states) for name, array in state.items()}
 
 
-def taken_out(arrays: Mapping[str, npt.NDArray[Any]], number: int) -> dict[str, npt.NDArray[Any]]:
+def taken_out(arrays: Mapping[str, npt.NDArray[Any]], number: int | str) -> dict[str, npt.NDArray[Any]]:
     """Arrays of one of the states that `put_together` joined, by their own names.
 
     Example:

@@ -135,6 +135,8 @@ def _explainer(net: Network) -> Iterator[Door]:
         batches=net.batches(),
         n_samples=given(5, whole(2)),
         progbar=given(False, boolean),
+        until=given(0.9, optional(number(above=0, below=1))),
+        target=given(None, optional(net.has_classes), why="a class, a function, or one class per image"),
     )
 
 
@@ -172,6 +174,13 @@ def _explanations(net: Network) -> Iterator[Door]:
         x=images,
         target=target,
         seeds=given(2, whole(2, 10**4)),
+    )
+    yield door(
+        f"iba_core.Explainer.bits_error[{net.package}]",
+        lambda: net.new_explainer().fit(net.images, progbar=False),
+        x=images,
+        target=target,
+        seed=OPTIONAL_SEED,
     )
     yield door(
         f"iba_core.Explainer.survival_curve[{net.package}]",
