@@ -31,9 +31,13 @@ CHANGED: dict[str, dict[str, Any]] = {
     "floor": {"min_std": 0.6},
     "slow": {"learning_rate": 0.2},
 }
-"""Settings that both packages heed: the published one ignores `smooth_std`, `batch_size` and `normalize_beta`."""
+"""Settings that both heed. The published one ignores `smooth_std`, `batch_size` and `normalize_beta`."""
 
-_steps = count()
+
+class Noise:
+    """Numbers the draws of an analysis, so that a published one gets this library's noise of seed 0."""
+
+    steps = count()
 
 
 def images(number: int, seed: int = 0) -> np.ndarray:
@@ -47,9 +51,8 @@ def options_of(package: ModuleType, beta: float = 10, share: float = 1, **settin
     and the gradient of their mean for that of their sum. So a published beta is a tenth of it here. It also
     weighs the mean over the `share` of the features that do not pass anyway, instead of over all.
     """
-    global _steps
     if package.__name__.split(".")[0] == PUBLISHED:
-        _steps = count()
+        Noise.steps = count()
         return {"steps": 4, "beta": beta, **settings}
     return {"steps": 4, "smooth_std": 0, "seed": 0, "beta": beta / COPIES / share, **settings}
 
@@ -165,8 +168,8 @@ def of_a_folder(package: ModuleType) -> dict[str, np.ndarray]:
             "some": {"target_size": (5, 4), "classes": ["dog"], "class_mode": "sparse"},
         }
         for key, options in ways.items():
-            options = {"crop_size": None, "batch_size": 3, "shuffle": False, **options}
-            batches = package.get_imagenet_generator(folder, **options)
+            given = {"crop_size": None, "batch_size": 3, "shuffle": False, **options}
+            batches = package.get_imagenet_generator(folder, **given)
             for number, (pictures, targets) in enumerate(islice(batches, 3)):
                 found[f"folder.{key}.{number}.images"] = np.asarray(pictures)
                 found[f"folder.{key}.{number}.targets"] = np.asarray(targets)
@@ -216,7 +219,7 @@ def keras_as_it_was() -> Any:
 
     def draw(shape: np.ndarray) -> np.ndarray:
         layout = Layout.of(tuple(shape[1:]), "channels_last")
-        return seeded_normal(0, next(_steps), int(shape[0]), tuple(map(int, shape[1:])), layout)
+        return seeded_normal(0, next(Noise.steps), int(shape[0]), tuple(map(int, shape[1:])), layout)
 
     def normal(shape: Any) -> Any:
         noise = tf.py_func(draw, [tf.stack(shape)], tf.float32)

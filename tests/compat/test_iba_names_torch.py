@@ -1,6 +1,7 @@
 """The published package IBA for PyTorch, by its names: what its users, tests and notebooks call.
 
-The package is in no registry, so figures are worked out here, by PyTorch's own optimiser and convolution.
+`test_iba_torch_scenes.py` compares with recorded figures. Here, some more are worked out by PyTorch's own
+optimiser and convolution.
 """
 
 from __future__ import annotations

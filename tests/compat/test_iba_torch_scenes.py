@@ -1,4 +1,4 @@
-"""Code written for the published IBA gives the same bits here, with another import line and the same noise."""
+"""Code written for the published IBA gives the same bits here, with another import line."""
 
 from __future__ import annotations
 
