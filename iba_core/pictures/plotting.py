@@ -428,6 +428,22 @@ def _text_size(text: str, font: ImageFont.FreeTypeFont) -> tuple[int, int]:
     return math.ceil(right - left), math.ceil(bottom)
 
 
+def as_pixels(picture: npt.ArrayLike) -> npt.NDArray[np.uint8]:
+    """A picture as uint8, (H, W) or (H, W, 3).
+
+    Args:
+        picture: (H, W), (H, W, 1) or (H, W, 3), uint8 or floating point; outside [0, 1] it is scaled.
+
+    Raises:
+        InputError: it has another shape.
+
+    Example:
+        >>> as_pixels(np.array([[0.0, 1.0]])).tolist()
+        [[0, 255]]
+    """
+    return (_as_colours(picture, "picture") * 255).round().astype(np.uint8)
+
+
 def _as_panel(colours: npt.NDArray[Any]) -> Image.Image:
     """A picture in [0, 1] as a panel, whose longer side has `_SIDE` pixels."""
     image = Image.fromarray((colours * 255).round().astype(np.uint8)).convert("RGB")
