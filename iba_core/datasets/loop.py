@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from os import PathLike
+from os.path import basename
 from typing import Any
 
 from iba_core.arguments import require_bool, require_number, require_seed, require_type, require_whole
@@ -25,7 +26,7 @@ from iba_core.datasets.run import Record, Run
 from iba_core.datasets.targets import LabelledTarget, labelled
 from iba_core.errors import InputError
 from iba_core.explainer import Explainer
-from iba_core.files import as_path
+from iba_core.files import as_path, shown
 from iba_core.pictures.images import Preprocessing
 from iba_core.pictures.plotting import require_matplotlib
 from iba_core.utils import get_tqdm
@@ -121,9 +122,9 @@ def explain_dataset(
         pictures,
         vmax,
     )
-    shown = get_tqdm()(items, desc="Explaining", unit="input", disable=not progbar)
+    tracked = get_tqdm()(items, desc="Explaining", unit="input", disable=not progbar)
     try:
-        _explain_all(explainer, _tasks(shown, wanted, run, options, strict), run, options, jobs, strict)
+        _explain_all(explainer, _tasks(tracked, wanted, run, options, strict), run, options, jobs, strict)
     finally:
         run.write_summary()
     return run
@@ -193,4 +194,5 @@ def _explain_all(
 def _note_failure(run: Run, record: Record) -> None:
     run.add(record)
     error = record.error or ""
-    warnings.warn(error if record.name in error else f"{record.name}: {error}", stacklevel=4)
+    is_named = record.path is not None and shown(basename(record.path)) in error
+    warnings.warn(error if is_named else f"{record.name}: {error}", stacklevel=4)

@@ -300,7 +300,7 @@ def save_overlay(
     panels = [(_as_panel(_as_colours(picture, "picture")), subtitle)]
     for (line, saliency), grey in zip(saliencies.items(), greys, strict=True):
         panels.append((_as_panel(blended(np.asarray(norm(saliency)), grey)), line))
-    sheet = _Sheet(panels, caption(title), float(norm.vmax)).drawn()
+    sheet = _Sheet(panels, caption(title), norm.vmax or 1.0).drawn()
     with write_atomically(path) as file:
         sheet.save(file, "PNG", compress_level=_COMPRESSION)
 
