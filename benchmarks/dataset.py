@@ -1,9 +1,9 @@
 """Compare the time of `iba explain` on many photographs with the time of the explanations alone.
 
-python -m benchmarks.dataset [FOLDER] [--count N] [--backend NAME] [OPTIONS of iba explain]
+python -m benchmarks.dataset [--folder FOLDER] [--count N] [OPTIONS of iba explain]
 
-Without a folder, the photographs are parts of the packaged ones. The command runs twice, with an empty cache and
-with the statistics that the first run has kept, each time into an empty folder.
+Without a folder, the photographs are parts of the packaged ones. The command runs twice, with an empty cache
+and with the statistics that the first run has kept, each time into an empty folder.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ def measure(folder: Path, out: Path, cache: Path, options: list[str]) -> dict[st
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("folder", nargs="?", type=Path)
+    parser.add_argument("--folder", type=Path)
     parser.add_argument("--count", type=int, default=50)
     chosen, options = parser.parse_known_args()
     with tempfile.TemporaryDirectory() as made:
@@ -97,7 +97,9 @@ def main() -> None:
             write_photographs(folder, chosen.count)
         for number, title in enumerate(("first run", "second run")):
             found = measure(folder, place / f"run{number}", place / "cache", options)
-            print(f"{title}: " + ", ".join(f"{name} {value:.2f}" for name, value in found.items()), flush=True)
+            print(
+                f"{title}: " + ", ".join(f"{name} {value:.2f}" for name, value in found.items()), flush=True
+            )
         print(f"goals: ratio at most {RATIO}; at most {START} processor seconds before the first, second run")
 
 

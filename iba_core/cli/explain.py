@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -99,7 +99,7 @@ def explain_photographs(paths: Sequence[Path], choices: Choices) -> int:
             model=network.source,
             statistics=None if choices.stats else f"{CROPS} crops of the sample photographs",
             progbar=False,
-            **vars(choices.settings),
+            **asdict(choices.settings),
         )
     records = _of_this_run(run, items, targets)
     if choices.as_json:

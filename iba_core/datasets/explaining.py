@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from math import isnan
 from pathlib import Path
@@ -198,7 +198,7 @@ def _explained(
     options: Options,
 ) -> Record:
     start = time.perf_counter()
-    attribution = explainer.explain(x, target.target, seed=options.seed, **vars(options.settings))
+    attribution = explainer.explain(x, target.target, seed=options.seed, **asdict(options.settings))
     seconds = time.perf_counter() - start
     if len(attribution) != 1:
         raise InputError(f"{record.name!r} holds {len(attribution)} inputs; give them one by one")

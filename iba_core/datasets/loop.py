@@ -8,7 +8,15 @@ from os import PathLike
 from os.path import basename
 from typing import Any
 
-from iba_core.arguments import require_bool, require_number, require_seed, require_type, require_whole
+from iba_core.arguments import (
+    require_bool,
+    require_number,
+    require_seed,
+    require_sequence,
+    require_text,
+    require_type,
+    require_whole,
+)
 from iba_core.bottleneck.settings import BottleneckSettings, preset_settings
 from iba_core.datasets.explaining import (
     FAILED,
@@ -103,6 +111,10 @@ def explain_dataset(
     vmax = None if vmax is None else require_number("vmax", vmax, above=0)
     for name, text in (("model", model), ("statistics", statistics)):
         require_type(name, text, str, "a text", optional=True)
+    if class_names is not None:
+        require_sequence("class_names", class_names, "names")
+        for each in class_names:
+            require_text("class_names", each, "a list of names")
     names = explainer.class_names if class_names is None else class_names
     wanted = labelled(targets, names)
     chosen = _settings(explainer, preset, settings)
@@ -141,6 +153,7 @@ def _tasks(
     items: Iterable[Item], targets: Sequence[LabelledTarget], run: Run, options: Options, strict: bool
 ) -> Iterator[Task]:
     """What is to be done for each item; what needs no explaining is noted on the way."""
+    item: Item | None = None
     for item in items:
         try:
             content = item.content()
@@ -160,6 +173,8 @@ def _tasks(
                 run.add(known)  # the same content has been explained under another name
         if missing:
             yield Task(item, content, tuple(missing))
+    if item is None:
+        raise InputError("inputs is empty; give at least one")
 
 
 def _explain_all(

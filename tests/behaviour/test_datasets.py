@@ -319,6 +319,15 @@ def test_any_target_by_name(backend, explainer, tmp_path):
     assert likeliest.class_index is not None
 
 
+def test_the_explainers_own_settings(backend, tmp_path):
+    explainer = fitted(backend, steps=2, samples=2, beta="auto")
+    x = backend.images(smooth_images(1))
+    expected = explainer.explain(x, seed=0)
+    (record,) = explain_dataset(explainer, {"a": x[0]}, tmp_path, progbar=False)
+    assert record.attribution().settings == explainer.settings
+    np.testing.assert_array_equal(record.attribution().capacity, expected.capacity)
+
+
 # -- the folder ---------------------------------------------------------------------------------------
 
 
