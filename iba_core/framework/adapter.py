@@ -472,6 +472,17 @@ class ModelAdapter(ABC):
             digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
         return digest.hexdigest()[:32]
 
+    def place(self, device: str) -> None:
+        """Move the model to a device, and explain there.
+
+        Args:
+            device: name of the device, such as ``"cpu"`` or ``"cuda:1"``.
+
+        Raises:
+            InputError: there is no such device, or the backend cannot move models.
+        """
+        raise InputError(f"device={device!r}: the backend {self.framework.name!r} cannot move models")
+
     @abstractmethod
     def as_tensors(self, inputs: Inputs, device: Any = None) -> Inputs:
         """Make every array of `inputs` a tensor of the model's floating-point dtype.

@@ -462,7 +462,7 @@ def save_overlay(
     panels = [(_as_panel(_as_colours(picture, "picture")), subtitle)]
     for (line, saliency), grey in zip(saliencies.items(), greys, strict=True):
         panels.append((_as_panel(blended(np.asarray(norm(saliency)), grey)), line))
-    sheet = _Sheet(panels, caption(title), float(norm.vmax)).drawn()
+    sheet = _Sheet(panels, caption(title), norm.vmax or 1.0).drawn()
     with write_atomically(path) as file:
         sheet.save(file, "PNG", compress_level=_COMPRESSION)
 
@@ -588,6 +588,22 @@ def _text_size(text: str, font: ImageFont.FreeTypeFont) -> tuple[int, int]:
         (0, 0), text, font, spacing=_SPACE
     )
     return math.ceil(right - left), math.ceil(bottom)
+
+
+def as_pixels(picture: npt.ArrayLike) -> npt.NDArray[np.uint8]:
+    """A picture as uint8, (H, W) or (H, W, 3).
+
+    Args:
+        picture: (H, W), (H, W, 1) or (H, W, 3), uint8 or floating point; outside [0, 1] it is scaled.
+
+    Raises:
+        InputError: it has another shape.
+
+    Example:
+        >>> as_pixels(np.array([[0.0, 1.0]])).tolist()
+        [[0, 255]]
+    """
+    return (_as_colours(picture, "picture") * 255).round().astype(np.uint8)
 
 
 def _as_panel(colours: npt.NDArray[Any]) -> Image.Image:

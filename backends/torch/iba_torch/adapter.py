@@ -234,6 +234,14 @@ class TorchAdapter(ModelAdapter):
         }
         return {name: [array.copy() for array in arrays] for name, arrays in found.items() if arrays}
 
+    def place(self, device: str) -> None:
+        """See `ModelAdapter.place`."""
+        try:
+            torch.zeros(1, device=device)
+            self.model.to(device)
+        except Exception as error:  # a device that is not there raises anything
+            raise InputError(f"device={device!r} cannot be used: {error}") from error
+
     def described(self) -> tuple[str, Iterable[npt.NDArray[Any]]]:
         """See `ModelAdapter.described`: modules, the code of their forwards, parameters, buffers."""
         kinds = {type(module): None for module in self.model.modules()}
