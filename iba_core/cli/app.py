@@ -209,7 +209,7 @@ def evaluate_command(
 
 @app.command()
 def compare(
-    first: Annotated[str, typer.Argument(metavar="MODEL", help=MODEL)],
+    first: Model,
     second: Annotated[str, typer.Argument(metavar="MODEL", help="The other one, of any framework.")],
     photographs: Annotated[
         list[Path], typer.Argument(metavar="PHOTO", help="Image files, or folders of them.")
