@@ -18,7 +18,9 @@ from tests.robustness.doors_core import (
     CALLED,
     COUNT,
     FLAG,
+    NO_FILE,
     OPTIONAL_SEED,
+    SEED,
     SETTINGS,
     const,
     folder,
@@ -39,6 +41,7 @@ from tests.robustness.wrong_values import (
     number,
     numbers,
     optional,
+    text,
     whole,
 )
 
@@ -465,10 +468,44 @@ def readout_doors(net: Network, readout: Callable[[], Any], loss: Callable[..., 
     yield door(f"{kind}.load", const(fitted), path=given(saved))
 
 
+def _are_texts(value: Any) -> bool:
+    return isinstance(value, (list, np.ndarray)) and len(value) > 0 and all(isinstance(e, str) for e in value)
+
+
+def _datasets(net: Network) -> Iterator[Door]:
+    classes = given(
+        None,
+        either(
+            optional(whole()),
+            lambda value: isinstance(value, (dict, list)) and value in ({"a": 1}, [None], ["a"]),
+        ),
+        ("target",),
+    )
+    yield door(
+        f"iba_core.datasets.explain_dataset[{net.package}]",
+        explainer=given(net.explainer),
+        inputs=A(lambda: {"a": net.images[0]}, nothing, ("x", "the input", *NO_FILE)),
+        out=A(lambda: folder() / f"run-{net.package}", is_path),
+        targets=classes,
+        preprocessing=given(None, optional(nothing)),
+        seed=SEED,
+        jobs=given(1, whole(1, 1024)),
+        strict=FLAG,
+        pictures=FLAG,
+        vmax=given(1.0, optional(number(above=0))),
+        class_names=given(list("abc"), optional(_are_texts)),
+        model=given("net", optional(text)),
+        statistics=given("mine", optional(text)),
+        progbar=given(False, boolean),
+        preset=given(None, optional(nothing)),
+        **{name: A(rule.valid, optional(rule.accepts)) for name, rule in SLOW.items()},
+    )
+
+
 def doors(net: Network) -> list[Door]:
     """All doors that take a model of a backend."""
     parts = (
-        *(_explainer, _explanations, _saved),
+        *(_explainer, _explanations, _saved, _datasets),
         *(_concepts, _activation_maps, _detection, _training, _selector),
     )
     return [door for part in parts for door in part(net)]
