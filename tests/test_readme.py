@@ -52,7 +52,11 @@ def keras_model():
     import keras
     from keras import layers
 
-    parts = layers.Rescaling(1 / 255), layers.Conv2D(4, 9, 8, activation="relu"), layers.GlobalAveragePooling2D()
+    parts = (
+        layers.Rescaling(1 / 255),
+        layers.Conv2D(4, 9, 8, activation="relu"),
+        layers.GlobalAveragePooling2D(),
+    )
     return {"model": keras.Sequential([keras.Input((224, 224, 3)), *parts, layers.Dense(2)])}
 
 
