@@ -5,7 +5,7 @@ Which parts of an input does a trained network need for an output, and how many 
 package imports neither torch nor tensorflow.
 """
 
-from iba_core.attribution import Attribution
+from iba_core.attribution import Attribution, CombinedAttribution
 from iba_core.bottleneck.estimator import WelfordEstimator
 from iba_core.bottleneck.saliency import to_saliency_map
 from iba_core.bottleneck.settings import BottleneckSettings
@@ -43,6 +43,7 @@ __all__ = [
     "Attribution",
     "BottleneckSettings",
     "ClassTarget",
+    "CombinedAttribution",
     "DistributionTarget",
     "Explainer",
     "IBAError",

@@ -22,6 +22,7 @@ DOCS = Path(__file__).parents[1] / "docs"
 PACKAGES = (
     "iba_core",
     "iba_core.concepts",
+    "iba_core.datasets",
     "iba_core.evaluation",
     "iba_torch",
     "iba_torch.concepts",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import json
 import os
 import re
 import sys
@@ -11,11 +12,13 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from operator import attrgetter
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from iba_core.cli.quiet import quiet_start
+from iba_core.datasets.targets import find_class
 from iba_core.errors import IBAError, InputError, closest
 from iba_core.files import shown
 from iba_core.framework.adapter import Inputs, ModelAdapter, find_adapter, load_backend, load_model
@@ -53,6 +56,8 @@ class Network:
         backend: str | None = None,
         preset: str | None = None,
         size: tuple[int, int] | None = None,
+        classes: Path | None = None,
+        device: str | None = None,
     ) -> Network:
         """Load a model and decide how to prepare pictures for it.
 
@@ -61,16 +66,21 @@ class Network:
             backend: name of the backend; None for the first that can load it.
             preset: name of a preprocessing to use instead of the model's own.
             size: (height, width) of the pictures to use instead of the model's own.
+            classes: file with the names of its classes, instead of its own.
+            device: device to run on; None for the framework's choice.
 
         Raises:
-            InputError: there is no such model, backend or preprocessing.
+            InputError: there is no such model, backend, preprocessing or device, or `classes` cannot be read.
             MissingDependencyError: a package that the model needs is not installed.
         """
         if preset is not None:
             Preprocessing.preset(preset)
+        given_names = None if classes is None else read_class_names(classes)
         model, adapter = _load(source, backend)
+        if device is not None:
+            adapter.place(device)
         preprocessing, origin = _preprocessing(model, adapter, preset, size)
-        names = _declared(model, "class_names")
+        names = _declared(model, "class_names") if given_names is None else given_names
         return cls(source, adapter, preprocessing, origin, names if _are_names(names) else None)
 
     @property
@@ -130,23 +140,7 @@ class Network:
         Raises:
             InputError: no class has that name, or several have.
         """
-        if target is None:
-            return None
-        if re.fullmatch(r"[+-]?\d+", target.strip()):
-            return int(target)
-        if self.class_names is None:
-            raise InputError(
-                f"target={target!r} is a name, but the network's classes have no names; give an index"
-            )
-        wanted = target.strip().casefold()
-        found = [index for index, name in enumerate(self.class_names) if name.casefold() == wanted]
-        if not found:
-            near = closest(wanted, dict.fromkeys(name.casefold() for name in self.class_names))
-            raise InputError(f"target={target!r} is not a class of the network; {near}")
-        if len(found) > 1:
-            indices = " and ".join(map(str, found))
-            raise InputError(f"target={target!r} is the name of the classes {indices}; give the index")
-        return found[0]
+        return None if target is None else find_class(target, self.class_names)
 
     @property
     def preprocessing_summary(self) -> str:
@@ -161,6 +155,22 @@ class Network:
             parts.append(f"central {100 * p.crop_fraction:.3g} %")
         parts.append(f"values {low.min():.3g} to {high.max():.3g}")
         return ", ".join(parts)
+
+
+def read_class_names(path: Path) -> list[str]:
+    """Read the names of classes: one in each line, or a list in JSON.
+
+    Raises:
+        InputError: the file cannot be read, or holds no names.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+        names = json.loads(text) if text.lstrip().startswith("[") else text.strip().splitlines()
+    except (OSError, ValueError) as error:
+        raise InputError(f"classes={str(path)!r} cannot be read: {error}") from error
+    if not names or not _are_names(names):
+        raise InputError(f"classes={str(path)!r} holds no names; give one in each line, or a list in JSON")
+    return [name.strip() for name in names]
 
 
 def parse_size(text: str | None) -> tuple[int, int] | None:

@@ -7,17 +7,19 @@ module has been.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import sys
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from importlib import metadata
 from os import PathLike
 from typing import Any, ClassVar, Literal
 
+import numpy as np
 import numpy.typing as npt
 
 from iba_core.arguments import require_text
@@ -393,6 +395,24 @@ class ModelAdapter(ABC):
     def predict(self, inputs: Inputs) -> Any:
         """Run the model on `inputs`, in evaluation mode and without a graph."""
 
+    def features_of(self, inputs: Inputs, layers: Sequence[Any]) -> list[Array]:
+        """Run the model once on `inputs`, without a graph, and give the features of many layers.
+
+        Nothing is checked against the model, as `Split.features` does for a batch.
+
+        Args:
+            inputs: as `to_inputs` gives them.
+            layers: layers or their names, each with a single array as its output. Of a layer that runs
+                several times the first is meant.
+
+        Returns:
+            Feature maps (B, *feature map) of each layer.
+
+        Raises:
+            LayerError: there is no such layer, or it does not run.
+        """
+        return [self.split(layer).features(inputs) for layer in layers]
+
     def gradient(self, inputs: Array, score: Callable[[Any], Array]) -> Array:
         """Gradient of a score of the model's output with respect to its input, for nothing else.
 
@@ -427,6 +447,41 @@ class ModelAdapter(ABC):
             InputError: this kind of model cannot be copied with other weights.
         """
         raise InputError(f"a {_type_name(self.model)} cannot be copied with other weights; give it as layers")
+
+    def described(self) -> tuple[str, Iterable[npt.NDArray[Any]]]:
+        """What the model is made of: its structure as text, and its present weights, always in one order.
+
+        The text holds nothing that differs between processes, such as addresses in memory.
+        """
+        weights = self.weights()
+        return _type_name(self.model), (array for name in weights for array in weights[name])
+
+    def fingerprint(self) -> str:
+        """Hash of the model's structure and present weights, 32 hexadecimal digits.
+
+        Two models with one fingerprint give the same outputs, unless they differ in code that neither their
+        layers nor their graphs show.
+
+        Raises:
+            InputError: the weights of this kind of model cannot be read.
+        """
+        text, arrays = self.described()
+        digest = hashlib.sha256(text.encode(errors="backslashreplace"))
+        for array in arrays:
+            digest.update(f"{array.dtype} {array.shape}".encode())
+            digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+        return digest.hexdigest()[:32]
+
+    def place(self, device: str) -> None:
+        """Move the model to a device, and explain there.
+
+        Args:
+            device: name of the device, such as ``"cpu"`` or ``"cuda:1"``.
+
+        Raises:
+            InputError: there is no such device, or the backend cannot move models.
+        """
+        raise InputError(f"device={device!r}: the backend {self.framework.name!r} cannot move models")
 
     @abstractmethod
     def as_tensors(self, inputs: Inputs, device: Any = None) -> Inputs:

@@ -19,6 +19,7 @@ from iba_core import (
     WelfordEstimator,
 )
 from iba_core import concepts as c
+from iba_core.datasets import Run
 from iba_core.pictures import images
 from iba_core.text import TokenBits
 from tests.robustness.walk import Door, door
@@ -65,6 +66,12 @@ def folder() -> Path:
 def new_file(suffix: str = "safetensors") -> Path:
     """A file that can be written."""
     return folder() / f"new.{suffix}"
+
+
+def _run() -> Path:
+    """A folder with a run."""
+    Run(folder() / "run").begin({"id": "1", "started": ""})
+    return folder() / "run"
 
 
 def estimator() -> WelfordEstimator:
@@ -374,6 +381,8 @@ def _drawing() -> Iterator[Door]:
             "vmax": given(None, optional(number(above=0))),
         },
     )
+    yield door("iba_core.datasets.Run", folder=A(lambda: folder() / "run", is_path))
+    yield door("iba_core.datasets.Run.open", folder=A(_run, nothing))
     yield door(
         "iba_core.pictures.plotting.save_overlay",
         path=A(lambda: new_file("png"), is_path),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from copy import deepcopy
 from pathlib import Path
 from typing import Any, ClassVar
@@ -134,6 +134,11 @@ class TensorFlowAdapter(ModelAdapter):
         """See `ModelAdapter.predict`; NumPy arrays where the caller does not run eagerly."""
         return _outside(self.network.predict, inputs)
 
+    def features_of(self, inputs: Inputs, layers: Sequence[Any]) -> list[Any]:
+        """See `ModelAdapter.features_of`; NumPy arrays where the caller does not run eagerly."""
+        found: list[Any] = _outside(lambda x: self.network.features_of(x, layers), inputs)
+        return found
+
     def gradient(self, inputs: Any, score: Callable[[Any], Any]) -> Any:
         """See `ModelAdapter.gradient`."""
 
@@ -155,6 +160,25 @@ class TensorFlowAdapter(ModelAdapter):
         return {
             name: [np.array(variable.numpy()) for variable in variables] for name, variables in layers.items()
         }
+
+    def place(self, device: str) -> None:
+        """See `ModelAdapter.place`: TensorFlow has placed the model already, so it is only checked where."""
+        kind, _, number = device.lower().partition(":")
+        wanted = f"{'gpu' if kind == 'cuda' else kind}:{number or 0}"
+        there = [name.removeprefix("/device:").lower() for name, _ in tf.config.list_logical_devices()]
+        if wanted not in there:
+            raise InputError(f"device={device!r} is not there; TensorFlow has {', '.join(there)}")
+        chosen = "gpu:0" if "gpu:0" in there else "cpu:0"
+        if wanted != chosen:
+            raise InputError(
+                f"device={device!r} is not {chosen!r}, where TensorFlow puts models; set the environment "
+                "variable CUDA_VISIBLE_DEVICES before the start"
+            )
+
+    @runs_eagerly
+    def described(self) -> tuple[str, Iterable[npt.NDArray[Any]]]:
+        """See `ModelAdapter.described`."""
+        return self.network.described()
 
     def with_weights(self, weights: Mapping[str, Sequence[npt.NDArray[Any]]]) -> Any:
         """See `ModelAdapter.with_weights`, of Keras models.

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from copy import deepcopy
 from functools import partial
 from pathlib import Path
@@ -30,6 +31,7 @@ from iba_torch.tail.split import TorchSplit, call_with, owned
 from iba_torch.tail.trees import tree_map
 
 _CALL_SUFFIX = re.compile(r"(?P<name>.+):(?P<call>\d+)")
+_ADDRESS = re.compile(r" at 0x[0-9a-f]+")
 
 
 class TorchAdapter(ModelAdapter):
@@ -181,6 +183,35 @@ class TorchAdapter(ModelAdapter):
         """The model's output for `inputs`, in evaluation mode and without a graph."""
         return self._predict(inputs, None)
 
+    def features_of(self, inputs: Inputs, layers: Sequence[nn.Module | str]) -> list[torch.Tensor]:
+        """See `ModelAdapter.features_of`."""
+        calls = [self._find(layer) for layer in layers]
+        keys = [(id(each.module), each.call or 0) for each in calls]
+        times: Counter[int] = Counter()
+        found: dict[tuple[int, int], torch.Tensor] = {}
+
+        def note(site: Site, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            key = site.origin, times[site.origin]
+            times[site.origin] += 1
+            output = site.run(args, kwargs)
+            if key in keys and isinstance(output, torch.Tensor):
+                # The module after it may write into it.
+                found[key] = output.detach().clone()
+            return output
+
+        def run(model: nn.Module) -> None:
+            # A pass may be repeated.
+            times.clear()
+            found.clear()
+            with torch.no_grad():
+                call_with(model, owned(inputs))
+
+        self._pass(run, note)
+        for call, key in zip(calls, keys, strict=True):
+            if key not in found:
+                raise LayerError(f"layer {call.name!r} does not run, or its output is not a single tensor")
+        return [found[key] for key in keys]
+
     def gradient(self, inputs: torch.Tensor, score: Callable[[Any], torch.Tensor]) -> torch.Tensor:
         """See `ModelAdapter.gradient`."""
 
@@ -202,6 +233,23 @@ class TorchAdapter(ModelAdapter):
             for name, module in self.model.named_modules()
         }
         return {name: [array.copy() for array in arrays] for name, arrays in found.items() if arrays}
+
+    def place(self, device: str) -> None:
+        """See `ModelAdapter.place`."""
+        try:
+            torch.zeros(1, device=device)
+            self.model.to(device)
+        except Exception as error:  # a device that is not there raises anything
+            raise InputError(f"device={device!r} cannot be used: {error}") from error
+
+    def described(self) -> tuple[str, Iterable[npt.NDArray[Any]]]:
+        """See `ModelAdapter.described`: modules, the code of their forwards, parameters, buffers."""
+        kinds = {type(module): None for module in self.model.modules()}
+        forwards = [(kind.__qualname__, getattr(kind.forward, "__code__", None)) for kind in kinds]
+        code = [(name, code.co_code.hex(), code.co_names) for name, code in forwards if code is not None]
+        named = [*self.model.named_parameters(), *self.model.named_buffers()]
+        text = _ADDRESS.sub("", f"{self.model!r} {code} {[name for name, _ in named]}")
+        return text, (host_array(tensor) for _, tensor in named)
 
     def with_weights(self, weights: Mapping[str, Sequence[npt.NDArray[Any]]]) -> nn.Module:
         """See `ModelAdapter.with_weights`."""

@@ -7,7 +7,7 @@ models. The operations themselves are an `OperationGraph`, and an `Origin` knows
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,9 @@ from iba_tf.models.v1_graphs import SessionOrigin, frozen_graph, read_graph_def
 
 _KEPT = 16
 """How many graphs, one for each shape of inputs, a copy keeps."""
+
+_COUNTED = re.compile(rb"_\d+")
+"""What tells functions of one name from each other, by how many a process has made."""
 
 _NUMBERED = re.compile(r"output_(\d+)")
 """Names of the outputs that a SavedModel gives in order."""
@@ -223,6 +226,37 @@ class GraphModel(Network):
         }
         return _stored_model, (self.graph, tensors)
 
+    def described(self) -> tuple[str, Iterable[npt.NDArray[Any]]]:
+        """See `ModelAdapter.described`: the operations, and the values that they are bound to.
+
+        Where the graph follows from the inputs, it is that of the last.
+        """
+        graph = self._origin.graph or self._origin.latest
+        if graph is None:
+            raise InputError("the model has no graph before it has run; predict once")
+        graph = self._own(graph)
+        # Names of what is bound and of functions differ between processes; the order does not.
+        numbers: dict[str, int] = {}
+
+        def number(tensor: TensorName) -> tuple[int, str]:
+            name, _, output = tensor.partition(":")
+            return numbers.setdefault(name, len(numbers)), output
+
+        operations = [
+            (
+                node.op,
+                [number(source) for source in node.inputs],
+                sorted((key, _stored(value)) for key, value in node.definition.attr.items()),
+                number(node.name),
+            )
+            for node in graph.nodes.values()
+        ]
+        functions = sorted(_COUNTED.sub(b"", _stored(each)) for each in graph.definitions.function)
+        outputs = [number(output) for output in graph.flat_outputs]
+        text = _COUNTED.sub(b"", f"{operations} {outputs}".encode()).decode() + f"{functions}"
+        bound = sorted(graph.bindings.items(), key=lambda item: number(item[0]))
+        return text, (np.asarray(binding.numpy()) for _, binding in bound)
+
     # -- variables --------------------------------------------------------------------------------
 
     @property
@@ -340,6 +374,12 @@ def _output(graph: OperationGraph, output: Any) -> TensorName:
     if numbered and isinstance(graph.outputs, (list, tuple)) and int(numbered[1]) < len(graph.outputs):
         return str(tf.nest.flatten(graph.outputs[int(numbered[1])])[0])
     return graph.find(output)[1]
+
+
+def _stored(message: Any) -> bytes:
+    """A part of a graph as bytes, always the same."""
+    found: bytes = message.SerializeToString(deterministic=True)
+    return found
 
 
 def _stored_model(graph: OperationGraph, names: Mapping[str, str]) -> GraphModel:

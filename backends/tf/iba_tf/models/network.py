@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from abc import abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from copy import deepcopy
 from functools import cached_property
 from typing import Any
 
 import keras
+import numpy as np
+import numpy.typing as npt
 import tensorflow as tf
 
 from iba_core.framework.adapter import Inputs, LayerInfo
@@ -16,13 +19,16 @@ from iba_core.framework.cache import Cache
 from iba_core.framework.layout import DataFormat
 from iba_tf.framework import runs_eagerly, traced
 from iba_tf.graphs.calls import CallGraph
-from iba_tf.graphs.dataflow import DataflowGraph
+from iba_tf.graphs.dataflow import DataflowGraph, TensorName
 from iba_tf.graphs.graph_inputs import Fed, batched_inputs, is_several, name_of, plain
 from iba_tf.graphs.normalization import merged
 from iba_tf.graphs.split import GraphSplit, Rewrite, Source, input_format_of
 
+_REFERRING = ("inbound_nodes", "input_layers", "output_layers")
+"""Entries of a configuration that hold names of layers."""
+
 _KEPT = 8
-"""How many graphs of a model have a compiled prediction."""
+"""How many graphs of a model have a compiled prediction, and how many sets of layers compiled features."""
 
 
 class Network(Source):
@@ -33,10 +39,15 @@ class Network(Source):
 
     def __init__(self) -> None:
         self._predictions: Cache[Callable[..., Any]] = Cache(_KEPT)
+        self._features: Cache[Callable[..., Any]] = Cache(_KEPT)
 
     @abstractmethod
     def copy(self) -> Any:
         """The same model over variables of its own, which have the present values."""
+
+    @abstractmethod
+    def described(self) -> tuple[str, Iterable[npt.NDArray[Any]]]:
+        """See `ModelAdapter.described`."""
 
     @runs_eagerly
     def to_inputs(self, inputs: Inputs) -> Inputs:
@@ -83,6 +94,14 @@ class Network(Source):
             for place in graph.places
         ]
 
+    @runs_eagerly
+    def features_of(self, inputs: Inputs, layers: Sequence[Any]) -> list[tf.Tensor]:
+        """Features of several layers, from one pass in inference mode."""
+        graph, tensors = self.prepare(inputs)
+        names = tuple(graph.find(layer)[1] for layer in layers)
+        run = self._features.get((graph, names), lambda: _features(graph, names))
+        return list(run(*plain(tensors)))
+
     def split(self, layer: Any, end_layer: Any = None, **options: Any) -> GraphSplit:
         """Split the model at a layer; arguments and errors as of `GraphSplit`."""
         return GraphSplit(self, layer, end_layer, rewrite=self.rewrite, **options)
@@ -99,6 +118,15 @@ def _prediction(graph: DataflowGraph) -> Callable[..., Any]:
         return tf.nest.pack_sequence_as(graph.outputs, [tf.identity(x) for x in flat])
 
     # A smaller last batch of a data set must not cost one more trace for each of its sizes.
+    function: Callable[..., Any] = traced(run, reduce_retracing=True)
+    return function
+
+
+def _features(graph: DataflowGraph, names: Sequence[TensorName]) -> Callable[..., Any]:
+    def run(*given: tf.Tensor) -> list[tf.Tensor]:
+        values = {entry.tensor: x for entry, x in zip(graph.inputs, given, strict=True)}
+        return [tf.identity(x) for x in graph.evaluate(names, values)]
+
     function: Callable[..., Any] = traced(run, reduce_retracing=True)
     return function
 
@@ -135,6 +163,15 @@ class KerasNetwork(Network):
         """See `Network.copy`."""
         return deepcopy(self)
 
+    def described(self) -> tuple[str, Iterable[npt.NDArray[Any]]]:
+        """See `ModelAdapter.described`: the configuration, and the weights."""
+        model = self.model if isinstance(self.model, keras.Model) else None
+        config = model.get_config() if model else [layer.get_config() for layer in self.model.layers]
+        plain = json.loads(json.dumps(config, default=lambda value: type(value).__qualname__))
+        text = json.dumps(_numbered(plain, {}), sort_keys=True)
+        weights = [each for layer in self.model.layers for each in layer.weights]
+        return text, (np.asarray(weight.value.numpy()) for weight in weights)
+
     @property
     def data_format(self) -> DataFormat:
         """See `Source.data_format`."""
@@ -145,6 +182,26 @@ class KerasNetwork(Network):
     ) -> tuple[DataflowGraph, Fed]:
         """See `Source.prepare`."""
         return self.graph, self.graph.prepare(inputs, None if needed is None else needed(self.graph))
+
+
+def _numbered(config: Any, names: dict[str, int], refers: bool = False) -> Any:
+    """A configuration with numbers for the names of layers, which differ between processes.
+
+    Args:
+        config: what JSON holds.
+        names: the numbers of the names so far.
+        refers: whether a text may be the name of a layer.
+    """
+    if isinstance(config, dict):
+        return {
+            key: names.setdefault(value, len(names))
+            if key == "name" and isinstance(value, str)
+            else _numbered(value, names, refers or key in _REFERRING)
+            for key, value in config.items()
+        }
+    if isinstance(config, list):
+        return [_numbered(each, names, refers) for each in config]
+    return names.get(config, config) if refers and isinstance(config, str) else config
 
 
 def _network_of(model: Any, rewrites: bool) -> KerasNetwork:
