@@ -244,7 +244,7 @@ def _readings(probe: _Probe, infos: Sequence[LayerInfo], count: int) -> list[Tok
         for sizes in [Layout.of(shape, probe.adapter.data_format).spatial_shape(shape)]
     ]
     side = int(count ** (1 / (axes - 1)) + 1e-9)
-    # Patches that are cut by a reshape have no layer of their own.
+    # Patches that are made by a reshape have no layer of their own.
     grids.append((side,) * (axes - 1))
     fits = [grid for grid in dict.fromkeys(reversed(grids)) if 0 <= count - prod(grid) <= _MOST_PREFIX]
     return [Tokens(prefix=count - prod(grid), grid=grid) for grid in fits if prod(grid) > 1]
