@@ -115,11 +115,15 @@ def new_setup(
         and the target; so names, versions and times are no part of it.
     """
     framework = explainer.adapter.framework.name
-    numbers = {name: array.tobytes().hex() for name, array in explainer.estimator.state_dict().items()}
+    estimators = [part.estimator for part in explainer.parts]
+    numbers = [
+        {name: array.tobytes().hex() for name, array in each.state_dict().items()} for each in estimators
+    ]
     decisive = {
         "fingerprint": explainer.adapter.fingerprint(),
         "framework": framework,
         "layer": explainer.layer,
+        "combine": explainer.combine if len(estimators) > 1 else None,
         "tokens": None if explainer.tokens is None else settings_dict(explainer.tokens),
         "output": explainer.output,
         "statistics": digest(numbers) if statistics is None else statistics,
@@ -130,7 +134,7 @@ def new_setup(
         "id": digest(decisive)[:16],
         "model": type(explainer.adapter.model).__qualname__ if model is None else model,
         **decisive,
-        "samples": explainer.estimator.n_samples(),
+        "samples": estimators[0].n_samples(),
         "preprocessing": None if preprocessing is None else settings_dict(preprocessing),
         "version": iba_core.__version__,
         "started": datetime.now(UTC).isoformat(timespec="microseconds"),
