@@ -380,11 +380,13 @@
 
   // -- what the user does --------------------------------------------------------------------------
 
-  let waiting = 0;
-  const soon = (action) => () => {
-    window.cancelAnimationFrame(waiting);
-    waiting = window.requestAnimationFrame(action);
-  };
+  function soon(action) {
+    let waiting = 0;
+    return () => {
+      window.cancelAnimationFrame(waiting);
+      waiting = window.requestAnimationFrame(action);
+    };
+  }
 
   function set_drawing(values) {
     Object.assign(drawing, values);
