@@ -27,6 +27,7 @@ from tests.backends import BACKENDS, Activation, AveragePool, Backend, Conv, Den
 PACKAGES = [
     "iba_core",
     "iba_core.concepts",
+    "iba_core.datasets",
     "iba_core.evaluation",
     "iba_torch",
     "iba_torch.concepts",

@@ -8,14 +8,27 @@ from typing import Annotated
 import typer
 
 import iba_core
-from iba_core.bottleneck.settings import BottleneckSettings, preset_settings
+from iba_core.bottleneck.settings import PRESETS, BottleneckSettings, preset_settings
 from iba_core.cli.concept import concept
-from iba_core.cli.options import MODEL, OUT, Backend, Layer, Model, Preprocess, Size
+from iba_core.cli.options import (
+    OUT,
+    PRETRAINED,
+    Backend,
+    Classes,
+    Device,
+    Layer,
+    Model,
+    ModelOption,
+    NoCache,
+    Preprocess,
+    Size,
+    Stats,
+    choices,
+)
 from iba_core.framework.allocator import keep_freed_memory
 
 app: typer.Typer = typer.Typer(
     name="iba",
-    add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["--help", "-h"]},
 )
@@ -41,17 +54,21 @@ def iba(
 @app.command()
 def explain(
     photographs: Annotated[
-        list[Path], typer.Argument(metavar="PHOTO", help="Image files, or folders of them.")
+        list[Path],
+        typer.Argument(metavar="PHOTO", help="Image files, or folders of them with their subfolders."),
     ],
-    model: Annotated[str, typer.Option(metavar="MODEL", help=MODEL)] = "efficientnet-lite0",
+    model: ModelOption = PRETRAINED,
     backend: Backend = None,
     layer: Layer = None,
     target: Annotated[
-        str | None,
+        list[str] | None,
         typer.Option(
-            metavar="CLASS", help="Class to explain, index or name.", show_default="the predicted class"
+            metavar="CLASS",
+            help="Class to explain, index or name. It may be given several times.",
+            show_default="the predicted class",
         ),
     ] = None,
+    classes: Classes = None,
     activation: Annotated[
         str | None,
         typer.Option(
@@ -59,21 +76,20 @@ def explain(
             help="What the outputs are computed by: softmax, sigmoid or other; or sigmoid_logits, if the "
             "sigmoid is left to the loss.",
             show_default="learnt from the network",
+            autocompletion=choices("softmax", "sigmoid", "sigmoid_logits", "other"),
         ),
     ] = None,
-    stats: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE",
-            help="Statistics from iba estimate.",
-            show_default="of packaged photographs",
-        ),
-    ] = None,
+    stats: Stats = None,
     beta: Annotated[
         float, typer.Option(help="Weight of the information. A higher beta gives fewer bits.")
     ] = BottleneckSettings.beta,
     preset: Annotated[
-        str, typer.Option(metavar="NAME", help="default, or fast: rougher maps in two fifths of the time.")
+        str,
+        typer.Option(
+            metavar="NAME",
+            help="default, or fast: rougher maps in two fifths of the time.",
+            autocompletion=choices(*PRESETS),
+        ),
     ] = "default",
     steps: Annotated[
         int | None, typer.Option(help="Steps of the optimiser.", show_default="the preset's")
@@ -86,30 +102,53 @@ def explain(
         int, typer.Option(min=0, help="Seed of the noise. The same seed gives the same map.")
     ] = 0,
     out: Annotated[Path, typer.Option(metavar="FOLDER", help="Folder to write to.")] = OUT,
+    vmax: Annotated[
+        float | None,
+        typer.Option(
+            help="Bits per pixel at the top of the pictures' colour bars.", show_default="each map's maximum"
+        ),
+    ] = None,
+    jobs: Annotated[int, typer.Option(min=1, help="Processes to share the work.")] = 1,
+    device: Device = None,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Stop at the first photograph that cannot be explained.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the results as JSON.")] = False,
+    no_cache: NoCache = False,
     preprocess: Preprocess = None,
     size: Size = None,
-) -> None:
-    """Explain photographs: write a picture and a file with the numbers, and print a row of a table, for each.
+) -> int:
+    """Explain photographs: write a picture and a file with the numbers for each, and print a table.
 
-    Files of an earlier run for the same photographs are replaced.
+    What has been explained with the same settings before is skipped, so that a run that was ended goes on. A
+    photograph that cannot be read or explained is reported; the exit code is 1 then.
     """
-    from iba_core.cli.explain import explain_photographs
+    from iba_core.cli.explain import Choices, explain_photographs
     from iba_core.cli.network import parse_size
 
-    explain_photographs(
+    return explain_photographs(
         photographs,
-        model=model,
-        backend=backend,
-        layer=layer,
-        target=target,
-        activation=activation,
-        stats=stats,
-        out=out,
-        seed=seed,
-        preprocess=preprocess,
-        size=parse_size(size),
-        settings=BottleneckSettings(**{**preset_settings(preset), "beta": beta}).override(
-            steps=steps, samples=samples
+        Choices(
+            model=model,
+            backend=backend,
+            layer=layer,
+            targets=target or [],
+            classes=classes,
+            activation=activation,
+            stats=stats,
+            out=out,
+            seed=seed,
+            preprocess=preprocess,
+            size=parse_size(size),
+            device=device,
+            settings=BottleneckSettings(**{**preset_settings(preset), "beta": beta}).override(
+                steps=steps, samples=samples
+            ),
+            vmax=vmax,
+            jobs=jobs,
+            strict=strict,
+            as_json=as_json,
+            use_cache=not no_cache,
         ),
     )
 
@@ -119,7 +158,7 @@ def evaluate_command(
     photographs: Annotated[
         list[Path], typer.Argument(metavar="FOLDER", help="Folders of photographs, or image files.")
     ],
-    model: Annotated[str, typer.Option(metavar="MODEL", help=MODEL)] = "efficientnet-lite0",
+    model: ModelOption = PRETRAINED,
     backend: Backend = None,
     layer: Layer = None,
     target: Annotated[
@@ -128,14 +167,7 @@ def evaluate_command(
             metavar="CLASS", help="Class to explain, index or name.", show_default="the predicted class"
         ),
     ] = None,
-    stats: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE",
-            help="Statistics from iba estimate.",
-            show_default="of packaged photographs",
-        ),
-    ] = None,
+    stats: Stats = None,
     methods: Annotated[
         str | None,
         typer.Option(metavar="NAMES", help="Methods, with commas between.", show_default="all"),
@@ -150,6 +182,7 @@ def evaluate_command(
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of methods and metrics.")] = 0,
     out: Annotated[Path, typer.Option(metavar="FOLDER", help="Folder to write to.")] = OUT,
+    no_cache: NoCache = False,
     preprocess: Preprocess = None,
     size: Size = None,
 ) -> None:
@@ -168,6 +201,7 @@ def evaluate_command(
         seed=seed,
         methods=methods,
         metrics=metrics,
+        use_cache=not no_cache,
         preprocess=preprocess,
         size=parse_size(size),
     )
@@ -175,7 +209,7 @@ def evaluate_command(
 
 @app.command()
 def compare(
-    first: Annotated[str, typer.Argument(metavar="MODEL", help=MODEL)],
+    first: Model,
     second: Annotated[str, typer.Argument(metavar="MODEL", help="The other one, of any framework.")],
     photographs: Annotated[
         list[Path], typer.Argument(metavar="PHOTO", help="Image files, or folders of them.")
@@ -262,7 +296,7 @@ def report(
 
 @app.command()
 def layers(
-    model: Model = "efficientnet-lite0",
+    model: Model = PRETRAINED,
     backend: Backend = None,
     preprocess: Preprocess = None,
     size: Size = None,

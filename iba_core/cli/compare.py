@@ -12,10 +12,11 @@ import numpy as np
 from rich.table import Table
 
 from iba_core.cli.console import console, folded, notes, paragraph, plain_table, print_blocks, tracked
-from iba_core.cli.explain import fit_on_samples, pictures_note
+from iba_core.cli.explain import pictures_note
 from iba_core.cli.network import Network
 from iba_core.cli.photographs import Photograph, find_photographs, make_folder
 from iba_core.cli.results import require_plotting
+from iba_core.cli.statistics import fit_on_samples
 from iba_core.default_layer import default_layer
 from iba_core.errors import LayerError, closest
 from iba_core.evaluation import ModelComparison, compare_models

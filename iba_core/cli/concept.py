@@ -7,14 +7,12 @@ from typing import Annotated
 
 import typer
 
-from iba_core.cli.options import MODEL, OUT, Backend, Preprocess, Size
+from iba_core.cli.options import OUT, PRETRAINED, Backend, ModelOption, Preprocess, Size
 
 concept: typer.Typer = typer.Typer(
     no_args_is_help=True,
     help="Learn a concept from pictures with masks, and find it in other pictures.",
 )
-
-ModelOption = Annotated[str, typer.Option("--model", metavar="MODEL", help=MODEL)]
 
 
 @concept.command()
@@ -34,7 +32,7 @@ def train(
     name: Annotated[
         str | None, typer.Option(metavar="NAME", help="Name of the concept.", show_default="name of FILE")
     ] = None,
-    model: ModelOption = "efficientnet-lite0",
+    model: ModelOption = PRETRAINED,
     layer: Annotated[
         list[str] | None,
         typer.Option(
@@ -90,7 +88,7 @@ def locate(
     photographs: Annotated[
         list[Path], typer.Argument(metavar="PHOTO", help="Image files, or folders of them.")
     ],
-    model: ModelOption = "efficientnet-lite0",
+    model: ModelOption = PRETRAINED,
     backend: Backend = None,
     out: Annotated[Path, typer.Option(metavar="FOLDER", help="Folder to write to.")] = OUT,
     preprocess: Preprocess = None,

@@ -9,9 +9,9 @@ from iba_core.cli.console import console, folded, notes, plain_table, print_bloc
 from iba_core.cli.explain import pictures_note
 from iba_core.cli.network import Network
 from iba_core.cli.photographs import find_photographs, make_folder
-from iba_core.cli.results import percent
 from iba_core.concepts.embedding import ConceptEmbedding
 from iba_core.concepts.locating import locate, save_heatmap
+from iba_core.datasets.explaining import percent
 from iba_core.errors import InputError
 from iba_core.files import shown
 

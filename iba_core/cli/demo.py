@@ -10,14 +10,19 @@ from statistics import median
 from time import perf_counter
 
 import numpy as np
+import numpy.typing as npt
 from PIL import Image
 from rich.table import Table
 
+from iba_core.attribution import Attribution
 from iba_core.cli.console import console, notes, paragraph, plain_table, print_blocks, tracked
-from iba_core.cli.explain import CROPS, fit_on_samples, pictures_note
+from iba_core.cli.explain import pictures_note
 from iba_core.cli.network import Network, import_backend
 from iba_core.cli.photographs import make_folder
-from iba_core.cli.results import LEGEND, Result, percent, require_plotting, results_table
+from iba_core.cli.results import LEGEND, Row, require_plotting, results_table
+from iba_core.cli.statistics import CROPS, fit_on_samples
+from iba_core.datasets import Record
+from iba_core.datasets.explaining import facts_of, percent
 from iba_core.errors import MissingDependencyError
 from iba_core.explainer import Explainer
 from iba_core.files import shown, write_atomically
@@ -36,7 +41,27 @@ _ROUNDS = 2
 
 
 @dataclass(frozen=True)
-class Run:
+class Result:
+    """One explained photograph.
+
+    Attributes:
+        picture: the part of the photograph that the network sees.
+        attribution: its attribution.
+        record: the numbers that follow from it.
+    """
+
+    picture: npt.NDArray[np.uint8]
+    attribution: Attribution
+    record: Record
+
+    @property
+    def bits(self) -> float:
+        """Sum of the bits that pass."""
+        return float(self.attribution.total_bits[0])
+
+
+@dataclass(frozen=True)
+class Half:
     """The results of one framework.
 
     Attributes:
@@ -60,10 +85,7 @@ def run_demo(out: Path) -> None:
     _require_backends()
     make_folder(out)
     runs = [_run(backend) for backend in BACKENDS]
-    pictures = [
-        _save_comparison(out / f"{name}.png", [run.results[index] for run in runs])
-        for index, name in enumerate(PHOTOGRAPHS)
-    ]
+    pictures = [_save_comparison(out / f"{name}.png", runs, index) for index, name in enumerate(PHOTOGRAPHS)]
     overview = _save_overview(out / "overview.png", pictures)
 
     network = runs[0].network
@@ -77,7 +99,10 @@ def run_demo(out: Path) -> None:
     ]
     width = console().width
     print_blocks(
-        *(results_table(run.results, run.network.framework) for run in runs),
+        *(
+            results_table([Row.of(result.record) for result in run.results], run.network.framework)
+            for run in runs
+        ),
         paragraph(LEGEND, width),
         _agreement_table(*runs),
         _time_table(runs),
@@ -98,7 +123,7 @@ def _require_backends() -> None:
         )
 
 
-def _run(backend: str) -> Run:
+def _run(backend: str) -> Half:
     network = Network.load(NAME, backend)
     explainer = Explainer(network.adapter.model, LAYER)
     fit_on_samples(explainer, network, f"{network.framework}: estimating the features")
@@ -116,10 +141,14 @@ def _run(backend: str) -> Run:
     order = [name for _ in range(_ROUNDS) for name in PHOTOGRAPHS]
     with tracked(order, f"{network.framework}: explaining", len(order)) as names:
         for name in names:
-            results[name] = Result.of(name, images[name], network, explainer, None, SEED)
-            seconds.append(results[name].seconds)
+            start = perf_counter()
+            attribution = explainer.explain(inputs[name], seed=SEED)
+            seconds.append(perf_counter() - start)
+            facts = facts_of(attribution, network.class_names)
+            record = Record("", name, "predicted", "", LAYER, seconds=seconds[-1], **facts)
+            results[name] = Result(network.preprocessing.crop(images[name]), attribution, record)
             tail_seconds.append(tail.seconds(inputs[name]))
-    return Run(
+    return Half(
         network=network,
         results=tuple(results.values()),
         first_seconds=first_seconds,
@@ -128,7 +157,7 @@ def _run(backend: str) -> Run:
     )
 
 
-def _agreement_table(one: Run, other: Run) -> Table:
+def _agreement_table(one: Half, other: Half) -> Table:
     table = plain_table(f"Agreement of {one.network.framework} and {other.network.framework}")
     table.add_column("Photograph")
     table.add_column("Correlation of the\nfeatures' capacities", justify="right")
@@ -138,7 +167,7 @@ def _agreement_table(one: Run, other: Run) -> Table:
         capacities = [result.attribution.capacity_channels_first().ravel() for result in (a, b)]
         logits = [result.attribution.outputs[0] for result in (a, b)]
         table.add_row(
-            a.name,
+            a.record.name,
             f"{np.corrcoef(capacities[0], capacities[1])[0, 1]:.6f}",
             f"{100 * abs(b.bits / a.bits - 1):.3f} %",
             f"{np.abs(logits[1] - logits[0]).max() / np.abs(logits[0]).max():.1e}",
@@ -146,7 +175,7 @@ def _agreement_table(one: Run, other: Run) -> Table:
     return table
 
 
-def _time_table(runs: Sequence[Run]) -> Table:
+def _time_table(runs: Sequence[Half]) -> Table:
     table = plain_table("Time per picture, median")
     table.add_column("")
     table.add_column("Explaining", justify="right")
@@ -164,12 +193,15 @@ def _time_table(runs: Sequence[Run]) -> Table:
     return table
 
 
-def _save_comparison(path: Path, results: Sequence[Result]) -> Path:
+def _save_comparison(path: Path, halves: Sequence[Half], index: int) -> Path:
     """Write one photograph and its maps from all frameworks, side by side."""
-    first = results[0]
-    maps = {f"{r.network.framework}: {r.bits:,.0f} bits": r.saliency for r in results}
-    probability = f"probability {percent(first.probability)}"
-    save_overlay(path, first.picture, maps, title=first.class_name, subtitle=probability)
+    results = [(half.network.framework, half.results[index]) for half in halves]
+    first = results[0][1]
+    maps = {
+        f"{framework}: {each.bits:,.0f} bits": each.attribution.saliency[0] for framework, each in results
+    }
+    probability = f"probability {percent(first.record.probability or 0.0)}"
+    save_overlay(path, first.picture, maps, title=first.record.class_name or "", subtitle=probability)
     return path
 
 

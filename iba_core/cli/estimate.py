@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 
 from iba_core.cli.console import console, notes, tracked
-from iba_core.cli.explain import ESTIMATING, layer_note, pictures_note
+from iba_core.cli.explain import layer_note, pictures_note
 from iba_core.cli.network import Network
-from iba_core.cli.statistics import save_statistics
+from iba_core.cli.statistics import ESTIMATING, save_statistics
 from iba_core.explainer import Explainer
 from iba_core.files import require_writable, shown
 from iba_core.pictures.images import image_batches, image_files

@@ -11,11 +11,11 @@ from rich.table import Table
 
 from iba_core.arguments import require_choice
 from iba_core.cli.console import console, folded, notes, paragraph, plain_table, print_blocks, tracked
-from iba_core.cli.explain import fit_on_samples, layer_note, pictures_note
+from iba_core.cli.explain import layer_note, pictures_note
 from iba_core.cli.network import Network
 from iba_core.cli.photographs import Photograph, find_photographs, make_folder
 from iba_core.cli.results import require_plotting
-from iba_core.cli.statistics import load_statistics
+from iba_core.cli.statistics import fit_on_samples, load_statistics
 from iba_core.concepts import EigenCAM, GradCAM, GradCAMPlusPlus, HiResCAM, LayerCAM, XGradCAM
 from iba_core.errors import InputError
 from iba_core.evaluation import (
@@ -96,6 +96,7 @@ def evaluate_methods(
     seed: int,
     methods: str | None,
     metrics: str | None,
+    use_cache: bool,
     preprocess: str | None,
     size: tuple[int, int] | None,
 ) -> None:
@@ -113,7 +114,7 @@ def evaluate_methods(
     scored.classes(scored.tensor(network.inputs(photographs[0].load())), index)
     make_folder(out)
     if stats is None:
-        fit_on_samples(explainer, network)
+        fit_on_samples(explainer, network, keep=use_cache)
     chosen = _chosen(methods_to_compare(explainer, scored), methods)
     with tracked(_batches(network, photographs), "Evaluating", len(photographs)) as batches:
         table = evaluate(chosen, batches, columns, model=scored, target=index, seed=seed, progbar=False)

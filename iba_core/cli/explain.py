@@ -2,81 +2,188 @@
 
 from __future__ import annotations
 
+import json
+import sys
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy.typing as npt
 
 from iba_core.bottleneck.settings import BottleneckSettings
-from iba_core.cli.console import console, notes, paragraph, print_blocks, tracked
+from iba_core.cli.console import console, folded, notes, paragraph, plain_table, print_blocks, tracked
 from iba_core.cli.network import Network
-from iba_core.cli.photographs import find_photographs, make_folder
-from iba_core.cli.results import LEGEND, Result, require_plotting, results_table
-from iba_core.cli.statistics import load_statistics
+from iba_core.cli.photographs import make_folder
+from iba_core.cli.results import LEGEND, Row, require_plotting, results_table
+from iba_core.cli.statistics import CROPS, fit_on_samples, load_statistics
+from iba_core.datasets import Record, Run, explain_dataset
+from iba_core.datasets.items import ImageItem, find_images, image_items
+from iba_core.datasets.run import SUMMARIES
 from iba_core.errors import InputError
 from iba_core.explainer import Explainer
 from iba_core.files import shown
-from iba_core.pictures.images import sample_crops
+from iba_core.pictures.images import load_image
 from iba_core.targets import ClassTarget
 
-ESTIMATING = "Estimating the features"
-
-CROPS = 256
-"""Number of crops of the sample photographs to estimate statistics on, without a data set."""
+_ROWS = 20
+"""Most results that are printed one by one."""
 
 
-def explain_photographs(
-    paths: Sequence[Path],
-    *,
-    model: str,
-    backend: str | None,
-    layer: str | None,
-    target: str | None,
-    activation: str | None,
-    stats: Path | None,
-    out: Path,
-    seed: int,
-    preprocess: str | None,
-    size: tuple[int, int] | None,
-    settings: BottleneckSettings,
-) -> None:
-    """Explain photographs and print the results. The options are in `iba_core.cli.app`."""
+@dataclass(frozen=True)
+class Choices:
+    """The options of ``iba explain``, see `iba_core.cli.app`."""
+
+    model: str
+    backend: str | None
+    layer: str | None
+    targets: Sequence[str]
+    classes: Path | None
+    activation: str | None
+    stats: Path | None
+    out: Path
+    seed: int
+    preprocess: str | None
+    size: tuple[int, int] | None
+    device: str | None
+    settings: BottleneckSettings
+    vmax: float | None
+    jobs: int
+    strict: bool
+    as_json: bool
+    use_cache: bool
+
+
+def explain_photographs(paths: Sequence[Path], choices: Choices) -> int:
+    """Explain photographs and print the results.
+
+    Returns:
+        The exit code: 1 if a photograph could not be explained, else 0.
+    """
     require_plotting()
-    photographs = find_photographs(paths)
-    network = Network.load(model, backend, preprocess, size)
-    wanted = ClassTarget(network.class_index(target), activation)
-    explainer = Explainer(network.adapter, layer)
-    if stats is not None:
-        load_statistics(explainer, network, stats)
+    files = find_images(paths, besides=choices.out)
+    if choices.strict:
+        for _, path in files:
+            load_image(path)
+    network = Network.load(
+        choices.model, choices.backend, choices.preprocess, choices.size, choices.classes, choices.device
+    )
+    indices = [network.class_index(target) for target in choices.targets] or [None]
+    targets = [ClassTarget(index, choices.activation) for index in dict.fromkeys(indices)]
+    explainer = Explainer(network.adapter, choices.layer)
+    if choices.stats is not None:
+        load_statistics(explainer, network, choices.stats)
     network.require_fit()
-    _require_class(wanted, explainer.predict(network.inputs(photographs[0].load())))
-    make_folder(out, photographs, (".png", ".safetensors"))
-    if stats is None:
-        fit_on_samples(explainer, network)
+    items = image_items(files, network.preprocessing, network.adapter.data_format)
+    outputs = explainer.predict(_first(items))
+    for target in targets:
+        _require_class(target, outputs)
+    if network.class_names is not None and len(network.class_names) >= max(2, outputs.shape[-1]):
+        explainer.class_names = tuple(network.class_names)
+    make_folder(choices.out)
+    if choices.stats is None:
+        fit_on_samples(explainer, network, keep=choices.use_cache)
+    before = set(_known(choices.out))
+    with tracked(items, "Explaining", len(items)) as waiting:
+        run = explain_dataset(
+            explainer,
+            waiting,
+            choices.out,
+            targets,
+            preprocessing=network.preprocessing,
+            seed=choices.seed,
+            jobs=choices.jobs,
+            strict=choices.strict,
+            vmax=choices.vmax,
+            class_names=network.class_names,
+            model=network.source,
+            statistics=None if choices.stats else f"{CROPS} crops of the sample photographs",
+            progbar=False,
+            **asdict(choices.settings),
+        )
+    records = _of_this_run(run, items, targets)
+    if choices.as_json:
+        print(json.dumps([record.to_dict() for record in records], indent=1))
+    else:
+        _print(records, before, network, explainer, choices)
+    failed = sum(record.error is not None for record in records)
+    if failed:
+        print(f"iba: {failed} of {len(records)} could not be explained", file=sys.stderr)
+    return int(failed > 0)
 
-    results = []
-    with tracked(photographs, "Explaining", len(photographs)) as waiting:
-        for photograph in waiting:
-            result = Result.of(
-                photograph.name, photograph.load(), network, explainer, wanted, seed, **vars(settings)
-            )
-            result.save_picture(photograph.output(out, ".png"))
-            result.attribution.save(photograph.output(out, ".safetensors"))
-            results.append(result)
 
-    stems = [shown(photograph.stem) for photograph in photographs]
-    names = [f"{stem}.png, {stem}.safetensors" for stem in stems]
+def _first(items: Sequence[ImageItem]) -> Any:
+    """The first input that can be read.
+
+    Raises:
+        InputError: that of the first file, if none can be read.
+    """
+    first: InputError | None = None
+    for item in items:
+        try:
+            return item.load()[0]
+        except InputError as error:
+            first = first or error
+    assert first is not None, "there are items"
+    raise first
+
+
+def _known(out: Path) -> list[str]:
+    return [record.key for record in Run(out) if record.error is None]
+
+
+def _of_this_run(run: Run, items: Sequence[ImageItem], targets: Sequence[ClassTarget]) -> list[Record]:
+    """The records of what was asked for, in the order in which it was."""
+    setup = run.settings["id"]
+    labels = ["predicted" if target.classes is None else str(target.classes) for target in targets]
+    found = {(record.path, record.target): record for record in run if record.setup == setup}
+    wanted = [(item.path, label) for item in items for label in labels]
+    return [found[place] for place in wanted if place in found]
+
+
+def _print(
+    records: Sequence[Record], before: set[str], network: Network, explainer: Explainer, choices: Choices
+) -> None:
+    width = console().width
+    good = [record for record in records if record.error is None]
+    bad = [record for record in records if record.error is not None]
     entries = [
         ("Network", network.note),
         ("Pictures", pictures_note(network)),
-        ("Layer", layer_note(explainer, layer, stats)),
-        ("Statistics", _statistics_note(explainer, network, stats)),
-        ("Written", "\n".join([f"to {shown(out)}:", *names])),
+        ("Layer", layer_note(explainer, choices.layer, choices.stats)),
+        ("Statistics", _statistics_note(explainer, network, choices.stats)),
+        ("Results", _results_note(good, bad, before)),
+        ("Written", _written_note(good, choices.out)),
     ]
-    width = console().width
-    print_blocks(results_table(results), paragraph(LEGEND, width), notes(entries, width))
+    blocks: list[Any] = []
+    if good and len(good) <= _ROWS:
+        rows = [Row.of(record) for record in good]
+        blocks += [results_table(rows), paragraph(LEGEND, width)]
+    if bad:
+        table = plain_table()
+        table.add_column("Not explained", max_width=24)
+        table.add_column("", max_width=max(20, width - 25))
+        for record in bad[:_ROWS]:
+            table.add_row(folded(record.name, 24), folded(record.error or "", max(20, width - 25)))
+        blocks.append(table)
+    print_blocks(*blocks, notes(entries, width))
+
+
+def _results_note(good: Sequence[Record], bad: Sequence[Record], before: set[str]) -> str:
+    known = sum(record.key in before for record in good)
+    parts = [f"{len(good)} explained"]
+    if known:
+        parts.append(f"{known} of them earlier")
+    if bad:
+        parts.append(f"{len(bad)} not")
+    return ", ".join(parts)
+
+
+def _written_note(good: Sequence[Record], out: Path) -> str:
+    tables = f"to {shown(out)}: {', '.join(SUMMARIES)}"
+    if len(good) > _ROWS:
+        return f"{tables}, and a picture and an attribution for each"
+    return "\n".join([tables, *(record.picture for record in good if record.picture is not None)])
 
 
 def _require_class(target: ClassTarget, outputs: npt.NDArray[Any]) -> None:
@@ -94,13 +201,6 @@ def _require_class(target: ClassTarget, outputs: npt.NDArray[Any]) -> None:
             )
         target = replace(target, activation="sigmoid")
     target.resolve(outputs)
-
-
-def fit_on_samples(explainer: Explainer, network: Network, description: str = ESTIMATING) -> None:
-    """Estimate the distribution of the features on crops of the sample photographs."""
-    crops = sample_crops(CROPS, network.preprocessing, data_format=network.adapter.data_format)
-    with tracked(crops, description, CROPS) as batches:
-        explainer.fit(batches, CROPS, progbar=False)
 
 
 def pictures_note(network: Network) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import json
 import os
 import re
 import sys
@@ -11,17 +12,18 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from operator import attrgetter
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from iba_core.cli.quiet import quiet_start
-from iba_core.errors import IBAError, InputError, MissingDependencyError, closest
+from iba_core.datasets.targets import find_class
+from iba_core.errors import IBAError, InputError, closest
 from iba_core.files import shown
-from iba_core.framework.adapter import Inputs, ModelAdapter, backends, find_adapter, load_backend
+from iba_core.framework.adapter import Inputs, ModelAdapter, find_adapter, load_backend, load_model
 from iba_core.framework.layout import Layout
 from iba_core.pictures.images import Picture, Preprocessing
-from iba_core.zoo.efficientnet_lite import NAME as PRETRAINED
 
 _SIZE = (224, 224)
 _CALLABLE = re.compile(r"(?P<module>[A-Za-z_][\w.]*):(?P<name>[A-Za-z_][\w.]*)")
@@ -54,6 +56,8 @@ class Network:
         backend: str | None = None,
         preset: str | None = None,
         size: tuple[int, int] | None = None,
+        classes: Path | None = None,
+        device: str | None = None,
     ) -> Network:
         """Load a model and decide how to prepare pictures for it.
 
@@ -62,16 +66,21 @@ class Network:
             backend: name of the backend; None for the first that can load it.
             preset: name of a preprocessing to use instead of the model's own.
             size: (height, width) of the pictures to use instead of the model's own.
+            classes: file with the names of its classes, instead of its own.
+            device: device to run on; None for the framework's choice.
 
         Raises:
-            InputError: there is no such model, backend or preprocessing.
+            InputError: there is no such model, backend, preprocessing or device, or `classes` cannot be read.
             MissingDependencyError: a package that the model needs is not installed.
         """
         if preset is not None:
             Preprocessing.preset(preset)
+        given_names = None if classes is None else read_class_names(classes)
         model, adapter = _load(source, backend)
+        if device is not None:
+            adapter.place(device)
         preprocessing, origin = _preprocessing(model, adapter, preset, size)
-        names = _declared(model, "class_names")
+        names = _declared(model, "class_names") if given_names is None else given_names
         return cls(source, adapter, preprocessing, origin, names if _are_names(names) else None)
 
     @property
@@ -131,23 +140,7 @@ class Network:
         Raises:
             InputError: no class has that name, or several have.
         """
-        if target is None:
-            return None
-        if re.fullmatch(r"[+-]?\d+", target.strip()):
-            return int(target)
-        if self.class_names is None:
-            raise InputError(
-                f"target={target!r} is a name, but the network's classes have no names; give an index"
-            )
-        wanted = target.strip().casefold()
-        found = [index for index, name in enumerate(self.class_names) if name.casefold() == wanted]
-        if not found:
-            near = closest(wanted, dict.fromkeys(name.casefold() for name in self.class_names))
-            raise InputError(f"target={target!r} is not a class of the network; {near}")
-        if len(found) > 1:
-            indices = " and ".join(map(str, found))
-            raise InputError(f"target={target!r} is the name of the classes {indices}; give the index")
-        return found[0]
+        return None if target is None else find_class(target, self.class_names)
 
     @property
     def preprocessing_summary(self) -> str:
@@ -162,6 +155,22 @@ class Network:
             parts.append(f"central {100 * p.crop_fraction:.3g} %")
         parts.append(f"values {low.min():.3g} to {high.max():.3g}")
         return ", ".join(parts)
+
+
+def read_class_names(path: Path) -> list[str]:
+    """Read the names of classes: one in each line, or a list in JSON.
+
+    Raises:
+        InputError: the file cannot be read, or holds no names.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+        names = json.loads(text) if text.lstrip().startswith("[") else text.strip().splitlines()
+    except (OSError, ValueError) as error:
+        raise InputError(f"classes={str(path)!r} cannot be read: {error}") from error
+    if not names or not _are_names(names):
+        raise InputError(f"classes={str(path)!r} holds no names; give one in each line, or a list in JSON")
+    return [name.strip() for name in names]
 
 
 def parse_size(text: str | None) -> tuple[int, int] | None:
@@ -192,26 +201,12 @@ def import_backend(name: str) -> type[ModelAdapter]:
 def _load(source: str, backend: str | None) -> tuple[Any, ModelAdapter]:
     if match := _CALLABLE.fullmatch(source):
         return _call(source, match["module"], match["name"], backend)
-    known = backends()
-    order = [name for name in _FRAMEWORKS if name in known] + [n for n in known if n not in _FRAMEWORKS]
-    missing: list[str] = []
-    for name in [backend] if backend else order:
-        try:
-            adapter = import_backend(name)
-        except MissingDependencyError as error:
-            if backend:
-                raise
-            missing.append(str(error))
-            continue
-        if (model := adapter.load(source)) is not None:
-            return model, adapter(model)
-    if missing:
-        raise MissingDependencyError(f"no installed backend can load model={source!r}; {'; '.join(missing)}")
-    by = f" by the backend {backend!r}" if backend else ""
-    raise InputError(
-        f"model={source!r} cannot be loaded{by}; "
-        f"give {PRETRAINED!r}, a SavedModel folder, a .keras, .h5 or .pb file, or package.module:callable"
-    )
+    try:
+        with quiet_start():
+            model = load_model(source, backend)
+    except InputError as error:
+        raise InputError(f"{error}, or package.module:callable") from error
+    return model, find_adapter(model)
 
 
 def _call(source: str, module_name: str, name: str, backend: str | None) -> tuple[Any, ModelAdapter]:
@@ -289,6 +284,8 @@ def _require_no_arguments(function: Callable[..., Any], source: str) -> None:
 
 
 def _is_model(value: object) -> bool:
+    if isinstance(value, (str, os.PathLike)):
+        return False
     try:
         find_adapter(value)
     except InputError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
@@ -13,12 +14,51 @@ MODEL = (
 )
 OUT = Path("iba-out")
 
-Model = Annotated[str, typer.Argument(metavar="MODEL", help=MODEL)]
+PRETRAINED = "efficientnet-lite0"
+"""The network of those who name none."""
+
+
+def choices(*values: str) -> Callable[[str], list[str]]:
+    """What the shell offers for an option, by what has been typed."""
+    return lambda incomplete: [value for value in values if value.startswith(incomplete)]
+
+
+_MODELS = choices(PRETRAINED)
+
+Model = Annotated[str, typer.Argument(metavar="MODEL", help=MODEL, autocompletion=_MODELS)]
+ModelOption = Annotated[str, typer.Option("--model", metavar="MODEL", help=MODEL, autocompletion=_MODELS)]
 Backend = Annotated[
     str | None,
     typer.Option(
-        metavar="NAME", help="torch or tensorflow.", show_default="the first that can load the model"
+        metavar="NAME",
+        help="torch or tensorflow.",
+        show_default="the first that can load the model",
+        autocompletion=choices("torch", "tensorflow"),
     ),
+]
+Classes = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE",
+        help="Names of the classes: one in each line, or a list in JSON.",
+        show_default="the network's own",
+    ),
+]
+Stats = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE", help="Statistics from iba estimate.", show_default="of packaged photographs"
+    ),
+]
+Device = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME", help="Device to run on, such as cpu or cuda:0.", show_default="the framework's choice"
+    ),
+]
+NoCache = Annotated[
+    bool,
+    typer.Option("--no-cache", help="Neither take nor keep statistics of the packaged photographs."),
 ]
 Layer = Annotated[
     str | None,
@@ -31,6 +71,7 @@ Preprocess = Annotated[
     typer.Option(
         metavar="PRESET",
         help="unit, imagenet, symmetric or raw.",
+        autocompletion=choices("unit", "imagenet", "symmetric", "raw"),
         show_default="the network's own, else unit",
     ),
 ]

@@ -1,25 +1,41 @@
-"""Files of statistics, with the preprocessing of the pictures."""
+"""Statistics of a layer's features: their files, with the preprocessing of the pictures, and their cache."""
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict
+import os
+from contextlib import suppress
+from functools import cache
+from hashlib import sha256
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+
+from platformdirs import user_cache_path
 
 from iba_core.bottleneck.estimator import KIND
+from iba_core.cli.console import tracked
 from iba_core.cli.network import Network
-from iba_core.errors import InputError
+from iba_core.datasets.run import digest, settings_dict
+from iba_core.errors import IBAError, InputError
 from iba_core.explainer import Explainer
+from iba_core.pictures.images import sample_crops
 from iba_core.state import read_state
 
 _PREPARED = "preprocessing"
 _SUMMARY = "pictures"
 
+ESTIMATING = "Estimating the features"
+
+CROPS = 256
+"""Number of crops of the sample photographs to estimate statistics on, without a data set."""
+
+CACHE = "IBA_CACHE"
+"""Environment variable with the folder to keep statistics in; empty to keep none."""
+
 
 def save_statistics(explainer: Explainer, network: Network, path: Path) -> None:
     """Write the estimated statistics, and the preprocessing of the pictures."""
-    explainer.save(path, {_PREPARED: _facts(network), _SUMMARY: network.preprocessing_summary})
+    facts = {_PREPARED: settings_dict(network.preprocessing), _SUMMARY: network.preprocessing_summary}
+    explainer.save(path, facts)
 
 
 def load_statistics(explainer: Explainer, network: Network, path: Path) -> None:
@@ -32,7 +48,7 @@ def load_statistics(explainer: Explainer, network: Network, path: Path) -> None:
     explainer.load(path)
     _, known = read_state(path, KIND)
     # `Explainer.save` writes no preprocessing.
-    if known.get(_PREPARED) not in (None, _facts(network)):
+    if known.get(_PREPARED) not in (None, settings_dict(network.preprocessing)):
         raise InputError(
             f"stats={str(path)!r} are for another preprocessing ({known.get(_SUMMARY)}) than that of the "
             f"network ({network.preprocessing_summary}); give the same --preprocess and --size, or estimate "
@@ -40,7 +56,62 @@ def load_statistics(explainer: Explainer, network: Network, path: Path) -> None:
         )
 
 
-def _facts(network: Network) -> dict[str, Any]:
-    """Return the preprocessing in the form in which a file stores it."""
-    facts: dict[str, Any] = json.loads(json.dumps(asdict(network.preprocessing)))
-    return facts
+# -- of the sample photographs ------------------------------------------------------------------------
+
+
+def fit_on_samples(
+    explainer: Explainer, network: Network, description: str = ESTIMATING, *, keep: bool = True
+) -> None:
+    """Estimate the distribution of the features on crops of the sample photographs, once for each network.
+
+    Args:
+        explainer: explainer of the network, with a layer or without.
+        network: the network.
+        description: text beside the progress bar.
+        keep: take statistics that were estimated before, and keep these for the next time.
+    """
+    entry = _entry(explainer, network) if keep else None
+    if entry is not None:
+        with suppress(IBAError):  # there is none, it is damaged, or it is of an older version
+            load_statistics(explainer, network, entry)
+            return
+    crops = sample_crops(CROPS, network.preprocessing, data_format=network.adapter.data_format)
+    with tracked(crops, description, CROPS) as batches:
+        explainer.fit(batches, CROPS, progbar=False)
+    if entry is not None:
+        with suppress(IBAError, OSError):  # the next time takes as long as this one
+            entry.parent.mkdir(parents=True, exist_ok=True)
+            save_statistics(explainer, network, entry)
+
+
+def _entry(explainer: Explainer, network: Network) -> Path | None:
+    """Where the statistics are kept; None if they are not."""
+    wanted = os.environ.get(CACHE)
+    if wanted == "":
+        return None
+    try:
+        fingerprint = network.adapter.fingerprint()
+    except InputError:  # nothing tells this model from another
+        return None
+    package = type(network.adapter).__module__.partition(".")[0]
+    key = digest(
+        fingerprint,
+        explainer.layer,
+        settings_dict(network.preprocessing),
+        CROPS,
+        network.framework,
+        [_sources(name) for name in ("iba_core", package)],
+    )
+    folder = user_cache_path("iba-core") if wanted is None else Path(wanted)
+    return folder / "statistics" / f"{key}.safetensors"
+
+
+@cache
+def _sources(package: str) -> str:
+    """Hash of a package's code: what an older version has chosen and computed is not taken over."""
+    spec = find_spec(package)
+    content = sha256()
+    for folder in (spec and spec.submodule_search_locations) or ():
+        for file in sorted(Path(folder).rglob("*.py")):
+            content.update(file.read_bytes())
+    return content.hexdigest()

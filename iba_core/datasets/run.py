@@ -161,6 +161,7 @@ class Run:
         self.folder: Path = as_path(folder, "folder")
         self.setups: dict[str, dict[str, Any]] = {}
         self._records: dict[tuple[str, str, str], Record] = {}
+        self._by_key: dict[str, Record] = {}
         self.reload()
 
     @classmethod
@@ -185,6 +186,9 @@ class Run:
 
     def __len__(self) -> int:
         return len(self._records)
+
+    def __contains__(self, record: object) -> bool:
+        return isinstance(record, Record) and self._records.get(record.place) == record
 
     def __iter__(self) -> Iterator[Record]:
         return iter(tuple(self._records.values()))
@@ -220,7 +224,7 @@ class Run:
         self.setups = {}
         for path in sorted((self.folder / SETUPS).glob("*.json")):
             self.setups[path.stem] = _read_setup(path)
-        self._records = {}
+        self._records, self._by_key = {}, {}
         for line in self._lines():
             if (record := _record_of(line, self.folder)) is not None:
                 self._keep(record)
@@ -235,13 +239,24 @@ class Run:
 
     def _keep(self, record: Record) -> None:
         self._records[record.place] = record
+        if record.error is None:
+            self._by_key[record.key] = record
 
-    def find(self, place: tuple[str, str, str], key: str) -> Record | None:
-        """The record of an input, a target and a setup, if it holds a result for this very content."""
-        record = self._records.get(place)
-        if record is None or record.key != key or record.error is not None:
-            return None
-        return record if record.result_path.is_file() else None
+    def find(self, wanted: Record) -> Record | None:
+        """What has been found for an input, a target and a setup, whether under this name or another.
+
+        Args:
+            wanted: its record before it is explained.
+        """
+        for record in (self._records.get(wanted.place), self._by_key.get(wanted.key)):
+            if record is not None and record.key == wanted.key and record.error is None:
+                there = record.result_path.is_file()
+                return (
+                    replace(record, name=wanted.name, path=wanted.path, target=wanted.target)
+                    if there
+                    else None
+                )
+        return None
 
     # -- writing ----------------------------------------------------------------------------------------
 

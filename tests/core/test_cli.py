@@ -16,11 +16,13 @@ from PIL import Image
 from rich.console import Console
 
 import iba_core
-from iba_core import Attribution, Explainer, MissingDependencyError
+from iba_core import Explainer, MissingDependencyError
 from iba_core.bottleneck.settings import BottleneckSettings, preset_settings
-from iba_core.cli import console, demo, explain, main, network, photographs, results
-from iba_core.cli.network import Network, parse_size
+from iba_core.cli import console, demo, main, network, photographs, results, statistics
+from iba_core.cli.network import Network, parse_size, read_class_names
 from iba_core.cli.quiet import quiet_start
+from iba_core.datasets import Run
+from iba_core.framework import adapter
 from iba_core.pictures.images import Preprocessing, image_batches, image_files, load_image
 from iba_core.targets import class_probabilities
 
@@ -200,7 +202,7 @@ def iba(workplace, monkeypatch, capfd):
     """Run the command line in the folder, on 80 columns; gives exit code, stdout and stderr."""
     monkeypatch.chdir(workplace)
     monkeypatch.setenv("COLUMNS", "80")
-    monkeypatch.setattr(explain, "CROPS", 16)
+    monkeypatch.setattr(statistics, "CROPS", 16)
 
     def run(*arguments):
         require_tensorflow(*arguments)
@@ -248,6 +250,12 @@ def flat(out):
     return " ".join(out.split())
 
 
+def found(folder, name="one.jpg"):
+    """The attribution of a photograph in the folder of a run."""
+    (record,) = [record for record in Run.open(folder) if record.name == name]
+    return record.attribution()
+
+
 FAST = ("--steps", 2, "--samples", 3)
 TOLD = ("--model", "tiny_nets:told", "--stats", "told.safetensors", *FAST)
 
@@ -273,11 +281,13 @@ def test_explain_writes_picture_numbers_and_table(iba, workplace, tmp_path, mode
     )
     assert (code, err) == (0, "")
     folder = tmp_path / "new" / "folder"
-    assert sorted(os.listdir(folder)) == ["one-iba.png", "one-iba.safetensors"]
-    with Image.open(folder / "one-iba.png") as picture:
+    assert len(os.listdir(folder / "results")) == 1
+    (record,) = Run.open(folder)
+    assert (record.path, record.layer) == (str(workplace / "photos" / "one.jpg"), found(folder).layer)
+    with Image.open(record.picture_path) as picture:
         assert picture.width > picture.height > 300
         assert len(picture.convert("RGB").getcolors(maxcolors=10**7)) > 1000
-    attribution = Attribution.load(folder / "one-iba.safetensors")
+    attribution = found(folder)
     assert attribution.saliency.shape == (1, 32, 32)
     assert attribution.settings == BottleneckSettings(steps=2, samples=3)
     assert attribution.seed == 0
@@ -315,8 +325,7 @@ def test_table_tells_what_the_library_computes(iba, workplace, tmp_path):
         top = np.argsort(-probabilities)[:3]
         for other in top:
             assert f"{100 * probabilities[other]:.1f} %" in out
-        saved = Attribution.load(tmp_path / f"{Path(name).stem}-iba.safetensors")
-        np.testing.assert_array_equal(saved.capacity, attribution.capacity)
+        np.testing.assert_array_equal(found(tmp_path, name).capacity, attribution.capacity)
     out = flat(out)
     assert "3, the layer of the statistics" in out
     assert "told.safetensors, of 12 images" in out
@@ -326,7 +335,7 @@ def test_table_tells_what_the_library_computes(iba, workplace, tmp_path):
 def test_hyperparameters_reach_the_bottleneck(iba, tmp_path):
     options = ("--beta", 2.5, "--steps", 3, "--samples", 4, "--seed", 11, "--layer", "3")
     assert iba("explain", "photos/one.jpg", *TOLD, *options, "--out", tmp_path)[0] == 0
-    attribution = Attribution.load(tmp_path / "one-iba.safetensors")
+    attribution = found(tmp_path)
     assert attribution.settings == BottleneckSettings(beta=2.5, steps=3, samples=4)
     assert (attribution.seed, attribution.layer) == (11, "3")
     assert attribution.model_losses.shape == (3, 1)
@@ -336,14 +345,14 @@ def test_a_preset_sets_what_no_option_says(iba, tmp_path):
     options = ("--preset", "fast", "--steps", 2, "--samples", 3)
     assert iba("explain", "photos/one.jpg", *TOLD, *options, "--out", tmp_path)[0] == 0
     expected = BottleneckSettings(**{**preset_settings("fast"), "steps": 2, "samples": 3})
-    assert Attribution.load(tmp_path / "one-iba.safetensors").settings == expected
+    assert found(tmp_path).settings == expected
 
 
 def test_one_seed_one_map(iba, tmp_path):
     capacities = {}
     for run, seed in (("a", 3), ("b", 3), ("c", 4)):
         assert iba("explain", "photos/one.jpg", *TOLD, "--seed", seed, "--out", tmp_path / run)[0] == 0
-        capacities[run] = Attribution.load(tmp_path / run / "one-iba.safetensors").capacity
+        capacities[run] = found(tmp_path / run).capacity
     np.testing.assert_array_equal(capacities["a"], capacities["b"])
     assert not np.array_equal(capacities["a"], capacities["c"])
 
@@ -351,7 +360,7 @@ def test_one_seed_one_map(iba, tmp_path):
 @pytest.mark.parametrize("target", ["1", "tiger cat", "TIGER CAT"])
 def test_target_by_index_or_name(iba, tmp_path, target):
     _, out, _ = iba("explain", "photos/one.jpg", *TOLD, "--target", target, "--out", tmp_path)
-    assert Attribution.load(tmp_path / "one-iba.safetensors").classes.tolist() == [1]
+    assert found(tmp_path).classes.tolist() == [1]
     assert "▸ 1 Tiger Cat" in out
 
 
@@ -424,36 +433,175 @@ def test_same_names_do_not_overwrite_each_other(iba, workplace, tmp_path):
     load_image(workplace / "photos" / "one.jpg").save(tmp_path / "a" / "Same.jpg")
     out = tmp_path / "out"
     assert iba("explain", tmp_path / "a", tmp_path / "b" / "same.png", *TOLD, "--out", out)[0] == 0
-    stems = {"Same-iba", "same-2-iba", "same-3-iba"}
-    assert set(os.listdir(out)) == {stem + ending for stem in stems for ending in (".png", ".safetensors")}
-    capacities = [Attribution.load(out / f"{stem}.safetensors").capacity for stem in sorted(stems)]
-    assert not np.allclose(capacities[1], capacities[2])
+    run = Run.open(out)
+    assert sorted(record.name for record in run) == ["Same.jpg", "same.png", "same.png"]
+    assert len({record.picture for record in run}) == len(os.listdir(out / "pictures")) == 3
+    assert len({record.attribution().capacity.tobytes() for record in run}) == 3
 
 
 def test_a_photograph_given_twice_is_explained_once(iba, tmp_path):
     _, out, _ = iba("explain", "photos/one.jpg", "photos/../photos/one.jpg", *TOLD, "--out", tmp_path)
-    assert len(os.listdir(tmp_path)) == 2
+    assert len(os.listdir(tmp_path / "results")) == 1
     assert out.count("▸") == 2  # in the row, and in the legend
 
 
-def test_earlier_results_are_replaced(iba, tmp_path):
-    for name in ("one-iba.png", "one-iba.safetensors"):
-        (tmp_path / name).write_text("old")
-    assert iba("explain", "photos/one.jpg", *TOLD, "--out", tmp_path)[0] == 0
-    assert Image.open(tmp_path / "one-iba.png").format == "PNG"
-    assert len(Attribution.load(tmp_path / "one-iba.safetensors")) == 1
-
-
-def test_photographs_are_never_overwritten(fails, workplace, tmp_path):
-    for name in ("x.png", "x-iba.png"):
-        load_image(workplace / "photos" / "one.jpg").save(tmp_path / name)
-    message = fails("explain", tmp_path / "x.png", tmp_path / "x-iba.png", *TOLD, "--out", tmp_path)
-    assert message == f"out={str(tmp_path)!r} would overwrite the photograph {tmp_path / 'x-iba.png'}"
+def test_results_are_not_explained_themselves(iba, workplace, tmp_path):
+    load_image(workplace / "photos" / "one.jpg").save(tmp_path / "x.png")
+    for _ in range(2):
+        assert iba("explain", tmp_path, *TOLD, "--out", tmp_path / "out")[0] == 0
+        assert [record.name for record in Run.open(tmp_path / "out")] == ["x.png"]
+    # Named, they are photographs like any other.
+    (picture,) = (tmp_path / "out" / "pictures").iterdir()
+    assert iba("explain", picture, *TOLD, "--out", tmp_path / "out")[0] == 0
+    assert len(Run.open(tmp_path / "out")) == 2
 
 
 def test_folders_are_searched(iba, tmp_path):
     assert iba("explain", "photos", *TOLD, "--out", tmp_path)[0] == 0
-    assert len(os.listdir(tmp_path)) == 6
+    assert len(Run.open(tmp_path)) == 3
+
+
+def test_a_second_run_explains_nothing_again(iba, monkeypatch, tmp_path):
+    command = ("explain", "photos", *TOLD, "--out", tmp_path)
+    first = iba(*command)[1]
+
+    def explain(*arguments, **options):
+        raise AssertionError("it was explained again")
+
+    monkeypatch.setattr(Explainer, "explain", explain)
+    code, second, _ = iba(*command)
+    assert code == 0
+    assert "3 explained, 3 of them earlier" in flat(second)
+    assert [line for line in second.splitlines() if "%" in line] == [
+        line for line in first.splitlines() if "%" in line
+    ]
+
+
+def test_several_targets(iba, tmp_path):
+    code, out, _ = iba(
+        "explain", "photos", *TOLD, "--target", "tiger cat", "--target", 0, "--target", 1, "--out", tmp_path
+    )
+    assert code == 0
+    run = Run.open(tmp_path)
+    assert sorted((record.name, record.class_name) for record in run) == sorted(
+        (name, target) for name in ("one.jpg", "two.png", "three.png") for target in ("cat", "Tiger Cat")
+    )
+    assert len(os.listdir(tmp_path / "pictures")) == 6
+    assert len([line for line in out.splitlines() if line.startswith("one.jpg")]) == 2
+
+
+def test_a_broken_photograph_is_reported_and_skipped(iba, tmp_path):
+    with pytest.warns(UserWarning, match=r"bad\.jpg is not an image"):
+        code, out, err = iba("explain", "photos/one.jpg", "bad.jpg", *TOLD, "--out", tmp_path)
+    assert code == 1
+    assert "is not an image; the formats are" in flat(out)
+    assert err.endswith("iba: 1 of 2 could not be explained\n")
+    assert "1 explained, 1 not" in flat(out)
+    assert [(record.name, record.error is None) for record in Run.open(tmp_path)] == [
+        ("one.jpg", True),
+        ("bad.jpg", False),
+    ]
+
+
+def test_names_of_classes_from_a_file(iba, tmp_path):
+    (tmp_path / "names.txt").write_text("ape\nbee\ncow\ndoe\neel\n", encoding="utf-8")
+    options = ("--classes", tmp_path / "names.txt", "--target", "Cow")
+    code, out, _ = iba("explain", "photos/one.jpg", *TOLD, *options, "--out", tmp_path / "out")
+    assert code == 0
+    assert "▸ 2 cow" in out
+    assert found(tmp_path / "out").class_names == ("cow",)
+
+
+@pytest.mark.parametrize("text", ["a\n b \n", '["a", "b"]'])
+def test_files_of_names(tmp_path, text):
+    (tmp_path / "names").write_text(text)
+    assert read_class_names(tmp_path / "names") == ["a", "b"]
+
+
+@pytest.mark.parametrize("text", ["", "[1]", "[", b"\xff\xfe"])
+def test_files_without_names(fails, tmp_path, text):
+    (tmp_path / "names").write_bytes(text.encode() if isinstance(text, str) else text)
+    message = fails("explain", "photos/one.jpg", "--classes", tmp_path / "names")
+    assert message.startswith(f"classes={str(tmp_path / 'names')!r} ")
+
+
+def test_results_as_json(iba, tmp_path):
+    code, out, _ = iba("explain", "photos", *TOLD, "--json", "--out", tmp_path)
+    assert code == 0
+    assert json.loads(out) == json.loads((tmp_path / "summary.json").read_text())
+
+
+@pytest.mark.soak
+def test_two_processes_explain_what_one_does(iba, tmp_path):
+    runs = []
+    for jobs in (1, 2):
+        assert iba("explain", "photos", *TOLD, "--jobs", jobs, "--out", tmp_path / str(jobs))[0] == 0
+        runs.append({record.key: record for record in Run.open(tmp_path / str(jobs))})
+    assert runs[0].keys() == runs[1].keys()
+    for key, record in runs[0].items():
+        assert runs[1][key].bits == pytest.approx(record.bits, rel=1e-4)
+
+
+def test_the_device_of_your_choice(iba, fails, tmp_path):
+    command = ("explain", "photos/one.jpg", *TOLD, "--out", tmp_path, "--device")
+    assert iba(*command, "cpu")[0] == 0
+    assert fails(*command, "abacus").startswith("device='abacus' cannot be used")
+    keras = ("layers", "net.keras")
+    assert iba(*keras)[0] == 0
+
+
+def test_one_scale_for_all_pictures(iba, tmp_path):
+    sizes = []
+    for vmax in (1e-6, 1e6):
+        assert iba("explain", "photos/one.jpg", *TOLD, "--vmax", vmax, "--out", tmp_path / str(vmax))[0] == 0
+        (record,) = Run.open(tmp_path / str(vmax))
+        with Image.open(record.picture_path) as image:
+            sizes.append(np.asarray(image.convert("RGB"))[200:400, 600:900].mean())
+    assert sizes[0] > sizes[1] + 50
+
+
+# -- statistics that are kept -------------------------------------------------------------------------
+
+
+def test_statistics_are_estimated_once(iba, monkeypatch, tmp_path):
+    monkeypatch.setenv("IBA_CACHE", str(tmp_path / "cache"))
+    fits = []
+    fit = Explainer.fit
+
+    def counted(self, *arguments, **options):
+        fits.append(arguments)
+        return fit(self, *arguments, **options)
+
+    monkeypatch.setattr(Explainer, "fit", counted)
+
+    def run(*options, model="tiny_nets:told"):
+        before = len(fits)
+        target = ("--out", tmp_path / f"out{len(list(tmp_path.iterdir()))}")
+        assert iba("explain", "photos/one.jpg", "--model", model, *FAST, *options, *target)[0] == 0
+        return len(fits) - before, found(target[1])
+
+    count, first = run()
+    assert count == 1
+    count, second = run()
+    assert count == 0
+    np.testing.assert_array_equal(first.capacity, second.capacity)
+    assert run("--layer", "3")[0] == 1
+    assert run("--preprocess", "unit")[0] == 1
+    assert run("--no-cache")[0] == 1
+    assert run(model="tiny_nets:sigmoid")[0] == 1
+    assert run()[0] == 0
+    for entry in (tmp_path / "cache" / "statistics").iterdir():
+        content = bytearray(entry.read_bytes())
+        content[-1] ^= 1
+        entry.write_bytes(content)
+    count, third = run()
+    assert count == 1
+    np.testing.assert_array_equal(first.capacity, third.capacity)
+    monkeypatch.setenv("IBA_CACHE", "")
+    assert run()[0] == 1
+    monkeypatch.setenv("IBA_CACHE", str(tmp_path / "bad" / "file"))
+    (tmp_path / "bad").write_text("no folder")
+    assert run()[0] == 1
 
 
 @pytest.mark.parametrize(
@@ -464,7 +612,17 @@ def test_folders_are_searched(iba, tmp_path):
     ],
 )
 def test_one_bad_photograph_is_found_before_any_work(fails, untouched, tmp_path, photo, message):
-    assert fails("explain", "photos/one.jpg", photo, "--out", tmp_path / "out").startswith(message)
+    command = ("explain", "photos/one.jpg", photo, "--strict", "--out", tmp_path / "out")
+    assert fails(*command).startswith(message)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_file_that_is_not_there_is_found_before_any_work(fails, untouched):
+    assert fails("explain", "photos/one.jpg", "nowhere.jpg").startswith("nowhere.jpg does not exist")
+
+
+def test_if_no_photograph_can_be_read_it_is_an_error(fails, tmp_path):
+    assert fails("explain", "bad.jpg", *TOLD, "--out", tmp_path / "out").startswith("bad.jpg is not an image")
     assert not (tmp_path / "out").exists()
 
 
@@ -555,7 +713,7 @@ def test_the_probability_is_the_models_own(iba, workplace, tmp_path, model, targ
     present = given[0] if model == "one_output" else given[target]
     expected = 1 - present if (model, target) == ("one_output", 0) else present
     assert re.search(rf"▸ class {target} +{100 * expected:.1f} %", out)
-    attribution = Attribution.load(tmp_path / "one-iba.safetensors")
+    attribution = found(tmp_path)
     np.testing.assert_allclose(attribution.model_losses[0, 0] > 0, True)
 
 
@@ -591,24 +749,23 @@ def test_names_are_shown_harmlessly(iba, workplace, tmp_path):
     code, out, err = iba("explain", tmp_path / "in\x07", *TOLD, "--out", tmp_path / "out\x1b[2J")
     assert (code, err) == (0, "")
     assert not {"\x1b", "\x07"} & set(out)
-    assert len(os.listdir(tmp_path / "out\x1b[2J")) == 10
-    together = "".join(out.split())
+    assert len(Run.open(tmp_path / "out\x1b[2J")) == 5
+    table = "".join(line[:13].strip() for line in out.splitlines())
     for shown in (
-        "[bold]a[red]-iba.png",
-        "$b_{$-iba.png",
-        ":smile:\\x1b[31m-iba",
-        "caf\\udce9-iba",
-        "two\\nlines-iba",
+        "[bold]a[red].png",
+        "$b_{$.png",
+        ":smile:\\x1b[31m.png",
+        "caf\\udce9.png",
+        "two\\nlines.png",
     ):
-        assert shown in together
+        assert shown in table
 
 
-def test_outputs_that_could_not_be_written_are_found_before_any_work(fails, workplace, tmp_path, monkeypatch):
+def test_long_names_give_short_files(iba, workplace, tmp_path):
     name = "x" * 250 + ".png"
     load_image(workplace / "photos" / "one.jpg").save(tmp_path / name)
-    message = fails("explain", tmp_path / name, *TOLD, "--out", tmp_path / "out")
-    assert message.endswith("cannot be written: File name too long")
-    assert os.listdir(tmp_path / "out") == []
+    assert iba("explain", tmp_path / name, *TOLD, "--out", tmp_path / "out")[0] == 0
+    assert [record.name for record in Run.open(tmp_path / "out")] == [name]
 
 
 # -- iba layers -----------------------------------------------------------------------------------
@@ -636,7 +793,7 @@ def test_explain_takes_the_layer_that_layers_marks(iba, tmp_path):
     _, out, _ = iba("layers", "tiny_nets:told")
     (marked,) = re.findall(r"^\* +(\S+)", out, re.MULTILINE)
     iba("explain", "photos/one.jpg", "--model", "tiny_nets:told", *FAST, "--out", tmp_path)
-    assert Attribution.load(tmp_path / "one-iba.safetensors").layer == marked
+    assert found(tmp_path).layer == marked
 
 
 @pytest.mark.parametrize("model", ["tiny_nets:net", "tiny_nets:Nested.build"])
@@ -705,7 +862,8 @@ def test_a_framework_that_is_missing_is_named(fails, monkeypatch):
     def missing(name):
         raise MissingDependencyError(f"{name} is not installed: pip install 'iba-core[{name}]'")
 
-    monkeypatch.setattr(network, "load_backend", missing)
+    for module in (network, adapter):
+        monkeypatch.setattr(module, "load_backend", missing)
     assert "pip install 'iba-core[torch]'" in fails("layers", "efficientnet-lite0")
     assert fails("layers", "net.keras", "--backend", "tf").startswith("tf is not installed")
     assert "pip install 'iba-core[tensorflow]'" in fails("demo")

@@ -18,7 +18,9 @@ from tests.robustness.doors_core import (
     CALLED,
     COUNT,
     FLAG,
+    NO_FILE,
     OPTIONAL_SEED,
+    SEED,
     SETTINGS,
     const,
     folder,
@@ -39,6 +41,7 @@ from tests.robustness.wrong_values import (
     number,
     numbers,
     optional,
+    text,
     whole,
 )
 
@@ -119,6 +122,7 @@ def _explainer(net: Network) -> Iterator[Door]:
         layer=given("relu", optional(nothing)),
         backend=given(net.backend.name, optional(nothing)),
         estimator=A(WelfordEstimator, optional(nothing)),
+        combine=given("mean"),
         tokens=given(None, optional(nothing)),
         preset=given("fast", optional(nothing)),
         data_format=given(net.backend.data_format, optional(nothing)),
@@ -134,6 +138,8 @@ def _explainer(net: Network) -> Iterator[Door]:
         batches=net.batches(),
         n_samples=given(5, whole(2)),
         progbar=given(False, boolean),
+        until=given(0.9, optional(number(above=0, below=1))),
+        target=given(None, optional(net.has_classes), why="a class, a function, or one class per image"),
     )
 
 
@@ -173,6 +179,13 @@ def _explanations(net: Network) -> Iterator[Door]:
         seeds=given(2, whole(2, 10**4)),
     )
     yield door(
+        f"iba_core.Explainer.bits_error[{net.package}]",
+        lambda: net.new_explainer().fit(net.images, progbar=False),
+        x=images,
+        target=target,
+        seed=OPTIONAL_SEED,
+    )
+    yield door(
         f"iba_core.Explainer.survival_curve[{net.package}]",
         const(net.explainer),
         x=images,
@@ -182,6 +195,11 @@ def _explanations(net: Network) -> Iterator[Door]:
     yield door(
         f"iba_core.combine_maps[{net.package}]",
         attributions=A(lambda: [net.attribution, net.attribution]),
+        combine=given("mean"),
+    )
+    yield door(
+        f"iba_core.CombinedAttribution[{net.package}]",
+        parts=A(lambda: [net.attribution, net.attribution]),
         combine=given("mean"),
     )
     yield door(
@@ -450,10 +468,44 @@ def readout_doors(net: Network, readout: Callable[[], Any], loss: Callable[..., 
     yield door(f"{kind}.load", const(fitted), path=given(saved))
 
 
+def _are_texts(value: Any) -> bool:
+    return isinstance(value, (list, np.ndarray)) and len(value) > 0 and all(isinstance(e, str) for e in value)
+
+
+def _datasets(net: Network) -> Iterator[Door]:
+    classes = given(
+        None,
+        either(
+            optional(whole()),
+            lambda value: isinstance(value, (dict, list)) and value in ({"a": 1}, [None], ["a"]),
+        ),
+        ("target",),
+    )
+    yield door(
+        f"iba_core.datasets.explain_dataset[{net.package}]",
+        explainer=given(net.explainer),
+        inputs=A(lambda: {"a": net.images[0]}, nothing, ("x", "the input", *NO_FILE)),
+        out=A(lambda: folder() / f"run-{net.package}", is_path),
+        targets=classes,
+        preprocessing=given(None, optional(nothing)),
+        seed=SEED,
+        jobs=given(1, whole(1, 1024)),
+        strict=FLAG,
+        pictures=FLAG,
+        vmax=given(1.0, optional(number(above=0))),
+        class_names=given(list("abc"), optional(_are_texts)),
+        model=given("net", optional(text)),
+        statistics=given("mine", optional(text)),
+        progbar=given(False, boolean),
+        preset=given(None, optional(nothing)),
+        **{name: A(rule.valid, optional(rule.accepts)) for name, rule in SLOW.items()},
+    )
+
+
 def doors(net: Network) -> list[Door]:
     """All doors that take a model of a backend."""
     parts = (
-        *(_explainer, _explanations, _saved),
+        *(_explainer, _explanations, _saved, _datasets),
         *(_concepts, _activation_maps, _detection, _training, _selector),
     )
     return [door for part in parts for door in part(net)]

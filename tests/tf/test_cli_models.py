@@ -13,8 +13,8 @@ from keras import layers
 from PIL import Image
 from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
 
-from iba_core import Attribution
-from iba_core.cli import explain, main
+from iba_core.cli import main, statistics
+from iba_core.datasets import Run
 from iba_core.errors import StateError
 from iba_tf import GraphModel, TensorFlowAdapter
 
@@ -64,7 +64,7 @@ def iba(folder, monkeypatch, capfd):
     """Run the command line in the folder; gives exit code, stdout and stderr."""
     monkeypatch.chdir(folder)
     monkeypatch.setenv("COLUMNS", "100")
-    monkeypatch.setattr(explain, "CROPS", 16)
+    monkeypatch.setattr(statistics, "CROPS", 16)
 
     def run(*arguments):
         capfd.readouterr()
@@ -111,7 +111,8 @@ def test_all_files_give_the_same_map(iba, tmp_path):
         )
         assert (code, err) == (0, "")
         assert "TensorFlow" in printed
-        maps.append(Attribution.load(out / "photo-iba.safetensors").capacity)
+        (record,) = Run.open(out)
+        maps.append(record.attribution().capacity)
     for found in maps[1:]:
         np.testing.assert_allclose(found, maps[0], rtol=1e-4, atol=1e-5)
 

@@ -161,6 +161,20 @@ class TensorFlowAdapter(ModelAdapter):
             name: [np.array(variable.numpy()) for variable in variables] for name, variables in layers.items()
         }
 
+    def place(self, device: str) -> None:
+        """See `ModelAdapter.place`: TensorFlow has placed the model already, so it is only checked where."""
+        kind, _, number = device.lower().partition(":")
+        wanted = f"{'gpu' if kind == 'cuda' else kind}:{number or 0}"
+        there = [name.removeprefix("/device:").lower() for name, _ in tf.config.list_logical_devices()]
+        if wanted not in there:
+            raise InputError(f"device={device!r} is not there; TensorFlow has {', '.join(there)}")
+        chosen = "gpu:0" if "gpu:0" in there else "cpu:0"
+        if wanted != chosen:
+            raise InputError(
+                f"device={device!r} is not {chosen!r}, where TensorFlow puts models; set the environment "
+                "variable CUDA_VISIBLE_DEVICES before the start"
+            )
+
     @runs_eagerly
     def described(self) -> tuple[str, Iterable[npt.NDArray[Any]]]:
         """See `ModelAdapter.described`."""

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from copy import deepcopy
 from functools import partial
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -22,6 +23,7 @@ from iba_core.framework.framework import Framework
 from iba_core.framework.layout import DataFormat
 from iba_core.framework.namespace import host_array
 from iba_torch.framework import TorchFramework, move_to
+from iba_torch.model_files import load_file
 from iba_torch.tail.calls import unwrap
 from iba_torch.tail.places import AssumptionsAtPlace, Knowledge, LayerCall
 from iba_torch.tail.shadow import Handler, Shadows, Site
@@ -79,9 +81,21 @@ class TorchAdapter(ModelAdapter):
 
     @classmethod
     def load(cls, source: str) -> nn.Module | None:
-        """The pretrained network ``"efficientnet-lite0"``; None for any other name."""
+        """Load the model that the name of a pretrained network, a file or a folder stands for.
+
+        Args:
+            source: ``"efficientnet-lite0"``; a ``.pt2`` file of `torch.export.save`; or a folder of a Hugging
+                Face model.
+
+        Returns:
+            The model; None for any other name.
+
+        Raises:
+            StateError: the file is damaged, holds code, or has no layers, as a TorchScript program.
+            MissingDependencyError: a folder of Hugging Face needs the package transformers.
+        """
         if source != "efficientnet-lite0":
-            return None
+            return load_file(Path(source))
         from iba_torch.efficientnet_lite import efficientnet_lite0
 
         return efficientnet_lite0()
@@ -219,6 +233,14 @@ class TorchAdapter(ModelAdapter):
             for name, module in self.model.named_modules()
         }
         return {name: [array.copy() for array in arrays] for name, arrays in found.items() if arrays}
+
+    def place(self, device: str) -> None:
+        """See `ModelAdapter.place`."""
+        try:
+            torch.zeros(1, device=device)
+            self.model.to(device)
+        except Exception as error:  # a device that is not there raises anything
+            raise InputError(f"device={device!r} cannot be used: {error}") from error
 
     def described(self) -> tuple[str, Iterable[npt.NDArray[Any]]]:
         """See `ModelAdapter.described`: modules, the code of their forwards, parameters, buffers."""

@@ -1,0 +1,213 @@
+"""Explaining a data set: skip what is there, explain the rest, note each result as it comes."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from os import PathLike
+from os.path import basename
+from typing import Any
+
+from iba_core.arguments import (
+    require_bool,
+    require_number,
+    require_seed,
+    require_sequence,
+    require_text,
+    require_type,
+    require_whole,
+)
+from iba_core.bottleneck.settings import BottleneckSettings, preset_settings
+from iba_core.datasets.explaining import (
+    FAILED,
+    Options,
+    Outcome,
+    Task,
+    blank_record,
+    explain_item,
+    failed,
+    new_setup,
+)
+from iba_core.datasets.items import Item, items_of
+from iba_core.datasets.processes import MOST_JOBS, explained_by_processes
+from iba_core.datasets.run import Record, Run
+from iba_core.datasets.targets import LabelledTarget, labelled
+from iba_core.errors import InputError
+from iba_core.explainer import Explainer
+from iba_core.files import as_path, shown
+from iba_core.pictures.images import Preprocessing
+from iba_core.pictures.plotting import require_matplotlib
+from iba_core.utils import get_tqdm
+
+
+def explain_dataset(
+    explainer: Explainer,
+    inputs: Any,
+    out: str | PathLike[str],
+    targets: Any = None,
+    *,
+    preprocessing: Preprocessing | None = None,
+    seed: int = 0,
+    jobs: int = 1,
+    strict: bool = False,
+    pictures: bool = True,
+    vmax: float | None = None,
+    class_names: Sequence[str] | None = None,
+    model: str | None = None,
+    statistics: str | None = None,
+    progbar: bool = True,
+    preset: str | None = None,
+    **settings: Any,
+) -> Run:
+    """Explain many inputs one by one, and write each result as it comes.
+
+    A run that ended early, even by a kill, goes on where it was when it is started again: what has been
+    explained with the same model, statistics, settings and target is skipped. An input that cannot be read or
+    explained gets a record with the error, and is tried again the next time.
+
+    Args:
+        explainer: a fitted explainer.
+        inputs: a folder of image files, or a list of files and folders; a dict of inputs by name; or an
+            iterable of pairs (name, input), read one at a time. An input is one, as `Explainer.explain`
+            takes it.
+        out: folder to write to, see `Run`. It may hold results of other runs.
+        targets: None for the predicted class; the index or the name of a class; a list of these; or a dict
+            of any targets by name. A name stands for its target: another target needs another name.
+        preprocessing: how the network expects image files.
+        seed: seed of the noise.
+        jobs: number of processes, each with a copy of the model and its share of the processors. Programs
+            that ask for more than one need ``if __name__ == "__main__":``.
+        strict: raise the error of the first input that fails.
+        pictures: draw each map over its picture, where the inputs are images.
+        vmax: value at the top of the pictures' colour bars, in bits per pixel; each map's maximum if None.
+        class_names: names of the classes; those of the explainer if None.
+        model: name of the model, to be noted.
+        statistics: a word for the estimated statistics. If None, results made with other numbers are not
+            taken over, not even where these differ by rounding.
+        progbar: show the progress.
+        preset: as in `Explainer.explain`.
+        **settings: as in `Explainer.explain`.
+
+    Returns:
+        The run, whose summary has been written.
+
+    Raises:
+        NotEstimatedError: the distribution of the features has not been estimated.
+        InputError: an argument is wrong, `out` cannot be written, or nothing could be explained because the
+            inputs or targets do not fit the model.
+        IBAError: with `strict`, the error of the first input that fails.
+
+    Example:
+        >>> run = explain_dataset(explainer, {"a": x[0], "b": x[1]}, "maps", [0, 1], progbar=False)
+        >>> [(record.name, record.target) for record in run]
+        [('a', '0'), ('a', '1'), ('b', '0'), ('b', '1')]
+    """
+    require_type("explainer", explainer, Explainer, "an Explainer")
+    require_type("preprocessing", preprocessing, Preprocessing, "a Preprocessing", optional=True)
+    require_seed("seed", seed, optional=False)
+    jobs = require_whole("jobs", jobs, 1, MOST_JOBS)
+    for name, value in (("strict", strict), ("pictures", pictures), ("progbar", progbar)):
+        require_bool(name, value)
+    vmax = None if vmax is None else require_number("vmax", vmax, above=0)
+    for name, text in (("model", model), ("statistics", statistics)):
+        require_type(name, text, str, "a text", optional=True)
+    if class_names is not None:
+        require_sequence("class_names", class_names, "names")
+        for each in class_names:
+            require_text("class_names", each, "a list of names")
+    names = explainer.class_names if class_names is None else class_names
+    wanted = labelled(targets, names)
+    chosen = _settings(explainer, preset, settings)
+    items = items_of(inputs, preprocessing, explainer.adapter.data_format)
+    run = Run(as_path(out, "out"))
+    if pictures:
+        require_matplotlib()
+    setup = new_setup(explainer, chosen, seed, preprocessing, model, statistics)
+    run.begin(setup)
+    options = Options(
+        run.folder,
+        setup["id"],
+        setup["layer"],
+        seed,
+        chosen,
+        None if names is None else tuple(names),
+        pictures,
+        vmax,
+    )
+    tracked = get_tqdm()(items, desc="Explaining", unit="input", disable=not progbar)
+    try:
+        _explain_all(explainer, _tasks(tracked, wanted, run, options, strict), run, options, jobs, strict)
+    finally:
+        run.write_summary()
+    return run
+
+
+def _settings(explainer: Explainer, preset: str | None, settings: dict[str, Any]) -> BottleneckSettings:
+    """Given hyperparameters, else those of the preset, else the explainer's own."""
+    if preset is None and not settings:
+        return explainer.settings
+    return explainer.settings.override(**preset_settings(preset)).override(**settings)
+
+
+def _tasks(
+    items: Iterable[Item], targets: Sequence[LabelledTarget], run: Run, options: Options, strict: bool
+) -> Iterator[Task]:
+    """What is to be done for each item; what needs no explaining is noted on the way."""
+    item: Item | None = None
+    for item in items:
+        try:
+            content = item.content()
+        except FAILED as error:
+            if strict:
+                raise
+            for target in targets:
+                _note_failure(run, failed(blank_record(item, target, "", options), error))
+            continue
+        missing = []
+        for target in targets:
+            wanted = blank_record(item, target, content, options)
+            known = run.find(wanted)
+            if known is None:
+                missing.append(target)
+            elif known not in run:
+                run.add(known)  # the same content has been explained under another name
+        if missing:
+            yield Task(item, content, tuple(missing))
+    if item is None:
+        raise InputError("inputs is empty; give at least one")
+
+
+def _explain_all(
+    explainer: Explainer, tasks: Iterable[Task], run: Run, options: Options, jobs: int, strict: bool
+) -> None:
+    """Explain, and note each result once its files are there."""
+    if jobs == 1:
+        outcomes: Iterable[Outcome] = (explain_item(explainer, task, options) for task in tasks)
+    else:
+        outcomes = explained_by_processes(explainer, tasks, options, jobs)
+    heard: set[str] = set()
+    something_fits = any(record.setup == options.setup and record.error is None for record in run)
+    for outcome in outcomes:
+        for text in outcome.warnings:
+            if text not in heard:
+                heard.add(text)
+                warnings.warn(f"{outcome.records[0].name}: {text}", stacklevel=3)
+        something_fits |= any(record.error is None for record in outcome.records)
+        for error in outcome.errors:
+            # If not even the first fits, it is not the input's fault, and no other will.
+            if strict or (isinstance(error, InputError) and not something_fits):
+                raise error
+        for record in outcome.records:
+            if record.error is None:
+                run.add(record)
+            elif strict:
+                raise InputError(record.error)
+            else:
+                _note_failure(run, record)
+
+
+def _note_failure(run: Run, record: Record) -> None:
+    run.add(record)
+    error = record.error or ""
+    is_named = record.path is not None and shown(basename(record.path)) in error
+    warnings.warn(error if is_named else f"{record.name}: {error}", stacklevel=4)
