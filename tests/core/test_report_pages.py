@@ -184,12 +184,12 @@ def test_the_map_has_the_colours_of_its_values(visit, tmp_path):
     tab = visit(write_report(run, progbar=False))
     tab.locator(".card").first.click()
     tab.locator("#panels .map").evaluate("map => map.decode()")
-    top, ground = (np.array([int(c[i : i + 2], 16) for i in (1, 3, 5)]) for c in (COLOURS[-1], "#17151c"))
-    expected = OPACITIES[-1] * top + (1 - OPACITIES[-1]) * ground
+    top, stage = (np.array([int(c[i : i + 2], 16) for i in (1, 3, 5)]) for c in (COLOURS[-1], "#17151c"))
+    expected = OPACITIES[-1] * top + (1 - OPACITIES[-1]) * stage
     assert np.abs(colour_at(tab, 0.75, 0.2) - expected).max() < 6
     # 0.4 is the sixth of the sixteen colours, and the third of the six opacities.
     middle = np.array([int(COLOURS[6][i : i + 2], 16) for i in (1, 3, 5)])
-    expected = OPACITIES[2] * middle + (1 - OPACITIES[2]) * ground
+    expected = OPACITIES[2] * middle + (1 - OPACITIES[2]) * stage
     assert np.abs(colour_at(tab, 0.75, 0.8) - expected).max() < 8
     # One scale for all: a quarter of the highest value of the run.
     tab.keyboard.press("s")
@@ -199,10 +199,10 @@ def test_the_map_has_the_colours_of_its_values(visit, tmp_path):
     low, high = (np.array([int(COLOURS[n][i : i + 2], 16) for i in (1, 3, 5)]) for n in (3, 4))
     opacity = np.interp(0.25, np.linspace(0, 1, len(OPACITIES)), OPACITIES)
     colour = low + (share - 3) * (high - low)
-    assert np.abs(colour_at(tab, 0.75, 0.2) - (opacity * colour + (1 - opacity) * ground)).max() < 8
+    assert np.abs(colour_at(tab, 0.75, 0.2) - (opacity * colour + (1 - opacity) * stage)).max() < 8
     # Without the map, the stage alone.
     tab.fill("#strength", "0")
-    assert np.abs(colour_at(tab, 0.75, 0.2) - ground).max() < 3
+    assert np.abs(colour_at(tab, 0.75, 0.2) - stage).max() < 3
     says(tab, "#strength-says", "picture alone")
 
 
@@ -259,8 +259,8 @@ def test_all_pictures_controls_and_links_have_names(visit, example):
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_the_colours_follow_the_system(visit, example, scheme):
     tab = visit(example, color_scheme=scheme)
-    ground = tab.evaluate("getComputedStyle(document.body).backgroundColor")
-    assert ground == {"light": "rgb(246, 245, 249)", "dark": "rgb(18, 17, 23)"}[scheme]
+    stage = tab.evaluate("getComputedStyle(document.body).backgroundColor")
+    assert stage == {"light": "rgb(246, 245, 249)", "dark": "rgb(18, 17, 23)"}[scheme]
 
 
 def test_a_narrow_window_scrolls_down_only(visit, example):

@@ -194,7 +194,7 @@
     const row = shown[place];
     const says = make("span", { className: "says" });
     says.append(make("strong", { textContent: row.name === null ? (row.error ? "failed" : row.target) : row.name }));
-    if (row.error) says.append(make("span", { className: "numbers fails", textContent: row.error }));
+    if (row.error) says.append(make("span", { className: "numbers fails", textContent: `target: ${row.target}` }));
     else {
       const low = row.survival !== null && row.survival < 0.5;
       says.append(
