@@ -373,7 +373,7 @@
   }
 
   function route() {
-    const id = decodeURIComponent(window.location.hash.replace(/^#\/?/, ""));
+    const id = window.location.hash.replace(/^#\/?/, "");
     if (id && id !== "results") open(id);
     else if (current !== null || find("overview").hidden) show_all();
   }
