@@ -490,6 +490,17 @@ def test_several_targets(iba, tmp_path):
     assert len([line for line in out.splitlines() if line.startswith("one.jpg")]) == 2
 
 
+def test_explain_writes_a_report_on_request(iba, tmp_path):
+    pytest.importorskip("jinja2")
+    code, out, err = iba("explain", "photos/one.jpg", *TOLD, "--report", "--out", tmp_path)
+    assert (code, err) == (0, "")
+    assert "report/index.html" in out
+    page = (tmp_path / "report" / "index.html").read_text("utf-8")
+    assert "1 input, 1 explanation" in page
+    assert "tiny_nets:told" in page
+    assert len(list((tmp_path / "report" / "maps").iterdir())) == 1
+
+
 def test_a_broken_photograph_is_reported_and_skipped(iba, tmp_path):
     with pytest.warns(UserWarning, match=r"bad\.jpg is not an image"):
         code, out, err = iba("explain", "photos/one.jpg", "bad.jpg", *TOLD, "--out", tmp_path)
