@@ -1,4 +1,4 @@
-"""Data sets explained into a folder: what is there is skipped, what fails is noted, nothing is lost."""
+"""Data sets explained into a folder: results are skipped once they are there, and errors are noted."""
 
 import csv
 import json
