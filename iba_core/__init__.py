@@ -5,7 +5,7 @@ Which parts of an input does a trained network need for an output, and how many 
 package imports neither torch nor tensorflow.
 """
 
-from iba_core.attribution import Attribution
+from iba_core.attribution import Attribution, CombinedAttribution
 from iba_core.bottleneck.estimator import WelfordEstimator
 from iba_core.bottleneck.saliency import to_saliency_map
 from iba_core.bottleneck.settings import BottleneckSettings
@@ -23,7 +23,7 @@ from iba_core.explainer import Explainer
 from iba_core.framework.inputs import Shared
 from iba_core.framework.layout import Tokens
 from iba_core.pictures.images import load_image, load_monkeys, sample_crops, sample_image, to_unit_interval
-from iba_core.pictures.plotting import plot_saliency_map, plot_signal_map
+from iba_core.pictures.plotting import plot_saliency_map, plot_signal_map, plot_volume_map, plot_words
 from iba_core.repeats import Repeats, SurvivalCurve, combine_maps, compare
 from iba_core.targets import (
     ClassTarget,
@@ -43,6 +43,7 @@ __all__ = [
     "Attribution",
     "BottleneckSettings",
     "ClassTarget",
+    "CombinedAttribution",
     "DistributionTarget",
     "Explainer",
     "IBAError",
@@ -72,6 +73,8 @@ __all__ = [
     "load_monkeys",
     "plot_saliency_map",
     "plot_signal_map",
+    "plot_volume_map",
+    "plot_words",
     "sample_crops",
     "sample_image",
     "to_saliency_map",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from html import escape
 from os import PathLike
@@ -12,17 +12,25 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 import numpy.typing as npt
 
-from iba_core.arguments import require_sequence, require_type, require_whole
-from iba_core.bottleneck.saliency import to_bits
+from iba_core.arguments import require_choice, require_sequence, require_type, require_whole
+from iba_core.bottleneck.saliency import COMBINE, Combine, combined_shares, to_bits
 from iba_core.bottleneck.settings import BottleneckSettings
-from iba_core.errors import InputError, StateError
+from iba_core.errors import InputError, MissingDependencyError, StateError
 from iba_core.files import shown
 from iba_core.framework.layout import DataFormat, Layout
-from iba_core.pictures.plotting import channels_last, maps_as_html, plot_saliency_map, plot_signal_map
-from iba_core.state import interpreting, read_state, write_state
+from iba_core.pictures.plotting import (
+    channels_last,
+    maps_as_html,
+    plot_saliency_map,
+    plot_signal_map,
+    plot_volume_map,
+    plot_words,
+)
+from iba_core.state import interpreting, put_together, read_state, taken_out, write_state
 from iba_core.targets import class_probabilities
 
 if TYPE_CHECKING:
+    import pandas
     from matplotlib.axes import Axes
 
 _KIND = "attribution"
@@ -115,7 +123,7 @@ class Attribution:
 
     def __len__(self) -> int:
         """Number of images."""
-        return len(self.capacity)
+        return len(self.saliency)
 
     def __getitem__(self, index: int | slice) -> Self:
         """The attribution of one image, or of several.
@@ -152,7 +160,7 @@ class Attribution:
     def to_dict(self) -> dict[str, Any]:
         """The numbers of each image as plain Python values, which JSON can store.
 
-        ``pandas.DataFrame(attribution.to_dict()["images"])`` makes a table of them.
+        `to_dataframe` makes a table of them.
 
         Returns:
             A dict with `layer`, `seed`, `settings`, and under ``"images"`` a dict for each image: its bits,
@@ -163,7 +171,16 @@ class Attribution:
             >>> list(first)
             ['bits', 'class', 'probability', 'survival', 'survival_std', 'beta']
         """
-        columns: dict[str, npt.NDArray[Any] | None] = {
+        columns = self._columns().items()
+        known = {name: values.tolist() for name, values in columns if values is not None}
+        if self.class_names is not None:
+            known = {"name": list(self.class_names), **known}
+        images = [dict(zip(known, row, strict=True)) for row in zip(*known.values(), strict=True)]
+        return {"layer": self.layer, "seed": self.seed, "settings": asdict(self.settings), "images": images}
+
+    def _columns(self) -> dict[str, npt.NDArray[Any] | None]:
+        """Numbers of the images, (B,) each, by name; None for those that are not known."""
+        return {
             "bits": self.total_bits,
             "class": self.classes,
             "probability": self._class_probabilities(),
@@ -171,11 +188,6 @@ class Attribution:
             "survival_std": self.survival_std,
             "beta": self.betas,
         }
-        known = {name: values.tolist() for name, values in columns.items() if values is not None}
-        if self.class_names is not None:
-            known = {"name": list(self.class_names), **known}
-        images = [dict(zip(known, row, strict=True)) for row in zip(*known.values(), strict=True)]
-        return {"layer": self.layer, "seed": self.seed, "settings": asdict(self.settings), "images": images}
 
     def _class_probabilities(self) -> npt.NDArray[np.floating] | None:
         if self.classes is None or self.outputs.ndim != 2:
@@ -210,35 +222,65 @@ class Attribution:
         axes = self.layout.to_channels_first()
         return self.capacity.transpose(0, *(axis + 1 for axis in axes))
 
+    def to_dataframe(self) -> pandas.DataFrame:
+        """The numbers of each image as a table of pandas, a row for each, see `to_dict`.
+
+        Raises:
+            MissingDependencyError: pandas is not installed.
+
+        Example:
+            >>> table = explainer.explain(x, target=1, seed=0).to_dataframe()
+            >>> list(table.columns)[:2], len(table)
+            (['bits', 'class'], 2)
+        """
+        try:
+            import pandas
+        except ImportError as error:
+            raise MissingDependencyError("to_dataframe needs pandas: pip install pandas") from error
+        return pandas.DataFrame(self.to_dict()["images"])
+
     def plot(
-        self, image: npt.ArrayLike | None = None, index: int = 0, ax: Axes | None = None, **options: Any
+        self,
+        image: npt.ArrayLike | Sequence[str] | None = None,
+        index: int = 0,
+        ax: Axes | None = None,
+        **options: Any,
     ) -> Axes:
-        """Draw the saliency map of one image or signal.
+        """Draw the saliency map of one image, signal, volume or text.
 
         Args:
-            image: picture to show in grey under the map, (H, W), (H, W, 3) or (3, H, W); for a map of a
-                signal, the signal, (T,), (T, C) or (C, T).
+            image: what was explained, to show with the map: a picture, (H, W), (H, W, 3) or (3, H, W); a
+                signal, (T,), (T, C) or (C, T); a volume, (D, H, W) or (1, D, H, W); or the words of a text,
+                one for each token on the map.
             index: number of the image in the batch.
             ax: axes to draw into; None for a new figure.
-            **options: see `iba_core.plot_saliency_map`, or `iba_core.plot_signal_map` for signals.
+            **options: see `iba_core.plot_saliency_map`, `iba_core.plot_signal_map` for signals,
+                `iba_core.plot_volume_map` for volumes or `iba_core.plot_words` for words.
 
         Returns:
             The axes.
 
         Raises:
-            InputError: the maps have neither one nor two spatial axes.
+            InputError: the map has no place, or `image` does not fit it.
         """
         index = require_whole("index", index, -len(self), len(self) - 1)
-        if self.saliency.ndim == 2:
-            return plot_signal_map(self.saliency[index], image, ax, **options)
-        if self.saliency.ndim != 3:
+        if self.saliency.ndim == 1:
             raise InputError(
-                "only maps with one or two spatial axes can be drawn; these have "
-                f"{self.saliency.ndim - 1}: give plot_saliency_map a slice, or their maximum along an axis"
+                f"the features of layer {self.layer!r} have no places, so there is no map to draw; "
+                "total_bits has the bits of each input"
             )
+        bits = self.saliency[index]
+        if isinstance(image, (list, tuple)) and image and isinstance(image[0], str):
+            if bits.ndim != 1:
+                raise InputError("image holds words, but the map is not that of a text")
+            return plot_words(image, bits, ax, **options)
+        if bits.ndim == 1:
+            return plot_signal_map(bits, image, ax, **options)
+        if bits.ndim == 3:
+            return plot_volume_map(bits, image, ax, **options)
         if image is not None:
-            image = channels_last(image, self.saliency.shape[1:])
-        return plot_saliency_map(self.saliency[index], image, ax, **options)
+            image = channels_last(image, bits.shape)
+        return plot_saliency_map(bits, image, ax, **options)
 
     def save(self, path: str | PathLike[str]) -> None:
         """Write everything to a safetensors file.
@@ -246,8 +288,13 @@ class Attribution:
         Args:
             path: file to write.
         """
-        arrays = {name: getattr(self, name) for name in _ARRAYS if getattr(self, name) is not None}
-        metadata = {
+        write_state(path, self._stored_arrays(), _KIND, self._stored_facts())
+
+    def _stored_arrays(self) -> dict[str, npt.NDArray[Any]]:
+        return {name: getattr(self, name) for name in _ARRAYS if getattr(self, name) is not None}
+
+    def _stored_facts(self) -> dict[str, Any]:
+        return {
             "layer": self.layer,
             "data_format": self.data_format,
             "seed": self.seed,
@@ -256,26 +303,37 @@ class Attribution:
             "class_names": self.class_names,
             "settings": asdict(self.settings),
         }
-        write_state(path, arrays, _KIND, metadata)
 
     @classmethod
-    def load(cls, path: str | PathLike[str]) -> Self:
+    def load(cls, path: str | PathLike[str]) -> Attribution:
         """Read a file that `save` wrote.
 
         Args:
             path: file to read.
 
+        Returns:
+            The attribution; a `CombinedAttribution` if it is of several layers.
+
         Raises:
             StateError: the file is missing, truncated or of another kind.
         """
-        arrays, metadata = read_state(path, _KIND)
+        arrays, facts = read_state(path, _KIND)
         with interpreting(path, _KIND):
-            settings = BottleneckSettings(**metadata.pop("settings"))
-            values: dict[str, Any] = {**arrays, **metadata, "settings": settings}
-            if (names := metadata.get("class_names")) is not None:
-                values["class_names"] = tuple(names)
-            attribution = cls(**values)
-            attribution._require_sound()
+            if "parts" not in facts:
+                return Attribution._of_stored(arrays, facts)
+            parts = [
+                Attribution._of_stored(taken_out(arrays, number), each)
+                for number, each in enumerate(facts["parts"])
+            ]
+            return CombinedAttribution(parts, facts["combine"])
+
+    @classmethod
+    def _of_stored(cls, arrays: Mapping[str, npt.NDArray[Any]], facts: Mapping[str, Any]) -> Self:
+        values: dict[str, Any] = {**arrays, **facts, "settings": BottleneckSettings(**facts["settings"])}
+        if (names := facts.get("class_names")) is not None:
+            values["class_names"] = tuple(names)
+        attribution = cls(**values)
+        attribution._require_sound()
         return attribution
 
     def _require_sound(self) -> None:
@@ -341,6 +399,164 @@ class Attribution:
         joined["class_names"] = sum(names, ()) if len(names) == len(parts) else None
         return replace(parts[0], **joined)
 
+
+class CombinedAttribution(Attribution):
+    """Explanations of the same B images at several layers, and one map of them.
+
+    `Explainer.explain` returns it where the explainer has several layers. Each layer has a bottleneck of its
+    own, and its bits bound what the target needs there; bits of two layers do not add up. So the map is that
+    of the places on which the layers agree, with the mean of their bits in total, and all that is of one
+    layer alone stays in `parts`: capacity, mask, and the curves of the steps.
+
+    Args:
+        parts: attributions of the same images and target, at least one, each at a layer of its own.
+        combine: ``"mean"`` of the maps, each scaled to the same sum, or ``"geometric"`` for their geometric
+            mean, which is high only where all layers agree.
+
+    Attributes:
+        parts: the attributions, in the order of the layers.
+        combine: as given.
+        saliency: (B, *places), in bits per pixel. The sum of a map is the mean of the layers' sums.
+        survival: (B,), the least over the layers. Each is measured with the bits of its layer alone.
+        survival_std: (B,), that of the same layer.
+        betas: (B,), if all layers have the same beta; otherwise None.
+        layer: the names of all layers, joined by commas.
+        complete: whether each layer alone is all that the output depends on.
+
+    Raises:
+        InputError: the parts are not of the same images and classes, or have maps of different numbers of
+            axes.
+
+    Example:
+        >>> shallow, deep = (explainer.explain(x, target=1, seed=seed) for seed in (0, 1))
+        >>> combined = CombinedAttribution([shallow, deep])
+        >>> bool(np.allclose(combined.total_bits, (shallow.total_bits + deep.total_bits) / 2))
+        True
+    """
+
+    parts: tuple[Attribution, ...]
+    combine: Combine
+
+    def __init__(self, parts: Sequence[Attribution], combine: Combine = "mean") -> None:
+        require_combinable("parts", parts)
+        require_choice("combine", combine, COMBINE)
+        first = parts[0]
+        if any(not _equal(first.classes, part.classes) for part in parts):
+            raise InputError("parts must be of the same classes")
+        shares = combined_shares([part.saliency for part in parts], combine)
+        on_maps = [part.saliency.reshape(len(first), -1).sum(axis=1, dtype=np.float64) for part in parts]
+        bits = np.mean(on_maps, axis=0).reshape(-1, *(1,) * (shares.ndim - 1))
+        survival, survival_std = _least_survival(parts)
+        betas = first.betas
+        complete = {part.complete for part in parts}
+        vars(self).update(
+            parts=tuple(parts),
+            combine=combine,
+            saliency=np.asarray(shares * bits, dtype=first.saliency.dtype),
+            outputs=first.outputs,
+            classes=first.classes,
+            layer=", ".join(part.layer for part in parts),
+            data_format=first.data_format,
+            settings=first.settings,
+            seed=first.seed,
+            activation=first.activation,
+            class_names=first.class_names,
+            complete=False if False in complete else None if None in complete else True,
+            survival=survival,
+            survival_std=survival_std,
+            betas=betas if all(_equal(betas, part.betas) for part in parts) else None,
+        )
+
+    def __getattr__(self, name: str) -> Any:
+        if name in _OF_ONE_LAYER:
+            raise AttributeError(
+                f"{name} is of one layer, and this attribution of {self.layer}: take it from one of its parts"
+            )
+        raise AttributeError(f"{type(self).__name__!r} has no attribute {name!r}")
+
+    def __repr__(self) -> str:
+        of_parts = ", ".join(map(repr, self.parts))
+        return f"<{type(self).__name__}: {self.combine} of the maps of {of_parts}>"
+
+    def __getitem__(self, index: int | slice) -> Self:
+        """As `Attribution.__getitem__`."""
+        return type(self)([part[index] for part in self.parts], self.combine)
+
+    @property
+    def total_bits(self) -> npt.NDArray[np.floating]:
+        """Mean over the layers of the bits that pass their bottlenecks, (B,)."""
+        return np.asarray(np.mean([part.total_bits for part in self.parts], axis=0))
+
+    def _columns(self) -> dict[str, npt.NDArray[Any] | None]:
+        of_layers = {
+            f"{name} at {part.layer}": values
+            for part in self.parts
+            for name, values in (("bits", part.total_bits), ("survival", part.survival))
+        }
+        return {**super()._columns(), **of_layers}
+
+    def _stored_arrays(self) -> dict[str, npt.NDArray[Any]]:
+        return put_together([part._stored_arrays() for part in self.parts])
+
+    def _stored_facts(self) -> dict[str, Any]:
+        return {"combine": self.combine, "parts": [part._stored_facts() for part in self.parts]}
+
+    @classmethod
+    def concatenate(cls, parts: Sequence[Self]) -> Self:
+        """Join attributions that agree in everything but the images.
+
+        Args:
+            parts: at least one attribution of several layers, all of the same.
+
+        Raises:
+            InputError: `parts` is empty, or holds something else.
+        """
+        require_sequence("parts", parts, "attributions")
+        for each in parts:
+            require_type("parts", each, CombinedAttribution, "a list of attributions of several layers")
+        if len({(each.layer, each.combine) for each in parts}) > 1:
+            raise InputError("parts must be of the same layers, combined in the same way")
+        of_layers = zip(*(each.parts for each in parts), strict=True)
+        return cls([Attribution.concatenate(layer) for layer in of_layers], parts[0].combine)
+
+
+def require_combinable(name: str, attributions: Any) -> None:
+    """Check attributions that are to make one map.
+
+    Args:
+        name: name of the argument.
+        attributions: the argument.
+
+    Raises:
+        InputError: they are no list of attributions, or of different numbers of images or axes.
+    """
+    require_sequence(name, attributions, "attributions")
+    for each in attributions:
+        require_type(name, each, Attribution, "a list of attributions")
+    if len({(len(each), each.saliency.ndim) for each in attributions}) > 1:
+        raise InputError(f"{name} must be of the same images, with maps of as many axes")
+
+
+def _least_survival(
+    parts: Sequence[Attribution],
+) -> tuple[npt.NDArray[np.floating] | None, npt.NDArray[np.floating] | None]:
+    """The least survival of each image over the layers, with its spread, (B,) each; None if unknown."""
+    known = [part.survival for part in parts if part.survival is not None]
+    spreads = [part.survival_std for part in parts if part.survival_std is not None]
+    if len(known) < len(parts) or len(spreads) < len(parts):
+        return None, None
+    # NaN, where there is nothing to keep, is so at every layer, up to rounding.
+    worst = np.argmin(np.nan_to_num(known, nan=np.inf), axis=0)[None]
+    survival, spread = (np.take_along_axis(np.stack(each), worst, axis=0)[0] for each in (known, spreads))
+    return survival, spread
+
+
+def _equal(a: npt.NDArray[Any] | None, b: npt.NDArray[Any] | None) -> bool:
+    return a is b or (a is not None and b is not None and np.array_equal(a, b))
+
+
+_OF_ONE_LAYER = ("capacity", "mask", "model_losses", "informations", "steps_taken")
+"""Attributes that an attribution of several layers lacks."""
 
 _ARRAYS = (
     "saliency",

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from copy import copy
+from dataclasses import asdict, replace
 from os import PathLike
 from typing import Any, NamedTuple, Self, get_args
 
@@ -16,8 +18,10 @@ from iba_core.arguments import (
     given,
     is_whole_number,
     require_bool,
+    require_choice,
     require_data_format,
     require_layer,
+    require_number,
     require_numbers,
     require_seed,
     require_sequence,
@@ -25,18 +29,20 @@ from iba_core.arguments import (
     require_type,
     require_whole,
 )
-from iba_core.attribution import Attribution
+from iba_core.attribution import Attribution, CombinedAttribution
 from iba_core.bottleneck.chunks import Task, explain_in_chunks
-from iba_core.bottleneck.estimator import KIND, STATE, Moments, WelfordEstimator
+from iba_core.bottleneck.estimator import KIND, Halves, Moments, WelfordEstimator
+from iba_core.bottleneck.fingerprint import fingerprint, noise_input, same_fingerprint
 from iba_core.bottleneck.formulas import Mask
 from iba_core.bottleneck.optimization import BottleneckOptimizer, BottleneckResult, PassMask
-from iba_core.bottleneck.saliency import saliency_maps
+from iba_core.bottleneck.saliency import COMBINE, Combine, saliency_maps
 from iba_core.bottleneck.settings import BottleneckSettings, preset_settings
-from iba_core.bottleneck.statistics import Statistics
+from iba_core.bottleneck.statistics import Statistics, samples_of_tokens
 from iba_core.bottleneck.survival import LEAST
-from iba_core.default_layer import default_layer, nothing_passes_by
+from iba_core.default_layer import choose_layer, nothing_passes_by
 from iba_core.errors import IBAError, InputError, NotEstimatedError, StateError
 from iba_core.framework.adapter import Activation, Inputs, Model, ModelAdapter, Split, Tail, find_adapter
+from iba_core.framework.arrays import require_mask
 from iba_core.framework.cache import Cache
 from iba_core.framework.framework import require_finite
 from iba_core.framework.inputs import (
@@ -47,6 +53,7 @@ from iba_core.framework.inputs import (
     check_shape,
     common_shape,
     inputs_of_batch,
+    padding_of,
     require_batches,
     require_inputs,
     samples_of,
@@ -56,7 +63,7 @@ from iba_core.framework.inputs import (
 from iba_core.framework.layout import DataFormat, Layout, Tokens
 from iba_core.framework.namespace import Array, full_precision
 from iba_core.repeats import Repeats, SurvivalCurve
-from iba_core.state import interpreting, read_state, write_state
+from iba_core.state import interpreting, put_together, read_state, taken_out, write_state
 from iba_core.targets import (
     ClassTarget,
     Loss,
@@ -91,6 +98,10 @@ class _Known(NamedTuple):
     activation: str
 
 
+_Distribution = tuple[Mapping[str, Any], WelfordEstimator, Halves | None]
+"""Facts about a layer, and the statistics of its features and of their halves."""
+
+
 class Explainer:
     """Says which parts of an input a model needs for its output, and how many bits they carry.
 
@@ -102,11 +113,15 @@ class Explainer:
     Args:
         model: a trained model of any framework that a backend serves. It is not changed.
         layer: the layer that the bottleneck comes after, an object or its name. If None, `fit` chooses one
-            on its first batch, see `iba_core.default_layer`.
+            on its first batch, see `iba_core.default_layer.choose_layer`. A list of layers gives one map of
+            all of them: each is explained with a bottleneck of its own, see `CombinedAttribution`.
         backend: name of the backend. If None, it follows from the model.
         estimator: statistics of the layer's features, gathered before, in place of `fit`.
+        combine: how one map is made of those of several layers, ``"mean"`` or ``"geometric"``.
         tokens: how to read a layer whose features are a sequence of tokens, such as
-            ``Tokens(prefix=1, grid=(14, 14))`` for a vision transformer.
+            ``Tokens(prefix=1, grid=(14, 14))`` for a vision transformer. If neither this nor a layer is
+            given, `fit` asks the model. With ``Tokens(any_length=True)``, for words, `smooth_std` is 0
+            unless it is given.
         preset: name of a set of hyperparameters: ``"default"`` and ``"paper"`` (the paper's), ``"fast"``, or
             ``"guarded"``, whose loss does not jump on the way, see `iba_core.bottleneck.settings.PRESETS`.
             Hyperparameters that are given override it.
@@ -121,6 +136,9 @@ class Explainer:
         compile: let the framework's compiler make machine code of the steps. That takes seconds to minutes
             for each shape, and is not always faster: measure it on your device.
         **settings: hyperparameters, see `BottleneckSettings`.
+
+    Attributes:
+        estimator: statistics of the layer's features. Of several layers, each of `parts` has its own.
 
     Raises:
         InputError: no backend serves the model, or a setting is wrong.
@@ -140,6 +158,7 @@ class Explainer:
         *,
         backend: str | None = None,
         estimator: WelfordEstimator | None = None,
+        combine: Combine = "mean",
         tokens: Tokens | None = None,
         preset: str | None = None,
         data_format: DataFormat | None = None,
@@ -150,15 +169,18 @@ class Explainer:
         **settings: Any,
     ) -> None:
         self.adapter: ModelAdapter = find_adapter(model, backend)
-        require_layer("layer", layer, optional=True)
+        layers = _layers_given(layer)
+        self.combine: Combine = require_choice("combine", combine, COMBINE)
         BottleneckSettings().override(**settings)  # names what is no setting
         self.settings: BottleneckSettings = BottleneckSettings(**{**preset_settings(preset), **settings})
         require_type("estimator", estimator, WelfordEstimator, "a WelfordEstimator", optional=True)
         require_type("tokens", tokens, Tokens, "iba_core.Tokens", optional=True)
         self.estimator: WelfordEstimator = estimator or WelfordEstimator()
-        self.tokens = tokens
         require_data_format("data_format", data_format, optional=True)
-        self.data_format = data_format or (None if tokens is None else "channels_last")
+        self.data_format = data_format
+        self._is_smoothing_given = "smooth_std" in settings
+        self.tokens: Tokens | None = None
+        self._read_tokens(tokens)
         self.output = output
         if output is not None and not is_whole_number(output, -(2**31)):
             require_text("output", output, "the name or the position of an output")
@@ -172,9 +194,11 @@ class Explainer:
         self.class_names: tuple[str, ...] | None = class_names
         self._jit_compile = require_bool("compile", compile)
         self._estimated_format: DataFormat | None = None
-        self._known: tuple[Moments, float, DataFormat, Statistics] | None = None
+        self._known: tuple[Moments, float, DataFormat, tuple[int, ...], Statistics] | None = None
         self._input_shape: InputShape | None = None
-        self._layer = layer
+        self._halves: Halves | None = None
+        self._is_probed = False
+        self._layer = layers[0] if len(layers) == 1 else None
         # Each loss keeps a compiled step, and each layer that a tail ends at a split.
         self._optimizers: Cache[BottleneckOptimizer] = Cache(size=4)
         self._splits: Cache[Split] = Cache(size=4)
@@ -182,17 +206,44 @@ class Explainer:
         self._complete: dict[Any, bool | None] = {}
         self._activations: dict[Any, Activation | None] = {}
         self._run = self._compiled_run()
-        if layer is not None:
+        if self._layer is not None:
             self._split_at(None)
+        self._parts: tuple[Explainer, ...] = self._parts_of(layers) if len(layers) > 1 else ()
+        if self._parts and estimator is not None:
+            raise InputError("estimator= is of one layer; leave it out for several, and call fit or load")
 
     @property
     def layer(self) -> str | None:
-        """Name of the layer that the bottleneck comes after; None until it is chosen."""
+        """Name of the layer that the bottleneck comes after; of several, all names; None until chosen."""
+        if self._parts:
+            return ", ".join(f"{part.layer}" for part in self._parts)
         return None if self._layer is None else self._split_at(None).layer_name
+
+    @property
+    def parts(self) -> tuple[Explainer, ...]:
+        """An explainer for each of several layers; the explainer itself if it has one layer."""
+        return self._parts or (self,)
+
+    def _parts_of(self, layers: Sequence[Any]) -> tuple[Explainer, ...]:
+        options = {
+            "tokens": self.tokens,
+            "data_format": self.data_format,
+            "output": self.output,
+            "class_names": self.class_names,
+            "compile": self._jit_compile,
+            **asdict(self.settings),
+        }
+        parts = tuple([Explainer(self.adapter, layer, **options) for layer in layers])
+        names = [part.layer for part in parts]
+        for name in names:
+            if names.count(name) > 1:
+                raise InputError(f"layer={names} holds {name!r} twice; give each layer once")
+        return parts
 
     def __getstate__(self) -> dict[str, Any]:
         # A layer of a copied model is found by its name. Compiled functions are made again.
-        return {**vars(self), "_layer": self.layer, "_run": None, "_complete": {}, "_activations": {}}
+        layer = None if self._parts else self.layer
+        return {**vars(self), "_layer": layer, "_run": None, "_complete": {}, "_activations": {}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
@@ -200,7 +251,15 @@ class Explainer:
 
     # -- the distribution of the features ---------------------------------------------------------
 
-    def fit(self, batches: Iterable[Any], n_samples: int = 5000, progbar: bool = True) -> Self:
+    def fit(
+        self,
+        batches: Iterable[Any],
+        n_samples: int = 5000,
+        progbar: bool = True,
+        *,
+        until: float | None = None,
+        target: Any = None,
+    ) -> Self:
         """Estimate mean and standard deviation of the layer's features.
 
         An earlier estimate is replaced. If this one fails, the earlier one stays.
@@ -211,6 +270,10 @@ class Explainer:
                 them. One array is taken as a single batch.
             n_samples: stop after exactly this number; fewer are used where the batches end before.
             progbar: show the progress.
+            until: stop earlier, once the bits have settled: when their standard error by the statistics is
+                at most this share of them. It is measured as by `bits_error`, with the preset ``"fast"`` on
+                the first four inputs, after 64 samples, 128, 256, and so on. None to take all.
+            target: what `until` explains of these inputs, as in `explain`.
 
         Returns:
             The explainer.
@@ -221,24 +284,140 @@ class Explainer:
         n_samples = require_whole("n_samples", n_samples, 2)
         batches = require_batches("batches", batches)
         require_bool("progbar", progbar)
-        estimator, framework = WelfordEstimator(), self.adapter.framework
-        layer, split = self._layer, None if self._layer is None else self._split_at(None)
-        input_shape: InputShape | None = None
+        if until is not None:
+            until = require_number("until", until, above=0, below=1)
+        whole, found = as_target(target), self._twin()
+        seen, check, few = 0, _FIRST_CHECK, None
+        error = np.inf
         for samples in samples_of(batches, n_samples, progbar):
             inputs = require_inputs("batches", samples, self.adapter.to_inputs)
-            if split is None:
-                layer = default_layer(self.adapter, take(inputs, 0, 1))
-                split = self.adapter.split(layer, data_format=self.data_format)
-            input_shape = common_shape(input_shape, tuple(next(arrays_of(inputs)).shape[1:]))
-            estimator.fit(framework.to_numpy(split.features(inputs)))
-        if split is None or estimator.n_samples() < 2:
+            for part in found.parts:
+                part._gather(inputs, seen)
+            seen += batch_size(inputs)
+            few = take(inputs, 0, min(_FEW, seen)) if few is None else few
+            if until is not None and seen >= check:
+                error, check = found._error_of_halves(few, whole), 2 * seen
+                if error <= until:
+                    break
+        if (count := found._merge_halves()) < 2:
             raise InputError(
-                f"batches held {estimator.n_samples()} samples; at least 2 are needed to estimate the "
-                "features' distribution, and about 5000 are advised"
+                f"batches held {count} samples; at least 2 are needed to estimate the features' "
+                "distribution, and about 5000 are advised"
             )
-        self._layer, self.estimator, self._input_shape = layer, estimator, input_shape
-        self._estimated_format = self._format(split)
+        if until is not None and error > until:
+            _warn_of_statistics(seen, found._error_of_halves(few, whole), until)
+        for part, new in zip(self.parts, found.parts, strict=True):
+            part._take_over(new)
         return self
+
+    def _twin(self) -> Explainer:
+        """A copy that shares everything, until it takes in something else."""
+        twin = copy(self)
+        twin._layer = self._layer
+        twin._parts = tuple([part._twin() for part in self._parts])
+        twin._halves, twin._input_shape = None, None
+        return twin
+
+    def _gather(self, inputs: Inputs, seen: int) -> None:
+        """Take in the features of a batch, half of them for either half of the statistics."""
+        if self._layer is None:
+            choice = choose_layer(self.adapter, take(inputs, 0, 1))
+            self._layer = choice.layer
+            self._read_tokens(self.tokens or choice.tokens)
+        split, size, tokens = self._split_at(None), batch_size(inputs), self.tokens
+        self._input_shape = common_shape(self._input_shape, tuple(next(arrays_of(inputs)).shape[1:]))
+        framework = self.adapter.framework
+        if hasattr(inputs, "shape"):
+            self._is_probed = framework.to_numpy(take(inputs, 0, 1)).dtype.kind == "f"
+        features = framework.to_numpy(split.features(inputs))
+        middle = -(-(seen + size) // 2) - -(-seen // 2)
+        for half, (start, stop) in enumerate(((0, middle), (middle, size))):
+            if start == stop:
+                continue
+            rows = features[start:stop]
+            if tokens is not None:
+                rows = samples_of_tokens(rows, tokens, take(inputs, start, stop))
+            if self._halves is None:
+                shape = rows.shape[1:]
+                self._halves = Halves(WelfordEstimator(*shape), WelfordEstimator(*shape))
+            self._halves[half].fit(rows)
+
+    def _merge_halves(self) -> int:
+        """Make estimates of all that has been gathered, and return the number of samples."""
+        for part in self.parts:
+            if part._halves is None:
+                return 0
+            part.estimator = part._halves.merged()
+            part._estimated_format = part._format(part._split_at(None))
+        return self.parts[0].estimator.n_samples()
+
+    def _take_over(self, other: Explainer) -> None:
+        """Take over what another explainer of the same model knows of the features."""
+        self._read_tokens(other.tokens)
+        self._layer, self.estimator, self._input_shape = other._layer, other.estimator, other._input_shape
+        self._estimated_format, self._halves = other._estimated_format, other._halves
+        self._is_probed = other._is_probed
+
+    def bits_error(
+        self, x: Inputs, target: Any = None, *, seed: int | None = 0, **options: Any
+    ) -> npt.NDArray[np.floating]:
+        """Standard error of the bits that comes from the statistics, as a share of the bits.
+
+        `fit` keeps the statistics of either half of its data. The inputs are explained with one and with the
+        other, with the same noise. Half of the difference of their bits estimates the standard error of the
+        bits with all of the data. It is a rough estimate for a single input: take the root of the mean square
+        over several. A warning says where this is more than 5 %, and how many samples are advised.
+
+        Args:
+            x: as in `explain`, some inputs that were not given to `fit`.
+            target: as in `explain`.
+            seed: as in `explain`.
+            **options: as in `explain`.
+
+        Returns:
+            Array (B,), 0.02 for 2 % of the bits.
+
+        Raises:
+            NotEstimatedError: the statistics do not come from `fit`, or from fewer than four samples.
+            InputError: as in `explain`.
+
+        Example:
+            >>> explainer.bits_error(x, 1, preset="fast").shape
+            (2,)
+        """
+        self._require_estimate()
+        errors = self._errors(x, target, {"seed": seed, **options})
+        samples = self.parts[0].estimator.n_samples()
+        _warn_of_statistics(samples, _root_mean_square(errors), _LARGE_ERROR)
+        return errors
+
+    def _errors(self, x: Inputs, target: Any, options: dict[str, Any]) -> npt.NDArray[np.floating]:
+        bits = []
+        for number in (0, 1):
+            twin = self._twin()
+            for own, part in zip(self.parts, twin.parts, strict=True):
+                part._input_shape, part.estimator = own._input_shape, own._known_halves()[number]
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", message=_LOST)
+                bits.append(twin.explain(x, target, **options).total_bits)
+        total = bits[0] + bits[1]
+        return np.asarray(np.abs(bits[0] - bits[1]) / np.where(total > 0, total, 1.0))
+
+    def _known_halves(self) -> Halves:
+        halves = self._halves
+        few = self.estimator.n_samples() < _LEAST_OF_HALVES
+        if halves is None or few or not halves.make_up(self.estimator):
+            raise NotEstimatedError(
+                "the statistics of the halves of the data are not known, or of fewer than two samples each; "
+                "call fit(batches) with at least 4"
+            )
+        return halves
+
+    def _error_of_halves(self, few: Inputs, target: Target) -> float:
+        """Standard error of the bits of a few inputs with what has been gathered, as a share of them."""
+        if self._merge_halves() < _LEAST_OF_HALVES:
+            return np.inf
+        return _root_mean_square(self._errors(few, target, {"seed": 0, "preset": "fast"}))
 
     def save(self, path: str | PathLike[str], metadata: Mapping[str, Any] | None = None) -> None:
         """Write the estimated distribution, with the layer's name, to a safetensors file.
@@ -250,21 +429,38 @@ class Explainer:
         Raises:
             NotEstimatedError: nothing has been estimated.
         """
-        split = self._ready()
+        self._require_estimate()
         require_type("metadata", metadata, Mapping, "a dict", optional=True)
-        known = {
+        states = [part._state() for part in self.parts]
+        facts = [part._facts() for part in self.parts]
+        if not self._parts:
+            write_state(path, states[0], KIND, {**(metadata or {}), **facts[0]})
+        else:
+            write_state(path, put_together(states), KIND, {**(metadata or {}), "layers": facts})
+
+    def _state(self) -> dict[str, npt.NDArray[Any]]:
+        halves = self._halves
+        if halves is None or not halves.make_up(self.estimator):
+            return self.estimator.state_dict()
+        return {**self.estimator.state_dict(), **halves.state_dict()}
+
+    def _facts(self) -> dict[str, Any]:
+        """What a file says beside the distribution."""
+        split = self._split_at(None)
+        return {
             "layer": split.layer_name,
             "data_format": self._estimated_format or self._format(split),
             "input_shape": self._input_shape,
             "input_format": split.input_format,
             "framework": self.adapter.framework.name,
+            "tokens": None if self.tokens is None else asdict(self.tokens),
+            "fingerprint": self._fingerprint(split, self._input_shape) if self._is_probed else None,
         }
-        write_state(path, self.estimator.state_dict(), KIND, {**(metadata or {}), **known})
 
     def load(self, path: str | PathLike[str]) -> Self:
         """Take over a distribution that `save` wrote, in this framework or another.
 
-        If the explainer has no layer yet, it takes the one in the file.
+        If the explainer has no layer yet, it takes the one in the file, or all of them.
 
         Args:
             path: file to read.
@@ -276,30 +472,67 @@ class Explainer:
             StateError: the file is missing, truncated, of another kind, or for another layer.
             LayerError: the model has no layer of the name in the file.
         """
-        arrays, metadata = read_state(path, KIND, required=STATE)
-        estimator = WelfordEstimator()
-        with interpreting(path, KIND):
-            estimator.load_state_dict(dict(arrays))
-            _require_facts(metadata)
-        saved, layer = metadata.get("layer"), self._layer
-        if layer is None:
-            if saved is None:
-                raise StateError(f"{path} names no layer, and neither does the explainer; give layer=")
-            layer = saved
-        elif saved not in (None, self.layer):
-            raise StateError(
-                f"{path} describes the layer {saved!r}, but the explainer's layer is {self.layer!r}"
-            )
-        split = self.adapter.split(layer, data_format=self.data_format)
-        input_shape = self._input_shape
-        if (known := metadata.get("input_shape")) is not None:
-            # A model of the same framework takes them as they were.
-            is_own = metadata.get("framework") == self.adapter.framework.name
-            saved = split.input_format if is_own else metadata["input_format"]
-            input_shape = tuple(known[axis] for axis in _permutation(known, saved, split.input_format))
-        self._layer, self.estimator, self._input_shape = layer, estimator, input_shape
-        self._estimated_format = metadata.get("data_format")
+        entries = _read_distributions(path)
+        found = self._twin()
+        if not self._parts and self._layer is None and len(entries) > 1:
+            found._parts = self._parts_of([facts.get("layer") for facts, *_ in entries])
+        for part in found.parts:
+            part._take_from(path, entries)
+        if len(found._parts) > len(self._parts):
+            self._parts = found._parts
+        else:
+            for part, new in zip(self.parts, found.parts, strict=True):
+                part._take_over(new)
         return self
+
+    def _take_from(self, path: str | PathLike[str], entries: Sequence[_Distribution]) -> None:
+        """Take over that of several distributions in a file which is of the explainer's layer."""
+        named = [facts.get("layer") for facts, *_ in entries]
+        if self._layer is None:
+            if named[0] is None:
+                raise StateError(f"{path} names no layer, and neither does the explainer; give layer=")
+            self._layer, fitting = named[0], [*entries]
+        else:
+            fitting = [entry for entry in entries if entry[0].get("layer") in (None, self.layer)]
+        if not fitting:
+            described = f"the layer {named[0]!r}" if len(named) == 1 else f"the layers {named}"
+            raise StateError(f"{path} describes {described}, but the explainer's layer is {self.layer!r}")
+        facts, self.estimator, self._halves = fitting[0]
+        if self.tokens is None and (saved := facts.get("tokens")) is not None:
+            self._read_tokens(Tokens(**saved))
+        split = self._split_at(None)
+        if (known := facts.get("input_shape")) is not None:
+            # A model of the same framework takes them as they were.
+            is_own = facts.get("framework") == self.adapter.framework.name
+            saved = split.input_format if is_own else facts["input_format"]
+            self._input_shape = tuple(known[axis] for axis in _permutation(known, saved, split.input_format))
+        self._estimated_format = facts.get("data_format")
+        expected: list[float] | None = facts.get("fingerprint")
+        self._is_probed = expected is not None
+        own = self._fingerprint(split, self._input_shape) if expected else None
+        if own and expected and not same_fingerprint(own, expected):
+            warnings.warn(
+                f"the statistics in {path} are of another model: at layer {split.layer_name!r}, this one "
+                "gives other features for the same test input; fit the explainer again",
+                stacklevel=3,
+            )
+
+    def _fingerprint(self, split: Split, input_shape: InputShape | None) -> list[float] | None:
+        """What tells the model from others at the layer; None where a test input cannot be made."""
+        if input_shape is None or None in input_shape or not 1 <= len(input_shape) <= 4:
+            return None
+        sizes = [size or 0 for size in input_shape]
+        noise = noise_input(sizes, Layout.of(sizes, split.input_format))
+        features = []
+        try:
+            for _ in range(2):
+                inputs = self.adapter.to_inputs(noise[None])
+                features.append(self.adapter.framework.to_numpy(split.features(inputs))[0])
+        except Exception:  # the layers of a model may raise anything for inputs that are noise
+            return None
+        layout = Layout.of(features[0].shape, self._format(split), self.tokens)
+        # A model that draws random numbers has none.
+        return fingerprint(features[0], layout) if np.array_equal(*features) else None
 
     # -- explaining -------------------------------------------------------------------------------
 
@@ -496,6 +729,8 @@ class Explainer:
         Raises:
             InputError: inputs of the wrong shape or not finite.
         """
+        if self._parts:
+            return self._parts[0].predict(x)
         split = None if self._layer is None else self._split_at(None)
         outputs = self.adapter.predict(self._checked(x, split))
         return self.adapter.framework.to_numpy(first_output(outputs, self.output))
@@ -527,8 +762,15 @@ class Explainer:
         require_type("attribution", attribution, Attribution, "what explain gave for x")
         samples = require_whole("samples", samples, 1, LARGEST_COUNT)
         require_seed("seed", seed)
-        split, framework = self._ready(), self.adapter.framework
+        if self._parts or isinstance(attribution, CombinedAttribution):
+            raise InputError(
+                "attribution must be of one layer, and of the explainer's: call predict_restricted on one of "
+                "explainer.parts, with the one of attribution.parts that is of its layer"
+            )
+        self._require_estimate()
+        split, framework = self._split_at(None), self.adapter.framework
         inputs = self._checked(x, split)
+        pass_mask = self._passing(inputs, pass_mask)
         if batch_size(inputs) != len(attribution):
             raise InputError(
                 f"x holds {batch_size(inputs)} inputs, but the attribution {len(attribution)}; give the same"
@@ -536,7 +778,7 @@ class Explainer:
         settings = attribution.settings
         with framework.randomness(seed), split.head(inputs) as tail:
             split.require_seeded(seed)
-            statistics = self._statistics(split, settings.active_neurons_threshold)
+            statistics = self._statistics(split, settings.active_neurons_threshold, inputs)
             optimizer = self._optimizer(first_output, self._layout(split, statistics))
             problem = optimizer.problem(tail, statistics, settings=settings, pass_mask=pass_mask)
             passed = framework.asarray(attribution.mask, like=problem.features)
@@ -548,8 +790,22 @@ class Explainer:
     # -- helpers ----------------------------------------------------------------------------------
 
     def _explain(self, x: Inputs, whole: Target, options: _Options) -> Attribution:
+        if self._parts and options.pass_mask is not None:
+            raise InputError("pass_mask= is of the feature map of one layer; leave it out for several layers")
+        found: list[Attribution] = []
+        for part in self.parts:
+            found.append(part._explain_at_layer(x, whole, options))
+            if isinstance(whole, ClassTarget):
+                # The class predicted may differ by rounding.
+                whole = replace(whole, classes=found[0].classes)
+        result = CombinedAttribution(found, self.combine) if self._parts else found[0]
+        _warn_of_lost(result)
+        return result
+
+    def _explain_at_layer(self, x: Inputs, whole: Target, options: _Options) -> Attribution:
         settings, framework, split = options.settings, self.adapter.framework, self._split_at(whole.layer)
         inputs = self._checked(x, split)
+        options = options._replace(pass_mask=self._passing(inputs, options.pass_mask))
         images = batch_size(inputs)
         if settings.precision is not None:  # refused at once, if at all
             framework.reduced_precision(settings.precision, next(arrays_of(inputs)))
@@ -558,7 +814,7 @@ class Explainer:
         known: list[_Known] = []
 
         def task(tail: Tail, start: int, stop: int) -> Task:
-            statistics = self._statistics(split, settings.active_neurons_threshold)
+            statistics = self._statistics(split, settings.active_neurons_threshold, inputs)
             layout = self._layout(split, statistics)
             raw = self._run(tail.run, tail.features, tail.carry)
             choose = main_output if whole.needs_main_output else first_output
@@ -578,14 +834,12 @@ class Explainer:
             tensors = tuple([framework.asarray(row, like=like) for row in rows])
             return Task(optimizer, statistics, tensors, whole=loss(raw, *tensors))
 
-        shape = self.estimator.shape or ()
+        shape = self._feature_shape(inputs)
         chunks = explain_in_chunks(framework, split, inputs, shape, task=task, **options._asdict())
         parts = [
             self._attribution(chunk.result, known[-1], inputs, split, whole, options) for chunk in chunks
         ]
-        found = parts[0] if len(parts) == 1 else Attribution.concatenate(parts)
-        _warn_of_lost(found)
-        return found
+        return parts[0] if len(parts) == 1 else Attribution.concatenate(parts)
 
     def _look_around(self, split: Split, one: Inputs, key: Any) -> None:
         """Find out, once for a layer, whether some information passes it by, and say so."""
@@ -598,7 +852,7 @@ class Explainer:
             warnings.warn(
                 f"the model reads some of its input by a way around layer {split.layer_name!r}, such as a "
                 "skip connection: the map and its bits are about what passes through that layer alone",
-                stacklevel=4,
+                stacklevel=5,
             )
 
     def _activation(self, tail: Tail, raw: Any, whole: Target) -> str:
@@ -649,20 +903,49 @@ class Explainer:
             return self.settings
         return self.settings.override(**preset_settings(preset)).override(**settings)
 
-    def _statistics(self, split: Split, threshold: float) -> Statistics:
+    def _statistics(self, split: Split, threshold: float, inputs: Inputs) -> Statistics:
         """Distribution of the features in the split's data format, which is certain once its head has run."""
         wanted, moments = self._format(split), self.estimator.moments
+        shape = self._feature_shape(inputs)
         # Gathered once for all explanations, as long as the estimator sees nothing new.
         known = self._known
-        if known is not None and known[0] is moments and known[1:3] == (threshold, wanted):
-            return known[3]
+        if known is not None and known[0] is moments and known[1:4] == (threshold, wanted, shape):
+            return known[4]
         statistics = Statistics.of(self.estimator, threshold)
+        if statistics.mean.shape != shape:
+            statistics = statistics.repeated(shape[0])
         if self._estimated_format not in (None, wanted):
             axes = _permutation(statistics.mean.shape, self._estimated_format, wanted)
             statistics = statistics.permuted(axes)
         if moments is not None:
-            self._known = (moments, threshold, wanted, statistics)
+            self._known = (moments, threshold, wanted, shape, statistics)
         return statistics
+
+    def _feature_shape(self, inputs: Inputs) -> tuple[int, ...]:
+        """Shape of a feature map; of sequences of any length, the inputs have it."""
+        shape = self.estimator.shape or ()
+        if self.tokens is None or not self.tokens.any_length or len(shape) != 1:
+            return shape
+        return (int(next(arrays_of(inputs)).shape[1]), *shape)
+
+    def _passing(self, inputs: Inputs, pass_mask: PassMask | None) -> PassMask | None:
+        """The user's pass mask, and the padding of sentences, which the model does not read."""
+        if self.tokens is None or not self.tokens.any_length:
+            return pass_mask
+        padding = padding_of(inputs)
+        if padding is None or not padding.any():
+            return pass_mask
+        everywhere = np.repeat(padding[..., None], self._feature_shape(inputs)[-1], axis=2)
+        return everywhere if pass_mask is None else everywhere | require_mask("pass_mask", pass_mask)
+
+    def _read_tokens(self, tokens: Tokens | None) -> None:
+        """Read the layer's features as tokens, from now on."""
+        self.tokens = tokens
+        if tokens is not None:
+            self.data_format = self.data_format or "channels_last"
+            if tokens.any_length and not self._is_smoothing_given:
+                # Words beside each other are not alike, as pixels are.
+                self.settings = self.settings.override(smooth_std=0.0)
 
     def _format(self, split: Split) -> DataFormat:
         """Where the channels of the feature map are; those of tokens are always last."""
@@ -672,14 +955,11 @@ class Explainer:
         return Layout.of(statistics.mean.shape, self._format(split), self.tokens)
 
     def _require_estimate(self) -> None:
-        if self._layer is None or self.estimator.n_samples() < 2:
-            raise NotEstimatedError(
-                "the distribution of the features is not estimated; call fit(batches), or give estimator="
-            )
-
-    def _ready(self) -> Split:
-        self._require_estimate()
-        return self._split_at(None)
+        for part in self.parts:
+            if part._layer is None or part.estimator.n_samples() < 2:
+                raise NotEstimatedError(
+                    "the distribution of the features is not estimated; call fit(batches), or give estimator="
+                )
 
     def _checked(self, inputs: Inputs, split: Split | None) -> Inputs:
         """Inputs as tensors of the model's device, with a batch axis, checked before any work."""
@@ -687,7 +967,10 @@ class Explainer:
         if split is not None and hasattr(inputs, "shape") and self._input_shape is not None:
             if len(inputs.shape) == len(self._input_shape):
                 inputs = inputs[None]
-            check_shape(tuple(inputs.shape[1:]), self._input_shape, split.input_format == "channels_first")
+            known = self._input_shape
+            if self.tokens is not None and self.tokens.any_length:
+                known = (None, *known[1:])
+            check_shape(tuple(inputs.shape[1:]), known, split.input_format == "channels_first")
         inputs = require_inputs("x", inputs, self.adapter.to_inputs)
         for array in arrays_of(inputs):
             require_finite(self.adapter.framework.to_numpy(array), "x")
@@ -742,7 +1025,36 @@ class Explainer:
 _MOST_SEEDS = 10**4
 """Most explanations of the same inputs. More are a slip of the pen."""
 
+_FIRST_CHECK = 64
+"""Samples after which `fit` first looks whether the bits have settled."""
+
+_FEW = 4
+"""Inputs that it explains for that."""
+
+_LEAST_OF_HALVES = 4
+"""Samples, so that each half has a standard deviation."""
+
+_LARGE_ERROR = 0.05
+"""A standard error of the bits, as a share of them, that `Explainer.bits_error` warns of."""
+
 _LOST = ".* maps do not explain their target"
+
+
+def _root_mean_square(errors: npt.NDArray[np.floating]) -> float:
+    return float(np.sqrt(np.mean(np.square(errors))))
+
+
+def _warn_of_statistics(samples: int, error: float, wanted: float) -> None:
+    """Say so where the bits are less certain than wanted. Errors fall with the root of the samples."""
+    if error <= wanted:
+        return
+    more = f"; about {samples * (error / wanted) ** 2:,.0f} are advised" if np.isfinite(error) else ""
+    size = f"{100 * error:.0f} %" if np.isfinite(error) else "an unknown share"
+    warnings.warn(
+        f"with the statistics of {samples:,} samples, the bits have a standard error of {size}, more than "
+        f"{100 * wanted:g} %{more}",
+        stacklevel=3,
+    )
 
 
 def _warn_of_lost(found: Attribution) -> None:
@@ -762,6 +1074,38 @@ def _run(run: Callable[[Array, tuple[Array, ...]], Any], z: Array, carry: tuple[
     return run(z, carry)
 
 
+def _layers_given(layer: Any) -> list[Any]:
+    """The layers that an argument names: none, one, or a list of them."""
+    if not isinstance(layer, (list, tuple)):
+        require_layer("layer", layer, optional=True)
+        return [] if layer is None else [layer]
+    require_sequence("layer", layer, "layers")
+    for each in layer:
+        require_layer("layer", each)
+    return list(layer)
+
+
+def _read_distributions(path: str | PathLike[str]) -> list[_Distribution]:
+    """The facts and the estimator of each layer in a file that `Explainer.save` wrote."""
+    arrays, metadata = read_state(path, KIND)
+    with interpreting(path, KIND):
+        of_layers = metadata.get("layers")
+        entries = (
+            [(metadata, arrays)]
+            if of_layers is None
+            else [({**metadata, **facts}, taken_out(arrays, i)) for i, facts in enumerate(of_layers)]
+        )
+        found: list[_Distribution] = []
+        for facts, state in entries:
+            estimator = WelfordEstimator()
+            estimator.load_state_dict({**state})
+            _require_facts(facts)
+            found.append((facts, estimator, Halves.of_state(state, estimator)))
+        if not found:
+            raise StateError("it is of no layer")
+    return found
+
+
 def _require_facts(metadata: Mapping[str, Any]) -> None:
     """Check what `Explainer.save` wrote beside the distribution; older files lack some of it."""
     layer, shape = metadata.get("layer"), metadata.get("input_shape")
@@ -772,6 +1116,9 @@ def _require_facts(metadata: Mapping[str, Any]) -> None:
     ):
         raise StateError(f"input_shape={shape!r} is no shape")
     formats = [metadata.get("data_format"), *([] if shape is None else [metadata["input_format"]])]
+    known = metadata.get("fingerprint")
+    if known is not None and not (isinstance(known, list) and all(isinstance(x, float) for x in known)):
+        raise StateError(f"fingerprint={known!r} is none")
     for data_format in formats:
         if data_format not in (None, *get_args(DataFormat)):
             raise StateError(f"{data_format!r} is neither 'channels_first' nor 'channels_last'")

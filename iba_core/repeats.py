@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from iba_core.arguments import require_choice, require_number, require_sequence, require_type, require_whole
-from iba_core.attribution import Attribution
-from iba_core.bottleneck.saliency import resize_maps
+from iba_core.attribution import Attribution, require_combinable
+from iba_core.bottleneck.saliency import COMBINE, Combine, combined_shares
 from iba_core.errors import InputError
 from iba_core.pictures.plotting import caption, channels_last, plot_saliency_map, require_matplotlib
 
@@ -192,7 +192,7 @@ def compare(
     return figure
 
 
-def combine_maps(attributions: Sequence[Attribution], combine: Literal["mean", "geometric"] = "mean") -> Maps:
+def combine_maps(attributions: Sequence[Attribution], combine: Combine = "mean") -> Maps:
     """Make one map for each image of explanations at several layers.
 
     Each map is first scaled to a sum of 1, so that a layer with more bits does not outweigh the others. Maps
@@ -215,25 +215,9 @@ def combine_maps(attributions: Sequence[Attribution], combine: Literal["mean", "
         >>> combine_maps([shallow, deep]).sum(axis=(1, 2)).round(6)
         array([1., 1.])
     """
-    require_sequence("attributions", attributions, "attributions")
-    for each in attributions:
-        require_type("attributions", each, Attribution, "a list of attributions")
-    require_choice("combine", combine, ("mean", "geometric"))
-    if len({(len(each), each.saliency.ndim) for each in attributions}) > 1:
-        raise InputError("attributions must be of the same images, with maps of as many axes")
-    shape = max((each.saliency.shape[1:] for each in attributions), key=np.prod)
-    scaled = np.stack([_shares(resize_maps(each.saliency, shape)) for each in attributions])
-    if combine == "mean":
-        return np.asarray(scaled.mean(axis=0))
-    with np.errstate(divide="ignore"):
-        return _shares(np.exp(np.log(scaled).mean(axis=0)))
-
-
-def _shares(maps: Maps) -> Maps:
-    """Maps (B, ...) scaled to a sum of 1; an empty map stays empty."""
-    positive = np.maximum(maps.astype(np.float64), 0.0)
-    total = positive.sum(axis=tuple(range(1, maps.ndim)), keepdims=True)
-    return np.asarray(positive / np.where(total > 0, total, 1.0))
+    require_combinable("attributions", attributions)
+    require_choice("combine", combine, COMBINE)
+    return combined_shares([each.saliency for each in attributions], combine)
 
 
 _SHOWN = 4

@@ -131,6 +131,27 @@ def read_state(
     return arrays, metadata
 
 
+def put_together(states: Iterable[Mapping[str, npt.NDArray[Any]]]) -> dict[str, npt.NDArray[Any]]:
+    """Arrays of several states under names that tell them apart, for one file.
+
+    Example:
+        >>> sorted(put_together([{"mean": np.zeros(2)}, {"mean": np.ones(3)}]))
+        ['0.mean', '1.mean']
+    """
+    return {f"{i}.{name}": array for i, state in enumerate(states) for name, array in state.items()}
+
+
+def taken_out(arrays: Mapping[str, npt.NDArray[Any]], number: int | str) -> dict[str, npt.NDArray[Any]]:
+    """Arrays of one of the states that `put_together` joined, by their own names.
+
+    Example:
+        >>> taken_out(put_together([{"mean": np.zeros(2)}, {"mean": np.ones(3)}]), 1)
+        {'mean': array([1., 1., 1.])}
+    """
+    start = f"{number}."
+    return {name.removeprefix(start): x for name, x in arrays.items() if name.startswith(start)}
+
+
 @contextmanager
 def interpreting(path: str | os.PathLike[str], kind: str) -> Iterator[None]:
     """Turn every error of a block that makes something of a file's content into a `StateError`.

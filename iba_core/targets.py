@@ -561,7 +561,8 @@ class ClassTarget(Target):
         if outputs.ndim != 2:
             raise InputError(
                 f"target={self.classes!r} is a class, but the model's output has shape {outputs.shape}, "
-                "not (images, classes); give a callable on the output instead"
+                "not (images, classes); give a function of the output, such as the score of a box, or a "
+                "SegmentationTarget"
             )
         if self.activation in ("sigmoid", "sigmoid_logits"):
             outputs = class_probabilities(outputs, self.activation)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from html import escape
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -32,9 +32,10 @@ from iba_core.framework.adapter import Inputs, ModelAdapter
 from iba_core.framework.arrays import as_array, require_mask
 from iba_core.framework.framework import require_finite
 from iba_core.framework.inputs import require_batches, require_inputs
+from iba_core.pictures.plotting import plot_words, word_colours
 
-_FULL = np.array([240, 110, 60])
-"""Colour (RGB) of the token with the most bits; a token with 0 bits is white."""
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 
 @dataclass(frozen=True, eq=False)
@@ -149,10 +150,22 @@ class TokenBits:
 
     def colours(self) -> npt.NDArray[np.uint8]:
         """Return RGB colours, uint8 (N, 3), from white for 0 bits to orange for the most bits in the text."""
-        peak = self.bits.max(initial=0.0)
-        shares = np.clip(self.bits / peak if peak else self.bits, 0, 1)
-        colours: npt.NDArray[np.uint8] = np.round(255 + shares[:, None] * (_FULL - 255)).astype(np.uint8)
-        return colours
+        return word_colours(self.bits)
+
+    def plot(self, ax: Axes | None = None, **options: Any) -> Axes:
+        """Draw the coloured tokens with their bits.
+
+        Args:
+            ax: axes to draw into; None for a new figure.
+            **options: see `iba_core.plot_words`.
+
+        Returns:
+            The axes.
+
+        Raises:
+            MissingDependencyError: matplotlib is not installed.
+        """
+        return plot_words(self.tokens, self.bits, ax, **options)
 
     def to_html(self) -> str:
         """Return a paragraph of HTML with coloured tokens, and their bits below them and as tooltips.

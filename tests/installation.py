@@ -21,28 +21,33 @@ README = re.findall(
     r"^```python\n(.*?)^```$", (ROOT / "README.md").read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL
 )
 
+PHOTOGRAPHS = """
+import numpy as np
+from pathlib import Path
+from PIL import Image
+for name in ("photographs/cat/1", "photographs/cat/2", "photographs/dog/1", "photographs/dog/2", "photo"):
+    Path(name).parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (224, 224, 3), np.uint8)).save(f"{name}.jpg")
+"""
 OWN_TORCH_MODEL = """
-import numpy as np, torch
+import torch
 from torch import nn
-model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1),
-                      nn.Flatten(), nn.Linear(8, 5)).eval()
-x = torch.rand(4, 3, 32, 32)
-loader, picture = [x], np.zeros((32, 32, 3))
+model = nn.Sequential(nn.Conv2d(3, 8, 9, stride=8), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+                      nn.Linear(8, 2)).eval()
+def transform(image):
+    return torch.from_numpy(np.asarray(image, np.float32) / 255).permute(2, 0, 1)
 """
 OWN_KERAS_MODEL = """
-import numpy as np, keras
+import keras
 from keras import layers
 model = keras.Sequential([
-    keras.Input((32, 32, 3)), layers.Conv2D(8, 3, activation="relu"), layers.Conv2D(8, 3, activation="relu"),
-    layers.GlobalAveragePooling2D(), layers.Dense(5),
+    keras.Input((224, 224, 3)), layers.Rescaling(1 / 255), layers.Conv2D(8, 9, 8, activation="relu"),
+    layers.GlobalAveragePooling2D(), layers.Dense(2),
 ])
-x = np.random.default_rng(0).random((4, 32, 32, 3), np.float32)
-loader, picture = [x], np.zeros((32, 32, 3))
 """
 NUMBERS = """
-import numpy as np
 from iba_core import Attribution
-assert Attribution.load("map.safetensors").saliency.shape == (4, 32, 32)
+assert Attribution.load("map.safetensors").saliency.shape == (1, 224, 224)
 """
 
 
@@ -132,16 +137,16 @@ def torch() -> None:
     """PyTorch: the README's lines for a model of one's own, and for a photograph."""
     environment = Environment("torch", "[torch,demo]")
     environment.lacks("tensorflow", "keras")
-    environment.program(OWN_TORCH_MODEL, README[0], NUMBERS)
-    environment.program(README[1])
+    environment.program(PHOTOGRAPHS, OWN_TORCH_MODEL, README[0], README[2], NUMBERS)
+    environment.program(README[3])
 
 
 def tf() -> None:
     """Keras: the same, without PyTorch."""
     environment = Environment("tf", "[tf-cpu,demo]")
     environment.lacks("torch")
-    environment.program(OWN_KERAS_MODEL, README[0], NUMBERS)
-    environment.program(README[2])
+    environment.program(PHOTOGRAPHS, OWN_KERAS_MODEL, README[1], README[2], NUMBERS)
+    environment.program(README[4])
 
 
 def newer() -> None:

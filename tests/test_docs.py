@@ -75,7 +75,7 @@ def test_ten_lines_on_the_start_page(given, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     mpl.use("agg")
     (code,) = programs("index.md")
-    names = {**given, "picture": np.zeros((16, 16))}
+    names = {**given, "picture": np.zeros((16, 16)), "names": list("abcde")}
     exec(compile(code, "index.md", "exec"), names)
     assert names["attribution"].saliency.shape == (4, 16, 16)
 

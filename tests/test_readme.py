@@ -10,7 +10,6 @@ from PIL import Image
 
 from iba_core import Attribution
 from iba_core.cli.app import app
-from tests.backends import smooth_images
 
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -22,26 +21,61 @@ def run(code, **names):
     return names
 
 
-def test_there_is_code_for_ones_own_model_and_for_each_framework():
-    assert len(BLOCKS) == 3
-    assert "iba_torch" in BLOCKS[1]
-    assert "iba_tf" in BLOCKS[2]
+def test_there_is_code_for_ones_own_data_and_model_and_for_each_framework():
+    assert len(BLOCKS) == 5
+    for framework, data, demo in (("torch", BLOCKS[0], BLOCKS[3]), ("keras", BLOCKS[1], BLOCKS[4])):
+        assert f"iba_{framework.replace('keras', 'tf')}" in demo
+        assert framework in data
 
 
-def test_code_for_ones_own_model_runs(backend, tmp_path, monkeypatch, capsys):
+def photographs():
+    """Folders of photographs, and one apart, as a user has them."""
+    generator = np.random.default_rng(0)
+    for name in ("photographs/cat/1", "photographs/cat/2", "photographs/dog/1", "photographs/dog/2", "photo"):
+        path = Path(f"{name}.jpg")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(generator.integers(0, 255, (224, 224, 3), dtype=np.uint8)).save(path)
+
+
+def torch_model():
+    import torch
+    from torch import nn
+
+    def transform(image):
+        return torch.from_numpy(np.asarray(image, np.float32) / 255).permute(2, 0, 1)
+
+    layers = nn.Conv2d(3, 4, 9, stride=8), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2)
+    return {"model": nn.Sequential(*layers).eval(), "transform": transform}
+
+
+def keras_model():
+    import keras
+    from keras import layers
+
+    parts = (
+        layers.Rescaling(1 / 255),
+        layers.Conv2D(4, 9, 8, activation="relu"),
+        layers.GlobalAveragePooling2D(),
+    )
+    return {"model": keras.Sequential([keras.Input((224, 224, 3)), *parts, layers.Dense(2)])}
+
+
+@pytest.mark.parametrize(("data", "model"), [(BLOCKS[0], torch_model), (BLOCKS[1], keras_model)])
+def test_code_for_ones_own_model_runs(data, model, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     mpl.use("agg")
-    model, x = backend.small(), backend.images(smooth_images(8))
-    height, width = smooth_images(1).shape[1:3]
-    names = run(BLOCKS[0], model=model, loader=[x], x=x[:2], picture=np.zeros((height, width)))
+    photographs()
+    names = run(BLOCKS[2], **run(data, **model()))
     attribution = names["attribution"]
-    assert attribution.saliency.shape == (2, height, width)
-    assert str(attribution.total_bits) in capsys.readouterr().out
-    assert Attribution.load("map.safetensors").classes.tolist() == [2, 2]
+    assert attribution.saliency.shape == (1, 224, 224)
+    assert repr(attribution) in capsys.readouterr().out
+    assert Attribution.load("map.safetensors").class_names[0] in ("cat", "dog")
     assert Image.open("map.png").width > 300
+    lines = [line for line in (data + BLOCKS[2]).splitlines() if line and "import" not in line]
+    assert len(lines) <= 10
 
 
-@pytest.mark.parametrize("code", BLOCKS[1:], ids=["torch", "keras"])
+@pytest.mark.parametrize("code", BLOCKS[3:], ids=["torch", "keras"])
 def test_code_for_a_photograph_runs(code, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     mpl.use("agg")

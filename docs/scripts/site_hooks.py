@@ -2,12 +2,14 @@
 
 A name in code font, such as ``Explainer`` or ``Explainer.fit``, becomes a link to its entry in the API
 reference, wherever it stands in a paragraph, a list or a table. The path of the script that makes the search
-work without a server becomes relative to each page. CONTRIBUTING.md and CHANGELOG.md are pages, too.
+work without a server becomes relative to each page. CONTRIBUTING.md and CHANGELOG.md are pages, too, and so
+are the notebooks with what they have shown.
 """
 
 from __future__ import annotations
 
 import ast
+import json
 import re
 from functools import cache
 from pathlib import Path
@@ -82,11 +84,49 @@ _PROJECT_FILES = {"contributing.md": "CONTRIBUTING.md", "changes.md": "CHANGELOG
 
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
-    """Put the project's files in place of the pages that stand for them."""
+    """Put the project's files in place of the pages that stand for them, and link to notebooks' pages."""
+    if page.file.src_uri == "notebooks/index.md":
+        return markdown.replace(".ipynb)", ".md)")
     if page.file.src_uri not in _PROJECT_FILES:
         return markdown
     text = (ROOT / _PROJECT_FILES[page.file.src_uri]).read_text(encoding="utf-8")
     return text.replace("](docs/", "](")
+
+
+def on_files(files: Any, config: Any) -> Any:
+    """Make a page of each notebook."""
+    from mkdocs.structure.files import File
+
+    for file in [each for each in files if each.src_uri.endswith(".ipynb")]:
+        notebook = json.loads(Path(file.abs_src_path).read_text(encoding="utf-8"))
+        name = file.src_uri.removesuffix(".ipynb")
+        files.append(File.generated(config, f"{name}.md", content=page_of(notebook, Path(file.src_uri).name)))
+    return files
+
+
+def page_of(notebook: dict[str, Any], name: str) -> str:
+    """The cells of a notebook, and what they have shown, as Markdown."""
+    parts = []
+    for cell in notebook["cells"]:
+        source = "".join(cell["source"])
+        if cell["cell_type"] == "markdown":
+            parts.append(source)
+            continue
+        parts.append(f"```python\n{source}\n```")
+        parts.extend(_shown(output) for output in cell["outputs"])
+    parts.append(f"[Download this notebook]({name})")
+    return "\n\n".join(parts) + "\n"
+
+
+def _shown(output: dict[str, Any]) -> str:
+    data = output.get("data", {})
+    if "image/png" in data:
+        return f'<p><img alt="what the cell above has drawn" src="data:image/png;base64,{data["image/png"]}"></p>'
+    if "text/html" in data:
+        # A blank line would end a block of HTML.
+        return "<div>" + "".join(data["text/html"]).replace("\n\n", "\n") + "</div>"
+    text = "".join(output.get("text", data.get("text/plain", [])))
+    return f"```text\n{text.rstrip()}\n```"
 
 
 def on_page_content(html: str, **_: Any) -> str:

@@ -17,7 +17,7 @@ from iba_core.arguments import given, require_number, require_sizes, require_typ
 from iba_core.errors import InputError, NotEstimatedError, StateError
 from iba_core.framework.arrays import as_array, require_array
 from iba_core.framework.namespace import Array, array_namespace
-from iba_core.state import read_state, write_state
+from iba_core.state import read_state, taken_out, write_state
 
 KIND = "estimator"
 """Kind of the state files."""
@@ -317,3 +317,60 @@ class WelfordEstimator:
         estimator = cls()
         estimator.load_state_dict(dict(state))
         return estimator
+
+
+class Halves(NamedTuple):
+    """Estimates from either half of the samples, which show how much of an estimate is chance.
+
+    Example:
+        >>> halves = Halves(WelfordEstimator(), WelfordEstimator())
+        >>> for half, x in zip(halves, np.arange(8.0).reshape(2, 4, 1)):
+        ...     _ = half.fit(x)
+        >>> halves.merged().mean()
+        array([3.5])
+    """
+
+    first: WelfordEstimator
+    second: WelfordEstimator
+
+    def merged(self) -> WelfordEstimator:
+        """The estimate from all samples."""
+        whole = WelfordEstimator()
+        for half in self:
+            whole.merge(half)
+        return whole
+
+    def make_up(self, whole: WelfordEstimator) -> bool:
+        """Whether an estimate is that of both halves together, and of nothing else."""
+        return (
+            self.first.shape == self.second.shape == whole.shape
+            and self.first.n_samples() + self.second.n_samples() == whole.n_samples()
+            and np.allclose(self.merged().mean(), whole.mean())
+        )
+
+    def state_dict(self) -> dict[str, npt.NDArray[Any]]:
+        """State of both, by the names of `WelfordEstimator.state_dict` after that of the half."""
+        if not self.second.n_samples():
+            return {}
+        states = zip(self._fields, self, strict=True)
+        return {f"{half}.{name}": x for half, each in states for name, x in each.state_dict().items()}
+
+    @classmethod
+    def of_state(cls, state: Mapping[str, npt.NDArray[Any]], whole: WelfordEstimator) -> Self | None:
+        """Halves of a state; None where it has none.
+
+        Args:
+            state: arrays by name.
+            whole: the estimate from all samples.
+
+        Raises:
+            StateError: the halves are not those of the whole.
+        """
+        halves = cls(WelfordEstimator(), WelfordEstimator())
+        for name, half in zip(cls._fields, halves, strict=True):
+            if not (own := taken_out(state, name)):
+                return None
+            half.load_state_dict({**own})
+        if not halves.make_up(whole):
+            raise StateError("the statistics of the halves are not those of the whole")
+        return halves

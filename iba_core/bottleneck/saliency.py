@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from math import prod
+from typing import Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +17,11 @@ from iba_core.framework.arrays import require_array
 from iba_core.framework.layout import DataFormat, Layout
 
 NATS_PER_BIT = float(np.log(2.0))
+
+Combine = Literal["mean", "geometric"]
+"""How one map is made of those of several layers."""
+
+COMBINE = get_args(Combine)
 
 
 def to_bits(nats: npt.ArrayLike) -> npt.NDArray[np.floating]:
@@ -75,6 +81,38 @@ def saliency_maps(
     scale = np.divide(bits, total, out=np.ones_like(bits), where=total != 0)
     scaled: npt.NDArray[np.floating] = resized * scale
     return scaled
+
+
+def combined_shares(
+    maps: Sequence[npt.NDArray[np.floating]], combine: Combine = "mean"
+) -> npt.NDArray[np.float64]:
+    """Make one map for each image of the maps at several layers, in shares of its sum.
+
+    Args:
+        maps: for each layer (B, *places), of as many axes. They are resized to the largest, and each is
+            scaled to a sum of 1, so that a layer with more bits does not outweigh the others.
+        combine: the mean, or the geometric mean.
+
+    Returns:
+        Array (B, *places) whose maps sum to 1, float64. A map stays empty where nothing is left.
+
+    Example:
+        >>> combined_shares([np.array([[1.0, 3.0]]), np.array([[40.0, 40.0]])])
+        array([[0.375, 0.625]])
+    """
+    shape = max((each.shape[1:] for each in maps), key=prod)
+    scaled = np.stack([_shares(resize_maps(each, shape)) for each in maps])
+    if combine == "mean":
+        return _shares(scaled.mean(axis=0))
+    with np.errstate(divide="ignore"):
+        return _shares(np.exp(np.log(scaled).mean(axis=0)))
+
+
+def _shares(maps: npt.NDArray[np.floating]) -> npt.NDArray[np.float64]:
+    """Maps (B, ...) scaled to a sum of 1; an empty map stays empty."""
+    positive = np.maximum(maps.astype(np.float64), 0.0)
+    total = positive.sum(axis=tuple(range(1, maps.ndim)), keepdims=True)
+    return np.asarray(positive / np.where(total > 0, total, 1.0))
 
 
 def to_saliency_map(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -11,7 +12,10 @@ import numpy.typing as npt
 from iba_core.arguments import require_type
 from iba_core.bottleneck.estimator import WelfordEstimator
 from iba_core.errors import InputError, NotEstimatedError
+from iba_core.framework.adapter import Inputs
 from iba_core.framework.arrays import require_array, require_mask
+from iba_core.framework.inputs import padding_of
+from iba_core.framework.layout import Tokens
 
 
 @dataclass(frozen=True)
@@ -50,6 +54,11 @@ class Statistics:
         """Statistics of the same features with the axes of a feature map permuted."""
         return Statistics(*(np.transpose(x, axes) for x in (self.mean, self.std, self.active)))
 
+    def repeated(self, length: int) -> Statistics:
+        """Statistics of one token (C,) for each of `length` tokens, (length, C)."""
+        shape = (length, *self.mean.shape)
+        return Statistics(*(np.broadcast_to(x, shape) for x in (self.mean, self.std, self.active)))
+
     @classmethod
     def of(cls, estimator: WelfordEstimator, active_neurons_threshold: float = 0.01) -> Statistics:
         """Statistics of the samples that an estimator has seen.
@@ -74,3 +83,34 @@ class Statistics:
                 f"{estimator.n_samples()} samples seen, at least 2 are needed and about 5000 are advised"
             )
         return cls(estimator.mean(), estimator.std(), estimator.active_neurons(active_neurons_threshold))
+
+
+def samples_of_tokens(features: npt.NDArray[Any], tokens: Tokens, inputs: Inputs) -> npt.NDArray[Any]:
+    """What an estimator sees of features (B, N, C): all of each, or each token where lengths differ.
+
+    Args:
+        features: of a batch of sequences.
+        tokens: how they are read.
+        inputs: what the model was given, which may mark padding. That is left out.
+
+    Returns:
+        The features themselves; or (tokens of all sequences, C) where tokens may be any in number.
+
+    Raises:
+        InputError: the features are no tokens, or the mask does not fit them.
+    """
+    if not tokens.any_length:
+        return features
+    if features.ndim != 3:
+        raise InputError(
+            f"the features have shape {features.shape[1:]}; Tokens(any_length=True) reads (tokens, channels)"
+        )
+    padding = padding_of(inputs)
+    if padding is None:
+        return features.reshape(-1, features.shape[2])
+    if padding.shape != features.shape[:2]:
+        raise InputError(
+            f"attention_mask has shape {padding.shape}, but the layer gives {features.shape[:2]} tokens; "
+            "name a layer with a vector for each token"
+        )
+    return features[~padding]

@@ -208,6 +208,93 @@ def evaluate_command(
 
 
 @app.command()
+def compare(
+    first: Model,
+    second: Annotated[str, typer.Argument(metavar="MODEL", help="The other one, of any framework.")],
+    photographs: Annotated[
+        list[Path], typer.Argument(metavar="PHOTO", help="Image files, or folders of them.")
+    ],
+    first_backend: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="torch or tensorflow.", show_default="the first that can load it"),
+    ] = None,
+    second_backend: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="torch or tensorflow.", show_default="the first that can load it"),
+    ] = None,
+    layer: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME", help="Layer of the first network to explain at.", show_default="automatic"
+        ),
+    ] = None,
+    pairs: Annotated[
+        str | None,
+        typer.Option(
+            metavar="HOW",
+            help="What pairs the layers: name, order or shape.",
+            show_default="name, else shape",
+        ),
+    ] = None,
+    target: Annotated[
+        str | None,
+        typer.Option(
+            metavar="CLASS",
+            help="Class to explain, index or name.",
+            show_default="the first network's prediction",
+        ),
+    ] = None,
+    maps: Annotated[bool, typer.Option(help="Compare maps, bits and survival as well.")] = True,
+    tolerance: Annotated[
+        float | None,
+        typer.Option(help="Relative difference that rounding may make.", show_default="by the precision"),
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the noise.")] = 0,
+    out: Annotated[Path, typer.Option(metavar="FOLDER", help="Folder to write to.")] = OUT,
+    preprocess: Preprocess = None,
+    size: Size = None,
+) -> None:
+    """Compare two networks of one task: outputs, features of paired layers, maps, bits, seconds.
+
+    It is told at which layer a port begins to differ.
+    """
+    from iba_core.cli.compare import compare_networks
+    from iba_core.cli.network import parse_size
+
+    compare_networks(
+        (first, second),
+        photographs,
+        backends=(first_backend, second_backend),
+        layer=layer,
+        pairs=pairs,
+        target=target,
+        maps=maps,
+        tolerance=tolerance,
+        out=out,
+        seed=seed,
+        preprocess=preprocess,
+        size=parse_size(size),
+    )
+
+
+@app.command()
+def report(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder that iba explain has written to.")],
+    out: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Folder to write to.", show_default="RUN/report")
+    ] = None,
+    title: Annotated[
+        str | None, typer.Option(metavar="TEXT", help="Heading.", show_default="name of the folder")
+    ] = None,
+    show: Annotated[bool, typer.Option("--open", help="Open it in the browser.")] = False,
+) -> None:
+    """Make a report of a run, to look at in a browser: a grid to sort and filter, a page for each input."""
+    from iba_core.cli.report import report_run
+
+    report_run(run, out=out, title=title, show=show)
+
+
+@app.command()
 def layers(
     model: Model = PRETRAINED,
     backend: Backend = None,

@@ -19,12 +19,11 @@ import numpy as np
 
 from iba_core.cli.quiet import quiet_start
 from iba_core.datasets.targets import find_class
-from iba_core.errors import IBAError, InputError, MissingDependencyError, closest
+from iba_core.errors import IBAError, InputError, closest
 from iba_core.files import shown
-from iba_core.framework.adapter import Inputs, ModelAdapter, backends, find_adapter, load_backend
+from iba_core.framework.adapter import Inputs, ModelAdapter, find_adapter, load_backend, load_model
 from iba_core.framework.layout import Layout
 from iba_core.pictures.images import Picture, Preprocessing
-from iba_core.zoo.efficientnet_lite import NAME as PRETRAINED
 
 _SIZE = (224, 224)
 _CALLABLE = re.compile(r"(?P<module>[A-Za-z_][\w.]*):(?P<name>[A-Za-z_][\w.]*)")
@@ -202,26 +201,12 @@ def import_backend(name: str) -> type[ModelAdapter]:
 def _load(source: str, backend: str | None) -> tuple[Any, ModelAdapter]:
     if match := _CALLABLE.fullmatch(source):
         return _call(source, match["module"], match["name"], backend)
-    known = backends()
-    order = [name for name in _FRAMEWORKS if name in known] + [n for n in known if n not in _FRAMEWORKS]
-    missing: list[str] = []
-    for name in [backend] if backend else order:
-        try:
-            adapter = import_backend(name)
-        except MissingDependencyError as error:
-            if backend:
-                raise
-            missing.append(str(error))
-            continue
-        if (model := adapter.load(source)) is not None:
-            return model, adapter(model)
-    if missing:
-        raise MissingDependencyError(f"no installed backend can load model={source!r}; {'; '.join(missing)}")
-    by = f" by the backend {backend!r}" if backend else ""
-    raise InputError(
-        f"model={source!r} cannot be loaded{by}; "
-        f"give {PRETRAINED!r}, a SavedModel folder, a .keras, .h5 or .pb file, or package.module:callable"
-    )
+    try:
+        with quiet_start():
+            model = load_model(source, backend)
+    except InputError as error:
+        raise InputError(f"{error}, or package.module:callable") from error
+    return model, find_adapter(model)
 
 
 def _call(source: str, module_name: str, name: str, backend: str | None) -> tuple[Any, ModelAdapter]:
@@ -299,6 +284,8 @@ def _require_no_arguments(function: Callable[..., Any], source: str) -> None:
 
 
 def _is_model(value: object) -> bool:
+    if isinstance(value, (str, os.PathLike)):
+        return False
     try:
         find_adapter(value)
     except InputError:

@@ -1,5 +1,6 @@
 """Is the map right? Metrics of attribution maps of any origin, for models of any framework."""
 
+from iba_core.evaluation.comparison import compare_models
 from iba_core.evaluation.faithfulness import (
     degradation,
     deletion,
@@ -28,6 +29,12 @@ from iba_core.evaluation.methods import (
     SmoothGrad,
 )
 from iba_core.evaluation.metrics import Case, Metric
+from iba_core.evaluation.model_comparison import (
+    LayerDifference,
+    MapDifference,
+    ModelComparison,
+    OutputDifference,
+)
 from iba_core.evaluation.randomization import RandomizationResult, randomization_check
 from iba_core.evaluation.robustness import max_sensitivity, seed_stability, survival
 from iba_core.evaluation.scoring import ScoredModel
@@ -41,8 +48,12 @@ __all__ = [
     "Evaluation",
     "Gradients",
     "IntegratedGradients",
+    "LayerDifference",
+    "MapDifference",
     "Metric",
+    "ModelComparison",
     "Occlusion",
+    "OutputDifference",
     "RandomMaps",
     "RandomizationResult",
     "ScoredModel",
@@ -50,6 +61,7 @@ __all__ = [
     "agreement",
     "bootstrap",
     "boxes_to_masks",
+    "compare_models",
     "degradation",
     "deletion",
     "evaluate",

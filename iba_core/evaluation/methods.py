@@ -35,6 +35,7 @@ from iba_core.evaluation.places import (
 from iba_core.evaluation.scoring import Classes, ScoredModel
 from iba_core.framework.adapter import Inputs, Model
 from iba_core.framework.arrays import as_array, require_array
+from iba_core.framework.inputs import batch_size
 from iba_core.framework.layout import Layout
 
 Numbers = npt.NDArray[np.float64]
@@ -90,7 +91,7 @@ def explained(method: Method, x: Inputs, classes: npt.NDArray[np.int64], seed: i
         result = method.explain(x, classes, seed=seed)
         survival = getattr(result, "survival", None)
         return Found(
-            _as_maps(result.saliency, len(classes)),
+            _as_maps(result.saliency, batch_size(x)),
             np.asarray(result.total_bits, np.float64),
             None if survival is None else np.asarray(survival, np.float64),
         )

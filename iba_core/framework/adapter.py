@@ -8,6 +8,7 @@ module has been.
 from __future__ import annotations
 
 import hashlib
+import os
 import sys
 import warnings
 from abc import ABC, abstractmethod
@@ -15,6 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from importlib import metadata
+from os import PathLike
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -34,6 +36,12 @@ Model = Any
 
 Inputs = Any
 """What a model is called with: one array, or a tuple or dict of arrays with a leading batch axis."""
+
+_FIRST = ("torch", "tensorflow")
+"""Order in which backends are asked for the model in a file."""
+
+_PIPELINES = "transformers.pipelines.base"
+"""Where the class of Hugging Face's pipelines is."""
 
 _ALIASES = {"tf": "tensorflow", "keras": "tensorflow", "pytorch": "torch"}
 
@@ -387,6 +395,24 @@ class ModelAdapter(ABC):
     def predict(self, inputs: Inputs) -> Any:
         """Run the model on `inputs`, in evaluation mode and without a graph."""
 
+    def features_of(self, inputs: Inputs, layers: Sequence[Any]) -> list[Array]:
+        """Run the model once on `inputs`, without a graph, and give the features of many layers.
+
+        Nothing is checked against the model, as `Split.features` does for a batch.
+
+        Args:
+            inputs: as `to_inputs` gives them.
+            layers: layers or their names, each with a single array as its output. Of a layer that runs
+                several times the first is meant.
+
+        Returns:
+            Feature maps (B, *feature map) of each layer.
+
+        Raises:
+            LayerError: there is no such layer, or it does not run.
+        """
+        return [self.split(layer).features(inputs) for layer in layers]
+
     def gradient(self, inputs: Array, score: Callable[[Any], Array]) -> Array:
         """Gradient of a score of the model's output with respect to its input, for nothing else.
 
@@ -504,16 +530,72 @@ def load_backend(name: str) -> type[ModelAdapter]:
     return adapter
 
 
+def load_model(source: str | PathLike[str], backend: str | None = None) -> Model:
+    """Load a model from a file or a folder, by the first backend that knows its kind.
+
+    Args:
+        source: a ``.pt2`` file of `torch.export.save`, a folder of Hugging Face, a ``.keras``, ``.h5`` or
+            ``.pb`` file, a SavedModel folder, or the name of a pretrained network,
+            ``"efficientnet-lite0"``.
+        backend: name of the backend; None for the first that can load it, PyTorch before TensorFlow.
+
+    Returns:
+        The model.
+
+    Raises:
+        InputError: no backend can load it.
+        MissingDependencyError: a package that the model needs is not installed.
+        StateError: the file is damaged, or holds code, which is not run.
+
+    Example:
+        >>> load_model("net.onnx")
+        Traceback (most recent call last):
+        iba_core.errors.InputError: model='net.onnx' is an ONNX file, whose layers are those of no...
+    """
+    source = os.fspath(source)
+    require_text("model", source, "the path of a model")
+    if source.endswith(".onnx"):
+        raise InputError(
+            f"model={source!r} is an ONNX file, whose layers are those of no framework here; give the model "
+            "that it was made of, or one that a converter makes of it, such as onnx2torch"
+        )
+    known = backends()
+    order = [name for name in _FIRST if name in known] + [name for name in known if name not in _FIRST]
+    missing: list[str] = []
+    for name in [backend] if backend else order:
+        try:
+            model = load_backend(name).load(source)
+        except MissingDependencyError as error:
+            if backend:
+                raise
+            missing.append(str(error))
+            continue
+        if model is not None:
+            return model
+    if missing:
+        raise MissingDependencyError(f"no installed backend can load model={source!r}; {'; '.join(missing)}")
+    by = f" by the backend {backend!r}" if backend else ""
+    raise InputError(
+        f"model={source!r} cannot be loaded{by}; give 'efficientnet-lite0', a SavedModel folder, a .keras, "
+        ".h5, .pb or .pt2 file, or a folder of Hugging Face"
+    )
+
+
 def find_adapter(model: Model, backend: str | None = None) -> ModelAdapter:
     """Adapter for `model`, of the backend that owns it.
 
     Args:
-        model: a model of any framework that a backend serves; or an adapter, which is returned.
+        model: a model of any framework that a backend serves; an adapter, which is returned; a pipeline of
+            Hugging Face, whose model is taken; or the path of a model, see `load_model`.
         backend: name of the backend. If None, it follows from the model.
 
     Raises:
         InputError: no backend, or not the one named, owns the model.
     """
+    if isinstance(model, (str, PathLike)):
+        model = load_model(model, backend)
+    elif any(kind.__module__ == _PIPELINES for kind in type(model).__mro__):
+        model = model.model
     if isinstance(model, ModelAdapter):
         if backend is not None and load_backend(backend).framework.name != model.framework.name:
             raise InputError(

@@ -10,10 +10,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 from iba_core.arguments import given, require_iterable
 from iba_core.errors import InputError
 from iba_core.framework.arrays import as_array
-from iba_core.framework.namespace import Array
+from iba_core.framework.namespace import Array, host_array
 from iba_core.utils import get_tqdm
 
 InputShape = tuple[int | None, ...]
@@ -34,6 +37,9 @@ class Shared:
 
     array: Array
 
+
+PADDING_MASKS = ("attention_mask", "padding_mask")
+"""Names of the inputs that say where padding is, in Hugging Face's models and in those of Keras Hub."""
 
 Path = tuple[Any, ...]
 """Where an array is in nested inputs: keys and indices, from outside in."""
@@ -112,6 +118,25 @@ def of_images(inputs: Any, function: Callable[[Array], Array]) -> Any:
     return map_leaves(apply, inputs)
 
 
+def padding_of(inputs: Any) -> npt.NDArray[np.bool_] | None:
+    """Where a batch of sequences is padding, (B, T); None if the inputs do not say so.
+
+    Args:
+        inputs: a dict that may have a mask (B, T), 0 where padding is, under a name in `PADDING_MASKS`.
+
+    Example:
+        >>> padding_of({"input_ids": np.array([[7, 8, 0]]), "attention_mask": np.array([[1, 1, 0]])})
+        array([[False, False,  True]])
+    """
+    if not isinstance(inputs, Mapping):
+        return None
+    for name in PADDING_MASKS:
+        mask = inputs.get(name)
+        if mask is not None and not isinstance(mask, Shared) and len(getattr(mask, "shape", ())) == 2:
+            return np.asarray(host_array(mask) == 0)
+    return None
+
+
 def inputs_of_batch(batch: Any) -> Any:
     """Inputs of a batch of a data set: the batch itself, or the first entry of (inputs, ...).
 
@@ -158,7 +183,7 @@ def array_of_lists(name: str, inputs: Any) -> Any:
 
 
 def require_batches(name: str, batches: Any) -> Iterable[Any]:
-    """Return an iterable of batches. One array of samples is taken as a single batch.
+    """Return an iterable of batches. One array of samples, or a dict of arrays, is taken as a single batch.
 
     Args:
         name: name of the argument.
@@ -173,6 +198,8 @@ def require_batches(name: str, batches: Any) -> Iterable[Any]:
         [(5, 3)]
     """
     if hasattr(batches, "shape") and len(batches.shape) > 1 and hasattr(batches, "__getitem__"):
+        return [batches]
+    if isinstance(batches, Mapping) and next(arrays_of(batches), None) is not None:
         return [batches]
     what = "an iterable of batches, such as a data loader or a list of arrays"
     require_iterable(name, batches, what)

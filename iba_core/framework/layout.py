@@ -10,7 +10,7 @@ from typing import Literal
 
 import numpy as np
 
-from iba_core.arguments import DATA_FORMATS, require_data_format, require_sizes, require_whole
+from iba_core.arguments import DATA_FORMATS, require_bool, require_data_format, require_sizes, require_whole
 from iba_core.errors import InputError
 
 DataFormat = Literal["channels_first", "channels_last"]
@@ -24,14 +24,21 @@ class Tokens:
         prefix: number of first tokens that stand for no place, such as the class token of a vision
             transformer. The bottleneck acts on them, but they are not smoothed and not on the map.
         grid: (rows, columns) of the other tokens; None for a sequence.
+        any_length: whether the tokens of all places have one distribution, so that sequences may have any
+            length, as sentences do. The bottleneck then leaves out what the model's input
+            ``attention_mask`` marks as padding.
+
+    Raises:
+        InputError: `any_length` is given with a prefix or a grid, or a number is wrong.
 
     Example:
         >>> Tokens(prefix=1, grid=(14, 14))  # ViT-B/16 at 224 pixels
-        Tokens(prefix=1, grid=(14, 14))
+        Tokens(prefix=1, grid=(14, 14), any_length=False)
     """
 
     prefix: int = 0
     grid: tuple[int, ...] | None = None
+    any_length: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "prefix", require_whole("prefix", self.prefix))
@@ -40,6 +47,10 @@ class Tokens:
             if not 1 <= len(sizes) <= 3:
                 raise InputError(f"grid={self.grid!r} has {len(sizes)} axes; it must have 1 to 3")
             object.__setattr__(self, "grid", sizes)
+        if require_bool("any_length", self.any_length) and (self.prefix or self.grid is not None):
+            raise InputError(
+                "any_length=True is for tokens without prefix= and grid=, which fix their number"
+            )
 
     def places(self, count: int) -> tuple[int, ...]:
         """Shape of the places of `count` tokens.

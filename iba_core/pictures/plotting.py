@@ -11,13 +11,21 @@ from functools import cache
 from importlib.util import find_spec
 from io import BytesIO
 from os import PathLike
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
-from iba_core.arguments import given, require_number, require_type
+from iba_core.arguments import (
+    given,
+    require_choice,
+    require_number,
+    require_sequence,
+    require_text,
+    require_type,
+    require_whole,
+)
 from iba_core.errors import InputError, MissingDependencyError
 from iba_core.files import require_writable, shown, write_atomically
 from iba_core.framework.arrays import require_array
@@ -45,6 +53,9 @@ _COMPRESSION = 1
 
 _SHARE = re.compile(r"\d+(\.\d*)?%")
 """A size relative to the axes."""
+
+_WORD = np.array([240, 110, 60])
+"""Colour (RGB) of the word with the most bits; a word with 0 bits is white."""
 
 _LUMA = np.array([0.299, 0.587, 0.114])
 """Perceived brightness of red, green and blue (ITU-R BT.601)."""
@@ -207,15 +218,166 @@ def plot_signal_map(
             f"signal has shape {lines.shape}; (T,), (T, C) or (C, T) with T={len(bits)} was expected"
         )
     ax = axes_to_draw_into(ax)
-    ax.bar(np.arange(len(bits)), bits, width=1.0, color="#d9622b", alpha=0.6)
+    ax.bar(np.arange(len(bits)), bits, width=1.0, color="#d9622b", alpha=0.8)
     ax.set_ylabel(label)
     ax.set_ylim(0, None)
     ax.margins(x=0)
     if lines is not None:
         beside = ax.twinx()
-        beside.plot(np.arange(len(bits)), lines, color="#333333", linewidth=0.8)
+        beside.plot(np.arange(len(bits)), lines, color="#888888", linewidth=0.8)
+        # The bars in front of the signal.
+        ax.set_zorder(beside.get_zorder() + 1)
+        ax.patch.set_visible(False)
         beside.tick_params(labelright=False, right=False)
     return ax
+
+
+def plot_volume_map(
+    saliency_map: npt.ArrayLike,
+    volume: npt.ArrayLike | None = None,
+    ax: Axes | None = None,
+    view: Literal["slice", "max"] = "slice",
+    axis: int = 0,
+    position: int | None = None,
+    **options: Any,
+) -> Axes:
+    """Draw a slice through the map of a volume, or its maximum along an axis.
+
+    Args:
+        saliency_map: (D, H, W), in bits per voxel.
+        volume: (D, H, W), (D, H, W, 1) or (1, D, H, W), drawn in grey under the map.
+        ax: axes to draw into; a new figure of pyplot if None.
+        view: ``"slice"``, or ``"max"`` for the maximum of map and volume along the axis.
+        axis: the axis to look along: 0 for the depth, 1 for the height, 2 for the width.
+        position: number of the slice; that of the voxel with the most bits if None.
+        **options: see `plot_saliency_map`. `vmax` is the maximum of the whole map unless it is given, so
+            that the colours of all slices mean the same.
+
+    Returns:
+        The axes.
+
+    Raises:
+        InputError: a shape is wrong, a number is not finite, or an option has a value that it cannot have.
+        MissingDependencyError: matplotlib is not installed.
+
+    Example:
+        >>> ax = plot_volume_map(np.arange(24.0).reshape(2, 3, 4))
+        >>> ax.get_title()
+        'slice 1 of 0 to 1, axis 0'
+    """
+    bits = require_array("saliency_map", saliency_map, ndim=3, form="one map (D, H, W)").astype(np.float64)
+    require_choice("view", view, ("slice", "max"))
+    axis = require_whole("axis", axis, 0, 2)
+    last = bits.shape[axis] - 1
+    if position is None:
+        position = int(np.unravel_index(int(bits.argmax()), bits.shape)[axis])
+    position = require_whole("position", position, 0, last)
+    grey = None if volume is None else channels_last(volume, bits.shape, "volume")
+    if grey is not None:
+        grey = grey[..., 0] if grey.ndim == 4 and grey.shape[3] == 1 else grey
+        if grey.shape != bits.shape:
+            raise InputError(f"volume has shape {grey.shape}, which does not fit the map's {bits.shape}")
+        grey = to_unit_interval(grey.astype(np.float64))
+
+    def seen(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        return values.max(axis=axis) if view == "max" else values.take(position, axis=axis)
+
+    options = {"vmax": float(bits.max()) or None, "colorbar_label": "Bits / Voxel", **options}
+    ax = plot_saliency_map(seen(bits), None if grey is None else seen(grey), ax, **options)
+    ax.set_title(
+        f"maximum, axis {axis}" if view == "max" else f"slice {position} of 0 to {last}, axis {axis}"
+    )
+    return ax
+
+
+def plot_words(
+    words: Sequence[str],
+    bits: npt.ArrayLike,
+    ax: Axes | None = None,
+    columns: int = 60,
+    vmax: float | None = None,
+) -> Axes:
+    """Draw a text with a colour for the bits of each word, and the bits below it.
+
+    Args:
+        words: N words, or tokens.
+        bits: (N,), bits of each.
+        ax: axes to draw into, which should be wide; a new figure of pyplot if None.
+        columns: characters in a line.
+        vmax: bits of the strongest colour; the maximum of the text if None.
+
+    Returns:
+        The axes.
+
+    Raises:
+        InputError: the numbers of words and bits differ, or a number is not finite.
+        MissingDependencyError: matplotlib is not installed.
+
+    Example:
+        >>> ax = plot_words(["a", "kitten"], [0.5, 3.0])
+        >>> [text.get_text() for text in ax.texts]
+        ['a', '0.5', 'kitten', '3']
+    """
+    require_sequence("words", words, "words")
+    for word in words:
+        require_text("words", word, "a list of words")
+    texts = [caption(word) for word in words]
+    values = require_array("bits", bits, ndim=1, form="one number per word").astype(np.float64)
+    if len(values) != len(texts):
+        raise InputError(
+            f"there are {len(texts)} words and {len(values)} bits; give one number for each word"
+        )
+    columns = max(require_whole("columns", columns, 1, 1000), *map(len, texts), 4)
+    colours = word_colours(values, vmax) / 255
+    places, row, column = [], 0, 0
+    for text in texts:
+        width = max(len(text), 4) + 1
+        if column and column + width > columns:
+            row, column = row + 1, 0
+        places.append((column, row, width - 1))
+        column += width
+    require_matplotlib()
+    _require_axes(ax)
+    if ax is None:
+        from matplotlib import pyplot
+
+        size = (columns * 0.13 + 0.2, (row + 1) * 0.5 + 0.2)
+        ax = pyplot.subplots(figsize=size, gridspec_kw={"left": 0, "right": 1, "bottom": 0, "top": 1})[1]
+    box = ax.get_window_extent()
+    # Letters of this font are three fifths as wide as they are high.
+    size = 0.9 * box.width / ax.figure.dpi * 72 / (0.6 * (columns + 1))
+    ax.set(xlim=(-0.5, columns + 0.5), ylim=(row + 0.7, -0.5))
+    ax.set_axis_off()
+    for text, value, colour, (left, line, width) in zip(texts, values, colours, places, strict=True):
+        style = {"ha": "center", "family": "monospace", "parse_math": False}
+        back = {"facecolor": colour, "edgecolor": "none", "pad": 2}
+        ax.text(left + width / 2, line, text, fontsize=size, color="#111111", va="center", bbox=back, **style)
+        ax.text(
+            left + width / 2,
+            line + 0.42,
+            f"{value:.2g}",
+            fontsize=0.6 * size,
+            color="#666666",
+            va="center",
+            **style,
+        )
+    return ax
+
+
+def word_colours(bits: npt.NDArray[np.floating], vmax: float | None = None) -> npt.NDArray[np.uint8]:
+    """RGB colours (N, 3) of words, from white for 0 bits to orange for `vmax`, or for the most bits.
+
+    Args:
+        bits: (N,).
+        vmax: bits of the strongest colour; the maximum if None.
+
+    Example:
+        >>> word_colours(np.array([0.0, 2.0])).tolist()
+        [[255, 255, 255], [240, 110, 60]]
+    """
+    peak = bits.max(initial=0.0) if vmax is None else require_number("vmax", vmax, above=0)
+    shares = np.clip(bits / peak if peak else bits, 0, 1)
+    return np.asarray(np.round(255 + shares[:, None] * (_WORD - 255)).astype(np.uint8))
 
 
 def channels_last(picture: npt.ArrayLike, shape: tuple[int, ...], name: str = "image") -> npt.NDArray[Any]:

@@ -93,6 +93,8 @@ class ReadoutBottleneck(ABC):
     active_neurons_threshold: float
     relu: bool
     robust: bool
+    corners: bool = False
+    alpha_bound: float | None = None
     progbar: bool
     tokens: Tokens | None
     data_format: DataFormat | None
@@ -625,7 +627,8 @@ class ReadoutBottleneck(ABC):
         """The formulas and their constants, computed anew if something that they depend on has changed."""
         version, sources = self._sources()
         formats = None if self._formats is None else tuple(self._formats)
-        key = (self._settings(), self.relu, self.robust, self.tokens, self.data_format, formats, version)
+        switches = (self.relu, self.robust, self.corners, self.alpha_bound)
+        key = (self._settings(), switches, self.tokens, self.data_format, formats, version)
         return self._known.get(key, lambda: self._make_known(sources))
 
     def _make_known(self, sources: Sequence[Any]) -> Known:
@@ -666,7 +669,7 @@ class ReadoutBottleneck(ABC):
             FeatureMap(shape, Layout.of(shape, data_format, None if index else self.tokens))
             for index, (shape, data_format) in enumerate(zip(shapes, self._data_formats(shapes), strict=True))
         )
-        return Readout(own, tuple(others), self.relu, self.robust)
+        return Readout(own, tuple(others), self.relu, self.robust, self.corners, self.alpha_bound)
 
     def _make_network(self) -> None:
         # Estimators of a user's own may have changed without a sign of it.

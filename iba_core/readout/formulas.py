@@ -49,7 +49,7 @@ def readout_sizes(inputs: int, outputs: int) -> tuple[tuple[int, int], ...]:
 
 
 def resizing_matrices(
-    shape: Sequence[int], layout: Layout, target: Sequence[int]
+    shape: Sequence[int], layout: Layout, target: Sequence[int], corners: bool = False
 ) -> tuple[npt.NDArray[np.float64], ...]:
     """Matrices that resize a feature map to the places of the bottleneck, one for each spatial axis.
 
@@ -60,6 +60,7 @@ def resizing_matrices(
         shape: shape of the feature map, without a batch axis.
         layout: meaning of its axes.
         target: spatial shape of the bottleneck.
+        corners: put the corners of the two onto each other, see `iba_core.bottleneck.resizing`.
 
     Raises:
         InputError: the two have different numbers of spatial axes, and both have some.
@@ -74,7 +75,7 @@ def resizing_matrices(
             f"a feature map with the places {places} cannot be resized to the bottleneck's {tuple(target)}: "
             "another number of spatial axes"
         )
-    return tuple(resizing_matrix(size, wanted) for size, wanted in zip(places, target, strict=True))
+    return tuple(resizing_matrix(size, wanted, corners) for size, wanted in zip(places, target, strict=True))
 
 
 def resize_places(x: Array, matrices: Sequence[Array]) -> Array:
@@ -202,6 +203,8 @@ class Readout:
         relu: clip the restricted features at 0.
         robust: normalise the readout layers' features by mean and standard deviation of their channel over
             all places, instead of each feature's own, and limit them smoothly to `BOUND`.
+        corners: resize the readout layers' features corner to corner, instead of area to area.
+        alpha_bound: the largest size of alpha, at which it is cut off; None for no bound.
 
     Raises:
         InputError: a readout layer has another number of spatial axes than the bottleneck, and both have
@@ -212,6 +215,8 @@ class Readout:
     readout_layers: tuple[FeatureMap, ...]
     relu: bool = False
     robust: bool = False
+    corners: bool = False
+    alpha_bound: float | None = None
 
     def __post_init__(self) -> None:
         self._resizing()
@@ -244,7 +249,10 @@ class Readout:
 
     def _resizing(self) -> list[tuple[npt.NDArray[np.float64], ...]]:
         target = self.bottleneck.spatial
-        return [resizing_matrices(layer.shape, layer.layout, target) for layer in self.readout_layers]
+        return [
+            resizing_matrices(layer.shape, layer.layout, target, self.corners)
+            for layer in self.readout_layers
+        ]
 
     def check(self, features: Array, readout_features: Sequence[Array], names: Sequence[str]) -> None:
         """Compare feature maps with those on which the distributions were estimated.
@@ -339,6 +347,9 @@ class Readout:
         x = xp.reshape(x, (-1, hidden))
         for weight, bias in zip(rest[::2], rest[1::2], strict=True):
             x = xp.matmul(xp.maximum(x, xp.zeros_like(x)), xp.matrix_transpose(weight)) + bias
+        if self.alpha_bound is not None:
+            bound = self.alpha_bound * xp.ones_like(x)
+            x = xp.minimum(xp.maximum(x, -bound), bound)
         x = xp.reshape(x, (images, *self.bottleneck.spatial, self.bottleneck.channels))
         return xp.permute_dims(x, self.bottleneck.from_channels_last())
 

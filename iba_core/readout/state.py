@@ -21,7 +21,16 @@ KIND = "readout"
 """Kind of the files."""
 
 GIVEN = ("feature_mean", "feature_std")
-SETTINGS = ("sigma", "min_std", "initial_alpha", "active_neurons_threshold", "relu", "robust")
+SETTINGS = (
+    "sigma",
+    "min_std",
+    "initial_alpha",
+    "active_neurons_threshold",
+    "relu",
+    "robust",
+    "corners",
+    "alpha_bound",
+)
 """Settings that the maps depend on, by the names that they have as attributes, besides the `Tokens`."""
 
 _FACTS = ("framework", "layer", "readout_layers", "data_formats", "input_shape", "settings")
@@ -142,8 +151,8 @@ class ReadoutState:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """The settings; files from before there was ``robust`` are of readouts without it."""
-        return {"robust": False, **self.facts["settings"]}
+        """The settings; files from before there were some of them are of readouts without those."""
+        return {"robust": False, "corners": False, "alpha_bound": None, **self.facts["settings"]}
 
     @property
     def tokens(self) -> Tokens | None:

@@ -1,6 +1,7 @@
 """The published package IBA for PyTorch, by its names: what its users, tests and notebooks call.
 
-The package is in no registry, so figures are worked out here, by PyTorch's own optimiser and convolution.
+`test_iba_torch_scenes.py` compares with recorded figures. Here, some more are worked out by PyTorch's own
+optimiser and convolution.
 """
 
 from __future__ import annotations
@@ -331,5 +332,9 @@ def test_sizes_may_be_height_and_width(picture):
     found = imagenet_transform((40, 60), (20, 30))(picture)
     expected = np.asarray(picture.resize((60, 40), Image.Resampling.BILINEAR).crop((15, 10, 45, 30))) / 255
     np.testing.assert_allclose(tensor_to_np_img(found), expected, atol=1e-6)
+    # The odd pixel of a border comes last, as in torchvision.
+    bordered = tensor_to_np_img(imagenet_transform((30, 41), (30, 50))(picture))
+    assert np.abs(bordered[:, [3, 45]]).max() < 1e-6
+    assert (np.abs(bordered[:, 4:45]).max(axis=(0, 2)) > 0.1).all()
     with pytest.raises(InputError, match="crop_size"):
         imagenet_transform(30, (20, 30, 40))

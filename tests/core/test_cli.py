@@ -22,6 +22,7 @@ from iba_core.cli import console, demo, main, network, photographs, results, sta
 from iba_core.cli.network import Network, parse_size, read_class_names
 from iba_core.cli.quiet import quiet_start
 from iba_core.datasets import Run
+from iba_core.framework import adapter
 from iba_core.pictures.images import Preprocessing, image_batches, image_files, load_image
 from iba_core.targets import class_probabilities
 
@@ -54,6 +55,13 @@ def told():
     net = _net()
     net.preprocessing = Preprocessing.preset("imagenet", (32, 32))
     net.class_names = ["cat", "Tiger Cat", "crane", "crane", "American Staffordshire terrier"]
+    return net
+
+
+def altered():
+    net = told()
+    with torch.no_grad():
+        net[3].weight[2] *= 1.5
     return net
 
 
@@ -854,7 +862,8 @@ def test_a_framework_that_is_missing_is_named(fails, monkeypatch):
     def missing(name):
         raise MissingDependencyError(f"{name} is not installed: pip install 'iba-core[{name}]'")
 
-    monkeypatch.setattr(network, "load_backend", missing)
+    for module in (network, adapter):
+        monkeypatch.setattr(module, "load_backend", missing)
     assert "pip install 'iba-core[torch]'" in fails("layers", "efficientnet-lite0")
     assert fails("layers", "net.keras", "--backend", "tf").startswith("tf is not installed")
     assert "pip install 'iba-core[tensorflow]'" in fails("demo")
@@ -1236,3 +1245,38 @@ def test_stderr_comes_back_after_an_error(capfd):
 def test_outputs_of_photographs(tmp_path):
     photograph = photographs.Photograph(Path("a/cat.jpg"), "cat-iba")
     assert photograph.output(tmp_path, ".png") == tmp_path / "cat-iba.png"
+
+
+# -- iba compare ----------------------------------------------------------------------------------
+
+
+def test_compare_names_the_layer_at_which_two_networks_part(iba, tmp_path):
+    pair = ("compare", "tiny_nets:told", "tiny_nets:altered", "photos/one.jpg", "photos/two.png")
+    code, out, err = iba(*pair, "--no-maps", "--out", tmp_path)
+    assert (code, err) == (0, "")
+    assert sorted(os.listdir(tmp_path)) == ["comparison.json", "comparison.png"]
+    found = json.loads((tmp_path / "comparison.json").read_text())
+    assert (found["begins_at"], found["inputs"], "maps" in found) == ("3", 2, False)
+    assert found["names"] == ["tiny_nets:told", "tiny_nets:altered"]
+    assert "The models begin to differ at 3, by" in flat(out)
+    code, out, _ = iba("compare", "tiny_nets:told", "tiny_nets:told", "photos/one.jpg", "--out", tmp_path)
+    assert code == 0
+    assert "The models agree" in flat(out)
+    found = json.loads((tmp_path / "comparison.json").read_text())
+    assert found["maps"]["pearson"] == [pytest.approx(1)]
+    assert set(found["seconds"]) == {"outputs", "features", "explanations", "statistics"}
+
+
+def test_compare_gives_both_networks_the_same_pictures(iba, tmp_path):
+    # One does not say which pictures it expects, and has the same weights.
+    pair = ("compare", "tiny_nets:plain", "tiny_nets:told", "photos/one.jpg")
+    code, out, _ = iba(*pair, "--no-maps", "--out", tmp_path)
+    assert code == 0
+    assert "The models agree" in flat(out)
+
+
+def test_compare_says_what_is_wrong(fails, tmp_path):
+    pair = ("compare", "tiny_nets:told", "tiny_nets:told", "photos/one.jpg", "--out", tmp_path)
+    assert "has no partner" in fails(*pair, "--layer", "33")
+    assert "pairs='colour'" in fails(*pair, "--pairs", "colour")
+    assert "is not a class of the network" in fails(*pair, "--target", "tree frog")

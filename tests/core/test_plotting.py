@@ -12,7 +12,14 @@ from PIL import Image
 from scipy import ndimage
 
 from iba_core.errors import InputError, MissingDependencyError
-from iba_core.pictures.plotting import caption, plot_saliency_map, plot_signal_map, save_overlay
+from iba_core.pictures.plotting import (
+    caption,
+    plot_saliency_map,
+    plot_signal_map,
+    plot_volume_map,
+    plot_words,
+    save_overlay,
+)
 
 
 @pytest.fixture
@@ -309,3 +316,69 @@ def test_signals_are_drawn_over_time(tmp_path):
         np.testing.assert_array_equal(beside.lines[0].get_ydata(), signal[0])
     with pytest.raises(InputError, match=r"signal has shape \(4,\)"):
         plot_signal_map(bits, np.zeros(4))
+
+
+# -- volumes and words --------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def volume():
+    """(4, 5, 6) bits, the most at (2, 3, 1)."""
+    bits = np.random.default_rng(0).random((4, 5, 6))
+    bits[2, 3, 1] = 3.0
+    return bits
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_a_slice_of_a_volume_goes_through_the_most_bits(volume, axis):
+    scan = np.random.default_rng(1).normal(size=volume.shape)
+    for given in (None, scan, scan[None], scan[..., None]):
+        ax = plot_volume_map(volume, given, axis=axis)
+        drawn = ax.get_images()[-1].get_array()
+        np.testing.assert_array_equal(drawn, volume.take((2, 3, 1)[axis], axis=axis))
+        assert len(ax.get_images()) == (1 if given is None else 2)
+    # Every slice has the scale of the whole.
+    first = plot_volume_map(volume, axis=axis, position=0).get_images()[0]
+    assert first.get_clim() == (0.0, 3.0)
+    np.testing.assert_array_equal(first.get_array(), volume.take(0, axis=axis))
+
+
+def test_a_projection_shows_the_maximum(volume):
+    drawn = plot_volume_map(volume, view="max", axis=2).get_images()[0].get_array()
+    np.testing.assert_array_equal(drawn, volume.max(axis=2))
+
+
+def test_what_is_no_volume_is_refused(volume):
+    with pytest.raises(InputError, match=r"one map \(D, H, W\)"):
+        plot_volume_map(volume[0])
+    with pytest.raises(InputError, match=r"volume has shape \(4, 5, 5\)"):
+        plot_volume_map(volume, np.zeros((4, 5, 5)))
+    with pytest.raises(InputError, match="position"):
+        plot_volume_map(volume, position=4)
+
+
+def test_words_are_coloured_by_their_bits():
+    words, bits = ["a", "kitten", "sleeps", "$x$"], [0.0, 3.0, 1.5, 0.3]
+    ax = plot_words(words, bits, columns=12)
+    drawn = ax.texts[::2]
+    assert [text.get_text() for text in drawn] == words
+    faces = [np.round(255 * np.array(text.get_bbox_patch().get_facecolor()[:3])) for text in drawn]
+    assert faces[0].tolist() == [255, 255, 255]
+    assert faces[1].tolist() == [240, 110, 60]
+    np.testing.assert_allclose(faces[2], [248, 182, 158], atol=1)
+    rows = [text.get_position()[1] for text in drawn]
+    assert rows == [0, 0, 1, 1]  # no line is longer than 12 letters
+    ax.figure.canvas.draw()
+
+
+def test_a_long_word_stays_within_its_line():
+    ax = plot_words(["antidisestablishmentarianism", "is", "long"], [1, 0, 0], columns=40)
+    ax.figure.canvas.draw()
+    boxes = [text.get_window_extent() for text in ax.texts[::2]]
+    assert boxes[0].x1 <= boxes[1].x0
+    assert boxes[-1].x1 <= ax.figure.bbox.x1
+
+
+def test_as_many_bits_as_words():
+    with pytest.raises(InputError, match="there are 2 words and 3 bits"):
+        plot_words(["a", "b"], [1.0, 2.0, 3.0])

@@ -212,6 +212,7 @@ def _statistics() -> Iterator[Door]:
         "iba_core.Tokens",
         prefix=given(1, whole()),
         grid=given((2, 2), optional(numbers((1, 2, 3), whole(1)))),
+        any_length=given(False, lambda value: boolean(value) and not value),  # True is for no prefix
     )
 
 
@@ -352,6 +353,32 @@ def _drawing() -> Iterator[Door]:
             ),
             "ax": given(None, optional(nothing)),
             "label": given("bits", text),
+        },
+    )
+    volume = RNG.random((2, 3, 4))
+    yield Door(
+        "iba_core.plot_volume_map",
+        _with_matplotlib(iba_core.plot_volume_map),
+        {
+            "saliency_map": given(volume, array(shape=volume.shape), ("volume", "position")),
+            "volume": given(volume, optional(array(shape=volume.shape))),
+            "ax": given(None, optional(nothing)),
+            "view": given("slice", lambda value: value in ("slice", "max")),
+            "axis": given(1, whole(0, 2)),
+            "position": given(1, optional(whole(0, 2))),
+        },
+    )
+    yield Door(
+        "iba_core.plot_words",
+        _with_matplotlib(iba_core.plot_words),
+        {
+            "words": given(
+                ("a", "b"), lambda value: isinstance(value, np.ndarray) and value.dtype.kind == "U", ("bits",)
+            ),
+            "bits": given(np.array([1.0, 2.0]), array(shape=(2,)), ("words",)),
+            "ax": given(None, optional(nothing)),
+            "columns": given(60, whole(1, 1000)),
+            "vmax": given(None, optional(number(above=0))),
         },
     )
     yield door("iba_core.datasets.Run", folder=A(lambda: folder() / "run", is_path))

@@ -233,6 +233,38 @@ def _of_methods(net: Network) -> Iterator[Door]:
     )
 
 
+def _of_comparisons(net: Network) -> Iterator[Door]:
+    yield door(
+        f"iba_core.evaluation.compare_models[{net.package}]",
+        first=given(net.explainer),
+        second=given(net.explainer),
+        batches=replace(net.batches(), passes_on=OTHER_SHAPES),
+        pairs=given("name", optional(nothing)),
+        target=given(1, optional(INDEX), ("target", "class")),
+        seed=SEED,
+        tolerance=given(None, optional(number(above=0, most=1))),
+        convert=given(None, optional(function), passes_on=(*CALLED, "a function", "a class")),
+        names=given(("one", "other"), optional(_are_two_names)),
+        activation=given(None, optional(nothing)),
+    )
+    yield door(
+        "iba_core.evaluation.model_comparison.where_they_part",
+        relative=given(VALUES, array((1,), finite=False)),
+        tolerance=given(1e-4, number(above=0)),
+        factor=given(10.0, number(1)),
+    )
+
+
+def _are_two_names(value: Any) -> bool:
+    return isinstance(value, (list, tuple, np.ndarray)) and len(set(value)) == 2 and all(map(name, value))
+
+
 def doors(net: Network) -> list[Door]:
     """All doors of metrics and methods, with a model of a backend."""
-    return [*_of_maps(), *_of_models(net), *_methods(net), *_of_methods(net)]
+    return [
+        *_of_maps(),
+        *_of_models(net),
+        *_methods(net),
+        *_of_methods(net),
+        *_of_comparisons(net),
+    ]

@@ -122,6 +122,7 @@ def _explainer(net: Network) -> Iterator[Door]:
         layer=given("relu", optional(nothing)),
         backend=given(net.backend.name, optional(nothing)),
         estimator=A(WelfordEstimator, optional(nothing)),
+        combine=given("mean"),
         tokens=given(None, optional(nothing)),
         preset=given("fast", optional(nothing)),
         data_format=given(net.backend.data_format, optional(nothing)),
@@ -137,6 +138,8 @@ def _explainer(net: Network) -> Iterator[Door]:
         batches=net.batches(),
         n_samples=given(5, whole(2)),
         progbar=given(False, boolean),
+        until=given(0.9, optional(number(above=0, below=1))),
+        target=given(None, optional(net.has_classes), why="a class, a function, or one class per image"),
     )
 
 
@@ -176,6 +179,13 @@ def _explanations(net: Network) -> Iterator[Door]:
         seeds=given(2, whole(2, 10**4)),
     )
     yield door(
+        f"iba_core.Explainer.bits_error[{net.package}]",
+        lambda: net.new_explainer().fit(net.images, progbar=False),
+        x=images,
+        target=target,
+        seed=OPTIONAL_SEED,
+    )
+    yield door(
         f"iba_core.Explainer.survival_curve[{net.package}]",
         const(net.explainer),
         x=images,
@@ -185,6 +195,11 @@ def _explanations(net: Network) -> Iterator[Door]:
     yield door(
         f"iba_core.combine_maps[{net.package}]",
         attributions=A(lambda: [net.attribution, net.attribution]),
+        combine=given("mean"),
+    )
+    yield door(
+        f"iba_core.CombinedAttribution[{net.package}]",
+        parts=A(lambda: [net.attribution, net.attribution]),
         combine=given("mean"),
     )
     yield door(

@@ -48,6 +48,7 @@ def _torch_process() -> dict[str, Any]:
     import torch
     from torch import nn
     from torch.nn.modules import module as modules
+    from torch.utils import _python_dispatch
 
     backends = torch.backends
     return {
@@ -79,6 +80,7 @@ def _torch_process() -> dict[str, Any]:
         "anomaly mode": torch.is_anomaly_enabled(),
         "PyTorch's random state": torch.get_rng_state().numpy().tobytes(),
         "modes": (torch._C._len_torch_function_stack(), torch._C._len_torch_dispatch_stack()),
+        "flags of modes": [item for item in vars(_python_dispatch).items() if item[0].startswith("_is_in_")],
         "nn.Module": _ids(nn.Module),
         "torch.Tensor": _ids(torch.Tensor),
         "functional": _ids(torch.nn.functional),

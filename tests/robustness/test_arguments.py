@@ -48,6 +48,7 @@ NOT_WALKED = {
     r"datasets\.Record$": "what a run holds",
     "Error$": "exceptions",
     r"evaluation\.(Case|Estimate|Evaluation|Metric|RandomizationResult)$": "results, and what metrics get",
+    r"evaluation\.(ModelComparison|(Output|Layer|Map)Difference)$": "results",
     r"\.compat\.": "names of other packages for what is walked under its own",
     "get_tqdm|ifnone": "take anything, or nothing",
     "BatchReduction|iba_core.Shared": "an enumeration, and a mark",

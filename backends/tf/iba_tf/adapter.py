@@ -134,6 +134,11 @@ class TensorFlowAdapter(ModelAdapter):
         """See `ModelAdapter.predict`; NumPy arrays where the caller does not run eagerly."""
         return _outside(self.network.predict, inputs)
 
+    def features_of(self, inputs: Inputs, layers: Sequence[Any]) -> list[Any]:
+        """See `ModelAdapter.features_of`; NumPy arrays where the caller does not run eagerly."""
+        found: list[Any] = _outside(lambda x: self.network.features_of(x, layers), inputs)
+        return found
+
     def gradient(self, inputs: Any, score: Callable[[Any], Any]) -> Any:
         """See `ModelAdapter.gradient`."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import numpy.typing as npt
 from iba_core.arguments import LARGEST_COUNT, require_callable, require_seed, require_sizes, require_whole
 from iba_core.errors import InputError
 from iba_core.files import as_path
+from iba_tf.framework import eagerly, runs_eagerly
 
 
 def get_imagenet_generator(
@@ -70,14 +72,17 @@ def get_imagenet_generator(
         raise InputError(f"crop_size={crop_size} exceeds target_size={target_size}")
     options = {"label_mode": "categorical", "verbose": False, **kwargs}
     try:
-        batches = keras.utils.image_dataset_from_directory(
-            path, image_size=target_size, batch_size=batch_size, seed=seed, **options
-        )
+        # Graphs of TensorFlow 1 have no data sets that can be iterated.
+        with eagerly():
+            batches = keras.utils.image_dataset_from_directory(
+                path, image_size=target_size, batch_size=batch_size, seed=seed, **options
+            ).as_numpy_iterator()
     except ValueError as error:
         raise InputError(f"path={str(path)!r} cannot be read as images in folders: {error}") from error
     prepare = preprocess_input or keras.applications.resnet50.preprocess_input
     rows, columns = (slice(start, start + size) for start, size in zip(margins, crop_size, strict=True))
     # Copy the images, since `prepare` may change them in place.
     return (
-        (prepare(images[:, rows, columns].copy()), labels) for images, labels in batches.as_numpy_iterator()
+        (prepare(images[:, rows, columns].copy()), labels)
+        for images, labels in iter(runs_eagerly(partial(next, batches, None)), None)
     )

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from copy import deepcopy
 from functools import partial
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -21,6 +23,7 @@ from iba_core.framework.framework import Framework
 from iba_core.framework.layout import DataFormat
 from iba_core.framework.namespace import host_array
 from iba_torch.framework import TorchFramework, move_to
+from iba_torch.model_files import load_file
 from iba_torch.tail.calls import unwrap
 from iba_torch.tail.places import AssumptionsAtPlace, Knowledge, LayerCall
 from iba_torch.tail.shadow import Handler, Shadows, Site
@@ -78,9 +81,21 @@ class TorchAdapter(ModelAdapter):
 
     @classmethod
     def load(cls, source: str) -> nn.Module | None:
-        """The pretrained network ``"efficientnet-lite0"``; None for any other name."""
+        """Load the model that the name of a pretrained network, a file or a folder stands for.
+
+        Args:
+            source: ``"efficientnet-lite0"``; a ``.pt2`` file of `torch.export.save`; or a folder of a Hugging
+                Face model.
+
+        Returns:
+            The model; None for any other name.
+
+        Raises:
+            StateError: the file is damaged, holds code, or has no layers, as a TorchScript program.
+            MissingDependencyError: a folder of Hugging Face needs the package transformers.
+        """
         if source != "efficientnet-lite0":
-            return None
+            return load_file(Path(source))
         from iba_torch.efficientnet_lite import efficientnet_lite0
 
         return efficientnet_lite0()
@@ -167,6 +182,35 @@ class TorchAdapter(ModelAdapter):
     def predict(self, inputs: Inputs) -> Any:
         """The model's output for `inputs`, in evaluation mode and without a graph."""
         return self._predict(inputs, None)
+
+    def features_of(self, inputs: Inputs, layers: Sequence[nn.Module | str]) -> list[torch.Tensor]:
+        """See `ModelAdapter.features_of`."""
+        calls = [self._find(layer) for layer in layers]
+        keys = [(id(each.module), each.call or 0) for each in calls]
+        times: Counter[int] = Counter()
+        found: dict[tuple[int, int], torch.Tensor] = {}
+
+        def note(site: Site, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            key = site.origin, times[site.origin]
+            times[site.origin] += 1
+            output = site.run(args, kwargs)
+            if key in keys and isinstance(output, torch.Tensor):
+                # The module after it may write into it.
+                found[key] = output.detach().clone()
+            return output
+
+        def run(model: nn.Module) -> None:
+            # A pass may be repeated.
+            times.clear()
+            found.clear()
+            with torch.no_grad():
+                call_with(model, owned(inputs))
+
+        self._pass(run, note)
+        for call, key in zip(calls, keys, strict=True):
+            if key not in found:
+                raise LayerError(f"layer {call.name!r} does not run, or its output is not a single tensor")
+        return [found[key] for key in keys]
 
     def gradient(self, inputs: torch.Tensor, score: Callable[[Any], torch.Tensor]) -> torch.Tensor:
         """See `ModelAdapter.gradient`."""

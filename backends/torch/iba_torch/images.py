@@ -104,7 +104,7 @@ class ImageNetTransform:
     def _cropped(self, image: Image.Image) -> Image.Image:
         size = self.crop_size
         height, width = (size, size) if isinstance(size, int) else size
-        left, top = round((image.width - width) / 2), round((image.height - height) / 2)
+        left, top = _start(image.width, width), _start(image.height, height)
         # Pillow fills the part of a box outside the picture with black.
         return image.crop((left, top, left + width, top + height))
 
@@ -118,6 +118,11 @@ def _size(name: str, value: Any) -> Size:
         height, width = require_sizes(name, value)
         return height, width
     return require_whole(name, value, 1, 2**14)
+
+
+def _start(size: int, wanted: int) -> int:
+    """Where the middle of an axis starts. As in torchvision, a border's odd pixel comes last."""
+    return -((wanted - size) // 2) if size < wanted else round((size - wanted) / 2)
 
 
 def imagenet_transform(resize: Size = 256, crop_size: Size = 224) -> ImageNetTransform:

@@ -38,6 +38,7 @@ from iba_tf.compat.iba.tensorflow_v1 import (
     IBACopyInnvestigate,
     IBALayer,
     TFWelfordEstimator,
+    get_imagenet_generator,
     model_wo_softmax,
     to_saliency_map,
 )
@@ -233,6 +234,18 @@ def an_analyzer_and_its_file(folder):
     np.testing.assert_allclose(analyzer.predict(IMAGES), model.predict(IMAGES), atol=1e-5)
 
 
+def a_folder_of_pictures(folder):
+    """Batches of a folder, which have no end."""
+    (folder / "pictures" / "cat").mkdir(parents=True)
+    for number in range(3):
+        keras.utils.save_img(folder / "pictures" / "cat" / f"{number}.png", IMAGES[number])
+    batches = get_imagenet_generator(str(folder / "pictures"), (9, 9), (8, 8), batch_size=2)
+    model = network()
+    analyzer = IBACopyInnvestigate(model, feature_name="conv1", **FEW)
+    analyzer.fit_generator(batches, steps_per_epoch=5)
+    assert analyzer._estimator.n_samples() == 2 + 1 + 2 + 1 + 2
+
+
 if __name__ == "__main__":
     a_graph_of_operations()
     a_graph_with_branches()
@@ -241,4 +254,5 @@ if __name__ == "__main__":
         a_copy_of_a_model()
         a_layer_on_sequences()
         an_analyzer_and_its_file(Path(sys.argv[2]))
+        a_folder_of_pictures(Path(sys.argv[2]))
     print("all done")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from copy import deepcopy
 from functools import cached_property
 from typing import Any
@@ -19,7 +19,7 @@ from iba_core.framework.cache import Cache
 from iba_core.framework.layout import DataFormat
 from iba_tf.framework import runs_eagerly, traced
 from iba_tf.graphs.calls import CallGraph
-from iba_tf.graphs.dataflow import DataflowGraph
+from iba_tf.graphs.dataflow import DataflowGraph, TensorName
 from iba_tf.graphs.graph_inputs import Fed, batched_inputs, is_several, name_of, plain
 from iba_tf.graphs.normalization import merged
 from iba_tf.graphs.split import GraphSplit, Rewrite, Source, input_format_of
@@ -28,7 +28,7 @@ _REFERRING = ("inbound_nodes", "input_layers", "output_layers")
 """Entries of a configuration that hold names of layers."""
 
 _KEPT = 8
-"""How many graphs of a model have a compiled prediction."""
+"""How many graphs of a model have a compiled prediction, and how many sets of layers compiled features."""
 
 
 class Network(Source):
@@ -39,6 +39,7 @@ class Network(Source):
 
     def __init__(self) -> None:
         self._predictions: Cache[Callable[..., Any]] = Cache(_KEPT)
+        self._features: Cache[Callable[..., Any]] = Cache(_KEPT)
 
     @abstractmethod
     def copy(self) -> Any:
@@ -93,6 +94,14 @@ class Network(Source):
             for place in graph.places
         ]
 
+    @runs_eagerly
+    def features_of(self, inputs: Inputs, layers: Sequence[Any]) -> list[tf.Tensor]:
+        """Features of several layers, from one pass in inference mode."""
+        graph, tensors = self.prepare(inputs)
+        names = tuple(graph.find(layer)[1] for layer in layers)
+        run = self._features.get((graph, names), lambda: _features(graph, names))
+        return list(run(*plain(tensors)))
+
     def split(self, layer: Any, end_layer: Any = None, **options: Any) -> GraphSplit:
         """Split the model at a layer; arguments and errors as of `GraphSplit`."""
         return GraphSplit(self, layer, end_layer, rewrite=self.rewrite, **options)
@@ -109,6 +118,15 @@ def _prediction(graph: DataflowGraph) -> Callable[..., Any]:
         return tf.nest.pack_sequence_as(graph.outputs, [tf.identity(x) for x in flat])
 
     # A smaller last batch of a data set must not cost one more trace for each of its sizes.
+    function: Callable[..., Any] = traced(run, reduce_retracing=True)
+    return function
+
+
+def _features(graph: DataflowGraph, names: Sequence[TensorName]) -> Callable[..., Any]:
+    def run(*given: tf.Tensor) -> list[tf.Tensor]:
+        values = {entry.tensor: x for entry, x in zip(graph.inputs, given, strict=True)}
+        return [tf.identity(x) for x in graph.evaluate(names, values)]
+
     function: Callable[..., Any] = traced(run, reduce_retracing=True)
     return function
 

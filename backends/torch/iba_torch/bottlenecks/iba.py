@@ -58,7 +58,7 @@ from iba_torch.bottlenecks.estimator import TorchWelfordEstimator
 from iba_torch.framework import require_device
 from iba_torch.tail.calls import CallsEveryModule, not_redirected, uncompiled
 from iba_torch.tail.places import Knowledge
-from iba_torch.tail.precision import without_autocast
+from iba_torch.tail.precision import in_mode, without_autocast
 from iba_torch.tail.shadow import Shadows
 from iba_torch.tail.split import TorchSplit
 from iba_torch.tail.trees import replace_first, tensors, tree_map
@@ -578,7 +578,7 @@ class IBA(nn.Module):
     @contextmanager
     def _switched(self, **switches: bool) -> Iterator[None]:
         """Likewise, where the user runs the model: then all of its modules are called."""
-        with uncompiled(), CallsEveryModule(), self._set(**switches):
+        with uncompiled(), in_mode(CallsEveryModule()), self._set(**switches):
             yield
 
     def _passing_all(self) -> AbstractContextManager[None]:

@@ -276,7 +276,7 @@ class IBAReadout(ReadoutBottleneck, IBA):  # type: ignore[misc]  # `analyze` tak
         channels, *formats = self._formats or (None, *(None for _ in names))
         facts: dict[str, Any] = {"layer_name": name, "readout_layers": names, "robust": self.robust}
         facts |= {"channels": channels, "formats": formats, "input_shape": self._input_shape}
-        facts |= {"foreign": self._foreign}
+        facts |= {"foreign": self._foreign, "corners": self.corners, "alpha_bound": self.alpha_bound}
         return torch.tensor(list(json.dumps(facts).encode()), dtype=torch.uint8)
 
     def set_extra_state(self, state: torch.Tensor) -> None:
@@ -295,8 +295,9 @@ class IBAReadout(ReadoutBottleneck, IBA):  # type: ignore[misc]  # `analyze` tak
         self._formats = None if None in formats else formats
         self._foreign = facts.get("foreign")
         self._input_shape = None if shape is None else tuple(shape)
-        # States without the entry are older than the setting.
-        self.robust = facts.get("robust", False)
+        # States without an entry are older than the setting.
+        self.robust, self.corners = facts.get("robust", False), facts.get("corners", False)
+        self.alpha_bound = facts.get("alpha_bound")
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         facts = state_dict.get(f"{prefix}_extra_state")

@@ -19,6 +19,7 @@ from iba_core.framework.layout import DataFormat
 from iba_core.framework.locks import fork_safe_lock
 from iba_torch.tail.channels import Axes
 from iba_torch.tail.effects import Effects, random_numbers
+from iba_torch.tail.precision import in_mode
 from iba_torch.tail.rewrites.assumptions import Assumption, State
 from iba_torch.tail.trees import constant, examine, items_of, versions_of
 
@@ -147,7 +148,7 @@ class AssumptionsAtPlace:
     def _watching(self, weights: Callable[[], Collection[int]]) -> Iterator[None]:
         drawing = random_numbers() if self.draws_nothing.is_broken else nullcontext()
         is_watched = any(each.is_unknown for each in self.effects)
-        watch = Effects(self.draws_nothing.is_broken, weights) if is_watched else nullcontext()
+        watch = in_mode(Effects(self.draws_nothing.is_broken, weights)) if is_watched else nullcontext()
         with drawing, watch:
             yield
 

@@ -1,4 +1,4 @@
-"""Settings of PyTorch for one thread: autocast, which the model may run under and the bottleneck may not."""
+"""Settings of PyTorch for one thread: its modes, and autocast, which a bottleneck does not run under."""
 
 from __future__ import annotations
 
@@ -6,14 +6,19 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from functools import wraps
+from traceback import clear_frames
 from typing import Any, ParamSpec, TypeVar
 
 import torch
+from torch.overrides import TorchFunctionMode
+from torch.utils import _python_dispatch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from iba_core.undo import undoing
 
 P = ParamSpec("P")
 T = TypeVar("T")
+M = TypeVar("M", TorchFunctionMode, TorchDispatchMode)
 
 _DEVICES = ("cpu", "cuda")
 """Kinds of devices whose autocast the library changes."""
@@ -67,7 +72,7 @@ def restores_settings(generator: Callable[P, Iterator[T]]) -> Callable[P, Iterat
     @wraps(generator)
     def restoring(*args: P.args, **kwargs: P.kwargs) -> Iterator[T]:
         gradients, cached = torch.is_grad_enabled(), torch.is_autocast_cache_enabled()
-        functions, dispatches = torch._C._len_torch_function_stack(), torch._C._len_torch_dispatch_stack()
+        modes = _Modes()
         casts = [(kind, torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)) for kind in _DEVICES]
         torch.autocast_increment_nesting()
         depth = torch.autocast_decrement_nesting()
@@ -84,10 +89,61 @@ def restores_settings(generator: Callable[P, Iterator[T]]) -> Callable[P, Iterat
                 torch.set_autocast_dtype(kind, dtype)
             for _ in range(torch.autocast_increment_nesting() - depth):
                 torch.autocast_decrement_nesting()
-            for _ in range(torch._C._len_torch_function_stack() - functions):
-                torch._C._pop_torch_function_stack()
-            for _ in range(torch._C._len_torch_dispatch_stack() - dispatches):
-                torch._C._pop_torch_dispatch_stack()
+            modes.leave_later()
             raise
 
     return restoring
+
+
+@contextmanager
+def in_mode(mode: M) -> Iterator[M]:
+    """Context in which a mode of PyTorch is on.
+
+    The mode's own `with` takes off whatever is on top. After an interrupt while the mode handled a call,
+    nothing is there: that `with` would raise another error in place of the interrupt.
+    """
+    modes = _Modes()
+    with undoing(modes.leave_later):
+        mode.__enter__()  # type: ignore[no-untyped-call]  # PyTorch's own
+        try:
+            yield mode
+        except BaseException as error:
+            if not isinstance(error, Exception):
+                _let_go(error)
+            raise
+
+
+class _Modes:
+    """The modes that are on."""
+
+    def __init__(self) -> None:
+        self._functions = torch._C._len_torch_function_stack()
+        self._dispatches = torch._C._len_torch_dispatch_stack()
+        # What PyTorch keeps beside its stack. Its versions differ in that.
+        self._flags = {
+            name: is_on for name, is_on in vars(_python_dispatch).items() if name.startswith("_is_in_")
+        }
+
+    def leave_later(self) -> None:
+        """Leave those that have been entered since; does no harm if it runs twice."""
+        for _ in range(torch._C._len_torch_function_stack() - self._functions):
+            torch._C._pop_torch_function_stack()
+        for _ in range(torch._C._len_torch_dispatch_stack() - self._dispatches):
+            torch._C._pop_torch_dispatch_stack(None)
+        for name, is_on in self._flags.items():
+            setattr(_python_dispatch, name, is_on)
+        # The compiler's own copy of one of them.
+        set_own = getattr(_python_dispatch, "set_is_in_mode_without_ignore_compile_internals", None)
+        if set_own is not None:
+            set_own(self._flags["_is_in_any_mode_without_ignore_compile_internals"])
+
+
+def _let_go(interrupt: BaseException | None) -> None:
+    """End what the frames of an interrupt still hold.
+
+    PyTorch takes a mode off its stack while the mode handles a call, by a generator. An interrupt just before
+    that goes on leaves it to the frames, and it puts the mode back when they are gone.
+    """
+    while interrupt is not None:
+        clear_frames(interrupt.__traceback__)
+        interrupt = interrupt.__context__

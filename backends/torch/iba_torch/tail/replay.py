@@ -26,7 +26,7 @@ from iba_torch.tail.places import (
     LayerCall,
     Place,
 )
-from iba_torch.tail.precision import autocast_dtype
+from iba_torch.tail.precision import autocast_dtype, in_mode
 from iba_torch.tail.recording import Call, Feature, Filling, Value, leaves
 from iba_torch.tail.rewrites.assumptions import (
     Assumption,
@@ -364,7 +364,7 @@ class Replay:
         inputs = self._fill(self._inputs) if is_one else tree_map(self._fill, self._inputs, Value)
         with (
             nullcontext() if as_asked else self._outside,
-            self._observer or nullcontext(),
+            nullcontext() if self._observer is None else in_mode(self._observer),
             assumed.watching(shadow.weights),
         ):
             try:

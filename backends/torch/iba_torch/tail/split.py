@@ -23,7 +23,7 @@ from iba_torch.tail.channels import ChannelTracker, are_places, read_format
 from iba_torch.tail.effects import Effect, apart
 from iba_torch.tail.head import HeadPass, Stop
 from iba_torch.tail.places import AssumptionsAtPlace, InputKind, Knowledge, LayerCall, Learnt, kind_of
-from iba_torch.tail.precision import as_outside, without_autocast
+from iba_torch.tail.precision import as_outside, in_mode, without_autocast
 from iba_torch.tail.replay import InMemoryOrder, Replay, check_calls, saved_tensor_hooks
 from iba_torch.tail.rewrites.assumptions import (
     Assumption,
@@ -307,7 +307,7 @@ class TorchSplit(Split):
             remembers = remember and stays in relied
             compare = unreached not in relied or unreached.is_unknown
             head = self._head_pass(shadow, kind, remember=remembers, compare=compare)
-            with observer or nullcontext():
+            with nullcontext() if observer is None else in_mode(observer):
                 self._pass(shadow, assumed, owned(inputs, reordered), head)
             broken: list[Assumption] = []
             confirmed: list[Assumption] = []
@@ -437,7 +437,7 @@ class TorchSplit(Split):
             counter = self._head_pass(shadow, kind_of(inputs), remember=False, tracker=tracker)
             own = owned(inputs)
             axes = [tracker.follow(tensor) for tensor in tensors(own)]
-            with apart(), tracker:
+            with apart(), in_mode(tracker):
                 outputs = self._pass(shadow, assumed, own, counter)
             self._knowledge.input_format = read_format(axes[0][1:]) or self._knowledge.input_format
             self._knowledge.input_has_channels = not are_places(axes[0][1:])

@@ -61,9 +61,11 @@ def get_imagenet_generator(
     options = {**labels, "interpolation": "nearest", **kwargs}
 
     def epoch(number: int) -> Iterator[tuple[npt.NDArray[np.floating], npt.NDArray[Any]]]:
-        return iba_tf.get_imagenet_generator(
+        batches = iba_tf.get_imagenet_generator(
             path, target_size, crop_size, batch_size, seed + number, preprocess_input, **options
         )
+        # Keras 3 gives each binary target an axis of its own.
+        return ((images, targets[:, 0] if class_mode == "binary" else targets) for images, targets in batches)
 
     # The first one is made at once, so that an argument is checked here.
     first = epoch(0)

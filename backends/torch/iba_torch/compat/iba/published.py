@@ -38,6 +38,11 @@ class Smooth(nn.Module):
 class Published(IBA):
     """A bottleneck with the further attributes and older names."""
 
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        # The published filter has its kernel in the state; here it follows from sigma.
+        state_dict.pop(f"{prefix}smooth.conv.weight", None)
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.sigmoid = nn.Sigmoid()

@@ -116,8 +116,6 @@ class IBA(Published):
         return mask_from_alpha(of_batch, problem.matrices, layout)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        # The published filter has its kernel in the state; here it follows from sigma.
-        state_dict.pop(f"{prefix}smooth.conv.weight", None)
         alpha = state_dict.get(f"{prefix}alpha")
         if isinstance(alpha, torch.Tensor) and (self.alpha is None or self.alpha.shape != alpha.shape):
             self.alpha = nn.Parameter(torch.empty_like(alpha))

@@ -24,6 +24,9 @@ __all__ = ["IBAReadout", "TorchWelfordEstimator"]
 class IBAReadout(iba_torch.IBAReadout, Published):
     """`iba_torch.IBAReadout`, whose `analyze` also takes a closure, and gives a capacity in bits.
 
+    As the published one, it resizes features corner to corner, and cuts alpha off at plus and minus 5. The
+    states of trained readouts of that package load.
+
     Example:
         >>> iba = IBAReadout(model.conv, [model.conv, model.logits], model)
         >>> iba.estimate(model, batches)
@@ -31,6 +34,17 @@ class IBAReadout(iba_torch.IBAReadout, Published):
         (8, 8)
         >>> iba.detach()
     """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.corners, self.alpha_bound = True, 5.0
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        if f"{prefix}conv1.weight" in state_dict:
+            _rename_published(state_dict, prefix)
+            # The layers are those of this readout: the published state does not name its own.
+            state_dict[f"{prefix}_extra_state"] = self.get_extra_state()
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def analyze(  # type: ignore[override]  # takes a model, as its base
         self,
@@ -65,3 +79,16 @@ class IBAReadout(iba_torch.IBAReadout, Published):
         maps = saliency_maps(nats[None], layout, self._spatial_shape(input_t))
         found: npt.NDArray[np.floating] = maps[0]
         return found
+
+
+def _rename_published(state_dict: dict[str, Any], prefix: str) -> None:
+    """Give the entries of a trained published readout the names and shapes that they have here."""
+    old = f"{prefix}_readout_estimators."
+    for name in [name for name in state_dict if name.startswith(old)]:
+        state_dict[f"{prefix}estimators.{name.removeprefix(old)}"] = state_dict.pop(name)
+    for layer in range(3):
+        for kind in ("weight", "bias"):
+            values = state_dict.pop(f"{prefix}conv{layer + 1}.{kind}")
+            # A 1x1 convolution over places in a row.
+            values = values[..., 0] if kind == "weight" else values
+            state_dict[f"{prefix}network.{2 * layer}.{kind}"] = values

@@ -1,0 +1,173 @@
+"""Models in files: what `torch.export.save` writes, and folders of Hugging Face."""
+
+from __future__ import annotations
+
+import json
+import re
+import warnings
+import zipfile
+from collections.abc import Iterator
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from iba_core.errors import IBAError, MissingDependencyError, StateError
+
+_SYMBOL = re.compile(r"Symbol\('[a-z]+\d+'")
+"""A size that an exported program leaves open."""
+
+_FUNCTIONS = {
+    *("Symbol", "Integer", "Rational", "positive", "integer", "nonnegative", "nonzero", "True", "False"),
+    *("Add", "Mul", "Pow", "Max", "Min", "Mod", "PythonMod", "FloorDiv", "CleanDiv"),
+    *("Eq", "Ne", "Ge", "Gt", "Le", "Lt"),
+}
+"""What expressions of sizes may name. PyTorch evaluates them as Python."""
+
+_FILES = (".pt2", ".pt", ".pth", ".ts")
+
+_SCRIPTED = (
+    "is a TorchScript program, whose layers cannot be reached; give the module that it was made of, or save "
+    "it with torch.export.save"
+)
+_MOST = 2**26
+"""Bytes of the description of a program."""
+
+
+def load_file(path: Path) -> nn.Module | None:
+    """Load the model in a file or folder; None if its name is not that of a PyTorch model.
+
+    Args:
+        path: a ``.pt2`` file of `torch.export.save`, or a folder with the ``config.json`` of a Hugging Face
+            model and its weights as safetensors.
+
+    Returns:
+        A module whose layers have the names that they had in the model.
+
+    Raises:
+        StateError: it is damaged, holds code, was exported for one batch size, or is a scripted program.
+        MissingDependencyError: a folder of Hugging Face needs the package transformers.
+    """
+    if path.suffix in _FILES and not path.is_file():
+        raise StateError(f"there is no model file {str(path)!r}")
+    if path.suffix == ".pt2":
+        return _exported(path)
+    if path.suffix in _FILES:
+        if _is_scripted(path):
+            raise StateError(f"model={str(path)!r} {_SCRIPTED}")
+        raise StateError(
+            f"model={str(path)!r} holds weights, or an object of Python that only its own program can make; "
+            "make the model in Python and give the object"
+        )
+    if (path / "config.json").is_file():
+        return _of_hugging_face(path)
+    return None
+
+
+def _is_scripted(path: Path) -> bool:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return any("/code/" in name for name in archive.namelist())
+    except (OSError, zipfile.BadZipFile):
+        return False
+
+
+def _exported(path: Path) -> nn.Module:
+    """The modules of an exported program, which is loaded only if nothing in it runs code."""
+    try:
+        content = path.read_bytes()
+        _require_harmless(content)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about the age of the file's format
+            program = torch.export.load(BytesIO(content))
+            _require_any_batch(program)
+            module = torch.export.unflatten(program)
+    except IBAError as error:
+        raise StateError(f"model={str(path)!r} {error}") from error
+    except Exception as error:  # a damaged file may raise anything
+        reason = " ".join(str(error).split())[:200]
+        raise StateError(f"model={str(path)!r} is no program of torch.export.save: {reason}") from error
+    return module.requires_grad_(False)
+
+
+def _require_harmless(content: bytes) -> None:
+    """Check that PyTorch reads a program without unpickling objects or evaluating more than sizes.
+
+    Raises:
+        StateError: it would.
+    """
+    with zipfile.ZipFile(BytesIO(content)) as archive:
+        for name in archive.namelist():
+            if name.endswith(".json"):
+                if archive.getinfo(name).file_size > _MOST:
+                    raise StateError("has a description of more than 64 MB")
+                for key, value in _entries(json.loads(archive.read(name))):
+                    if key == "use_pickle" and value:
+                        raise StateError("holds pickled objects, which may run code; export it without")
+                    if key == "guards_code" and value:
+                        raise StateError("holds code that checks its inputs; export it without")
+                    if key == "expr_str" and not _is_size(value):
+                        raise StateError(f"holds an expression that is no size, {str(value)[:80]!r}")
+            elif "/sample_inputs/" in name:
+                # PyTorch itself would go on to unpickle what this refuses.
+                torch.load(BytesIO(archive.read(name)), weights_only=True)
+            elif name.endswith((".pt", ".pkl", ".pth")) or "/custom_objs" in name:
+                raise StateError(f"holds {name!r}, a pickled object that may run code")
+
+
+def _entries(tree: Any) -> Iterator[tuple[str, Any]]:
+    """Every key of nested dicts and lists, with its value."""
+    if isinstance(tree, dict):
+        yield from tree.items()
+    children = tree.values() if isinstance(tree, dict) else tree if isinstance(tree, list) else ()
+    for child in children:
+        yield from _entries(child)
+
+
+def _is_size(expression: Any) -> bool:
+    """Whether a text is an expression of whole numbers and open sizes."""
+    if not isinstance(expression, str):
+        return False
+    rest = _SYMBOL.sub("Symbol(0", expression)
+    return set(re.findall(r"[A-Za-z_]\w*", rest)) <= _FUNCTIONS and not re.search(r"[^\w\s+\-*/(),=]", rest)
+
+
+def _require_any_batch(program: torch.export.ExportedProgram) -> None:
+    """Check that a program takes any number of images: noisy copies pass it together.
+
+    Raises:
+        StateError: it takes one number only.
+    """
+    names = set(program.graph_signature.user_inputs)
+    for node in program.graph.nodes:
+        if node.op == "placeholder" and node.name in names:
+            value = node.meta.get("val")
+            if isinstance(value, torch.Tensor) and value.ndim and isinstance(value.shape[0], int):
+                raise StateError(
+                    f"takes batches of {value.shape[0]} only; export it with "
+                    "dynamic_shapes=({0: torch.export.Dim.DYNAMIC},), for one input"
+                )
+
+
+def _of_hugging_face(path: Path) -> nn.Module:
+    config = json.loads((path / "config.json").read_text(encoding="utf-8"))
+    names = config.get("architectures") if isinstance(config, dict) else None
+    if not isinstance(names, list) or not names or not isinstance(names[0], str):
+        raise StateError(f"model={str(path)!r} has a config.json that names no architecture")
+    try:
+        import transformers
+    except ImportError as error:
+        raise MissingDependencyError(
+            f"model={str(path)!r} is a folder of Hugging Face; it needs pip install transformers"
+        ) from error
+    kind = getattr(transformers, names[0], None)
+    if not (isinstance(kind, type) and issubclass(kind, transformers.PreTrainedModel)):
+        raise StateError(f"model={str(path)!r} has the architecture {names[0]!r}, which transformers lacks")
+    try:
+        model: nn.Module = kind.from_pretrained(path, local_files_only=True, use_safetensors=True)
+    except Exception as error:  # a damaged folder may raise anything
+        reason = " ".join(str(error).split())[:200]
+        raise StateError(f"model={str(path)!r} cannot be loaded: {reason}") from error
+    return model.eval()

@@ -1,0 +1,131 @@
+"""Explanations at several layers, and one map of them."""
+
+import copy
+import json
+import pickle
+
+import numpy as np
+import pytest
+
+from iba_core import Attribution, CombinedAttribution, Explainer, InputError, StateError, combine_maps
+from tests.backends import SMALL_LAYER, smooth_images
+
+LAYERS = ["act", SMALL_LAYER]
+
+
+def of_layers(backend, layer=LAYERS, **settings):
+    explainer = Explainer(backend.small(), layer, **{"steps": 3, "samples": 2, "beta": 1.0, **settings})
+    return explainer.fit((backend.images(smooth_images(4, seed=i)) for i in range(3)), progbar=False)
+
+
+@pytest.fixture(scope="module")
+def found(backend):
+    """An explainer of two layers, its images, and their explanation."""
+    explainer, x = of_layers(backend), backend.images(smooth_images(2))
+    return explainer, x, explainer.explain(x, seed=0)
+
+
+def test_one_pass_over_the_data_gives_the_statistics_of_all_layers(backend, found):
+    for part, layer in zip(found[0].parts, LAYERS, strict=True):
+        alone = of_layers(backend, layer)
+        assert part.estimator.n_samples() == 12
+        np.testing.assert_array_equal(part.estimator.mean(), alone.estimator.mean())
+        np.testing.assert_array_equal(part.estimator.std(), alone.estimator.std())
+
+
+def test_each_layer_is_explained_as_if_alone(backend, found):
+    _, x, combined = found
+    assert isinstance(combined, CombinedAttribution)
+    assert combined.layer == "act, second"
+    for part, layer in zip(combined.parts, LAYERS, strict=True):
+        alone = of_layers(backend, layer).explain(x, seed=0)
+        assert part.layer == layer
+        np.testing.assert_allclose(part.capacity, alone.capacity, rtol=1e-6)
+        np.testing.assert_allclose(part.survival, alone.survival, rtol=1e-6)
+
+
+def test_the_map_is_the_mean_of_maps_of_one_sum_and_bits_are_not_added(backend, found):
+    x, combined = found[1:]
+    a, b = (part.saliency for part in combined.parts)
+    sums = [each.sum(axis=(1, 2), keepdims=True) for each in (a, b)]
+    expected = (a / sums[0] + b / sums[1]) / 2 * (sums[0] + sums[1]) / 2
+    np.testing.assert_allclose(combined.saliency, expected, rtol=1e-5)
+    np.testing.assert_allclose(combined.saliency.sum(axis=(1, 2)), combined.total_bits, rtol=1e-5)
+    bits = [part.total_bits for part in combined.parts]
+    np.testing.assert_allclose(combined.total_bits, np.mean(bits, axis=0), rtol=1e-6)
+    np.testing.assert_array_equal(combined.survival, np.minimum(*(part.survival for part in combined.parts)))
+    row = json.loads(json.dumps(combined.to_dict()))["images"][1]
+    assert row["bits at act"] == pytest.approx(bits[0][1])
+    assert row["survival at second"] == pytest.approx(combined.parts[1].survival[1])
+    with pytest.raises(AttributeError, match="capacity is of one layer"):
+        combined.capacity  # noqa: B018 (reading it is the test)
+    geometric = of_layers(backend, combine="geometric").explain(x, seed=0)
+    shares = geometric.saliency / geometric.saliency.sum(axis=(1, 2), keepdims=True)
+    np.testing.assert_allclose(shares, combine_maps(geometric.parts, "geometric"), rtol=1e-5)
+
+
+def test_layers_share_the_predicted_class(backend, found):
+    explainer, x, combined = found
+    np.testing.assert_array_equal(combined.classes, explainer.predict(x).argmax(axis=1))
+    (again,) = explainer.explain_iter([x], seed=0, progbar=False)
+    np.testing.assert_array_equal(again.saliency, combined.saliency)
+    repeats = explainer.explain_seeds(x, seeds=2)
+    np.testing.assert_array_equal(repeats.attributions[0].saliency, combined.saliency)
+
+
+def test_an_attribution_of_layers_is_taken_apart_and_saved(found, tmp_path):
+    combined = found[2]
+    np.testing.assert_array_equal(combined[1].saliency, combined.saliency[1:])
+    joined = CombinedAttribution.concatenate(list(combined))
+    np.testing.assert_array_equal(joined.parts[1].capacity, combined.parts[1].capacity)
+    assert "'act'" in repr(combined)
+    assert "'second'" in repr(combined)
+    assert combined._repr_html_().count("<tr>") == 3
+    combined.save(tmp_path / "maps.safetensors")
+    for again in (
+        Attribution.load(tmp_path / "maps.safetensors"),
+        pickle.loads(pickle.dumps(combined)),
+        copy.deepcopy(combined),
+    ):
+        assert isinstance(again, CombinedAttribution)
+        assert again.combine == combined.combine
+        np.testing.assert_array_equal(again.saliency, combined.saliency)
+        np.testing.assert_array_equal(again.parts[0].capacity, combined.parts[0].capacity)
+        assert again.parts[1].settings == combined.parts[1].settings
+
+
+def test_statistics_of_layers_are_saved_and_loaded(backend, found, tmp_path):
+    explainer, x, combined = found
+    explainer.save(tmp_path / "stats.safetensors", {"note": 1})
+    model = backend.small()
+    options = {"steps": 3, "samples": 2, "beta": 1.0}
+    for again in (
+        Explainer(model, LAYERS, **options).load(tmp_path / "stats.safetensors"),
+        Explainer(model, LAYERS[::-1], **options).load(tmp_path / "stats.safetensors"),
+        Explainer(model, **options).load(tmp_path / "stats.safetensors"),
+        pickle.loads(pickle.dumps(explainer)) if backend.name == "torch" else copy.deepcopy(explainer),
+    ):
+        np.testing.assert_allclose(again.explain(x, seed=0).saliency, combined.saliency, rtol=1e-5)
+    one = Explainer(model, SMALL_LAYER, **options).load(tmp_path / "stats.safetensors").explain(x, seed=0)
+    np.testing.assert_allclose(one.capacity, combined.parts[1].capacity, rtol=1e-6)
+    with pytest.raises(StateError, match="describes the layers"):
+        Explainer(model, "third").load(tmp_path / "stats.safetensors")
+
+
+def test_what_does_not_fit_several_layers_is_refused(backend, found):
+    explainer, x, combined = found
+    model = backend.small()
+    for layers, message in (([], "is empty"), (["act", "act"], "twice"), ([3], "layer=3")):
+        with pytest.raises(InputError, match=message):
+            Explainer(model, layers)
+    assert not isinstance(of_layers(backend, ["act"]).explain(x), CombinedAttribution)
+    with pytest.raises(InputError, match="combine='sum'"):
+        Explainer(model, LAYERS, combine="sum")
+    with pytest.raises(InputError, match="pass_mask"):
+        explainer.explain(x, pass_mask=np.zeros((2, 2), bool))
+    with pytest.raises(InputError, match="estimator"):
+        Explainer(model, LAYERS, estimator=explainer.parts[0].estimator)
+    with pytest.raises(InputError, match=r"explainer\.parts"):
+        explainer.predict_restricted(x, combined)
+    with pytest.raises(InputError, match="the same classes"):
+        CombinedAttribution([combined.parts[0], explainer.explain(x, 2, seed=0).parts[1]])
