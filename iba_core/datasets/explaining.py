@@ -115,14 +115,19 @@ def new_setup(
         and the target; so names, versions and times are no part of it.
     """
     framework = explainer.adapter.framework.name
-    numbers = {name: array.tobytes().hex() for name, array in explainer.estimator.state_dict().items()}
+    parts = explainer.parts
+    estimated = [
+        [(name, array.tobytes().hex()) for name, array in part.estimator.state_dict().items()]
+        for part in parts
+    ]
     decisive = {
         "fingerprint": explainer.adapter.fingerprint(),
         "framework": framework,
         "layer": explainer.layer,
-        "tokens": None if explainer.tokens is None else settings_dict(explainer.tokens),
+        "tokens": [part.tokens and settings_dict(part.tokens) for part in parts],
+        "combine": explainer.combine if len(parts) > 1 else None,
         "output": explainer.output,
-        "statistics": digest(numbers) if statistics is None else statistics,
+        "statistics": digest(estimated) if statistics is None else statistics,
         "settings": settings_dict(settings),
         "seed": seed,
     }
@@ -130,7 +135,7 @@ def new_setup(
         "id": digest(decisive)[:16],
         "model": type(explainer.adapter.model).__qualname__ if model is None else model,
         **decisive,
-        "samples": explainer.estimator.n_samples(),
+        "samples": parts[0].estimator.n_samples(),
         "preprocessing": None if preprocessing is None else settings_dict(preprocessing),
         "version": iba_core.__version__,
         "started": datetime.now(UTC).isoformat(timespec="microseconds"),

@@ -328,6 +328,18 @@ def test_the_explainers_own_settings(backend, tmp_path):
     np.testing.assert_array_equal(record.attribution().capacity, expected.capacity)
 
 
+def test_several_layers_together(backend, explained, tmp_path):
+    x = backend.images(smooth_images(4))
+    for combine in ("mean", "geometric"):
+        explainer = Explainer(backend.small(), ["second", "third"], combine=combine).fit([x], progbar=False)
+        for _ in range(2):
+            run = explain_dataset(explainer, {"a": x[0]}, tmp_path, **FAST)
+    assert len(run) == len(run.setups) == 2
+    for record in run:
+        assert record.layer == "second, third"
+        assert record.bits == pytest.approx(float(record.attribution().total_bits[0]))
+
+
 # -- the folder ---------------------------------------------------------------------------------------
 
 
