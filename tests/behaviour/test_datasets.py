@@ -102,6 +102,20 @@ def test_what_is_there_is_skipped(backend, explainer, explained, tmp_path):
     assert len(Run.open(tmp_path)) == 3
 
 
+def test_pictures_are_drawn_again_without_explaining(backend, explainer, explained, tmp_path):
+    inputs = {"a": backend.images(smooth_images(1))[0]}
+    (first,) = explain_dataset(explainer, inputs, tmp_path, **FAST)
+    before = first.picture_path.read_bytes()
+    (second,) = explain_dataset(explainer, inputs, tmp_path, vmax=100.0, **FAST)
+    assert second == replace(first, vmax=100.0)
+    assert second.picture_path.read_bytes() != before
+    second.picture_path.unlink()
+    (third,) = explain_dataset(explainer, inputs, tmp_path, **FAST)
+    assert third == first
+    assert third.picture_path.read_bytes() == before
+    assert len(explained) == 1
+
+
 @pytest.mark.parametrize("change", [{"seed": 1}, {"beta": 3.0}, {"targets": 2}, {"steps": 3}])
 def test_other_settings_are_other_results(backend, explainer, explained, tmp_path, change):
     inputs = {"a": backend.images(smooth_images(1))[0]}
