@@ -1073,6 +1073,24 @@ def test_version_and_help(iba):
 
 
 @pytest.mark.parametrize(
+    ("words", "offered"),
+    [
+        ("iba ex", ["explain"]),
+        ("iba explain --preset f", ["fast"]),
+        ("iba layers eff", ["efficientnet-lite0"]),
+        ("iba explain --preprocess s", ["symmetric"]),
+    ],
+)
+def test_the_shell_completes_what_is_typed(iba, monkeypatch, capfd, words, offered):
+    monkeypatch.setenv("_IBA_COMPLETE", "complete_bash")
+    monkeypatch.setenv("COMP_WORDS", words)
+    monkeypatch.setenv("COMP_CWORD", str(words.count(" ")))
+    with pytest.raises(SystemExit):
+        iba()
+    assert capfd.readouterr().out.split() == offered
+
+
+@pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (("--wrong",), "No such option: --wrong"),
