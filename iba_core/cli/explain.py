@@ -38,7 +38,7 @@ class Choices:
 
     model: str
     backend: str | None
-    layer: str | None
+    layer: Sequence[str] | None
     targets: Sequence[str]
     classes: Path | None
     activation: str | None
@@ -215,8 +215,10 @@ def pictures_note(network: Network) -> str:
     return f"{network.preprocessing_summary}; {network.preprocessing_origin}"
 
 
-def layer_note(explainer: Explainer, layer: str | None, stats: Path | None = None) -> str:
+def layer_note(explainer: Explainer, layer: str | Sequence[str] | None, stats: Path | None = None) -> str:
     """Name the layer, and how it was chosen."""
+    if len(explainer.parts) > 1:
+        return f"{explainer.layer}: {explainer.combine} of their maps, mean of their bits, least survival"
     if layer is not None:
         return f"{explainer.layer}"
     if stats is not None:
@@ -226,7 +228,7 @@ def layer_note(explainer: Explainer, layer: str | None, stats: Path | None = Non
 
 def _statistics_note(explainer: Explainer, network: Network, stats: Path | None) -> str:
     if stats is not None:
-        return f"{shown(stats)}, of {explainer.estimator.n_samples():,} images"
+        return f"{shown(stats)}, of {explainer.parts[0].estimator.n_samples():,} images"
     return (
         f"of {CROPS} crops of the packaged sample photographs, enough for a first look. For reliable "
         f"numbers, estimate them on your own pictures: iba estimate {network.source} FOLDER --out STATS"
