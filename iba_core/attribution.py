@@ -103,7 +103,7 @@ class Attribution:
         parts.append(f"bits {bits}{more}")
         if self.survival is not None and self.survival_std is not None:
             pairs = zip(self.survival[:_SHOWN], self.survival_std[:_SHOWN], strict=True)
-            parts.append("survival " + ", ".join(f"{each:.2f} +- {std:.2f}" for each, std in pairs) + more)
+            parts.append("survival " + ", ".join(f"{each:.2f} ± {std:.2f}" for each, std in pairs) + more)
         return f"<Attribution: {'; '.join(parts)}>"
 
     def _repr_html_(self) -> str:

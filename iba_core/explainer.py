@@ -32,9 +32,9 @@ from iba_core.arguments import (
 from iba_core.attribution import Attribution, CombinedAttribution
 from iba_core.bottleneck.chunks import Task, explain_in_chunks
 from iba_core.bottleneck.estimator import KIND, Halves, Moments, WelfordEstimator
-from iba_core.bottleneck.fingerprint import fingerprint, noise_input, same_fingerprint
 from iba_core.bottleneck.formulas import Mask
 from iba_core.bottleneck.optimization import BottleneckOptimizer, BottleneckResult, PassMask
+from iba_core.bottleneck.probe import noise_input, same_summary, summary
 from iba_core.bottleneck.saliency import COMBINE, Combine, saliency_maps
 from iba_core.bottleneck.settings import BottleneckSettings, preset_settings
 from iba_core.bottleneck.statistics import Statistics, samples_of_tokens
@@ -287,8 +287,9 @@ class Explainer:
         if until is not None:
             until = require_number("until", until, above=0, below=1)
         whole, found = as_target(target), self._twin()
-        seen, check, few = 0, _FIRST_CHECK, None
-        error = np.inf
+        for part in found.parts:
+            part._halves, part._input_shape = None, None
+        seen, check, few, error = 0, _FIRST_CHECK, None, np.inf
         for samples in samples_of(batches, n_samples, progbar):
             inputs = require_inputs("batches", samples, self.adapter.to_inputs)
             for part in found.parts:
@@ -306,17 +307,20 @@ class Explainer:
             )
         if until is not None and error > until:
             _warn_of_statistics(seen, found._error_of_halves(few, whole), until)
-        for part, new in zip(self.parts, found.parts, strict=True):
-            part._take_over(new)
+        self._take_over(found)
         return self
 
     def _twin(self) -> Explainer:
         """A copy that shares everything, until it takes in something else."""
         twin = copy(self)
-        twin._layer = self._layer
+        for name in ("_layer", "_run", "_complete", "_activations"):
+            setattr(twin, name, getattr(self, name))
         twin._parts = tuple([part._twin() for part in self._parts])
-        twin._halves, twin._input_shape = None, None
         return twin
+
+    def _take_over(self, other: Explainer) -> None:
+        """Take over what a twin knows of the features, at once, so that nobody sees half of it."""
+        vars(self).update({name: getattr(other, name) for name in _OF_FEATURES})
 
     def _gather(self, inputs: Inputs, seen: int) -> None:
         """Take in the features of a batch, half of them for either half of the statistics."""
@@ -327,8 +331,8 @@ class Explainer:
         split, size, tokens = self._split_at(None), batch_size(inputs), self.tokens
         self._input_shape = common_shape(self._input_shape, tuple(next(arrays_of(inputs)).shape[1:]))
         framework = self.adapter.framework
-        if hasattr(inputs, "shape"):
-            self._is_probed = framework.to_numpy(take(inputs, 0, 1)).dtype.kind == "f"
+        first = take(inputs, 0, 1)
+        self._is_probed = hasattr(first, "shape") and framework.to_numpy(first).dtype.kind == "f"
         features = framework.to_numpy(split.features(inputs))
         middle = -(-(seen + size) // 2) - -(-seen // 2)
         for half, (start, stop) in enumerate(((0, middle), (middle, size))):
@@ -351,15 +355,8 @@ class Explainer:
             part._estimated_format = part._format(part._split_at(None))
         return self.parts[0].estimator.n_samples()
 
-    def _take_over(self, other: Explainer) -> None:
-        """Take over what another explainer of the same model knows of the features."""
-        self._read_tokens(other.tokens)
-        self._layer, self.estimator, self._input_shape = other._layer, other.estimator, other._input_shape
-        self._estimated_format, self._halves = other._estimated_format, other._halves
-        self._is_probed = other._is_probed
-
     def bits_error(
-        self, x: Inputs, target: Any = None, *, seed: int | None = 0, **options: Any
+        self, x: Inputs, target: Any = None, *, seed: int = 0, **options: Any
     ) -> npt.NDArray[np.floating]:
         """Standard error of the bits that comes from the statistics, as a share of the bits.
 
@@ -371,7 +368,7 @@ class Explainer:
         Args:
             x: as in `explain`, some inputs that were not given to `fit`.
             target: as in `explain`.
-            seed: as in `explain`.
+            seed: of the noise.
             **options: as in `explain`.
 
         Returns:
@@ -385,6 +382,7 @@ class Explainer:
             >>> explainer.bits_error(x, 1, preset="fast").shape
             (2,)
         """
+        require_seed("seed", seed, optional=False)
         self._require_estimate()
         errors = self._errors(x, target, {"seed": seed, **options})
         samples = self.parts[0].estimator.n_samples()
@@ -395,8 +393,8 @@ class Explainer:
         bits = []
         for number in (0, 1):
             twin = self._twin()
-            for own, part in zip(self.parts, twin.parts, strict=True):
-                part._input_shape, part.estimator = own._input_shape, own._known_halves()[number]
+            for part in twin.parts:
+                part.estimator = part._known_halves()[number]
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", message=_LOST)
                 bits.append(twin.explain(x, target, **options).total_bits)
@@ -454,7 +452,7 @@ class Explainer:
             "input_format": split.input_format,
             "framework": self.adapter.framework.name,
             "tokens": None if self.tokens is None else asdict(self.tokens),
-            "fingerprint": self._fingerprint(split, self._input_shape) if self._is_probed else None,
+            "probe": self._summary(split, self._input_shape) if self._is_probed else None,
         }
 
     def load(self, path: str | PathLike[str]) -> Self:
@@ -478,11 +476,7 @@ class Explainer:
             found._parts = self._parts_of([facts.get("layer") for facts, *_ in entries])
         for part in found.parts:
             part._take_from(path, entries)
-        if len(found._parts) > len(self._parts):
-            self._parts = found._parts
-        else:
-            for part, new in zip(self.parts, found.parts, strict=True):
-                part._take_over(new)
+        self._take_over(found)
         return self
 
     def _take_from(self, path: str | PathLike[str], entries: Sequence[_Distribution]) -> None:
@@ -507,17 +501,17 @@ class Explainer:
             saved = split.input_format if is_own else facts["input_format"]
             self._input_shape = tuple(known[axis] for axis in _permutation(known, saved, split.input_format))
         self._estimated_format = facts.get("data_format")
-        expected: list[float] | None = facts.get("fingerprint")
+        expected: list[float] | None = facts.get("probe")
         self._is_probed = expected is not None
-        own = self._fingerprint(split, self._input_shape) if expected else None
-        if own and expected and not same_fingerprint(own, expected):
+        own = self._summary(split, self._input_shape) if expected else None
+        if own and expected and not same_summary(own, expected):
             warnings.warn(
                 f"the statistics in {path} are of another model: at layer {split.layer_name!r}, this one "
                 "gives other features for the same test input; fit the explainer again",
                 stacklevel=3,
             )
 
-    def _fingerprint(self, split: Split, input_shape: InputShape | None) -> list[float] | None:
+    def _summary(self, split: Split, input_shape: InputShape | None) -> list[float] | None:
         """What tells the model from others at the layer; None where a test input cannot be made."""
         if input_shape is None or None in input_shape or not 1 <= len(input_shape) <= 4:
             return None
@@ -532,7 +526,7 @@ class Explainer:
             return None
         layout = Layout.of(features[0].shape, self._format(split), self.tokens)
         # A model that draws random numbers has none.
-        return fingerprint(features[0], layout) if np.array_equal(*features) else None
+        return summary(features[0], layout) if np.array_equal(*features) else None
 
     # -- explaining -------------------------------------------------------------------------------
 
@@ -585,6 +579,9 @@ class Explainer:
 
     def explain_seeds(self, x: Inputs, target: Any = None, *, seeds: int = 8, **options: Any) -> Repeats:
         """Explain the same inputs with several seeds, to see how sure the maps and their bits are.
+
+        One is explained after the other, each as `explain` does with that seed. The head of the model, which
+        they could share, takes 1 to 2 % of an explanation.
 
         Args:
             x: as in `explain`.
@@ -1025,6 +1022,20 @@ class Explainer:
 _MOST_SEEDS = 10**4
 """Most explanations of the same inputs. More are a slip of the pen."""
 
+_OF_FEATURES = (
+    "_parts",
+    "_layer",
+    "estimator",
+    "_halves",
+    "_input_shape",
+    "_estimated_format",
+    "_is_probed",
+    "tokens",
+    "data_format",
+    "settings",
+)
+"""Attributes of an explainer that `fit` and `load` decide."""
+
 _FIRST_CHECK = 64
 """Samples after which `fit` first looks whether the bits have settled."""
 
@@ -1116,9 +1127,9 @@ def _require_facts(metadata: Mapping[str, Any]) -> None:
     ):
         raise StateError(f"input_shape={shape!r} is no shape")
     formats = [metadata.get("data_format"), *([] if shape is None else [metadata["input_format"]])]
-    known = metadata.get("fingerprint")
+    known = metadata.get("probe")
     if known is not None and not (isinstance(known, list) and all(isinstance(x, float) for x in known)):
-        raise StateError(f"fingerprint={known!r} is none")
+        raise StateError(f"probe={known!r} is no list of numbers")
     for data_format in formats:
         if data_format not in (None, *get_args(DataFormat)):
             raise StateError(f"{data_format!r} is neither 'channels_first' nor 'channels_last'")

@@ -46,7 +46,7 @@ class Repeats:
 
     def __repr__(self) -> str:
         bits = zip(self.total_bits[:_SHOWN], self.total_bits_std[:_SHOWN], strict=True)
-        shown = ", ".join(f"{mean:,.0f} +- {std:,.0f} bits" for mean, std in bits)
+        shown = ", ".join(f"{mean:,.0f} ± {std:,.0f} bits" for mean, std in bits)
         more = ", ..." if len(self.total_bits) > _SHOWN else ""
         return f"<Repeats: {len(self.attributions)} seeds; {shown}{more}>"
 

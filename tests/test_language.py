@@ -80,7 +80,7 @@ RULES = [
     ),
     phrase("by the book", "'assumption'"),
     phrase("hand over", "'donate'", r"\bhand(?:s|ed|ing)?[ _]over(?![a-z])"),
-    phrase("until=", "'end_layer'", r"\buntil\s*=(?!=)|\.until\b"),
+    phrase("until=", "'end_layer'", r"\bsplit\([^)\n]*\buntil\s*=(?!=)|\.until\b"),
     phrase("reads", "'readout_layers'", r"\.reads\b|\breads\s*=(?!=)"),
     word("cut", "'split'", but=r"(?!(?:[ _]\w+)?[ _](?:out|off|from|short)\b)"),
     word("lender", "'copy on write'"),

@@ -17,6 +17,7 @@ from iba_core.cli.options import (
     Classes,
     Device,
     Layer,
+    Layers,
     Model,
     ModelOption,
     NoCache,
@@ -24,6 +25,7 @@ from iba_core.cli.options import (
     Size,
     Stats,
     choices,
+    parse_beta,
 )
 from iba_core.framework.allocator import keep_freed_memory
 
@@ -59,7 +61,7 @@ def explain(
     ],
     model: ModelOption = PRETRAINED,
     backend: Backend = None,
-    layer: Layer = None,
+    layer: Layers = None,
     target: Annotated[
         list[str] | None,
         typer.Option(
@@ -81,8 +83,19 @@ def explain(
     ] = None,
     stats: Stats = None,
     beta: Annotated[
-        float, typer.Option(help="Weight of the information. A higher beta gives fewer bits.")
-    ] = BottleneckSettings.beta,
+        str,
+        typer.Option(
+            metavar="NUMBER",
+            help="Weight of the information. A higher beta gives fewer bits; auto is that of --keep 0.9.",
+        ),
+    ] = f"{BottleneckSettings.beta:g}",
+    keep: Annotated[
+        float | None,
+        typer.Option(
+            help="Find for each photograph the largest beta that keeps this share of its class.",
+            show_default="a fixed beta",
+        ),
+    ] = None,
     preset: Annotated[
         str,
         typer.Option(
@@ -114,6 +127,9 @@ def explain(
         bool, typer.Option("--strict", help="Stop at the first photograph that cannot be explained.")
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the results as JSON.")] = False,
+    with_report: Annotated[
+        bool, typer.Option("--report", help="Write a report to look at in a browser, as iba report does.")
+    ] = False,
     no_cache: NoCache = False,
     preprocess: Preprocess = None,
     size: Size = None,
@@ -131,7 +147,7 @@ def explain(
         Choices(
             model=model,
             backend=backend,
-            layer=layer,
+            layer=layer or None,
             targets=target or [],
             classes=classes,
             activation=activation,
@@ -141,13 +157,14 @@ def explain(
             preprocess=preprocess,
             size=parse_size(size),
             device=device,
-            settings=BottleneckSettings(**{**preset_settings(preset), "beta": beta}).override(
-                steps=steps, samples=samples
+            settings=BottleneckSettings(**{**preset_settings(preset), "beta": parse_beta(beta)}).override(
+                steps=steps, samples=samples, keep=keep
             ),
             vmax=vmax,
             jobs=jobs,
             strict=strict,
             as_json=as_json,
+            with_report=with_report,
             use_cache=not no_cache,
         ),
     )
@@ -316,7 +333,7 @@ def estimate(
     ],
     out: Annotated[Path, typer.Option(metavar="STATS", help="File to write, for iba explain --stats.")],
     backend: Backend = None,
-    layer: Layer = None,
+    layer: Layers = None,
     n_samples: Annotated[int, typer.Option(help="Maximum number of images, chosen at random.")] = 5000,
     batch_size: Annotated[int, typer.Option(help="Images to run through the network at once.")] = 32,
     preprocess: Preprocess = None,
@@ -330,7 +347,7 @@ def estimate(
         data,
         model=model,
         backend=backend,
-        layer=layer,
+        layer=layer or None,
         out=out,
         n_samples=n_samples,
         batch_size=batch_size,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +24,7 @@ def estimate_statistics(
     *,
     model: str,
     backend: str | None,
-    layer: str | None,
+    layer: Sequence[str] | None,
     out: Path,
     n_samples: int,
     batch_size: int,

@@ -24,6 +24,8 @@ from iba_core.errors import InputError
 from iba_core.explainer import Explainer
 from iba_core.files import shown
 from iba_core.pictures.images import load_image
+from iba_core.report import write_report
+from iba_core.report.writing import require_jinja2
 from iba_core.targets import ClassTarget
 
 _ROWS = 20
@@ -36,7 +38,7 @@ class Choices:
 
     model: str
     backend: str | None
-    layer: str | None
+    layer: Sequence[str] | None
     targets: Sequence[str]
     classes: Path | None
     activation: str | None
@@ -51,6 +53,7 @@ class Choices:
     jobs: int
     strict: bool
     as_json: bool
+    with_report: bool
     use_cache: bool
 
 
@@ -61,6 +64,8 @@ def explain_photographs(paths: Sequence[Path], choices: Choices) -> int:
         The exit code: 1 if a photograph could not be explained, else 0.
     """
     require_plotting()
+    if choices.with_report:
+        require_jinja2()
     files = find_images(paths, besides=choices.out)
     if choices.strict:
         for _, path in files:
@@ -102,6 +107,8 @@ def explain_photographs(paths: Sequence[Path], choices: Choices) -> int:
             **asdict(choices.settings),
         )
     records = _of_this_run(run, items, targets)
+    if choices.with_report:
+        write_report(run, progbar=console(stderr=True).is_terminal)
     if choices.as_json:
         print(json.dumps([record.to_dict() for record in records], indent=1))
     else:
@@ -153,7 +160,7 @@ def _print(
         ("Layer", layer_note(explainer, choices.layer, choices.stats)),
         ("Statistics", _statistics_note(explainer, network, choices.stats)),
         ("Results", _results_note(good, bad, before)),
-        ("Written", _written_note(good, choices.out)),
+        ("Written", _written_note(good, choices.out, choices.with_report)),
     ]
     blocks: list[Any] = []
     if good and len(good) <= _ROWS:
@@ -179,8 +186,8 @@ def _results_note(good: Sequence[Record], bad: Sequence[Record], before: set[str
     return ", ".join(parts)
 
 
-def _written_note(good: Sequence[Record], out: Path) -> str:
-    tables = f"to {shown(out)}: {', '.join(SUMMARIES)}"
+def _written_note(good: Sequence[Record], out: Path, with_report: bool) -> str:
+    tables = f"to {shown(out)}: {', '.join(SUMMARIES)}{', report/index.html' if with_report else ''}"
     if len(good) > _ROWS:
         return f"{tables}, and a picture and an attribution for each"
     return "\n".join([tables, *(record.picture for record in good if record.picture is not None)])
@@ -208,8 +215,10 @@ def pictures_note(network: Network) -> str:
     return f"{network.preprocessing_summary}; {network.preprocessing_origin}"
 
 
-def layer_note(explainer: Explainer, layer: str | None, stats: Path | None = None) -> str:
+def layer_note(explainer: Explainer, layer: str | Sequence[str] | None, stats: Path | None = None) -> str:
     """Name the layer, and how it was chosen."""
+    if len(explainer.parts) > 1:
+        return f"{explainer.layer}: {explainer.combine} of their maps, mean of their bits, least survival"
     if layer is not None:
         return f"{explainer.layer}"
     if stats is not None:
@@ -219,7 +228,7 @@ def layer_note(explainer: Explainer, layer: str | None, stats: Path | None = Non
 
 def _statistics_note(explainer: Explainer, network: Network, stats: Path | None) -> str:
     if stats is not None:
-        return f"{shown(stats)}, of {explainer.estimator.n_samples():,} images"
+        return f"{shown(stats)}, of {explainer.parts[0].estimator.n_samples():,} images"
     return (
         f"of {CROPS} crops of the packaged sample photographs, enough for a first look. For reliable "
         f"numbers, estimate them on your own pictures: iba estimate {network.source} FOLDER --out STATS"

@@ -8,6 +8,9 @@ from typing import Annotated
 
 import typer
 
+from iba_core.bottleneck.settings import AUTO
+from iba_core.errors import InputError
+
 MODEL = (
     "efficientnet-lite0; a SavedModel folder; a .keras, .h5 or .pb file; or package.module:callable "
     "returning a model (also searched for in the current folder)."
@@ -19,8 +22,24 @@ PRETRAINED = "efficientnet-lite0"
 
 
 def choices(*values: str) -> Callable[[str], list[str]]:
-    """What the shell offers for an option, by what has been typed."""
+    """The values of an option that the shell offers, those that begin as the user does."""
     return lambda incomplete: [value for value in values if value.startswith(incomplete)]
+
+
+def parse_beta(text: str) -> float | str:
+    """Read a beta, or ``"auto"``.
+
+    Raises:
+        InputError: the text is neither.
+
+    Example:
+        >>> parse_beta("0.5"), parse_beta("auto")
+        (0.5, 'auto')
+    """
+    try:
+        return text if text == AUTO else float(text)
+    except ValueError as error:
+        raise InputError(f"beta={text!r} must be a number, or auto") from error
 
 
 _MODELS = choices(PRETRAINED)
@@ -64,6 +83,15 @@ Layer = Annotated[
     str | None,
     typer.Option(
         metavar="NAME", help="Layer to explain at. iba layers lists them.", show_default="automatic"
+    ),
+]
+Layers = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--layer",
+        metavar="NAME",
+        help="Layer to explain at. iba layers lists them. Given several times, the layers make one map.",
+        show_default="automatic",
     ),
 ]
 Preprocess = Annotated[

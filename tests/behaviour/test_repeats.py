@@ -20,7 +20,7 @@ def test_seeds_give_mean_and_spread(backend):
     np.testing.assert_allclose(found.saliency, np.mean([each.saliency for each in single], axis=0))
     bits = np.array([each.total_bits for each in single])
     np.testing.assert_allclose(found.total_bits_std, bits.std(axis=0, ddof=1))
-    assert f"{bits[:, 0].mean():,.0f} +- {bits[:, 0].std(ddof=1):,.0f} bits" in repr(found)
+    assert f"{bits[:, 0].mean():,.0f} ± {bits[:, 0].std(ddof=1):,.0f} bits" in repr(found)
     assert (found.sure(0.0) == found.saliency).all()
     assert not found.sure(1e9).any()
     some = found.sure(2.0) > 0

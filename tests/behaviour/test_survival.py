@@ -40,7 +40,7 @@ def test_everything_survives_where_everything_passes(backend):
     for target in (None, LogitTarget(), DistributionTarget()):
         found = explainer.explain(x, target, seed=0, steps=1, learning_rate=0.0, initial_alpha=20.0)
         np.testing.assert_allclose(found.survival, 1.0, atol=1e-3)
-        assert "survival 1.00 +- 0.00" in repr(found)
+        assert "survival 1.00 ± 0.00" in repr(found)
 
 
 def test_a_lost_target_gives_a_warning(backend):

@@ -16,7 +16,7 @@ from PIL import Image
 from rich.console import Console
 
 import iba_core
-from iba_core import Explainer, MissingDependencyError
+from iba_core import CombinedAttribution, Explainer, MissingDependencyError
 from iba_core.bottleneck.settings import BottleneckSettings, preset_settings
 from iba_core.cli import console, demo, main, network, photographs, results, statistics
 from iba_core.cli.network import Network, parse_size, read_class_names
@@ -490,6 +490,17 @@ def test_several_targets(iba, tmp_path):
     assert len([line for line in out.splitlines() if line.startswith("one.jpg")]) == 2
 
 
+def test_explain_writes_a_report_on_request(iba, tmp_path):
+    pytest.importorskip("jinja2")
+    code, out, err = iba("explain", "photos/one.jpg", *TOLD, "--report", "--out", tmp_path)
+    assert (code, err) == (0, "")
+    assert "report/index.html" in out
+    page = (tmp_path / "report" / "index.html").read_text("utf-8")
+    assert "1 input, 1 explanation" in page
+    assert "tiny_nets:told" in page
+    assert len(list((tmp_path / "report" / "maps").iterdir())) == 1
+
+
 def test_a_broken_photograph_is_reported_and_skipped(iba, tmp_path):
     with pytest.warns(UserWarning, match=r"bad\.jpg is not an image"):
         code, out, err = iba("explain", "photos/one.jpg", "bad.jpg", *TOLD, "--out", tmp_path)
@@ -558,6 +569,46 @@ def test_one_scale_for_all_pictures(iba, tmp_path):
         with Image.open(record.picture_path) as image:
             sizes.append(np.asarray(image.convert("RGB"))[200:400, 600:900].mean())
     assert sizes[0] > sizes[1] + 50
+
+
+# -- several layers, and a beta for each photograph ---------------------------------------------------
+
+
+def test_explain_makes_one_map_of_several_layers(iba, tmp_path):
+    layers = ("--layer", "0", "--layer", "3")
+    stats, out = tmp_path / "both.safetensors", tmp_path / "out"
+    assert iba("estimate", "tiny_nets:told", "data", *layers, "--out", stats)[0] == 0
+    for options in (layers, ()):  # the layers of the statistics
+        code, shown, _ = iba(
+            "explain",
+            "photos/one.jpg",
+            "--model",
+            "tiny_nets:told",
+            "--stats",
+            stats,
+            *options,
+            *FAST,
+            "--out",
+            out,
+        )
+        assert code == 0
+        assert "0, 3: mean of their maps" in flat(shown)
+    combined = found(out)
+    assert isinstance(combined, CombinedAttribution)
+    assert [part.layer for part in combined.parts] == ["0", "3"]
+
+
+def test_explain_finds_a_beta_for_each_photograph(iba, fails, tmp_path):
+    for number, (options, keep) in enumerate(
+        ((("--keep", 0.8), 0.8), (("--beta", "auto"), 0.9), (("--beta", 3), None))
+    ):
+        out = tmp_path / f"{number}"
+        assert iba("explain", "photos/one.jpg", *TOLD, *options, "--out", out)[0] == 0
+        assert found(out).settings.keep == keep
+    assert "beta='much' must be a number, or auto" in fails(
+        "explain", "photos/one.jpg", *TOLD, "--beta", "much"
+    )
+    assert "keep=2.0 must be" in fails("explain", "photos/one.jpg", *TOLD, "--keep", 2)
 
 
 # -- statistics that are kept -------------------------------------------------------------------------
@@ -1019,6 +1070,24 @@ def test_version_and_help(iba):
         code, out, _ = iba(command, "--help")
         assert code == 0
         assert f"iba {command} [OPTIONS]" in out
+
+
+@pytest.mark.parametrize(
+    ("words", "offered"),
+    [
+        ("iba ex", ["explain"]),
+        ("iba explain --preset f", ["fast"]),
+        ("iba layers eff", ["efficientnet-lite0"]),
+        ("iba explain --preprocess s", ["symmetric"]),
+    ],
+)
+def test_the_shell_completes_what_is_typed(iba, monkeypatch, capfd, words, offered):
+    monkeypatch.setenv("_IBA_COMPLETE", "complete_bash")
+    monkeypatch.setenv("COMP_WORDS", words)
+    monkeypatch.setenv("COMP_CWORD", str(words.count(" ")))
+    with pytest.raises(SystemExit):
+        iba()
+    assert capfd.readouterr().out.split() == offered
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""What tells a model from others: a few numbers of its features for a test input, in any framework."""
+"""A test input and a few numbers of its features, which tell a model from others in any framework."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def noise_input(shape: Sequence[int], layout: Layout) -> npt.NDArray[np.float32]
     return np.ascontiguousarray(drawn.transpose(layout.from_channels_first()))
 
 
-def fingerprint(features: npt.NDArray[np.floating], layout: Layout) -> list[float] | None:
+def summary(features: npt.NDArray[np.floating], layout: Layout) -> list[float] | None:
     """Mean and mean square over the places of the first channels.
 
     Args:
@@ -47,7 +47,7 @@ def fingerprint(features: npt.NDArray[np.floating], layout: Layout) -> list[floa
         Twice 16 numbers, or fewer where there are fewer channels; None if one is not finite.
 
     Example:
-        >>> fingerprint(np.array([[1.0, 3.0]]), Layout.of((1, 2), "channels_first"))
+        >>> summary(np.array([[1.0, 3.0]]), Layout.of((1, 2), "channels_first"))
         [2.0, 5.0]
     """
     by_channel = features.transpose(layout.to_channels_first()).astype(np.float64)
@@ -56,11 +56,11 @@ def fingerprint(features: npt.NDArray[np.floating], layout: Layout) -> list[floa
     return [float(x) for x in numbers] if np.isfinite(numbers).all() else None
 
 
-def same_fingerprint(a: Sequence[float], b: Sequence[float]) -> bool:
-    """Whether two fingerprints are of one model, up to rounding.
+def same_summary(a: Sequence[float], b: Sequence[float]) -> bool:
+    """Whether two summaries are of one model, up to rounding.
 
     Example:
-        >>> same_fingerprint([1.0, 2.0], [1.001, 2.0]), same_fingerprint([1.0, 2.0], [1.5, 2.0])
+        >>> same_summary([1.0, 2.0], [1.001, 2.0]), same_summary([1.0, 2.0], [1.5, 2.0])
         (True, False)
     """
     largest = max(map(abs, b), default=0.0)
