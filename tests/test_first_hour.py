@@ -9,6 +9,7 @@ from textwrap import dedent
 import matplotlib as mpl
 import numpy as np
 import pytest
+from matplotlib import pyplot
 
 PAGE = Path(__file__).parents[1] / "docs" / "first-hour.md"
 SECTION = re.compile(r"^## (\w+)\n(.*?)(?=^## |\Z)", re.MULTILINE | re.DOTALL)
@@ -47,6 +48,7 @@ def test_a_program_draws_what_the_model_needs(user, tmp_path, monkeypatch):
     names = {}
     for code in (*SETUP.findall(SECTIONS[user]), program_of(user)):
         exec(compile(dedent(code), user, "exec"), names)
+    pyplot.close("all")
     assert list(tmp_path.glob("*.png")) or list(tmp_path.glob("maps/pictures/*.png"))
     attribution = next(iter(names["run"])).attribution() if "run" in names else names["attribution"]
     assert attribution.complete

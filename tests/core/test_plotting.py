@@ -320,7 +320,7 @@ def test_signals_are_drawn_over_time(tmp_path):
 
 
 @pytest.fixture
-def volume():
+def volume(closing_figures):
     """(4, 5, 6) bits, the most at (2, 3, 1)."""
     bits = np.random.default_rng(0).random((4, 5, 6))
     bits[2, 3, 1] = 3.0
@@ -355,7 +355,7 @@ def test_what_is_no_volume_is_refused(volume):
         plot_volume_map(volume, position=4)
 
 
-def test_words_are_coloured_by_their_bits():
+def test_words_are_coloured_by_their_bits(closing_figures):
     words, bits = ["a", "kitten", "sleeps", "$x$"], [0.0, 3.0, 1.5, 0.3]
     ax = plot_words(words, bits, columns=12)
     drawn = ax.texts[::2]
@@ -369,7 +369,7 @@ def test_words_are_coloured_by_their_bits():
     ax.figure.canvas.draw()
 
 
-def test_a_long_word_stays_within_its_line():
+def test_a_long_word_stays_within_its_line(closing_figures):
     ax = plot_words(["antidisestablishmentarianism", "is", "long"], [1, 0, 0], columns=40)
     ax.figure.canvas.draw()
     boxes = [text.get_window_extent() for text in ax.texts[::2]]
