@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from functools import lru_cache, partial, wraps
 from threading import RLock
 from typing import Any, ClassVar, NamedTuple, TypeVar
@@ -12,6 +12,7 @@ from typing import Any, ClassVar, NamedTuple, TypeVar
 import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
+from keras.src.backend.common import global_state  # nothing public holds what Keras keeps of a call
 from tensorflow.python.eager import context  # nothing public turns eager execution on for a while
 from tensorflow.python.framework import ops  # nothing public tells which operations have a gradient
 
@@ -19,6 +20,7 @@ from iba_core.bottleneck.noise import keyed_normal
 from iba_core.errors import LayerError
 from iba_core.framework.framework import F, Framework, X, rows_in_cache
 from iba_core.framework.while_used import WhileUsed
+from iba_core.undo import undone_on_failure
 
 C = TypeVar("C", bound=Callable[..., Any])
 
@@ -35,12 +37,16 @@ def is_eager_program() -> bool:
     return bool(context.default_execution_mode == context.EAGER_MODE)
 
 
-def eagerly() -> AbstractContextManager[None]:
+@contextmanager
+def eagerly() -> Iterator[None]:
     """Run operations at once, with plain integers in shapes, also in a TensorFlow 1 graph.
 
-    Inside a `tf.function` that is being traced, this context does nothing.
+    Inside a `tf.function` that is being traced, they go into its graph. Where the context fails, Keras is as
+    before, see `keras_unless_interrupted`.
     """
-    return nullcontext() if tf.executing_eagerly() or tf.inside_function() else _eagerly()
+    is_eager = tf.executing_eagerly() or tf.inside_function()
+    with keras_unless_interrupted(), nullcontext() if is_eager else _eagerly():
+        yield
 
 
 @contextmanager
@@ -66,6 +72,28 @@ class _PlainShapes(WhileUsed):
 
 
 _plain_shapes = _PlainShapes()
+
+
+@contextmanager
+def keras_unless_interrupted() -> Iterator[None]:
+    """Context that, where it fails, leaves what Keras keeps for this thread as it was.
+
+    A layer notes that it is called some lines before the `try` that takes the note back. Later calls would
+    take such a note for that of a layer around them.
+    """
+    state: dict[str, Any] = vars(global_state.GLOBAL_STATE_TRACKER)
+    before = dict(state)
+    lists = {name: list(value) for name, value in before.items() if type(value) is list}
+
+    def restore() -> None:
+        for name in [name for name in state if name not in before]:
+            del state[name]
+        state.update(before)
+        for name, items in lists.items():
+            before[name][:] = items
+
+    with undone_on_failure(restore):
+        yield
 
 
 def runs_eagerly(function: C) -> C:
@@ -97,6 +125,10 @@ class Traced:
 
     def __call__(self, *args: Any) -> Any:
         """Run it, traced before for new shapes."""
+        with keras_unless_interrupted():
+            return self._run(args)
+
+    def _run(self, args: tuple[Any, ...]) -> Any:
         if self._proven is None:
             # Functions that share others must not be traced at the same time.
             with self._lock:
@@ -117,7 +149,8 @@ class Traced:
 
     def get_concrete_function(self, *specs: Any) -> Any:
         """The graph for arguments of some shapes."""
-        return self._made().get_concrete_function(*specs)
+        with keras_unless_interrupted():
+            return self._made().get_concrete_function(*specs)
 
     def _made(self) -> Any:
         # TensorFlow counts traces per code object, and would warn of too many if several objects trace the
