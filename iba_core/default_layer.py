@@ -75,16 +75,12 @@ def choose_layer(adapter: ModelAdapter, inputs: Inputs) -> LayerChoice:
     """
     infos = adapter.layers(inputs)
     probe = _Probe(adapter, inputs)
-    found = _block(probe, infos) or (_words(probe, infos) if probe.is_text else _in_parts(probe, infos))
-    if found is None:
-        raise LayerError(
-            "no layer with a value for each place lets all information pass; name one with layer="
-        )
-    return found
+    other = _words if probe.is_text else _in_parts
+    return _required(_block(probe, infos) or other(probe, infos))
 
 
 def default_layer(adapter: ModelAdapter, inputs: Inputs) -> str:
-    """Name of the layer that `choose_layer` chooses.
+    """Choose a layer as `choose_layer` does, among those with features that need no `Tokens`.
 
     Args:
         adapter: adapter of the model.
@@ -96,7 +92,15 @@ def default_layer(adapter: ModelAdapter, inputs: Inputs) -> str:
     Raises:
         LayerError: no layer qualifies; name one.
     """
-    return choose_layer(adapter, inputs).layer
+    return _required(_in_parts(_Probe(adapter, inputs), adapter.layers(inputs))).layer
+
+
+def _required(found: LayerChoice | None) -> LayerChoice:
+    if found is None:
+        raise LayerError(
+            "no layer with a value for each place lets all information pass; name one with layer="
+        )
+    return found
 
 
 class _Probe:
@@ -182,7 +186,8 @@ class _Probe:
         def replaced(_: Any, x: Array) -> Array:
             return framework.asarray(numbers, like=x) if x is first else x
 
-        return framework.to_numpy(split.features(map_leaves(replaced, self.inputs)))[0].astype(np.float64)
+        found = framework.to_numpy(split.features(map_leaves(replaced, self.inputs)))
+        return np.asarray(found[0], np.float64)
 
     def _changed(self, cell: int, grid: tuple[int, ...], axes: tuple[int, ...]) -> npt.NDArray[Any]:
         """The input with other numbers at one cell of a grid."""
@@ -239,7 +244,7 @@ def _readings(probe: _Probe, infos: Sequence[LayerInfo], count: int) -> list[Tok
         for sizes in [Layout.of(shape, probe.adapter.data_format).spatial_shape(shape)]
     ]
     side = int(count ** (1 / (axes - 1)) + 1e-9)
-    # Patches that are cut by a reshape have no layer of their own.
+    # Patches that are made by a reshape have no layer of their own.
     grids.append((side,) * (axes - 1))
     fits = [grid for grid in dict.fromkeys(reversed(grids)) if 0 <= count - prod(grid) <= _MOST_PREFIX]
     return [Tokens(prefix=count - prod(grid), grid=grid) for grid in fits if prod(grid) > 1]

@@ -111,6 +111,9 @@ def core(python: str = sys.executable) -> None:
     environment.run("-c", "import iba_core; iba_core.BottleneckSettings()")
     said = environment.run("-m", "iba_core", "layers", "efficientnet-lite0", code=2)
     assert "pip install" in said, said
+    # The pages of reports are no Python.
+    pages = "print(len([*(importlib.resources.files('iba_core.report') / 'templates').iterdir()]))"
+    assert environment.run("-c", f"import importlib.resources, iba_core.report; {pages}").strip() == "3"
     # TensorFlow is published under several names, which overwrite each other's files.
     plan = environment.run("-m", "pip", "install", "--dry-run", f"iba-core[tf] @ {wheel().as_uri()}")
     assert "keras" in plan, plan
@@ -120,11 +123,16 @@ def core(python: str = sys.executable) -> None:
 def lowest() -> None:
     """The core with the oldest versions that it is said to need, and its tests."""
     extras = PROJECT["optional-dependencies"]
-    needed = PROJECT["dependencies"] + extras["plot"] + [d for d in extras["demo"] if "iba-core" not in d]
+    needed = (
+        PROJECT["dependencies"]
+        + extras["plot"]
+        + extras["report"]
+        + [d for d in extras["demo"] if "iba-core" not in d]
+    )
     pins = BUILD / "lowest.txt"
     pins.parent.mkdir(parents=True, exist_ok=True)
     pins.write_text("\n".join(line.replace(">=", "==") for line in needed), encoding="utf-8")
-    environment = Environment("lowest", "[demo]", pins=pins)
+    environment = Environment("lowest", "[demo,report]", pins=pins)
     tools = [line for line in extras["dev"] if re.match(r"pytest>|hypothesis|psutil", line)]
     environment.install(*tools, "--constraint", pins)
     environment.lacks("torch", "tensorflow")

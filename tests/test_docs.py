@@ -14,6 +14,7 @@ import matplotlib as mpl
 import numpy as np
 import pytest
 import torch
+from matplotlib import pyplot
 from torch import nn
 
 from iba_core import Explainer
@@ -69,6 +70,7 @@ def test_the_programs_of_a_page_run(page, given, tmp_path, monkeypatch):
     names = dict(given) if page.startswith("how-to/") else {}
     for code in programs(page):
         exec(compile(code, page, "exec"), names)
+    pyplot.close("all")
 
 
 def test_ten_lines_on_the_start_page(given, tmp_path, monkeypatch):

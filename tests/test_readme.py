@@ -6,6 +6,7 @@ from pathlib import Path
 import matplotlib as mpl
 import numpy as np
 import pytest
+from matplotlib import pyplot
 from PIL import Image
 
 from iba_core import Attribution
@@ -66,6 +67,7 @@ def test_code_for_ones_own_model_runs(data, model, tmp_path, monkeypatch, capsys
     mpl.use("agg")
     photographs()
     names = run(BLOCKS[2], **run(data, **model()))
+    pyplot.close("all")
     attribution = names["attribution"]
     assert attribution.saliency.shape == (1, 224, 224)
     assert repr(attribution) in capsys.readouterr().out

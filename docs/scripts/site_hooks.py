@@ -121,7 +121,8 @@ def page_of(notebook: dict[str, Any], name: str) -> str:
 def _shown(output: dict[str, Any]) -> str:
     data = output.get("data", {})
     if "image/png" in data:
-        return f'<p><img alt="what the cell above has drawn" src="data:image/png;base64,{data["image/png"]}"></p>'
+        source = f"data:image/png;base64,{data['image/png']}"
+        return f'<p><img alt="what the cell above has drawn" src="{source}"></p>'
     if "text/html" in data:
         # A blank line would end a block of HTML.
         return "<div>" + "".join(data["text/html"]).replace("\n\n", "\n") + "</div>"

@@ -127,6 +127,9 @@ def explain(
         bool, typer.Option("--strict", help="Stop at the first photograph that cannot be explained.")
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the results as JSON.")] = False,
+    with_report: Annotated[
+        bool, typer.Option("--report", help="Write a report to look at in a browser, as iba report does.")
+    ] = False,
     no_cache: NoCache = False,
     preprocess: Preprocess = None,
     size: Size = None,
@@ -161,6 +164,7 @@ def explain(
             jobs=jobs,
             strict=strict,
             as_json=as_json,
+            with_report=with_report,
             use_cache=not no_cache,
         ),
     )

@@ -24,6 +24,8 @@ from iba_core.errors import InputError
 from iba_core.explainer import Explainer
 from iba_core.files import shown
 from iba_core.pictures.images import load_image
+from iba_core.report import write_report
+from iba_core.report.writing import require_jinja2
 from iba_core.targets import ClassTarget
 
 _ROWS = 20
@@ -51,6 +53,7 @@ class Choices:
     jobs: int
     strict: bool
     as_json: bool
+    with_report: bool
     use_cache: bool
 
 
@@ -61,6 +64,8 @@ def explain_photographs(paths: Sequence[Path], choices: Choices) -> int:
         The exit code: 1 if a photograph could not be explained, else 0.
     """
     require_plotting()
+    if choices.with_report:
+        require_jinja2()
     files = find_images(paths, besides=choices.out)
     if choices.strict:
         for _, path in files:
@@ -102,6 +107,8 @@ def explain_photographs(paths: Sequence[Path], choices: Choices) -> int:
             **asdict(choices.settings),
         )
     records = _of_this_run(run, items, targets)
+    if choices.with_report:
+        write_report(run, progbar=console(stderr=True).is_terminal)
     if choices.as_json:
         print(json.dumps([record.to_dict() for record in records], indent=1))
     else:
@@ -153,7 +160,7 @@ def _print(
         ("Layer", layer_note(explainer, choices.layer, choices.stats)),
         ("Statistics", _statistics_note(explainer, network, choices.stats)),
         ("Results", _results_note(good, bad, before)),
-        ("Written", _written_note(good, choices.out)),
+        ("Written", _written_note(good, choices.out, choices.with_report)),
     ]
     blocks: list[Any] = []
     if good and len(good) <= _ROWS:
@@ -179,8 +186,8 @@ def _results_note(good: Sequence[Record], bad: Sequence[Record], before: set[str
     return ", ".join(parts)
 
 
-def _written_note(good: Sequence[Record], out: Path) -> str:
-    tables = f"to {shown(out)}: {', '.join(SUMMARIES)}"
+def _written_note(good: Sequence[Record], out: Path, with_report: bool) -> str:
+    tables = f"to {shown(out)}: {', '.join(SUMMARIES)}{', report/index.html' if with_report else ''}"
     if len(good) > _ROWS:
         return f"{tables}, and a picture and an attribution for each"
     return "\n".join([tables, *(record.picture for record in good if record.picture is not None)])

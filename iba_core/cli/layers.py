@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from iba_core.cli.console import console, folded, notes, plain_table
 from iba_core.cli.network import Network
-from iba_core.default_layer import default_layer
+from iba_core.default_layer import choose_layer
 from iba_core.errors import LayerError
 
 _WIDTH = 36
@@ -20,7 +20,7 @@ def list_layers(
     inputs = network.probe()
     layers = network.adapter.layers(inputs)
     try:
-        chosen = default_layer(network.adapter, inputs)
+        chosen = choose_layer(network.adapter, inputs).layer
         note = f"{chosen}, marked by *, is the default"
     except LayerError:
         chosen = None

@@ -22,7 +22,7 @@ PRETRAINED = "efficientnet-lite0"
 
 
 def choices(*values: str) -> Callable[[str], list[str]]:
-    """What the shell offers for an option, by what has been typed."""
+    """The values of an option that the shell offers, those that begin as the user does."""
     return lambda incomplete: [value for value in values if value.startswith(incomplete)]
 
 

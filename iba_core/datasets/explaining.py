@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from math import isnan
 from pathlib import Path
@@ -70,11 +70,13 @@ class Task:
         item: the item.
         content: hash of its content.
         targets: what to explain it for.
+        known: records of targets, by label, whose pictures alone are to be drawn again.
     """
 
     item: Item
     content: str
     targets: tuple[LabelledTarget, ...]
+    known: Mapping[str, Record] = field(default_factory=dict)
 
 
 class Outcome(NamedTuple):
@@ -115,18 +117,19 @@ def new_setup(
         and the target; so names, versions and times are no part of it.
     """
     framework = explainer.adapter.framework.name
-    estimators = [part.estimator for part in explainer.parts]
-    numbers = [
-        {name: array.tobytes().hex() for name, array in each.state_dict().items()} for each in estimators
+    parts = explainer.parts
+    estimated = [
+        [(name, array.tobytes().hex()) for name, array in part.estimator.state_dict().items()]
+        for part in parts
     ]
     decisive = {
         "fingerprint": explainer.adapter.fingerprint(),
         "framework": framework,
         "layer": explainer.layer,
-        "combine": explainer.combine if len(estimators) > 1 else None,
-        "tokens": None if explainer.tokens is None else settings_dict(explainer.tokens),
+        "tokens": [part.tokens and settings_dict(part.tokens) for part in parts],
+        "combine": explainer.combine if len(parts) > 1 else None,
         "output": explainer.output,
-        "statistics": digest(numbers) if statistics is None else statistics,
+        "statistics": digest(estimated) if statistics is None else statistics,
         "settings": settings_dict(settings),
         "seed": seed,
     }
@@ -134,7 +137,7 @@ def new_setup(
         "id": digest(decisive)[:16],
         "model": type(explainer.adapter.model).__qualname__ if model is None else model,
         **decisive,
-        "samples": estimators[0].n_samples(),
+        "samples": parts[0].estimator.n_samples(),
         "preprocessing": None if preprocessing is None else settings_dict(preprocessing),
         "version": iba_core.__version__,
         "started": datetime.now(UTC).isoformat(timespec="microseconds"),
@@ -155,7 +158,10 @@ def explain_item(explainer: Explainer, task: Task, options: Options) -> Outcome:
         A record for each target. Errors of the library, and of reading and writing, become records.
     """
     outcome = Outcome([], [], [])
-    blank = [blank_record(task.item, target, task.content, options) for target in task.targets]
+    blank = [
+        task.known.get(target.label) or blank_record(task.item, target, task.content, options)
+        for target in task.targets
+    ]
     try:
         x, picture = task.item.load()
     except FAILED as error:
@@ -166,7 +172,7 @@ def explain_item(explainer: Explainer, task: Task, options: Options) -> Outcome:
                 warnings.simplefilter("default")
                 found = _explained(explainer, x, picture, target, record, task.content, options)
             spoken = tuple(str(each.message) for each in caught if each.category is UserWarning)
-            outcome.records.append(replace(found, warnings=spoken))
+            outcome.records.append(replace(found, warnings=(*record.warnings, *spoken)))
             outcome.warnings.extend(spoken)
         except FAILED as error:
             outcome.records.append(failed(record, error))
@@ -201,12 +207,15 @@ def _explained(
     content: str,
     options: Options,
 ) -> Record:
-    start = time.perf_counter()
-    attribution = explainer.explain(x, target.target, seed=options.seed, **asdict(options.settings))
-    seconds = time.perf_counter() - start
-    if len(attribution) != 1:
-        raise InputError(f"{record.name!r} holds {len(attribution)} inputs; give them one by one")
-    record = replace(record, seconds=seconds, **facts_of(attribution, options.class_names))
+    if record.bits is not None:  # it has been explained
+        attribution = record.attribution()
+    else:
+        start = time.perf_counter()
+        attribution = explainer.explain(x, target.target, seed=options.seed, **asdict(options.settings))
+        seconds = time.perf_counter() - start
+        if len(attribution) != 1:
+            raise InputError(f"{record.name!r} holds {len(attribution)} inputs; give them one by one")
+        record = replace(record, seconds=seconds, **facts_of(attribution, options.class_names))
     pixels = picture(attribution.saliency.shape[1:]) if options.pictures else None
     if pixels is not None:
         record = _with_pictures(record, pixels, attribution, content, options)
@@ -269,7 +278,7 @@ def _with_pictures(
     if not (options.folder / plain).exists():
         with write_atomically(options.folder / plain) as file:
             Image.fromarray(as_pixels(pixels)).save(file, "PNG")
-    return replace(record, picture=drawn, input=plain)
+    return replace(record, picture=drawn, vmax=options.vmax, input=plain)
 
 
 def percent(share: float, digits: int = 0) -> str:

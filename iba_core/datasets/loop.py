@@ -163,18 +163,27 @@ def _tasks(
             for target in targets:
                 _note_failure(run, failed(blank_record(item, target, "", options), error))
             continue
-        missing = []
+        missing, redrawn = [], {}
         for target in targets:
             wanted = blank_record(item, target, content, options)
             known = run.find(wanted)
             if known is None:
                 missing.append(target)
+            elif options.pictures and _is_outdated(known, options):
+                missing.append(target)
+                redrawn[target.label] = known
             elif known not in run:
                 run.add(known)  # the same content has been explained under another name
         if missing:
-            yield Task(item, content, tuple(missing))
+            yield Task(item, content, tuple(missing), redrawn)
     if item is None:
         raise InputError("inputs is empty; give at least one")
+
+
+def _is_outdated(known: Record, options: Options) -> bool:
+    """Whether the picture of a result is lost, or on another scale."""
+    path = known.picture_path
+    return path is not None and (known.vmax != options.vmax or not path.is_file())
 
 
 def _explain_all(

@@ -65,6 +65,7 @@ class Record:
         seconds: time of the explanation alone.
         top: the most probable classes, each with index, name or None, and probability.
         picture: the picture with its map, relative to the folder; None if there is none.
+        vmax: value at the top of its colour bar, in bits per pixel; None for the map's own maximum.
         input: the part that the network sees, likewise.
         warnings: what the library warned of.
         error: why there is no result; None if there is one.
@@ -90,6 +91,7 @@ class Record:
     seconds: float | None = None
     top: tuple[tuple[int, str | None, float], ...] = ()
     picture: str | None = None
+    vmax: float | None = None
     input: str | None = None
     warnings: tuple[str, ...] = ()
     error: str | None = None

@@ -91,7 +91,8 @@ def compare_models(
         convert: brings the inputs of the first model to the form that the second takes. If None, only the
             channels move, from where the first model has them to where the second does.
         names: two names to show; None for the frameworks.
-        output: name or number of the output, of models that have several.
+        output: name or number of the output, of models that have several; that of the first explainer if
+            None.
         activation: function that the outputs end in, ``"softmax"``, ``"sigmoid"`` or ``"other"``, where
             their values do not tell.
 
@@ -119,6 +120,8 @@ def compare_models(
         raise InputError(
             "target is what explainers explain; give two fitted explainers in place of the models"
         )
+    if output is None and sides[0].explainer is not None:
+        output = getattr(first, "output", None)
     run = _Run(*sides, pairs, convert, output, activation)
     for batch in require_batches("batches", batches):
         inputs = require_inputs("batches", inputs_of_batch(batch), sides[0].adapter.to_inputs)

@@ -16,6 +16,34 @@ from iba_core.errors import InputError
 DataFormat = Literal["channels_first", "channels_last"]
 
 
+def input_format_by(data_format: DataFormat, rank: int, axes: Sequence[int | None]) -> DataFormat | None:
+    """Where the channels of a model's input are, by where those of a feature map are.
+
+    Args:
+        data_format: where the channels of the feature map are.
+        rank: number of the feature map's axes.
+        axes: for each axis of the input, the axis of the feature map that it is; None for one that is not
+            among them. Neither counts that of the images.
+
+    Returns:
+        None if the axes do not show it.
+
+    Example:
+        >>> input_format_by("channels_last", 3, [2, 0, 1])  # the input was permuted
+        'channels_first'
+    """
+    if len(axes) < 2:
+        return None
+    channels = 0 if data_format == "channels_first" else rank - 1
+    first, last = axes[0], axes[-1]
+    if (first == channels) != (last == channels):
+        return "channels_first" if first == channels else "channels_last"
+    # What is a place in the feature map is one in the input.
+    if (first is None) != (last is None):
+        return "channels_first" if first is None else "channels_last"
+    return None
+
+
 @dataclass(frozen=True)
 class Tokens:
     """How to read the token axis of a sequence of tokens.

@@ -280,7 +280,7 @@ def plot_volume_map(
         grey = to_unit_interval(grey.astype(np.float64))
 
     def seen(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        return values.max(axis=axis) if view == "max" else values.take(position, axis=axis)
+        return np.asarray(values.max(axis=axis) if view == "max" else values.take(position, axis=axis))
 
     options = {"vmax": float(bits.max()) or None, "colorbar_label": "Bits / Voxel", **options}
     ax = plot_saliency_map(seen(bits), None if grey is None else seen(grey), ax, **options)
@@ -329,39 +329,37 @@ def plot_words(
         )
     columns = max(require_whole("columns", columns, 1, 1000), *map(len, texts), 4)
     colours = word_colours(values, vmax) / 255
-    places, row, column = [], 0, 0
-    for text in texts:
-        width = max(len(text), 4) + 1
-        if column and column + width > columns:
-            row, column = row + 1, 0
-        places.append((column, row, width - 1))
-        column += width
+    places, rows = _lines(texts, columns)
     require_matplotlib()
     _require_axes(ax)
     if ax is None:
         from matplotlib import pyplot
 
-        size = (columns * 0.13 + 0.2, (row + 1) * 0.5 + 0.2)
-        ax = pyplot.subplots(figsize=size, gridspec_kw={"left": 0, "right": 1, "bottom": 0, "top": 1})[1]
-    box = ax.get_window_extent()
+        figsize = (columns * 0.13 + 0.2, rows * 0.5 + 0.2)
+        ax = pyplot.subplots(figsize=figsize, gridspec_kw={"left": 0, "right": 1, "bottom": 0, "top": 1})[1]
     # Letters of this font are three fifths as wide as they are high.
-    size = 0.9 * box.width / ax.figure.dpi * 72 / (0.6 * (columns + 1))
-    ax.set(xlim=(-0.5, columns + 0.5), ylim=(row + 0.7, -0.5))
+    size = 0.9 * ax.get_window_extent().width / ax.figure.dpi * 72 / (0.6 * (columns + 1))
+    ax.set(xlim=(-0.5, columns + 0.5), ylim=(rows - 0.3, -0.5))
     ax.set_axis_off()
-    for text, value, colour, (left, line, width) in zip(texts, values, colours, places, strict=True):
-        style = {"ha": "center", "family": "monospace", "parse_math": False}
+    style: dict[str, Any] = {"ha": "center", "va": "center", "family": "monospace", "parse_math": False}
+    for text, value, colour, (middle, row) in zip(texts, values, colours, places, strict=True):
         back = {"facecolor": colour, "edgecolor": "none", "pad": 2}
-        ax.text(left + width / 2, line, text, fontsize=size, color="#111111", va="center", bbox=back, **style)
-        ax.text(
-            left + width / 2,
-            line + 0.42,
-            f"{value:.2g}",
-            fontsize=0.6 * size,
-            color="#666666",
-            va="center",
-            **style,
-        )
+        ax.text(middle, row, text, fontsize=size, color="#111111", bbox=back, **style)
+        ax.text(middle, row + 0.42, f"{value:.2g}", fontsize=0.6 * size, color="#666666", **style)
     return ax
+
+
+def _lines(words: Sequence[str], columns: int) -> tuple[list[tuple[float, int]], int]:
+    """The middle and the line of each word, in letters, and the number of lines."""
+    places, row, column = [], 0, 0
+    for word in words:
+        # The number below a word may be longer than the word.
+        width = max(len(word), 4)
+        if column and column + width > columns:
+            row, column = row + 1, 0
+        places.append((column + width / 2, row))
+        column += width + 1
+    return places, row + 1
 
 
 def word_colours(bits: npt.NDArray[np.floating], vmax: float | None = None) -> npt.NDArray[np.uint8]:

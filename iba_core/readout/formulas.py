@@ -348,8 +348,8 @@ class Readout:
         for weight, bias in zip(rest[::2], rest[1::2], strict=True):
             x = xp.matmul(xp.maximum(x, xp.zeros_like(x)), xp.matrix_transpose(weight)) + bias
         if self.alpha_bound is not None:
-            bound = self.alpha_bound * xp.ones_like(x)
-            x = xp.minimum(xp.maximum(x, -bound), bound)
+            least = -self.alpha_bound * xp.ones_like(x)
+            x = -xp.maximum(-xp.maximum(x, least), least)
         x = xp.reshape(x, (images, *self.bottleneck.spatial, self.bottleneck.channels))
         return xp.permute_dims(x, self.bottleneck.from_channels_last())
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from datetime import datetime
 from importlib import resources
+from importlib.util import find_spec
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -98,11 +99,20 @@ def write_report(
     return folder / _PAGE
 
 
+def require_jinja2() -> None:
+    """Check that Jinja2 is installed, without importing it.
+
+    Raises:
+        MissingDependencyError: it is not.
+    """
+    if find_spec("jinja2") is None:
+        raise MissingDependencyError("a report needs Jinja2: pip install 'iba-core[report]'")
+
+
 def _environment() -> Any:
-    try:
-        import jinja2
-    except ImportError as error:
-        raise MissingDependencyError("the report needs Jinja2: pip install 'iba-core[report]'") from error
+    require_jinja2()
+    import jinja2
+
     return jinja2.Environment(
         loader=jinja2.FunctionLoader(_template),
         autoescape=True,

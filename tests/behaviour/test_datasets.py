@@ -1,4 +1,4 @@
-"""Data sets explained into a folder: what is there is skipped, what fails is noted, nothing is lost."""
+"""Data sets explained into a folder: results are skipped once they are there, and errors are noted."""
 
 import csv
 import json
@@ -100,6 +100,20 @@ def test_what_is_there_is_skipped(backend, explainer, explained, tmp_path):
     run = explain_dataset(explainer, inputs, tmp_path, **FAST)
     assert (len(explained), len(run)) == (4, 3)
     assert len(Run.open(tmp_path)) == 3
+
+
+def test_pictures_are_drawn_again_without_explaining(backend, explainer, explained, tmp_path):
+    inputs = {"a": backend.images(smooth_images(1))[0]}
+    (first,) = explain_dataset(explainer, inputs, tmp_path, **FAST)
+    before = first.picture_path.read_bytes()
+    (second,) = explain_dataset(explainer, inputs, tmp_path, vmax=100.0, **FAST)
+    assert second == replace(first, vmax=100.0)
+    assert second.picture_path.read_bytes() != before
+    second.picture_path.unlink()
+    (third,) = explain_dataset(explainer, inputs, tmp_path, **FAST)
+    assert third == first
+    assert third.picture_path.read_bytes() == before
+    assert len(explained) == 1
 
 
 @pytest.mark.parametrize("change", [{"seed": 1}, {"beta": 3.0}, {"targets": 2}, {"steps": 3}])
@@ -326,6 +340,18 @@ def test_the_explainers_own_settings(backend, tmp_path):
     (record,) = explain_dataset(explainer, {"a": x[0]}, tmp_path, progbar=False)
     assert record.attribution().settings == explainer.settings
     np.testing.assert_array_equal(record.attribution().capacity, expected.capacity)
+
+
+def test_several_layers_together(backend, explained, tmp_path):
+    x = backend.images(smooth_images(4))
+    for combine in ("mean", "geometric"):
+        explainer = Explainer(backend.small(), ["second", "third"], combine=combine).fit([x], progbar=False)
+        for _ in range(2):
+            run = explain_dataset(explainer, {"a": x[0]}, tmp_path, **FAST)
+    assert len(run) == len(run.setups) == 2
+    for record in run:
+        assert record.layer == "second, third"
+        assert record.bits == pytest.approx(float(record.attribution().total_bits[0]))
 
 
 # -- the folder ---------------------------------------------------------------------------------------

@@ -55,8 +55,8 @@ def torch_network(kind, shuffled=False):
     network = {
         "signal": lambda: nn.Sequential(nn.Conv1d(2, 4, 3, padding=1), nn.ReLU(), *pooled, *end),
         "volume": lambda: nn.Sequential(
-            nn.Conv3d(2, 4, 3, padding=1), nn.ReLU(), nn.MaxPool3d(2), nn.Conv3d(4, 8, 3, padding=1), nn.ReLU(),
-            nn.AdaptiveAvgPool3d(1), *end,
+            nn.Conv3d(2, 4, 3, padding=1), nn.ReLU(), nn.MaxPool3d(2),
+            nn.Conv3d(4, 8, 3, padding=1), nn.ReLU(), nn.AdaptiveAvgPool3d(1), *end,
         ),
         "words": Words,
         "patches": Patches,

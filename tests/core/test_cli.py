@@ -490,6 +490,17 @@ def test_several_targets(iba, tmp_path):
     assert len([line for line in out.splitlines() if line.startswith("one.jpg")]) == 2
 
 
+def test_explain_writes_a_report_on_request(iba, tmp_path):
+    pytest.importorskip("jinja2")
+    code, out, err = iba("explain", "photos/one.jpg", *TOLD, "--report", "--out", tmp_path)
+    assert (code, err) == (0, "")
+    assert "report/index.html" in out
+    page = (tmp_path / "report" / "index.html").read_text("utf-8")
+    assert "1 input, 1 explanation" in page
+    assert "tiny_nets:told" in page
+    assert len(list((tmp_path / "report" / "maps").iterdir())) == 1
+
+
 def test_a_broken_photograph_is_reported_and_skipped(iba, tmp_path):
     with pytest.warns(UserWarning, match=r"bad\.jpg is not an image"):
         code, out, err = iba("explain", "photos/one.jpg", "bad.jpg", *TOLD, "--out", tmp_path)
@@ -1059,6 +1070,24 @@ def test_version_and_help(iba):
         code, out, _ = iba(command, "--help")
         assert code == 0
         assert f"iba {command} [OPTIONS]" in out
+
+
+@pytest.mark.parametrize(
+    ("words", "offered"),
+    [
+        ("iba ex", ["explain"]),
+        ("iba explain --preset f", ["fast"]),
+        ("iba layers eff", ["efficientnet-lite0"]),
+        ("iba explain --preprocess s", ["symmetric"]),
+    ],
+)
+def test_the_shell_completes_what_is_typed(iba, monkeypatch, capfd, words, offered):
+    monkeypatch.setenv("_IBA_COMPLETE", "complete_bash")
+    monkeypatch.setenv("COMP_WORDS", words)
+    monkeypatch.setenv("COMP_CWORD", str(words.count(" ")))
+    with pytest.raises(SystemExit):
+        iba()
+    assert capfd.readouterr().out.split() == offered
 
 
 @pytest.mark.parametrize(

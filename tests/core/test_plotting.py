@@ -39,7 +39,7 @@ def ax():
     return Figure().add_subplot()
 
 
-@pytest.fixture
+@pytest.fixture(autouse=True)
 def closing_figures():
     """Pyplot's figures, drawn without a display and closed in the end."""
     backend = matplotlib.get_backend()
@@ -156,14 +156,12 @@ def test_a_map_of_zeros_has_a_scale(ax):
     assert np.all(ax.images[1].get_alpha() == 0.2)
 
 
-@pytest.mark.usefixtures("closing_figures")
 def test_a_new_figure_is_pyplots_and_the_map_its_current_axis(saliency):
     ax = plot_saliency_map(saliency)
     assert pyplot.gcf() is ax.figure
     assert pyplot.gca() is ax
 
 
-@pytest.mark.usefixtures("closing_figures")
 def test_pyplots_state_stays_as_it_was(saliency):
     figure, (left, right) = pyplot.subplots(1, 2)
     pyplot.sca(left)
@@ -322,7 +320,7 @@ def test_signals_are_drawn_over_time(tmp_path):
 
 
 @pytest.fixture
-def volume():
+def volume(closing_figures):
     """(4, 5, 6) bits, the most at (2, 3, 1)."""
     bits = np.random.default_rng(0).random((4, 5, 6))
     bits[2, 3, 1] = 3.0
@@ -357,7 +355,7 @@ def test_what_is_no_volume_is_refused(volume):
         plot_volume_map(volume, position=4)
 
 
-def test_words_are_coloured_by_their_bits():
+def test_words_are_coloured_by_their_bits(closing_figures):
     words, bits = ["a", "kitten", "sleeps", "$x$"], [0.0, 3.0, 1.5, 0.3]
     ax = plot_words(words, bits, columns=12)
     drawn = ax.texts[::2]
@@ -371,7 +369,7 @@ def test_words_are_coloured_by_their_bits():
     ax.figure.canvas.draw()
 
 
-def test_a_long_word_stays_within_its_line():
+def test_a_long_word_stays_within_its_line(closing_figures):
     ax = plot_words(["antidisestablishmentarianism", "is", "long"], [1, 0, 0], columns=40)
     ax.figure.canvas.draw()
     boxes = [text.get_window_extent() for text in ax.texts[::2]]

@@ -21,19 +21,20 @@ def test_axes_are_resized_linearly_between_the_centres(size, target):
     np.testing.assert_allclose(resizing_matrix(size, target) @ x[0, 0].numpy(), expected, atol=1e-12)
 
 
-def make_maps(data_format, robust=False):
+def make_maps(data_format, **options):
     """A bottleneck with three channels, reading maps of other sizes and a dense layer."""
     shapes = [(3, 4, 6), (2, 8, 3), (5, 2, 2), (4,)]
     if data_format == "channels_last":
         shapes = [(*shape[1:], shape[0]) for shape in shapes]
     own, *layers = (FeatureMap(shape, Layout.of(shape, data_format)) for shape in shapes)
-    return Readout(own, tuple(layers), robust=robust)
+    return Readout(own, tuple(layers), **options)
 
 
-@pytest.mark.parametrize("robust", [False, True])
+@pytest.mark.parametrize("options", [{}, {"robust": True}, {"corners": True, "alpha_bound": 2.0}])
 @pytest.mark.parametrize("data_format", ["channels_first", "channels_last"])
-def test_alpha_is_the_networks_output_over_normalised_and_resized_features(framework, data_format, robust):
-    readout = make_maps(data_format, robust)
+def test_alpha_is_the_networks_output_over_normalised_and_resized_features(framework, data_format, options):
+    readout = make_maps(data_format, **options)
+    robust, corners, bound = readout.robust, readout.corners, readout.alpha_bound
     generator = np.random.default_rng(0)
     weights = [generator.normal(size=shape) for shape in readout.weight_shapes]
     features = [generator.normal(size=(2, *layer.shape)) * 3 + 1 for layer in readout.readout_layers]
@@ -59,13 +60,18 @@ def test_alpha_is_the_networks_output_over_normalised_and_resized_features(frame
     if data_format == "channels_last":
         first, found = [x.movedim(-1, 1) for x in first], np.moveaxis(found, -1, 1)
     resized = [
-        functional.interpolate(x if x.ndim == 4 else x[:, :, None, None], (4, 6), mode="bilinear")
+        functional.interpolate(
+            x if x.ndim == 4 else x[:, :, None, None], (4, 6), mode="bilinear", align_corners=corners
+        )
         for x in first
     ]
     x = torch.cat(resized, 1)
     for layer in range(3):
         weight, bias = (torch.from_numpy(each) for each in weights[2 * layer : 2 * layer + 2])
         x = functional.conv2d(functional.relu(x) if layer else x, weight[:, :, None, None], bias)
+    if bound is not None:
+        assert x.abs().max() > bound
+        x = x.clamp(-bound, bound)
     np.testing.assert_allclose(found, x, atol=1e-12)
 
 

@@ -49,9 +49,13 @@ class Signature:
                 drawn.append(common[index])
                 continue
             whole = shape if self.shared[index] else (images, *shape)
-            drawn.append(
-                generator.normal(size=whole) if kind == "float" else generator.integers(0, kind, size=whole)
-            )
+            if kind == "float":
+                drawn.append(generator.normal(size=whole))
+                continue
+            words = generator.integers(0, kind, size=whole)
+            # Word 0 can be padding, and a sentence of padding alone has no mean.
+            words[..., 0] = np.maximum(words[..., 0], 1)
+            drawn.append(words)
         return tuple(drawn)
 
     def one(self, inputs: Inputs, index: int) -> Inputs:

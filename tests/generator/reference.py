@@ -125,14 +125,20 @@ class Reference:
         """Grad-CAM, HiResCAM or LayerCAM of the targets' outputs, from 0 to 1; and which of them are defined.
 
         After a normalisation of a channel, for example, its mean gradient is 0 but for rounding, and so is
-        Grad-CAM's map.
+        Grad-CAM's map. And the gradient of a maximum of equal numbers depends on how they are rounded.
         """
         maps, defined = [], []
+        nudge = 1e-12 * np.random.default_rng(self.case.number).normal(size=self.features.shape)
         for index, target in enumerate(self.case.targets):
             one = self.case.signature.one(self.case.inputs, index)
             column = target if self.case.signature.classes > 1 else 0
-            found = self.bench.slope(one, self.features[index : index + 1], lambda y, _, c=column: y[:, c])
+            near = (self.features + amount * nudge for amount in (0, 1))
+            found, other = (
+                self.bench.slope(one, features[index : index + 1], lambda y, _, c=column: y[:, c])
+                for features in near
+            )
             assert found is not None
+            assert other is not None
             slope, r = (np.moveaxis(x, self.channel, 0) for x in (found[1][0], self.features[index]))
             weights = {
                 "GradCAM": slope.mean(axis=tuple(range(1, slope.ndim)), keepdims=True),
@@ -142,7 +148,11 @@ class Reference:
             parts = weights * r
             maps.append(np.maximum(parts.sum(axis=0), 0))
             scale = np.abs(slope).max()
-            defined.append(scale > 1e-9 and maps[-1].max() > 1e-6 * scale * np.abs(r).max())
+            defined.append(
+                scale > 1e-9
+                and maps[-1].max() > 1e-6 * scale * np.abs(r).max()
+                and np.abs(other[1][0] - found[1][0]).max() < 1e-6 * scale
+            )
         shape = self.input_shape
         assert shape is not None
         return _unit(resized(_unit(np.stack(maps)), shape)), np.array(defined)

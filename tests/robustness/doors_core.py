@@ -384,6 +384,13 @@ def _drawing() -> Iterator[Door]:
     yield door("iba_core.datasets.Run", folder=A(lambda: folder() / "run", is_path))
     yield door("iba_core.datasets.Run.open", folder=A(_run, nothing))
     yield door(
+        "iba_core.report.write_report",
+        run=A(_run, nothing, ("folder",)),
+        out=A(lambda: folder() / "report", optional(is_path)),
+        title=given("title", optional(name)),
+        progbar=given(False, boolean),
+    )
+    yield door(
         "iba_core.pictures.plotting.save_overlay",
         path=A(lambda: new_file("png"), is_path),
         picture=given(PICTURE, lambda value: array()(value) and np.shape(value)[:2] == (8, 8)),

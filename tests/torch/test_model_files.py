@@ -98,7 +98,7 @@ def pickled_inputs(name, content):
 def test_what_would_run_as_it_is_read_is_refused(model, tmp_path, monkeypatch, change):
     monkeypatch.chdir(tmp_path)
     path = altered(saved(model, tmp_path / "net.pt2"), change)
-    with pytest.raises(StateError, match="altered.pt2"):
+    with pytest.raises(StateError, match=r"altered\.pt2"):
         Explainer(path)
     assert not (tmp_path / "run").exists()
 

@@ -194,7 +194,7 @@
     const row = shown[place];
     const says = make("span", { className: "says" });
     says.append(make("strong", { textContent: row.name === null ? (row.error ? "failed" : row.target) : row.name }));
-    if (row.error) says.append(make("span", { className: "numbers fails", textContent: row.error }));
+    if (row.error) says.append(make("span", { className: "numbers fails", textContent: `target: ${row.target}` }));
     else {
       const low = row.survival !== null && row.survival < 0.5;
       says.append(
@@ -373,18 +373,20 @@
   }
 
   function route() {
-    const id = decodeURIComponent(window.location.hash.replace(/^#\/?/, ""));
+    const id = window.location.hash.replace(/^#\/?/, "");
     if (id && id !== "results") open(id);
     else if (current !== null || find("overview").hidden) show_all();
   }
 
   // -- what the user does --------------------------------------------------------------------------
 
-  let waiting = 0;
-  const soon = (action) => () => {
-    window.cancelAnimationFrame(waiting);
-    waiting = window.requestAnimationFrame(action);
-  };
+  function soon(action) {
+    let waiting = 0;
+    return () => {
+      window.cancelAnimationFrame(waiting);
+      waiting = window.requestAnimationFrame(action);
+    };
+  }
 
   function set_drawing(values) {
     Object.assign(drawing, values);

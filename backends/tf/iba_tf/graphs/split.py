@@ -16,7 +16,7 @@ from iba_core.errors import InputError, LayerError, UnknownChannelsError
 from iba_core.framework.adapter import Activation, Inputs, Split, Tail
 from iba_core.framework.cache import Cache
 from iba_core.framework.comparison import OwnOutputs
-from iba_core.framework.layout import DataFormat
+from iba_core.framework.layout import DataFormat, input_format_by
 from iba_tf.framework import eagerly, is_cut_off, runs_eagerly, traced
 from iba_tf.graphs.channels import channel_axis, nearest
 from iba_tf.graphs.dataflow import DataflowGraph, Node, Shape, TensorName, in_order
@@ -192,7 +192,7 @@ class GraphSplit(Split):
         """Show what a division is like."""
         self.layer_name = division.layer_name
         self.data_format = self._given_format or division.data_format
-        self.input_format = input_format_of(division.graph, self._given_format)
+        self.input_format = input_format_of(division.graph, self._given_format, division.features)
         self._latest = division
 
     def _prepared(self, inputs: Inputs, features_only: bool) -> tuple[_Passes, list[tf.Tensor | None]]:
@@ -381,12 +381,15 @@ def as_format(axis: int | None, rank: int | None) -> DataFormat:
     return "channels_first" if axis == 1 and rank != 2 else "channels_last"
 
 
-def input_format_of(graph: DataflowGraph, wanted: DataFormat | None = None) -> DataFormat:
+def input_format_of(
+    graph: DataflowGraph, wanted: DataFormat | None = None, features: TensorName | None = None
+) -> DataFormat:
     """Where the channels of the first input are: what takes it says so, or else the user, or else Keras.
 
     Args:
         graph: the graph.
         wanted: what the user says of the features.
+        features: the tensor that is the feature map; None for the input itself.
     """
     tensor = graph.inputs[0].tensor
     rank = graph.rank(tensor)
@@ -394,9 +397,19 @@ def input_format_of(graph: DataflowGraph, wanted: DataFormat | None = None) -> D
     if rank is not None and rank > 2 and found in (1, rank - 1):
         return "channels_first" if found == 1 else "channels_last"
     if wanted is not None:
-        return wanted
+        return (features and _traced_input_format(graph, wanted, features)) or wanted
     of_keras: DataFormat = keras.config.image_data_format()
     return of_keras if rank is not None and rank > 3 else "channels_last"
+
+
+def _traced_input_format(graph: DataflowGraph, wanted: DataFormat, features: TensorName) -> DataFormat | None:
+    """Where the channels of the first input are, by what has become of its axes in the features."""
+    rank = graph.rank(features)
+    _, ends = nearest(graph, [(features, tuple(range(rank or 0)))], backwards=True)
+    for tensor, (images, *others) in ends:
+        if tensor == graph.inputs[0].tensor and rank is not None and images == 0:
+            return input_format_by(wanted, rank - 1, [axis and axis - 1 for axis in others])
+    return None
 
 
 def _check_features(graph: DataflowGraph, name: str, features: TensorName) -> None:

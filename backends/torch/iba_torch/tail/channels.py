@@ -152,6 +152,16 @@ def read_format(axes: Axes) -> DataFormat | None:
     return None
 
 
+def positions(axes: Axes, among: Axes) -> list[int | None]:
+    """For each axis, where the same axis is among others; None where it is not, or more than once."""
+    places = [[index for index, other in enumerate(among) if _is_same(axis, other)] for axis in axes]
+    return [found[0] if len(found) == 1 else None for found in places]
+
+
+def _is_same(axis: Axis, other: Axis) -> bool:
+    return [(part.kind.root, part.size) for part in axis] == [(part.kind.root, part.size) for part in other]
+
+
 def are_places(axes: Axes) -> bool:
     """Whether operations take all axes for places, and none for channels, as those of a spectrogram."""
     return all("places" in (found := _meanings(axis)) and "channels" not in found for axis in axes)

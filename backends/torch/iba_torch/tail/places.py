@@ -89,6 +89,7 @@ class Learnt:
     Attributes:
         is_counted: whether a whole pass has shown how often the layers run.
         axes: axes of the tensor at the place, that of the images included.
+        input_axes: those of the model's first input.
         data_format: where the channels of the feature map are.
         mixes: whether the images are known to be normalised by the statistics of their batch. What a closure
             returns for the batch as a whole would not show it.
@@ -97,6 +98,7 @@ class Learnt:
 
     is_counted: bool = False
     axes: Axes | None = None
+    input_axes: Axes | None = None
     data_format: DataFormat | None = None
     mixes: bool = False
     mixing: dict[Any, bool] = field(default_factory=dict)

@@ -16,10 +16,10 @@ from iba_core.errors import InputError, LayerError, UnknownChannelsError
 from iba_core.framework.adapter import Activation, Inputs, MixedImagesError, Split, Tail
 from iba_core.framework.comparison import OwnOutputs
 from iba_core.framework.inputs import Shared, arrays_of
-from iba_core.framework.layout import DataFormat
+from iba_core.framework.layout import DataFormat, input_format_by
 from iba_torch.tail.activations import last_activation
 from iba_torch.tail.calls import hooks_see_all, module_call_patch, run_redirected, unwrap, what_runs
-from iba_torch.tail.channels import ChannelTracker, are_places, read_format
+from iba_torch.tail.channels import ChannelTracker, are_places, positions, read_format
 from iba_torch.tail.effects import Effect, apart
 from iba_torch.tail.head import HeadPass, Stop
 from iba_torch.tail.places import AssumptionsAtPlace, InputKind, Knowledge, LayerCall, Learnt, kind_of
@@ -153,14 +153,14 @@ class TorchSplit(Split):
         self._knowledge = Knowledge() if knowledge is None else knowledge
         # Of what has not run yet, as most models have it.
         self.data_format = data_format or "channels_first"
-        self.input_format = self._input_format()
-        self.input_has_channels = self._knowledge.input_has_channels
         self._shadows = Shadows() if shadows is None else shadows
         # Of this split alone: a tail that ends elsewhere reads other things.
         self._unread = Unread()
         self._rewrites = rewrites
         self._itself = object()
         self._own_kept: tuple[Inputs, OwnOutputs] | None = None
+        self.input_format = self._input_format()
+        self.input_has_channels = self._knowledge.input_has_channels
         # What has been checked once need not be checked again for another closure that does the same.
         self._mixing = self._assumed.learnt.mixing
 
@@ -343,7 +343,20 @@ class TorchSplit(Split):
 
     def _input_format(self) -> DataFormat:
         """Where the channels of the input are: what takes it says so, or else the user of the features."""
-        return self._knowledge.input_format or self._given_format or "channels_first"
+        found = self._knowledge.input_format
+        if found is None and self._given_format is not None:
+            found = self._traced_input_format(self._given_format) or self._given_format
+        return found or "channels_first"
+
+    def _traced_input_format(self, given: DataFormat) -> DataFormat | None:
+        """Where the channels of the input are, by what has become of its axes in the features."""
+        learnt = self._assumed.learnt
+        if learnt.axes is None or learnt.input_axes is None:
+            return None
+        (images, *others), axes = learnt.input_axes, learnt.axes
+        batch = positions([images], axes)[0]
+        own = [axis for index, axis in enumerate(axes) if index != batch]
+        return None if batch is None else input_format_by(given, len(own), positions(others, own))
 
     def _found_format(self, head: HeadPass, features: torch.Tensor, learnt: Learnt) -> DataFormat:
         """Where the channels of the feature map are, as a whole pass has shown it.
@@ -441,6 +454,7 @@ class TorchSplit(Split):
                 outputs = self._pass(shadow, assumed, own, counter)
             self._knowledge.input_format = read_format(axes[0][1:]) or self._knowledge.input_format
             self._knowledge.input_has_channels = not are_places(axes[0][1:])
+            assumed.learnt.input_axes = axes[0]
             return outputs, counter, tracker
 
         return self._shadows.run(shadow, assumed, run)
