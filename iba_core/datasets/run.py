@@ -407,7 +407,7 @@ def settings_dict(settings: Any) -> dict[str, Any]:
     Example:
         >>> from iba_core.framework.layout import Tokens
         >>> settings_dict(Tokens(prefix=1, grid=(2, 3)))
-        {'prefix': 1, 'grid': [2, 3]}
+        {'prefix': 1, 'grid': [2, 3], 'any_length': False}
     """
     found: dict[str, Any] = json.loads(json.dumps(asdict(settings)))
     return found
