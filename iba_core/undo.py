@@ -1,4 +1,4 @@
-"""A context that undoes what has been done, also where an interrupt comes while it is undone."""
+"""Contexts that undo what has been done, also where an interrupt comes while it is undone."""
 
 from __future__ import annotations
 
@@ -31,3 +31,22 @@ def undoing(undo: Callable[[], object]) -> Iterator[None]:
         finally:
             if not is_undone:
                 undo()
+
+
+@contextmanager
+def undone_on_failure(undo: Callable[[], object]) -> Iterator[None]:
+    """Context that calls a function where it fails or is interrupted: all is done, or nothing.
+
+    Args:
+        undo: does no harm if it runs twice, or if nothing has been done yet.
+
+    Example:
+        >>> with undone_on_failure(lambda: print("as before")):
+        ...     print("changed")
+        changed
+    """
+    try:
+        yield
+    except BaseException:
+        with undoing(undo):
+            raise

@@ -38,6 +38,7 @@ from iba_core.errors import InputError, OptimizationError
 from iba_core.files import require_writable
 from iba_core.framework.framework import Framework
 from iba_core.framework.namespace import Array, array_namespace, sigmoid
+from iba_core.undo import undone_on_failure
 from iba_core.utils import get_tqdm
 
 FloatArray = npt.NDArray[np.float64]
@@ -569,11 +570,26 @@ def train_detection_model(
         for member, start in enumerate(starts)
     ]
     shape = (model.in_channels, *model.kernel_size)
-    model.load_hyperplanes(*split_parameters([plane.parameters for plane in learnt], shape))
+    planes = split_parameters([plane.parameters for plane in learnt], shape)
+    factors: npt.NDArray[np.floating] | None = None
     if model.use_laplace:
-        factors = [trainer.laplace_factor(plane.parameters, validation=validation) for plane in learnt]
-        model.load_laplace_factors(np.stack(factors))
+        factors = np.stack(
+            [trainer.laplace_factor(plane.parameters, validation=validation) for plane in learnt]
+        )
+    before = model.hyperplanes(), model.laplace_factors() if model.use_laplace else None
+    with undone_on_failure(lambda: _load(model, *before)):
+        _load(model, planes, factors)
     return learnt
+
+
+def _load(
+    model: ConceptDetection,
+    planes: tuple[npt.NDArray[np.floating], npt.NDArray[np.floating]],
+    factors: npt.NDArray[np.floating] | None,
+) -> None:
+    model.load_hyperplanes(*planes)
+    if factors is not None:
+        model.load_laplace_factors(factors)
 
 
 def approximate_posterior(

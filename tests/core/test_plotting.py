@@ -39,7 +39,7 @@ def ax():
     return Figure().add_subplot()
 
 
-@pytest.fixture
+@pytest.fixture(autouse=True)
 def closing_figures():
     """Pyplot's figures, drawn without a display and closed in the end."""
     backend = matplotlib.get_backend()
@@ -156,14 +156,12 @@ def test_a_map_of_zeros_has_a_scale(ax):
     assert np.all(ax.images[1].get_alpha() == 0.2)
 
 
-@pytest.mark.usefixtures("closing_figures")
 def test_a_new_figure_is_pyplots_and_the_map_its_current_axis(saliency):
     ax = plot_saliency_map(saliency)
     assert pyplot.gcf() is ax.figure
     assert pyplot.gca() is ax
 
 
-@pytest.mark.usefixtures("closing_figures")
 def test_pyplots_state_stays_as_it_was(saliency):
     figure, (left, right) = pyplot.subplots(1, 2)
     pyplot.sca(left)

@@ -3,7 +3,7 @@
 import pytest
 
 from iba_core.framework.while_used import WhileUsed
-from iba_core.undo import undoing
+from iba_core.undo import undoing, undone_on_failure
 
 
 class Interrupted(BaseException):
@@ -60,3 +60,13 @@ def test_a_change_lasts_while_it_is_used():
     assert changes == ["there"]
     second.__exit__(None, None, None)
     assert not changes
+
+
+def test_what_fails_is_undone():
+    done = []
+    with undone_on_failure(lambda: done.append("undone")):
+        done.append("whole")
+    assert done == ["whole"]
+    with pytest.raises(Interrupted), undone_on_failure(lambda: done.append("undone")):
+        raise Interrupted
+    assert done == ["whole", "undone"]

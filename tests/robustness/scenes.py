@@ -295,8 +295,15 @@ class _Stage:
             made.append(iba)
             return iba
 
+        def in_evaluation() -> Any:
+            iba = bottleneck()
+            # A copy, whose hooks are those of the model. It is not made in the scene itself: an interrupt
+            # while PyTorch copies a tensor leaves gradients off.
+            iba.__dict__["copied"] = copy.deepcopy(model).eval()
+            return iba
+
         def restricted(iba: Any) -> Any:
-            inside = copy.deepcopy(model).eval()  # its hooks are those of the model
+            inside = iba.__dict__.get("copied") or copy.deepcopy(model).eval()
             torch.manual_seed(0)
             with iba.restrict_flow():
                 return inside(x[:1]).detach().numpy()
@@ -324,7 +331,7 @@ class _Stage:
         seen = lambda iba: iba.analyze(x, loss, seed=4)  # noqa: E731
         yield self.scene("IBA.analyze", bottleneck, seen, everything, share=0.6)
         yield self.scene(
-            "IBA.restrict_flow", bottleneck, restricted, look, kinds=("call",), draws=True, share=0.6
+            "IBA.restrict_flow", in_evaluation, restricted, look, kinds=("call",), draws=True, share=0.6
         )
 
         def compiling() -> Any:

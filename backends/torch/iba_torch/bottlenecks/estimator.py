@@ -12,6 +12,7 @@ from torch import nn
 from iba_core.arguments import given, require_number, require_sizes, require_type
 from iba_core.bottleneck.estimator import PUBLISHED, Moments, batch_moments, merge_moments
 from iba_core.errors import InputError, NotEstimatedError
+from iba_torch.tail.precision import without_gradients
 
 _MOMENTS = ("_mean", "_m2", "_nonzero")
 
@@ -97,7 +98,7 @@ class TorchWelfordEstimator(nn.Module):
             raise InputError(f"x has shape {tuple(x.shape)}, the estimator takes ({', '.join(wanted)})")
         if x.shape[0]:
             # Outside of inference mode, so that the buffers can be written into later.
-            with torch.inference_mode(False), torch.no_grad():
+            with torch.inference_mode(False), without_gradients():
                 self._update(x)
         return x
 

@@ -29,6 +29,7 @@ from iba_torch.bottlenecks.estimator import TorchWelfordEstimator
 from iba_torch.bottlenecks.iba import IBA
 from iba_torch.bottlenecks.readout_model import ModelHooks, TorchReadoutModel, layers_of
 from iba_torch.framework import require_device
+from iba_torch.tail.precision import without_gradients
 from iba_torch.tail.trees import tree_map
 
 _CHANNELS_LAST = (nn.Linear, nn.Bilinear, nn.LayerNorm, nn.Embedding, nn.RNNBase, nn.MultiheadAttention)
@@ -202,7 +203,7 @@ class IBAReadout(ReadoutBottleneck, IBA):  # type: ignore[misc]  # `analyze` tak
         return [weight[..., 0] if weight.ndim == 3 else weight for weight in self.network.parameters()]
 
     def _set_weights(self, weights: Sequence[npt.NDArray[np.floating]]) -> None:
-        with torch.no_grad():
+        with without_gradients():
             for own, weight in zip(self.network.parameters(), weights, strict=True):
                 own.copy_(torch.from_numpy(np.array(weight)).reshape(own.shape))
 

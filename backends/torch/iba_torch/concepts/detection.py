@@ -15,6 +15,7 @@ from iba_core.concepts.data import SegmentationConcept2D
 from iba_core.concepts.detection import ConceptDetection, DetectionSpec, ModelStump
 from iba_core.concepts.hyperplanes import fan_in_bound, same_padding
 from iba_core.framework.namespace import host_array
+from iba_torch.tail.precision import without_gradients
 
 __all__ = ["ConceptDetectionModel2D", "ModelStump"]
 
@@ -108,7 +109,7 @@ class ConceptDetectionModel2D(ConceptDetection, nn.Module):
     def reset_parameters(self) -> None:
         """Draw weight and bias from U(-k, k), k = 1 / sqrt(fan in), and forget the posterior."""
         bound = fan_in_bound(self.kernel_size, self.in_channels)
-        with torch.no_grad():
+        with without_gradients():
             for parameter in self.parameters():
                 parameter.uniform_(-bound, bound)
             if self.laplace_factor is not None:
@@ -158,7 +159,7 @@ class ConceptDetectionModel2D(ConceptDetection, nn.Module):
         shape = (self.ensemble_count, self.in_channels, *self.kernel_size)
         values = torch.from_numpy(self._checked(weight, shape, "weight"))
         biases = torch.from_numpy(self._checked(bias, shape[:1], "bias"))
-        with torch.no_grad():
+        with without_gradients():
             self._set_filters(values, biases)
 
     def _set_filters(self, weight: Tensor, bias: Tensor) -> None:

@@ -96,6 +96,15 @@ def restores_settings(generator: Callable[P, Iterator[T]]) -> Callable[P, Iterat
 
 
 @contextmanager
+def without_gradients() -> Iterator[None]:
+    """Context without gradients, which an interrupt leaves as well, unlike `torch.no_grad`."""
+    before = torch.is_grad_enabled()
+    with undoing(lambda: torch._C._set_grad_enabled(before)):
+        torch._C._set_grad_enabled(False)
+        yield
+
+
+@contextmanager
 def in_mode(mode: M) -> Iterator[M]:
     """Context in which a mode of PyTorch is on.
 
