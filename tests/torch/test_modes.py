@@ -12,7 +12,7 @@ from iba_torch import IBA
 
 
 def network():
-    # The functions that these call are written in Python, and hand over to modes there.
+    # The functions that these call are written in Python, and call modes there.
     return nn.Sequential(
         nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(144, 3)
     ).eval()
