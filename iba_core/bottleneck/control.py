@@ -12,6 +12,9 @@ from iba_core.framework.namespace import NAMESPACES, Array
 _GROWTH = 1.15
 """Factor of beta after a step in which the target has survived."""
 
+_SETTLED = 0.9
+"""Bits are settled where a step leaves this part of them."""
+
 _LEAST_SHARE = 1e-3
 """Shares below it, also negative ones, shrink beta alike."""
 
@@ -77,8 +80,10 @@ class RiseGuard:
 class BetaSearch:
     """Finds for each image the largest beta that keeps its target, while the steps are made.
 
-    After each step, the beta of an image grows a little where enough of its target has survived, and shrinks
-    by up to a half where not. Of all states in which enough has survived, that with the fewest bits is known.
+    After each step, the beta of an image shrinks by up to a half where too little of its target has
+    survived. Where enough has, it grows a little, but only once the bits have settled: while they still fall,
+    the target survives any beta, and one that had grown by then would be far too large in the end. Of all
+    states in which enough has survived, that with the fewest bits is known.
 
     Args:
         answer: the losses to compare with.
@@ -94,6 +99,7 @@ class BetaSearch:
         self._keep = keep
         images = len(answer.whole)
         self._nats = np.full(images, np.inf)
+        self._last = np.full(images, np.inf)
         self.factors: npt.NDArray[np.float64] = np.ones(images)
         self.best: npt.NDArray[np.float64] = np.ones(images)
 
@@ -112,7 +118,9 @@ class BetaSearch:
         self.best = np.where(better, self.factors, self.best)
         lacking = np.log(self._keep / np.maximum(np.nan_to_num(shares, nan=self._keep), _LEAST_SHARE))
         shrunk = np.exp2(-np.clip(lacking, 0.0, 1.0))
-        self.factors = self.factors * np.where(kept, _GROWTH, shrunk)
+        grown = np.where(nats > _SETTLED * self._last, _GROWTH, 1.0)
+        self._last = nats
+        self.factors = self.factors * np.where(kept, grown, shrunk)
         return better
 
 
