@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from traceback import clear_frames
 
 
 @contextmanager
@@ -37,6 +38,8 @@ def undoing(undo: Callable[[], object]) -> Iterator[None]:
 def undone_on_failure(undo: Callable[[], object]) -> Iterator[None]:
     """Context that calls a function where it fails or is interrupted: all is done, or nothing.
 
+    What the frames of an interrupt still hold ends before, see `let_go`.
+
     Args:
         undo: does no harm if it runs twice, or if nothing has been done yet.
 
@@ -47,6 +50,20 @@ def undone_on_failure(undo: Callable[[], object]) -> Iterator[None]:
     """
     try:
         yield
-    except BaseException:
+    except BaseException as error:
         with undoing(undo):
+            let_go(error)
             raise
+
+
+def let_go(error: BaseException | None) -> None:
+    """End what the frames of an interrupt still hold; those of other errors are kept, for debuggers.
+
+    An interrupt just before a context manager's generator goes on leaves the generator to the frames. It
+    would undo its part when they are gone, in the midst of something else.
+    """
+    if isinstance(error, Exception):
+        return
+    while error is not None:
+        clear_frames(error.__traceback__)
+        error = error.__context__

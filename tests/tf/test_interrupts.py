@@ -1,12 +1,14 @@
-"""What Keras keeps of a call is as before where an interrupt comes before Keras takes care of that."""
+"""What Keras and TensorFlow keep of a call is as before after an interrupt that they do not take care of."""
 
 import copy
 
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from keras import layers
 from keras.src.backend.common import global_state
+from tensorflow.python.eager import context
 
 from iba_core import Explainer
 from iba_tf import TensorFlowAdapter
@@ -66,3 +68,28 @@ def test_a_call_that_is_interrupted_is_forgotten(make, number, monkeypatch):
                 act()
         assert kept() == before
         act()
+
+
+@pytest.mark.parametrize("number", [0, 1, 4])
+def test_no_graph_stays_open(number, monkeypatch):
+    model = functional()
+    explainer = Explainer(model, "conv", steps=1, samples=2).fit([X], progbar=False)
+    left, mode, kept_alive = [number], context.Context._mode, []
+
+    def interrupted(running, wanted):
+        found = mode(running, wanted)
+        left[0] -= 1
+        if left[0] == -1:
+            # As an interrupt does between the first line of this context and its `try`.
+            kept_alive.append(found)
+            found.__enter__()
+            raise KeyboardInterrupt
+        return found
+
+    with monkeypatch.context() as patched:
+        patched.setattr(context.Context, "_mode", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            explainer.explain(X[:1], 1, seed=0)
+    assert tf.executing_eagerly()
+    assert not context.context().context_switches.stack[1:]
+    explainer.explain(X[:1], 1, seed=0)

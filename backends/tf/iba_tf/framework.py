@@ -41,11 +41,11 @@ def is_eager_program() -> bool:
 def eagerly() -> Iterator[None]:
     """Run operations at once, with plain integers in shapes, also in a TensorFlow 1 graph.
 
-    Inside a `tf.function` that is being traced, they go into its graph. Where the context fails, Keras is as
-    before, see `keras_unless_interrupted`.
+    Inside a `tf.function` that is being traced, they go into its graph. Where the context fails, the thread
+    is as before, see `thread_unless_failed`.
     """
     is_eager = tf.executing_eagerly() or tf.inside_function()
-    with keras_unless_interrupted(), nullcontext() if is_eager else _eagerly():
+    with thread_unless_failed(), nullcontext() if is_eager else _eagerly():
         yield
 
 
@@ -75,15 +75,20 @@ _plain_shapes = _PlainShapes()
 
 
 @contextmanager
-def keras_unless_interrupted() -> Iterator[None]:
-    """Context that, where it fails, leaves what Keras keeps for this thread as it was.
+def thread_unless_failed() -> Iterator[None]:
+    """Context that, where it fails, leaves what Keras and TensorFlow keep for this thread as it was.
 
-    A layer notes that it is called some lines before the `try` that takes the note back. Later calls would
-    take such a note for that of a layer around them.
+    Both note what they do some lines before the `try` that takes the note back. After an interrupt between
+    them, later calls of layers would take the note for that of a layer around them, and TensorFlow would put
+    all that follows into a graph.
     """
     state: dict[str, Any] = vars(global_state.GLOBAL_STATE_TRACKER)
     before = dict(state)
     lists = {name: list(value) for name, value in before.items() if type(value) is list}
+    running = context.context()
+    modes = running._thread_local_data
+    is_eager, stacks = modes.is_eager, (ops._default_graph_stack.stack, running.context_switches.stack)
+    depths = [len(stack) for stack in stacks]
 
     def restore() -> None:
         for name in [name for name in state if name not in before]:
@@ -91,6 +96,9 @@ def keras_unless_interrupted() -> Iterator[None]:
         state.update(before)
         for name, items in lists.items():
             before[name][:] = items
+        modes.is_eager = is_eager
+        for stack, depth in zip(stacks, depths, strict=True):
+            del stack[depth:]
 
     with undone_on_failure(restore):
         yield
@@ -125,7 +133,7 @@ class Traced:
 
     def __call__(self, *args: Any) -> Any:
         """Run it, traced before for new shapes."""
-        with keras_unless_interrupted():
+        with thread_unless_failed():
             return self._run(args)
 
     def _run(self, args: tuple[Any, ...]) -> Any:
@@ -149,7 +157,7 @@ class Traced:
 
     def get_concrete_function(self, *specs: Any) -> Any:
         """The graph for arguments of some shapes."""
-        with keras_unless_interrupted():
+        with thread_unless_failed():
             return self._made().get_concrete_function(*specs)
 
     def _made(self) -> Any:

@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from functools import wraps
-from traceback import clear_frames
 from typing import Any, ParamSpec, TypeVar
 
 import torch
@@ -14,7 +13,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _python_dispatch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from iba_core.undo import undoing
+from iba_core.undo import let_go, undoing
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -117,8 +116,8 @@ def in_mode(mode: M) -> Iterator[M]:
         try:
             yield mode
         except BaseException as error:
-            if not isinstance(error, Exception):
-                _let_go(error)
+            # PyTorch takes a mode off its stack while the mode handles a call, and then puts it back.
+            let_go(error)
             raise
 
 
@@ -145,14 +144,3 @@ class _Modes:
         set_own = getattr(_python_dispatch, "set_is_in_mode_without_ignore_compile_internals", None)
         if set_own is not None:
             set_own(self._flags["_is_in_any_mode_without_ignore_compile_internals"])
-
-
-def _let_go(interrupt: BaseException | None) -> None:
-    """End what the frames of an interrupt still hold.
-
-    PyTorch takes a mode off its stack while the mode handles a call, by a generator. An interrupt just before
-    that goes on leaves it to the frames, and it puts the mode back when they are gone.
-    """
-    while interrupt is not None:
-        clear_frames(interrupt.__traceback__)
-        interrupt = interrupt.__context__
