@@ -197,7 +197,8 @@ class Explainer:
         self._known: tuple[Moments, float, DataFormat, tuple[int, ...], Statistics] | None = None
         self._input_shape: InputShape | None = None
         self._halves: Halves | None = None
-        self._is_probed = False
+        self._takes_noise = False
+        self._probe: list[float] | None = None
         self._layer = layers[0] if len(layers) == 1 else None
         # Each loss keeps a compiled step, and each layer that a tail ends at a split.
         self._optimizers: Cache[BottleneckOptimizer] = Cache(size=4)
@@ -332,7 +333,7 @@ class Explainer:
         self._input_shape = common_shape(self._input_shape, tuple(next(arrays_of(inputs)).shape[1:]))
         framework = self.adapter.framework
         first = take(inputs, 0, 1)
-        self._is_probed = hasattr(first, "shape") and framework.to_numpy(first).dtype.kind == "f"
+        self._takes_noise = hasattr(first, "shape") and framework.to_numpy(first).dtype.kind == "f"
         features = framework.to_numpy(split.features(inputs))
         middle = -(-(seen + size) // 2) - -(-seen // 2)
         for half, (start, stop) in enumerate(((0, middle), (middle, size))):
@@ -351,8 +352,10 @@ class Explainer:
         for part in self.parts:
             if part._halves is None:
                 return 0
+            split = part._split_at(None)
             part.estimator = part._halves.merged()
-            part._estimated_format = part._format(part._split_at(None))
+            part._estimated_format = part._format(split)
+            part._probe = part._summary(split, part._input_shape) if part._takes_noise else None
         return self.parts[0].estimator.n_samples()
 
     def bits_error(
@@ -452,7 +455,7 @@ class Explainer:
             "input_format": split.input_format,
             "framework": self.adapter.framework.name,
             "tokens": None if self.tokens is None else asdict(self.tokens),
-            "probe": self._summary(split, self._input_shape) if self._is_probed else None,
+            "probe": self._probe,
         }
 
     def load(self, path: str | PathLike[str]) -> Self:
@@ -501,10 +504,9 @@ class Explainer:
             saved = split.input_format if is_own else facts["input_format"]
             self._input_shape = tuple(known[axis] for axis in _permutation(known, saved, split.input_format))
         self._estimated_format = facts.get("data_format")
-        expected: list[float] | None = facts.get("probe")
-        self._is_probed = expected is not None
-        own = self._summary(split, self._input_shape) if expected else None
-        if own and expected and not same_summary(own, expected):
+        self._probe = facts.get("probe")
+        own = self._summary(split, self._input_shape) if self._probe else None
+        if own and self._probe and not same_summary(own, self._probe):
             warnings.warn(
                 f"the statistics in {path} are of another model: at layer {split.layer_name!r}, this one "
                 "gives other features for the same test input; fit the explainer again",
@@ -1029,7 +1031,7 @@ _OF_FEATURES = (
     "_halves",
     "_input_shape",
     "_estimated_format",
-    "_is_probed",
+    "_probe",
     "tokens",
     "data_format",
     "settings",

@@ -8,6 +8,7 @@ import pytest
 
 from iba_core import Explainer, InputError, NotEstimatedError, StateError, WelfordEstimator
 from iba_core.bottleneck.estimator import STATE
+from iba_core.framework.adapter import Split
 from iba_core.state import read_state, write_state
 from tests.backends import SIZE, SMALL, SMALL_LAYER, smooth_images
 
@@ -117,3 +118,23 @@ def test_statistics_of_another_model_are_told_apart(backend, tmp_path):
     for file in (path, tmp_path / "again.safetensors"):
         with pytest.warns(UserWarning, match="are of another model: at layer 'second'"):
             Explainer(other).load(file)
+
+
+def test_to_save_runs_nothing_of_the_model(backend, tmp_path, monkeypatch):
+    """So that it does no harm in a child of a process, or while the model is trained."""
+    explainer = fitted(backend, batches(backend))
+
+    def fails(*given, **options):
+        raise AssertionError("the model runs")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Split, "features", fails)
+        explainer.save(tmp_path / "stats.safetensors")
+    loaded = Explainer(backend.small(), SMALL_LAYER).load(tmp_path / "stats.safetensors")
+    loaded.save(tmp_path / "again.safetensors")
+    (arrays, facts), (other, again) = (
+        read_state(tmp_path / f"{name}.safetensors", "estimator") for name in ("stats", "again")
+    )
+    assert facts["probe"]
+    assert facts == again
+    assert arrays.keys() == other.keys()
