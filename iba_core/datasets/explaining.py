@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from math import isnan
@@ -20,7 +21,7 @@ from iba_core.bottleneck.settings import BottleneckSettings
 from iba_core.datasets.items import Item, Pixels
 from iba_core.datasets.run import INPUTS, PICTURES, RESULTS, Record, digest, file_stem, settings_dict
 from iba_core.datasets.targets import LabelledTarget
-from iba_core.errors import IBAError, InputError
+from iba_core.errors import IBAError, InputError, StateError
 from iba_core.explainer import Explainer
 from iba_core.files import write_atomically
 from iba_core.pictures.images import Preprocessing
@@ -126,6 +127,7 @@ def new_setup(
         "fingerprint": explainer.adapter.fingerprint(),
         "framework": framework,
         "layer": explainer.layer,
+        "data_format": [part.data_format for part in parts],
         "tokens": [part.tokens and settings_dict(part.tokens) for part in parts],
         "combine": explainer.combine if len(parts) > 1 else None,
         "output": explainer.output,
@@ -207,9 +209,11 @@ def _explained(
     content: str,
     options: Options,
 ) -> Record:
+    attribution = None
     if record.bits is not None:  # it has been explained
-        attribution = record.attribution()
-    else:
+        with suppress(StateError):  # a damaged result is made again
+            attribution = record.attribution()
+    if attribution is None:
         start = time.perf_counter()
         attribution = explainer.explain(x, target.target, seed=options.seed, **asdict(options.settings))
         seconds = time.perf_counter() - start

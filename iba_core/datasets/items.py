@@ -134,7 +134,12 @@ def _picture_of(x: Any, shape: tuple[int, ...]) -> Pixels | None:
 # -- from what users have ----------------------------------------------------------------------------
 
 
-def items_of(inputs: Any, preprocessing: Preprocessing | None, data_format: DataFormat) -> Iterable[Item]:
+def items_of(
+    inputs: Any,
+    preprocessing: Preprocessing | None,
+    data_format: DataFormat,
+    besides: str | os.PathLike[str] | None = None,
+) -> Iterable[Item]:
     """Make items of what a user gives to `explain_dataset`.
 
     Args:
@@ -142,6 +147,7 @@ def items_of(inputs: Any, preprocessing: Preprocessing | None, data_format: Data
             iterable of pairs (name, input), or of items.
         preprocessing: what the network expects of image files.
         data_format: position of the channels in the network's input.
+        besides: a folder whose files are left out, see `find_images`.
 
     Returns:
         A list for files, else a generator.
@@ -164,7 +170,7 @@ def items_of(inputs: Any, preprocessing: Preprocessing | None, data_format: Data
             "or pairs (name, input)"
         )
     if isinstance(inputs, (list, tuple)) and inputs and all(map(_is_path, inputs)):
-        return image_items(find_images(inputs), preprocessing, data_format)
+        return image_items(find_images(inputs, besides), preprocessing, data_format)
     return _named(inputs)
 
 

@@ -118,8 +118,9 @@ def explain_dataset(
     names = explainer.class_names if class_names is None else class_names
     wanted = labelled(targets, names)
     chosen = _settings(explainer, preset, settings)
-    items = items_of(inputs, preprocessing, explainer.adapter.data_format)
-    run = Run(as_path(out, "out"))
+    folder = as_path(out, "out")
+    items = items_of(inputs, preprocessing, explainer.adapter.data_format, besides=folder)
+    run = Run(folder)
     if pictures:
         require_matplotlib()
     setup = new_setup(explainer, chosen, seed, preprocessing, model, statistics)

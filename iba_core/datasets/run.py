@@ -316,6 +316,7 @@ class Run:
         Raises:
             InputError: a file cannot be written.
         """
+        self.reload()  # another process may have written to the folder
         rows = [record.to_dict() for record in self]
         with write_atomically(self.folder / SUMMARIES[1], "folder") as file:
             file.write(json.dumps(rows, indent=1).encode())
@@ -398,7 +399,12 @@ def file_stem(*parts: str) -> str:
     """
     *names, last = parts
     short = [_UNSAFE.sub("-", os.path.splitext(name)[0] if i == 0 else name) for i, name in enumerate(names)]
-    return "__".join([name.lstrip(".")[:_LONGEST] or "-" for name in short] + [last[:_SHORT]])
+    return "__".join([_shortened(name.lstrip(".")) for name in short] + [last[:_SHORT]])
+
+
+def _shortened(name: str) -> str:
+    # File systems count bytes.
+    return name.encode(errors="ignore")[:_LONGEST].decode(errors="ignore") or "-"
 
 
 def settings_dict(settings: Any) -> dict[str, Any]:

@@ -54,7 +54,13 @@ def labelled(targets: Any, class_names: Sequence[str] | None = None) -> list[Lab
         found = [_class(targets, class_names)]
     if not found:
         raise InputError("targets is empty; give at least one, or None for the predicted class")
-    return list({each.label: each for each in found}.values())
+    known: dict[str, LabelledTarget] = {}
+    for each in found:
+        if known.setdefault(each.label, each).identity != each.identity:
+            raise InputError(
+                f"targets holds different ones that are called {each.label!r}; give them as a dict by name"
+            )
+    return list(known.values())
 
 
 def _named(name: Any, target: Any) -> LabelledTarget:

@@ -216,8 +216,12 @@ class _Run:
         for index, each in enumerate(self._inputs):
             with self._timed("outputs", index):
                 found.append(self._predict(index, each))
-        formats = self._formats
-        ours, theirs = (_channels_first(each, kind) for each, kind in zip(found, formats, strict=True))
+        ours, theirs = found
+        # Sequences of scores have the classes last in every framework, other outputs where images have them.
+        if not (ours.ndim == theirs.ndim == 3 and ours.shape == theirs.shape):
+            ours, theirs = (
+                _channels_first(each, kind) for each, kind in zip(found, self._formats, strict=True)
+            )
         if ours.shape != theirs.shape:
             raise InputError(
                 f"the outputs of the two models have shapes {found[0].shape} and {found[1].shape}; models of "

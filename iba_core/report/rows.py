@@ -50,7 +50,7 @@ class Rows:
             "warnings": [shown(each) for each in record.warnings],
             "error": None if record.error is None else shown(record.error),
             "top": [
-                [index, f"class {index}" if name is None else shown(name), share]
+                [index, f"class {index}" if name is None else shown(name), _number(share) or 0.0]
                 for index, name, share in record.top[:_TOP_CLASSES]
             ],
         }

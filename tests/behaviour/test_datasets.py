@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from iba_core import Attribution, Explainer, InputError, StateError
+from iba_core import Attribution, ClassTarget, Explainer, InputError, StateError
 from iba_core.datasets import Record, Run, explain_dataset
 from iba_core.pictures.images import Preprocessing
-from tests.backends import SIZE, fitted, smooth_images
+from tests.backends import SIZE, Activation, Dense, Flatten, fitted, smooth_images
 
 FAST = {"steps": 2, "samples": 2, "progbar": False}
 PREPROCESSING = Preprocessing(size=(SIZE, SIZE))
@@ -274,14 +274,15 @@ def test_a_killed_run_goes_on_where_it_was(backend, explainer, explained, tmp_pa
     root = Path(__file__).parents[2]
     path = os.pathsep.join([str(root), *sys.path])
     with subprocess.Popen(command, cwd=tmp_path, env={**os.environ, "PYTHONPATH": path}) as process:
-        kill_at_work(process.pid, tmp_path / "run")
+        kill_at_work(process.pid, tmp_path / "run", lambda: process.poll() is not None)
     assert_it_goes_on(explainer, explained, names, tmp_path)
 
 
-def kill_at_work(pid, folder, results=3):
-    """Send SIGKILL to a process once it has explained some inputs into a folder, and wait for its end."""
+def kill_at_work(pid, folder, has_ended, results=3):
+    """Send SIGKILL to a process once it has explained some inputs into a folder."""
     journal = folder / "journal.jsonl"
     while not journal.exists() or journal.read_bytes().count(b"\n") < results:
+        assert not has_ended(), "it ended by itself"
         time.sleep(0.002)
     os.kill(pid, signal.SIGKILL)
 
@@ -403,3 +404,58 @@ def test_a_newer_format_is_refused(tmp_path):
     path.write_text(path.read_text().replace('"format": 1', '"format": 2'))
     with pytest.raises(StateError, match="is of format 2; this version reads format 1"):
         Run.open(tmp_path)
+
+
+def test_what_the_user_says_of_the_axes_makes_other_results(backend, explained, tmp_path):
+    """A layer of 8 x 8 x 8 can be told to have its channels first or last."""
+    x = np.random.default_rng(0).normal(size=(4, 8, 8, 8)).astype(np.float32)
+    model = backend.network(
+        (8, 8, 8), [Activation("layer", "tanh"), Flatten("flat"), Dense("out", 3)], seed=0
+    )
+    for told in ("channels_first", "channels_last"):
+        explainer = Explainer(model, "layer", data_format=told).fit([x], progbar=False)
+        run = explain_dataset(explainer, {"a": x[0]}, tmp_path / "run", 1, statistics="one", **FAST)
+    assert len(explained) == len(run) == 2
+
+
+def test_results_among_the_inputs_are_no_inputs(explainer, tmp_path):
+    names = pictures(tmp_path / "in", 2)
+    for _ in range(2):
+        run = explain_dataset(
+            explainer, tmp_path / "in", tmp_path / "in" / "run", preprocessing=PREPROCESSING, **FAST
+        )
+        assert {record.name for record in run} == names
+
+
+def test_the_summary_holds_what_another_process_wrote(backend, explainer, tmp_path):
+    x = backend.images(smooth_images(2))
+    first = Run(tmp_path / "run")
+    explain_dataset(explainer, {"b": x[1]}, tmp_path / "run", 0, **FAST)
+    first.write_summary()
+    rows = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert [row["name"] for row in rows] == ["b"]
+
+
+def test_long_names_of_many_bytes_make_files(backend, explainer, tmp_path):
+    x = backend.images(smooth_images(1))
+    run = explain_dataset(explainer, {"猫" * 300: x[0]}, tmp_path / "run", 0, **FAST)
+    (record,) = run
+    assert record.error is None
+    assert record.picture_path.is_file()
+
+
+def test_a_damaged_result_is_made_again(backend, explainer, tmp_path):
+    x = backend.images(smooth_images(1))
+    (record,) = explain_dataset(explainer, {"a": x[0]}, tmp_path / "run", 0, **FAST)
+    record.result_path.write_bytes(record.result_path.read_bytes()[:50])
+    record.picture_path.unlink()
+    (again,) = explain_dataset(explainer, {"a": x[0]}, tmp_path / "run", 0, **FAST)
+    assert again.error is None
+    assert again.attribution().total_bits == pytest.approx(record.bits)
+
+
+def test_different_targets_of_one_name_are_refused(backend, explainer, tmp_path):
+    x = backend.images(smooth_images(1))
+    targets = [1, ClassTarget(1, activation="softmax")]
+    with pytest.raises(InputError, match="called '1'"):
+        explain_dataset(explainer, {"a": x[0]}, tmp_path / "run", targets, **FAST)

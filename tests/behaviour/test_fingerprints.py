@@ -53,3 +53,32 @@ def test_graphs_have_fingerprints():
     assert fingerprint(GraphModel.from_function(lambda x: tf.sin(x @ weight), spec)) != before
     weight.assign(2 * np.eye(3, dtype=np.float32))
     assert fingerprint(made[0]) != before
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_constants_in_the_code_and_graphs_of_exported_programs_count():
+    torch = pytest.importorskip("torch")
+    from torch import nn
+
+    class Times(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.out = nn.Linear(3, 2)
+
+        def forward(self, x):
+            return self.out(x * 1.0)
+
+    class Sine(Times):
+        def forward(self, x):
+            return self.out(x.sin())
+
+    kinds = Times, type("Times", (Times,), {"forward": lambda self, x: self.out(x * -5.0)}), Sine
+    for kind in kinds:
+        kind.__qualname__ = kind.__name__ = "Times"
+    made = []
+    for kind in kinds:
+        torch.manual_seed(0)
+        made.append(kind().eval())
+    assert len({fingerprint(model) for model in made[:2]}) == 2
+    programs = [torch.export.unflatten(torch.export.export(model, (torch.ones(2, 3),))) for model in made]
+    assert len({fingerprint(program) for program in programs}) == 3

@@ -37,6 +37,6 @@ def test_a_killed_run(explainer, explained, tmp_path):
             explain_dataset(explainer, tmp_path / "in", tmp_path / "run", **options)
         finally:
             os._exit(1)
-    kill_at_work(pid, tmp_path / "run")
+    kill_at_work(pid, tmp_path / "run", lambda: os.waitpid(pid, os.WNOHANG)[0])
     os.waitpid(pid, 0)
     assert_it_goes_on(explainer, explained, names, tmp_path)

@@ -1,6 +1,7 @@
 """Models in files, and as Hugging Face hands them over."""
 
 import json
+import re
 import shutil
 import zipfile
 
@@ -94,13 +95,37 @@ def pickled_inputs(name, content):
     return pickle.dumps(print) if "sample_inputs" in name else content
 
 
-@pytest.mark.parametrize("change", [an_expression, pickled_weights, code, pickled_inputs])
+def an_object(name, content):
+    """PyTorch unpickles it, whatever ``use_pickle`` says."""
+    return content.replace(b'"weight_0"', b'"opaque_obj_0"') if "weights_config" in name else content
+
+
+def an_import(name, content):
+    if not name.endswith("models/model.json"):
+        return content
+    return re.sub(rb'("in_spec": ")(.)', rb"\1__enum__ \2", content)
+
+
+@pytest.mark.parametrize(
+    "change", [an_expression, pickled_weights, code, pickled_inputs, an_object, an_import]
+)
 def test_what_would_run_as_it_is_read_is_refused(model, tmp_path, monkeypatch, change):
     monkeypatch.chdir(tmp_path)
     path = altered(saved(model, tmp_path / "net.pt2"), change)
     with pytest.raises(StateError, match=r"altered\.pt2"):
         Explainer(path)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+@pytest.mark.parametrize("case", [str, str.upper])
+def test_a_file_that_only_pytorch_would_see_is_refused(model, tmp_path, case):
+    path = saved(model, tmp_path / "net.pt2")
+    with zipfile.ZipFile(path, "a") as archive:
+        (name,) = (each for each in archive.namelist() if each.endswith("models/model.json"))
+        archive.writestr(case(name), archive.read(name))
+    with pytest.raises(StateError, match="two files of one name"):
+        Explainer(path)
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from copy import deepcopy
 from functools import partial
 from pathlib import Path
+from types import CodeType
 from typing import Any, ClassVar
 
 import numpy as np
@@ -246,9 +247,14 @@ class TorchAdapter(ModelAdapter):
         """See `ModelAdapter.described`: modules, the code of their forwards, parameters, buffers."""
         kinds = {type(module): None for module in self.model.modules()}
         forwards = [(kind.__qualname__, getattr(kind.forward, "__code__", None)) for kind in kinds]
-        code = [(name, code.co_code.hex(), code.co_names) for name, code in forwards if code is not None]
+        code = [(name, _described(code)) for name, code in forwards if code is not None]
+        graphs = [
+            str(graph)
+            for module in self.model.modules()
+            if isinstance(graph := getattr(module, "graph", None), torch.fx.Graph)
+        ]
         named = [*self.model.named_parameters(), *self.model.named_buffers()]
-        text = _ADDRESS.sub("", f"{self.model!r} {code} {[name for name, _ in named]}")
+        text = _ADDRESS.sub("", f"{self.model!r} {code} {graphs} {[name for name, _ in named]}")
         return text, (host_array(tensor) for _, tensor in named)
 
     def with_weights(self, weights: Mapping[str, Sequence[npt.NDArray[Any]]]) -> nn.Module:
@@ -400,3 +406,15 @@ def _is_numbers(items: list[Any]) -> bool:
 
 def _brief(module: nn.Module) -> str:
     return f"{type(module).__module__}.{type(module).__qualname__}"
+
+
+def _described(code: CodeType) -> Any:
+    """What code does, alike in every process."""
+    constants = []
+    for each in code.co_consts:
+        if isinstance(each, CodeType):
+            constants.append(_described(each))
+        else:
+            # The order of a set is another in each process.
+            constants.append(sorted(map(repr, each)) if isinstance(each, frozenset) else repr(each))
+    return code.co_code.hex(), code.co_names, code.co_varnames, constants

@@ -16,6 +16,10 @@ from torch import nn
 
 from iba_core.errors import IBAError, MissingDependencyError, StateError
 
+_TENSOR = re.compile(r"(weight|tensor)_\d+")
+"""Names of the files that hold nothing but numbers."""
+_IMPORTING = re.compile(r"__enum__|default_factory_module")
+"""What makes PyTorch import a module to make the structure of inputs and outputs."""
 _SYMBOL = re.compile(r"Symbol\('[a-z]+\d+'")
 """A size that an exported program leaves open."""
 
@@ -77,8 +81,7 @@ def _is_scripted(path: Path) -> bool:
 def _exported(path: Path) -> nn.Module:
     """The modules of an exported program, which is loaded only if nothing in it runs code."""
     try:
-        content = path.read_bytes()
-        _require_harmless(content)
+        content = _harmless(path.read_bytes())
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about the age of the file's format
             program = torch.export.load(BytesIO(content))
@@ -92,18 +95,31 @@ def _exported(path: Path) -> nn.Module:
     return module.requires_grad_(False)
 
 
-def _require_harmless(content: bytes) -> None:
-    """Check that PyTorch reads a program without unpickling objects or evaluating more than sizes.
+def _harmless(content: bytes) -> bytes:
+    """A program that PyTorch reads without unpickling objects or evaluating more than sizes.
+
+    Returns:
+        An archive of what has been checked: PyTorch's own reader may see something else in another one.
 
     Raises:
-        StateError: it would.
+        StateError: it would do more.
     """
-    with zipfile.ZipFile(BytesIO(content)) as archive:
-        for name in archive.namelist():
-            if name.endswith(".json"):
+    checked = BytesIO()
+    with zipfile.ZipFile(BytesIO(content)) as archive, zipfile.ZipFile(checked, "w") as copy:
+        names = archive.namelist()
+        # PyTorch's own reader asks for names in any case, and takes the first of several.
+        if len({name.casefold() for name in names}) < len(names):
+            raise StateError("holds two files of one name")
+        for name in names:
+            if name.casefold().endswith(".json"):
                 if archive.getinfo(name).file_size > _MOST:
                     raise StateError("has a description of more than 64 MB")
                 for key, value in _entries(json.loads(archive.read(name))):
+                    # Other objects than tensors are unpickled, whatever `use_pickle` says.
+                    if key == "path_name" and not _TENSOR.fullmatch(str(value)):
+                        raise StateError(f"holds {str(value)[:80]!r}, an object that may run code")
+                    if key in ("in_spec", "out_spec") and _IMPORTING.search(str(value)):
+                        raise StateError("names modules that it would import")
                     if key == "use_pickle" and value:
                         raise StateError("holds pickled objects, which may run code; export it without")
                     if key == "guards_code" and value:
@@ -113,8 +129,10 @@ def _require_harmless(content: bytes) -> None:
             elif "/sample_inputs/" in name:
                 # PyTorch itself would go on to unpickle what this refuses.
                 torch.load(BytesIO(archive.read(name)), weights_only=True)
-            elif name.endswith((".pt", ".pkl", ".pth")) or "/custom_objs" in name:
+            elif name.casefold().endswith((".pt", ".pkl", ".pth")) or "custom_obj" in name.casefold():
                 raise StateError(f"holds {name!r}, a pickled object that may run code")
+            copy.writestr(name, archive.read(name))
+    return checked.getvalue()
 
 
 def _entries(tree: Any) -> Iterator[tuple[str, Any]]:
@@ -152,7 +170,10 @@ def _require_any_batch(program: torch.export.ExportedProgram) -> None:
 
 
 def _of_hugging_face(path: Path) -> nn.Module:
-    config = json.loads((path / "config.json").read_text(encoding="utf-8"))
+    try:
+        config = json.loads((path / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise StateError(f"model={str(path)!r} has a config.json that cannot be read") from error
     names = config.get("architectures") if isinstance(config, dict) else None
     if not isinstance(names, list) or not names or not isinstance(names[0], str):
         raise StateError(f"model={str(path)!r} has a config.json that names no architecture")
