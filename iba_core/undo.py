@@ -50,6 +50,9 @@ def undone_on_failure(undo: Callable[[], object]) -> Iterator[None]:
     """
     try:
         yield
+    except GeneratorExit:
+        # Python closes what has been dropped, perhaps much later, in the midst of something else.
+        raise
     except BaseException as error:
         with undoing(undo):
             let_go(error)

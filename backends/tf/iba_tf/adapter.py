@@ -19,7 +19,7 @@ from iba_core.framework.framework import Framework
 from iba_core.framework.inputs import arrays_of
 from iba_core.framework.layout import DataFormat
 from iba_tf.efficientnet_lite import efficientnet_lite0
-from iba_tf.framework import TensorFlowFramework, eagerly, runs_eagerly, thread_unless_failed
+from iba_tf.framework import TensorFlowFramework, eagerly, runs_eagerly
 from iba_tf.graphs.calls import has_graph
 from iba_tf.graphs.dataflow import DataflowGraph
 from iba_tf.models.graph_model import GraphModel, is_graph_model
@@ -62,8 +62,7 @@ class TensorFlowAdapter(ModelAdapter):
     def __deepcopy__(self, memo: dict[int, Any]) -> TensorFlowAdapter:
         # Functions and modules are not copied by themselves, but their graphs and variables are.
         is_keras = isinstance(self.model, (keras.Function, *layer_classes()))
-        with thread_unless_failed():
-            model = deepcopy(self.model, memo) if is_keras else self.network.copy()
+        model = deepcopy(self.model, memo) if is_keras else self.network.copy()
         copied = TensorFlowAdapter(model, rewrites=self._rewrites)
         memo[id(self)] = copied
         return copied
@@ -189,8 +188,7 @@ class TensorFlowAdapter(ModelAdapter):
         """
         if not isinstance(self.model, keras.Model):
             _layers_with_weights(self.model)
-        with thread_unless_failed():
-            copied = deepcopy(self.model)
+        copied = deepcopy(self.model)
         layers = _layers_with_weights(copied)
         for name, arrays in weights.items():
             for variable, array in zip(layers[name], arrays, strict=True):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import lru_cache, partial, wraps
 from threading import RLock
 from typing import Any, ClassVar, NamedTuple, TypeVar
@@ -12,7 +12,6 @@ from typing import Any, ClassVar, NamedTuple, TypeVar
 import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
-from keras.src.backend.common import global_state  # nothing public holds what Keras keeps of a call
 from tensorflow.python.eager import context  # nothing public turns eager execution on for a while
 from tensorflow.python.framework import ops  # nothing public tells which operations have a gradient
 
@@ -20,7 +19,6 @@ from iba_core.bottleneck.noise import keyed_normal
 from iba_core.errors import LayerError
 from iba_core.framework.framework import F, Framework, X, rows_in_cache
 from iba_core.framework.while_used import WhileUsed
-from iba_core.undo import undone_on_failure
 
 C = TypeVar("C", bound=Callable[..., Any])
 
@@ -37,16 +35,12 @@ def is_eager_program() -> bool:
     return bool(context.default_execution_mode == context.EAGER_MODE)
 
 
-@contextmanager
-def eagerly() -> Iterator[None]:
+def eagerly() -> AbstractContextManager[None]:
     """Run operations at once, with plain integers in shapes, also in a TensorFlow 1 graph.
 
-    Inside a `tf.function` that is being traced, they go into its graph. Where the context fails, the thread
-    is as before, see `thread_unless_failed`.
+    Inside a `tf.function` that is being traced, this context does nothing.
     """
-    is_eager = tf.executing_eagerly() or tf.inside_function()
-    with thread_unless_failed(), nullcontext() if is_eager else _eagerly():
-        yield
+    return nullcontext() if tf.executing_eagerly() or tf.inside_function() else _eagerly()
 
 
 @contextmanager
@@ -72,36 +66,6 @@ class _PlainShapes(WhileUsed):
 
 
 _plain_shapes = _PlainShapes()
-
-
-@contextmanager
-def thread_unless_failed() -> Iterator[None]:
-    """Context that, where it fails, leaves what Keras and TensorFlow keep for this thread as it was.
-
-    Both note what they do some lines before the `try` that takes the note back. After an interrupt between
-    them, later calls of layers would take the note for that of a layer around them, and TensorFlow would put
-    all that follows into a graph.
-    """
-    state: dict[str, Any] = vars(global_state.GLOBAL_STATE_TRACKER)
-    before = dict(state)
-    lists = {name: list(value) for name, value in before.items() if type(value) is list}
-    running = context.context()
-    modes = running._thread_local_data
-    is_eager, stacks = modes.is_eager, (ops._default_graph_stack.stack, running.context_switches.stack)
-    depths = [len(stack) for stack in stacks]
-
-    def restore() -> None:
-        for name in [name for name in state if name not in before]:
-            del state[name]
-        state.update(before)
-        for name, items in lists.items():
-            before[name][:] = items
-        modes.is_eager = is_eager
-        for stack, depth in zip(stacks, depths, strict=True):
-            del stack[depth:]
-
-    with undone_on_failure(restore):
-        yield
 
 
 def runs_eagerly(function: C) -> C:
@@ -133,10 +97,6 @@ class Traced:
 
     def __call__(self, *args: Any) -> Any:
         """Run it, traced before for new shapes."""
-        with thread_unless_failed():
-            return self._run(args)
-
-    def _run(self, args: tuple[Any, ...]) -> Any:
         if self._proven is None:
             # Functions that share others must not be traced at the same time.
             with self._lock:
@@ -157,8 +117,7 @@ class Traced:
 
     def get_concrete_function(self, *specs: Any) -> Any:
         """The graph for arguments of some shapes."""
-        with thread_unless_failed():
-            return self._made().get_concrete_function(*specs)
+        return self._made().get_concrete_function(*specs)
 
     def _made(self) -> Any:
         # TensorFlow counts traces per code object, and would warn of too many if several objects trace the
