@@ -168,6 +168,8 @@ class Campaign:
         """An error of the user's code passes unchanged; TensorFlow brings it in a class of its own."""
         if kind not in ("call", "backward") or caught is error:
             return
+        if caught is None and self.scene.tries_noise:
+            return
         if caught is None or self.backend.name == "torch" or "a fault" not in str(caught):
             self.report.findings.append(f"{self.scene.name}, {kind} at {moment}: it became {caught!r}")
 

@@ -38,6 +38,7 @@ class Scene:
         draws: whether it draws from the framework's generator of random numbers.
         share: how often faults are put into it, relative to other scenes.
         kinds: of faults in the user's code that can happen in it.
+        tries_noise: whether the model also runs on noise, which it need not take: an error then ends nothing.
     """
 
     name: str
@@ -50,6 +51,7 @@ class Scene:
     draws: bool = False
     share: float = 1.0
     kinds: tuple[str, ...] = field(default=("call", "backward"))
+    tries_noise: bool = False
 
 
 def scenes(backend: Backend, folder: Path) -> Iterator[Scene]:
@@ -141,10 +143,18 @@ class _Stage:
         fresh = self.loaded
         batches = [images(self.backend, 3, size=6, seed=seed) for seed in (1, 2)]
         fit = lambda e: e.fit(batches, progbar=False)  # noqa: E731
-        yield self.scene("fit", fresh, fit, share=2, traces=True, kinds=("call",))
+        yield self.scene("fit", fresh, fit, share=2, traces=True, kinds=("call",), tries_noise=True)
         choose = lambda e: Explainer.fit(e, batches, progbar=False)  # noqa: E731
         bare = lambda: Explainer(self.model, **QUICK)  # noqa: E731
-        yield self.scene("fit without a layer", bare, choose, kinds=("call",), share=0.3, traces=True)
+        yield self.scene(
+            "fit without a layer",
+            bare,
+            choose,
+            kinds=("call",),
+            share=0.3,
+            traces=True,
+            tries_noise=True,
+        )
 
         def written() -> Explainer:
             self.explainer.save(path)
