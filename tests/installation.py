@@ -160,7 +160,9 @@ def tf() -> None:
 def newer() -> None:
     """The core on the newer versions of Python that are on this machine."""
     for version in ("3.12", "3.13"):
-        if python := shutil.which(f"python{version}"):
+        python = shutil.which(f"python{version}")
+        # A name may lead to nothing, such as pyenv's of a version that is not chosen.
+        if python and subprocess.run([python, "--version"], check=False, capture_output=True).returncode == 0:
             core(python)
         else:
             print(f"no python{version} here")
