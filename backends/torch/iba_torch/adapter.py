@@ -244,7 +244,7 @@ class TorchAdapter(ModelAdapter):
             raise InputError(f"device={device!r} cannot be used: {error}") from error
 
     def described(self) -> tuple[str, Iterable[npt.NDArray[Any]]]:
-        """See `ModelAdapter.described`: modules, the code of their forwards, parameters, buffers."""
+        """See `ModelAdapter.described`: modules, code of their forwards, graphs, parameters, buffers."""
         kinds = {type(module): None for module in self.model.modules()}
         forwards = [(kind.__qualname__, getattr(kind.forward, "__code__", None)) for kind in kinds]
         code = [(name, _described(code)) for name, code in forwards if code is not None]
