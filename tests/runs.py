@@ -12,7 +12,7 @@ from PIL import Image
 from iba_core import Attribution
 from iba_core.datasets.run import Record, Run
 
-HOSTILE = "<img src=x onerror=\"document.title='owned'\">'\"&</script>\u2028\u2029{{7*7}}.jpg"
+HOSTILE = "<img src=x onerror=\"document.title='owned'\">'\"&</script>\u2028\u2029{{7919*7907}}.jpg"
 """A name of a file that must not become anything but text."""
 
 SIDE = 24
