@@ -193,8 +193,8 @@ def _require_order(stump: ModelStump) -> None:
     """Check that masks lie over the feature maps of a layer as they lie over the images."""
     if not stump.order.is_unchanged:
         raise LayerError(
-            f"the model exchanges or reverses rows and columns before layer {stump.layer_id!r}, so the masks of "
-            "a concept do not lie over its feature maps; exchange them in front of the model"
+            f"the model exchanges or reverses rows and columns before layer {stump.layer_id!r}, so the masks "
+            "of a concept do not lie over its feature maps; exchange them in front of the model"
         )
 
 

@@ -257,7 +257,8 @@ class MapOrder:
         elif lies_over and any(axis not in (None, own) for axis, own in zip(found, wanted, strict=True)):
             raise LayerError(
                 f"the model exchanges axes of the input before layer {layer!r}, and does not show where all "
-                "of them are there, so a map cannot be laid over the input; exchange them in front of the model"
+                "of them are there, so a map cannot be laid over the input; exchange them in front of the "
+                "model"
             )
         runs = [{turned for axis, turned in own if axis == found[place]} for place, own in enumerate(sources)]
         against = (number for number, place in enumerate(order) if runs[place] == {True})
