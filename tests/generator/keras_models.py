@@ -75,7 +75,7 @@ def block(program: Program, grow: Callable[[Program], Any]) -> None:
         x = keras.Input(shape)
         module = keras.Model(x, function(inner, "x", "x")(x), name=name)
     program.layers[name] = module
-    program.places[name] = Place(inner.axes)
+    program.places[name] = Place(inner.axes, order=inner.order)
     program.take(name, inner)
     program.line(f"x = self.{name}(x)")
 
@@ -234,6 +234,29 @@ def turn(p: Program) -> None:
     else:
         p.line(f"x = ops.transpose(x, {(0, *order)})")
         p.turn(axes)
+
+
+@part("BHWC", "BCHW")
+def exchange(p: Program) -> None:
+    """Exchange rows and columns."""
+    order = (2, 1, 3) if p.axes == "BHWC" else (1, 3, 2)
+    how = p.draw.randrange(3)
+    p.exchange()
+    if how == 0:
+        call(p, layers.Permute, order)
+    else:
+        a, b = (1, 2) if p.axes == "BHWC" else (2, 3)
+        p.line(f"x = ops.transpose(x, {(0, *order)})" if how == 1 else f"x = ops.swapaxes(x, {a}, {b})")
+
+
+@part("BHWC", "BCHW", "BTC", "BCT", weight=0.4)
+def reverse(p: Program) -> None:
+    """Turn an axis of places around."""
+    places = [index for index, axis in enumerate(p.axes) if axis not in "BC"]
+    place = p.draw.randrange(len(places))
+    before = ":, " * places[place]
+    p.line(p.draw.choice((f"x = ops.flip(x, {places[place]})", f"x = x[{before}::-1]")))
+    p.reverse(place)
 
 
 @part("BCHW", "BCT", weight=2)
