@@ -266,13 +266,17 @@ def turn_back(p: Program) -> None:
 
 
 @part("BTC", weight=2)
-def recurrent(p: Program) -> None:
+def recurrent(p: Program) -> bool | None:
+    if p.order and any(against for _, against in p.order):
+        # A loop leaves no trace of its steps in a graph of operations.
+        return False
     out, both = p.draw.size(), p.draw.flip(0.3)
     layer = p.draw.choice((layers.LSTM, layers.GRU, layers.SimpleRNN))(out, return_sequences=True)
     layer = layers.Bidirectional(layer) if both else layer
     name = p.add(layer)
     p.line(f"x = self.{name}(x)")
     p.turn("BTC", C=out * (1 + both))
+    return None
 
 
 @part("BTC", weight=2)

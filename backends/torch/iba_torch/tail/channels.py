@@ -129,6 +129,15 @@ class ChannelTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]  # PyT
         axes: Axes | None = self._known.get(tensor)
         return self.follow(tensor) if axes is None else axes
 
+    def keep_steps(self, given: torch.Tensor, output: torch.Tensor) -> None:
+        """Note that the axes of a recurrent layer's output are those of its input, but for the last.
+
+        It may run step by step, which leaves no trace of them.
+        """
+        own, origin = self.axes(output), self.axes(given)
+        if len(own) == len(origin):
+            self._known[output] = [*_derived(own[:-1], origin[:-1]), own[-1]]
+
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
