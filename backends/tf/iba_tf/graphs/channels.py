@@ -158,7 +158,7 @@ _KEEPING_PACKAGES = {
 }
 """Packages of Keras' layers whose results have the axes of their arguments at the same positions."""
 
-_KEEPING = re.compile(r"(UpSampling|ZeroPadding|Cropping)\dD|Dense|Identity|Rescaling|MultiHeadAttention")
+_KEEPING = re.compile(r"(UpSampling|ZeroPadding|Cropping)\dD|Dense|Identity|Rescaling")
 """Further such layers."""
 
 
