@@ -273,7 +273,7 @@ class MapOrder:
         """Turn maps (..., *places)."""
         lead = maps.ndim - len(self.axes)
         turned = np.transpose(maps, (*range(lead), *(lead + axis for axis in self.axes)))
-        return maps if self.is_unchanged else np.flip(turned, [lead + axis for axis in self.against])
+        return maps if self.is_unchanged else np.flip(turned, tuple(lead + axis for axis in self.against))
 
 
 def _sources_of_places(

@@ -174,7 +174,9 @@ class OperationAxes:
         if node.op == "Reshape":
             return regrouped(axes, shape) if argument == node.inputs[0] else None
         sources = self.sources(node, argument, result)
-        return sources and tuple(() if source is None else axes[source] for source in sources)
+        if sources is None:
+            return None
+        return tuple(() if source is None else axes[source] for source in sources)
 
     def _against(self, node: Any, rank: int) -> set[int]:
         """The axes of a result that run against those of what a node takes."""
