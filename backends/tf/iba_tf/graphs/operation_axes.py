@@ -163,7 +163,7 @@ class OperationAxes:
             shape = shapes.get(result) or static.as_list()
             arguments = [name for name in dict.fromkeys(node.inputs) if name in known]
             moved = [self._moved(node, name, known[name], result, shape) for name in arguments]
-            axes = joined([each for each in moved if each is not None], shape)
+            axes = joined([each for each in moved if each and len(each) == len(shape)], shape)
             found[result] = reversed_at(axes, self._against(node, static.rank))
         return found
 
