@@ -42,7 +42,7 @@ OPERATIONS = {
     "from the end of the last": lambda x: turned(x)[..., ::-1, :],
     "from the end with a new axis": lambda x: tf.squeeze(turned(x)[:, tf.newaxis, ::-1], 1),
     "one of two": lambda x: tf.stack([turned(x), turned(x)], 1)[:, 0, ::-2],
-    "cut": lambda x: turned(x)[:, 1:, ::2],
+    "sliced": lambda x: turned(x)[:, 1:, ::2],
     "pooled": lambda x: tf.nn.max_pool2d(turned(x), 2, 2, "SAME"),
     "padded": lambda x: tf.pad(turned(x), ((0, 0), (1, 0), (0, 2), (0, 0)), "SYMMETRIC"),
     "resized": lambda x: tf.image.resize(turned(x), (20, 30)),

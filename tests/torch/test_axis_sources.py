@@ -17,7 +17,7 @@ SHAPE = (12, 8)
 
 
 def windows(x):
-    """Attention windows of 4 x 4 are cut, exchanged inside and put together again."""
+    """Attention windows of 4 x 4 are taken apart, exchanged inside and put together again."""
     b, c, h, w = x.shape
     x = x.view(b, c, h // 4, 4, w // 4, 4).permute(0, 2, 4, 3, 5, 1).reshape(-1, 16, c)
     x = x.view(b, h // 4, w // 4, 4, 4, c).permute(0, 5, 1, 3, 2, 4)
@@ -48,7 +48,7 @@ OPERATIONS = {
     "adaptive": lambda x: F.adaptive_avg_pool2d(x.transpose(2, 3), (5, 7)),
     "enlarged": lambda x: F.interpolate(x.transpose(2, 3), (20, 30), mode="bilinear"),
     "padded": lambda x: F.pad(F.pad(x.mT, (-1, 0, 0, 0)), (1, 1, 0, 1), mode="reflect"),
-    "cut": lambda x: x.transpose(2, 3)[:, :, 1:, ::2],
+    "sliced": lambda x: x.transpose(2, 3)[:, :, 1:, ::2],
     "indexed": lambda x: x.transpose(2, 3)[:, :, torch.arange(5)],
     "selected": lambda x: x.transpose(2, 3).index_select(3, torch.arange(5)),
     "joined": lambda x: torch.cat([x.mT, x.mT.flip(3)[..., :1]], 3),

@@ -29,7 +29,7 @@ class TracedGraph(Protocol):
         """The nodes that lead to some tensors, in order."""
 
     def axes_after(self, node: Any, known: Known, shapes: Shapes) -> Known:
-        """The axes of what a node gives, as far as those of what it takes tell."""
+        """The axes of the results of a node, as far as those of its arguments tell."""
 
 
 def axes_of_input(shape: Sequence[int | None]) -> TracedAxes:

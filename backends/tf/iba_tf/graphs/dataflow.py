@@ -343,7 +343,7 @@ class DataflowGraph(ABC):
 
     @abstractmethod
     def axes_after(self, node: Any, known: Known, shapes: Shapes) -> Known:
-        """What the axes of a node's results come of, from those of what it takes."""
+        """The axes of the results of a node, from those of its arguments."""
 
     def reshaped_for(self, tensor: TensorName) -> list[TensorName]:
         """What reshapes give on the way to a tensor, as far as the graph does not tell its shape."""
