@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.sparse import csr_array
 
-from iba_core.arguments import require_sizes
+from iba_core.arguments import require_sizes, require_type
 from iba_core.bottleneck.resizing import resizing_matrix
 from iba_core.errors import InputError
 from iba_core.framework.arrays import require_array
@@ -124,6 +124,7 @@ def to_saliency_map(
     capacity: npt.ArrayLike,
     shape: Sequence[int] | None = None,
     data_format: DataFormat = "channels_first",
+    order: MapOrder | None = None,
 ) -> npt.NDArray[np.floating]:
     """Saliency map of one image from the capacity of its features.
 
@@ -132,6 +133,8 @@ def to_saliency_map(
             spatial axes.
         shape: (height, width) of the image; None for the size of the feature map.
         data_format: ``"channels_first"`` or ``"channels_last"``.
+        order: how the map is turned where the model exchanges or reverses axes before the layer, such as
+            `map_order` of the TensorFlow classes; None if it does not.
 
     Returns:
         Array of `shape`, in bits per pixel. Its sum equals the bits of the capacity.
@@ -149,5 +152,8 @@ def to_saliency_map(
     layout = Layout.of(array.shape, data_format)
     if shape is not None:
         shape = require_sizes("shape", shape, array.ndim - 1)
-    saliency: npt.NDArray[np.floating] = saliency_maps(array[None], layout, shape)[0]
+    require_type("order", order, MapOrder, "a MapOrder", optional=True)
+    if order is not None and len(order.axes) != array.ndim - 1:
+        raise InputError(f"order={order} is not for a map with {array.ndim - 1} axes")
+    saliency: npt.NDArray[np.floating] = saliency_maps(array[None], layout, shape, order)[0]
     return saliency

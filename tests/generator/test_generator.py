@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from iba_core.bottleneck import formulas, optimization
-from iba_core.framework.layout import Layout
+from iba_core.framework.layout import Layout, MapOrder
 from tests.generator.judge import Judge, Verdict, differing, reason
 from tests.generator.keras_bench import KerasBench
 from tests.generator.soak import Record, judge, table, totals
@@ -77,6 +77,16 @@ def test_channels_at_the_wrong_end_are_found(monkeypatch):
     bench = next(bench for bench in map(TorchBench.draw, range(100)) if len(bench.case.place.features) == 3)
     monkeypatch.setattr(Layout, "of", wrong)
     assert failing_faces(bench) >= EXPLAINERS
+
+
+def test_a_map_that_is_not_turned_back_is_found(monkeypatch):
+    def is_exchanged(bench):
+        order, sizes = bench.case.place.order, bench.case.signature.shapes[0]
+        return order is not None and [place for place, _ in order] == [1, 0] and len(set(sizes)) == 3
+
+    bench = next(bench for bench in map(TorchBench.draw, range(200)) if is_exchanged(bench))
+    monkeypatch.setattr(MapOrder, "turn", lambda order, maps: maps)
+    assert failing_faces(bench) >= {*EXPLAINERS, "IBA, loaded"}
 
 
 def test_what_is_left_in_a_model_is_found(monkeypatch):

@@ -237,6 +237,7 @@ def _estimator() -> Iterator[Door]:
         capacity=given(RNG.random((3, 4, 4)), array((1, 2, 3, 4)), ("shape",)),
         shape=given((8, 8), optional(numbers((2,), whole(1)))),
         data_format=DATA_FORMAT,
+        order=given(None, optional(nothing)),
     )
 
 

@@ -136,6 +136,7 @@ def _others(net: Network) -> Iterator[Door]:
         capacity=given(np.ones((4, 4, 3)), array((1, 2, 3, 4)), ("shape",)),
         shape=given((8, 8), optional(numbers((2,), whole(1)))),
         data_format=given("channels_last", optional(nothing)),
+        order=given(None, optional(nothing)),
     )
     fitted = iba_tf.TFWelfordEstimator()
     fitted.fit(np.ones((4, 3)))

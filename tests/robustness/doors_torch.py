@@ -132,6 +132,7 @@ def _others(net: Network) -> Iterator[Door]:
         capacity=given(np.ones((3, 4, 4)), array((1, 2, 3, 4)), ("shape",)),
         shape=given((8, 8), optional(numbers((2,), whole(1)))),
         data_format=given("channels_first"),
+        order=given(None, optional(nothing)),
     )
     yield door(
         "iba_torch.ImageFolder",

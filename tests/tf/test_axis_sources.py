@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import warnings
+
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 from keras import layers, ops
 
-from iba_core import Explainer
+from iba_core import Explainer, InputError, NotEstimatedError
 from iba_core.framework.layout import Layout, MapOrder
-from iba_tf import GraphModel, IBACopyInnvestigate, TensorFlowAdapter
+from iba_tf import GraphModel, IBACopy, IBACopyInnvestigate, IBALayer, TensorFlowAdapter, to_saliency_map
 
 SHAPE = (12, 8)
 
@@ -141,3 +143,43 @@ def test_the_analyzer_of_innvestigate():
     right = explainer.explain(x[:2], None, seed=0).saliency
     assert found.shape == right.shape == (2, 9, 12)
     assert all(np.corrcoef(a.ravel(), b.ravel())[0, 1] > 0.99 for a, b in zip(found, right, strict=True))
+
+
+@pytest.mark.parametrize("made", ["layer", "copy"])
+def test_the_capacity_comes_with_its_order(made):
+    """The map is that of the same network for images that are turned already."""
+    keras.utils.set_random_seed(0)
+
+    def network(shape, turns):
+        inputs = keras.Input(shape)
+        x = layers.Permute((2, 1, 3))(inputs) if turns else inputs
+        x = layers.Conv2D(4, 3, name="conv")(x)
+        if made == "layer":
+            x = IBALayer(name="iba")(x)
+        return keras.Model(inputs, layers.Dense(3)(layers.GlobalAveragePooling2D()(layers.ReLU()(x))))
+
+    turning, plain = network((9, 12, 3), True), network((12, 9, 3), False)
+    plain.set_weights(turning.get_weights())
+    images = np.random.default_rng(0).normal(size=(6, 9, 12, 3)).astype(np.float32)
+
+    def capacity(model, x):
+        iba = model.get_layer("iba") if made == "layer" else IBACopy("conv", None, graph=model)
+        with pytest.raises(NotEstimatedError, match="call analyze before"):
+            iba.map_order  # noqa: B018  # it raises
+        loss = [model.output] if made == "layer" else []
+        target = iba.set_classification_loss(*loss)
+        del target
+        iba.fit(x)
+        return iba, iba.analyze(x[:1], target=1, steps=3, batch_size=2, seed=0)
+
+    with pytest.warns(UserWarning, match="give to_saliency_map order=map_order"):
+        iba, nats = capacity(turning, images)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        other, right = capacity(plain, np.ascontiguousarray(images.swapaxes(1, 2)))
+    np.testing.assert_allclose(nats, right, rtol=1e-4, atol=1e-5)
+    assert (iba.map_order, other.map_order) == (MapOrder((1, 0)), MapOrder((0, 1)))
+    found = to_saliency_map(nats, (9, 12), order=iba.map_order)
+    np.testing.assert_allclose(found, to_saliency_map(right, (12, 9)).T, rtol=1e-4, atol=1e-5)
+    with pytest.raises(InputError, match=r"order=.* is not for a map with 2 axes"):
+        to_saliency_map(nats, (9, 12), order=MapOrder((0,)))

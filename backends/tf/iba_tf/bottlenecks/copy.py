@@ -500,7 +500,8 @@ class IBACopy(PerSampleBottleneck):
 
         Returns:
             Capacity in nats, of the shape of one feature map for one image, else (B, \*feature map).
-            `to_saliency_map` turns it into a map of the image.
+            `to_saliency_map` turns it into a map of the image; with `map_order`, also where the model
+            exchanges or reverses axes before the layer, which is warned of.
 
         Raises:
             InputError: no loss has been set, or an argument does not fit.
@@ -525,7 +526,9 @@ class IBACopy(PerSampleBottleneck):
             "max_batch": max_batch,
             "progbar": progbar,
         }
-        return alone(self._explain(loss, inputs, rows, self.flow, hyperparameters, **options))
+        capacity = self._explain(loss, inputs, rows, self.flow, hyperparameters, **options)
+        self._warn_of_order()
+        return alone(capacity)
 
     def _features(
         self, session: tf.compat.v1.Session | None, run_kwargs: dict[str, Any] | None

@@ -390,7 +390,8 @@ class IBALayer(PerSampleBottleneck, keras.layers.Layer):
 
         Returns:
             Capacity in nats, of the shape of one feature map for one image, else (B, \*feature map).
-            `to_saliency_map` turns it into a map of the image.
+            `to_saliency_map` turns it into a map of the image; with `map_order`, also where the model
+            exchanges or reverses axes before the layer, which is warned of.
 
         Raises:
             InputError: no loss has been set, or an argument does not fit.
@@ -414,7 +415,9 @@ class IBALayer(PerSampleBottleneck, keras.layers.Layer):
             target = feed_dict[bound.target]
         inputs = self._checked(loss, self._without_target(feed_dict))
         rows = class_rows(loss, target, batch_size_of(inputs), lambda: loss.classes)
-        return alone(self._explain(loss, inputs, rows, self._flow, hyperparameters, **options))
+        capacity = self._explain(loss, inputs, rows, self._flow, hyperparameters, **options)
+        self._warn_of_order()
+        return alone(capacity)
 
     @contextmanager
     def restrict_flow(self, session: Any = None) -> Iterator[None]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, field
@@ -27,14 +28,14 @@ from iba_core.bottleneck.estimator import WelfordEstimator
 from iba_core.bottleneck.optimization import BottleneckOptimizer, BottleneckResult
 from iba_core.bottleneck.settings import BottleneckSettings, plain_settings
 from iba_core.bottleneck.statistics import Statistics
-from iba_core.errors import InputError, StateError
+from iba_core.errors import InputError, LayerError, NotEstimatedError, StateError
 from iba_core.framework.adapter import Inputs, Tail
 from iba_core.framework.arrays import as_array, require_array, require_mask
 from iba_core.framework.cache import Cache
 from iba_core.framework.framework import require_finite
 from iba_core.framework.inputs import batch_size as rows_of
 from iba_core.framework.inputs import samples_of
-from iba_core.framework.layout import DataFormat, Layout
+from iba_core.framework.layout import DataFormat, Layout, MapOrder
 from iba_core.framework.namespace import full_precision
 from iba_core.targets import ClassTarget, Loss, main_output
 from iba_tf.adapter import TensorFlowAdapter
@@ -165,6 +166,7 @@ class State:
         given: statistics that the user has given in place of the estimator.
         collected: names of the variables to report.
         report: variables of the last analysis.
+        order: how a map of the last capacity is turned to lie over the input; a text that says why it cannot.
     """
 
     settings: BottleneckSettings
@@ -172,6 +174,7 @@ class State:
     given: Statistics | None
     collected: tuple[str, ...] = ()
     report: Report = field(default_factory=dict)
+    order: MapOrder | str | None = None
 
     @property
     def statistics(self) -> Statistics:
@@ -398,7 +401,36 @@ class PerSampleBottleneck:
                 reports.append(recordings[-1].report(chunk.result, settings, seed, part))
         flow.keep(results, passing)
         state.report = joined(reports)
-        return np.concatenate([loss.adapter.framework.to_numpy(result.capacity) for result in results])
+        capacity = np.concatenate([loss.adapter.framework.to_numpy(result.capacity) for result in results])
+        try:
+            state.order = loss.split.map_order(Layout.of(capacity.shape[1:], loss.split.data_format))
+        except LayerError as error:
+            state.order = str(error)
+        return capacity
+
+    @property
+    def map_order(self) -> MapOrder:
+        """How a map of the last capacity is turned to lie over the input, for `to_saliency_map`.
+
+        Raises:
+            NotEstimatedError: nothing has been explained yet.
+            LayerError: the model exchanges axes, and does not show where all of them are.
+        """
+        order = self._state.order
+        if order is None:
+            raise NotEstimatedError("map_order is that of the last analysis: call analyze before")
+        if isinstance(order, str):
+            raise LayerError(order)
+        return order
+
+    def _warn_of_order(self) -> None:
+        order = self._state.order
+        if not (isinstance(order, MapOrder) and order.is_unchanged):
+            warnings.warn(
+                "the model exchanges or reverses axes before the layer, and the capacity has the axes of the "
+                "layer; for a map of the input, give to_saliency_map order=map_order of the bottleneck",
+                stacklevel=4,
+            )
 
     # -- state ------------------------------------------------------------------------------------
 
@@ -457,6 +489,7 @@ def to_saliency_map(
     capacity: npt.ArrayLike,
     shape: Sequence[int] | None = None,
     data_format: DataFormat | None = None,
+    order: MapOrder | None = None,
 ) -> npt.NDArray[np.floating]:
     """Make a saliency map of one image from the capacity of its features.
 
@@ -466,6 +499,8 @@ def to_saliency_map(
         shape: (height, width) of the image. If None, the map has the size of the feature map.
         data_format: ``"channels_first"`` or ``"channels_last"``. If None, that of
             `keras.config.image_data_format`.
+        order: `map_order` of the bottleneck that gave the capacity, where the model exchanges or reverses
+            axes before the layer; None if it does not.
 
     Returns:
         Array of `shape`, in bits per pixel. Its sum equals the bits of the capacity.
@@ -478,7 +513,7 @@ def to_saliency_map(
         (16, 16)
     """
     chosen = keras.config.image_data_format() if data_format is None else data_format
-    return saliency.to_saliency_map(capacity, shape, chosen)
+    return saliency.to_saliency_map(capacity, shape, chosen, order)
 
 
 def require_adam(optimizer_cls: type) -> None:
