@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from iba_core.errors import IBAError, LayerError
 from iba_core.framework.adapter import Inputs, LayerInfo, ModelAdapter, Split
+from iba_core.framework.comparison import all_close
 from iba_core.framework.framework import Framework
 from iba_core.framework.inputs import PADDING_MASKS, Shared, arrays_of, map_leaves
 from iba_core.framework.layout import Layout, Tokens
@@ -400,4 +401,4 @@ def nothing_passes_by(framework: Framework, split: Split, inputs: Inputs) -> boo
 
 def _alike(a: npt.NDArray[Any], b: npt.NDArray[Any]) -> bool:
     # Some devices add in another order each time; a real leak changes the outputs by far more.
-    return bool(np.allclose(a, b, rtol=1e-4, atol=1e-4 * float(np.abs(b).max())))
+    return all_close(a, b, rtol=1e-4, atol=1e-4 * float(np.abs(b).max()))

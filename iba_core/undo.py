@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from traceback import clear_frames
@@ -48,6 +49,7 @@ def undone_on_failure(undo: Callable[[], object]) -> Iterator[None]:
         ...     print("changed")
         changed
     """
+    outside = sys.exception()
     try:
         yield
     except GeneratorExit:
@@ -55,18 +57,34 @@ def undone_on_failure(undo: Callable[[], object]) -> Iterator[None]:
         raise
     except BaseException as error:
         with undoing(undo):
-            let_go(error)
+            let_go(error, outside)
             raise
 
 
-def let_go(error: BaseException | None) -> None:
+def let_go(error: BaseException, outside: BaseException | None = None) -> bool:
     """End what the frames of an interrupt still hold; those of other errors are kept, for debuggers.
 
     An interrupt just before a context manager's generator goes on leaves the generator to the frames. It
     would undo its part when they are gone, in the midst of something else.
+
+    Args:
+        error: what came.
+        outside: the error that was handled before anything was done. Its frames are not touched.
+
+    Returns:
+        Whether it is an interrupt, or an error that was raised while one was handled.
+
+    Example:
+        >>> let_go(KeyboardInterrupt()), let_go(ValueError())
+        (True, False)
     """
-    if isinstance(error, Exception):
-        return
-    while error is not None:
-        clear_frames(error.__traceback__)
-        error = error.__context__
+    chain: list[BaseException] = []
+    found: BaseException | None = error
+    while found is not None and found is not outside and found not in chain:
+        chain.append(found)
+        found = found.__cause__ or found.__context__
+    if all(isinstance(each, (Exception, GeneratorExit)) for each in chain):
+        return False
+    for each in chain:
+        clear_frames(each.__traceback__)
+    return True

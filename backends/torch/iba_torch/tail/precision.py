@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
@@ -110,14 +111,14 @@ def in_mode(mode: M) -> Iterator[M]:
     The mode's own `with` takes off whatever is on top. After an interrupt while the mode handled a call,
     nothing is there: that `with` would raise another error in place of the interrupt.
     """
-    modes = _Modes()
+    modes, outside = _Modes(), sys.exception()
     with undoing(modes.leave_later):
         mode.__enter__()  # type: ignore[no-untyped-call]  # PyTorch's own
         try:
             yield mode
         except BaseException as error:
             # PyTorch takes a mode off its stack while the mode handles a call, and then puts it back.
-            let_go(error)
+            let_go(error, outside)
             raise
 
 
