@@ -5,7 +5,11 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import wraps
 from traceback import clear_frames
+from typing import Any, TypeVar
+
+C = TypeVar("C", bound=Callable[..., Any])
 
 
 @contextmanager
@@ -59,6 +63,48 @@ def undone_on_failure(undo: Callable[[], object]) -> Iterator[None]:
         with undoing(undo):
             let_go(error, outside)
             raise
+
+
+def undone_if_interrupted(noted: Callable[[], Callable[[], object]]) -> Callable[[C], C]:
+    """Make a decorator of functions that leave everything as it was when they are interrupted.
+
+    A framework sets what holds for a thread some lines before the `try` that takes it back, and an interrupt
+    may come between them. A generator must not be decorated: between its parts, others make settings as well.
+
+    Args:
+        noted: looks at what holds for the thread, and returns what brings it back.
+
+    Example:
+        >>> settings = {"precise": True}
+        >>> def noted():
+        ...     before = dict(settings)
+        ...     return lambda: settings.update(before)
+        >>> @undone_if_interrupted(noted)
+        ... def act():
+        ...     settings["precise"] = False
+        ...     raise KeyboardInterrupt
+        >>> try:
+        ...     act()
+        ... except KeyboardInterrupt:
+        ...     print(settings)
+        {'precise': True}
+    """
+
+    def decorate(function: C) -> C:
+        @wraps(function)
+        def wrapped(*args: Any, **kwargs: Any) -> Any:
+            outside, restore = sys.exception(), noted()
+            try:
+                return function(*args, **kwargs)
+            except BaseException as error:
+                if let_go(error, outside):
+                    with undoing(restore):
+                        raise
+                raise
+
+        return wrapped  # type: ignore[return-value]  # `wraps` keeps the signature, which mypy cannot see
+
+    return decorate
 
 
 def let_go(error: BaseException, outside: BaseException | None = None) -> bool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import secrets
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import lru_cache, partial, wraps
@@ -21,7 +20,7 @@ from iba_core.bottleneck.noise import keyed_normal
 from iba_core.errors import LayerError
 from iba_core.framework.framework import F, Framework, X, rows_in_cache
 from iba_core.framework.while_used import WhileUsed
-from iba_core.undo import let_go, undoing
+from iba_core.undo import undone_if_interrupted
 
 C = TypeVar("C", bound=Callable[..., Any])
 
@@ -71,31 +70,12 @@ class _PlainShapes(WhileUsed):
 _plain_shapes = _PlainShapes()
 
 
-def forgotten_if_interrupted(function: C) -> C:
-    """Decorate `function` so that Keras and TensorFlow forget its call when it is interrupted.
-
-    Both note what a thread does some lines before the `try` that takes the note back. After an interrupt
-    between them, Keras would take later calls of layers for calls within the one that is noted, and
-    TensorFlow would put all that follows into a graph. A generator must not be decorated: between its parts,
-    others make notes as well.
-    """
-
-    @wraps(function)
-    def wrapped(*args: Any, **kwargs: Any) -> Any:
-        outside, notes = sys.exception(), _Notes()
-        try:
-            return function(*args, **kwargs)
-        except BaseException as error:
-            if let_go(error, outside):
-                with undoing(notes.restore):
-                    raise
-            raise
-
-    return wrapped  # type: ignore[return-value]  # `wraps` keeps the signature, which the checker cannot see
-
-
 class _Notes:
-    """What Keras and TensorFlow have noted of the calls of this thread."""
+    """What Keras and TensorFlow have noted of the calls that this thread is in.
+
+    After an interrupt, Keras could take later calls of layers for calls within one that has ended, and
+    TensorFlow could put all that follows into a graph.
+    """
 
     _SCOPES = (
         *("autocast_scope", "current_call_ctx", "in_tf_graph_scope", "name_scope_stack", "remat_scope_stack"),
@@ -117,6 +97,10 @@ class _Notes:
         for stack, depth in self._depths:
             del stack[depth:]
         context.context()._thread_local_data.is_eager = self._mode
+
+
+forgotten_if_interrupted = undone_if_interrupted(lambda: _Notes().restore)
+"""Decorator of functions; Keras and TensorFlow forget their calls when they are interrupted."""
 
 
 def runs_eagerly(function: C) -> C:
