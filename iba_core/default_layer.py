@@ -286,7 +286,7 @@ def _in_parts(probe: _Probe, infos: Sequence[LayerInfo]) -> LayerChoice | None:
         places = probe.places(info)
         if places is not None and 1 < (side := min(places[0])) <= (whole := min(places[1])):
             parts = float(whole / 2.0 ** round(np.log2(whole / side)))
-            key = (side == whole, parts < _PARTS, abs(parts - _PARTS), _depth(info))
+            key = (side == whole, parts < _PARTS, abs(parts - _PARTS), info.depth)
             groups.setdefault(key, []).append(info.name)
     for (is_whole, *_), names in sorted(groups.items()):
         for name in _from_the_middle(names):
@@ -326,7 +326,7 @@ def layers_over_depth(adapter: ModelAdapter, inputs: Inputs, count: int = 8) -> 
         side = min(Layout.of(shape, adapter.data_format).spatial_shape(shape))
         if 1 < side <= _FINEST:
             # The input itself is a layer of Keras models.
-            levels.setdefault(_depth(info), []).append(info.name) if side < whole else unreduced.append(
+            levels.setdefault(info.depth, []).append(info.name) if side < whole else unreduced.append(
                 info.name
             )
     if not levels and not unreduced:
@@ -349,10 +349,6 @@ def everything_passes(adapter: ModelAdapter, name: str, inputs: Inputs) -> bool:
         return bool(nothing_passes_by(adapter.framework, adapter.split(name), inputs))
     except IBAError:
         return False
-
-
-def _depth(info: LayerInfo) -> int:
-    return info.name.count(".") + info.name.count("/")
 
 
 def _from_the_middle(names: list[str]) -> list[str]:

@@ -64,6 +64,16 @@ class LayerInfo:
     kind: str
     output_shape: tuple[int, ...] | None
 
+    @property
+    def depth(self) -> int:
+        """How many modules or layers its name says that it lies in.
+
+        Example:
+            >>> LayerInfo("blocks.4.conv", "Conv2d", None).depth
+            2
+        """
+        return self.name.count(".") + self.name.count("/")
+
 
 @dataclass(frozen=True, eq=False)
 class Tail:
