@@ -567,8 +567,8 @@ def load_model(source: str | PathLike[str], backend: str | None = None, argument
     require_text(argument, source, "the path of a model")
     if source.endswith(".onnx"):
         raise InputError(
-            f"{argument}={source!r} is an ONNX file, whose layers are those of no framework here; give the model "
-            "that it was made of, or one that a converter makes of it, such as onnx2torch"
+            f"{argument}={source!r} is an ONNX file, whose layers are those of no framework here; give the "
+            "model that it was made of, or one that a converter makes of it, such as onnx2torch"
         )
     known = backends()
     order = [name for name in _FIRST if name in known] + [name for name in known if name not in _FIRST]
@@ -589,8 +589,8 @@ def load_model(source: str | PathLike[str], backend: str | None = None, argument
         )
     by = f" by the backend {backend!r}" if backend else ""
     raise InputError(
-        f"{argument}={source!r} cannot be loaded{by}; give 'efficientnet-lite0', a SavedModel folder, a .keras, "
-        ".h5, .pb or .pt2 file, or a folder of Hugging Face"
+        f"{argument}={source!r} cannot be loaded{by}; give 'efficientnet-lite0', a SavedModel folder, a "
+        ".keras, .h5, .pb or .pt2 file, or a folder of Hugging Face"
     )
 
 

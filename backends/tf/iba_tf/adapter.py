@@ -247,6 +247,7 @@ def _adapter_of(model: Any, rewrites: bool) -> TensorFlowAdapter:
     return TensorFlowAdapter(model, rewrites=rewrites)
 
 
+@forgotten_if_interrupted
 def network_of(model: Any, *, rewrites: bool = True) -> Network:
     """The way into a model: by the calls of its layers where Keras 3 lists them, else by its operations.
 
