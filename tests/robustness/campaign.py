@@ -246,6 +246,7 @@ def run_campaign(
             continue
         campaign = Campaign(backend, scene, report, seed + number)
         for kind, count in kinds.items():
-            if count and (kind not in ("call", "backward") or kind in scene.kinds):
+            happens = kind not in ("call", "backward") or kind in scene.kinds
+            if count and happens and not (scene.runs_alone and kind in ("framework", "signal")):
                 campaign.run(kind, max(1, round(count * scene.share)))
         yield report
