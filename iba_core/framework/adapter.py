@@ -27,7 +27,7 @@ from iba_core.errors import InputError, LayerError, MissingDependencyError, clos
 from iba_core.framework.comparison import Difference, OwnOutputs, difference, epsilon_of
 from iba_core.framework.framework import Framework
 from iba_core.framework.inputs import arrays_of, batch_size, take
-from iba_core.framework.layout import DataFormat
+from iba_core.framework.layout import DataFormat, FeatureAxes, Layout, MapOrder
 from iba_core.framework.namespace import BACKENDS, NAMESPACES, Array
 from iba_core.framework.shared import SharedInputs
 
@@ -182,7 +182,28 @@ class Split(ABC):
         of `inputs`, unless that is one. The features on the way come along.
         """
 
+    def feature_axes(self) -> FeatureAxes | None:
+        """What the axes of a feature map come of, once the head has run; None where that is not known."""
+        return None
+
     # -- what the core uses -----------------------------------------------------------------------------
+
+    def map_order(self, layout: Layout) -> MapOrder:
+        """How a map of the layer's places is turned to lie over the input, once the head has run.
+
+        Args:
+            layout: meaning of the axes of a feature map.
+
+        Raises:
+            LayerError: the model exchanges axes, and does not show where all of them are.
+        """
+        axes = self.feature_axes()
+        if axes is None or len(axes.parts) != layout.ndim:
+            return MapOrder.unchanged(layout)
+        ndim = axes.input_ndim
+        has_channels = self.input_has_channels and 1 <= ndim <= 4
+        wanted = Layout.of([1] * ndim, self.input_format).spatial_axes if has_channels else range(ndim)
+        return MapOrder.of(layout, axes.parts, wanted, self.layer_name)
 
     def features(self, inputs: Inputs) -> Array:
         """Run the head on a batch, without a graph.

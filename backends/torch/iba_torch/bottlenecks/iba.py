@@ -521,7 +521,7 @@ class IBA(nn.Module):
         spatial = image[1:] if split.input_format == "channels_first" else image[:-1]
         layout = self._layout(nats.shape[1:], split.data_format)
         fits = len(spatial) == len(layout.places(nats.shape[1:]))
-        return saliency_maps(nats, layout, spatial if fits else None)
+        return saliency_maps(nats, layout, spatial if fits else None, split.map_order(layout))
 
     def capacity(self) -> torch.Tensor:
         """Information that each feature carries, in nats, of the shape of the feature map.
