@@ -109,8 +109,8 @@ def combined_shares(
     scaled = np.stack([_shares(resize_maps(each, shape)) for each in maps])
     if combine == "mean":
         return _shares(scaled.mean(axis=0))
-    with np.errstate(divide="ignore"):
-        return _shares(np.exp(np.log(scaled).mean(axis=0)))
+    logarithms = np.log(scaled, out=np.full_like(scaled, -np.inf), where=scaled > 0)
+    return _shares(np.exp(logarithms.mean(axis=0)))
 
 
 def _shares(maps: npt.NDArray[np.floating]) -> npt.NDArray[np.float64]:

@@ -17,7 +17,7 @@ from iba_core.framework.adapter import Activation, Inputs, Split, Tail
 from iba_core.framework.cache import Cache
 from iba_core.framework.comparison import OwnOutputs
 from iba_core.framework.layout import DataFormat, FeatureAxes, input_format_by
-from iba_tf.framework import eagerly, is_cut_off, runs_eagerly, traced
+from iba_tf.framework import eagerly, forgotten_if_interrupted, is_cut_off, runs_eagerly, traced
 from iba_tf.graphs.axis_sources import axes_of_input, traced_axes
 from iba_tf.graphs.channels import channel_axis, nearest
 from iba_tf.graphs.dataflow import DataflowGraph, Node, Shape, TensorName, in_order
@@ -201,6 +201,7 @@ class GraphSplit(Split):
         self.input_format = input_format_of(division.graph, self._given_format, division.features)
         self._latest = division
 
+    @forgotten_if_interrupted
     def _prepared(self, inputs: Inputs, features_only: bool) -> tuple[_Passes, list[tf.Tensor | None]]:
         needed = (lambda graph: self._division(graph).feature_inputs) if features_only else None
         graph, fed = self._source.prepare(inputs, needed)

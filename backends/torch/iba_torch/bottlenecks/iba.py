@@ -58,7 +58,7 @@ from iba_torch.bottlenecks.estimator import TorchWelfordEstimator
 from iba_torch.framework import require_device
 from iba_torch.tail.calls import CallsEveryModule, not_redirected, uncompiled
 from iba_torch.tail.places import Knowledge
-from iba_torch.tail.precision import in_mode, without_autocast
+from iba_torch.tail.precision import in_mode, keeps_settings, without_autocast
 from iba_torch.tail.shadow import Shadows
 from iba_torch.tail.split import TorchSplit
 from iba_torch.tail.trees import replace_first, tensors, tree_map
@@ -340,6 +340,7 @@ class IBA(nn.Module):
         _reset(self.estimator)
         self.feature_mean = self.feature_std = self._estimated_axis = None
 
+    @keeps_settings
     def estimate(
         self,
         model: nn.Module,
@@ -403,6 +404,7 @@ class IBA(nn.Module):
 
     # -- explaining -----------------------------------------------------------------------------------
 
+    @keeps_settings
     def analyze(
         self,
         input_t: Inputs,

@@ -20,7 +20,7 @@ from iba_core.readout.model import NestedPass, ReadoutModel
 from iba_torch.adapter import TorchAdapter
 from iba_torch.tail.effects import Stream
 from iba_torch.tail.places import Arguments, BatchAxes, Knowledge, LayerCall, Place, kind_of
-from iba_torch.tail.precision import without_autocast
+from iba_torch.tail.precision import restores_settings, without_autocast
 from iba_torch.tail.shadow import Handler, Shadow, Shadows, Site
 from iba_torch.tail.split import TorchSplit, call_with, owned
 from iba_torch.tail.trees import first_tensor, replace_first, tree_map
@@ -153,6 +153,7 @@ class TorchReadoutModel(ReadoutModel):
     # -- passes of the model --------------------------------------------------------------------------
 
     @contextmanager
+    @restores_settings
     def _running(self) -> Iterator[tuple[Shadow, nn.Module]]:
         """Context with a shadow in which the model runs without a graph and unrestricted."""
         with self._shadows.lease() as shadow, torch.no_grad(), self._passing():

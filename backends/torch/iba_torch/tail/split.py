@@ -23,7 +23,7 @@ from iba_torch.tail.channels import ChannelTracker, are_places, positions, read_
 from iba_torch.tail.effects import Effect, apart
 from iba_torch.tail.head import HeadPass, Stop
 from iba_torch.tail.places import AssumptionsAtPlace, InputKind, Knowledge, LayerCall, Learnt, kind_of
-from iba_torch.tail.precision import as_outside, in_mode, without_autocast
+from iba_torch.tail.precision import as_outside, in_mode, keeps_settings, without_autocast
 from iba_torch.tail.replay import InMemoryOrder, Replay, check_calls, saved_tensor_hooks
 from iba_torch.tail.rewrites.assumptions import (
     Assumption,
@@ -53,12 +53,14 @@ class TorchTail(Tail):
         features = self.features.permute(0, 2, 3, 1).contiguous()
         return replace(self, features=features, run=InMemoryOrder(self.run), axes=(1, 2, 0))
 
+    @keeps_settings
     def differentiated(self, z: torch.Tensor) -> Any:
         """See `Tail.differentiated`."""
         with torch.enable_grad():
             outputs = self(z.detach().requires_grad_())
         return tree_map(torch.Tensor.detach, outputs)
 
+    @keeps_settings
     def activations(self) -> list[Activation | None]:
         """See `Tail.activations`; found in the graph of a pass."""
         with torch.enable_grad():
@@ -398,6 +400,7 @@ class TorchSplit(Split):
     def _head_pass(self, shadow: Shadow, kind: InputKind, **options: Any) -> HeadPass:
         return HeadPass(self._layer, self.where, self.end_layer, shadow, kind, self._knowledge, **options)
 
+    @keeps_settings
     def _pass(self, shadow: Shadow, assumed: AssumptionsAtPlace, inputs: Inputs, head: HeadPass) -> Any:
         """Run the model on `inputs`, which it may write into, up to where the head ends."""
         shadow.begin()
