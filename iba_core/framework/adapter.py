@@ -565,8 +565,8 @@ def load_model(source: str | PathLike[str], backend: str | None = None, argument
     """Load a model from a file or a folder, by the first backend that knows its kind.
 
     Args:
-        source: a ``.pt2`` file of `torch.export.save`, an ``.onnx`` file, a folder of Hugging Face, a ``.keras``, ``.h5`` or
-            ``.pb`` file, a SavedModel folder, or the name of a pretrained network,
+        source: a ``.pt2`` file of `torch.export.save`, an ``.onnx`` file, a folder of Hugging Face, a
+            ``.keras``, ``.h5`` or ``.pb`` file, a SavedModel folder, or the name of a pretrained network,
             ``"efficientnet-lite0"``.
         backend: name of the backend; None for the first that can load it, PyTorch before TensorFlow.
         argument: name of the argument, for the message.
@@ -582,7 +582,7 @@ def load_model(source: str | PathLike[str], backend: str | None = None, argument
     Example:
         >>> load_model("net.txt")
         Traceback (most recent call last):
-        iba_core.errors.InputError: model='net.txt' cannot be loaded; give 'efficientnet-lite0', a SavedModel...
+        iba_core.errors.InputError: model='net.txt' cannot be loaded; give 'efficientnet-lite0', a...
     """
     source = os.fspath(source)
     require_text(argument, source, "the path of a model")

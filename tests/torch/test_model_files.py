@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from torch.export import Dim, export
 
-from iba_core import Explainer, InputError, MissingDependencyError, StateError, Tokens
+from iba_core import Explainer, MissingDependencyError, StateError, Tokens
 from iba_core.framework.adapter import load_model
 
 X = torch.randn(6, 3, 16, 16, generator=torch.Generator().manual_seed(0))
@@ -153,9 +153,9 @@ def test_a_script_and_weights_alone_are_refused_with_the_way_out(model, tmp_path
 def torchvision(monkeypatch):
     """What onnx2torch imports for operations of detection, which need not be there for others."""
     for name in ("torchvision", "torchvision.ops"):
-        stand_in = ModuleType(name)
-        stand_in.__spec__ = ModuleSpec(name, None)
-        monkeypatch.setitem(sys.modules, name, stand_in)
+        empty = ModuleType(name)
+        empty.__spec__ = ModuleSpec(name, None)
+        monkeypatch.setitem(sys.modules, name, empty)
     sys.modules["torchvision"].ops = sys.modules["torchvision.ops"]
     sys.modules["torchvision.ops"].roi_align = None
     # It keeps what it has imported.
