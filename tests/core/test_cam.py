@@ -188,3 +188,11 @@ def test_preprocessing():
     for wrong in ({"mean": [0.5]}, {"std": [1.0, 0.0, 1.0]}):
         with pytest.raises(InputError):
             preprocess_image(img, **wrong)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_rounding_is_not_scaled_into_a_finding(framework, dtype):
+    maps = np.array([[3.0, 3.0, 3.0], [3.0, 3.0, 3.5]], dtype)
+    maps[0, 2] = np.nextafter(maps[0, 2], dtype(4))
+    found = framework.to_numpy(cam.to_unit_range(framework.asarray(maps)))
+    np.testing.assert_array_equal(found, [[0, 0, 0], [0, 0, 1]])
