@@ -190,9 +190,7 @@ def test_preprocessing():
             preprocess_image(img, **wrong)
 
 
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_rounding_is_not_scaled_into_a_finding(framework, dtype):
-    maps = np.array([[3.0, 3.0, 3.0], [3.0, 3.0, 3.5]], dtype)
-    maps[0, 2] = np.nextafter(maps[0, 2], dtype(4))
+def test_rounding_is_not_scaled_into_a_finding(framework):
+    maps = np.array([[3.0, 3.0, np.nextafter(3.0, 4.0)], [3.0, 3.0, 3.5]])
     found = framework.to_numpy(cam.to_unit_range(framework.asarray(maps)))
     np.testing.assert_array_equal(found, [[0, 0, 0], [0, 0, 1]])
