@@ -261,9 +261,9 @@ def to_unit_range(maps: Array, epsilon: float = 0.0) -> Array:
     """
     xp = array_namespace(maps)
     axes = tuple(range(1, len(maps.shape)))
-    shifted = maps - xp.min(maps, axis=axes, keepdims=True)
-    top = xp.max(shifted, axis=axes, keepdims=True)
-    rounding = 64 * epsilon_of(maps) * xp.max(xp.abs(maps), axis=axes, keepdims=True)
+    least, most = xp.min(maps, axis=axes, keepdims=True), xp.max(maps, axis=axes, keepdims=True)
+    shifted, top = maps - least, most - least
+    rounding = 64 * epsilon_of(maps) * xp.maximum(most, -least)
     return _ratio(xp.where(top > rounding, shifted, xp.zeros_like(shifted)), top + epsilon)
 
 
