@@ -1149,7 +1149,7 @@ class Explainer:
         return spatial if len(spatial) == len(places) else None
 
 
-_LEAST_OF_PART = 256
+_LEAST_OF_PART = 64
 """Samples that a worker estimates on at once, rounded up to whole batches."""
 
 

@@ -250,6 +250,7 @@ def _explained(
             raise InputError(f"{record.name!r} holds {len(attribution)} inputs; give them one by one")
         record = replace(record, seconds=seconds, **facts_of(attribution, options.class_names))
     pixels = picture(attribution.saliency.shape[1:]) if options.pictures else None
+    record = replace(record, drawn=record.drawn or options.pictures)
     if pixels is not None:
         record = _with_pictures(record, pixels, attribution, content, options)
     # The last, so that nothing is missing where it is there.
@@ -276,6 +277,20 @@ def facts_of(attribution: Attribution, class_names: Sequence[str] | None) -> dic
         facts["probability"] = float(probabilities[index])
         facts["top"] = tuple((i, _name(i, class_names), float(probabilities[i])) for i in order)
     return facts
+
+
+def with_names(record: Record, class_names: Sequence[str] | None) -> Record:
+    """A record with the names that its classes have now; as it is where they have none.
+
+    Example:
+        >>> record = Record("k", "a", "predicted", "s", "conv", class_index=1, top=((1, None, 0.9),))
+        >>> with_names(record, ["cat", "dog"]).top
+        ((1, 'dog', 0.9),)
+    """
+    if class_names is None or record.class_index is None:
+        return record
+    top = tuple([(index, _name(index, class_names), share) for index, _, share in record.top])
+    return replace(record, class_name=_name(record.class_index, class_names), top=top)
 
 
 def _name(index: int, class_names: Sequence[str] | None) -> str | None:
@@ -308,6 +323,8 @@ def _with_pictures(
         subtitle=whole,
         vmax=options.vmax,
     )
+    if record.picture not in (None, drawn):
+        (options.folder / str(record.picture)).unlink(missing_ok=True)  # it has another name now
     if not (options.folder / plain).exists():
         with write_atomically(options.folder / plain) as file:
             Image.fromarray(as_pixels(pixels)).save(file, "PNG")

@@ -29,6 +29,7 @@ from iba_core.datasets.explaining import (
     explain_lost,
     failed,
     new_setup,
+    with_names,
 )
 from iba_core.datasets.items import Item, items_of
 from iba_core.datasets.run import Record, Run
@@ -181,21 +182,25 @@ def _tasks(
             known = run.find(wanted)
             if known is None:
                 missing.append(target)
-            elif options.pictures and _is_outdated(known, options):
+                continue
+            renamed = with_names(known, options.class_names)
+            if options.pictures and _is_outdated(known, renamed, options):
                 missing.append(target)
-                redrawn[target.label] = known
-            elif known not in run:
-                run.add(known)  # the same content has been explained under another name
+                redrawn[target.label] = renamed
+            elif renamed not in run:
+                run.add(renamed)  # or the same content has been explained under another name
         if missing:
             yield Task(item, content, tuple(missing), redrawn)
     if item is None:
         raise InputError("inputs is empty; give at least one")
 
 
-def _is_outdated(known: Record, options: Options) -> bool:
-    """Whether the picture of a result is lost, or on another scale."""
+def _is_outdated(known: Record, renamed: Record, options: Options) -> bool:
+    """Whether the picture of a result was not asked for, is lost, or has another scale or name."""
     path = known.picture_path
-    return path is not None and (known.vmax != options.vmax or not path.is_file())
+    if path is None:
+        return not known.drawn
+    return known.vmax != options.vmax or known.class_name != renamed.class_name or not path.is_file()
 
 
 def _explain_all(
