@@ -987,7 +987,7 @@ def test_estimate_takes_no_more_than_it_is_told(iba, tmp_path):
         (("data", "--out", "s", "--n-samples", 1), "n_samples=1 must be a whole number, 2 or more"),
         (("data", "--out", "s", "--batch-size", 0), "batch_size=0 must be a whole number, 1 or more"),
         (("data", "--out", "s", "--layer", "33"), "the model has no layer '33'; the closest name is '3'"),
-        (("single", "--out", "s"), "batches held 1 samples; at least 2 are needed"),
+        (("single", "--out", "s"), "inputs held 1 samples; at least 2 are needed"),
         (("damaged", "--out", "s"), "damaged/no.png is not an image; the formats are "),
     ],
 )
