@@ -5,7 +5,7 @@ python -m benchmarks.ray_scaling [--rounds N] [--photographs N] [--counts N ...]
 Each worker has one thread. One worker and two take turns, and the ratio is the median of those within rounds.
 Times begin when all workers have explained two photographs each: it takes seconds to start them. Then small
 inputs are explained by a small network, in a process of their own for each number of them, and the memory
-of the program that gives out the work is taken at the end, beyond what it was before. It prints what it finds.
+of the program that gives out the work is taken at the end, beyond what it was before. It prints all that.
 """
 
 from __future__ import annotations

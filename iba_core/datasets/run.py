@@ -165,7 +165,7 @@ class Run:
     def __init__(self, folder: str | os.PathLike[str]) -> None:
         self.folder: Path = as_path(folder, "folder")
         self.setups: dict[str, dict[str, Any]] = {}
-        # Where in the journal the records of places and keys begin: a million of them need 0.4 GB, not 2.
+        # Where in the journal the records of places and keys begin: a million of them need 0.2 GB, not 1.5.
         self._lines: dict[bytes, int] = {}
         self._lines_by_key: dict[bytes, int] = {}
         self._failed: dict[bytes, None] = {}

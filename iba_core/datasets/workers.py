@@ -37,7 +37,7 @@ def require_workers(jobs: Any, ray: Any, gpus: Any) -> Workers:
         MissingDependencyError: Ray is needed and not installed.
 
     Example:
-        >>> require_workers(2, None, 0)
+        >>> require_workers(2, None, 0.0)
         Workers(jobs=2, ray=None, gpus=0.0)
     """
     jobs = None if jobs is None else require_whole("jobs", jobs, 1, MOST_JOBS)

@@ -19,9 +19,16 @@ from iba_core.datasets.items import ArrayItem
 from iba_core.datasets.work import Work
 from iba_core.datasets.workers import Workers, spread
 from tests.backends import Torch, fitted, smooth_images
-from tests.behaviour.test_datasets import FAST, assert_it_goes_on, explained, kill_at_work, pictures
+from tests.behaviour.test_datasets import (
+    FAST,
+    assert_it_goes_on,
+    explained,
+    explainer,
+    kill_at_work,
+    pictures,
+)
 
-__all__ = ["explained"]
+__all__ = ["explained", "explainer"]
 
 TOGETHER = {"ray": "local", "jobs": 2}
 

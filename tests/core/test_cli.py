@@ -553,6 +553,29 @@ def test_two_processes_explain_what_one_does(iba, tmp_path):
         assert runs[1][key].bits == pytest.approx(record.bits, rel=1e-4)
 
 
+@pytest.mark.soak
+def test_a_cluster_explains_what_one_process_does(iba, tmp_path):
+    """Also a network whose class is in a file of the folder."""
+    pytest.importorskip("ray")
+    for net in ("tiny_nets:told", "tiny_nets:silent"):
+        runs = []
+        for name, options in (("alone", ()), ("together", ("--ray", "local", "--jobs", 2))):
+            stats, out = tmp_path / f"{name}.safetensors", tmp_path / net / name
+            told = (net, "data", "--size", 32, "--layer", "3", "--out", stats, *options)
+            assert iba("estimate", *told)[0] == 0
+            told = ("photos", "--model", net, "--size", 32, "--stats", stats, *FAST, "--out", out, *options)
+            assert iba("explain", *told)[0] == 0
+            runs.append({record.path: record for record in Run.open(out)})
+        assert runs[0].keys() == runs[1].keys()
+        for path, record in runs[0].items():
+            assert runs[1][path].bits == pytest.approx(record.bits, rel=1e-4)
+
+
+def test_a_share_of_a_gpu_is_for_a_cluster(fails):
+    message = fails("explain", "photos", *TOLD, "--gpus", 0.5)
+    assert message.startswith("gpus=0.5 is for workers on a cluster; give ray=")
+
+
 def test_the_device_of_your_choice(iba, fails, tmp_path):
     command = ("explain", "photos/one.jpg", *TOLD, "--out", tmp_path, "--device")
     assert iba(*command, "cpu")[0] == 0

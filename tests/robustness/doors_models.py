@@ -491,6 +491,8 @@ def _datasets(net: Network) -> Iterator[Door]:
         inputs=A(lambda: {"a": net.images[0]}, nothing, ("x", "the input", *NO_FILE)),
         out=A(lambda: folder() / f"mapped-{net.package}", is_path),
         targets=classes,
+        strict=FLAG,
+        progbar=given(False, boolean),
     )
     yield door(
         f"iba_core.Explainer.fit_dataset[{net.package}]",
