@@ -2,10 +2,11 @@
 
 python -m benchmarks.ray_scaling [--rounds N] [--photographs N] [--counts N ...]
 
-Each worker has one thread. One worker and two take turns, and the ratio is the median of those within rounds.
-Times begin when all workers have explained two photographs each: it takes seconds to start them. Then small
-inputs are explained by a small network, in a process of their own for each number of them, and the memory
-of the program that gives out the work is taken at the end, beyond what it was before. It prints all that.
+Each worker has one thread. One worker and two work side by side, so that other programs slow both, and the
+ratio is that of what they explain in the same time. It begins when all have explained two photographs each,
+since it takes seconds to start them. Then small inputs are explained by a small network, in a process of
+their own for each number of them, and the memory of the program that gives out the work is taken at the end,
+beyond what it was before. It prints what it finds.
 """
 
 from __future__ import annotations
@@ -17,9 +18,10 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from statistics import median
-from time import perf_counter
+from time import perf_counter, process_time
 from typing import Any
 
 import numpy as np
@@ -50,8 +52,8 @@ def stamped(items: Iterable[Item], stamps: list[float]) -> Iterator[Item]:
         yield item
 
 
-def throughput(explainer: Explainer, items: list[Item], workers: int, out: Path) -> float:
-    """Photographs per second once the workers are warm."""
+def explained(explainer: Explainer, items: list[Item], workers: int, out: Path) -> list[float]:
+    """The times at which workers were free for the next photograph, once they are warm."""
     stamps: list[float] = []
     run = explainer.map(
         stamped(items, stamps),
@@ -63,8 +65,22 @@ def throughput(explainer: Explainer, items: list[Item], workers: int, out: Path)
         progbar=False,
     )
     assert not run.failed, run.failed
-    first = WARM * workers
-    return (len(stamps) - 1 - first) / (stamps[-1] - stamps[first])
+    return stamps[WARM * workers :]
+
+
+def side_by_side(explainer: Explainer, items: list[Item], count: int, out: Path) -> dict[int, float]:
+    """Photographs per second of one worker and of two, in the time in which both are at work."""
+    with ThreadPoolExecutor(2) as pool:
+        futures = {
+            workers: pool.submit(explained, explainer, items[: count * workers], workers, out / f"{workers}")
+            for workers in (1, 2)
+        }
+        stamps = {workers: future.result() for workers, future in futures.items()}
+    start, end = max(each[0] for each in stamps.values()), min(each[-1] for each in stamps.values())
+    return {
+        workers: sum(start < stamp <= end for stamp in each) / (end - start)
+        for workers, each in stamps.items()
+    }
 
 
 def measure_throughput(rounds: int, photographs: int) -> None:
@@ -73,8 +89,8 @@ def measure_throughput(rounds: int, photographs: int) -> None:
 
     explainer = Explainer(load_backend("torch").load("efficientnet-lite0"), "blocks.10")
     explainer.fit(sample_crops(64, PREPROCESSING, 16, data_format="channels_first"), progbar=False)
-    found: dict[int, list[float]] = {1: [], 2: []}
-    ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="error")
+    found: list[dict[int, float]] = []
+    ray.init("local", num_cpus=3, include_dashboard=False, log_to_driver=False, logging_level="error")
     try:
         with tempfile.TemporaryDirectory() as place:
             folder = Path(place)
@@ -82,16 +98,15 @@ def measure_throughput(rounds: int, photographs: int) -> None:
             files = find_images([folder / "in"])
             items = image_items(files, PREPROCESSING, "channels_first")
             for number in range(rounds):
-                for workers in (1, 2) if number % 2 else (2, 1):
-                    out = folder / f"{number}-{workers}"
-                    some = items[: photographs * workers]
-                    found[workers].append(throughput(explainer, some, workers, out))
-                    show(f"round {number}: {workers} workers {found[workers][-1]:.2f} per second")
-            sizes(out, len(some), "photograph")
+                out = folder / f"{number}"
+                found.append(side_by_side(explainer, items, photographs, out))
+                show(f"round {number}: {found[-1][1]:.3f} and {found[-1][2]:.3f} per second")
+            sizes(out / "2", len(items), "photograph")
     finally:
         ray.shutdown()
-    ratios = [two / one for one, two in zip(found[1], found[2], strict=True)]
-    print(f"per second, median: one worker {median(found[1]):.3f}, two {median(found[2]):.3f}")
+    ratios = [each[2] / each[1] for each in found]
+    one, two = (median(each[workers] for each in found) for workers in (1, 2))
+    print(f"per second, median: one worker {one:.3f}, two {two:.3f}")
     print(f"ratio: median {median(ratios):.2f} of {[round(each, 2) for each in ratios]}; goal {GOAL}")
 
 
@@ -132,20 +147,21 @@ def measure_memory(count: int) -> None:
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         explainer.map(small_inputs(10), folder / "first", ray="auto", jobs=2, **options)
-        before, start = psutil.Process().memory_info().rss, perf_counter()
+        before, start, busy = psutil.Process().memory_info().rss, perf_counter(), process_time()
         run = explainer.map(small_inputs(count), folder / "run", ray="auto", jobs=2, **options)
-        seconds, after = perf_counter() - start, psutil.Process().memory_info().rss
+        seconds, busy = perf_counter() - start, process_time() - busy
+        after = psutil.Process().memory_info().rss
         assert len(run) == count, run
         assert not run.failed, run.failed
         sizes(folder / "run", count, "small input")
     ray.shutdown()
-    print(json.dumps({"memory": after - before, "seconds": seconds}))
+    print(json.dumps({"memory": after - before, "seconds": seconds, "processor": busy}))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--photographs", type=int, default=12, help="for each worker")
+    parser.add_argument("--photographs", type=int, default=20, help="for each worker")
     parser.add_argument("--counts", type=int, nargs="*", default=COUNTS)
     parser.add_argument("--memory", type=int, help=argparse.SUPPRESS)
     chosen = parser.parse_args()
@@ -164,8 +180,9 @@ def main() -> None:
         found = json.loads(last)
         print("\n".join(lines))
         print(
-            f"{count:,} small inputs: {found['seconds']:.1f} s, memory of the program "
-            f"{found['memory'] / 2**20:+.1f} MiB, {found['memory'] / count:,.0f} bytes each"
+            f"{count:,} small inputs: {found['seconds']:.1f} s; of the program that gives out the work, "
+            f"{1e3 * found['processor'] / count:.2f} ms of a processor for each, memory "
+            f"{found['memory'] / 2**20:+.1f} MiB, {found['memory'] / count:,.0f} bytes for each"
         )
 
 

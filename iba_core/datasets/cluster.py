@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import re
 import signal
+import socket
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
@@ -27,7 +28,10 @@ RETRIES = 2
 _HERE = "local"
 """Address of a cluster that is this machine, and ends with the work."""
 
-_ADDRESS = re.compile(r"auto|local|(ray://)?([\w.-]+|\[[0-9a-fA-F:]+\]):\d{1,5}")
+_ADDRESS = re.compile(r"auto|local|(ray://)?(?P<host>[\w.-]+|\[[0-9a-fA-F:]+\]):(?P<port>\d{1,5})")
+
+_PATIENCE = 10.0
+"""Seconds in which a machine answers. Ray itself asks for minutes, and ends the program then."""
 
 _DEVICE = "cuda"
 """What both frameworks call the GPU that a worker was given."""
@@ -147,7 +151,7 @@ def _value(ray: Any, done: Any) -> Any:
         raise error.cause from None  # as the worker raised it
     except ray.exceptions.RayActorError as error:
         raise _LostError(
-            f"{RETRIES + 1} workers have died of it one after the other, perhaps for want of memory"
+            f"{RETRIES + 1} workers have died one after the other, perhaps for want of memory"
         ) from error
 
 
@@ -184,18 +188,35 @@ def _connected(ray: Any, address: str, jobs: int | None) -> Iterator[None]:
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": "error"}
     if address == _HERE:
         options |= {"num_cpus": jobs, "include_dashboard": False}
+    _require_answer(address)
     with _process_as_before():
         # Nothing is told to anybody, unless the user says so.
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         try:
             ray.init(address, **options)
-        except (ConnectionError, RuntimeError, ValueError) as error:
-            reason = str(error).partition("\n")[0]
-            raise InputError(f"ray={address!r}: no cluster answers there: {reason}") from error
+        except Exception as error:  # Ray raises anything
+            ray.shutdown()
+            raise _no_answer(address, error) from error
         try:
             yield
         finally:
             ray.shutdown()
+
+
+def _require_answer(address: str) -> None:
+    """Check that something listens at an address that names a machine."""
+    found = _ADDRESS.fullmatch(address)
+    if found is None or found["host"] is None:
+        return
+    try:
+        socket.create_connection((found["host"].strip("[]"), int(found["port"])), _PATIENCE).close()
+    except (OSError, OverflowError) as error:
+        raise _no_answer(address, error) from error
+
+
+def _no_answer(address: str, error: Exception) -> InputError:
+    reason = str(error).partition("\n")[0]
+    return InputError(f"ray={address!r}: no cluster answers there: {reason}")
 
 
 @contextmanager

@@ -143,7 +143,7 @@ def test_what_always_kills_is_noted(ray, backend, tmp_path):
     inputs = dict(zip("abcdef", backend.images(smooth_images(6)), strict=True))
     items = [ArrayItem(name, x) for name, x in inputs.items()]
     items[1] = deadly("b", inputs["b"], tmp_path / "bullets", 3)
-    with pytest.warns(UserWarning, match="b: 3 workers have died of it"):
+    with pytest.warns(UserWarning, match="b: 3 workers have died"):
         run = explainer.map(items, tmp_path / "run", **TOGETHER, **FAST)
     assert [record.name for record in run.failed] == ["b"]
     run = explainer.map(items, tmp_path / "run", **FAST)
@@ -256,6 +256,13 @@ def test_wrong_arguments(change, message, tmp_path):
     with pytest.raises(InputError, match=message):
         explainer.fit_dataset({"a": np.zeros(3)}, **change)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "ray://[::1]:1", "127.0.0.1:99999"])
+def test_where_nothing_listens_there_is_no_cluster(ray, address):
+    with pytest.raises(InputError, match="no cluster answers there"):
+        list(spread(Work(told, None), [1], Workers(1, address, 0.0)))
+    assert not ray.is_initialized()
 
 
 def test_without_ray_the_extra_is_named(monkeypatch, tmp_path):
