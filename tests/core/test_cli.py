@@ -58,6 +58,14 @@ def told():
     return net
 
 
+class Own(nn.Sequential):
+    preprocessing = Preprocessing(size=(32, 32))
+
+
+def own():
+    return Own(*_net())
+
+
 def altered():
     net = told()
     with torch.no_grad():
@@ -557,7 +565,7 @@ def test_two_processes_explain_what_one_does(iba, tmp_path):
 def test_a_cluster_explains_what_one_process_does(iba, tmp_path):
     """Also a network whose class is in a file of the folder."""
     pytest.importorskip("ray")
-    for net in ("tiny_nets:told", "tiny_nets:silent"):
+    for net in ("tiny_nets:told", "tiny_nets:own"):
         runs = []
         for name, options in (("alone", ()), ("together", ("--ray", "local", "--jobs", 2))):
             stats, out = tmp_path / f"{name}.safetensors", tmp_path / net / name
