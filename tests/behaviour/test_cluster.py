@@ -33,9 +33,16 @@ __all__ = ["explained", "explainer"]
 TOGETHER = {"ray": "local", "jobs": 2}
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def ray():
-    return pytest.importorskip("ray")
+    """The package, where it can start a cluster: some machines have too little shared memory, or no ports."""
+    found = pytest.importorskip("ray")
+    start = "import ray; ray.init(address='local', num_cpus=1, include_dashboard=False); ray.shutdown()"
+    try:
+        subprocess.run([sys.executable, "-c", start], check=True, timeout=180, capture_output=True)
+    except subprocess.SubprocessError as error:
+        pytest.skip(f"Ray starts no cluster here: {error}")
+    return found
 
 
 @dataclass(frozen=True, eq=False)
