@@ -23,7 +23,7 @@ def train(
         typer.Argument(
             metavar="MASKS",
             help="Folder with a mask for each picture, of the same name and size: white, opaque or 1 where "
-            "the concept is.",
+            "the concept is. Or annotations: a .json file of COCO, or a folder of PASCAL VOC's .xml files.",
         ),
     ],
     out: Annotated[
@@ -31,6 +31,32 @@ def train(
     ],
     name: Annotated[
         str | None, typer.Option(metavar="NAME", help="Name of the concept.", show_default="name of FILE")
+    ] = None,
+    category: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Name or number of the concept's category in annotations. With a folder of masks, they are "
+            "pictures of labels, such as VOC's SegmentationClass.",
+            show_default="the name of the concept",
+        ),
+    ] = None,
+    boxes: Annotated[
+        bool, typer.Option("--boxes", help="Take COCO's boxes even where there are polygons.")
+    ] = False,
+    limit: Annotated[
+        int | None,
+        typer.Option(
+            help="Most annotated pictures with the concept to take, at random.", show_default="all of them"
+        ),
+    ] = None,
+    negatives: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="Pictures without the concept.",
+            show_default="annotated ones without it, at most as many as with it",
+        ),
     ] = None,
     model: ModelOption = PRETRAINED,
     layer: Annotated[
@@ -69,6 +95,10 @@ def train(
         masks,
         out=out,
         name=name or out.stem,
+        category=category,
+        boxes=boxes,
+        limit=limit,
+        negatives=negatives,
         model=model,
         layers=layer,
         backend=backend,
