@@ -20,6 +20,10 @@ from iba_core.pictures.plotting import save_figure
 _HELD_OUT = 1 / 6
 """Share of the pictures for validation, and for the test."""
 
+_ALARMS = (
+    "share of the pictures without the concept that are above 50 % at some place, and share of their area"
+)
+
 _FOLDS = 5
 """Layers are compared by all pictures but those of the test. With fewer, chance chooses among good ones."""
 
@@ -61,9 +65,8 @@ def train_concept(
     source = (name, images, masks, network.preprocessing, network.adapter.data_format)
     if category is None and not is_annotation(masks):
         if boxes or limit is not None:
-            raise InputError(
-                f"{'boxes' if boxes else 'limit'} is for annotations; {shown(masks)} holds masks"
-            )
+            given = "boxes" if boxes else "limit"
+            raise InputError(f"{given} is for annotations; {shown(masks)} holds masks")
         concept = SegmentationConcept2D.from_folders(*source, **options)
     else:
         concept = SegmentationConcept2D.from_annotations(
@@ -95,11 +98,13 @@ def _report(
 ) -> None:
     table = plain_table(f"Concept: {concept.name}")
     for column, title in enumerate(result.header()):
-        table.add_column(folded(title, 11 if column else 14), justify="right" if column > 1 else "left")
+        lines = title.replace(", ", ",\n").replace("False ", "False\n")
+        table.add_column(lines, justify="right" if column > 1 else "left", no_wrap=column > 0)
     for row in result.rows():
-        table.add_row(folded(row[0], 24), *row[1:])
+        table.add_row(folded(row[0], 18 if result.negatives else 24), *row[1:])
     entries = [
         ("IoU", "common area of heatmaps and masks, relative to the area of their union, over all pictures"),
+        *([("False alarms", _ALARMS)] if result.negatives else []),
         ("Best layer", f"{result.best.layer}, by validation"),
         ("Hyperplane", _hyperplane_note(result)),
         ("Network", network.note),
@@ -123,9 +128,10 @@ def _false_alarms_note(result: ConceptAnalysisResult) -> str:
     best = result.best
     if best.false_alarms is None or best.false_area is None:
         return "no picture without the concept was held out, so false alarms are unknown; see --negatives"
+    alarms = round(best.false_alarms * result.negatives)
     return (
-        f"{best.layer} is above 50 % somewhere in {best.false_alarms:.0%} of {result.negatives} pictures "
-        f"without the concept, on {best.false_area:.1%} of their area"
+        f"{best.layer} is above 50 % somewhere in {alarms} of {result.negatives} pictures without the "
+        f"concept, on {best.false_area:.1%} of their area"
     )
 
 

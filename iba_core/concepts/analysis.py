@@ -169,12 +169,17 @@ class ConceptAnalysisResult:
         """Return the cells of the table, a row for each layer and one for the constant mask.
 
         The columns are the layer, its feature map, and the set IoU in validation, on held-out data, and of
-        random hyperplanes. If some held-out images do not show the concept, two more say in how many of them
-        the layer fires, and on how much of their area.
+        random hyperplanes. If some held-out images do not show the concept, the last column says in which
+        share of them the layer fires, and on which share of their area.
         """
         rows = []
         for result in self.layers:
             spread = f" ± {np.std(result.validation_iou):.3f}" if len(result.validation_iou) > 1 else ""
+            alarms = (
+                ()
+                if result.false_alarms is None or result.false_area is None
+                else (f"{result.false_alarms:.0%}, {result.false_area:.1%}",)
+            )
             height, width = result.map_shape
             rows.append(
                 (
@@ -183,20 +188,16 @@ class ConceptAnalysisResult:
                     f"{result.mean_validation_iou:.3f}{spread}",
                     f"{result.iou:.3f}",
                     f"{result.random_iou:.3f}",
-                    *self._alarms(result),
+                    *alarms,
                 )
             )
-        rest = ("",) * (len(self.header()) - 4)
+        rest = ("", "") if self.negatives else ("",)
         return [*rows, ("the same mask everywhere", "", "", f"{self.constant_iou:.3f}", *rest)]
-
-    def _alarms(self, result: LayerResult) -> tuple[str, ...]:
-        shares = (result.false_alarms, result.false_area)
-        return tuple(f"{share:.1%}" for share in shares if share is not None) if self.negatives else ()
 
     def header(self) -> tuple[str, ...]:
         """Return the titles of the columns of `rows`."""
         titles = ("Layer", "Features", "IoU, validation", f"IoU, {self.held_out}", "Random")
-        return (*titles, "False alarms", "False area") if self.negatives else titles
+        return (*titles, "False alarms") if self.negatives else titles
 
     def table(self) -> str:
         """Return the rows as text. A star marks the best layer."""
