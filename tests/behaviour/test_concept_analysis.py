@@ -81,6 +81,47 @@ def test_a_concept_that_no_layer_knows_is_said_to_be_unknown(backend):
         ConceptAnalysis(concept, make_model(backend), ["2"], **QUICK).run()
 
 
+def with_negatives(backend, count, seed, colour):
+    """Squares to find, and as many pictures with a square of another colour, which is not the concept."""
+    images, masks = squares(count, seed)
+    others, places = squares(count, seed + 100)
+    others += (np.array(colour)[:, None, None] - np.array([1.5, -0.5, 0.0])[:, None, None]) * places[:, None]
+    return images_of(backend, np.concatenate([images, others])), np.concatenate([masks, 0 * places])
+
+
+def test_pictures_without_the_concept_teach_it_and_judge_it(backend):
+    model, bluish = make_model(backend), (1.0, -0.5, 1.0)
+    test = with_negatives(backend, 12, 2, bluish)
+
+    def learn(train, folds=1):
+        held_out = None if folds > 1 else test
+        concept = SegmentationConcept2D("square", train, test if folds == 1 else None, held_out)
+        return ConceptAnalysis(concept, model, ["2"], folds=folds, **QUICK).run()
+
+    negatives = with_negatives(backend, 30, 0, bluish)
+    taught, untaught = learn(negatives), learn(tuple(part[:30] for part in negatives))
+    assert taught.negatives == untaught.negatives == 12
+    assert taught.best.false_area < 0.2 * untaught.best.false_area
+    assert taught.best.false_alarms < 0.6
+    assert untaught.best.false_alarms > 0.9
+    # The figures are those of the heatmaps themselves.
+    heatmaps = locate(model, taught.best.embedding, test[0])[12:] > 0.5
+    assert taught.best.false_alarms == pytest.approx(heatmaps.any(axis=(1, 2)).mean())
+    assert taught.best.false_area == pytest.approx(heatmaps.mean())
+    assert taught.header()[-1] == "False alarms"
+    assert taught.rows()[0][-1] == f"{taught.best.false_alarms:.0%}, {taught.best.false_area:.1%}"
+    assert {len(row) for row in taught.rows()} == {6}
+    folded = learn(negatives, folds=3)
+    assert folded.negatives == 30
+    assert 0 <= folded.best.false_area < untaught.best.false_area
+
+
+def test_without_such_pictures_nothing_is_said_of_false_alarms(backend):
+    result = ConceptAnalysis(make_concept(backend), make_model(backend), ["2"], **QUICK).run()
+    assert (result.negatives, result.best.false_alarms, result.best.false_area) == (0, None, None)
+    assert {len(row) for row in (*result.rows(), result.header())} == {5}
+
+
 def test_one_seed_gives_one_result(backend):
     concept, model = make_concept(backend), make_model(backend)
 

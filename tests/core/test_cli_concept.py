@@ -1,5 +1,6 @@
 """``iba concept`` on a tiny network."""
 
+import json
 import re
 import sys
 
@@ -104,6 +105,69 @@ def test_without_a_layer_those_of_the_whole_depth_are_compared(folder, monkeypat
     assert re.findall(r"^(\d) (?:\*)? +\d+ x", shown, re.MULTILINE) == ["2", "3"]
     assert "20 for training, 0 for validation, 4 for the test" in shown
     assert "the mean of 5 learnt ones" in shown
+
+
+def annotate(folder):
+    """Write the squares of half the pictures as annotations of COCO and of VOC, the others without any."""
+    (folder / "xml").mkdir()
+    images, boxes = [], []
+    for index in range(24):
+        mask = np.asarray(Image.open(folder / "masks" / f"{index}.png")) > 0
+        (top, left), size = np.argwhere(mask)[0].tolist(), 12
+        images.append({"id": index, "file_name": f"{index}.png", "width": 32, "height": 32})
+        thing = ""
+        if index < 16:
+            boxes.append({"id": index, "image_id": index, "category_id": 3, "bbox": [left, top, size, size]})
+            sides = {"xmin": left + 1, "ymin": top + 1, "xmax": left + size, "ymax": top + size}
+            corners = "".join(f"<{key}>{value}</{key}>" for key, value in sides.items())
+            thing = f"<object><name>square</name><bndbox>{corners}</bndbox></object>"
+        else:  # a picture without the square
+            picture = np.array(Image.open(folder / "pictures" / f"{index}.png"))
+            picture[mask] = (40, 40, 160)
+            Image.fromarray(picture).save(folder / "pictures" / f"{index}.png")
+        (folder / "xml" / f"{index}.xml").write_text(f"<annotation>{thing}</annotation>")
+    content = {"images": images, "annotations": boxes, "categories": [{"id": 3, "name": "square"}]}
+    (folder / "all.json").write_text(json.dumps(content))
+
+
+def test_annotations_of_both_kinds_give_one_concept(folder, monkeypatch, capsys):
+    annotate(folder)
+    planes = []
+    for masks, options in (
+        ("all.json", ("--category", 3)),
+        ("xml", ("--category", "square")),
+    ):
+        fixed = ("concept", "train", "pictures", masks, "--model", "concept_nets:net", "--epochs", 40)
+        assert iba(monkeypatch, *fixed, "--layer", "2", "--out", "red.safetensors", *options) == 0
+        shown = capsys.readouterr().out
+        assert "20 for training, 0 for validation, 4 for the test" in shown
+        assert re.search(r"Without it +2 is above 50 % somewhere in \d of 1 pictures without", shown)
+        assert "False alarms  share of the pictures" in shown
+        assert fits_into_80_columns(shown)
+        planes.append(ConceptEmbedding.load("red.safetensors").normal_vec)
+    np.testing.assert_array_equal(*planes)
+
+
+def test_a_folder_of_negatives_is_learnt_from(folder, monkeypatch, capsys):
+    (folder / "negatives").mkdir()
+    for index in range(6):
+        noise = np.random.default_rng(index).integers(60, 180, (32, 32, 3), dtype=np.uint8)
+        Image.fromarray(noise).save(folder / "negatives" / f"{index}.png")
+    fixed = ("--out", "red.safetensors", "--layer", "2")
+    assert train(monkeypatch, *fixed) == 0
+    assert "no picture without the concept was held out" in " ".join(capsys.readouterr().out.split())
+    assert train(monkeypatch, *fixed, "--negatives", "negatives") == 0
+    shown = capsys.readouterr().out
+    assert "25 for training, 0 for validation, 5 for the test" in shown
+    assert "0 of 1 pictures without the" in shown
+
+
+def test_options_of_annotations_are_for_annotations(folder, monkeypatch, capsys):
+    for option in (("--boxes",), ("--limit", 3)):
+        assert train(monkeypatch, "--out", "a.safetensors", *option) == 2
+        assert f"{option[0][2:]} is for annotations; masks holds masks" in capsys.readouterr().err
+    assert train(monkeypatch, "--out", "a.safetensors", "--category", "cat", "--negatives", "nowhere") == 2
+    assert "nowhere does not exist; a folder was expected" in capsys.readouterr().err
 
 
 def test_folds_need_no_validation_pictures(folder, monkeypatch, capsys):
