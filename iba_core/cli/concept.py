@@ -7,7 +7,10 @@ from typing import Annotated
 
 import typer
 
-from iba_core.cli.options import OUT, PRETRAINED, Backend, ModelOption, Preprocess, Size
+from iba_core.cli.options import OUT, PRETRAINED, Backend, ModelOption, Preprocess, Size, Stats, parse_beta
+
+CONCEPT_BETA = 3.0
+"""A price of bits at which most of a concept's probability survives, in the networks that were tried."""
 
 concept: typer.Typer = typer.Typer(
     no_args_is_help=True,
@@ -118,6 +121,27 @@ def locate(
     photographs: Annotated[
         list[Path], typer.Argument(metavar="PHOTO", help="Image files, or folders of them.")
     ],
+    bits: Annotated[
+        bool,
+        typer.Option("--bits", help="Also show which places the network needs to see the concept, in bits."),
+    ] = False,
+    layer: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Layer whose information --bits counts, at or before that of the concept.",
+            show_default="automatic",
+        ),
+    ] = None,
+    beta: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NUMBER",
+            help="Weight of the information with --bits. A smaller one passes more bits. Or auto.",
+            show_default=f"{CONCEPT_BETA:g}",
+        ),
+    ] = None,
+    stats: Stats = None,
     model: ModelOption = PRETRAINED,
     backend: Backend = None,
     out: Annotated[Path, typer.Option(metavar="FOLDER", help="Folder to write to.")] = OUT,
@@ -131,6 +155,10 @@ def locate(
     locate_concept(
         embedding,
         photographs,
+        bits=bits,
+        layer=layer,
+        beta=None if beta is None else parse_beta(beta),
+        stats=stats,
         model=model,
         backend=backend,
         out=out,
