@@ -208,6 +208,54 @@ def test_a_wrong_option_is_one_line(folder, monkeypatch, capsys, options, messag
     assert not (folder / "a.safetensors").exists()
 
 
+def locate(monkeypatch, *options):
+    fixed = ("concept", "locate", "red.safetensors", "--model", "concept_nets:net", "--out", "found")
+    return iba(monkeypatch, *fixed, *options)
+
+
+def test_bits_say_what_is_needed_to_see_the_concept(folder, monkeypatch, capsys):
+    train(monkeypatch, "--out", "red.safetensors", "--layer", "2")
+    grey = Image.new("RGB", (32, 32), (90, 90, 90))
+    grey.save(folder / "grey.png")
+    capsys.readouterr()
+    monkeypatch.setenv("IBA_CACHE", "")
+    monkeypatch.setattr("iba_core.cli.statistics.CROPS", 8)
+    assert locate(monkeypatch, "pictures/3.png", "grey.png", "--bits") == 0
+    shown = capsys.readouterr().out
+    assert fits_into_80_columns(shown)
+    assert re.search(r"information at layer [012] that the network needs", shown)
+    lines = shown.splitlines()
+    seen, absent = (
+        next(line.split() for line in lines if line.startswith(name)) for name in ("3.png", "grey")
+    )
+    assert absent[-2:] == ["-", "-"]
+    assert float(seen[-3].replace(",", "")) > 0
+    widths = [Image.open(folder / "found" / f"{name}-iba-concept.png").width for name in ("3", "grey")]
+    assert widths[0] > 1.3 * widths[1]
+    # At the layer of the concept itself, and with statistics of one's own.
+    estimate = ("estimate", "concept_nets:net", "pictures", "--layer", "2", "--out", "stats.safetensors")
+    assert iba(monkeypatch, *estimate) == 0
+    own = ("pictures/3.png", "--bits", "--layer", "2", "--stats", "stats.safetensors", "--beta", "1")
+    assert locate(monkeypatch, *own) == 0
+    assert "information at layer 2 that the network needs" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--layer", "2"), "layer='2' is for --bits"),
+        (("--beta", "1"), "beta='1.0' is for --bits"),
+        (("--bits", "--layer", "3"), "layer '2' gives no batch of tensors after layer '3'"),
+        (("--bits", "--beta", "-1"), "beta=-1"),
+        (("--bits", "--stats", "nowhere"), "nowhere"),
+    ],
+)
+def test_options_of_bits_are_checked(folder, monkeypatch, capsys, options, message):
+    ConceptEmbedding(np.ones(8), bias=0.0, layer_id="2").save("red.safetensors")
+    assert locate(monkeypatch, "pictures/3.png", *options) == 2
+    assert message in capsys.readouterr().err
+
+
 def test_a_file_that_is_no_concept_is_named(folder, monkeypatch, capsys):
     (folder / "broken.safetensors").write_bytes(b"no concept")
     code = iba(monkeypatch, "concept", "locate", "broken.safetensors", "pictures/3.png")
