@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -49,7 +50,7 @@ def locate_concept(
     for name, value in (("layer", layer), ("beta", beta), ("stats", stats)):
         if value is not None and not bits:
             raise InputError(f"{name}={str(value)!r} is for --bits")
-    settings = BottleneckSettings(beta=CONCEPT_BETA if beta is None else beta)
+    settings = BottleneckSettings(**{"beta": CONCEPT_BETA if beta is None else beta})
     plane = ConceptEmbedding.load(embedding)
     name = plane.concept_name or embedding.stem
     photographs = find_photographs(paths)
@@ -71,7 +72,7 @@ def locate_concept(
             image = photograph.load()
             x, seen = network.inputs(image), network.preprocessing.crop(image)
             heatmap = locate(network.adapter.model, plane, x, backend=network.adapter.framework.name)[0]
-            needed = _needed(explainer, plane, x, heatmap, settings.beta)
+            needed = _needed(explainer, plane, x, heatmap, settings)
             save_heatmap(
                 photograph.output(out, _ENDING),
                 seen,
@@ -131,12 +132,12 @@ def _needed(
     plane: ConceptEmbedding,
     x: Inputs,
     heatmap: npt.NDArray[np.float32],
-    beta: float | str,
+    settings: BottleneckSettings,
 ) -> Attribution | None:
     """What the network needs to see the concept; None where it is not seen."""
     if explainer is None or heatmap.max() <= _HALF:
         return None
-    return explainer.explain(x, target=plane, seed=0, beta=beta)
+    return explainer.explain(x, target=plane, seed=0, **asdict(settings))
 
 
 def _bits_cells(needed: Attribution | None) -> tuple[str, str]:

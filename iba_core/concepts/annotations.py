@@ -63,6 +63,15 @@ class AnnotatedMask:
     Raises:
         InputError: the picture cannot be read or has another size than its annotations say (raised when the
             mask is drawn).
+
+    Example:
+        >>> import tempfile
+        >>> from iba_core.concepts.regions import Box
+        >>> path = Path(tempfile.mkdtemp()) / "a.png"
+        >>> Image.new("RGB", (4, 2)).save(path)
+        >>> mask = AnnotatedMask(path, (Box(1, 0, 3, 1),))
+        >>> mask.marks, np.asarray(mask, dtype=int).tolist()
+        (True, [[0, 1, 1, 0], [0, 0, 0, 0]])
     """
 
     path: Path
@@ -74,10 +83,9 @@ class AnnotatedMask:
         """Whether the concept is annotated at all."""
         return bool(self.regions)
 
-    def __array__(self, dtype: npt.DTypeLike = None, copy: bool | None = None) -> npt.NDArray[Any]:
+    def __array__(self, dtype: npt.DTypeLike | None = None, copy: bool | None = None) -> npt.NDArray[Any]:
         """Draw the mask."""
-        mask = self._drawn()
-        return mask if dtype is None else mask.astype(dtype)
+        return self._drawn().astype(bool if dtype is None else dtype)
 
     def _drawn(self) -> Mask:
         stored, orientation = stored_size(self.path)
@@ -115,6 +123,11 @@ class AnnotatedPicture(NamedTuple):
     Attributes:
         path: the picture's file.
         mask: its mask, drawn when it is needed. ``mask.marks`` says whether the concept is annotated.
+
+    Example:
+        >>> picture = AnnotatedPicture(Path("a.png"), AnnotatedMask(Path("a.png"), ()))
+        >>> picture.mask.marks
+        False
     """
 
     path: Path

@@ -493,7 +493,7 @@ def test_negatives_are_divided_like_the_pictures():
         concept(negatives="folder")
 
 
-def test_boxes_outside_of_the_picture_are_cut():
+def test_boxes_are_clipped_to_the_picture():
     assert Box(-5, -5, 2, 100).draw((3, 4)).sum() == 6
     assert not Box(10, 0, 12, 3).draw((3, 4)).any()
 

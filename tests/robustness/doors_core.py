@@ -611,7 +611,7 @@ def _segmentation_files() -> Iterator[Door]:
         pictures=given(list(pictures), nothing, why="4 pictures"),
         masks=given(list(pictures[..., 0]), nothing, ("source",)),
         **_PREPARED,
-        negatives=given((), lambda value: isinstance(value, (list, tuple, np.ndarray)), why="read when needed"),
+        negatives=given((), lambda value: isinstance(value, (list, tuple, np.ndarray)), why="read later"),
         validation=given(0.25, number(0, below=0.75)),
         test=given(0.25, number(0, below=0.75)),
         seed=SEED,
