@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -50,7 +51,8 @@ def locate_concept(
     for name, value in (("layer", layer), ("beta", beta), ("stats", stats)):
         if value is not None and not bits:
             raise InputError(f"{name}={str(value)!r} is for --bits")
-    settings = BottleneckSettings(**{"beta": CONCEPT_BETA if beta is None else beta})
+    chosen: dict[str, Any] = {"beta": CONCEPT_BETA if beta is None else beta}
+    settings = BottleneckSettings(**chosen)
     plane = ConceptEmbedding.load(embedding)
     name = plane.concept_name or embedding.stem
     photographs = find_photographs(paths)

@@ -240,8 +240,9 @@ class ConceptAnalysisResult:
 class ConceptAnalysis:
     """Learn a concept in the feature maps of one or several layers, and compare the layers.
 
-    The feature maps of a layer are computed once. Hyperplanes are learnt on the training data. The
-    validation data stops the training and chooses the best layer. All layers are judged on the test data.
+    The feature maps of all layers are computed once, in one pass. Hyperplanes are learnt on the training
+    data. The validation data stops the training and chooses the best layer. All layers are judged on the test
+    data.
 
     After R. Fong, A. Vedaldi, *Net2Vec*, CVPR 2018 (https://arxiv.org/abs/1801.03454).
 
@@ -259,7 +260,7 @@ class ConceptAnalysis:
             order of the images.
         use_laplace: approximate the posterior of the weights, and judge the mean probability.
         use_bias: learn a bias. Without one, the hyperplanes pass through the origin.
-        cache: folder that keeps the feature maps of a layer while the layer is analysed; None to keep them
+        cache: folder that keeps the feature maps of all layers while they are analysed; None to keep them
             in memory.
         backend: name of the backend; None to derive it from the model.
         progbar: show the progress.
@@ -340,7 +341,7 @@ class ConceptAnalysis:
             LayerError: a layer gives no feature maps with two spatial axes.
             OptimizationError: the loss turned non-finite.
         """
-        results = tuple(self._layer(stump) for stump in self.stumps)
+        results = tuple(self._layers())
         held_out, data = self._held_out()
         constant = constant_mask_iou(self.concept.train_data, data)
         negatives = sum(not _shows(data.mask(index)) for index in range(len(data)))
@@ -373,19 +374,24 @@ class ConceptAnalysis:
             return "validation", self.concept.val_data
         return "training", self.concept.train_data
 
-    def _layer(self, stump: ModelStump) -> LayerResult:
+    def _layers(self) -> Iterator[LayerResult]:
         with tempfile.TemporaryDirectory(dir=self.cache) as folder:
-            examples = {
-                name: Examples.compute(
-                    stump,
+            parts = {
+                name: Examples.of_layers(
+                    self.stumps,
                     data,
                     batch_size=self.settings.batch_size,
-                    file=None if self.cache is None else Path(folder) / f"{name}.npy",
+                    files=[
+                        None if self.cache is None else Path(folder) / f"{name}-{number}.npy"
+                        for number in range(len(self.stumps))
+                    ],
                     progbar=self.progbar,
                 )
                 for name, data in self._parts().items()
             }
-            return self._learn(stump, examples)
+            for stump in self.stumps:
+                # Each is let go after its turn.
+                yield self._learn(stump, {name: examples.pop(0) for name, examples in parts.items()})
 
     def _parts(self) -> dict[str, SegmentationData]:
         parts = {

@@ -154,7 +154,7 @@ def stored_size(path: str | PathLike[str]) -> tuple[tuple[int, int], int]:
     """
 
     def read(image: Image.Image) -> tuple[tuple[int, int], int]:
-        orientation = image.getexif().get(ExifTags.Base.Orientation)
+        orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
         return image.size, int(orientation) if orientation in range(2, 9) else 1
 
     return _opened(path, read)

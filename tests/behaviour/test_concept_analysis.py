@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import replace
 
 import numpy as np
@@ -79,6 +80,44 @@ def test_a_concept_that_no_layer_knows_is_said_to_be_unknown(backend):
     concept = SegmentationConcept2D("frame", *((images[part], masks[part]) for part in parts))
     with pytest.warns(UserWarning, match="no layer knows 'frame': IoU .* at best, 1.000 of the same mask"):
         ConceptAnalysis(concept, make_model(backend), ["2"], **QUICK).run()
+
+
+class Counted:
+    """Images that count how often each is read."""
+
+    def __init__(self, images):
+        self.images, self.reads = images, Counter()
+
+    def __len__(self):
+        return len(self.images)
+
+    def __getitem__(self, index):
+        self.reads[int(index)] += 1
+        return self.images[index]
+
+
+def test_all_layers_are_read_in_one_pass_and_give_what_each_gives_alone(backend, monkeypatch):
+    model, train, val = make_model(backend), squares(12, 0), squares(8, 1)
+    images = [Counted(images_of(backend, pictures)) for pictures, _ in (train, val)]
+    concept = SegmentationConcept2D("square", (images[0], train[1]), (images[1], val[1]))
+
+    def learn(layers):
+        return ConceptAnalysis(concept, model, layers, **QUICK).run()
+
+    together = learn(["0", "2", "3"])
+    # One pass, and the first image alone, which says that one pass suffices.
+    assert set(images[0].reads.values()) == set(images[1].reads.values()) == {1}
+    for layer in together.layers:
+        alone = learn([layer.layer]).best
+        np.testing.assert_allclose(layer.embedding.normal_vec, alone.embedding.normal_vec, atol=1e-3)
+        assert layer.iou == pytest.approx(alone.iou, abs=0.02)
+    # Where one pass gives something else, each layer is split off by itself.
+    adapter = type(find_adapter(model))
+    common = adapter.features_of
+    monkeypatch.setattr(adapter, "features_of", lambda *args: [2 * features for features in common(*args)])
+    apart = learn(["0", "2", "3"])
+    for layer, other in zip(together.layers, apart.layers, strict=True):
+        np.testing.assert_allclose(layer.embedding.normal_vec, other.embedding.normal_vec, atol=1e-3)
 
 
 def with_negatives(backend, count, seed, colour):

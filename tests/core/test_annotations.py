@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from iba_core import InputError
 from iba_core.concepts import SegmentationConcept2D, annotated_pictures
 from iba_core.concepts.regions import Box, Polygon, decompressed
 from iba_core.pictures.images import Preprocessing
+from tests.robustness.damage import damaged_bytes
 
 WIDTH, HEIGHT = 6, 4
 
@@ -408,6 +410,34 @@ def test_wrong_files_of_voc_are_named(images, content, message):
     with pytest.raises(InputError, match=message) as caught:
         annotated_pictures(folder, images, "cat")
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", ["json", "xml", "png"])
+def test_damaged_files_are_refused_or_read(images, kind, recwarn):
+    values = np.zeros((HEIGHT, WIDTH))
+    values[1:3, 1:3] = 8
+    file = {
+        "json": lambda: coco(
+            images,
+            BOX | {"segmentation": [[0, 0, 3, 0, 3, 3]]},
+            {"segmentation": {"size": [HEIGHT, WIDTH], "counts": "71`0"}, "iscrowd": 1},
+        ),
+        "xml": lambda: voc(images, "a", thing("cat", 2, 1, 4, 2)) / "a.xml",
+        "png": lambda: labels(images, "a", values) / "a.png",
+    }[kind]()
+    source = file if kind == "json" else file.parent
+    whole, outcomes, sentences = file.read_bytes(), Counter(), set()
+    for seed in range(200):
+        file.write_bytes(damaged_bytes(whole, seed))
+        try:
+            for _, mask in annotated_pictures(source, images, "cat"):
+                assert np.asarray(mask).shape == (HEIGHT, WIDTH)
+            outcomes["read"] += 1
+        except InputError as error:
+            outcomes["refused"] += 1
+            sentences.add(str(error))
+    assert min(outcomes.values()) > 10
+    assert not [each for each in sentences if "\n" in each or len(each) > 600]
 
 
 def test_deep_files_do_no_harm(images):
