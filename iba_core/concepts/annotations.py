@@ -6,7 +6,7 @@ import json
 import math
 import os
 import warnings
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from os import PathLike
@@ -216,7 +216,7 @@ def _of_existing(
 ) -> list[AnnotatedPicture]:
     paths = [picture.path for picture in pictures]
     if len(set(paths)) < len(paths):
-        twice = next(path for path in paths if paths.count(path) > 1)
+        twice = Counter(paths).most_common(1)[0][0]
         raise InputError(f"{shown(annotations)} is about the picture {shown(twice.name)} twice")
     found = sorted((picture for picture in pictures if is_file(picture.path)), key=lambda each: each.path)
     if not found:
@@ -236,8 +236,13 @@ def _of_existing(
 
 
 def _fail(where: str, value: object, wanted: str) -> NoReturn:
-    text = shown(repr(value))
-    raise InputError(f"{where} is {text if len(text) < 60 else text[:57] + '...'}; {wanted} was expected")
+    raise InputError(f"{where} is {_short(repr(value))}; {wanted} was expected")
+
+
+def _short(text: str) -> str:
+    """A text from a file, as it can be shown in one line."""
+    harmless = shown(text)
+    return harmless if len(harmless) < 60 else harmless[:57] + "..."
 
 
 def _number(where: str, value: Any) -> float:
@@ -328,7 +333,7 @@ def _category(file: Path, content: dict[str, Any], category: str | int) -> int:
     if not numbers and (is_whole_number(category) or str(category).isdecimal()):
         numbers = [number for number, _ in known if number == int(category)]
     if not numbers:
-        names = closest(str(category), [shown(name) for _, name in known if isinstance(name, str)])
+        names = closest(str(category), [_short(name) for _, name in known if isinstance(name, str)])
         raise InputError(f"{given('category', category)} is not in {shown(file)}; {names}")
     if len(numbers) > 1:
         raise InputError(f"{shown(file)} has {len(numbers)} categories {category!r}; give the id of one")
@@ -459,7 +464,7 @@ def _voc_boxes(
             AnnotatedPicture(picture, AnnotatedMask(picture, tuple(regions), _voc_size(file, tree)))
         )
     if category not in names:
-        found = closest(category, sorted(map(shown, names)))
+        found = closest(category, sorted(map(_short, names)))
         raise InputError(f"{given('category', category)} is not in {shown(folder)}; {found}")
     return pictures
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import iba_torch.concepts
+from iba_core import Explainer
 from iba_core.concepts import (
     ConceptAnalysis,
     Hyperplane,
@@ -118,6 +119,17 @@ def test_all_layers_are_read_in_one_pass_and_give_what_each_gives_alone(backend,
     apart = learn(["0", "2", "3"])
     for layer, other in zip(together.layers, apart.layers, strict=True):
         np.testing.assert_allclose(layer.embedding.normal_vec, other.embedding.normal_vec, atol=1e-3)
+
+
+def test_the_bits_of_a_concept_lie_where_it_is(backend):
+    concept, model = make_concept(backend), make_model(backend)
+    plane = ConceptAnalysis(concept, model, ["2"], **QUICK).run().best.embedding
+    images, masks = squares(4, 9)
+    for layer in ("0", "2"):  # before that of the concept, and its own
+        explainer = Explainer(model, layer, samples=2, steps=8, beta=1, learning_rate=1.0)
+        explainer.fit(list(concept.train_data.batches(20)), progbar=False)
+        saliency = explainer.explain(images_of(backend, images), target=plane, seed=0).saliency
+        assert (saliency * masks).sum() / saliency.sum() > 2.5 * masks.mean()
 
 
 def with_negatives(backend, count, seed, colour):
