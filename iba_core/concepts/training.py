@@ -34,7 +34,7 @@ from iba_core.concepts.hyperplanes import NO_PADDING, Padding, same_padding, win
 from iba_core.concepts.laplace import cross_entropy_hessian, posterior_factor, tuned_factor, with_bias
 from iba_core.concepts.losses import BalancedBCELoss
 from iba_core.concepts.masks import MaskFunction
-from iba_core.errors import InputError, OptimizationError
+from iba_core.errors import InputError, LayerError, OptimizationError
 from iba_core.files import require_writable
 from iba_core.framework.framework import Framework
 from iba_core.framework.namespace import Array, array_namespace, sigmoid
@@ -216,6 +216,7 @@ class _Kept:
         """Keep the layer's output for the next batch."""
         features, layer = self.stump.maps_of(tensor), self.stump.layer_id
         if self.maps is None:
+            _require_order(self.stump)
             self.like = _trainable(tensor)
             self.maps = _empty((self.count, *features.shape[1:]), features.dtype, self.file)
         if features.shape[1:] != self.maps.shape[1:]:
@@ -230,6 +231,15 @@ class _Kept:
             )
         self.maps[self.done : self.done + len(features)] = features
         self.done += len(features)
+
+
+def _require_order(stump: ModelStump) -> None:
+    """Check that masks lie over the feature maps of a layer as they lie over the images."""
+    if not stump.order.is_unchanged:
+        raise LayerError(
+            f"the model exchanges or reverses rows and columns before layer {stump.layer_id!r}, so the masks "
+            "of a concept do not lie over its feature maps; exchange them in front of the model"
+        )
 
 
 def _trainable(tensor: Array) -> Array:
