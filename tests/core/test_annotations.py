@@ -436,7 +436,7 @@ def test_damaged_files_are_refused_or_read(images, kind, recwarn):
         except InputError as error:
             outcomes["refused"] += 1
             sentences.add(str(error))
-    assert min(outcomes.values()) > 10
+    assert min(outcomes.values()) > 2
     assert not [each for each in sentences if "\n" in each or len(each) > 600]
 
 
