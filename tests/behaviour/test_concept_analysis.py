@@ -87,13 +87,13 @@ class Counted:
     """Images that count how often each is read."""
 
     def __init__(self, images):
-        self.images, self.reads = images, Counter()
+        self.images, self.asked = images, Counter()
 
     def __len__(self):
         return len(self.images)
 
     def __getitem__(self, index):
-        self.reads[int(index)] += 1
+        self.asked[int(index)] += 1
         return self.images[index]
 
 
@@ -114,7 +114,7 @@ def test_all_layers_are_read_in_one_pass_and_give_what_each_gives_alone(backend,
         return ConceptAnalysis(concept, model, ["0", "2"], epochs=3, progbar=False).run()
 
     together = learn(1)
-    assert set(images[0].reads.values()) == set(images[1].reads.values()) == {1}
+    assert set(images[0].asked.values()) == set(images[1].asked.values()) == {1}
     # The first image of each part says that one pass suffices.
     assert passes == {1: 2, 12: 1, 8: 1}
     # Where one pass gives something else, each layer is split off by itself.
