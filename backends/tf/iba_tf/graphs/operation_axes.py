@@ -173,6 +173,12 @@ class OperationAxes:
         """The axes of an argument where they are in a result."""
         if node.op == "Reshape":
             return regrouped(axes, shape) if argument == node.inputs[0] else None
+        looks_up = node.op == "ResourceGather" or (
+            node.op == "GatherV2" and self._static(node.inputs[2]) == 0
+        )
+        if looks_up and argument == node.inputs[1] and not self._moving(node.inputs[0]):
+            # The numbers of words become their vectors.
+            return (*axes, *(() for _ in shape[len(axes) :]))
         sources = self.sources(node, argument, result)
         if sources is None:
             return None

@@ -431,7 +431,10 @@ class TorchSplit(Split):
             own, counter, tracker = self._run_whole(shadow, inputs, assumed)
             if own.together and (tracker.normalized_rows or not counter.knows_axes):
                 twice = _of_images(inputs, lambda tensor: tensor.repeat_interleave(2, 0))
+                # The axes of the features are those of the first pass.
+                input_axes = learnt.input_axes
                 *_, tracker = self._tracked(shadow, twice, assumed)
+                learnt.input_axes = input_axes
             # A normalisation of each image by its own statistics counts as one of a single row.
             learnt.mixes = tracker.normalized_rows > 1
             if learnt.mixes and own.together:
