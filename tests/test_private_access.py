@@ -17,7 +17,7 @@ BY_NAME = {"getattr", "hasattr", "setattr", "delattr"}
 
 
 FRAMEWORKS = {"_buffers", "_config", "_forward_hooks", "_mode", "_modules", "_parameters", "_version"}
-"""Names of the library that are also names of PyTorch's modules and tensors, or of objects of Keras and TensorFlow."""
+"""Names of the library that are also names of objects of PyTorch, Keras or TensorFlow."""
 
 PUBLISHED = {
     "_active_neurons",
