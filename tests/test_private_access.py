@@ -16,8 +16,8 @@ BY_NAME = {"getattr", "hasattr", "setattr", "delattr"}
 """Functions and methods, `monkeypatch.setattr` among them, that take an attribute's name as a string."""
 
 
-FRAMEWORKS = {"_buffers", "_config", "_forward_hooks", "_modules", "_parameters", "_version"}
-"""Names of the library that are also names of PyTorch's modules and tensors, or of Keras' objects."""
+FRAMEWORKS = {"_buffers", "_config", "_forward_hooks", "_mode", "_modules", "_parameters", "_version"}
+"""Names of the library that are also names of objects of PyTorch, Keras or TensorFlow."""
 
 PUBLISHED = {
     "_active_neurons",

@@ -86,7 +86,7 @@ class _Notes:
     def __init__(self) -> None:
         running = context.context()
         self._scopes = {name: global_state.get_global_attribute(name) for name in self._SCOPES}
-        self._mode = running.executing_eagerly()
+        self._is_eager = running.executing_eagerly()
         kept = (ops._default_graph_stack.stack, running.context_switches.stack, *self._scopes.values())
         self._depths = [(stack, len(stack)) for stack in kept if isinstance(stack, list)]
 
@@ -96,7 +96,7 @@ class _Notes:
             global_state.set_global_attribute(name, value)
         for stack, depth in self._depths:
             del stack[depth:]
-        context.context()._thread_local_data.is_eager = self._mode
+        context.context()._thread_local_data.is_eager = self._is_eager
 
 
 forgotten_if_interrupted = undone_if_interrupted(lambda: _Notes().restore)
