@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from benchmarks.harness import Results, prepare, show
+from benchmarks.harness import Results, show, use_threads
 from benchmarks.tables import Column
 from iba_core import Attribution, Explainer, sample_crops, sample_image
 from iba_core.bottleneck.estimator import KIND as ESTIMATOR
@@ -136,8 +136,9 @@ def main() -> None:
     parser.add_argument("--images", type=Path, metavar="FOLDER", help="photographs to estimate on")
     parser.add_argument("--out", type=Path, metavar="FILE", help="file to write")
     parser.add_argument("--layers", nargs="+", default=["blocks.4", "blocks.10"], help="layers to measure at")
+    parser.add_argument("--threads", type=int, default=1)
     given = parser.parse_args()
-    prepare()
+    use_threads(("torch",), given.threads)
     if given.images is None:
         measure(tuple(given.layers)).write()
     elif given.out is None:
