@@ -85,7 +85,11 @@ def write(explainer: Explainer, out: Path) -> None:
 
 def explained(explainer: Explainer, x: np.ndarray[Any, Any]) -> list[Attribution]:
     """Explain photographs one by one, as the command line does."""
-    return [explainer.explain(x[i : i + 1], seed=SEED) for i in range(len(x))]
+    found = []
+    for i in range(len(x)):
+        found.append(explainer.explain(x[i : i + 1], seed=SEED))
+        show(f"    {explainer.layer}, photograph {i + 1} of {len(x)}: {found[-1].total_bits[0]:,.0f} bits")
+    return found
 
 
 def measure(layers: tuple[str, ...]) -> Results:
