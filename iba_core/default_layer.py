@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from iba_core.errors import IBAError, LayerError
 from iba_core.framework.adapter import Inputs, LayerInfo, ModelAdapter, Split
+from iba_core.framework.comparison import all_close
 from iba_core.framework.framework import Framework
 from iba_core.framework.inputs import PADDING_MASKS, Shared, arrays_of, map_leaves
 from iba_core.framework.layout import Layout, Tokens
@@ -285,7 +286,7 @@ def _in_parts(probe: _Probe, infos: Sequence[LayerInfo]) -> LayerChoice | None:
         places = probe.places(info)
         if places is not None and 1 < (side := min(places[0])) <= (whole := min(places[1])):
             parts = float(whole / 2.0 ** round(np.log2(whole / side)))
-            key = (side == whole, parts < _PARTS, abs(parts - _PARTS), _depth(info))
+            key = (side == whole, parts < _PARTS, abs(parts - _PARTS), info.depth)
             groups.setdefault(key, []).append(info.name)
     for (is_whole, *_), names in sorted(groups.items()):
         for name in _from_the_middle(names):
@@ -325,7 +326,7 @@ def layers_over_depth(adapter: ModelAdapter, inputs: Inputs, count: int = 8) -> 
         side = min(Layout.of(shape, adapter.data_format).spatial_shape(shape))
         if 1 < side <= _FINEST:
             # The input itself is a layer of Keras models.
-            levels.setdefault(_depth(info), []).append(info.name) if side < whole else unreduced.append(
+            levels.setdefault(info.depth, []).append(info.name) if side < whole else unreduced.append(
                 info.name
             )
     if not levels and not unreduced:
@@ -348,10 +349,6 @@ def everything_passes(adapter: ModelAdapter, name: str, inputs: Inputs) -> bool:
         return bool(nothing_passes_by(adapter.framework, adapter.split(name), inputs))
     except IBAError:
         return False
-
-
-def _depth(info: LayerInfo) -> int:
-    return info.name.count(".") + info.name.count("/")
 
 
 def _from_the_middle(names: list[str]) -> list[str]:
@@ -400,4 +397,4 @@ def nothing_passes_by(framework: Framework, split: Split, inputs: Inputs) -> boo
 
 def _alike(a: npt.NDArray[Any], b: npt.NDArray[Any]) -> bool:
     # Some devices add in another order each time; a real leak changes the outputs by far more.
-    return bool(np.allclose(a, b, rtol=1e-4, atol=1e-4 * float(np.abs(b).max())))
+    return all_close(a, b, rtol=1e-4, atol=1e-4 * float(np.abs(b).max()))

@@ -914,7 +914,7 @@ class Explainer:
         capacity = framework.to_numpy(result.capacity)
         map_shape = self._map_shape(inputs, split, known.layout.places(capacity.shape[1:]))
         return Attribution(
-            saliency=saliency_maps(capacity, known.layout, map_shape),
+            saliency=saliency_maps(capacity, known.layout, map_shape, split.map_order(known.layout)),
             capacity=capacity,
             mask=framework.to_numpy(result.mask.passed),
             outputs=known.outputs,

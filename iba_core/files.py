@@ -112,7 +112,9 @@ def require_writable(path: str | os.PathLike[str], argument: str = "path") -> Pa
 
 
 @contextmanager
-def write_atomically(path: str | os.PathLike[str], argument: str = "path") -> Iterator[BinaryIO]:
+def write_atomically(
+    path: str | os.PathLike[str], argument: str = "path", *, waits: bool = True
+) -> Iterator[BinaryIO]:
     """Open a file that appears whole when the block ends, or not at all.
 
     Until then, an earlier file of that name stays as it is, also after a crash. A link is followed, and the
@@ -121,6 +123,7 @@ def write_atomically(path: str | os.PathLike[str], argument: str = "path") -> It
     Args:
         path: the file.
         argument: name of the argument, for the message.
+        waits: whether to wait until the disk has it. Files that can be made again need not.
 
     Yields:
         A file to write bytes to.
@@ -151,11 +154,13 @@ def write_atomically(path: str | os.PathLike[str], argument: str = "path") -> It
         try:
             with unfinished.open("xb") as file:
                 yield file
-                file.flush()
-                os.fsync(file.fileno())
+                if waits:
+                    file.flush()
+                    os.fsync(file.fileno())
             _keep_permissions(target, unfinished)
             unfinished.replace(target)
-            _sync_folder(target.parent)
+            if waits:
+                _sync_folder(target.parent)
         except OSError as error:
             name = f"{argument}={os.fsdecode(path)!r}"
             raise InputError(f"{name} cannot be written: {_reason(error)}") from error

@@ -23,6 +23,7 @@ from iba_core.arguments import (
 )
 from iba_core.errors import InputError
 from iba_core.framework.arrays import as_array, require_array, require_mask
+from iba_core.framework.comparison import all_close
 from iba_core.framework.inputs import arrays_of
 from iba_core.framework.layout import DataFormat, Layout
 from iba_core.framework.namespace import (
@@ -368,7 +369,7 @@ def are_probabilities(outputs: npt.NDArray[Any]) -> bool:
         >>> are_probabilities(np.array([[0.2, 0.8]])), are_probabilities(np.array([[0.2, 3.0]]))
         (True, False)
     """
-    return bool(np.all(outputs >= 0) and np.allclose(outputs.sum(axis=-1), 1.0, atol=1e-3))
+    return bool(np.all(outputs >= 0) and all_close(outputs.sum(axis=-1), 1.0, atol=1e-3))
 
 
 def kind_of_outputs(outputs: npt.NDArray[Any], activation: str | None = None) -> OutputKind:

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import wraps
 from traceback import clear_frames
+from typing import Any, TypeVar
+
+C = TypeVar("C", bound=Callable[..., Any])
 
 
 @contextmanager
@@ -48,6 +53,7 @@ def undone_on_failure(undo: Callable[[], object]) -> Iterator[None]:
         ...     print("changed")
         changed
     """
+    outside = sys.exception()
     try:
         yield
     except GeneratorExit:
@@ -55,18 +61,76 @@ def undone_on_failure(undo: Callable[[], object]) -> Iterator[None]:
         raise
     except BaseException as error:
         with undoing(undo):
-            let_go(error)
+            let_go(error, outside)
             raise
 
 
-def let_go(error: BaseException | None) -> None:
+def undone_if_interrupted(noted: Callable[[], Callable[[], object]]) -> Callable[[C], C]:
+    """Make a decorator of functions that leave everything as it was when they are interrupted.
+
+    A framework sets what holds for a thread some lines before the `try` that takes it back, and an interrupt
+    may come between them. A generator must not be decorated: between its parts, others make settings as well.
+
+    Args:
+        noted: looks at what holds for the thread, and returns what brings it back.
+
+    Example:
+        >>> settings = {"precise": True}
+        >>> def noted():
+        ...     before = dict(settings)
+        ...     return lambda: settings.update(before)
+        >>> @undone_if_interrupted(noted)
+        ... def act():
+        ...     settings["precise"] = False
+        ...     raise KeyboardInterrupt
+        >>> try:
+        ...     act()
+        ... except KeyboardInterrupt:
+        ...     print(settings)
+        {'precise': True}
+    """
+
+    def decorate(function: C) -> C:
+        @wraps(function)
+        def wrapped(*args: Any, **kwargs: Any) -> Any:
+            outside, restore = sys.exception(), noted()
+            try:
+                return function(*args, **kwargs)
+            except BaseException as error:
+                if let_go(error, outside):
+                    with undoing(restore):
+                        raise
+                raise
+
+        return wrapped  # type: ignore[return-value]  # `wraps` keeps the signature, which mypy cannot see
+
+    return decorate
+
+
+def let_go(error: BaseException, outside: BaseException | None = None) -> bool:
     """End what the frames of an interrupt still hold; those of other errors are kept, for debuggers.
 
     An interrupt just before a context manager's generator goes on leaves the generator to the frames. It
     would undo its part when they are gone, in the midst of something else.
+
+    Args:
+        error: what came.
+        outside: the error that was handled before anything was done. Its frames are not touched.
+
+    Returns:
+        Whether it is an interrupt, or an error that was raised while one was handled.
+
+    Example:
+        >>> let_go(KeyboardInterrupt()), let_go(ValueError())
+        (True, False)
     """
-    if isinstance(error, Exception):
-        return
-    while error is not None:
-        clear_frames(error.__traceback__)
-        error = error.__context__
+    chain: list[BaseException] = []
+    found: BaseException | None = error
+    while found is not None and found is not outside and found not in chain:
+        chain.append(found)
+        found = found.__cause__ or found.__context__
+    if all(isinstance(each, (Exception, GeneratorExit)) for each in chain):
+        return False
+    for each in chain:
+        clear_frames(each.__traceback__)
+    return True

@@ -86,7 +86,26 @@ class Counter:
     name: str = "counter"
 
 
-Layer = Conv | Dense | Norm | Activation | Dropout | AveragePool | Flatten | Counter
+@dataclass(frozen=True)
+class Turn:
+    """Exchanges rows and columns of images, and may then run through the columns from the right."""
+
+    exchange: bool = True
+    reverse: bool = False
+    name: str = "turn"
+
+    def of(self, x: np.ndarray) -> np.ndarray:
+        """Images (B, H, W, ...) as they are afterwards."""
+        x = x.swapaxes(1, 2) if self.exchange else x
+        return x[:, :, ::-1] if self.reverse else x
+
+    def back(self, x: np.ndarray) -> np.ndarray:
+        """Images, or maps of them, as they were before."""
+        x = x[:, :, ::-1] if self.reverse else x
+        return x.swapaxes(1, 2) if self.exchange else x
+
+
+Layer = Conv | Dense | Norm | Activation | Dropout | AveragePool | Flatten | Counter | Turn
 
 
 def same_padding(size: int, window: int, strides: int) -> tuple[int, int]:
@@ -109,6 +128,8 @@ def output_shape(layer: Layer, shape: Shape) -> Shape:
             return (shape[0] // size, shape[1] // size, shape[2])
         case Flatten():
             return (int(np.prod(shape)),)
+        case Turn(exchange=True):
+            return (shape[1], shape[0], shape[2])
     return shape
 
 
@@ -361,6 +382,8 @@ class Torch(Backend):
                     module = nn.Flatten()
                 case Counter(name):
                     module = self.counter()
+                case Turn():
+                    module = self.turning(layer)
             model.add_module(layer.name, module.to(getattr(self.torch, dtype)))
             if layer.name in weights:
                 self.set_weights(module, weights[layer.name], flattened)
@@ -380,6 +403,14 @@ class Torch(Backend):
                 return x
 
         return CountingModule()
+
+    def turning(self, turn: Turn) -> Any:
+        class TurningModule(self.torch.nn.Module):
+            def forward(self, x):
+                x = x.transpose(2, 3) if turn.exchange else x
+                return x.flip(3) if turn.reverse else x
+
+        return TurningModule()
 
     def calls(self, model, name="counter"):
         return model.get_submodule(name).calls
@@ -466,6 +497,10 @@ class TensorFlow(Backend):
                     make = keras.Flatten(**options)
                 case Counter():
                     make = self.counter(options)
+                case Turn(exchange, reverse):
+                    make = keras.Identity(**options)
+                    x = keras.Permute((2, 1, 3))(x) if exchange else x
+                    x = x[:, :, ::-1] if reverse else x
             x = make(x)
             if layer.name in weights:
                 make.set_weights(list(weights[layer.name]))

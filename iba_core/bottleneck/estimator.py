@@ -16,6 +16,7 @@ import numpy.typing as npt
 from iba_core.arguments import given, require_number, require_sizes, require_type
 from iba_core.errors import InputError, NotEstimatedError, StateError
 from iba_core.framework.arrays import as_array, require_array
+from iba_core.framework.comparison import all_close
 from iba_core.framework.namespace import Array, array_namespace
 from iba_core.state import read_state, taken_out, write_state
 
@@ -345,7 +346,7 @@ class Halves(NamedTuple):
         return (
             self.first.shape == self.second.shape == whole.shape
             and self.first.n_samples() + self.second.n_samples() == whole.n_samples()
-            and np.allclose(self.merged().mean(), whole.mean())
+            and all_close(self.merged().mean(), whole.mean())
         )
 
     def state_dict(self) -> dict[str, npt.NDArray[Any]]:

@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from iba_core.bottleneck.noise import keyed_normal
+from iba_core.framework.comparison import all_close
 from iba_core.framework.layout import Layout
 
 _KEY = 2023
@@ -64,4 +65,4 @@ def same_summary(a: Sequence[float], b: Sequence[float]) -> bool:
         (True, False)
     """
     largest = max(map(abs, b), default=0.0)
-    return len(a) == len(b) and bool(np.allclose(a, b, rtol=_TOLERANCE, atol=_TOLERANCE * largest))
+    return len(a) == len(b) and all_close(a, b, rtol=_TOLERANCE, atol=_TOLERANCE * largest)

@@ -14,7 +14,7 @@ from iba_core.arguments import require_sizes
 from iba_core.bottleneck.resizing import resizing_matrix
 from iba_core.errors import InputError
 from iba_core.framework.arrays import require_array
-from iba_core.framework.layout import DataFormat, Layout
+from iba_core.framework.layout import DataFormat, Layout, MapOrder
 
 NATS_PER_BIT = float(np.log(2.0))
 
@@ -48,7 +48,10 @@ def resize_maps(maps: npt.NDArray[np.floating], shape: Sequence[int]) -> npt.NDA
 
 
 def saliency_maps(
-    capacity: npt.NDArray[np.floating], layout: Layout, shape: Sequence[int] | None = None
+    capacity: npt.NDArray[np.floating],
+    layout: Layout,
+    shape: Sequence[int] | None = None,
+    order: MapOrder | None = None,
 ) -> npt.NDArray[np.floating]:
     """Saliency maps of a batch: bits summed over the channels, resized to the input.
 
@@ -59,6 +62,7 @@ def saliency_maps(
         capacity: (B, *feature map), in nats, floating point.
         layout: meaning of the axes of one feature map.
         shape: spatial shape of the maps; None for that of the features.
+        order: how the maps are turned to lie over the input; None if they are not.
 
     Returns:
         Array (B, *shape), in bits per pixel (per feature position if `shape` is None).
@@ -70,6 +74,7 @@ def saliency_maps(
     maps = to_bits(np.sum(capacity, axis=layout.channel_axis + 1))
     if layout.tokens is not None:
         maps = maps[:, layout.tokens.prefix :].reshape(-1, *layout.places(capacity.shape[1:]))
+    maps = maps if order is None else order.turn(maps)
     if shape is None or maps.shape[1:] == tuple(shape):
         return maps
     if len(shape) != maps.ndim - 1 or min(shape) < 1:
@@ -104,8 +109,8 @@ def combined_shares(
     scaled = np.stack([_shares(resize_maps(each, shape)) for each in maps])
     if combine == "mean":
         return _shares(scaled.mean(axis=0))
-    with np.errstate(divide="ignore"):
-        return _shares(np.exp(np.log(scaled).mean(axis=0)))
+    logarithms = np.log(scaled, out=np.full_like(scaled, -np.inf), where=scaled > 0)
+    return _shares(np.exp(logarithms.mean(axis=0)))
 
 
 def _shares(maps: npt.NDArray[np.floating]) -> npt.NDArray[np.float64]:

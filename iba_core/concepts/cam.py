@@ -212,7 +212,17 @@ class BaseCAM:
         shape = tuple(int(size) for size in next(arrays_of(inputs)).shape[1:])
         maps = [self._layer_maps(split, inputs, wanted, principal) for split in splits]
         # A split may know the axes of the inputs once it has run.
+        maps = [self._turned(each, split) for each, split in zip(maps, splits, strict=True)]
         return combine_layers(maps, Layout.of(shape, splits[0].input_format).spatial_shape(shape))
+
+    def _turned(self, maps: Array, split: Split, lead: int = 1) -> npt.NDArray[np.floating]:
+        """Maps with `lead` axes before those of the places, which are put in the order of the input's."""
+        found: npt.NDArray[np.floating] = host_array(maps)
+        transform = self.reshape_transform
+        if not (transform is None or isinstance(transform, Tokens)):
+            return found  # The user's own function puts them in order.
+        ndim = 2 if transform else found.ndim - lead + 1
+        return split.map_order(Layout.of([1] * ndim, split.data_format, transform)).turn(found)
 
     def _layer_maps(self, split: Split, inputs: Inputs, wanted: list[_Wanted], principal: bool) -> Array:
         try:
@@ -559,7 +569,9 @@ class ScoreCAM(_MeasuredCAM):
             return found.measures[image](main_output(outputs, self.output))
 
         shape = layout.spatial_shape([int(size) for size in images.shape[1:]])
-        return score_cam_weights(found.maps, shape, score, 1 if found.tail.one_by_one else self.batch_size)
+        maps = self._turned(found.maps, found.split, lead=2)
+        maps = self.adapter.framework.asarray(maps, like=found.maps)
+        return score_cam_weights(maps, shape, score, 1 if found.tail.one_by_one else self.batch_size)
 
 
 class AblationCAM(_MeasuredCAM):

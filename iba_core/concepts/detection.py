@@ -34,7 +34,7 @@ from iba_core.errors import InputError, LayerError
 from iba_core.framework.adapter import Inputs, Model, ModelAdapter, Split, find_adapter
 from iba_core.framework.arrays import require_array
 from iba_core.framework.inputs import require_inputs
-from iba_core.framework.layout import DataFormat, Layout
+from iba_core.framework.layout import DataFormat, Layout, MapOrder
 from iba_core.framework.namespace import Array, sigmoid
 
 FloatArray = npt.NDArray[np.floating]
@@ -168,6 +168,15 @@ class ModelStump:
         layout = Layout.of(features.shape[1:], self.split.data_format)
         order = (*layout.spatial_axes, layout.channel_axis)
         return np.ascontiguousarray(features.transpose(0, *(axis + 1 for axis in order)))
+
+    @property
+    def order(self) -> MapOrder:
+        """How maps of the layer are turned to lie over the images, once the model has run.
+
+        Raises:
+            LayerError: the model exchanges rows and columns, and does not show where they are.
+        """
+        return self.split.map_order(Layout.of((1, 1, 1), self.split.data_format))
 
     def __repr__(self) -> str:
         return f"ModelStump({type(self.model).__name__}, layer_id={self.layer_id!r})"

@@ -150,6 +150,7 @@ def locate(
     for array in arrays_of(images):
         require_finite(stump.adapter.framework.to_numpy(array), "inputs")
     probabilities = mean_probability(stump.maps(images), embeddings)
+    probabilities = stump.order.turn(probabilities)
     height, width = Layout.of(shape[1:], stump.split.input_format).spatial_shape(shape[1:])
     return np.stack([resize_map(heatmap, (height, width)) for heatmap in probabilities])
 

@@ -34,7 +34,7 @@ from iba_core.concepts.hyperplanes import NO_PADDING, Padding, same_padding, win
 from iba_core.concepts.laplace import cross_entropy_hessian, posterior_factor, tuned_factor, with_bias
 from iba_core.concepts.losses import BalancedBCELoss
 from iba_core.concepts.masks import MaskFunction
-from iba_core.errors import InputError, OptimizationError
+from iba_core.errors import InputError, LayerError, OptimizationError
 from iba_core.files import require_writable
 from iba_core.framework.framework import Framework
 from iba_core.framework.namespace import Array, array_namespace, sigmoid
@@ -162,6 +162,7 @@ class Examples:
                 tensor = stump(batch)
                 features = stump.maps_of(tensor)
                 if maps is None:
+                    _require_order(stump)
                     like = _trainable(tensor)
                     maps = _empty((len(data), *features.shape[1:]), features.dtype, file)
                 if features.shape[1:] != maps.shape[1:]:
@@ -186,6 +187,15 @@ class Examples:
 
     def __len__(self) -> int:
         return len(self.maps)
+
+
+def _require_order(stump: ModelStump) -> None:
+    """Check that masks lie over the feature maps of a layer as they lie over the images."""
+    if not stump.order.is_unchanged:
+        raise LayerError(
+            f"the model exchanges or reverses rows and columns before layer {stump.layer_id!r}, so the masks "
+            "of a concept do not lie over its feature maps; exchange them in front of the model"
+        )
 
 
 def _trainable(tensor: Array) -> Array:

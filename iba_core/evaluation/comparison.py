@@ -147,10 +147,7 @@ class _Side(NamedTuple):
         own = getattr(model, "adapter", None)
         if isinstance(own, ModelAdapter) and isinstance(model, Explains):
             return cls(own, model)
-        try:
-            return cls(find_adapter(model), None)
-        except InputError as error:
-            raise InputError(str(error).replace("model is", f"{name} is", 1)) from error
+        return cls(find_adapter(model, argument=name), None)
 
 
 class _Sums:

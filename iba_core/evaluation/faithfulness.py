@@ -410,7 +410,9 @@ def perturbation_pairs(
 def _numbers(n: int | Sequence[int] | None, count: int) -> list[int]:
     if n is None:
         wanted: list[Any] = sorted({max(1, count // share) for share in (8, 4, 2)})
-    elif isinstance(n, (Sequence, np.ndarray)) and np.ndim(n):
+    elif isinstance(n, np.ndarray):
+        wanted = list(np.atleast_1d(n))
+    elif isinstance(n, Sequence) and not isinstance(n, (str, bytes)):
         wanted = list(n)
     else:
         wanted = [n]

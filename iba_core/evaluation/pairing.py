@@ -113,17 +113,13 @@ def _finished(layers: Sequence[LayerInfo]) -> list[LayerInfo]:
     for place, info in enumerate(layers):
         inside = [place]
         inside += [other for other in range(place + 1, len(layers)) if _is_inside(layers[other], info)]
-        ends.append((max(inside), -_depth(info)))
+        ends.append((max(inside), -info.depth))
     ordered = sorted(range(len(layers)), key=lambda place: ends[place])
     return [layers[place] for place in ordered if layers[place].output_shape is not None]
 
 
 def _is_inside(info: LayerInfo, block: LayerInfo) -> bool:
     return info.name.startswith((f"{block.name}.", f"{block.name}/"))
-
-
-def _depth(info: LayerInfo) -> int:
-    return info.name.count(".") + info.name.count("/")
 
 
 def _leaves(layers: Sequence[LayerInfo]) -> list[LayerInfo]:

@@ -27,7 +27,7 @@ from iba_core.errors import InputError, LayerError, MissingDependencyError, clos
 from iba_core.framework.comparison import Difference, OwnOutputs, difference, epsilon_of
 from iba_core.framework.framework import Framework
 from iba_core.framework.inputs import arrays_of, batch_size, take
-from iba_core.framework.layout import DataFormat
+from iba_core.framework.layout import DataFormat, FeatureAxes, Layout, MapOrder
 from iba_core.framework.namespace import BACKENDS, NAMESPACES, Array
 from iba_core.framework.shared import SharedInputs
 
@@ -63,6 +63,16 @@ class LayerInfo:
     name: str
     kind: str
     output_shape: tuple[int, ...] | None
+
+    @property
+    def depth(self) -> int:
+        """How many modules or layers its name says that it lies in.
+
+        Example:
+            >>> LayerInfo("blocks.4.conv", "Conv2d", None).depth
+            2
+        """
+        return self.name.count(".") + self.name.count("/")
 
 
 @dataclass(frozen=True, eq=False)
@@ -172,7 +182,28 @@ class Split(ABC):
         of `inputs`, unless that is one. The features on the way come along.
         """
 
+    def feature_axes(self) -> FeatureAxes | None:
+        """What the axes of a feature map come of, once the head has run; None where that is not known."""
+        return None
+
     # -- what the core uses -----------------------------------------------------------------------------
+
+    def map_order(self, layout: Layout) -> MapOrder:
+        """How a map of the layer's places is turned to lie over the input, once the head has run.
+
+        Args:
+            layout: meaning of the axes of a feature map.
+
+        Raises:
+            LayerError: the model exchanges axes, and does not show where all of them are.
+        """
+        axes = self.feature_axes()
+        if axes is None or len(axes.parts) != layout.ndim:
+            return MapOrder.unchanged(layout)
+        ndim = axes.input_ndim
+        has_channels = self.input_has_channels and 1 <= ndim <= 4
+        wanted = Layout.of([1] * ndim, self.input_format).spatial_axes if has_channels else range(ndim)
+        return MapOrder.of(layout, axes.parts, wanted, self.layer_name)
 
     def features(self, inputs: Inputs) -> Array:
         """Run the head on a batch, without a graph.
@@ -530,7 +561,7 @@ def load_backend(name: str) -> type[ModelAdapter]:
     return adapter
 
 
-def load_model(source: str | PathLike[str], backend: str | None = None) -> Model:
+def load_model(source: str | PathLike[str], backend: str | None = None, argument: str = "model") -> Model:
     """Load a model from a file or a folder, by the first backend that knows its kind.
 
     Args:
@@ -538,6 +569,7 @@ def load_model(source: str | PathLike[str], backend: str | None = None) -> Model
             ``.pb`` file, a SavedModel folder, or the name of a pretrained network,
             ``"efficientnet-lite0"``.
         backend: name of the backend; None for the first that can load it, PyTorch before TensorFlow.
+        argument: name of the argument, for the message.
 
     Returns:
         The model.
@@ -553,11 +585,11 @@ def load_model(source: str | PathLike[str], backend: str | None = None) -> Model
         iba_core.errors.InputError: model='net.onnx' is an ONNX file, whose layers are those of no...
     """
     source = os.fspath(source)
-    require_text("model", source, "the path of a model")
+    require_text(argument, source, "the path of a model")
     if source.endswith(".onnx"):
         raise InputError(
-            f"model={source!r} is an ONNX file, whose layers are those of no framework here; give the model "
-            "that it was made of, or one that a converter makes of it, such as onnx2torch"
+            f"{argument}={source!r} is an ONNX file, whose layers are those of no framework here; give the "
+            "model that it was made of, or one that a converter makes of it, such as onnx2torch"
         )
     known = backends()
     order = [name for name in _FIRST if name in known] + [name for name in known if name not in _FIRST]
@@ -573,27 +605,30 @@ def load_model(source: str | PathLike[str], backend: str | None = None) -> Model
         if model is not None:
             return model
     if missing:
-        raise MissingDependencyError(f"no installed backend can load model={source!r}; {'; '.join(missing)}")
+        raise MissingDependencyError(
+            f"no installed backend can load {argument}={source!r}; {'; '.join(missing)}"
+        )
     by = f" by the backend {backend!r}" if backend else ""
     raise InputError(
-        f"model={source!r} cannot be loaded{by}; give 'efficientnet-lite0', a SavedModel folder, a .keras, "
-        ".h5, .pb or .pt2 file, or a folder of Hugging Face"
+        f"{argument}={source!r} cannot be loaded{by}; give 'efficientnet-lite0', a SavedModel folder, a "
+        ".keras, .h5, .pb or .pt2 file, or a folder of Hugging Face"
     )
 
 
-def find_adapter(model: Model, backend: str | None = None) -> ModelAdapter:
+def find_adapter(model: Model, backend: str | None = None, argument: str = "model") -> ModelAdapter:
     """Adapter for `model`, of the backend that owns it.
 
     Args:
         model: a model of any framework that a backend serves; an adapter, which is returned; a pipeline of
             Hugging Face, whose model is taken; or the path of a model, see `load_model`.
         backend: name of the backend. If None, it follows from the model.
+        argument: name of the argument, for the message.
 
     Raises:
         InputError: no backend, or not the one named, owns the model.
     """
     if isinstance(model, (str, PathLike)):
-        model = load_model(model, backend)
+        model = load_model(model, backend, argument)
     elif any(kind.__module__ == _PIPELINES for kind in type(model).__mro__):
         model = model.model
     if isinstance(model, ModelAdapter):
@@ -612,7 +647,7 @@ def find_adapter(model: Model, backend: str | None = None) -> ModelAdapter:
         if name in sys.modules and (adapter := load_backend(name)).owns(model):
             return adapter(model)
     raise InputError(
-        f"model is of type {_type_name(model)}, which no backend serves; "
+        f"{argument} is of type {_type_name(model)}, which no backend serves; "
         f"installed backends: {', '.join(backends()) or 'none'}"
     )
 

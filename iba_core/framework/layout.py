@@ -6,12 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from iba_core.arguments import DATA_FORMATS, require_bool, require_data_format, require_sizes, require_whole
-from iba_core.errors import InputError
+from iba_core.errors import InputError, LayerError
 
 DataFormat = Literal["channels_first", "channels_last"]
 
@@ -172,3 +173,126 @@ class Layout:
     def from_channels_first(self) -> tuple[int, ...]:
         """Permutation of the axes from channels first to this layout."""
         return tuple(int(axis) for axis in np.argsort(self.to_channels_first()))
+
+
+class AxisPart(NamedTuple):
+    """A part of an axis of a feature map: one of the axes that were merged into it.
+
+    Attributes:
+        size: its length; None where that is open.
+        sources: the axes of the input that it comes of, without that of the images, each with whether the
+            part runs against it.
+    """
+
+    size: int | None
+    sources: frozenset[tuple[int, bool]] = frozenset()
+
+
+class FeatureAxes(NamedTuple):
+    """What the axes of a feature map come of.
+
+    Attributes:
+        parts: for each axis, without that of the images, its parts from the outermost to the innermost.
+        input_ndim: number of axes of the input, without that of the images.
+    """
+
+    parts: Sequence[tuple[AxisPart, ...]]
+    input_ndim: int
+
+
+@dataclass(frozen=True)
+class MapOrder:
+    """How a map of a layer's places is turned, so that its axes are those of the input.
+
+    Attributes:
+        axes: the axes of the map, in the order of the input's.
+        against: the axes of the turned map that run against those of the input.
+
+    Example:
+        >>> MapOrder((1, 0), (1,)).turn(np.array([[1, 2], [3, 4]]))
+        array([[3, 1],
+               [4, 2]])
+    """
+
+    axes: tuple[int, ...]
+    against: tuple[int, ...] = ()
+
+    @classmethod
+    def unchanged(cls, layout: Layout) -> MapOrder:
+        """The order of a map that stays as it is."""
+        grid = layout.tokens and layout.tokens.grid
+        return cls(tuple(range(len(grid or layout.spatial_axes))))
+
+    @classmethod
+    def of(
+        cls, layout: Layout, parts: Sequence[tuple[AxisPart, ...]], wanted: Sequence[int], layer: str
+    ) -> MapOrder:
+        """Learn it from what the axes of a feature map come of.
+
+        Where it is not known, the map stays as it is.
+
+        Args:
+            layout: meaning of the feature map's axes.
+            parts: what they come of.
+            wanted: the axes of the input that are places, in order.
+            layer: name of the layer, for the error.
+
+        Raises:
+            LayerError: axes are in another order than those of the input, but not all of them are known.
+
+        Example:
+            >>> rows, columns = (AxisPart(4, frozenset({(axis, False)})) for axis in (1, 2))
+            >>> parts = [(AxisPart(8),), (columns,), (rows,)]
+            >>> MapOrder.of(Layout(3, 0), parts, (1, 2), "conv")
+            MapOrder(axes=(1, 0), against=())
+        """
+        sources = _sources_of_places(layout, parts)
+        lies_over = len(sources) == len(wanted)
+        found = _only_sources(sources, wanted if lies_over else None)
+        if lies_over and found.count(None) == 1:
+            found[found.index(None)] = next(axis for axis in wanted if axis not in found)
+        order = list(range(len(found)))
+        if None not in found:
+            order.sort(key=lambda place: found[place] or 0)
+        elif lies_over and any(axis not in (None, own) for axis, own in zip(found, wanted, strict=True)):
+            raise LayerError(
+                f"the model exchanges axes of the input before layer {layer!r}, and does not show where all "
+                "of them are there, so a map cannot be laid over the input; exchange them in front of the "
+                "model"
+            )
+        runs = [{turned for axis, turned in own if axis == found[place]} for place, own in enumerate(sources)]
+        against = (number for number, place in enumerate(order) if runs[place] == {True})
+        return cls(tuple(order), tuple(against))
+
+    @property
+    def is_unchanged(self) -> bool:
+        """Whether maps stay as they are."""
+        return not self.against and self.axes == tuple(range(len(self.axes)))
+
+    def turn(self, maps: npt.NDArray[np.floating]) -> npt.NDArray[np.floating]:
+        """Turn maps (..., *places)."""
+        lead = maps.ndim - len(self.axes)
+        turned = np.transpose(maps, (*range(lead), *(lead + axis for axis in self.axes)))
+        return maps if self.is_unchanged else np.flip(turned, tuple(lead + axis for axis in self.against))
+
+
+def _sources_of_places(
+    layout: Layout, parts: Sequence[tuple[AxisPart, ...]]
+) -> list[frozenset[tuple[int, bool]]]:
+    """What each place axis of a map comes of."""
+    tokens = layout.tokens
+    if tokens is None or tokens.grid is None:
+        return [frozenset().union(*(part.sources for part in parts[axis])) for axis in layout.spatial_axes]
+    merged = parts[layout.spatial_axes[0]]
+    if not tokens.prefix and tuple(part.size for part in merged) == tokens.grid:
+        return [part.sources for part in merged]
+    return [frozenset() for _ in tokens.grid]
+
+
+def _only_sources(
+    sources: Sequence[frozenset[tuple[int, bool]]], among: Sequence[int] | None
+) -> list[int | None]:
+    """For each axis, the one of the input that it alone comes of, and of which no other comes."""
+    axes = [{axis for axis, _ in own if among is None or axis in among} for own in sources]
+    single = [next(iter(own)) if len(own) == 1 else None for own in axes]
+    return [axis if single.count(axis) == 1 else None for axis in single]

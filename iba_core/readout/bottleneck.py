@@ -382,7 +382,8 @@ class ReadoutBottleneck(ABC):
             return nats if images > 1 else nats[0]
         spatial = self._spatial_shape(inputs)
         fits = len(spatial) == len(bottleneck.layout.places(bottleneck.shape))
-        maps = saliency_maps(nats, bottleneck.layout, spatial if fits else None)
+        order = readout_model.map_order(bottleneck.layout, inputs)
+        maps = saliency_maps(nats, bottleneck.layout, spatial if fits else None, order)
         return maps if images > 1 else maps[0]
 
     # -- training -------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from iba_core.errors import LayerError, UnknownChannelsError
 from iba_core.framework.adapter import Inputs
 from iba_core.framework.framework import Framework
 from iba_core.framework.inputs import inputs_of_batch
-from iba_core.framework.layout import DataFormat
+from iba_core.framework.layout import DataFormat, Layout, MapOrder
 from iba_core.framework.namespace import Array
 
 
@@ -88,6 +88,15 @@ class ReadoutModel(ABC):
 
         Args:
             inputs: one image; it may run through the model.
+        """
+
+    @abstractmethod
+    def map_order(self, layout: Layout, inputs: Inputs) -> MapOrder:
+        """How maps of the bottleneck's layer are turned to lie over the input, see `Split.map_order`.
+
+        Args:
+            layout: meaning of the axes of the bottleneck's features.
+            inputs: what the model is called with; one image may run through it.
         """
 
     @abstractmethod

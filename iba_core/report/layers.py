@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, PngImagePlugin
 
-from iba_core.errors import InputError
-from iba_core.files import shown
+from iba_core.files import write_atomically
 
 COLOURS: tuple[str, ...] = (
     *("#000004", "#0c0826", "#240c4f", "#420a68", "#5d126e", "#781c6d", "#932667", "#ae305c", "#c73e4c"),
@@ -60,7 +59,8 @@ def write_map(path: Path, saliency: npt.NDArray[np.floating]) -> MapFile:
     facts = PngImagePlugin.PngInfo()
     facts.add_text(_TOP, repr(top))
     image = Image.fromarray(levels)
-    _save(image, path, format="PNG", pnginfo=facts, compress_level=3)
+    with write_atomically(path, waits=False) as file:
+        image.save(file, format="PNG", pnginfo=facts, compress_level=3)
     return MapFile(top, image.size)
 
 
@@ -87,25 +87,9 @@ def write_picture(path: Path, source: Path) -> bool:
     except (OSError, ValueError, Image.DecompressionBombError, SyntaxError):
         return False
     picture.thumbnail((_LARGEST, _LARGEST))
-    _save(picture, path, format="JPEG", quality=_QUALITY)
+    with write_atomically(path, waits=False) as file:
+        picture.save(file, format="JPEG", quality=_QUALITY)
     return True
-
-
-def _save(image: Image.Image, path: Path, **options: Any) -> None:
-    """Write an image whole or not at all, without waiting for the disk: it can be made again.
-
-    Raises:
-        InputError: the file cannot be written.
-    """
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        try:
-            image.save(unfinished, **options)
-            unfinished.replace(path)
-        finally:
-            unfinished.unlink(missing_ok=True)
-    except OSError as error:
-        raise InputError(f"{shown(path)} cannot be written: {error.strerror or error}") from error
 
 
 def channel_tables() -> dict[str, str]:

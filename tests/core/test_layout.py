@@ -8,11 +8,11 @@ import sys
 import numpy as np
 import pytest
 
-from iba_core import InputError
+from iba_core import InputError, LayerError
 from iba_core.errors import closest
 from iba_core.framework.adapter import backends, find_adapter, load_backend
 from iba_core.framework.inputs import arrays_of, batch_size, check_shape, common_shape, inputs_of_batch, take
-from iba_core.framework.layout import Layout, Tokens
+from iba_core.framework.layout import AxisPart, Layout, MapOrder, Tokens
 from iba_core.framework.namespace import array_namespace
 
 
@@ -140,3 +140,62 @@ def test_tokens_must_fill_their_grid():
 def test_a_layout_can_be_permuted():
     first = Layout.of((8, 4, 5), "channels_first")
     assert first.permuted((1, 2, 0)) == Layout.of((4, 5, 8), "channels_last")
+
+
+class TestMapOrder:
+    CHW = Layout(3, 0)
+
+    @staticmethod
+    def parts(*sources, size=4):
+        """An axis for each argument, which is a set of axes of the input."""
+        return [(AxisPart(size, frozenset(own)),) for own in sources]
+
+    def order(self, *sources, wanted=(1, 2), layout=CHW):
+        found = MapOrder.of(layout, self.parts(*sources), wanted, "conv")
+        return found.axes, found.against
+
+    rows, columns, channels = {(1, False)}, {(2, False)}, {(0, False)}
+
+    def test_axes_are_put_in_the_order_of_the_input(self):
+        assert self.order(self.channels, self.rows, self.columns) == ((0, 1), ())
+        assert self.order(self.channels, self.columns, self.rows) == ((1, 0), ())
+        assert self.order((), {(2, True)}, self.rows) == ((1, 0), (1,))
+        volume = [set(), {(3, False)}, {(1, False)}, {(2, True)}]
+        assert self.order(*volume, wanted=(1, 2, 3), layout=Layout(4, 0)) == ((1, 2, 0), (1,))
+
+    def test_the_last_axis_follows_from_the_others(self):
+        assert self.order((), self.columns, ()) == ((1, 0), ())
+        assert self.order((), (), self.columns) == ((0, 1), ())
+        assert self.order((), self.rows | self.columns, self.rows) == ((1, 0), ())
+
+    def test_what_is_not_known_stays(self):
+        both = self.rows | self.columns
+        for own in ((), self.channels, both):
+            assert self.order((), own, own) == ((0, 1), ())
+        # Half of a merged axis runs against the input: neither direction is that of all.
+        assert self.order((), {(1, False), (1, True)}, self.columns) == ((0, 1), ())
+        assert self.order((), self.rows, self.rows) == ((0, 1), ())
+
+    def test_a_part_of_an_exchange_is_refused(self):
+        with pytest.raises(LayerError, match="exchanges axes of the input before layer 'conv', and does not"):
+            self.order((), {(3, False)}, (), (), wanted=(1, 2, 3), layout=Layout(4, 0))
+        assert self.order((), {(1, True)}, (), (), wanted=(1, 2, 3), layout=Layout(4, 0)) == ((0, 1, 2), (0,))
+
+    def test_a_map_with_other_places_than_the_input_is_sorted_where_all_are_known(self):
+        assert self.order((), self.columns, self.channels, wanted=(1,)) == ((1, 0), ())
+        assert self.order((), self.columns, (), wanted=(1,)) == ((0, 1), ())
+
+    def test_tokens_are_turned_in_their_grid(self):
+        merged = [(AxisPart(3, frozenset(self.columns)), AxisPart(2, frozenset(self.rows))), (AxisPart(8),)]
+        for tokens, axes in (
+            (Tokens(grid=(3, 2)), (1, 0)),
+            (Tokens(grid=(2, 3)), (0, 1)),  # another grid than that of the axes
+            (Tokens(prefix=1, grid=(3, 2)), (0, 1)),
+            (None, (0,)),
+        ):
+            assert MapOrder.of(Layout(2, 1, tokens), merged, (1, 2), "block").axes == axes
+
+    def test_turning_moves_the_last_axes(self):
+        maps = np.arange(12.0).reshape(1, 2, 2, 3)
+        np.testing.assert_array_equal(MapOrder((1, 0), (0,)).turn(maps), maps.swapaxes(2, 3)[:, :, ::-1])
+        assert MapOrder((0, 1)).turn(maps) is maps

@@ -12,9 +12,9 @@ import numpy as np
 from tests.generator.programs import Draw, Place, Program
 
 Inputs = tuple[np.ndarray, ...]
-Face = Callable[..., tuple[np.ndarray, np.ndarray | None]]
-"""Explains a case by a class of the library, given further arguments of it: capacities (B, *feature map),
-and the model's losses (steps, B) where the class keeps them."""
+Face = Callable[..., tuple[np.ndarray | None, ...]]
+"""Explains a case by a class of the library, given further arguments of it: capacities (B, *feature map), the
+model's losses (steps, B) where the class keeps them, and maps of the input where it makes some."""
 
 
 @dataclass
@@ -126,7 +126,8 @@ class Case:
             for x, shared in zip(self.inputs, self.signature.shared, strict=True)
         ]
         return (
-            f"{self.source}\n\nlayer {self.layer!r} with axes {self.place.axes}, runs {self.place.calls}x; "
+            f"{self.source}\n\nlayer {self.layer!r} with axes {self.place.axes}, places {self.place.order}, "
+            f"runs {self.place.calls}x; "
             f"inputs {', '.join(shapes)} ({'by name' if self.named else 'by position'}), "
             f"fitted on batches of {[len(batch[0]) for batch in self.batches]}\n"
             f"targets {self.targets}, {self.settings}\n"
@@ -189,8 +190,8 @@ class Bench(ABC):
     readout_class: ClassVar[type]
 
     @abstractmethod
-    def readout(self, **options: Any) -> tuple[np.ndarray, list[np.ndarray]]:
-        """Capacities (B, *feature map) by a readout bottleneck, and the random weights of its network."""
+    def readout(self, **options: Any) -> tuple[np.ndarray, np.ndarray, list[np.ndarray]]:
+        """Capacities (B, *feature map) and maps by a readout bottleneck, and the weights of its network."""
 
 
 def draw_settings(draw: Draw) -> Settings:

@@ -18,7 +18,7 @@ import numpy as np
 
 from iba_core import Attribution, ClassTarget, Explainer, IBAError, LogitTarget
 from iba_core.concepts import ConceptEmbedding, GradCAM, HiResCAM, LayerCAM, locate
-from tests.generator.cases import Bench
+from tests.generator.cases import Bench, Face
 from tests.generator.reference import Reference
 
 TOLERANCE = 1e-6
@@ -118,13 +118,15 @@ class Judge:
         kept = sorted(random.Random(self.case.number).sample(range(len(faces)), self.most))
         return [faces[index] for index in kept]
 
-    def _own(self, kind: type, use: Callable[..., tuple[np.ndarray, np.ndarray | None]]) -> float:
+    def _own(self, kind: type, use: Face) -> float:
         """A class of the backend."""
-        capacity, losses = self.asking(kind, use)
-        error = compare("capacity", capacity, self._right(self.reference.capacity))
-        return (
-            error if losses is None else max(error, compare("model's losses", losses, self.reference.losses))
-        )
+        capacity, losses, *maps = self.asking(kind, use)
+        right = self._right(self.reference.capacity)
+        errors = [compare("capacity", capacity, right)]
+        if losses is not None:
+            errors.append(compare("model's losses", losses, self.reference.losses))
+        errors += [compare("saliency", each, self.reference.saliency(right)) for each in maps]
+        return max(errors)
 
     def _right(self, right: np.ndarray | None) -> np.ndarray:
         if right is None:
@@ -279,12 +281,13 @@ class Judge:
         return 0.0 if right is None else compare("probability", found, right, SINGLE)
 
     def _readout(self) -> float:
-        found, weights = self.asking(self.bench.readout_class, self.bench.readout)
+        found, maps, weights = self.asking(self.bench.readout_class, self.bench.readout)
         try:
             right = self.reference.readout(weights)
         except ValueError as error:
             raise WrongError(str(error)) from error
-        return compare("capacity", found, right)
+        error = compare("capacity", found, right)
+        return max(error, compare("saliency", maps, self.reference.saliency(right)))
 
 
 def reason(text: str) -> str:

@@ -238,7 +238,7 @@ class KerasBench(Bench):
 
     readout_class = IBAReadout
 
-    def readout(self, **options: Any) -> tuple[np.ndarray, list[np.ndarray]]:
+    def readout(self, **options: Any) -> tuple[np.ndarray, np.ndarray, list[np.ndarray]]:
         case, own, weights = self.case, [], []
         generator = np.random.default_rng(case.number)
         sigma = case.settings.smooth_std
@@ -249,8 +249,10 @@ class KerasBench(Bench):
             own.append(generator.normal(size=weight.shape) / fan**0.5)
             weights.append(own[-1].reshape(weight.shape[-2:]).T if weight.ndim > 1 else own[-1])
         readout.network.set_weights(own)
-        nats = readout.analyze(case.arguments(case.inputs), mode="capacity")
-        return (nats if case.images > 1 else nats[None]), weights
+        args = case.arguments(case.inputs)
+        found = [readout.analyze(args, mode=mode) for mode in ("capacity", "saliency")]
+        nats, maps = found if case.images > 1 else [each[None] for each in found]
+        return nats, maps, weights
 
 
 def _loss(case: Case, main: Any, wanted: Any, ops: Any) -> Any:

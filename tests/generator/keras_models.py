@@ -75,7 +75,7 @@ def block(program: Program, grow: Callable[[Program], Any]) -> None:
         x = keras.Input(shape)
         module = keras.Model(x, function(inner, "x", "x")(x), name=name)
     program.layers[name] = module
-    program.places[name] = Place(inner.axes)
+    program.places[name] = Place(inner.axes, order=inner.order)
     program.take(name, inner)
     program.line(f"x = self.{name}(x)")
 
@@ -236,6 +236,29 @@ def turn(p: Program) -> None:
         p.turn(axes)
 
 
+@part("BHWC", "BCHW")
+def exchange(p: Program) -> None:
+    """Exchange rows and columns."""
+    order = (2, 1, 3) if p.axes == "BHWC" else (1, 3, 2)
+    how = p.draw.randrange(3)
+    p.exchange()
+    if how == 0:
+        call(p, layers.Permute, order)
+    else:
+        a, b = (1, 2) if p.axes == "BHWC" else (2, 3)
+        p.line(f"x = ops.transpose(x, {(0, *order)})" if how == 1 else f"x = ops.swapaxes(x, {a}, {b})")
+
+
+@part("BHWC", "BCHW", "BTC", "BCT", weight=0.4)
+def reverse(p: Program) -> None:
+    """Turn an axis of places around."""
+    places = [index for index, axis in enumerate(p.axes) if axis not in "BC"]
+    place = p.draw.randrange(len(places))
+    before = ":, " * places[place]
+    p.line(p.draw.choice((f"x = ops.flip(x, {places[place]})", f"x = x[{before}::-1]")))
+    p.reverse(place)
+
+
 @part("BCHW", "BCT", weight=2)
 def turn_back(p: Program) -> None:
     axes = {"BCHW": "BHWC", "BCT": "BTC"}[p.axes]
@@ -243,13 +266,17 @@ def turn_back(p: Program) -> None:
 
 
 @part("BTC", weight=2)
-def recurrent(p: Program) -> None:
+def recurrent(p: Program) -> bool | None:
+    if p.order and any(against for _, against in p.order):
+        # A loop leaves no trace of its steps in a graph of operations.
+        return False
     out, both = p.draw.size(), p.draw.flip(0.3)
     layer = p.draw.choice((layers.LSTM, layers.GRU, layers.SimpleRNN))(out, return_sequences=True)
     layer = layers.Bidirectional(layer) if both else layer
     name = p.add(layer)
     p.line(f"x = self.{name}(x)")
     p.turn("BTC", C=out * (1 + both))
+    return None
 
 
 @part("BTC", weight=2)

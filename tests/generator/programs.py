@@ -13,6 +13,9 @@ from typing import Any
 
 SIZES = (2, 3, 4, 5, 6, 8)
 
+Order = tuple[tuple[int, bool], ...]
+"""For each place axis, which of the input's it is, and whether it runs against it."""
+
 
 class Draw(random.Random):
     """All random choices of a case. About half of the sizes are the same number, `common`."""
@@ -30,10 +33,14 @@ class Draw(random.Random):
 
 @dataclass(frozen=True)
 class Place:
-    """What is true of a layer's output: its axes, such as "BCHW", and how often the layer runs in a pass."""
+    """What is true of a layer's output: its axes, such as "BCHW", and how often the layer runs in a pass.
+
+    `order` says which of the input's its place axes are; None where they are no longer the input's own.
+    """
 
     axes: str
     calls: int = 1
+    order: Order | None = None
 
     @property
     def features(self) -> str:
@@ -62,6 +69,7 @@ class Program:
         quirks: what is not ordinary about the program, such as "data write".
         depth: 0 for a model, 1 for a block.
         separator: stands between the names of a block and of a layer in it.
+        order: what the place axes of x are, see `Place`. It begins with the input's own.
     """
 
     draw: Draw
@@ -73,6 +81,11 @@ class Program:
     quirks: set[str] = field(default_factory=set)
     depth: int = 0
     separator: str = "."
+    order: Order | None = None
+
+    def __post_init__(self) -> None:
+        if self.depth == 0:
+            self.order = tuple((index, False) for index in range(len(self.places_shape)))
 
     @property
     def channels(self) -> int:
@@ -84,8 +97,22 @@ class Program:
 
     def turn(self, axes: str, **sizes: int) -> None:
         """x has other axes now."""
-        self.axes = axes
+        before, self.axes = len(self.places_shape), axes
         self.sizes = {axis: sizes.get(axis, self.sizes.get(axis, 0)) for axis in axes if axis != "B"}
+        if len(self.places_shape) != before:
+            self.order = None
+
+    def exchange(self) -> None:
+        """Rows and columns of x are exchanged now."""
+        self.sizes |= {"H": self.sizes["W"], "W": self.sizes["H"]}
+        self.order = self.order and self.order[::-1]
+
+    def reverse(self, place: int) -> None:
+        """x runs the other way along a place axis now."""
+        if self.order is not None:
+            (index, against), order = self.order[place], list(self.order)
+            order[place] = index, not against
+            self.order = tuple(order)
 
     def line(self, text: str, quirk: str | None = None) -> None:
         self.lines.extend(text.split("\n"))
@@ -96,18 +123,19 @@ class Program:
         """A name for a layer whose output has the given axes, by default those of x."""
         name = f"{type(layer).__name__.lower()}{len(self.layers)}"
         self.layers[name] = layer
-        self.places[name] = Place(axes or self.axes, calls)
+        self.places[name] = Place(axes or self.axes, calls, self.order)
         return name
 
     def inner(self) -> Program:
         """The program of a block that starts with x as it is now."""
-        return Program(self.draw, self.axes, dict(self.sizes), depth=self.depth + 1, separator=self.separator)
+        own = self.draw, self.axes, dict(self.sizes)
+        return Program(*own, depth=self.depth + 1, separator=self.separator, order=self.order)
 
     def take(self, name: str, inner: Program) -> None:
         """Take over what is true of a block that stands here under a name."""
         for child, place in inner.places.items():
             self.places[f"{name}{self.separator}{child}"] = Place(
-                place.axes, place.calls * self.places[name].calls
+                place.axes, place.calls * self.places[name].calls, place.order
             )
         self.quirks |= inner.quirks
         self.turn(inner.axes, **inner.sizes)

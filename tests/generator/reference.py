@@ -117,9 +117,22 @@ class Reference:
             size for axis, size in zip(axes, self.case.inputs[0].shape[1:], strict=True) if axis != "C"
         )
 
+    def turned(self, features: np.ndarray, spatial: list[int]) -> np.ndarray:
+        """Features whose place axes, at the given positions, are put in the order of the input's."""
+        order = self.case.place.order
+        places = sum(axis not in "BC" for axis in self.case.signature.axes)
+        if order is None or not len(order) == len(spatial) == places:
+            return features
+        axes = list(range(features.ndim))
+        for position, (index, _) in zip(spatial, order, strict=True):
+            axes[spatial[index]] = position
+        against = [spatial[index] for index, runs in order if runs]
+        return np.flip(features.transpose(axes), against)
+
     def saliency(self, capacity: np.ndarray) -> np.ndarray:
         """Bits per pixel, whose sum is that of the capacity."""
-        return saliency(capacity, self.channel, self.input_shape)
+        lying = self.turned(capacity, [1 + axis for axis in self.spatial])
+        return saliency(lying, self.channel, self.input_shape)
 
     def activation_maps(self, method: str) -> tuple[np.ndarray, np.ndarray]:
         """Grad-CAM, HiResCAM or LayerCAM of the targets' outputs, from 0 to 1; and which of them are defined.
@@ -155,12 +168,14 @@ class Reference:
             )
         shape = self.input_shape
         assert shape is not None
-        return _unit(resized(_unit(np.stack(maps)), shape)), np.array(defined)
+        lying = self.turned(np.stack(maps), list(range(1, 1 + len(shape))))
+        return _unit(resized(_unit(lying), shape)), np.array(defined)
 
     def located(self, normal: np.ndarray, bias: float) -> np.ndarray | None:
         """Probability of a concept at every pixel; None where the map is larger than the input."""
         shape = self.input_shape
         maps = expit(np.moveaxis(self.features, self.channel + 1, -1) @ normal + bias)
+        maps = self.turned(maps, [1, 2]) if maps.ndim == 3 else maps
         if shape is None or len(shape) != 2 or any(a > b for a, b in zip(maps.shape[1:], shape, strict=True)):
             return None
         return resized(maps, shape)

@@ -191,7 +191,7 @@ class TorchBench(Bench):
         yield "IBA, estimated", IBA, partial(self.iba, False)
         yield "IBA, loaded", IBA, partial(self.iba, True)
 
-    def iba(self, loaded: bool, **further: Any) -> tuple[np.ndarray, np.ndarray]:
+    def iba(self, loaded: bool, **further: Any) -> tuple[np.ndarray, ...]:
         case, settings = self.case, self.case.settings
         name, _, number = case.layer.partition(":")
         options: dict[str, Any] = {
@@ -225,10 +225,14 @@ class TorchBench(Bench):
                 return torch_loss(case, outputs, copies)
 
             given = own[0] if len(own) == 1 else tuple(own)
-            nats = iba.analyze(given, loss, mode="capacity", seed=settings.seed)
+            found = [
+                iba.analyze(given, loss, mode=mode, seed=settings.seed)
+                for mode in ("capacity", *["saliency"] * loaded)
+            ]
         finally:
             iba.detach()
-        return (nats if case.images > 1 else nats[None]), iba.model_losses
+        nats, *maps = found if case.images > 1 else [each[None] for each in found]
+        return nats, iba.model_losses, *maps
 
     def arguments(self, inputs: Inputs) -> Any:
         tensors = self.tensors(inputs)
@@ -238,7 +242,7 @@ class TorchBench(Bench):
 
     readout_class = IBAReadout
 
-    def readout(self, **options: Any) -> tuple[np.ndarray, list[np.ndarray]]:
+    def readout(self, **options: Any) -> tuple[np.ndarray, np.ndarray, list[np.ndarray]]:
         case, weights = self.case, []
         generator = np.random.default_rng(case.number)
         sigma = case.settings.smooth_std
@@ -251,10 +255,16 @@ class TorchBench(Bench):
                     value = generator.normal(size=weight.shape) / fan**0.5
                     weight.copy_(torch.from_numpy(value))
                     weights.append(value[..., 0] if value.ndim == 3 else value)
-            nats = readout.analyze(self.arguments(case.inputs), mode="capacity")
+            args = self.arguments(case.inputs)
+            nats, maps = (self._analysed(readout, args, mode) for mode in ("capacity", "saliency"))
         finally:
             readout.detach()
-        return (nats if case.images > 1 else nats[None]), weights
+        return nats, maps, weights
+
+    def _analysed(self, readout: IBAReadout, args: Any, mode: str) -> np.ndarray:
+        # The network draws the noise from the framework's own generator, but the capacity depends on none.
+        found = readout.analyze(args, mode=mode)
+        return found if self.case.images > 1 else found[None]
 
 
 @contextmanager

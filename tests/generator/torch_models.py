@@ -317,6 +317,31 @@ def turn_image(p: Program) -> None:
     p.turn(axes, T=h * w)
 
 
+@part("BCHW", "BHWC")
+def exchange(p: Program) -> None:
+    """Exchange rows and columns."""
+    a = 2 if p.axes == "BCHW" else 1
+    order = {2: "0, 1, 3, 2", 1: "0, 2, 1, 3"}[a]
+    lines = (
+        f"x = x.transpose({a}, {a + 1})",
+        f"x = x.permute({order})",
+        f"x = torch.rot90(x, 1, ({a}, {a + 1}))",
+    )
+    p.line(p.draw.choice(lines))
+    if "rot90" in p.lines[-1]:
+        p.reverse(1)
+    p.exchange()
+
+
+@part("BCHW", "BHWC", "BTC", "BCT", weight=0.4)
+def reverse(p: Program) -> None:
+    """Turn an axis of places around."""
+    places = [index for index, axis in enumerate(p.axes) if axis not in "BC"]
+    place = p.draw.randrange(len(places))
+    p.line(f"x = x.flip({places[place]})")
+    p.reverse(place)
+
+
 @part("BHWC", weight=2)
 def linear_last(p: Program) -> None:
     out = p.draw.size()

@@ -14,13 +14,22 @@ from typing import Any
 import numpy as np
 
 from tests.backends import Backend
-from tests.robustness.faults import FUSE, Fault, Hang, call_interrupted, lines_of, no_hang, raised_at_line
+from tests.robustness.faults import (
+    FUSE,
+    Fault,
+    Hang,
+    call_interrupted,
+    handles_calls,
+    lines_of,
+    no_hang,
+    raised_at_line,
+)
 from tests.robustness.scenes import Scene, scenes
 from tests.robustness.state import differences, model_state, process_state, same
 
 RANDOM_STATES = {"random", "PyTorch's random state", "TensorFlow's random state"}
 
-INTERRUPTS = ("interrupt", "signal")
+INTERRUPTS = ("interrupt", "framework", "signal")
 """Kinds of faults by which the user ends a call; the others are errors."""
 
 
@@ -70,7 +79,10 @@ class Campaign:
                 self._accepted.append(self._observed_after(scene.act))
         assert same(self._accepted[1], self._observed_after(scene.act)), f"{scene.name} gives what it likes"
         fresh = scene.make()
-        self._lines = lines_of(lambda: scene.act(fresh))
+        ours = lines_of(lambda: scene.act(fresh))
+        fresh = scene.make()
+        theirs = lines_of(lambda: scene.act(fresh), handles_calls)
+        self._lines = {"line": ours, "interrupt": ours, "framework": theirs}
         self._subject = scene.make()
         start = time.perf_counter()
         scene.act(self._subject)
@@ -105,7 +117,8 @@ class Campaign:
 
         Args:
             kind: ``"line"``, ``"call"`` and ``"backward"`` for errors; ``"interrupt"`` for those at a line,
-                and ``"signal"`` for real ones, by which users end a call.
+                ``"framework"`` for those at a line of the framework that handles calls, and ``"signal"`` for
+                real ones, by which users end a call.
             count: number of faults.
         """
         moments = self._chosen(kind, count)
@@ -130,16 +143,17 @@ class Campaign:
             total = self._moments[kind]
             yield from self._random.permutation(np.resize(np.arange(total), count if total else 0)).tolist()
         else:
-            lines = [*self._lines]
-            order = np.concatenate(
-                [self._random.permutation(len(lines)) for _ in range(-(-count // len(lines)))]
-            )
-            for index in order[:count]:
-                yield lines[index], int(self._random.integers(self._lines[lines[index]]))
+            lines = self._lines[kind]
+            places = [*lines]
+            if not places:
+                return
+            order = [self._random.permutation(len(places)) for _ in range(-(-count // len(places)))]
+            for index in np.concatenate(order)[:count]:
+                yield places[index], int(self._random.integers(lines[places[index]]))
 
     def _fault(self, kind: str, moment: Any) -> bool:
         """Act with a fault; return whether it came."""
-        error: BaseException = KeyboardInterrupt() if kind == "interrupt" else Fault("a fault")
+        error: BaseException = KeyboardInterrupt() if kind in INTERRUPTS else Fault("a fault")
         if kind == "signal":
             came = call_interrupted(lambda: self.scene.act(self._subject), moment)
             self.report.counts[self.scene.name, kind] += came
@@ -232,6 +246,7 @@ def run_campaign(
             continue
         campaign = Campaign(backend, scene, report, seed + number)
         for kind, count in kinds.items():
-            if count and (kind not in ("call", "backward") or kind in scene.kinds):
+            happens = kind not in ("call", "backward") or kind in scene.kinds
+            if count and happens and not (scene.runs_alone and kind in ("framework", "signal")):
                 campaign.run(kind, max(1, round(count * scene.share)))
         yield report

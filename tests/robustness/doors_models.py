@@ -276,7 +276,7 @@ def _concepts(net: Network) -> Iterator[Door]:
         f"iba_core.concepts.ConceptAnalysis[{net.package}]",
         concept=A(lambda: concept_of(net)),
         model=given(net.model),
-        layers=given(["relu"], nothing, ("layer",)),
+        layers=given(["relu"], optional(nothing), ("layer",)),
         kernel_size=given((1, 1), optional(numbers((2,), whole(1)))),
         folds=given(1, whole(1, 4)),
         ensemble_count=COUNT,

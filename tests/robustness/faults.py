@@ -28,7 +28,7 @@ class Fault(Exception):  # noqa: N818  # it stands for any error
 
 
 class Line(NamedTuple):
-    """A line of the library."""
+    """A line of code."""
 
     file: str
     number: int
@@ -40,13 +40,54 @@ class Line(NamedTuple):
 # -- at a line ---------------------------------------------------------------------------------------
 
 
-def lines_of(function: Callable[[], Any]) -> Counter[Line]:
-    """The lines of the library that a function runs, each with the number of times, in the first order."""
+def is_of_library(code: CodeType) -> bool:
+    """Whether it is a function of the library."""
+    return code.co_filename.startswith(LIBRARY)
+
+
+def handles_calls(code: CodeType) -> bool:
+    """Whether it is a function of a framework that notes what is called, and takes the note back."""
+    return any(
+        code.co_filename.endswith(file) and (not names or code.co_name in names)
+        for file, names in _HANDLING.items()
+    )
+
+
+_HANDLING: dict[str, tuple[str, ...]] = {
+    "keras/src/layers/layer.py": (),
+    "keras/src/utils/traceback_utils.py": (),
+    "keras/src/backend/common/name_scope.py": (),
+    "keras/src/backend/common/symbolic_scope.py": (),
+    "keras/src/backend/common/stateless_scope.py": (),
+    "keras/src/backend/common/variables.py": ("__enter__", "__exit__"),
+    # C calls the others, and the process ends where they raise.
+    "tensorflow/python/eager/context.py": ("_mode", "graph_mode", "eager_mode", "push", "pop"),
+    "tensorflow/python/framework/func_graph.py": (),
+    "tensorflow/python/framework/stack.py": (),
+    "tensorflow/python/framework/ops.py": ("get_controller", "as_default", "init_scope", "name_scope"),
+    "tensorflow/python/eager/polymorphic_function/polymorphic_function.py": (),
+    "tensorflow/python/eager/polymorphic_function/tracing_compilation.py": (),
+    "torch/nn/modules/module.py": ("_call_impl", "_wrapped_call_impl"),
+    "torch/overrides.py": ("__enter__", "__exit__"),
+    "torch/utils/_python_dispatch.py": ("__enter__", "__exit__"),
+    "torch/utils/_contextlib.py": (),
+    "torch/autograd/grad_mode.py": (),
+}
+"""Files of the frameworks, each with names of functions in it; all of them where none is named."""
+
+
+def lines_of(function: Callable[[], Any], holds: Callable[[CodeType], bool] = is_of_library) -> Counter[Line]:
+    """The lines that a function runs, each with the number of times, in the first order.
+
+    Args:
+        function: it is called.
+        holds: whether lines of some code count; by default, those of the library.
+    """
     found: Counter[Line] = Counter()
 
     def enter(frame: FrameType, event: str, argument: Any) -> Any:
         file = frame.f_code.co_filename
-        if not file.startswith(LIBRARY):
+        if not holds(frame.f_code):
             return None
 
         def note(frame: FrameType, event: str, argument: Any) -> Any:

@@ -39,6 +39,8 @@ class Scene:
         share: how often faults are put into it, relative to other scenes.
         kinds: of faults in the user's code that can happen in it.
         tries_noise: whether the model also runs on noise, which it need not take: an error then ends nothing.
+        runs_alone: whether the user calls the model, and the library takes part from within. What the
+            framework leaves of an interrupted call of its own is then its own matter.
     """
 
     name: str
@@ -52,6 +54,7 @@ class Scene:
     share: float = 1.0
     kinds: tuple[str, ...] = field(default=("call", "backward"))
     tries_noise: bool = False
+    runs_alone: bool = False
 
 
 def scenes(backend: Backend, folder: Path) -> Iterator[Scene]:
@@ -397,7 +400,14 @@ class _Stage:
         yield self.scene("IBALayer.analyze", in_layer, analyze, seen, draws=True, share=0.6)
         inside = lambda iba: restricted(iba, run_layer)  # noqa: E731
         yield self.scene(
-            "IBALayer.restrict_flow", in_layer, inside, seen, kinds=("call",), draws=True, share=0.4
+            "IBALayer.restrict_flow",
+            in_layer,
+            inside,
+            seen,
+            kinds=("call",),
+            draws=True,
+            share=0.4,
+            runs_alone=True,
         )
 
         copied = IBACopy(LAYER, None, graph=self.model, **options)

@@ -34,7 +34,14 @@ QUICK = {
 }
 """How many faults of each kind go into a scene, and into which scenes."""
 
-WEIGHTS = {"line": 0.03, "call": 0.015, "backward": 0.01, "interrupt": 0.035, "signal": 0.01}
+WEIGHTS = {
+    "line": 0.03,
+    "call": 0.015,
+    "backward": 0.01,
+    "interrupt": 0.03,
+    "framework": 0.01,
+    "signal": 0.01,
+}
 """Part of the faults of a long round that goes, by kind, into a scene with a share of 1."""
 
 ROUND = 2500

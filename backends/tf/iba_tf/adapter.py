@@ -19,7 +19,7 @@ from iba_core.framework.framework import Framework
 from iba_core.framework.inputs import arrays_of
 from iba_core.framework.layout import DataFormat
 from iba_tf.efficientnet_lite import efficientnet_lite0
-from iba_tf.framework import TensorFlowFramework, eagerly, runs_eagerly
+from iba_tf.framework import TensorFlowFramework, eagerly, forgotten_if_interrupted, runs_eagerly
 from iba_tf.graphs.calls import has_graph
 from iba_tf.graphs.dataflow import DataflowGraph
 from iba_tf.models.graph_model import GraphModel, is_graph_model
@@ -59,6 +59,7 @@ class TensorFlowAdapter(ModelAdapter):
         self._rewrites = require_bool("rewrites", rewrites)
         self.network = network_of(model, rewrites=rewrites)
 
+    @forgotten_if_interrupted
     def __deepcopy__(self, memo: dict[int, Any]) -> TensorFlowAdapter:
         # Functions and modules are not copied by themselves, but their graphs and variables are.
         is_keras = isinstance(self.model, (keras.Function, *layer_classes()))
@@ -180,6 +181,7 @@ class TensorFlowAdapter(ModelAdapter):
         """See `ModelAdapter.described`."""
         return self.network.described()
 
+    @forgotten_if_interrupted
     def with_weights(self, weights: Mapping[str, Sequence[npt.NDArray[Any]]]) -> Any:
         """See `ModelAdapter.with_weights`, of Keras models.
 
@@ -229,6 +231,7 @@ def _layers_with_weights(model: Any) -> dict[str, list[Any]]:
     return found
 
 
+@forgotten_if_interrupted
 def _outside(function: Callable[[Inputs], Any], inputs: Inputs) -> Any:
     """Run a function eagerly, and return arrays that the caller can work with.
 
@@ -244,6 +247,7 @@ def _adapter_of(model: Any, rewrites: bool) -> TensorFlowAdapter:
     return TensorFlowAdapter(model, rewrites=rewrites)
 
 
+@forgotten_if_interrupted
 def network_of(model: Any, *, rewrites: bool = True) -> Network:
     """The way into a model: by the calls of its layers where Keras 3 lists them, else by its operations.
 

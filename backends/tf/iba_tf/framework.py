@@ -12,6 +12,7 @@ from typing import Any, ClassVar, NamedTuple, TypeVar
 import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
+from keras.src.backend.common import global_state  # nothing public tells what Keras notes of a call
 from tensorflow.python.eager import context  # nothing public turns eager execution on for a while
 from tensorflow.python.framework import ops  # nothing public tells which operations have a gradient
 
@@ -19,6 +20,7 @@ from iba_core.bottleneck.noise import keyed_normal
 from iba_core.errors import LayerError
 from iba_core.framework.framework import F, Framework, X, rows_in_cache
 from iba_core.framework.while_used import WhileUsed
+from iba_core.undo import undone_if_interrupted
 
 C = TypeVar("C", bound=Callable[..., Any])
 
@@ -68,9 +70,43 @@ class _PlainShapes(WhileUsed):
 _plain_shapes = _PlainShapes()
 
 
-def runs_eagerly(function: C) -> C:
-    """Decorate `function` so that its body runs in the context `eagerly`."""
+class _Notes:
+    """What Keras and TensorFlow have noted of the calls that this thread is in.
 
+    After an interrupt, Keras could take later calls of layers for calls within one that has ended, and
+    TensorFlow could put all that follows into a graph.
+    """
+
+    _SCOPES = (
+        *("autocast_scope", "current_call_ctx", "in_tf_graph_scope", "name_scope_stack", "remat_scope_stack"),
+        *("stateless_scope", "symbolic_scope"),
+    )
+    """Keras' names of them. It also keeps settings, some of which it makes when they are first asked for."""
+
+    def __init__(self) -> None:
+        running = context.context()
+        self._scopes = {name: global_state.get_global_attribute(name) for name in self._SCOPES}
+        self._mode = running.executing_eagerly()
+        kept = (ops._default_graph_stack.stack, running.context_switches.stack, *self._scopes.values())
+        self._depths = [(stack, len(stack)) for stack in kept if isinstance(stack, list)]
+
+    def restore(self) -> None:
+        """Take back every later note."""
+        for name, value in self._scopes.items():
+            global_state.set_global_attribute(name, value)
+        for stack, depth in self._depths:
+            del stack[depth:]
+        context.context()._thread_local_data.is_eager = self._mode
+
+
+forgotten_if_interrupted = undone_if_interrupted(lambda: _Notes().restore)
+"""Decorator of functions; Keras and TensorFlow forget their calls when they are interrupted."""
+
+
+def runs_eagerly(function: C) -> C:
+    """Decorate `function` so that its body runs in the context `eagerly`; see `forgotten_if_interrupted`."""
+
+    @forgotten_if_interrupted
     @wraps(function)
     def wrapped(*args: Any, **kwargs: Any) -> Any:
         with eagerly():
@@ -95,6 +131,7 @@ class Traced:
         self._proven: Any = None
         self._lock = RLock()
 
+    @forgotten_if_interrupted
     def __call__(self, *args: Any) -> Any:
         """Run it, traced before for new shapes."""
         if self._proven is None:
@@ -115,6 +152,7 @@ class Traced:
             self._proven = None
             raise
 
+    @forgotten_if_interrupted
     def get_concrete_function(self, *specs: Any) -> Any:
         """The graph for arguments of some shapes."""
         return self._made().get_concrete_function(*specs)

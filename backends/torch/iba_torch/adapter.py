@@ -27,6 +27,7 @@ from iba_torch.framework import TorchFramework, move_to
 from iba_torch.model_files import load_file
 from iba_torch.tail.calls import unwrap
 from iba_torch.tail.places import AssumptionsAtPlace, Knowledge, LayerCall
+from iba_torch.tail.precision import keeps_settings
 from iba_torch.tail.shadow import Handler, Shadows, Site
 from iba_torch.tail.split import TorchSplit, call_with, owned
 from iba_torch.tail.trees import tree_map
@@ -74,6 +75,14 @@ class TorchAdapter(ModelAdapter):
         self._shadows = Shadows()
         self._takes_floats: dict[Any, bool] = {}
         """Which inputs of whole numbers the model takes only as floating-point numbers."""
+
+    @keeps_settings
+    def __deepcopy__(self, memo: dict[int, Any]) -> TorchAdapter:
+        # PyTorch copies a tensor without gradients, and an interrupt would leave them off.
+        copied = type(self).__new__(type(self))
+        memo[id(self)] = copied
+        vars(copied).update(deepcopy(vars(self), memo))
+        return copied
 
     @classmethod
     def owns(cls, model: Any) -> bool:
@@ -257,6 +266,7 @@ class TorchAdapter(ModelAdapter):
         text = _ADDRESS.sub("", f"{self.model!r} {code} {graphs} {[name for name, _ in named]}")
         return text, (host_array(tensor) for _, tensor in named)
 
+    @keeps_settings
     def with_weights(self, weights: Mapping[str, Sequence[npt.NDArray[Any]]]) -> nn.Module:
         """See `ModelAdapter.with_weights`."""
         copied: nn.Module = deepcopy(self.model)
@@ -274,6 +284,7 @@ class TorchAdapter(ModelAdapter):
 
         return self._pass(run, handler)
 
+    @keeps_settings
     def _pass(self, run: Callable[[nn.Module], Any], handler: Handler | None) -> Any:
         """What `run` gives for a shadow of the model that no other thread has."""
         with self._shadows.lease() as shadow:

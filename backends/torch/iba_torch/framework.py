@@ -16,6 +16,7 @@ from iba_core.framework.framework import F, Framework, rows_in_cache
 from iba_core.framework.namespace import host_array
 from iba_torch.tail.checkpoints import refuse_reentrant
 from iba_torch.tail.effects import randomness
+from iba_torch.tail.precision import keeps_settings
 from iba_torch.tail.trees import tree_map
 
 
@@ -63,6 +64,7 @@ class TorchFramework(Framework):
 
     # -- functions --------------------------------------------------------------------------------
 
+    @keeps_settings
     def value_and_grad(
         self, function: Callable[[torch.Tensor], tuple[torch.Tensor, Any]], x: torch.Tensor
     ) -> tuple[torch.Tensor, Any, torch.Tensor]:

@@ -11,7 +11,7 @@ from tensorflow.core.framework.node_def_pb2 import NodeDef
 
 from iba_core.errors import InputError
 from iba_tf.bottlenecks.flow import Flow, GraphFlow, Load, load_values
-from iba_tf.framework import eagerly
+from iba_tf.framework import eagerly, forgotten_if_interrupted
 from iba_tf.graphs.custom_gradients import graph_def_of
 from iba_tf.graphs.dataflow import TensorName
 from iba_tf.graphs.graph_inputs import GraphInput
@@ -46,6 +46,7 @@ class CopiedGraph:
         InputError: the graph closes over something that is neither a variable nor an array.
     """
 
+    @forgotten_if_interrupted
     def __init__(
         self, source: OperationGraph, feature: TensorName, flow: Flow, name: str, config: Any = None
     ) -> None:
@@ -194,6 +195,7 @@ class CopiedGraph:
                 queue.extend(output for op in current.op.control_inputs for output in op.outputs[:1])
         return found
 
+    @forgotten_if_interrupted
     def _variable_with_value_of(self, operation: tf.Operation) -> tf.Variable:
         """A variable with the present value of one that users have added to the graph."""
         with self.graph.as_default():

@@ -35,7 +35,7 @@ from iba_tf.bottlenecks.per_sample import (
     require_rows,
 )
 from iba_tf.bottlenecks.softmax import first_output, logits_of
-from iba_tf.framework import eagerly, runs_eagerly
+from iba_tf.framework import eagerly, forgotten_if_interrupted, runs_eagerly
 from iba_tf.graphs.operations import OperationGraph, canonical, node_of
 from iba_tf.models.graph_model import GraphModel
 from iba_tf.models.origins import floating_of
@@ -109,6 +109,7 @@ class IBACopy(PerSampleBottleneck):
         (6,)
     """
 
+    @forgotten_if_interrupted
     def __init__(
         self,
         feature: Any,
@@ -179,6 +180,7 @@ class IBACopy(PerSampleBottleneck):
             "_target": None,
         }
 
+    @forgotten_if_interrupted
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
         with tf.init_scope(), eagerly():
@@ -263,6 +265,7 @@ class IBACopy(PerSampleBottleneck):
         """What `set_classification_loss` has returned; None without a classification."""
         return self._target
 
+    @forgotten_if_interrupted
     def set_classification_loss(self) -> Any:
         """Keep the class of a classifier: the loss is the cross-entropy of the first output.
 
@@ -304,6 +307,7 @@ class IBACopy(PerSampleBottleneck):
         by_image = is_classification or not scalar
         self._loss = TailLoss(self._adapter, self._split, kind, by_image=by_image)
 
+    @forgotten_if_interrupted
     def set_model_loss(self, model_loss: tf.Tensor, optimizer_cls: type = keras.optimizers.Adam) -> None:
         """Keep what a loss measures. It is added to ``beta * mean(capacity)``.
 

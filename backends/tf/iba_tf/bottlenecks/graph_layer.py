@@ -17,6 +17,7 @@ from iba_core.framework.layout import DataFormat
 from iba_tf.bottlenecks.copy import IBACopy
 from iba_tf.bottlenecks.flow import GraphFlow, nothing_kept
 from iba_tf.bottlenecks.per_sample import Hyperparameters, State, require_loss
+from iba_tf.framework import forgotten_if_interrupted
 from iba_tf.models.v1_graphs import require_session
 
 v1 = tf.compat.v1
@@ -62,6 +63,7 @@ class LayerInGraph:
         """Whether the model is asked to keep a class."""
         return self.target is not None
 
+    @forgotten_if_interrupted
     def keep_class(self, logits: tf.Tensor) -> tf.Tensor:
         """Keep the class of logits, and return the tensor that stands for it in feeds."""
         with self.outputs.graph.as_default():

@@ -263,7 +263,7 @@ class IBACopyInnvestigate(IBACopy):
         loss, rows = self._resolved(target, inputs)
         capacity = self._explain(loss, inputs, rows, self.flow, Hyperparameters(), seed=seed)
         layout = Layout.of(capacity.shape[1:], self._split.data_format)
-        return saliency_maps(capacity, layout, self._map_shape(inputs, layout))
+        return saliency_maps(capacity, layout, self._map_shape(inputs, layout), self._split.map_order(layout))
 
     def predict(self, X: Any) -> npt.NDArray[Any]:  # noqa: N803 (innvestigate's name)
         """Return the logits (B, K) that the copy gives for samples (B, ...)."""

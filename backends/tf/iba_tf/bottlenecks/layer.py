@@ -33,7 +33,7 @@ from iba_tf.bottlenecks.per_sample import (
     require_loss,
     require_rows,
 )
-from iba_tf.framework import eagerly, runs_eagerly
+from iba_tf.framework import eagerly, forgotten_if_interrupted, runs_eagerly
 from iba_tf.graphs.calls import CallGraph, function_to
 from iba_tf.graphs.endings import ending
 from iba_tf.graphs.split import GraphSplit, require_format
@@ -118,6 +118,7 @@ class IBALayer(PerSampleBottleneck, keras.layers.Layer):
 
     # -- Keras' side ------------------------------------------------------------------------------
 
+    @forgotten_if_interrupted
     def build(self, input_shape: tuple[int | None, ...]) -> None:
         """Make the variables that hold the last bottleneck. They are no weights.
 

@@ -14,7 +14,7 @@ from tensorflow.core.framework.graph_pb2 import GraphDef
 
 from iba_core.errors import InputError, StateError
 from iba_tf.adapter import TensorFlowAdapter
-from iba_tf.framework import eagerly
+from iba_tf.framework import eagerly, forgotten_if_interrupted
 from iba_tf.graphs.calls import function_to
 from iba_tf.graphs.calls import node_of as keras_call_of
 from iba_tf.graphs.dataflow import TensorName
@@ -185,6 +185,7 @@ class Original:
             )
         return {**state, "graph": graph}
 
+    @forgotten_if_interrupted
     def __setstate__(self, state: dict[str, Any]) -> None:
         feature, outputs = state["feature"], state["outputs"]
         with tf.init_scope(), eagerly():

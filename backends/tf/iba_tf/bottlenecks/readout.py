@@ -29,6 +29,7 @@ from iba_core.readout.bottleneck import Known, ReadoutBottleneck
 from iba_core.readout.state import ReadoutState
 from iba_tf.adapter import TensorFlowAdapter
 from iba_tf.bottlenecks.readout_model import KerasReadoutModel
+from iba_tf.framework import forgotten_if_interrupted
 
 
 class IBAReadout(ReadoutBottleneck):
@@ -283,6 +284,7 @@ class IBAReadout(ReadoutBottleneck):
         version = tuple(map(id, (*given, *seen, *self._all_estimators(), self.network)))
         return version, [*given, *seen, *self._all_estimators(), self.network]
 
+    @forgotten_if_interrupted
     def _make_known(self, sources: Sequence[Any]) -> Known:
         # The constants outlive the function that may be traced right now.
         with tf.init_scope():

@@ -12,7 +12,7 @@ import tensorflow as tf
 from iba_core.errors import InputError, LayerError
 from iba_core.framework.adapter import Inputs
 from iba_core.framework.framework import require_finite
-from iba_core.framework.layout import DataFormat, Layout
+from iba_core.framework.layout import DataFormat, Layout, MapOrder
 from iba_core.framework.namespace import host_array
 from iba_core.readout.model import NestedPass, ReadoutModel
 from iba_tf.framework import TensorFlowFramework, traced
@@ -108,6 +108,10 @@ class KerasReadoutModel(ReadoutModel):
         if not 1 < len(shape) <= 4:
             return ()
         return Layout.of(shape, self._split.input_format).spatial_shape(shape)
+
+    def map_order(self, layout: Layout, inputs: Inputs) -> MapOrder:
+        """See `ReadoutModel.map_order`; the graph tells, once the head has run."""
+        return self._split.map_order(layout)
 
     def data_formats(self, inputs: Inputs = None) -> list[DataFormat]:
         """See `ReadoutModel.data_formats`; the layers tell, without a pass."""

@@ -24,7 +24,8 @@ from keras import KerasTensor
 from iba_core.errors import LayerError
 from iba_core.framework.cache import Cache
 from iba_tf.framework import traced
-from iba_tf.graphs.channels import Axes, Found, channels_of_layer, nearest
+from iba_tf.graphs.axis_sources import Known, Shapes, joined, traced_axes
+from iba_tf.graphs.channels import Axes, Found, channels_of_layer, keeps_axes, nearest
 from iba_tf.graphs.dataflow import DataflowGraph, Node, Place, Shape, TensorName, Values
 from iba_tf.graphs.graph_inputs import GraphInput
 from iba_tf.graphs.operations import OperationGraph
@@ -208,6 +209,21 @@ class CallGraph(DataflowGraph):
         """See `DataflowGraph.stated_channels`."""
         axis, rank = channels_of_layer(node.operation), len(self.symbols[tensor].shape)
         return None if axis is None or not -rank <= axis < rank else axis % rank
+
+    def axes_after(self, node: Any, known: Known, shapes: Shapes) -> Known:
+        """See `DataflowGraph.axes_after`; what is not known to keep its axes is looked into."""
+        taken = {name: known[name] for name in node.inputs if name in known}
+        ranks = {len(self.symbols[name].shape) for name in (*taken, *node.results)}
+        if keeps_axes(node.operation) and len(ranks) == 1:
+            return {name: joined(taken.values(), self.symbols[name].shape) for name in node.results}
+        inside = self.inside(node)
+        if inside is None:
+            return {}
+        names = zip(dict.fromkeys(node.inputs), (entry.tensor for entry in inside.inputs), strict=True)
+        start = {inner: taken[outer] for outer, inner in names if outer in taken}
+        found = traced_axes(inside, start, inside.flat_outputs)
+        given = zip(node.results, inside.flat_outputs, strict=True)
+        return {outer: found[inner] for outer, inner in given if inner in found}
 
     def carried(self, node: Any, tensor: TensorName, axes: Axes, backwards: bool) -> Found:
         """See `DataflowGraph.carried`: the operations of the call tell."""

@@ -7,6 +7,7 @@ channels on the same axis. No size tells it, since axes of different meaning may
 
 from __future__ import annotations
 
+import re
 from collections import deque
 from collections.abc import Iterable, Iterator
 from typing import Any, Protocol
@@ -144,6 +145,31 @@ def channels_of_layer(layer: Any) -> int | None:
             return -1
         return -layer.rank - 1 if "ConvLSTM" in kinds else 1
     return -1 if kinds.intersection(_STATING_LAST) else None
+
+
+_KEEPING_PACKAGES = {
+    "activations",
+    "convolutional",
+    "merging",
+    "normalization",
+    "pooling",
+    "regularization",
+    "rnn",
+}
+"""Packages of Keras' layers whose results have the axes of their arguments at the same positions."""
+
+_KEEPING = re.compile(r"(UpSampling|ZeroPadding|Cropping)\dD|Dense|Identity|Rescaling")
+"""Further such layers."""
+
+
+def keeps_axes(layer: Any) -> bool:
+    """Whether a Keras layer is known to keep axes at their positions, if their number stays."""
+    kind = next(_keras_classes(type(layer)), None)
+    # What a recurrent layer reads from the end, it may give from the end.
+    if kind is None or kind.__name__ == "Dot" or getattr(layer, "go_backwards", False):
+        return False
+    packages = _KEEPING_PACKAGES.intersection(kind.__module__.split("."))
+    return bool(packages) or _KEEPING.fullmatch(kind.__name__) is not None
 
 
 def _keras_classes(cls: type) -> Iterator[type]:

@@ -20,6 +20,7 @@ import tensorflow as tf
 
 from iba_core.errors import LayerError, closest
 from iba_core.framework.adapter import Inputs
+from iba_tf.graphs.axis_sources import Known, Shapes
 from iba_tf.graphs.channels import Axes, Found
 from iba_tf.graphs.graph_inputs import Fed, GraphInput, tensors_for
 
@@ -339,6 +340,14 @@ class DataflowGraph(ABC):
     @abstractmethod
     def carried(self, node: Any, tensor: TensorName, axes: Axes, backwards: bool) -> Found:
         """What is found about channels within a node, or where the axes of a tensor are beyond it."""
+
+    @abstractmethod
+    def axes_after(self, node: Any, known: Known, shapes: Shapes) -> Known:
+        """The axes of the results of a node, from those of its arguments."""
+
+    def reshaped_for(self, tensor: TensorName) -> list[TensorName]:
+        """What reshapes give on the way to a tensor, as far as the graph does not tell its shape."""
+        return []
 
     def rank(self, tensor: TensorName) -> int | None:
         """Number of axes of a tensor; None where it is not known."""

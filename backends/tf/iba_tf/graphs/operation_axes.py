@@ -8,6 +8,8 @@ from typing import Any
 import tensorflow as tf
 from tensorflow.core.framework.attr_value_pb2 import AttrValue
 
+from iba_tf.graphs.axis_sources import Known, Shapes, TracedAxes, joined, regrouped, reversed_at
+
 Sources = tuple[int | None, ...]
 """For each axis of a result, the axis of an argument that it is; None for one of its own."""
 
@@ -146,11 +148,60 @@ class OperationAxes:
             return self._added(node, taken.rank)
         if op in ("Squeeze", "Unpack"):
             return self._dropped(node, taken, given)
-        if op == "StridedSlice" and any(
-            _attribute(node, f"{kind}_axis_mask").i for kind in ("new", "shrink")
-        ):
-            return None
+        if op == "StridedSlice":
+            kept = self._of_slices(node, taken.rank)
+            return kept if kept is None or len(kept) == given.rank else None
         return tuple(range(taken.rank)) if taken.rank == given.rank else None
+
+    def results(self, node: Any, known: Known, shapes: Shapes) -> dict[str, TracedAxes]:
+        """What the axes of a node's results come of, from those of its arguments."""
+        found: dict[str, TracedAxes] = {}
+        for result in node.outputs:
+            static = self._shape(result)
+            if static.rank is None:
+                continue
+            shape = shapes.get(result) or static.as_list()
+            arguments = [name for name in dict.fromkeys(node.inputs) if name in known]
+            moved = [self._moved(node, name, known[name], result, shape) for name in arguments]
+            axes = joined([each for each in moved if each and len(each) == len(shape)], shape)
+            found[result] = reversed_at(axes, self._against(node, static.rank))
+        return found
+
+    def _moved(
+        self, node: Any, argument: str, axes: TracedAxes, result: str, shape: Sequence[int | None]
+    ) -> TracedAxes | None:
+        """The axes of an argument where they are in a result."""
+        if node.op == "Reshape":
+            return regrouped(axes, shape) if argument == node.inputs[0] else None
+        sources = self.sources(node, argument, result)
+        if sources is None:
+            return None
+        return tuple(() if source is None else axes[source] for source in sources)
+
+    def _against(self, node: Any, rank: int) -> set[int]:
+        """The axes of a result that run against those of what a node takes."""
+        if node.op == "ReverseV2":
+            return self._reduced(node, rank) or set()
+        if node.op != "StridedSlice" or (steps := self._static(node.inputs[3])) is None:
+            return set()
+        slices = self._of_slices(node, self._shape(node.inputs[0]).rank or 0) or ()
+        places = _places_of_slices(node, len(steps), self._shape(node.inputs[0]).rank or 0)
+        turned = {axis for place, axis in places if place is not None and steps[place] < 0}
+        return {index for index, axis in enumerate(slices) if axis in turned}
+
+    def _of_slices(self, node: Any, rank: int) -> Sources | None:
+        """The axes that a strided slice keeps and adds, in order."""
+        count = self._shape(node.inputs[3]).rank and self._shape(node.inputs[3])[0]
+        if count is None:
+            return None
+        new, shrink = (_attribute(node, f"{kind}_axis_mask").i for kind in ("new", "shrink"))
+        found: list[int | None] = []
+        for place, axis in _places_of_slices(node, count, rank):
+            if place is None or not (new | shrink) >> place & 1:
+                found.append(axis)
+            elif new >> place & 1:
+                found.append(None)
+        return tuple(found)
 
     def _reduced(self, node: Any, rank: int) -> set[int] | None:
         axes = self._static(node.inputs[1])
@@ -185,6 +236,22 @@ def _attribute(node: Any, name: str) -> AttrValue:
     """An attribute of an operation. Reading one that is not there would add it."""
     attributes = node.definition.attr
     return attributes[name] if name in attributes else AttrValue()
+
+
+def _places_of_slices(node: Any, count: int, rank: int) -> list[tuple[int | None, int]]:
+    """For each entry of a strided slice, its number and the axis; None for axes that no entry is about."""
+    new, ellipsis = (_attribute(node, f"{kind}_mask").i for kind in ("new_axis", "ellipsis"))
+    about = sum(not (new | ellipsis) >> place & 1 for place in range(count))
+    found: list[tuple[int | None, int]] = []
+    axis = 0
+    for place in range(count):
+        if ellipsis >> place & 1:
+            found += [(None, axis + number) for number in range(rank - about)]
+            axis += rank - about
+        else:
+            found.append((place, axis))
+            axis += not new >> place & 1
+    return [*found, *((None, rest) for rest in range(axis, rank))]
 
 
 def _letters(node: Any) -> tuple[list[str], str] | None:

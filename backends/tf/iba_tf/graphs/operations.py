@@ -26,6 +26,7 @@ from tensorflow.python.eager import context  # nothing public registers the func
 
 from iba_core.errors import InputError, LayerError, closest
 from iba_tf.framework import eagerly, runs_eagerly, traced
+from iba_tf.graphs.axis_sources import Known, Shapes
 from iba_tf.graphs.branches import pass_values_into_branches
 from iba_tf.graphs.channels import Axes, Found
 from iba_tf.graphs.dataflow import DataflowGraph, Node, Place, Shape, TensorName, Values
@@ -375,6 +376,23 @@ class OperationGraph(DataflowGraph):
         if axis is not None and rank is not None and -rank <= axis < rank and tensor in node.outputs:
             return axis % rank
         return self._axes.stated(node, tensor)
+
+    def axes_after(self, node: Any, known: Known, shapes: Shapes) -> Known:
+        """See `DataflowGraph.axes_after`."""
+        return self._axes.results(node, known, shapes)
+
+    def reshaped_for(self, tensor: TensorName) -> list[TensorName]:
+        """See `DataflowGraph.reshaped_for`."""
+        return [
+            node.outputs[0]
+            for node in self.needed_for([tensor])
+            if node.kind == "Reshape"
+            and node.name not in self.within_control_flow
+            and node.outputs[0] in self.moving
+            and node.outputs[0] not in self.of_sizes
+            and None
+            in (self.tensor(node.outputs[0]).shape.as_list() if self.rank(node.outputs[0]) else [None])
+        ]
 
     def carried(self, node: Any, tensor: TensorName, axes: Axes, backwards: bool) -> Found:
         """See `DataflowGraph.carried`."""

@@ -16,8 +16,9 @@ from iba_core.errors import InputError, LayerError, UnknownChannelsError
 from iba_core.framework.adapter import Activation, Inputs, Split, Tail
 from iba_core.framework.cache import Cache
 from iba_core.framework.comparison import OwnOutputs
-from iba_core.framework.layout import DataFormat, input_format_by
-from iba_tf.framework import eagerly, is_cut_off, runs_eagerly, traced
+from iba_core.framework.layout import DataFormat, FeatureAxes, input_format_by
+from iba_tf.framework import eagerly, forgotten_if_interrupted, is_cut_off, runs_eagerly, traced
+from iba_tf.graphs.axis_sources import axes_of_input, traced_axes
 from iba_tf.graphs.channels import channel_axis, nearest
 from iba_tf.graphs.dataflow import DataflowGraph, Node, Shape, TensorName, in_order
 from iba_tf.graphs.endings import ending
@@ -127,6 +128,7 @@ class GraphSplit(Split):
         self._divisions: Cache[Division] = Cache(_KEPT)
         self._passes: Cache[_Passes] = Cache(_KEPT)
         self._latest: Division | None = None
+        self._latest_passes: _Passes | None = None
         if source.graph is not None:
             self._take(self._division(source.graph))
         else:
@@ -175,6 +177,10 @@ class GraphSplit(Split):
         outputs, features = passes.own_outputs(tensors)
         return OwnOutputs(outputs, 1, features=features)
 
+    def feature_axes(self) -> FeatureAxes | None:
+        """See `Split.feature_axes`: the graph shows it."""
+        return None if self._latest_passes is None else self._latest_passes.feature_axes
+
     def _division(self, graph: DataflowGraph) -> Division:
         return self._divisions.get(
             graph,
@@ -195,6 +201,7 @@ class GraphSplit(Split):
         self.input_format = input_format_of(division.graph, self._given_format, division.features)
         self._latest = division
 
+    @forgotten_if_interrupted
     def _prepared(self, inputs: Inputs, features_only: bool) -> tuple[_Passes, list[tf.Tensor | None]]:
         needed = (lambda graph: self._division(graph).feature_inputs) if features_only else None
         graph, fed = self._source.prepare(inputs, needed)
@@ -206,6 +213,7 @@ class GraphSplit(Split):
         )
         if passes.division is not self._latest:
             self._take(passes.division)
+        self._latest_passes = passes
         self.data_format = self._given_format or passes.data_format
         return passes, tensors
 
@@ -522,15 +530,15 @@ class _Rows:
 
     def axis_after_split(self, axis: int) -> int:
         """Where an axis of the tensor is in the row of an image, counted without the axis of the images."""
-        return self._order.index(axis)
+        return self.order.index(axis)
 
     @property
     def row(self) -> Shape:
         """Shape of the row of an image."""
-        return tuple(self.one[axis] for axis in self._order)
+        return tuple(self.one[axis] for axis in self.order)
 
     @property
-    def _order(self) -> list[int]:
+    def order(self) -> list[int]:
         """The axes of a row, by their numbers in the tensor."""
         if self.axis is None or self.one[self.axis] > 1:
             return list(range(len(self.one)))
@@ -579,7 +587,9 @@ class _Passes:
         taken = [*main, *(name for tensor in main for name in self._graph.companions(tensor))]
         self._sources = [] if features_only else division.sources
         outputs = [] if features_only or self._graph.runs_in_python else division.flat_outputs
-        sizes = self._measured(list(dict.fromkeys([*taken, *self._sources, *outputs])), given)
+        reshaped = self._graph.reshaped_for(division.features)
+        sizes = self._measured(list(dict.fromkeys([*taken, *self._sources, *outputs, *reshaped])), given)
+        self._reshaped = {name: sizes[name] for name in reshaped if name in sizes}
         self._taken = [name for name in taken if name in sizes]
         self._rows = {name: _Rows.of(name, *sizes[name]) for name in [*self._taken, *self._sources]}
         self._output_sizes = [sizes[name] for name in outputs]
@@ -618,6 +628,24 @@ class _Passes:
             raise InputError(
                 f"the model fails on a batch of 1, so it cannot be checked: {_reason(error)}"
             ) from error
+
+    @cached_property
+    def feature_axes(self) -> FeatureAxes | None:
+        """What the axes of a feature map come of; None where that is not known."""
+        graph, features = self._graph, self.division.features
+        image = graph.inputs[0].tensor
+        shape = graph.tensor(image).shape
+        if shape.rank is None:
+            return None
+        shapes = {
+            name: [None if a != b else a for a, b in zip(one, two, strict=True)]
+            for name, (one, two) in self._reshaped.items()
+            if len(one) == len(two)
+        }
+        found = traced_axes(graph, {image: axes_of_input(shape.as_list())}, [features], shapes)
+        axes = found.get(features)
+        order = self._rows[features].order
+        return None if axes is None else FeatureAxes([axes[axis] for axis in order], shape.rank - 1)
 
     @cached_property
     def data_format(self) -> DataFormat:

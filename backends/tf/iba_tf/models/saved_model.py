@@ -12,6 +12,7 @@ from tensorflow.core.protobuf.meta_graph_pb2 import MetaGraphDef, SignatureDef
 from tensorflow.core.protobuf.saved_model_pb2 import SavedModel
 
 from iba_core.errors import IBAError, InputError, StateError, closest
+from iba_tf.framework import forgotten_if_interrupted
 from iba_tf.models.origins import Origin, alone, by_number, concrete_origin, function_origin
 from iba_tf.models.v1_graphs import SessionOrigin
 
@@ -93,6 +94,7 @@ def _signature(signatures: Mapping[str, SignatureDef], wanted: str | None, path:
     return wanted
 
 
+@forgotten_if_interrupted
 def _load_session(graph_def: MetaGraphDef, signature: SignatureDef, path: Path) -> Origin:
     """A model that TensorFlow 1 has written."""
     graph = tf.Graph()
@@ -107,6 +109,7 @@ def _load_session(graph_def: MetaGraphDef, signature: SignatureDef, path: Path) 
         session.close()
 
 
+@forgotten_if_interrupted
 def _load_objects(graph_def: MetaGraphDef, signature: str | None, path: Path) -> Origin:
     """A model that TensorFlow 2 has written."""
     loaded = tf.saved_model.load(str(path), tags=list(graph_def.meta_info_def.tags))

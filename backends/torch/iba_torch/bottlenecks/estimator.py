@@ -12,7 +12,7 @@ from torch import nn
 from iba_core.arguments import given, require_number, require_sizes, require_type
 from iba_core.bottleneck.estimator import PUBLISHED, Moments, batch_moments, merge_moments
 from iba_core.errors import InputError, NotEstimatedError
-from iba_torch.tail.precision import without_gradients
+from iba_torch.tail.precision import keeps_settings, without_gradients
 
 _MOMENTS = ("_mean", "_m2", "_nonzero")
 
@@ -78,6 +78,7 @@ class TorchWelfordEstimator(nn.Module):
         for name in _MOMENTS:
             setattr(self, name, getattr(self, name).new_zeros(self.shape or ()))
 
+    @keeps_settings
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Update the estimates without altering `x`.
 

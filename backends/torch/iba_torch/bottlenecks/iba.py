@@ -58,7 +58,7 @@ from iba_torch.bottlenecks.estimator import TorchWelfordEstimator
 from iba_torch.framework import require_device
 from iba_torch.tail.calls import CallsEveryModule, not_redirected, uncompiled
 from iba_torch.tail.places import Knowledge
-from iba_torch.tail.precision import in_mode, without_autocast
+from iba_torch.tail.precision import in_mode, keeps_settings, without_autocast
 from iba_torch.tail.shadow import Shadows
 from iba_torch.tail.split import TorchSplit
 from iba_torch.tail.trees import replace_first, tensors, tree_map
@@ -339,6 +339,7 @@ class IBA(nn.Module):
         _reset(self.estimator)
         self.feature_mean = self.feature_std = self._estimated_axis = None
 
+    @keeps_settings
     def estimate(
         self,
         model: nn.Module,
@@ -402,6 +403,7 @@ class IBA(nn.Module):
 
     # -- explaining -----------------------------------------------------------------------------------
 
+    @keeps_settings
     def analyze(
         self,
         input_t: Inputs,
@@ -519,7 +521,7 @@ class IBA(nn.Module):
         spatial = image[1:] if split.input_format == "channels_first" else image[:-1]
         layout = self._layout(nats.shape[1:], split.data_format)
         fits = len(spatial) == len(layout.places(nats.shape[1:]))
-        return saliency_maps(nats, layout, spatial if fits else None)
+        return saliency_maps(nats, layout, spatial if fits else None, split.map_order(layout))
 
     def capacity(self) -> torch.Tensor:
         """Information that each feature carries, in nats, of the shape of the feature map.

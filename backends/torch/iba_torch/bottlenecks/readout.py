@@ -29,7 +29,7 @@ from iba_torch.bottlenecks.estimator import TorchWelfordEstimator
 from iba_torch.bottlenecks.iba import IBA
 from iba_torch.bottlenecks.readout_model import ModelHooks, TorchReadoutModel, layers_of
 from iba_torch.framework import require_device
-from iba_torch.tail.precision import without_gradients
+from iba_torch.tail.precision import keeps_settings, without_gradients
 from iba_torch.tail.trees import tree_map
 
 _CHANNELS_LAST = (nn.Linear, nn.Bilinear, nn.LayerNorm, nn.Embedding, nn.RNNBase, nn.MultiheadAttention)
@@ -202,6 +202,7 @@ class IBAReadout(ReadoutBottleneck, IBA):  # type: ignore[misc]  # `analyze` tak
     def _weights(self) -> list[torch.Tensor]:
         return [weight[..., 0] if weight.ndim == 3 else weight for weight in self.network.parameters()]
 
+    @keeps_settings
     def _set_weights(self, weights: Sequence[npt.NDArray[np.floating]]) -> None:
         with without_gradients():
             for own, weight in zip(self.network.parameters(), weights, strict=True):
@@ -231,6 +232,7 @@ class IBAReadout(ReadoutBottleneck, IBA):  # type: ignore[misc]  # `analyze` tak
         versions = tuple((id(each), each._version) for each in (*given, *buffers))
         return (versions, frozenset((each.device, each.dtype) for each in used)), used
 
+    @keeps_settings
     def _make_known(self, sources: Sequence[Any]) -> Known:
         # The constants outlive the caller's inference mode.
         with torch.inference_mode(False):

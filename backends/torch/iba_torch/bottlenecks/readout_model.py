@@ -15,12 +15,12 @@ from torch import nn
 from iba_core.errors import LayerError
 from iba_core.framework.adapter import Inputs
 from iba_core.framework.inputs import take
-from iba_core.framework.layout import DataFormat
+from iba_core.framework.layout import DataFormat, Layout, MapOrder
 from iba_core.readout.model import NestedPass, ReadoutModel
 from iba_torch.adapter import TorchAdapter
 from iba_torch.tail.effects import Stream
 from iba_torch.tail.places import Arguments, BatchAxes, Knowledge, LayerCall, Place, kind_of
-from iba_torch.tail.precision import without_autocast
+from iba_torch.tail.precision import restores_settings, without_autocast
 from iba_torch.tail.shadow import Handler, Shadow, Shadows, Site
 from iba_torch.tail.split import TorchSplit, call_with, owned
 from iba_torch.tail.trees import first_tensor, replace_first, tree_map
@@ -76,19 +76,8 @@ class TorchReadoutModel(ReadoutModel):
     def data_formats(self, inputs: Inputs) -> list[DataFormat]:
         """See `ReadoutModel.data_formats`. It also finds out how often the layers run."""
         found = []
-        for index, layer in enumerate(self._layers):
-            module, name, call = layer
-            is_given = layer == self._layers[0]
-            split = TorchSplit(
-                self._adapter.model,
-                module,
-                layer_name=name,
-                where="output" if index else self._where,
-                call=call,
-                data_format=self._data_format if is_given else None,
-                knowledge=self._knowledge,
-                shadows=self._shadows,
-            )
+        for index, (_, name, _) in enumerate(self._layers):
+            split = self._split(index)
             with self._passing(), self.looking_at(name) if index else nullcontext():
                 split.features(inputs)
             if split.mixes_images:
@@ -98,6 +87,28 @@ class TorchReadoutModel(ReadoutModel):
                 )
             found.append(split.data_format)
         return found
+
+    def map_order(self, layout: Layout, inputs: Inputs) -> MapOrder:
+        """See `ReadoutModel.map_order`."""
+        split = self._split(0)
+        if split.feature_axes() is None:
+            with self._passing():
+                split.features(take(inputs, 0, 1))
+        return split.map_order(layout)
+
+    def _split(self, index: int) -> TorchSplit:
+        """The model split at one of the layers."""
+        module, name, call = layer = self._layers[index]
+        return TorchSplit(
+            self._adapter.model,
+            module,
+            layer_name=name,
+            where="output" if index else self._where,
+            call=call,
+            data_format=self._data_format if layer == self._layers[0] else None,
+            knowledge=self._knowledge,
+            shadows=self._shadows,
+        )
 
     def features(self, inputs: Inputs) -> Features:
         """See `ReadoutModel.features`."""
@@ -142,6 +153,7 @@ class TorchReadoutModel(ReadoutModel):
     # -- passes of the model --------------------------------------------------------------------------
 
     @contextmanager
+    @restores_settings
     def _running(self) -> Iterator[tuple[Shadow, nn.Module]]:
         """Context with a shadow in which the model runs without a graph and unrestricted."""
         with self._shadows.lease() as shadow, torch.no_grad(), self._passing():

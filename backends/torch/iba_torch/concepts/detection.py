@@ -15,7 +15,7 @@ from iba_core.concepts.data import SegmentationConcept2D
 from iba_core.concepts.detection import ConceptDetection, DetectionSpec, ModelStump
 from iba_core.concepts.hyperplanes import fan_in_bound, same_padding
 from iba_core.framework.namespace import host_array
-from iba_torch.tail.precision import without_gradients
+from iba_torch.tail.precision import keeps_settings, without_gradients
 
 __all__ = ["ConceptDetectionModel2D", "ModelStump"]
 
@@ -106,6 +106,7 @@ class ConceptDetectionModel2D(ConceptDetection, nn.Module):
             "laplace_factor", torch.zeros(self._factor_shape()) if self.use_laplace else None
         )
 
+    @keeps_settings
     def reset_parameters(self) -> None:
         """Draw weight and bias from U(-k, k), k = 1 / sqrt(fan in), and forget the posterior."""
         bound = fan_in_bound(self.kernel_size, self.in_channels)
@@ -150,6 +151,7 @@ class ConceptDetectionModel2D(ConceptDetection, nn.Module):
         bias = torch.zeros(self.ensemble_count) if bias is None else bias
         return host_array(weight).copy(), host_array(bias).copy()
 
+    @keeps_settings
     def load_hyperplanes(self, weight: npt.ArrayLike, bias: npt.ArrayLike) -> None:
         """Set the weight (E, C, kh, kw) and the bias (E,). Without `use_bias`, the bias is ignored.
 

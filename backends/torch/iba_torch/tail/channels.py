@@ -71,6 +71,9 @@ class Factor(NamedTuple):
 
     kind: Kind
     size: int
+    sources: frozenset[tuple[int, bool]] = frozenset()
+    """The axes of the model's first input that it comes of, each with whether it runs against it. Places that
+    a convolution or a pooling gives come of those that it takes."""
 
 
 Axis = tuple[Factor, ...]
@@ -79,6 +82,8 @@ Axis = tuple[Factor, ...]
 Axes = list[Axis]
 
 _PERMUTING = frozenset({"permute", "transpose", "t"})
+_DERIVING = frozenset({"index_select", "repeat", "_fft_r2c", "_fft_c2r"})
+"""Operations that may change the length of axes, besides those on places and `_RESIZING`."""
 _REGROUPING = frozenset({"view", "_unsafe_view", "reshape", "_reshape_alias", "unsqueeze", "squeeze"})
 _RESIZING = frozenset({"cat", "slice", "split", "split_with_sizes", "unsafe_split", "constant_pad_nd"})
 _PRODUCTS = frozenset({"mm", "addmm", "bmm", "baddbmm"})
@@ -103,9 +108,19 @@ class ChannelTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]  # PyT
         self.normalized_rows = 0
         self._known: Any = WeakTensorKeyDictionary()
 
-    def follow(self, tensor: torch.Tensor) -> Axes:
-        """Follow a tensor, such as an input of the model, and all that is computed from it."""
+    def follow(self, tensor: torch.Tensor, is_source: bool = False) -> Axes:
+        """Follow a tensor, such as an input of the model, and all that is computed from it.
+
+        Args:
+            tensor: what to follow.
+            is_source: whether it is the input whose axes are the `sources` of others.
+        """
         axes = _new(tensor.shape)
+        if is_source:
+            axes = [
+                tuple(part._replace(sources=frozenset({(index, False)})) for part in axis)
+                for index, axis in enumerate(axes)
+            ]
         self._known[tensor] = axes
         return axes
 
@@ -113,6 +128,15 @@ class ChannelTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]  # PyT
         """The axes of a tensor, of which more may be known later in the pass."""
         axes: Axes | None = self._known.get(tensor)
         return self.follow(tensor) if axes is None else axes
+
+    def keep_steps(self, given: torch.Tensor, output: torch.Tensor) -> None:
+        """Note that the axes of a recurrent layer's output are those of its input, but for the last.
+
+        It may run step by step, which leaves no trace of them.
+        """
+        own, origin = self.axes(output), self.axes(given)
+        if len(own) == len(origin):
+            self._known[output] = [*_derived(own[:-1], origin[:-1]), own[-1]]
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -175,6 +199,8 @@ def _of_output(name: str, args: tuple[Any, ...], given: Sequence[Axes | None], s
         return _permuted(name, first, args)
     if name in _REGROUPING:
         return _regrouped(first, shape)
+    if name == "rot90":
+        return _turned(first, *args[1:])
     if name in _PRODUCTS:
         return _multiplied(given[-2], given[-1], shape)
     if name == "embedding":
@@ -182,6 +208,8 @@ def _of_output(name: str, args: tuple[Any, ...], given: Sequence[Axes | None], s
     if _ON_PLACES.search(name):
         found = _elementwise(name, tracked[:1], args, shape)
         spatial = _spatial_axes(name, args, len(first))
+        if spatial and len(found) == len(first):
+            found[-spatial:] = _derived(found[-spatial:], first[-spatial:])
         for axes in (first, found) if len(found) == len(first) else (first,):
             places = len(axes) - spatial
             for axis in axes[places:]:
@@ -190,6 +218,11 @@ def _of_output(name: str, args: tuple[Any, ...], given: Sequence[Axes | None], s
                 _noted(axes[places - 1], "channels")
         return found
     found = _elementwise(name, tracked, args, shape)
+    if name == "flip":
+        against = {axis % len(found) for axis in args[1]}
+        return [_reversed(axis) if index in against else axis for index, axis in enumerate(found)]
+    if len(found) == len(first) and (name in _DERIVING or _takes_one_by_one(name, args)):
+        found = _derived(found, first)
     if _LINEAR.search(name):
         _noted(first[-1], "mixed")
         _noted(found[-1], "mixed")
@@ -208,6 +241,18 @@ def _permuted(name: str, axes: Axes, args: tuple[Any, ...]) -> Axes:
     return swapped
 
 
+def _turned(axes: Axes, times: int = 1, plane: Sequence[int] = (0, 1)) -> Axes:
+    """The axes after quarter turns."""
+    (a, b), turned = plane, list(axes)
+    if times % 4 in (1, 2):
+        turned[b] = _reversed(turned[b])
+    if times % 4 in (2, 3):
+        turned[a] = _reversed(turned[a])
+    if times % 2:
+        turned[a], turned[b] = turned[b], turned[a]
+    return turned
+
+
 def _regrouped(axes: Axes, shape: Sequence[int]) -> Axes:
     """The axes after their factors, in their order, have been grouped anew."""
     factors = [factor for axis in axes for factor in axis if factor.size != 1]
@@ -216,13 +261,13 @@ def _regrouped(axes: Axes, shape: Sequence[int]) -> Axes:
         group: list[Factor] = []
         missing = size
         while missing > 1 and factors:
-            kind, own = factors.pop(0)
+            kind, own, sources = factors.pop(0)
             if missing % own == 0:
-                group.append(Factor(kind, own))
+                group.append(Factor(kind, own, sources))
                 missing //= own
             elif own % missing == 0:
-                group.append(Factor(Kind(kind), missing))
-                factors.insert(0, Factor(Kind(kind), own // missing))
+                group.append(Factor(Kind(kind), missing, sources))
+                factors.insert(0, Factor(Kind(kind), own // missing, sources))
                 missing = 1
             else:
                 return _new(shape)
@@ -259,8 +304,10 @@ def _elementwise(name: str, tracked: Sequence[Axes], args: tuple[Any, ...], shap
         for index, (own, axis) in enumerate(zip(found, aligned, strict=True)):
             if _size(own) == _size(axis):
                 found[index] = _united(axis, own)
-            elif name in _RESIZING and len(own) == len(axis) == 1:
-                own[0].kind.unite(axis[0].kind)
+            elif name in _RESIZING:
+                (found[index],) = _derived([own], [axis])
+                if len(own) == len(axis) == 1:
+                    own[0].kind.unite(axis[0].kind)
     return found
 
 
@@ -285,9 +332,40 @@ def _united(axis: Axis, other: Axis) -> Axis:
     if [factor.size for factor in axis] == [factor.size for factor in other]:
         for own, same in zip(axis, other, strict=True):
             own.kind.unite(same.kind)
-        return axis
+        return _with_sources(axis, other)
     # The one that is known to consist of several says more.
     return max(axis, other, key=len)
+
+
+def _with_sources(axis: Axis, other: Axis) -> Axis:
+    """An axis that also comes of what another one comes of, part by part."""
+    pairs = zip(axis, other, strict=True)
+    return tuple(own._replace(sources=own.sources | same.sources) for own, same in pairs)
+
+
+def _derived(axes: Axes, origins: Axes) -> Axes:
+    """Axes that come of others at the same positions, which may have another length."""
+    found = []
+    for axis, origin in zip(axes, origins, strict=True):
+        sources = frozenset[tuple[int, bool]]().union(*(part.sources for part in origin))
+        alone = len(axis) == 1 and not axis[0].sources
+        found.append((axis[0]._replace(sources=sources),) if alone else axis)
+    return found
+
+
+def _reversed(axis: Axis) -> Axis:
+    return tuple(
+        part._replace(sources=frozenset((source, not against) for source, against in part.sources))
+        for part in axis
+    )
+
+
+def _takes_one_by_one(name: str, args: tuple[Any, ...]) -> bool:
+    """Whether an indexing takes numbers along a single axis."""
+    if name != "index":
+        return False
+    given = [index for index in args[1] if index is not None]
+    return len(given) == 1 and given[0].ndim == 1
 
 
 def _noted(axis: Axis, meaning: Meaning) -> Axis:

@@ -11,6 +11,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils import _pytree as pytree
 
 from iba_core.framework.cache import Cache
+from iba_torch.tail.precision import keeps_settings
 
 _SIZE = 16
 """How many compiled forms of a function are kept, for shapes and constants."""
@@ -35,6 +36,7 @@ class Compiled:
         self._function = function
         self._known: Cache[Callable[..., Any] | None] = Cache(_SIZE)
 
+    @keeps_settings
     def __call__(self, *arguments: Any) -> Any:
         """What the function returns."""
         leaves, structure = pytree.tree_flatten(arguments)

@@ -176,7 +176,9 @@ class HeadPass:
             self._note_axes(tracker, at_split, first_tensor((args, kwargs)))
         output = site.run(args, kwargs)
         self._look(self._place(call), output)
-        first = first_tensor(output)
+        given, first = first_tensor((args, kwargs)), first_tensor(output)
+        if isinstance(site.module, nn.RNNBase) and given is not None and first is not None:
+            tracker.keep_steps(given, first)
         if self.side == "output":
             self._note_axes(tracker, at_split, first)
         if end is not None and first is not None and self.end_numbers.get(call) == (end.call or 0):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
@@ -13,7 +14,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _python_dispatch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from iba_core.undo import let_go, undoing
+from iba_core.undo import let_go, undoing, undone_if_interrupted
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -61,34 +62,52 @@ def without_autocast(device: torch.device) -> Iterator[AbstractContextManager[An
             yield outside
 
 
-def restores_settings(generator: Callable[P, Iterator[T]]) -> Callable[P, Iterator[T]]:
-    """Make a generator that fails leave PyTorch's settings for this thread as they were when it began.
+class _Settings:
+    """PyTorch's settings for this thread.
 
     PyTorch's own contexts, such as `torch.no_grad`, are written in Python: an interrupt between two of their
     lines leaves what they have set. In here, only functions in C are called, before which none can come.
     """
 
+    def __init__(self) -> None:
+        self._gradients, self._cached = torch.is_grad_enabled(), torch.is_autocast_cache_enabled()
+        self._modes = _Modes()
+        self._casts = [
+            (kind, torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)) for kind in _DEVICES
+        ]
+        torch.autocast_increment_nesting()
+        self._depth = torch.autocast_decrement_nesting()
+
+    def restore(self) -> None:
+        """Set everything as it was; does no harm if it runs twice."""
+        torch._C._set_grad_enabled(self._gradients)
+        torch.set_autocast_cache_enabled(self._cached)
+        for kind, enabled, dtype in self._casts:
+            torch.set_autocast_enabled(kind, enabled)
+            torch.set_autocast_dtype(kind, dtype)
+        for _ in range(torch.autocast_increment_nesting() - self._depth):
+            torch.autocast_decrement_nesting()
+        self._modes.leave_later()
+
+
+keeps_settings = undone_if_interrupted(lambda: _Settings().restore)
+"""Decorator of functions; PyTorch's settings for this thread are as before when they are interrupted."""
+
+
+def restores_settings(generator: Callable[P, Iterator[T]]) -> Callable[P, Iterator[T]]:
+    """Make a generator that fails leave PyTorch's settings for this thread as they were when it began."""
+
     @wraps(generator)
     def restoring(*args: P.args, **kwargs: P.kwargs) -> Iterator[T]:
-        gradients, cached = torch.is_grad_enabled(), torch.is_autocast_cache_enabled()
-        modes = _Modes()
-        casts = [(kind, torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)) for kind in _DEVICES]
-        torch.autocast_increment_nesting()
-        depth = torch.autocast_decrement_nesting()
+        outside, settings = sys.exception(), _Settings()
         try:
             yield from generator(*args, **kwargs)
         except GeneratorExit:
             # Python closes what has been dropped, perhaps much later, where other settings hold.
             raise
-        except BaseException:
-            torch._C._set_grad_enabled(gradients)
-            torch.set_autocast_cache_enabled(cached)
-            for kind, enabled, dtype in casts:
-                torch.set_autocast_enabled(kind, enabled)
-                torch.set_autocast_dtype(kind, dtype)
-            for _ in range(torch.autocast_increment_nesting() - depth):
-                torch.autocast_decrement_nesting()
-            modes.leave_later()
+        except BaseException as error:
+            let_go(error, outside)
+            settings.restore()
             raise
 
     return restoring
@@ -110,14 +129,14 @@ def in_mode(mode: M) -> Iterator[M]:
     The mode's own `with` takes off whatever is on top. After an interrupt while the mode handled a call,
     nothing is there: that `with` would raise another error in place of the interrupt.
     """
-    modes = _Modes()
+    modes, outside = _Modes(), sys.exception()
     with undoing(modes.leave_later):
         mode.__enter__()  # type: ignore[no-untyped-call]  # PyTorch's own
         try:
             yield mode
         except BaseException as error:
             # PyTorch takes a mode off its stack while the mode handles a call, and then puts it back.
-            let_go(error)
+            let_go(error, outside)
             raise
 
 

@@ -16,14 +16,14 @@ from iba_core.errors import InputError, LayerError, UnknownChannelsError
 from iba_core.framework.adapter import Activation, Inputs, MixedImagesError, Split, Tail
 from iba_core.framework.comparison import OwnOutputs
 from iba_core.framework.inputs import Shared, arrays_of
-from iba_core.framework.layout import DataFormat, input_format_by
+from iba_core.framework.layout import AxisPart, DataFormat, FeatureAxes, input_format_by
 from iba_torch.tail.activations import last_activation
 from iba_torch.tail.calls import hooks_see_all, module_call_patch, run_redirected, unwrap, what_runs
 from iba_torch.tail.channels import ChannelTracker, are_places, positions, read_format
 from iba_torch.tail.effects import Effect, apart
 from iba_torch.tail.head import HeadPass, Stop
 from iba_torch.tail.places import AssumptionsAtPlace, InputKind, Knowledge, LayerCall, Learnt, kind_of
-from iba_torch.tail.precision import as_outside, in_mode, without_autocast
+from iba_torch.tail.precision import as_outside, in_mode, keeps_settings, without_autocast
 from iba_torch.tail.replay import InMemoryOrder, Replay, check_calls, saved_tensor_hooks
 from iba_torch.tail.rewrites.assumptions import (
     Assumption,
@@ -53,12 +53,14 @@ class TorchTail(Tail):
         features = self.features.permute(0, 2, 3, 1).contiguous()
         return replace(self, features=features, run=InMemoryOrder(self.run), axes=(1, 2, 0))
 
+    @keeps_settings
     def differentiated(self, z: torch.Tensor) -> Any:
         """See `Tail.differentiated`."""
         with torch.enable_grad():
             outputs = self(z.detach().requires_grad_())
         return tree_map(torch.Tensor.detach, outputs)
 
+    @keeps_settings
     def activations(self) -> list[Activation | None]:
         """See `Tail.activations`; found in the graph of a pass."""
         with torch.enable_grad():
@@ -358,6 +360,24 @@ class TorchSplit(Split):
         own = [axis for index, axis in enumerate(axes) if index != batch]
         return None if batch is None else input_format_by(given, len(own), positions(others, own))
 
+    def feature_axes(self) -> FeatureAxes | None:
+        """See `Split.feature_axes`: a whole pass has shown it."""
+        learnt = self._assumed.learnt
+        if learnt.axes is None or learnt.input_axes is None:
+            return None
+        # Another object may have run the head.
+        (found,) = positions(learnt.input_axes[:1], learnt.axes)
+        batch = self.images_axis if found is None else found
+        parts = [
+            tuple(
+                AxisPart(part.size, frozenset((source - 1, against) for source, against in part.sources))
+                for part in axis
+            )
+            for index, axis in enumerate(learnt.axes)
+            if index != batch
+        ]
+        return FeatureAxes(parts, len(learnt.input_axes) - 1)
+
     def _found_format(self, head: HeadPass, features: torch.Tensor, learnt: Learnt) -> DataFormat:
         """Where the channels of the feature map are, as a whole pass has shown it.
 
@@ -380,6 +400,7 @@ class TorchSplit(Split):
     def _head_pass(self, shadow: Shadow, kind: InputKind, **options: Any) -> HeadPass:
         return HeadPass(self._layer, self.where, self.end_layer, shadow, kind, self._knowledge, **options)
 
+    @keeps_settings
     def _pass(self, shadow: Shadow, assumed: AssumptionsAtPlace, inputs: Inputs, head: HeadPass) -> Any:
         """Run the model on `inputs`, which it may write into, up to where the head ends."""
         shadow.begin()
@@ -449,7 +470,7 @@ class TorchSplit(Split):
             tracker = ChannelTracker()
             counter = self._head_pass(shadow, kind_of(inputs), remember=False, tracker=tracker)
             own = owned(inputs)
-            axes = [tracker.follow(tensor) for tensor in tensors(own)]
+            axes = [tracker.follow(tensor, is_source=not index) for index, tensor in enumerate(tensors(own))]
             with apart(), in_mode(tracker):
                 outputs = self._pass(shadow, assumed, own, counter)
             self._knowledge.input_format = read_format(axes[0][1:]) or self._knowledge.input_format

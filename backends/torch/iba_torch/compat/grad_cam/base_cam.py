@@ -19,6 +19,7 @@ from iba_torch.compat.grad_cam.activations_and_gradients import ActivationsAndGr
 from iba_torch.compat.grad_cam.utils.image import scale_cam_image
 from iba_torch.compat.grad_cam.utils.model_targets import ClassifierOutputTarget
 from iba_torch.compat.grad_cam.utils.svd_on_activations import get_2d_projection
+from iba_torch.tail.precision import keeps_settings
 
 Targets = Any
 """One callable for each image, which maps the image's output to a score; one callable for all; or None for
@@ -197,6 +198,7 @@ class BaseCAM:
             return self.forward_augmentation_smoothing(input_tensor, targets, eigen_smooth)
         return self.forward(input_tensor, targets, eigen_smooth)
 
+    @keeps_settings
     def forward(
         self, input_tensor: torch.Tensor, targets: Targets = None, eigen_smooth: bool = False
     ) -> npt.NDArray[np.float32]:

@@ -76,7 +76,8 @@ class IBAReadout(iba_torch.IBAReadout, Published):
         if mode == "capacity":
             return in_published_unit(nats, mode)
         layout = self._what_is_known().readout.bottleneck.layout
-        maps = saliency_maps(nats[None], layout, self._spatial_shape(input_t))
+        order = self._readout_model().map_order(layout, input_t)
+        maps = saliency_maps(nats[None], layout, self._spatial_shape(input_t), order)
         found: npt.NDArray[np.floating] = maps[0]
         return found
 
