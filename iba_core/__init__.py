@@ -36,8 +36,9 @@ from iba_core.targets import (
     Target,
 )
 from iba_core.utils import get_tqdm, ifnone
+from iba_core.version import VERSION
 
-__version__ = "0.1.0"
+__version__ = VERSION
 
 __all__ = [
     "Attribution",

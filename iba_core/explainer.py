@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
 from copy import copy
 from dataclasses import asdict, replace
+from itertools import chain, count, islice
 from os import PathLike
 from typing import Any, NamedTuple, Self, get_args
 
@@ -39,6 +41,11 @@ from iba_core.bottleneck.saliency import COMBINE, Combine, saliency_maps
 from iba_core.bottleneck.settings import BottleneckSettings, preset_settings
 from iba_core.bottleneck.statistics import Statistics, samples_of_tokens
 from iba_core.bottleneck.survival import LEAST
+from iba_core.datasets.items import Item, items_of, together
+from iba_core.datasets.loop import explain_dataset
+from iba_core.datasets.run import Run
+from iba_core.datasets.work import Work
+from iba_core.datasets.workers import require_workers, spread
 from iba_core.default_layer import choose_layer, nothing_passes_by
 from iba_core.errors import IBAError, InputError, NotEstimatedError, StateError
 from iba_core.framework.adapter import Activation, Inputs, Model, ModelAdapter, Split, Tail, find_adapter
@@ -62,6 +69,7 @@ from iba_core.framework.inputs import (
 )
 from iba_core.framework.layout import DataFormat, Layout, Tokens
 from iba_core.framework.namespace import Array, full_precision
+from iba_core.pictures.images import Preprocessing
 from iba_core.repeats import Repeats, SurvivalCurve
 from iba_core.state import interpreting, put_together, read_state, taken_out, write_state
 from iba_core.targets import (
@@ -288,9 +296,7 @@ class Explainer:
         require_bool("progbar", progbar)
         if until is not None:
             until = require_number("until", until, above=0, below=1)
-        whole, found = as_target(target), self._twin()
-        for part in found.parts:
-            part._halves, part._input_shape = None, None
+        whole, found = as_target(target), self._blank_twin()
         seen, check, few, error = 0, _FIRST_CHECK, None, np.inf
         for samples in samples_of(batches, n_samples, progbar):
             inputs = require_inputs("batches", samples, self.adapter.to_inputs)
@@ -302,15 +308,105 @@ class Explainer:
                 error, check = found._error_of_halves(few, whole), 2 * seen
                 if error <= until:
                     break
-        if (count := found._merge_halves()) < 2:
-            raise InputError(
-                f"batches held {count} samples; at least 2 are needed to estimate the features' "
-                "distribution, and about 5000 are advised"
-            )
+        found._require_two("batches")
         if until is not None and error > until:
             _warn_of_statistics(seen, found._error_of_halves(few, whole), until)
         self._take_over(found)
         return self
+
+    def fit_dataset(
+        self,
+        inputs: Any,
+        n_samples: int = 5000,
+        *,
+        preprocessing: Preprocessing | None = None,
+        batch_size: int = 32,
+        jobs: int | None = None,
+        ray: str | None = None,
+        gpus: float = 0.0,
+        progbar: bool = True,
+    ) -> Self:
+        """Estimate mean and standard deviation of the layer's features, on several processes or machines.
+
+        Workers estimate on parts of the inputs, whose estimates are merged. The result is that of `fit` on
+        the same batches up to rounding, and the same for any number of workers.
+
+        Args:
+            inputs: as in `map`. Workers read image files themselves. Inputs in memory have no batch axis.
+            n_samples: use the first inputs, this number of them; fewer if there are not so many. Shuffle what
+                is sorted.
+            preprocessing: how the network expects image files.
+            batch_size: inputs that pass the network at once.
+            jobs: as in `map`.
+            ray: as in `map`.
+            gpus: as in `map`.
+            progbar: show the progress.
+
+        Returns:
+            The explainer.
+
+        Raises:
+            InputError: there are fewer than two inputs, one cannot be read, or as in `map`.
+            MissingDependencyError: with `ray`, Ray is not installed.
+
+        Example:
+            >>> named = [(f"{i}", image) for i, image in enumerate(x)]
+            >>> explainer.fit_dataset(named, progbar=False).estimator.n_samples()
+            2
+        """
+        n_samples = require_whole("n_samples", n_samples, 2)
+        require_type("preprocessing", preprocessing, Preprocessing, "a Preprocessing", optional=True)
+        batch_size = require_whole("batch_size", batch_size, 1)
+        workers = require_workers(jobs, ray, gpus)
+        require_bool("progbar", progbar)
+        items = iter(items_of(inputs, preprocessing, self.adapter.data_format))
+        found = self._blank_twin()
+        size = -(-_LEAST_OF_PART // batch_size) * batch_size
+        parts = _parts_of_items(islice(items, n_samples), size, batch_size)
+        if (first := next(parts, None)) is not None:
+            found._choose(found._inputs_of_items(first.items[:1]))
+        work = Work(_gather_part, found)
+        tasks = () if first is None else chain([first], parts)
+        with (
+            closing(spread(work, tasks, workers)) as gathered,
+            get_tqdm()(total=n_samples, desc="Estimating", unit="input", disable=not progbar) as bar,
+        ):
+            for each in _in_order(gathered):
+                found._add(each)
+                bar.update(each.samples)
+        found._require_two("inputs")
+        self._take_over(found)
+        return self
+
+    def _inputs_of_items(self, items: Sequence[Item]) -> Inputs:
+        return require_inputs("inputs", together([item.row() for item in items]), self.adapter.to_inputs)
+
+    def _add(self, gathered: _Gathered) -> None:
+        """Merge what a worker has gathered."""
+        for part, (halves, shape, takes_noise) in zip(self.parts, gathered.layers, strict=True):
+            part._takes_noise = takes_noise
+            known_shape = part._input_shape
+            part._input_shape = common_shape(known_shape, shape)  # type: ignore[arg-type]  # it may hold None
+            if part._halves is None:
+                part._halves = halves
+            else:
+                for known, new in zip(part._halves, halves, strict=True):
+                    known.merge(new)
+
+    def _blank_twin(self) -> Explainer:
+        """A twin that has seen nothing."""
+        twin = self._twin()
+        for part in twin.parts:
+            part._halves, part._input_shape = None, None
+        return twin
+
+    def _require_two(self, argument: str) -> None:
+        """Make estimates of what has been gathered, of at least two samples."""
+        if (count := self._merge_halves()) < 2:
+            raise InputError(
+                f"{argument} held {count} samples; at least 2 are needed to estimate the features' "
+                "distribution, and about 5000 are advised"
+            )
 
     def _twin(self) -> Explainer:
         """A copy that shares everything, until it takes in something else."""
@@ -326,10 +422,7 @@ class Explainer:
 
     def _gather(self, inputs: Inputs, seen: int) -> None:
         """Take in the features of a batch, half of them for either half of the statistics."""
-        if self._layer is None:
-            choice = choose_layer(self.adapter, take(inputs, 0, 1))
-            self._layer = choice.layer
-            self._read_tokens(self.tokens or choice.tokens)
+        self._choose(inputs)
         split, size, tokens = self._split_at(None), batch_size(inputs), self.tokens
         self._input_shape = common_shape(self._input_shape, tuple(next(arrays_of(inputs)).shape[1:]))
         framework = self.adapter.framework
@@ -347,6 +440,13 @@ class Explainer:
                 shape = rows.shape[1:]
                 self._halves = Halves(WelfordEstimator(*shape), WelfordEstimator(*shape))
             self._halves[half].fit(rows)
+
+    def _choose(self, inputs: Inputs) -> None:
+        """Choose a layer for the inputs, if there is none yet."""
+        if self._layer is None and not self._parts:
+            choice = choose_layer(self.adapter, take(inputs, 0, 1))
+            self._layer = choice.layer
+            self._read_tokens(self.tokens or choice.tokens)
 
     def _merge_halves(self) -> int:
         """Make estimates of all that has been gathered, and return the number of samples."""
@@ -648,6 +748,34 @@ class Explainer:
         start = first or 0
         found = (self.explain(x, target, seed=seed, **options) for seed in range(start, start + seeds))
         return Repeats(tuple(found))
+
+    def map(self, inputs: Any, out: str | PathLike[str], targets: Any = None, **options: Any) -> Run:
+        """Explain a data set into a folder, on one machine or many.
+
+        It is `iba_core.datasets.explain_dataset`, which says more.
+
+        Args:
+            inputs: a folder of image files, or a list of files and folders; a dict of inputs by name; or an
+                iterable of pairs (name, input).
+            out: folder to write to.
+            targets: None for the predicted class; the index or the name of a class; a list of these; or a
+                dict of any targets by name.
+            **options: those of `explain_dataset`, among them ``jobs`` for the number of workers, ``ray`` for
+                the address of a cluster, and ``gpus`` for the share of a GPU that each worker gets.
+
+        Returns:
+            The run, whose summary has been written.
+
+        Raises:
+            NotEstimatedError: the distribution of the features has not been estimated.
+            InputError: as in `explain_dataset`.
+
+        Example:
+            >>> run = explainer.map({"a": x[0], "b": x[1]}, "mapped", 1, progbar=False)
+            >>> [record.name for record in run]
+            ['a', 'b']
+        """
+        return explain_dataset(self, inputs, out, targets, **options)
 
     def survival_curve(
         self,
@@ -1058,6 +1186,63 @@ class Explainer:
             return None
         spatial = Layout.of(shape, split.input_format).spatial_shape(shape)
         return spatial if len(spatial) == len(places) else None
+
+
+_LEAST_OF_PART = 64
+"""Samples that a worker estimates on at once, rounded up to whole batches."""
+
+
+class _Part(NamedTuple):
+    """Inputs for a worker to estimate on."""
+
+    number: int
+    start: int
+    """Inputs before these."""
+    items: list[Item]
+    batch_size: int
+
+
+class _Gathered(NamedTuple):
+    """What a worker has gathered, for each layer: halves, shape of the inputs, whether these are floats."""
+
+    number: int
+    samples: int
+    layers: list[tuple[Halves, InputShape, bool]]
+
+
+def _parts_of_items(items: Iterable[Item], size: int, batch_size: int) -> Iterator[_Part]:
+    iterator = iter(items)
+    for number in count():
+        if not (some := list(islice(iterator, size))):
+            return
+        yield _Part(number, number * size, some, batch_size)
+
+
+def _gather_part(explainer: Explainer, part: _Part, _: None) -> _Gathered:
+    """Gather the moments of a part of the inputs, in a process of its own or not."""
+    found, seen = explainer._blank_twin(), part.start
+    for start in range(0, len(part.items), part.batch_size):
+        inputs = found._inputs_of_items(part.items[start : start + part.batch_size])
+        for each in found.parts:
+            each._gather(inputs, seen)
+        seen += batch_size(inputs)
+    layers = [
+        (each._halves, each._input_shape, each._takes_noise)
+        for each in found.parts
+        if each._halves is not None and each._input_shape is not None
+    ]
+    return _Gathered(part.number, len(part.items), layers)
+
+
+def _in_order(gathered: Iterable[_Gathered]) -> Iterator[_Gathered]:
+    """By number, so that rounding does not depend on who is first."""
+    waiting: dict[int, _Gathered] = {}
+    following = 0
+    for each in gathered:
+        waiting[each.number] = each
+        while following in waiting:
+            yield waiting.pop(following)
+            following += 1
 
 
 _MOST_SEEDS = 10**4

@@ -72,7 +72,7 @@ def undone_if_interrupted(noted: Callable[[], Callable[[], object]]) -> Callable
     may come between them. A generator must not be decorated: between its parts, others make settings as well.
 
     Args:
-        noted: looks at what holds for the thread, and returns what brings it back.
+        noted: looks at the thread's settings, and returns a function that brings them back.
 
     Example:
         >>> settings = {"precise": True}

@@ -7,7 +7,10 @@ from typing import Annotated
 
 import typer
 
-from iba_core.cli.options import OUT, PRETRAINED, Backend, ModelOption, Preprocess, Size
+from iba_core.cli.options import OUT, PRETRAINED, Backend, ModelOption, Preprocess, Size, Stats, parse_beta
+
+CONCEPT_BETA = 3.0
+"""A price of bits at which most of a concept's probability survives, in the networks that were tried."""
 
 concept: typer.Typer = typer.Typer(
     no_args_is_help=True,
@@ -23,7 +26,7 @@ def train(
         typer.Argument(
             metavar="MASKS",
             help="Folder with a mask for each picture, of the same name and size: white, opaque or 1 where "
-            "the concept is.",
+            "the concept is. Or annotations: a .json file of COCO, or a folder of PASCAL VOC's .xml files.",
         ),
     ],
     out: Annotated[
@@ -31,6 +34,32 @@ def train(
     ],
     name: Annotated[
         str | None, typer.Option(metavar="NAME", help="Name of the concept.", show_default="name of FILE")
+    ] = None,
+    category: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Name or number of the concept's category in annotations. With a folder of masks, they are "
+            "pictures of labels, such as VOC's SegmentationClass.",
+            show_default="the name of the concept",
+        ),
+    ] = None,
+    boxes: Annotated[
+        bool, typer.Option("--boxes", help="Take COCO's boxes even where there are polygons.")
+    ] = False,
+    limit: Annotated[
+        int | None,
+        typer.Option(
+            help="Most annotated pictures with the concept to take, at random.", show_default="all of them"
+        ),
+    ] = None,
+    negatives: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="Pictures without the concept.",
+            show_default="annotated ones without it, at most as many as with it",
+        ),
     ] = None,
     model: ModelOption = PRETRAINED,
     layer: Annotated[
@@ -69,6 +98,10 @@ def train(
         masks,
         out=out,
         name=name or out.stem,
+        category=category,
+        boxes=boxes,
+        limit=limit,
+        negatives=negatives,
         model=model,
         layers=layer,
         backend=backend,
@@ -88,6 +121,27 @@ def locate(
     photographs: Annotated[
         list[Path], typer.Argument(metavar="PHOTO", help="Image files, or folders of them.")
     ],
+    bits: Annotated[
+        bool,
+        typer.Option("--bits", help="Also show which places the network needs to see the concept, in bits."),
+    ] = False,
+    layer: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Layer whose information --bits counts, at or before that of the concept.",
+            show_default="automatic",
+        ),
+    ] = None,
+    beta: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NUMBER",
+            help="Weight of the information with --bits. A smaller one passes more bits. Or auto.",
+            show_default=f"{CONCEPT_BETA:g}",
+        ),
+    ] = None,
+    stats: Stats = None,
     model: ModelOption = PRETRAINED,
     backend: Backend = None,
     out: Annotated[Path, typer.Option(metavar="FOLDER", help="Folder to write to.")] = OUT,
@@ -101,6 +155,10 @@ def locate(
     locate_concept(
         embedding,
         photographs,
+        bits=bits,
+        layer=layer,
+        beta=None if beta is None else parse_beta(beta),
+        stats=stats,
         model=model,
         backend=backend,
         out=out,

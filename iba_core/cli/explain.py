@@ -20,6 +20,7 @@ from iba_core.cli.statistics import Origin, load_statistics, statistics_without_
 from iba_core.datasets import Record, Run, explain_dataset
 from iba_core.datasets.items import ImageItem, find_images, image_items
 from iba_core.datasets.run import SUMMARIES
+from iba_core.datasets.workers import require_workers
 from iba_core.errors import InputError
 from iba_core.explainer import Explainer
 from iba_core.files import shown
@@ -50,7 +51,9 @@ class Choices:
     device: str | None
     settings: BottleneckSettings
     vmax: float | None
-    jobs: int
+    jobs: int | None
+    ray: str | None
+    gpus: float
     strict: bool
     as_json: bool
     with_report: bool
@@ -66,6 +69,7 @@ def explain_photographs(paths: Sequence[Path], choices: Choices) -> int:
     require_plotting()
     if choices.with_report:
         require_jinja2()
+    require_workers(choices.jobs, choices.ray, choices.gpus)
     files = find_images(paths, besides=choices.out)
     if choices.strict:
         for _, path in files:
@@ -99,6 +103,8 @@ def explain_photographs(paths: Sequence[Path], choices: Choices) -> int:
             preprocessing=network.preprocessing,
             seed=choices.seed,
             jobs=choices.jobs,
+            ray=choices.ray,
+            gpus=choices.gpus,
             strict=choices.strict,
             vmax=choices.vmax,
             class_names=network.class_names,

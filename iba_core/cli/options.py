@@ -75,6 +75,23 @@ Device = Annotated[
         metavar="NAME", help="Device to run on, such as cpu or cuda:0.", show_default="the framework's choice"
     ),
 ]
+Jobs = Annotated[
+    int | None,
+    typer.Option(
+        min=1, help="Processes to share the work.", show_default="1; on a cluster, as many as it has room for"
+    ),
+]
+Ray = Annotated[
+    str | None,
+    typer.Option(
+        metavar="ADDRESS",
+        help="Ray cluster whose machines share the work: auto, local or HOST:PORT.",
+        show_default="this machine alone",
+    ),
+]
+Gpus = Annotated[
+    float, typer.Option(help="Share of a GPU for each process on the cluster, such as 0.25.", min=0, max=1)
+]
 NoCache = Annotated[
     bool,
     typer.Option("--no-cache", help="Neither take nor keep statistics of the packaged photographs."),

@@ -1,6 +1,7 @@
 """Concepts: hyperplanes in the space of a layer, how they are learnt, and where they are found."""
 
 from iba_core.concepts.analysis import ConceptAnalysis, ConceptAnalysisResult, LayerResult
+from iba_core.concepts.annotations import AnnotatedMask, AnnotatedPicture, annotated_pictures
 from iba_core.concepts.cam import (
     AblationCAM,
     EigenCAM,
@@ -42,6 +43,8 @@ from iba_core.concepts.training import (
 
 __all__ = [
     "AblationCAM",
+    "AnnotatedMask",
+    "AnnotatedPicture",
     "BalancedBCELoss",
     "BalancedPenaltyReducedFocalLoss",
     "BatchReduction",
@@ -72,6 +75,7 @@ __all__ = [
     "TverskyLoss",
     "WeightedLossSum",
     "XGradCAM",
+    "annotated_pictures",
     "approximate_posterior",
     "face_concept",
     "locate",

@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from iba_core.bottleneck import saliency
 from iba_core.errors import InputError
+from iba_core.framework.comparison import epsilon_of
 from iba_core.framework.layout import Layout
 from iba_core.framework.namespace import Array, array_namespace, host_array
 
@@ -245,6 +246,9 @@ def component_with_positive_peak(maps: FloatArray) -> FloatArray:
 def to_unit_range(maps: Array, epsilon: float = 0.0) -> Array:
     """Shift and scale each map to the range from 0 to 1. A constant map becomes 0.
 
+    A map is constant if its values differ by no more than rounding, at most 64 times that of the largest:
+    scaled, such differences would look like a finding.
+
     Args:
         maps: (B, *places).
         epsilon: added to the greatest value before the division. pytorch-grad-cam adds 1e-7, so that fainter
@@ -257,8 +261,10 @@ def to_unit_range(maps: Array, epsilon: float = 0.0) -> Array:
     """
     xp = array_namespace(maps)
     axes = tuple(range(1, len(maps.shape)))
-    shifted = maps - xp.min(maps, axis=axes, keepdims=True)
-    return _ratio(shifted, xp.max(shifted, axis=axes, keepdims=True) + epsilon)
+    least, most = xp.min(maps, axis=axes, keepdims=True), xp.max(maps, axis=axes, keepdims=True)
+    shifted, top = maps - least, most - least
+    rounding = 64 * epsilon_of(maps) * xp.maximum(most, -least)
+    return _ratio(xp.where(top > rounding, shifted, xp.zeros_like(shifted)), top + epsilon)
 
 
 def resize_maps(maps: FloatArray, shape: Sequence[int]) -> FloatArray:

@@ -51,6 +51,9 @@ _DRAWS = 5
 _THRESHOLDS = np.linspace(0.0, 1.0, 41)[:-1]
 """Thresholds to try for the constant mask, relative to the greatest mean."""
 
+_HALF = 0.5
+"""Probabilities above it mark the concept."""
+
 _CONSTANT_SHAPE = (64, 64)
 """Resolution of the constant mask."""
 
@@ -71,6 +74,10 @@ class LayerResult:
             concept has.
         embedding_iou: set IoU, on the held-out data, of the single hyperplane `embedding`; None if no data
             was held out.
+        false_alarms: share of the held-out images without the concept in which the mean probability is above
+            one half at some place, from 0 to 1; None if there is no such image.
+        false_area: share of the pixels of these images that is above one half, from 0 to 1; 1 minus the
+            specificity there. None if there is no such image.
 
     Example:
         >>> planes = ConceptEmbedding([1.0, 0.0], bias=0), ConceptEmbedding([3.0, 0.0], bias=2)
@@ -88,6 +95,8 @@ class LayerResult:
     iou: float
     random_iou: float
     embedding_iou: float | None
+    false_alarms: float | None = None
+    false_area: float | None = None
 
     @property
     def embedding(self) -> ConceptEmbedding:
@@ -110,6 +119,7 @@ class ConceptAnalysisResult:
         constant_iou: set IoU, on the held-out data, of the best mask that is the same for all images.
         held_out: data that the layers' `iou` is computed on: ``"test"``, ``"validation"`` or
             ``"training"``.
+        negatives: number of the held-out images that do not show the concept.
 
     Example:
         >>> plane = (ConceptEmbedding([1.0, 0.0], bias=0),)
@@ -132,6 +142,7 @@ class ConceptAnalysisResult:
     layers: tuple[LayerResult, ...]
     constant_iou: float
     held_out: str
+    negatives: int = 0
 
     @property
     def best(self) -> LayerResult:
@@ -154,15 +165,21 @@ class ConceptAnalysisResult:
                 return result
         raise KeyError(layer)
 
-    def rows(self) -> list[tuple[str, str, str, str, str]]:
+    def rows(self) -> list[tuple[str, ...]]:
         """Return the cells of the table, a row for each layer and one for the constant mask.
 
         The columns are the layer, its feature map, and the set IoU in validation, on held-out data, and of
-        random hyperplanes.
+        random hyperplanes. If some held-out images do not show the concept, the last column says in which
+        share of them the layer fires, and on which share of their area.
         """
         rows = []
         for result in self.layers:
             spread = f" ± {np.std(result.validation_iou):.3f}" if len(result.validation_iou) > 1 else ""
+            alarms = (
+                ()
+                if result.false_alarms is None or result.false_area is None
+                else (f"{result.false_alarms:.0%}, {result.false_area:.1%}",)
+            )
             height, width = result.map_shape
             rows.append(
                 (
@@ -171,13 +188,16 @@ class ConceptAnalysisResult:
                     f"{result.mean_validation_iou:.3f}{spread}",
                     f"{result.iou:.3f}",
                     f"{result.random_iou:.3f}",
+                    *alarms,
                 )
             )
-        return [*rows, ("the same mask everywhere", "", "", f"{self.constant_iou:.3f}", "")]
+        rest = ("", "") if self.negatives else ("",)
+        return [*rows, ("the same mask everywhere", "", "", f"{self.constant_iou:.3f}", *rest)]
 
-    def header(self) -> tuple[str, str, str, str, str]:
+    def header(self) -> tuple[str, ...]:
         """Return the titles of the columns of `rows`."""
-        return ("Layer", "Features", "IoU, validation", f"IoU, {self.held_out}", "Random")
+        titles = ("Layer", "Features", "IoU, validation", f"IoU, {self.held_out}", "Random")
+        return (*titles, "False alarms") if self.negatives else titles
 
     def table(self) -> str:
         """Return the rows as text. A star marks the best layer."""
@@ -220,8 +240,9 @@ class ConceptAnalysisResult:
 class ConceptAnalysis:
     """Learn a concept in the feature maps of one or several layers, and compare the layers.
 
-    The feature maps of a layer are computed once. Hyperplanes are learnt on the training data. The
-    validation data stops the training and chooses the best layer. All layers are judged on the test data.
+    The feature maps of all layers are computed once, in one pass. Hyperplanes are learnt on the training
+    data. The validation data stops the training and chooses the best layer. All layers are judged on the test
+    data.
 
     After R. Fong, A. Vedaldi, *Net2Vec*, CVPR 2018 (https://arxiv.org/abs/1801.03454).
 
@@ -239,7 +260,7 @@ class ConceptAnalysis:
             order of the images.
         use_laplace: approximate the posterior of the weights, and judge the mean probability.
         use_bias: learn a bias. Without one, the hyperplanes pass through the origin.
-        cache: folder that keeps the feature maps of a layer while the layer is analysed; None to keep them
+        cache: folder that keeps the feature maps of all layers while they are analysed; None to keep them
             in memory.
         backend: name of the backend; None to derive it from the model.
         progbar: show the progress.
@@ -320,10 +341,11 @@ class ConceptAnalysis:
             LayerError: a layer gives no feature maps with two spatial axes.
             OptimizationError: the loss turned non-finite.
         """
-        results = tuple(self._layer(stump) for stump in self.stumps)
+        results = tuple(self._layers())
         held_out, data = self._held_out()
         constant = constant_mask_iou(self.concept.train_data, data)
-        result = ConceptAnalysisResult(self.concept.name, results, constant, held_out)
+        negatives = sum(not _shows(data.mask(index)) for index in range(len(data)))
+        result = ConceptAnalysisResult(self.concept.name, results, constant, held_out, negatives)
         if result.best.iou <= constant:
             warnings.warn(
                 f"no layer knows {shown(self.concept.name)!r}: IoU {result.best.iou:.3f} at best, "
@@ -352,19 +374,24 @@ class ConceptAnalysis:
             return "validation", self.concept.val_data
         return "training", self.concept.train_data
 
-    def _layer(self, stump: ModelStump) -> LayerResult:
+    def _layers(self) -> Iterator[LayerResult]:
         with tempfile.TemporaryDirectory(dir=self.cache) as folder:
-            examples = {
-                name: Examples.compute(
-                    stump,
+            parts = {
+                name: Examples.of_layers(
+                    self.stumps,
                     data,
                     batch_size=self.settings.batch_size,
-                    file=None if self.cache is None else Path(folder) / f"{name}.npy",
+                    files=[
+                        None if self.cache is None else Path(folder) / f"{name}-{number}.npy"
+                        for number in range(len(self.stumps))
+                    ],
                     progbar=self.progbar,
                 )
                 for name, data in self._parts().items()
             }
-            return self._learn(stump, examples)
+            for stump in self.stumps:
+                # Each is let go after its turn.
+                yield self._learn(stump, {name: examples.pop(0) for name, examples in parts.items()})
 
     def _parts(self) -> dict[str, SegmentationData]:
         parts = {
@@ -397,16 +424,19 @@ class ConceptAnalysis:
         maps = examples[name].maps
         # Without held-out data, only the part that each fold left out remains to judge by.
         judged = name != "training"
+        whole = judge(maps, data, embeddings, posterior) if judged else _pooled(scores)
         return LayerResult(
             layer=stump.layer_id,
             map_shape=map_shape,
             channels=training.channels,
             embeddings=embeddings,
             factors=posterior,
-            validation_iou=scores,
-            iou=heatmap_iou(maps, data, embeddings, posterior) if judged else float(np.mean(scores)),
+            validation_iou=tuple(score.iou for score in scores),
+            iou=whole.iou,
             random_iou=random_iou(trainer, maps, data),
             embedding_iou=heatmap_iou(maps, data, [_one_for_all(embeddings)]) if judged else None,
+            false_alarms=whole.false_alarms,
+            false_area=whole.false_area,
         )
 
     def _folds(self, examples: dict[str, Examples]) -> Iterator[_Fold]:
@@ -423,8 +453,8 @@ class ConceptAnalysis:
 
     def _member(
         self, trainer: HyperplaneTrainer, layer: str, member: int, fold: _Fold
-    ) -> tuple[ConceptEmbedding, FloatArray | None, float]:
-        """Learn one hyperplane; give it, the factor of its posterior, and its set IoU in validation."""
+    ) -> tuple[ConceptEmbedding, FloatArray | None, Judgement]:
+        """Learn one hyperplane; give it, the factor of its posterior, and how well it does in validation."""
         validation = (fold.examples, fold.checks)
         learnt = trainer.fit(member, rows=fold.rows, validation=validation, progbar=self.progbar)
         embeddings = embeddings_of(
@@ -438,7 +468,7 @@ class ConceptAnalysis:
         if self.use_laplace:
             factor = trainer.laplace_factor(learnt.parameters, fold.rows, validation)
         factors = None if factor is None else factor[None]
-        score = heatmap_iou(fold.examples.maps, fold.data, embeddings, factors, fold.checks)
+        score = judge(fold.examples.maps, fold.data, embeddings, factors, fold.checks)
         return embeddings[0], factor, score
 
 
@@ -462,14 +492,40 @@ def _one_for_all(embeddings: Sequence[ConceptEmbedding]) -> ConceptEmbedding:
 # -- figures ----------------------------------------------------------------------------------------
 
 
-def heatmap_iou(
+class Judgement(NamedTuple):
+    """How well heatmaps mark a concept.
+
+    Attributes:
+        iou: set IoU, from 0 to 1.
+        negatives: number of images that do not show the concept.
+        alarms: number of these in which a heatmap is above one half somewhere.
+        area: sum of the shares of their area that are above one half.
+    """
+
+    iou: float
+    negatives: int
+    alarms: int
+    area: float
+
+    @property
+    def false_alarms(self) -> float | None:
+        """Share of the images without the concept that are marked somewhere; None without such images."""
+        return self.alarms / self.negatives if self.negatives else None
+
+    @property
+    def false_area(self) -> float | None:
+        """Mean share of their area that is marked; None without such images."""
+        return self.area / self.negatives if self.negatives else None
+
+
+def judge(
     maps: FloatArray,
     data: SegmentationData,
     embeddings: Sequence[ConceptEmbedding],
     factors: FloatArray | None = None,
     rows: npt.NDArray[np.integer] | None = None,
-) -> float:
-    """Compute the set IoU of the heatmaps of an ensemble, enlarged to the size of the masks.
+) -> Judgement:
+    """Compare the heatmaps of an ensemble, enlarged to the size of the masks, with the masks.
 
     Args:
         maps: (N, H, W, C), feature maps of the data.
@@ -477,16 +533,42 @@ def heatmap_iou(
         embeddings: E hyperplanes, whose probabilities are averaged.
         factors: (E, P, P), posteriors of their weights; None for certain weights.
         rows: indices of the images to count; None for all.
-
-    Returns:
-        A number from 0 to 1.
     """
-    metric = SetIoU(output_thresh=0.5, label_thresh=0.5)
+    metric = SetIoU(output_thresh=_HALF, label_thresh=_HALF)
+    negatives = alarms = 0
+    area = 0.0
     for index in range(len(data)) if rows is None else rows:
         mask = data.mask(int(index))
         heatmap = mean_probability(maps[index][None], embeddings, factors)[0]
-        metric.update(resize_map(heatmap, (mask.shape[0], mask.shape[1])), mask)
-    return float(metric.value())
+        enlarged = resize_map(heatmap, (mask.shape[0], mask.shape[1]))
+        metric.update(enlarged, mask)
+        if not _shows(mask):
+            negatives += 1
+            alarms += _shows(enlarged)
+            area += float((enlarged > _HALF).mean())
+    return Judgement(float(metric.value()), negatives, alarms, area)
+
+
+def _shows(mask: FloatArray) -> bool:
+    return bool((mask > _HALF).any())
+
+
+def _pooled(parts: Sequence[Judgement]) -> Judgement:
+    """Judge the parts of a data set together, with the mean of their IoU."""
+    ious, *sums = zip(*parts, strict=True)
+    negatives, alarms, area = map(sum, sums)
+    return Judgement(float(np.mean(ious)), negatives, alarms, area)
+
+
+def heatmap_iou(
+    maps: FloatArray,
+    data: SegmentationData,
+    embeddings: Sequence[ConceptEmbedding],
+    factors: FloatArray | None = None,
+    rows: npt.NDArray[np.integer] | None = None,
+) -> float:
+    """Compute the set IoU of heatmaps, from 0 to 1; see `judge`."""
+    return judge(maps, data, embeddings, factors, rows).iou
 
 
 def constant_mask_iou(training: SegmentationData, data: SegmentationData) -> float:

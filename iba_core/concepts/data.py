@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +24,7 @@ from iba_core.arguments import (
     require_type,
     require_whole,
 )
+from iba_core.concepts.annotations import annotated_pictures
 from iba_core.errors import InputError
 from iba_core.files import as_path, shown
 from iba_core.framework.arrays import as_array, require_array
@@ -32,6 +33,8 @@ from iba_core.pictures.images import Preprocessing, image_files, load_image
 from iba_core.pictures.masks import mask_picture
 
 FloatArray = npt.NDArray[np.floating]
+
+_T = TypeVar("_T")
 
 Entries = Sequence[Any] | npt.NDArray[Any]
 """A sequence, or an array with a leading axis."""
@@ -183,6 +186,7 @@ class SegmentationConcept2D:
         preprocessing: Preprocessing,
         data_format: DataFormat,
         *,
+        negatives: Entries = (),
         validation: float = 0.15,
         test: float = 0.15,
         seed: int = 0,
@@ -199,8 +203,9 @@ class SegmentationConcept2D:
             preprocessing: the preprocessing that the model expects, such as its attribute
                 ``preprocessing``.
             data_format: where the model expects the channels.
-            validation: share of the pictures that goes into `val_data`.
-            test: share of the pictures that goes into `test_data`.
+            negatives: pictures that do not show the concept. They need no masks.
+            validation: share of the pictures, and of the negatives, that goes into `val_data`.
+            test: share of the pictures, and of the negatives, that goes into `test_data`.
             seed: seed of the split. The same seed gives the same split.
             rel_size: see the class.
 
@@ -227,23 +232,28 @@ class SegmentationConcept2D:
         require_seed("seed", seed, optional=False)
         if len(pictures) != len(masks):
             raise InputError(f"masks has {len(masks)} entries for {len(pictures)} pictures; each needs one")
-        parts = _random_parts(len(pictures), validation, test, seed)
+        require_sequence("negatives", negatives, "pictures", least=0)
+        parts = _random_parts("pictures", len(pictures), validation, test, seed)
+        without = _random_parts("negatives", len(negatives), validation, test, seed)
 
-        def image(picture: Any) -> npt.NDArray[Any]:
-            return preprocessing(_picture(picture), data_format)
+        def image(index: int) -> npt.NDArray[Any]:
+            with_concept = index < len(pictures)
+            source = pictures[index] if with_concept else negatives[index - len(pictures)]
+            return preprocessing(_picture(source), data_format)
 
         geometry = replace(preprocessing, interpolation="nearest")
 
-        def mask(picture: Any) -> npt.NDArray[Any]:
-            return (geometry.crop(mask_picture(picture))[..., 0] > 0).astype(np.float32)
+        def mask(index: int) -> npt.NDArray[Any]:
+            if index >= len(pictures):
+                return np.zeros(preprocessing.size, np.float32)
+            return (geometry.crop(mask_picture(masks[index]))[..., 0] > 0).astype(np.float32)
 
         val, tst, train = (
-            SegmentationData(
-                _Prepared([pictures[i] for i in part], image), _Prepared([masks[i] for i in part], mask)
+            SegmentationData(_Prepared(part, image), _Prepared(part, mask)) if part else None
+            for part in (
+                [*positive.tolist(), *(len(pictures) + negative).tolist()]
+                for positive, negative in zip(parts, without, strict=True)
             )
-            if len(part)
-            else None
-            for part in parts
         )
         assert train is not None
         return cls(name, train, val, tst, rel_size)
@@ -268,7 +278,7 @@ class SegmentationConcept2D:
                 `from_pictures`.
             preprocessing: the preprocessing that the model expects.
             data_format: where the model expects the channels.
-            **options: `validation`, `test`, `seed` and `rel_size`, see `from_pictures`.
+            **options: `negatives`, `validation`, `test`, `seed` and `rel_size`, see `from_pictures`.
 
         Raises:
             InputError: a folder is missing or empty, or a picture has no mask.
@@ -285,6 +295,57 @@ class SegmentationConcept2D:
         paths = [found[_place(path, images)] for path in files]
         return cls.from_pictures(name, files, paths, preprocessing, data_format, **options)
 
+    @classmethod
+    def from_annotations(
+        cls,
+        name: str,
+        images: str | PathLike[str],
+        annotations: str | PathLike[str],
+        preprocessing: Preprocessing,
+        data_format: DataFormat,
+        *,
+        category: str | int | None = None,
+        boxes: bool = False,
+        crowds: bool = True,
+        limit: int | None = None,
+        **options: Any,
+    ) -> SegmentationConcept2D:
+        """Make a concept from a folder of pictures and the annotations of a data set, COCO or PASCAL VOC.
+
+        The annotated pictures without the concept are negatives, at most as many as there are with it.
+
+        Args:
+            name: name of the concept.
+            images: folder of the pictures.
+            annotations: file or folder; see `annotated_pictures`.
+            preprocessing: the preprocessing that the model expects.
+            data_format: where the model expects the channels.
+            category: name or number of the concept's category; None for `name`.
+            boxes: see `annotated_pictures`.
+            crowds: see `annotated_pictures`.
+            limit: maximum number of pictures with the concept, chosen at random; None for all of them.
+            **options: `negatives`, `validation`, `test`, `seed` and `rel_size`, see `from_pictures`. With
+                `negatives`, those of the annotated pictures are not used.
+
+        Raises:
+            InputError: see `annotated_pictures`.
+        """
+        if limit is not None:
+            require_whole("limit", limit, 1)
+        seed = options.get("seed", 0)
+        require_seed("seed", seed, optional=False)
+        require_text("name", name, "the name of the concept")
+        found = annotated_pictures(
+            annotations, images, name if category is None else category, boxes=boxes, crowds=crowds
+        )
+        marked = _chosen([each for each in found if each.mask.marks], limit, seed)
+        if not marked:
+            raise InputError(f"no picture in {shown(images)} is annotated with the concept")
+        others = _chosen([each for each in found if not each.mask.marks], len(marked), seed)
+        options = {"negatives": [each.path for each in others]} | options
+        pictures, masks = [each.path for each in marked], [each.mask for each in marked]
+        return cls.from_pictures(name, pictures, masks, preprocessing, data_format, **options)
+
     def __repr__(self) -> str:
         sizes = ", ".join(
             f"{part}={0 if (data := getattr(self, part)) is None else len(data)}"
@@ -295,10 +356,10 @@ class SegmentationConcept2D:
 
 @dataclass(frozen=True)
 class _Prepared(Sequence[Any]):
-    """Entries that are made from their sources when they are needed."""
+    """Entries that are made from their sources, given by their indices, when they are needed."""
 
-    sources: Sequence[Any]
-    prepare: Callable[[Any], npt.NDArray[Any]]
+    sources: Sequence[int]
+    prepare: Callable[[int], npt.NDArray[Any]]
 
     def __len__(self) -> int:
         return len(self.sources)
@@ -307,17 +368,27 @@ class _Prepared(Sequence[Any]):
         return self.prepare(self.sources[index])
 
 
-def _random_parts(count: int, validation: float, test: float, seed: int) -> list[npt.NDArray[np.int64]]:
+def _chosen(entries: Sequence[_T], most: int | None, seed: int) -> Sequence[_T]:
+    """At most `most` of the entries, chosen at random, in their order."""
+    if most is None or len(entries) <= most:
+        return entries
+    order = np.random.Generator(np.random.Philox(seed)).permutation(len(entries))
+    return [entries[index] for index in sorted(order[:most])]
+
+
+def _random_parts(
+    what: str, count: int, validation: float, test: float, seed: int
+) -> list[npt.NDArray[np.int64]]:
     """Divide `count` indices at random into those for validation, test and training."""
     for name, share in (("validation", validation), ("test", test)):
         require_number(name, share, 0, below=1)
     if validation + test >= 1:
         raise InputError(f"validation={validation} and test={test} must leave a share to learn from")
     # A share above 0 gets at least one picture.
-    held_out = [max(round(share * count), 1) if share else 0 for share in (validation, test)]
-    if sum(held_out) >= count:
+    held_out = [max(round(share * count), 1) if share and count else 0 for share in (validation, test)]
+    if sum(held_out) >= count > 0:
         raise InputError(
-            f"{count} pictures are too few to hold out {sum(held_out)} of them; give more pictures, or "
+            f"{count} {what} are too few to hold out {sum(held_out)} of them; give more {what}, or "
             "shares of 0"
         )
     order = np.random.Generator(np.random.Philox(seed)).permutation(count)

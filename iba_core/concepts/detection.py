@@ -43,6 +43,10 @@ _ARCHITECTURE = ("apply_sigmoid", "apply_padding", "use_laplace", "use_bias")
 """Arguments of a detection model that an embedding keeps in its meta information."""
 
 
+_ROUNDING = 1e-3
+"""Difference of two passes that is due to rounding, relative to the greatest feature."""
+
+
 # -- formulas ---------------------------------------------------------------------------------------
 
 
@@ -180,6 +184,42 @@ class ModelStump:
 
     def __repr__(self) -> str:
         return f"ModelStump({type(self.model).__name__}, layer_id={self.layer_id!r})"
+
+
+class CommonPass:
+    """The outputs of several layers of a model from one pass, where that is what each gives by itself.
+
+    Args:
+        stumps: the model up to each of the layers.
+    """
+
+    def __init__(self, stumps: Sequence[ModelStump]) -> None:
+        self.stumps = stumps
+        self._suffices: bool | None = None if len(stumps) > 1 else False
+
+    def __call__(self, images: npt.NDArray[Any]) -> list[Array]:
+        """Compute the feature maps (B, *feature map) of every layer for a batch of images."""
+        if self._suffices is None:
+            self._suffices = self._agrees(images[:1])
+        return self._together(images) if self._suffices else [stump(images) for stump in self.stumps]
+
+    def _together(self, images: npt.NDArray[Any]) -> list[Array]:
+        adapter = self.stumps[0].adapter
+        inputs = require_inputs("inputs", images, adapter.to_inputs)
+        return adapter.features_of(inputs, [stump.layer_id for stump in self.stumps])
+
+    def _agrees(self, image: npt.NDArray[Any]) -> bool:
+        """Whether one pass gives what the split model gives, which has been checked against the model."""
+        try:
+            together = self._together(image)
+        except LayerError:
+            return False
+        for stump, features in zip(self.stumps, together, strict=True):
+            own, other = (stump.adapter.framework.to_numpy(each) for each in (stump(image), features))
+            nearly = _ROUNDING * float(np.abs(own).max(initial=0.0))
+            if own.shape != other.shape or not np.allclose(own, other, rtol=0, atol=nearly, equal_nan=True):
+                return False
+        return True
 
 
 # -- the arguments of a detection model ---------------------------------------------------------------

@@ -28,6 +28,7 @@ from iba_core.pictures.plotting import (
     COLORMAP,
     axes_to_draw_into,
     caption,
+    plot_saliency_map,
     require_matplotlib,
     save_figure,
 )
@@ -198,18 +199,27 @@ def plot_heatmap(picture: Picture, heatmap: npt.ArrayLike, title: str = "", ax: 
 
 
 def save_heatmap(
-    path: str | PathLike[str], picture: Picture, heatmap: npt.ArrayLike, title: str = ""
+    path: str | PathLike[str],
+    picture: Picture,
+    heatmap: npt.ArrayLike,
+    title: str = "",
+    bits: npt.ArrayLike | None = None,
 ) -> None:
     """Write a PNG with the picture and, beside it, the heatmap over it. This needs no pyplot and no display.
+
+    With `bits`, a third panel shows which places the network needs to see the concept: the saliency map of
+    ``Explainer(model, layer).fit(data).explain(x, target=embedding)``, with `layer` at that of the concept
+    or before it.
 
     Args:
         path: path of the file, ending in ``.png``.
         picture: Pillow image or uint8 array (H, W, 3).
         heatmap: (H, W), probabilities.
         title: line above the heatmap.
+        bits: (H, W), saliency map of the concept in bits per pixel; None for no such panel.
 
     Raises:
-        InputError: picture and heatmap differ in size, or the file cannot be written.
+        InputError: picture and maps differ in size, or the file cannot be written.
         MissingDependencyError: matplotlib is not installed.
 
     Example:
@@ -224,13 +234,20 @@ def save_heatmap(
     from matplotlib.figure import Figure
 
     height, width = values.shape
-    panel = 3.2 / max(height, width)
-    figure = Figure(figsize=(2 * width * panel + 1.0, height * panel + 0.4), layout="constrained")
-    left, right = figure.subplots(1, 2)
-    plot_heatmap(picture, heatmap, title, right)
+    panel, panels = 3.2 / max(height, width), 2 if bits is None else 3
+    inches = panels * width * panel + panels - 1.0
+    figure = Figure(figsize=(inches, height * panel + 0.4), layout="constrained")
+    left, middle, *right = figure.subplots(1, panels)
+    plot_heatmap(picture, heatmap, title, middle)
     left.imshow(_pixels(picture), cmap="gray")
     left.set_axis_off()
-    save_figure(figure, path)
+    if bits is not None:
+        require_array("bits", bits, shape=values.shape, least=0, form="one map like the heatmap")
+        plot_saliency_map(bits, _pixels(picture), right[0], colorbar_fontsize=10, colorbar_size=0.12)
+        right[0].set_axis_off()
+        right[0].set_title("needed to see it", fontsize=11)
+    # The layout does not know of the labels beside the colour bar of bits.
+    save_figure(figure, path, **({} if bits is None else {"bbox_inches": "tight"}))
 
 
 def _pixels(picture: Picture) -> npt.NDArray[Any]:

@@ -28,8 +28,8 @@ from iba_core.arguments import (
 )
 from iba_core.bottleneck.adam import AdamState, adam_step, bias_corrections
 from iba_core.bottleneck.estimator import WelfordEstimator
-from iba_core.concepts.data import SegmentationConcept2D, SegmentationData
-from iba_core.concepts.detection import ConceptDetection, ModelStump
+from iba_core.concepts.data import SegmentationConcept2D, SegmentationData, resize_map
+from iba_core.concepts.detection import CommonPass, ConceptDetection, ModelStump
 from iba_core.concepts.hyperplanes import NO_PADDING, Padding, same_padding, windows
 from iba_core.concepts.laplace import cross_entropy_hessian, posterior_factor, tuned_factor, with_bias
 from iba_core.concepts.losses import BalancedBCELoss
@@ -152,33 +152,47 @@ class Examples:
             LayerError: the layer does not give feature maps with two spatial axes.
             InputError: a feature map is not finite, or the images differ in shape.
         """
-        maps: Any = None
-        like: Array = None
-        done = 0
-        with get_tqdm()(
-            total=len(data), desc=stump.layer_id, unit="img", leave=False, disable=not progbar
-        ) as bar:
+        return cls.of_layers([stump], data, batch_size=batch_size, files=[file], progbar=progbar)[0]
+
+    @classmethod
+    def of_layers(
+        cls,
+        stumps: Sequence[ModelStump],
+        data: SegmentationData,
+        *,
+        batch_size: int = 16,
+        files: Sequence[str | PathLike[str] | None],
+        progbar: bool = True,
+    ) -> list[Self]:
+        """Run all images through the model once for several layers.
+
+        Args:
+            stumps: the model up to each layer.
+            data: see `compute`.
+            batch_size: see `compute`.
+            files: a file for each layer, see `compute`.
+            progbar: see `compute`.
+
+        Raises:
+            LayerError: see `compute`.
+            InputError: see `compute`.
+        """
+        common = CommonPass(stumps)
+        kept = [_Kept(stump, len(data), file) for stump, file in zip(stumps, files, strict=True)]
+        name = stumps[0].layer_id if len(stumps) == 1 else f"{len(stumps)} layers"
+        with get_tqdm()(total=len(data), desc=name, unit="img", leave=False, disable=not progbar) as bar:
             for batch in data.batches(batch_size):
-                tensor = stump(batch)
-                features = stump.maps_of(tensor)
-                if maps is None:
-                    _require_order(stump)
-                    like = _trainable(tensor)
-                    maps = _empty((len(data), *features.shape[1:]), features.dtype, file)
-                if features.shape[1:] != maps.shape[1:]:
-                    raise InputError(
-                        f"the feature maps of layer {stump.layer_id!r} have the shapes {maps.shape[1:]} and "
-                        f"{features.shape[1:]}; all images must have one size"
-                    )
-                if not np.isfinite(features).all():
-                    raise InputError(
-                        f"layer {stump.layer_id!r} gives NaN or infinite features for an image of the batch "
-                        f"that starts at index {done}"
-                    )
-                maps[done : done + len(features)] = features
-                done += len(features)
-                bar.update(len(features))
-        return cls(maps, data.masks_of_shape(maps.shape[1:3]), like)
+                for entry, tensor in zip(kept, common(batch), strict=True):
+                    entry.add(tensor)
+                bar.update(len(batch))
+        masks: dict[tuple[int, int], list[npt.NDArray[np.float32]]] = {
+            entry.maps.shape[1:3]: [] for entry in kept
+        }
+        for index in range(len(data)):
+            mask = data.mask(index)
+            for shape, resized in masks.items():
+                resized.append(resize_map(mask, shape))
+        return [cls(entry.maps, np.stack(masks[entry.maps.shape[1:3]]), entry.like) for entry in kept]
 
     @property
     def channels(self) -> int:
@@ -187,6 +201,36 @@ class Examples:
 
     def __len__(self) -> int:
         return len(self.maps)
+
+
+class _Kept:
+    """The feature maps of one layer as they come."""
+
+    def __init__(self, stump: ModelStump, count: int, file: str | PathLike[str] | None) -> None:
+        self.stump, self.count, self.file = stump, count, file
+        self.maps: Any = None
+        self.like: Array = None
+        self.done = 0
+
+    def add(self, tensor: Array) -> None:
+        """Keep the layer's output for the next batch."""
+        features, layer = self.stump.maps_of(tensor), self.stump.layer_id
+        if self.maps is None:
+            _require_order(self.stump)
+            self.like = _trainable(tensor)
+            self.maps = _empty((self.count, *features.shape[1:]), features.dtype, self.file)
+        if features.shape[1:] != self.maps.shape[1:]:
+            raise InputError(
+                f"the feature maps of layer {layer!r} have the shapes {self.maps.shape[1:]} and "
+                f"{features.shape[1:]}; all images must have one size"
+            )
+        if not np.isfinite(features).all():
+            raise InputError(
+                f"layer {layer!r} gives NaN or infinite features for an image of the batch that starts at "
+                f"index {self.done}"
+            )
+        self.maps[self.done : self.done + len(features)] = features
+        self.done += len(features)
 
 
 def _require_order(stump: ModelStump) -> None:

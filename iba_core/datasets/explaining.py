@@ -10,28 +10,51 @@ from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from math import isnan
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from PIL import Image
 
-import iba_core
 from iba_core.attribution import Attribution
+from iba_core.bottleneck.saliency import Combine
 from iba_core.bottleneck.settings import BottleneckSettings
 from iba_core.datasets.items import Item, Pixels
 from iba_core.datasets.run import INPUTS, PICTURES, RESULTS, Record, digest, file_stem, settings_dict
 from iba_core.datasets.targets import LabelledTarget
 from iba_core.errors import IBAError, InputError, StateError
-from iba_core.explainer import Explainer
 from iba_core.files import write_atomically
+from iba_core.framework.adapter import ModelAdapter
 from iba_core.pictures.images import Preprocessing
 from iba_core.pictures.plotting import as_pixels, save_overlay
+from iba_core.version import VERSION
 
 _TOP = 3
 """Most probable classes that a record names."""
 
 FAILED = (IBAError, OSError, MemoryError)
 """What one input may raise without ending the run."""
+
+
+@runtime_checkable
+class Explains(Protocol):
+    """What a run needs of an `iba_core.Explainer`, whose module imports this one."""
+
+    adapter: ModelAdapter
+    settings: BottleneckSettings
+    combine: Combine
+    output: str | int | None
+    class_names: tuple[str, ...] | None
+
+    @property
+    def layer(self) -> str | None:
+        """Name of the layer, or of all."""
+
+    @property
+    def parts(self) -> tuple[Any, ...]:
+        """An explainer for each layer."""
+
+    def explain(self, x: Any, target: Any = None, *, seed: int | None = None, **options: Any) -> Attribution:
+        """Explain a batch."""
 
 
 @dataclass(frozen=True)
@@ -95,7 +118,7 @@ class Outcome(NamedTuple):
 
 
 def new_setup(
-    explainer: Explainer,
+    explainer: Explains,
     settings: BottleneckSettings,
     seed: int,
     preprocessing: Preprocessing | None,
@@ -141,12 +164,12 @@ def new_setup(
         **decisive,
         "samples": parts[0].estimator.n_samples(),
         "preprocessing": None if preprocessing is None else settings_dict(preprocessing),
-        "version": iba_core.__version__,
+        "version": VERSION,
         "started": datetime.now(UTC).isoformat(timespec="microseconds"),
     }
 
 
-def explain_item(explainer: Explainer, task: Task, options: Options) -> Outcome:
+def explain_item(explainer: Explains, task: Task, options: Options) -> Outcome:
     """Explain an item for each of its targets, and write what comes out.
 
     Each file appears whole or not at all. The record is for the caller to add to the run once they are there.
@@ -182,6 +205,12 @@ def explain_item(explainer: Explainer, task: Task, options: Options) -> Outcome:
     return outcome
 
 
+def explain_lost(task: Task, options: Options, error: IBAError) -> Outcome:
+    """What came of an item that workers have died of."""
+    blank = [blank_record(task.item, target, task.content, options) for target in task.targets]
+    return Outcome([failed(record, error) for record in blank], [], [])
+
+
 def blank_record(item: Item, target: LabelledTarget, content: str, options: Options) -> Record:
     """The record of an item and a target before it has been explained."""
     return Record(
@@ -201,7 +230,7 @@ def failed(record: Record, error: BaseException) -> Record:
 
 
 def _explained(
-    explainer: Explainer,
+    explainer: Explains,
     x: Any,
     picture: Callable[[tuple[int, ...]], Pixels | None],
     target: LabelledTarget,
@@ -221,6 +250,7 @@ def _explained(
             raise InputError(f"{record.name!r} holds {len(attribution)} inputs; give them one by one")
         record = replace(record, seconds=seconds, **facts_of(attribution, options.class_names))
     pixels = picture(attribution.saliency.shape[1:]) if options.pictures else None
+    record = replace(record, drawn=record.drawn or options.pictures)
     if pixels is not None:
         record = _with_pictures(record, pixels, attribution, content, options)
     # The last, so that nothing is missing where it is there.
@@ -247,6 +277,20 @@ def facts_of(attribution: Attribution, class_names: Sequence[str] | None) -> dic
         facts["probability"] = float(probabilities[index])
         facts["top"] = tuple((i, _name(i, class_names), float(probabilities[i])) for i in order)
     return facts
+
+
+def with_names(record: Record, class_names: Sequence[str] | None) -> Record:
+    """A record with the names that its classes have now; as it is where they have none.
+
+    Example:
+        >>> record = Record("k", "a", "predicted", "s", "conv", class_index=1, top=((1, None, 0.9),))
+        >>> with_names(record, ["cat", "dog"]).top
+        ((1, 'dog', 0.9),)
+    """
+    if class_names is None or record.class_index is None:
+        return record
+    top = tuple([(index, _name(index, class_names), share) for index, _, share in record.top])
+    return replace(record, class_name=_name(record.class_index, class_names), top=top)
 
 
 def _name(index: int, class_names: Sequence[str] | None) -> str | None:
@@ -279,6 +323,8 @@ def _with_pictures(
         subtitle=whole,
         vmax=options.vmax,
     )
+    if record.picture not in (None, drawn):
+        (options.folder / str(record.picture)).unlink(missing_ok=True)  # it has another name now
     if not (options.folder / plain).exists():
         with write_atomically(options.folder / plain) as file:
             Image.fromarray(as_pixels(pixels)).save(file, "PNG")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -54,6 +54,14 @@ class Item(ABC):
             InputError: it cannot be read.
         """
 
+    @abstractmethod
+    def row(self) -> Any:
+        """The network's input, a batch of one. What has no axis of the batch gets one.
+
+        Raises:
+            InputError: it cannot be read.
+        """
+
 
 @dataclass(frozen=True)
 class ImageItem(Item):
@@ -89,6 +97,10 @@ class ImageItem(Item):
         x = self.preprocessing(image, self.data_format)[None]
         return x, partial(_if_it_fits, crop)
 
+    def row(self) -> Any:
+        """See `Item.row`."""
+        return self.load()[0]
+
 
 @dataclass(frozen=True, eq=False)
 class ArrayItem(Item):
@@ -115,6 +127,32 @@ class ArrayItem(Item):
     def load(self) -> tuple[Any, Callable[[tuple[int, ...]], Pixels | None]]:
         """See `Item.load`; an array that looks like a picture is one."""
         return self.x, partial(_picture_of, self.x)
+
+    def row(self) -> Any:
+        """See `Item.row`."""
+        return map_arrays(lambda array: array[None], self.x)
+
+
+def together(rows: Sequence[Any]) -> Any:
+    """One batch of several.
+
+    Args:
+        rows: batches of one structure, of NumPy arrays.
+
+    Raises:
+        InputError: they differ in structure or shape.
+
+    Example:
+        >>> together([(np.zeros((1, 2)), np.zeros((1, 3))), (np.ones((1, 2)), np.ones((1, 3)))])[1]
+        array([[0., 0., 0.],
+               [1., 1., 1.]])
+    """
+    try:
+        columns = zip(*[list(arrays_of(row)) for row in rows], strict=True)
+        joined = iter([np.concatenate(column) for column in columns])
+    except ValueError as error:
+        raise InputError(f"inputs of different shapes need batch_size=1: {error}") from error
+    return map_arrays(lambda _: next(joined), rows[0])
 
 
 def _if_it_fits(picture: Pixels, shape: tuple[int, ...]) -> Pixels | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing
 from os import PathLike
 from os.path import basename
 from typing import Any
@@ -15,25 +16,27 @@ from iba_core.arguments import (
     require_sequence,
     require_text,
     require_type,
-    require_whole,
 )
 from iba_core.bottleneck.settings import BottleneckSettings, preset_settings
 from iba_core.datasets.explaining import (
     FAILED,
+    Explains,
     Options,
     Outcome,
     Task,
     blank_record,
     explain_item,
+    explain_lost,
     failed,
     new_setup,
+    with_names,
 )
 from iba_core.datasets.items import Item, items_of
-from iba_core.datasets.processes import MOST_JOBS, explained_by_processes
 from iba_core.datasets.run import Record, Run
 from iba_core.datasets.targets import LabelledTarget, labelled
+from iba_core.datasets.work import Work
+from iba_core.datasets.workers import Workers, require_workers, spread
 from iba_core.errors import InputError
-from iba_core.explainer import Explainer
 from iba_core.files import as_path, shown
 from iba_core.pictures.images import Preprocessing
 from iba_core.pictures.plotting import require_matplotlib
@@ -41,14 +44,16 @@ from iba_core.utils import get_tqdm
 
 
 def explain_dataset(
-    explainer: Explainer,
+    explainer: Explains,
     inputs: Any,
     out: str | PathLike[str],
     targets: Any = None,
     *,
     preprocessing: Preprocessing | None = None,
     seed: int = 0,
-    jobs: int = 1,
+    jobs: int | None = None,
+    ray: str | None = None,
+    gpus: float = 0.0,
     strict: bool = False,
     pictures: bool = True,
     vmax: float | None = None,
@@ -75,8 +80,14 @@ def explain_dataset(
             of any targets by name. A name stands for its target: another target needs another name.
         preprocessing: how the network expects image files.
         seed: seed of the noise.
-        jobs: number of processes, each with a copy of the model and its share of the processors. Programs
-            that ask for more than one need ``if __name__ == "__main__":``.
+        jobs: number of workers, processes with a copy of the model each. On one machine, they share its
+            processors; None is one, and programs that ask for more need ``if __name__ == "__main__":``. On a
+            cluster, each has a processor; None is as many as there is room for.
+        ray: address of a Ray cluster whose machines share the work: ``"auto"`` for that of this machine,
+            ``"local"`` for one that begins and ends with the call, or ``"host:port"``. `out` and image files
+            must have the same paths on all machines. The results come in the order in which they are done.
+        gpus: share of a GPU that each worker on the cluster gets, 0.25 for four workers on each. The model is
+            moved there.
         strict: raise the error of the first input that fails.
         pictures: draw each map over its picture, where the inputs are images.
         vmax: value at the top of the pictures' colour bars, in bits per pixel; each map's maximum if None.
@@ -93,8 +104,9 @@ def explain_dataset(
 
     Raises:
         NotEstimatedError: the distribution of the features has not been estimated.
-        InputError: an argument is wrong, `out` cannot be written, or nothing could be explained because the
-            inputs or targets do not fit the model.
+        InputError: an argument is wrong, `out` cannot be written, nothing could be explained because the
+            inputs or targets do not fit the model, or no cluster answers.
+        MissingDependencyError: with `ray`, Ray is not installed.
         IBAError: with `strict`, the error of the first input that fails.
 
     Example:
@@ -102,10 +114,10 @@ def explain_dataset(
         >>> [(record.name, record.target) for record in run]
         [('a', '0'), ('a', '1'), ('b', '0'), ('b', '1')]
     """
-    require_type("explainer", explainer, Explainer, "an Explainer")
+    require_type("explainer", explainer, Explains, "an Explainer")
     require_type("preprocessing", preprocessing, Preprocessing, "a Preprocessing", optional=True)
     require_seed("seed", seed, optional=False)
-    jobs = require_whole("jobs", jobs, 1, MOST_JOBS)
+    workers = require_workers(jobs, ray, gpus)
     for name, value in (("strict", strict), ("pictures", pictures), ("progbar", progbar)):
         require_bool(name, value)
     vmax = None if vmax is None else require_number("vmax", vmax, above=0)
@@ -137,13 +149,13 @@ def explain_dataset(
     )
     tracked = get_tqdm()(items, desc="Explaining", unit="input", disable=not progbar)
     try:
-        _explain_all(explainer, _tasks(tracked, wanted, run, options, strict), run, options, jobs, strict)
+        _explain_all(explainer, _tasks(tracked, wanted, run, options, strict), run, options, workers, strict)
     finally:
         run.write_summary()
     return run
 
 
-def _settings(explainer: Explainer, preset: str | None, settings: dict[str, Any]) -> BottleneckSettings:
+def _settings(explainer: Explains, preset: str | None, settings: dict[str, Any]) -> BottleneckSettings:
     """Given hyperparameters, else those of the preset, else the explainer's own."""
     if preset is None and not settings:
         return explainer.settings
@@ -170,38 +182,44 @@ def _tasks(
             known = run.find(wanted)
             if known is None:
                 missing.append(target)
-            elif options.pictures and _is_outdated(known, options):
+                continue
+            renamed = with_names(known, options.class_names)
+            if options.pictures and _is_outdated(known, renamed, options):
                 missing.append(target)
-                redrawn[target.label] = known
-            elif known not in run:
-                run.add(known)  # the same content has been explained under another name
+                redrawn[target.label] = renamed
+            elif renamed not in run:
+                run.add(renamed)  # or the same content has been explained under another name
         if missing:
             yield Task(item, content, tuple(missing), redrawn)
     if item is None:
         raise InputError("inputs is empty; give at least one")
 
 
-def _is_outdated(known: Record, options: Options) -> bool:
-    """Whether the picture of a result is lost, or on another scale."""
+def _is_outdated(known: Record, renamed: Record, options: Options) -> bool:
+    """Whether the picture of a result was not asked for, is lost, or has another scale or name."""
     path = known.picture_path
-    return path is not None and (known.vmax != options.vmax or not path.is_file())
+    if path is None:
+        return not known.drawn
+    return known.vmax != options.vmax or known.class_name != renamed.class_name or not path.is_file()
 
 
 def _explain_all(
-    explainer: Explainer, tasks: Iterable[Task], run: Run, options: Options, jobs: int, strict: bool
+    explainer: Explains, tasks: Iterable[Task], run: Run, options: Options, workers: Workers, strict: bool
 ) -> None:
     """Explain, and note each result once its files are there."""
-    if jobs == 1:
-        outcomes: Iterable[Outcome] = (explain_item(explainer, task, options) for task in tasks)
-    else:
-        outcomes = explained_by_processes(explainer, tasks, options, jobs)
+    work = Work(explain_item, explainer, options, explain_lost)
+    with closing(spread(work, tasks, workers)) as outcomes:
+        _note(outcomes, run, options, strict)
+
+
+def _note(outcomes: Iterable[Outcome], run: Run, options: Options, strict: bool) -> None:
     heard: set[str] = set()
     something_fits = any(record.setup == options.setup and record.error is None for record in run)
     for outcome in outcomes:
         for text in outcome.warnings:
             if text not in heard:
                 heard.add(text)
-                warnings.warn(f"{outcome.records[0].name}: {text}", stacklevel=3)
+                warnings.warn(f"{outcome.records[0].name}: {text}", stacklevel=4)
         something_fits |= any(record.error is None for record in outcome.records)
         for error in outcome.errors:
             # If not even the first fits, it is not the input's fault, and no other will.
@@ -220,4 +238,4 @@ def _note_failure(run: Run, record: Record) -> None:
     run.add(record)
     error = record.error or ""
     is_named = record.path is not None and shown(basename(record.path)) in error
-    warnings.warn(error if is_named else f"{record.name}: {error}", stacklevel=4)
+    warnings.warn(error if is_named else f"{record.name}: {error}", stacklevel=5)

@@ -1,4 +1,4 @@
-"""Explaining on several processes of one machine."""
+"""Work shared by several processes of one machine."""
 
 from __future__ import annotations
 
@@ -7,64 +7,55 @@ import pickle
 import signal
 import threading
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
+from functools import partial
 from itertools import islice
 from multiprocessing import connection, get_context, parent_process
 from typing import Any
 
-from iba_core.datasets.explaining import Options, Outcome, Task, explain_item
+from iba_core.datasets.work import THREADS, ResultT, TaskT, Work, Worker
 from iba_core.errors import IBAError, InputError
-from iba_core.explainer import Explainer
 from iba_core.files import discard_unfinished
-
-MOST_JOBS = 1024
-"""More processes are a slip of the pen."""
-
-_THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "TF_NUM_INTRAOP_THREADS")
-"""What tells the frameworks and their libraries how many processors to use, before they are loaded."""
 
 _AHEAD = 2
 """Tasks in the queue for each process."""
 
-_worker: dict[str, Any] = {}
-"""What a worker process has got at its start."""
+_worker: list[Callable[[Any], Any]] = []
+"""What this process does with a task, if it is a worker."""
 
 
-def explained_by_processes(
-    explainer: Explainer, tasks: Iterable[Task], options: Options, jobs: int
-) -> Iterator[Outcome]:
-    """Explain on several processes, which write their results themselves.
+def in_processes(work: Work[TaskT, ResultT], tasks: Iterable[TaskT], jobs: int) -> Iterator[ResultT]:
+    """Do tasks in several processes.
 
     Args:
-        explainer: a fitted explainer, which each process gets a copy of.
-        tasks: what to explain. Some are taken ahead.
-        options: what the explanations have in common.
+        work: what to do. Each process gets a copy.
+        tasks: some are taken ahead.
         jobs: number of processes. They share the processors, unless ``OMP_NUM_THREADS`` is set.
 
     Yields:
-        The outcomes in the order of the tasks.
+        The results in the order of the tasks.
 
     Raises:
-        InputError: the explainer cannot be pickled.
+        InputError: the work cannot be pickled.
         IBAError: a process has died.
     """
     try:
-        content = pickle.dumps((explainer, options))
+        content = pickle.dumps(work)
     except Exception as error:  # a model may raise anything
         raise InputError(
             f"jobs={jobs} needs a model that can be pickled; with jobs=1 it need not be: {error}"
         ) from error
-    waiting: deque[Future[Outcome]] = deque()
+    waiting: deque[Future[ResultT]] = deque()
     remaining = iter(tasks)
     pool = ProcessPoolExecutor(jobs, get_context("spawn"), _start, (content,))
     try:
         with _threads(max(1, _processors() // jobs)):
             while True:
                 ahead = jobs * _AHEAD - len(waiting)
-                waiting.extend(pool.submit(_explain, task) for task in islice(remaining, ahead))
+                waiting.extend(pool.submit(_run, task) for task in islice(remaining, ahead))
                 if not waiting:
                     return
                 yield waiting.popleft().result()
@@ -83,7 +74,7 @@ def _processors() -> int:
 @contextmanager
 def _threads(count: int) -> Iterator[None]:
     """Let processes that start meanwhile use so many processors each, unless the user has said how many."""
-    added = [name for name in _THREADS if name not in os.environ]
+    added = [name for name in THREADS if name not in os.environ]
     os.environ.update(dict.fromkeys(added, str(count)))
     try:
         yield
@@ -96,7 +87,7 @@ def _start(content: bytes) -> None:
     """Begin as a worker. Ctrl-C is for the parent to answer, and nothing outlives it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    _worker["content"] = content
+    _worker.append(partial(Worker().run, fetch=lambda: content))
 
 
 def _end_with_parent() -> None:
@@ -107,12 +98,5 @@ def _end_with_parent() -> None:
         os._exit(1)
 
 
-def _explain(task: Task) -> Outcome:
-    if "content" in _worker:
-        # Here rather than at the start, whose errors would be a traceback on stderr.
-        try:
-            _worker["explainer"], _worker["options"] = pickle.loads(_worker["content"])
-            del _worker["content"]
-        except Exception as error:  # a model may raise anything
-            raise IBAError(f"a process cannot load the model; give jobs=1: {error}") from error
-    return explain_item(_worker["explainer"], task, _worker["options"])
+def _run(task: Any) -> Any:
+    return _worker[0](task)

@@ -20,9 +20,10 @@ import json
 import os
 import re
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, BinaryIO, Self
 
 from iba_core.arguments import require_type
 from iba_core.attribution import Attribution
@@ -65,6 +66,7 @@ class Record:
         seconds: time of the explanation alone.
         top: the most probable classes, each with index, name or None, and probability.
         picture: the picture with its map, relative to the folder; None if there is none.
+        drawn: whether a picture was asked for.
         vmax: value at the top of its colour bar, in bits per pixel; None for the map's own maximum.
         input: the part that the network sees, likewise.
         warnings: what the library warned of.
@@ -91,6 +93,7 @@ class Record:
     seconds: float | None = None
     top: tuple[tuple[int, str | None, float], ...] = ()
     picture: str | None = None
+    drawn: bool = False
     vmax: float | None = None
     input: str | None = None
     warnings: tuple[str, ...] = ()
@@ -162,8 +165,10 @@ class Run:
     def __init__(self, folder: str | os.PathLike[str]) -> None:
         self.folder: Path = as_path(folder, "folder")
         self.setups: dict[str, dict[str, Any]] = {}
-        self._records: dict[tuple[str, str, str], Record] = {}
-        self._by_key: dict[str, Record] = {}
+        # Where in the journal the records of places and keys begin: a million of them need 0.2 GB, not 1.5.
+        self._lines: dict[bytes, int] = {}
+        self._lines_by_key: dict[bytes, int] = {}
+        self._failed: dict[bytes, None] = {}
         self.reload()
 
     @classmethod
@@ -187,22 +192,22 @@ class Run:
         return cls(path)
 
     def __len__(self) -> int:
-        return len(self._records)
+        return len(self._lines)
 
     def __contains__(self, record: object) -> bool:
-        return isinstance(record, Record) and self._records.get(record.place) == record
+        return isinstance(record, Record) and self._read(self._lines.get(_short(*record.place))) == record
 
     def __iter__(self) -> Iterator[Record]:
-        return iter(tuple(self._records.values()))
+        return self._read_all(list(self._lines.values()))
 
     def __repr__(self) -> str:
-        failed = len(self.failed)
+        failed = len(self._failed)
         return f"<Run {shown(self.folder)!r}: {len(self) - failed} explanations, {failed} errors>"
 
     @property
     def failed(self) -> list[Record]:
         """The records of what could not be explained."""
-        return [record for record in self if record.error is not None]
+        return list(self._read_all([self._lines[place] for place in self._failed]))
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -226,23 +231,42 @@ class Run:
         self.setups = {}
         for path in sorted((self.folder / SETUPS).glob("*.json")):
             self.setups[path.stem] = _read_setup(path)
-        self._records, self._by_key = {}, {}
-        for line in self._lines():
-            if (record := _record_of(line, self.folder)) is not None:
-                self._keep(record)
+        self._lines, self._lines_by_key, self._failed = {}, {}, {}
+        start = 0
+        with suppress(FileNotFoundError), self._journal() as journal:
+            for line in journal:
+                if (record := _record_of(line, self.folder)) is not None:
+                    self._keep(record, start)
+                start += len(line)
 
-    def _lines(self) -> list[bytes]:
+    @contextmanager
+    def _journal(self) -> Iterator[BinaryIO]:
         try:
-            return (self.folder / JOURNAL).read_bytes().splitlines()
+            with open(self.folder / JOURNAL, "rb") as file:
+                yield file
         except FileNotFoundError:
-            return []
+            raise
         except OSError as error:
             raise StateError(f"{shown(self.folder / JOURNAL)} cannot be read: {error.strerror}") from error
 
-    def _keep(self, record: Record) -> None:
-        self._records[record.place] = record
+    def _read_all(self, starts: list[int]) -> Iterator[Record]:
+        with suppress(FileNotFoundError), self._journal() as journal:
+            for start in starts:
+                journal.seek(start)
+                if (record := _record_of(journal.readline(), self.folder)) is not None:
+                    yield record
+
+    def _read(self, start: int | None) -> Record | None:
+        return None if start is None else next(self._read_all([start]), None)
+
+    def _keep(self, record: Record, start: int) -> None:
+        place = _short(*record.place)
+        self._lines[place] = start
         if record.error is None:
-            self._by_key[record.key] = record
+            self._lines_by_key[_short(record.key)] = start
+            self._failed.pop(place, None)
+        else:
+            self._failed[place] = None
 
     def find(self, wanted: Record) -> Record | None:
         """What has been found for an input, a target and a setup, whether under this name or another.
@@ -250,7 +274,8 @@ class Run:
         Args:
             wanted: its record before it is explained.
         """
-        for record in (self._records.get(wanted.place), self._by_key.get(wanted.key)):
+        places = self._lines.get(_short(*wanted.place)), self._lines_by_key.get(_short(wanted.key))
+        for record in map(self._read, places):
             if record is not None and record.key == wanted.key and record.error is None:
                 there = record.result_path.is_file()
                 return (
@@ -289,9 +314,13 @@ class Run:
         A process that is killed while it writes leaves a piece of a line, which is not read.
 
         Raises:
-            InputError: the file cannot be written.
+            InputError: the file cannot be written, or the record names files outside of the folder.
         """
         require_type("record", record, Record, "a Record")
+        try:
+            _require_inside(record)
+        except ValueError as error:
+            raise InputError(f"record names a file outside of the folder: {shown(error)}") from error
         values = record.to_dict()
         del values["result"]
         line = json.dumps(values).encode() + b"\n"
@@ -304,11 +333,12 @@ class Run:
                     line = b"\n" + line
                 if os.write(descriptor, line) != len(line):
                     raise OSError(0, "the disk is full")
+                end = os.lseek(descriptor, 0, os.SEEK_CUR)
             finally:
                 os.close(descriptor)
         except OSError as error:
             raise InputError(f"{shown(path)} cannot be written: {error.strerror}") from error
-        self._keep(replace(record, folder=self.folder))
+        self._keep(record, end - len(line.lstrip(b"\n")))
 
     def write_summary(self) -> None:
         """Write ``summary.csv`` and ``summary.json``: a row for each record.
@@ -317,17 +347,19 @@ class Run:
             InputError: a file cannot be written.
         """
         self.reload()  # another process may have written to the folder
-        rows = [record.to_dict() for record in self]
-        with write_atomically(self.folder / SUMMARIES[1], "folder") as file:
-            file.write(json.dumps(rows, indent=1).encode())
         columns = [name for name in _COLUMNS if name not in ("top", "warnings")]
-        text = io.StringIO()
-        writer = csv.DictWriter(text, columns, extrasaction="ignore", lineterminator="\n")
-        writer.writeheader()
-        for row in rows:
-            writer.writerow({name: _cell(row[name]) for name in columns})
-        with write_atomically(self.folder / SUMMARIES[0], "folder") as file:
-            file.write(text.getvalue().encode())
+        paths = [self.folder / name for name in SUMMARIES]
+        with write_atomically(paths[0], "folder") as table, write_atomically(paths[1], "folder") as rows:
+            text = io.TextIOWrapper(table, "utf-8", newline="")
+            writer = csv.DictWriter(text, columns, extrasaction="ignore", lineterminator="\n")
+            writer.writeheader()
+            rows.write(b"[")
+            for number, record in enumerate(self):
+                row = record.to_dict()
+                writer.writerow({name: _cell(row[name]) for name in columns})
+                rows.write((b",\n" if number else b"\n") + json.dumps(row, indent=1).encode())
+            rows.write(b"\n]")
+            text.detach()
 
 
 _COLUMNS = [field.name for field in fields(Record) if field.name != "folder"] + ["result"]
@@ -376,6 +408,11 @@ def _require_inside(record: Record) -> None:
     for file in (record.picture, record.input, record.result):
         if file is not None and (os.path.isabs(file) or ".." in Path(file).parts):
             raise ValueError(file)
+
+
+def _short(*parts: str) -> bytes:
+    """What stands for texts in memory."""
+    return hashlib.blake2b("\0".join(parts).encode(errors="surrogatepass"), digest_size=16).digest()
 
 
 def digest(*parts: Any) -> str:

@@ -565,8 +565,8 @@ def load_model(source: str | PathLike[str], backend: str | None = None, argument
     """Load a model from a file or a folder, by the first backend that knows its kind.
 
     Args:
-        source: a ``.pt2`` file of `torch.export.save`, a folder of Hugging Face, a ``.keras``, ``.h5`` or
-            ``.pb`` file, a SavedModel folder, or the name of a pretrained network,
+        source: a ``.pt2`` file of `torch.export.save`, an ``.onnx`` file, a folder of Hugging Face, a
+            ``.keras``, ``.h5`` or ``.pb`` file, a SavedModel folder, or the name of a pretrained network,
             ``"efficientnet-lite0"``.
         backend: name of the backend; None for the first that can load it, PyTorch before TensorFlow.
         argument: name of the argument, for the message.
@@ -580,17 +580,12 @@ def load_model(source: str | PathLike[str], backend: str | None = None, argument
         StateError: the file is damaged, or holds code, which is not run.
 
     Example:
-        >>> load_model("net.onnx")
+        >>> load_model("net.txt")
         Traceback (most recent call last):
-        iba_core.errors.InputError: model='net.onnx' is an ONNX file, whose layers are those of no...
+        iba_core.errors.InputError: model='net.txt' cannot be loaded; give 'efficientnet-lite0', a...
     """
     source = os.fspath(source)
     require_text(argument, source, "the path of a model")
-    if source.endswith(".onnx"):
-        raise InputError(
-            f"{argument}={source!r} is an ONNX file, whose layers are those of no framework here; give the "
-            "model that it was made of, or one that a converter makes of it, such as onnx2torch"
-        )
     known = backends()
     order = [name for name in _FIRST if name in known] + [name for name in known if name not in _FIRST]
     missing: list[str] = []
@@ -611,7 +606,7 @@ def load_model(source: str | PathLike[str], backend: str | None = None, argument
     by = f" by the backend {backend!r}" if backend else ""
     raise InputError(
         f"{argument}={source!r} cannot be loaded{by}; give 'efficientnet-lite0', a SavedModel folder, a "
-        ".keras, .h5, .pb or .pt2 file, or a folder of Hugging Face"
+        ".keras, .h5, .pb, .pt2 or .onnx file, or a folder of Hugging Face"
     )
 
 

@@ -16,7 +16,7 @@ from typing import Literal, TypeVar
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from iba_core.arguments import (
     given,
@@ -124,6 +124,50 @@ def read_image(
     Raises:
         InputError: see `load_image`.
     """
+    kind, upright = _opened(path, _upright)
+    try:
+        return convert(upright, kind)
+    except InputError as error:
+        raise InputError(f"{shown(path)}: {error}") from error
+
+
+def stored_size(path: str | PathLike[str]) -> tuple[tuple[int, int], int]:
+    """Read the size of an image as it is stored in its file, and how it has to be turned to be upright.
+
+    The pixels are not read.
+
+    Args:
+        path: an image file in one of the `FORMATS`.
+
+    Returns:
+        (width, height) in pixels, and the orientation that the camera recorded (EXIF): 1 for upright, to 8.
+
+    Raises:
+        InputError: see `load_image`.
+
+    Example:
+        >>> import tempfile
+        >>> path = tempfile.mkdtemp() + "/grey.png"
+        >>> Image.new("L", (3, 2), 128).save(path)
+        >>> stored_size(path)
+        ((3, 2), 1)
+    """
+
+    def read(image: Image.Image) -> tuple[tuple[int, int], int]:
+        orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
+        return image.size, int(orientation) if orientation in range(2, 9) else 1
+
+    return _opened(path, read)
+
+
+def _upright(image: Image.Image) -> tuple[str | None, Image.Image]:
+    kind, upright = image.format, ImageOps.exif_transpose(image)
+    upright.load()
+    return kind, upright
+
+
+def _opened(path: str | PathLike[str], read: Callable[[Image.Image], _T]) -> _T:
+    """Open an image file and read from it."""
     path = as_path(path)
     name = shown(path)
     if not is_file(path):
@@ -136,18 +180,13 @@ def read_image(
     formats = [kind for kind in FORMATS if kind in Image.OPEN]
     try:
         with Image.open(path, formats=formats) as image:
-            kind, upright = image.format, ImageOps.exif_transpose(image)
-            upright.load()
+            return read(image)
     except UnidentifiedImageError as error:
         raise InputError(f"{name} is not an image; the formats are {', '.join(formats)}") from error
     except Image.DecompressionBombError as error:
         raise InputError(f"{name} has more pixels than a photograph: {error}") from error
     except Exception as error:  # Pillow's decoders raise anything for a damaged file
         raise InputError(f"{name} cannot be read, it may be damaged: {error}") from error
-    try:
-        return convert(upright, kind)
-    except InputError as error:
-        raise InputError(f"{name}: {error}") from error
 
 
 def image_files(folder: str | PathLike[str]) -> list[Path]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import replace
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 import torch
 
 import iba_torch.concepts
+from iba_core import Explainer
 from iba_core.concepts import (
     ConceptAnalysis,
     Hyperplane,
@@ -79,6 +81,99 @@ def test_a_concept_that_no_layer_knows_is_said_to_be_unknown(backend):
     concept = SegmentationConcept2D("frame", *((images[part], masks[part]) for part in parts))
     with pytest.warns(UserWarning, match="no layer knows 'frame': IoU .* at best, 1.000 of the same mask"):
         ConceptAnalysis(concept, make_model(backend), ["2"], **QUICK).run()
+
+
+class Counted:
+    """Images that count how often each is read."""
+
+    def __init__(self, images):
+        self.images, self.asked = images, Counter()
+
+    def __len__(self):
+        return len(self.images)
+
+    def __getitem__(self, index):
+        self.asked[int(index)] += 1
+        return self.images[index]
+
+
+def test_all_layers_are_read_in_one_pass_and_give_what_each_gives_alone(backend, monkeypatch):
+    model, train, val = make_model(backend), squares(12, 0), squares(8, 1)
+    images = [Counted(images_of(backend, pictures)) for pictures, _ in (train, val)]
+    concept = SegmentationConcept2D("square", (images[0], train[1]), (images[1], val[1]))
+
+    passes, adapter = Counter(), type(find_adapter(model))
+    common = adapter.features_of
+
+    def learn(factor):
+        def features_of(self, inputs, layers):
+            passes[len(inputs)] += 1
+            return [factor * features for features in common(self, inputs, layers)]
+
+        monkeypatch.setattr(adapter, "features_of", features_of)
+        return ConceptAnalysis(concept, model, ["0", "2"], epochs=3, progbar=False).run()
+
+    together = learn(1)
+    assert set(images[0].asked.values()) == set(images[1].asked.values()) == {1}
+    # The first image of each part says that one pass suffices.
+    assert passes == {1: 2, 12: 1, 8: 1}
+    # Where one pass gives something else, each layer is split off by itself.
+    apart = learn(2)
+    assert passes == {1: 4, 12: 1, 8: 1}
+    for layer, other in zip(together.layers, apart.layers, strict=True):
+        np.testing.assert_allclose(layer.embedding.normal_vec, other.embedding.normal_vec, atol=1e-3)
+
+
+def test_the_bits_of_a_concept_lie_where_it_is(backend):
+    concept, model = make_concept(backend), make_model(backend)
+    plane = ConceptAnalysis(concept, model, ["2"], **QUICK).run().best.embedding
+    images, masks = squares(4, 9)
+    for layer in ("0", "2"):  # before that of the concept, and its own
+        explainer = Explainer(model, layer, samples=2, steps=8, beta=1, learning_rate=1.0)
+        explainer.fit(list(concept.train_data.batches(20)), progbar=False)
+        saliency = explainer.explain(images_of(backend, images), target=plane, seed=0).saliency
+        assert (saliency * masks).sum() / saliency.sum() > 2.5 * masks.mean()
+
+
+def with_negatives(backend, count, seed, colour):
+    """Squares to find, and as many pictures with a square of another colour, which is not the concept."""
+    images, masks = squares(count, seed)
+    others, places = squares(count, seed + 100)
+    others += (np.array(colour)[:, None, None] - np.array([1.5, -0.5, 0.0])[:, None, None]) * places[:, None]
+    return images_of(backend, np.concatenate([images, others])), np.concatenate([masks, 0 * places])
+
+
+def test_pictures_without_the_concept_teach_it_and_judge_it(backend):
+    model, bluish = make_model(backend), (1.0, -0.5, 1.0)
+    test = with_negatives(backend, 12, 2, bluish)
+
+    def learn(train, folds=1):
+        held_out = None if folds > 1 else test
+        concept = SegmentationConcept2D("square", train, test if folds == 1 else None, held_out)
+        return ConceptAnalysis(concept, model, ["2"], folds=folds, **QUICK).run()
+
+    negatives = with_negatives(backend, 30, 0, bluish)
+    taught, untaught = learn(negatives), learn(tuple(part[:30] for part in negatives))
+    assert taught.negatives == untaught.negatives == 12
+    assert taught.best.false_area < 0.2 * untaught.best.false_area
+    assert taught.best.false_alarms < 0.6
+    assert untaught.best.false_alarms > 0.9
+    # The figures are those of the heatmaps themselves.
+    heatmaps = locate(model, taught.best.embedding, test[0])[12:] > 0.5
+    assert taught.best.false_alarms == pytest.approx(heatmaps.any(axis=(1, 2)).mean())
+    assert taught.best.false_area == pytest.approx(heatmaps.mean())
+    assert taught.header()[-1] == "False alarms"
+    assert taught.rows()[0][-1] == f"{taught.best.false_alarms:.0%}, {taught.best.false_area:.1%}"
+    assert {len(row) for row in taught.rows()} == {6}
+    folded = learn(negatives, folds=2)
+    assert folded.negatives == 30
+    assert 0 <= folded.best.false_area < untaught.best.false_area
+
+
+def test_without_such_pictures_nothing_is_said_of_false_alarms(backend):
+    result = ConceptAnalysis(make_concept(backend), make_model(backend), ["2"], **QUICK).run()
+    assert (result.negatives, result.best.false_alarms, result.best.false_area) == (0, None, None)
+    assert {len(row) for row in (*result.rows(), result.header())} == {5}
 
 
 def test_one_seed_gives_one_result(backend):

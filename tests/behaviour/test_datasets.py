@@ -116,6 +116,44 @@ def test_pictures_are_drawn_again_without_explaining(backend, explainer, explain
     assert len(explained) == 1
 
 
+def test_pictures_that_were_not_asked_for_are_drawn_later(backend, explainer, explained, tmp_path):
+    inputs = {"a": backend.images(smooth_images(1))[0]}
+    (first,) = explain_dataset(explainer, inputs, tmp_path, pictures=False, **FAST)
+    assert (first.picture, first.drawn) == (None, False)
+    (second,) = explain_dataset(explainer, inputs, tmp_path, **FAST)
+    assert second.picture_path.is_file()
+    assert second == replace(first, picture=second.picture, input=second.input, drawn=True)
+    (third,) = explain_dataset(explainer, inputs, tmp_path, pictures=False, **FAST)
+    assert third == second
+    assert len(explained) == 1
+
+
+def test_what_is_no_picture_is_looked_at_once(explained, tmp_path, backend):
+    model = backend.network((6,), [Dense("layer", 4), Dense("out", 3)], seed=0)
+    x = np.random.default_rng(0).normal(size=(8, 6)).astype(np.float32)
+    explainer = Explainer(model, "layer").fit([x], progbar=False)
+    for _ in range(2):
+        (record,) = explain_dataset(explainer, {"a": x[0]}, tmp_path, **FAST)
+        assert (record.picture, record.drawn) == (None, True)
+    assert (tmp_path / "journal.jsonl").read_bytes().count(b"\n") == len(explained) == 1
+
+
+def test_names_given_later_reach_what_is_there(backend, explainer, explained, tmp_path):
+    inputs = {"a": backend.images(smooth_images(1))[0]}
+    names = ["cat", "dog", "crane", "ant", "bee"]
+    (first,) = explain_dataset(explainer, inputs, tmp_path, **FAST)
+    assert first.class_name is None
+    (named,) = explain_dataset(explainer, inputs, tmp_path, class_names=names, **FAST)
+    assert named.class_name == names[first.class_index]
+    assert [each[1] for each in named.top] == [names[each[0]] for each in first.top]
+    assert named.class_name in named.picture
+    assert list((tmp_path / "pictures").iterdir()) == [named.picture_path]
+    (renamed,) = explain_dataset(explainer, inputs, tmp_path, class_names=names[::-1], pictures=False, **FAST)
+    assert renamed.class_name == names[::-1][first.class_index]
+    assert renamed.picture == named.picture
+    assert len(explained) == 1
+
+
 @pytest.mark.parametrize("change", [{"seed": 1}, {"beta": 3.0}, {"targets": 2}, {"steps": 3}])
 def test_other_settings_are_other_results(backend, explainer, explained, tmp_path, change):
     inputs = {"a": backend.images(smooth_images(1))[0]}

@@ -188,3 +188,9 @@ def test_preprocessing():
     for wrong in ({"mean": [0.5]}, {"std": [1.0, 0.0, 1.0]}):
         with pytest.raises(InputError):
             preprocess_image(img, **wrong)
+
+
+def test_rounding_is_not_scaled_into_a_finding(framework):
+    maps = np.array([[3.0, 3.0, np.nextafter(3.0, 4.0)], [3.0, 3.0, 3.5]])
+    found = framework.to_numpy(cam.to_unit_range(framework.asarray(maps)))
+    np.testing.assert_array_equal(found, [[0, 0, 0], [0, 0, 1]])

@@ -58,6 +58,14 @@ def told():
     return net
 
 
+class Own(nn.Sequential):
+    preprocessing = Preprocessing(size=(32, 32))
+
+
+def own():
+    return Own(*_net())
+
+
 def altered():
     net = told()
     with torch.no_grad():
@@ -553,6 +561,29 @@ def test_two_processes_explain_what_one_does(iba, tmp_path):
         assert runs[1][key].bits == pytest.approx(record.bits, rel=1e-4)
 
 
+@pytest.mark.soak
+def test_a_cluster_explains_what_one_process_does(iba, tmp_path):
+    """Also a network whose class is in a file of the folder."""
+    pytest.importorskip("ray")
+    for net in ("tiny_nets:told", "tiny_nets:own"):
+        runs = []
+        for name, options in (("alone", ()), ("together", ("--ray", "local", "--jobs", 2))):
+            stats, out = tmp_path / f"{name}.safetensors", tmp_path / net / name
+            told = (net, "data", "--size", 32, "--layer", "3", "--out", stats, *options)
+            assert iba("estimate", *told)[0] == 0
+            told = ("photos", "--model", net, "--size", 32, "--stats", stats, *FAST, "--out", out, *options)
+            assert iba("explain", *told)[0] == 0
+            runs.append({record.path: record for record in Run.open(out)})
+        assert runs[0].keys() == runs[1].keys()
+        for path, record in runs[0].items():
+            assert runs[1][path].bits == pytest.approx(record.bits, rel=1e-4)
+
+
+def test_a_share_of_a_gpu_is_for_a_cluster(fails):
+    message = fails("explain", "photos", *TOLD, "--gpus", 0.5)
+    assert message.startswith("gpus=0.5 is for workers on a cluster; give ray=")
+
+
 def test_the_device_of_your_choice(iba, fails, tmp_path):
     command = ("explain", "photos/one.jpg", *TOLD, "--out", tmp_path, "--device")
     assert iba(*command, "cpu")[0] == 0
@@ -987,7 +1018,7 @@ def test_estimate_takes_no_more_than_it_is_told(iba, tmp_path):
         (("data", "--out", "s", "--n-samples", 1), "n_samples=1 must be a whole number, 2 or more"),
         (("data", "--out", "s", "--batch-size", 0), "batch_size=0 must be a whole number, 1 or more"),
         (("data", "--out", "s", "--layer", "33"), "the model has no layer '33'; the closest name is '3'"),
-        (("single", "--out", "s"), "batches held 1 samples; at least 2 are needed"),
+        (("single", "--out", "s"), "inputs held 1 samples; at least 2 are needed"),
         (("damaged", "--out", "s"), "damaged/no.png is not an image; the formats are "),
     ],
 )

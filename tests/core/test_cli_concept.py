@@ -1,5 +1,6 @@
 """``iba concept`` on a tiny network."""
 
+import json
 import re
 import sys
 
@@ -106,6 +107,69 @@ def test_without_a_layer_those_of_the_whole_depth_are_compared(folder, monkeypat
     assert "the mean of 5 learnt ones" in shown
 
 
+def annotate(folder):
+    """Write the squares of half the pictures as annotations of COCO and of VOC, the others without any."""
+    (folder / "xml").mkdir()
+    images, boxes = [], []
+    for index in range(24):
+        mask = np.asarray(Image.open(folder / "masks" / f"{index}.png")) > 0
+        (top, left), size = np.argwhere(mask)[0].tolist(), 12
+        images.append({"id": index, "file_name": f"{index}.png", "width": 32, "height": 32})
+        thing = ""
+        if index < 16:
+            boxes.append({"id": index, "image_id": index, "category_id": 3, "bbox": [left, top, size, size]})
+            sides = {"xmin": left + 1, "ymin": top + 1, "xmax": left + size, "ymax": top + size}
+            corners = "".join(f"<{key}>{value}</{key}>" for key, value in sides.items())
+            thing = f"<object><name>square</name><bndbox>{corners}</bndbox></object>"
+        else:  # a picture without the square
+            picture = np.array(Image.open(folder / "pictures" / f"{index}.png"))
+            picture[mask] = (40, 40, 160)
+            Image.fromarray(picture).save(folder / "pictures" / f"{index}.png")
+        (folder / "xml" / f"{index}.xml").write_text(f"<annotation>{thing}</annotation>")
+    content = {"images": images, "annotations": boxes, "categories": [{"id": 3, "name": "square"}]}
+    (folder / "all.json").write_text(json.dumps(content))
+
+
+def test_annotations_of_both_kinds_give_one_concept(folder, monkeypatch, capsys):
+    annotate(folder)
+    planes = []
+    for masks, options in (
+        ("all.json", ("--category", 3)),
+        ("xml", ("--category", "square")),
+    ):
+        fixed = ("concept", "train", "pictures", masks, "--model", "concept_nets:net", "--epochs", 40)
+        assert iba(monkeypatch, *fixed, "--layer", "2", "--out", "red.safetensors", *options) == 0
+        shown = capsys.readouterr().out
+        assert "20 for training, 0 for validation, 4 for the test" in shown
+        assert re.search(r"Without it +2 is above 50 % somewhere in \d of 1 pictures without", shown)
+        assert "False alarms  share of the pictures" in shown
+        assert fits_into_80_columns(shown)
+        planes.append(ConceptEmbedding.load("red.safetensors").normal_vec)
+    np.testing.assert_array_equal(*planes)
+
+
+def test_a_folder_of_negatives_is_learnt_from(folder, monkeypatch, capsys):
+    (folder / "negatives").mkdir()
+    for index in range(6):
+        noise = np.random.default_rng(index).integers(60, 180, (32, 32, 3), dtype=np.uint8)
+        Image.fromarray(noise).save(folder / "negatives" / f"{index}.png")
+    fixed = ("--out", "red.safetensors", "--layer", "2")
+    assert train(monkeypatch, *fixed) == 0
+    assert "no picture without the concept was held out" in " ".join(capsys.readouterr().out.split())
+    assert train(monkeypatch, *fixed, "--negatives", "negatives") == 0
+    shown = capsys.readouterr().out
+    assert "25 for training, 0 for validation, 5 for the test" in shown
+    assert "0 of 1 pictures without the" in shown
+
+
+def test_options_of_annotations_are_for_annotations(folder, monkeypatch, capsys):
+    for option in (("--boxes",), ("--limit", 3)):
+        assert train(monkeypatch, "--out", "a.safetensors", *option) == 2
+        assert f"{option[0][2:]} is for annotations; masks holds masks" in capsys.readouterr().err
+    assert train(monkeypatch, "--out", "a.safetensors", "--category", "cat", "--negatives", "nowhere") == 2
+    assert "nowhere does not exist; a folder was expected" in capsys.readouterr().err
+
+
 def test_folds_need_no_validation_pictures(folder, monkeypatch, capsys):
     options = ("--out", "square.safetensors", "--layer", "2", "--folds", 2, "--ensemble", 2, "--name", "red")
     assert train(monkeypatch, *options) == 0
@@ -142,6 +206,54 @@ def test_a_wrong_option_is_one_line(folder, monkeypatch, capsys, options, messag
     assert error.startswith("iba: error:")
     assert message in error
     assert not (folder / "a.safetensors").exists()
+
+
+def locate(monkeypatch, *options):
+    fixed = ("concept", "locate", "red.safetensors", "--model", "concept_nets:net", "--out", "found")
+    return iba(monkeypatch, *fixed, *options)
+
+
+def test_bits_say_what_is_needed_to_see_the_concept(folder, monkeypatch, capsys):
+    train(monkeypatch, "--out", "red.safetensors", "--layer", "2")
+    grey = Image.new("RGB", (32, 32), (90, 90, 90))
+    grey.save(folder / "grey.png")
+    capsys.readouterr()
+    monkeypatch.setenv("IBA_CACHE", "")
+    monkeypatch.setattr("iba_core.cli.statistics.CROPS", 8)
+    assert locate(monkeypatch, "pictures/3.png", "grey.png", "--bits") == 0
+    shown = capsys.readouterr().out
+    assert fits_into_80_columns(shown)
+    assert re.search(r"information at layer [012] that the network needs", shown)
+    lines = shown.splitlines()
+    seen, absent = (
+        next(line.split() for line in lines if line.startswith(name)) for name in ("3.png", "grey")
+    )
+    assert absent[-2:] == ["-", "-"]
+    assert float(seen[-3].replace(",", "")) > 0
+    widths = [Image.open(folder / "found" / f"{name}-iba-concept.png").width for name in ("3", "grey")]
+    assert widths[0] > 1.3 * widths[1]
+    # At the layer of the concept itself, and with statistics of one's own.
+    estimate = ("estimate", "concept_nets:net", "pictures", "--layer", "2", "--out", "stats.safetensors")
+    assert iba(monkeypatch, *estimate) == 0
+    own = ("pictures/3.png", "--bits", "--layer", "2", "--stats", "stats.safetensors", "--beta", "1")
+    assert locate(monkeypatch, *own) == 0
+    assert "information at layer 2 that the network needs" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--layer", "2"), "layer='2' is for --bits"),
+        (("--beta", "1"), "beta='1.0' is for --bits"),
+        (("--bits", "--layer", "3"), "layer '2' gives no batch of tensors after layer '3'"),
+        (("--bits", "--beta", "-1"), "beta=-1"),
+        (("--bits", "--stats", "nowhere"), "nowhere"),
+    ],
+)
+def test_options_of_bits_are_checked(folder, monkeypatch, capsys, options, message):
+    ConceptEmbedding(np.ones(8), bias=0.0, layer_id="2").save("red.safetensors")
+    assert locate(monkeypatch, "pictures/3.png", *options) == 2
+    assert message in capsys.readouterr().err
 
 
 def test_a_file_that_is_no_concept_is_named(folder, monkeypatch, capsys):

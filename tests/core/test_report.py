@@ -125,12 +125,13 @@ def test_files_of_another_folder_are_left_alone(tmp_path):
     run = Run(tmp_path / "run")
     run.begin({"id": "first", "started": "1"})
     (run.folder / "inputs" / "link.png").symlink_to(secret)
-    add(run, "a.jpg", spot(1, 1), picture=False, input="inputs/link.png", key="../../up")
+    add(run, "a.jpg", spot(1, 1), picture=False, input="inputs/link.png")
+    with pytest.raises(InputError, match="record names a file outside of the folder"):
+        add(run, "b.jpg", spot(1, 1), key="../../up")
     folder = write_report(run, progbar=False).parent
     data = data_of(folder)
     assert data["inputs"][0]["picture"] is None
-    # The key leads out of the folder of results, so there is no such result.
-    assert data["records"][0]["error"]
+    assert len(data["records"]) == 1
     assert not [each for each in tmp_path.iterdir() if each.name.startswith("up")]
 
 

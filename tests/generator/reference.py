@@ -138,7 +138,8 @@ class Reference:
         """Grad-CAM, HiResCAM or LayerCAM of the targets' outputs, from 0 to 1; and which of them are defined.
 
         After a normalisation of a channel, for example, its mean gradient is 0 but for rounding, and so is
-        Grad-CAM's map. And the gradient of a maximum of equal numbers depends on how they are rounded.
+        Grad-CAM's map. Others are constant but for rounding. And the gradient of a maximum of equal numbers
+        depends on how they are rounded.
         """
         maps, defined = [], []
         nudge = 1e-12 * np.random.default_rng(self.case.number).normal(size=self.features.shape)
@@ -163,6 +164,7 @@ class Reference:
             scale = np.abs(slope).max()
             defined.append(
                 scale > 1e-9
+                and np.ptp(maps[-1]) > 1e-6 * maps[-1].max()
                 and maps[-1].max() > 1e-6 * scale * np.abs(r).max()
                 and np.abs(other[1][0] - found[1][0]).max() < 1e-6 * scale
             )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import tempfile
 from collections.abc import Callable, Iterator
 from functools import cache, partial
@@ -61,6 +62,19 @@ def folder() -> Path:
     estimator().save(made / "estimator.safetensors")
     plane().save(made / "plane.safetensors")
     return made
+
+
+@cache
+def annotations() -> Path:
+    """A file of annotations, beside its picture."""
+    file = folder() / "class" / "all.json"
+    content = {
+        "images": [{"id": 1, "file_name": "picture.png"}],
+        "categories": [{"id": 1, "name": "cat"}],
+        "annotations": [{"image_id": 1, "category_id": 1, "bbox": [0, 0, 4, 4]}],
+    }
+    file.write_text(json.dumps(content))
+    return file
 
 
 def new_file(suffix: str = "safetensors") -> Path:
@@ -597,6 +611,7 @@ def _segmentation_files() -> Iterator[Door]:
         pictures=given(list(pictures), nothing, why="4 pictures"),
         masks=given(list(pictures[..., 0]), nothing, ("source",)),
         **_PREPARED,
+        negatives=given((), lambda value: isinstance(value, (list, tuple, np.ndarray)), why="read later"),
         validation=given(0.25, number(0, below=0.75)),
         test=given(0.25, number(0, below=0.75)),
         seed=SEED,
@@ -610,6 +625,25 @@ def _segmentation_files() -> Iterator[Door]:
             "images": A(lambda: folder() / "class", nothing, ("folder", *NO_FILE)),
             "masks": A(lambda: folder() / "class", nothing, ("folder", *NO_FILE)),
             **_PREPARED,
+        },
+    )
+    source = {
+        "images": A(lambda: annotations().parent, nothing, ("folder", *NO_FILE)),
+        "annotations": A(annotations, nothing, ("folder", *NO_FILE)),
+        "category": given("cat", either(name, whole())),
+        "boxes": given(False, boolean),
+        "crowds": given(True, boolean),
+    }
+    yield Door("iba_core.concepts.annotated_pictures", const(c.annotated_pictures), source)
+    yield Door(
+        "iba_core.concepts.SegmentationConcept2D.from_annotations",
+        const(partial(c.SegmentationConcept2D.from_annotations, validation=0, test=0)),
+        {
+            "name": given("cat", name),
+            **source,
+            **_PREPARED,
+            "category": given("cat", optional(either(name, whole()))),
+            "limit": given(1, optional(whole(1))),
         },
     )
 
@@ -652,6 +686,7 @@ def _heatmaps() -> Iterator[Door]:
         picture=picture,
         heatmap=heatmap,
         title=given("a", text),
+        bits=given(MAP, optional(lambda value: array(shape=MAP.shape)(value) and np.min(value) >= 0)),
     )
 
 

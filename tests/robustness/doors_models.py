@@ -470,6 +470,10 @@ def readout_doors(net: Network, readout: Callable[[], Any], loss: Callable[..., 
     yield door(f"{kind}.load", const(fitted), path=given(saved))
 
 
+def _is_address(value: Any) -> bool:
+    return value in ("auto", "local")
+
+
 def _are_texts(value: Any) -> bool:
     return isinstance(value, (list, np.ndarray)) and len(value) > 0 and all(isinstance(e, str) for e in value)
 
@@ -484,6 +488,27 @@ def _datasets(net: Network) -> Iterator[Door]:
         ("target",),
     )
     yield door(
+        f"iba_core.Explainer.map[{net.package}]",
+        const(net.explainer),
+        inputs=A(lambda: {"a": net.images[0]}, nothing, ("x", "the input", *NO_FILE)),
+        out=A(lambda: folder() / f"mapped-{net.package}", is_path),
+        targets=classes,
+        strict=FLAG,
+        progbar=given(False, boolean),
+    )
+    yield door(
+        f"iba_core.Explainer.fit_dataset[{net.package}]",
+        net.new_explainer,
+        inputs=A(lambda: {"a": net.images[0], "b": net.images[1]}, nothing, ("x", "the input", *NO_FILE)),
+        n_samples=given(2, whole(2)),
+        preprocessing=given(None, optional(nothing)),
+        batch_size=given(2, whole(1)),
+        jobs=given(None, optional(whole(1, 1024))),
+        ray=given(None, optional(_is_address)),
+        gpus=given(0.0, number(0, 0)),
+        progbar=given(False, boolean),
+    )
+    yield door(
         f"iba_core.datasets.explain_dataset[{net.package}]",
         explainer=given(net.explainer),
         inputs=A(lambda: {"a": net.images[0]}, nothing, ("x", "the input", *NO_FILE)),
@@ -491,7 +516,9 @@ def _datasets(net: Network) -> Iterator[Door]:
         targets=classes,
         preprocessing=given(None, optional(nothing)),
         seed=SEED,
-        jobs=given(1, whole(1, 1024)),
+        jobs=given(None, optional(whole(1, 1024))),
+        ray=given(None, optional(_is_address)),
+        gpus=given(0.0, number(0, 0)),
         strict=FLAG,
         pictures=FLAG,
         vmax=given(1.0, optional(number(above=0))),

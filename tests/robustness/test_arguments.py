@@ -45,6 +45,7 @@ KINDS = (
 NOT_WALKED = {
     "Framework|Split|Tail|LayerInfo|ModelAdapter": "for authors of backends, called by the library only",
     "EpochReport|Hyperplane|LayerResult|ConceptAnalysisResult|Attribution$|Repeats|SurvivalCurve": "results",
+    "AnnotatedMask|AnnotatedPicture": "results",
     r"datasets\.Record$": "what a run holds",
     "Error$": "exceptions",
     r"evaluation\.(Case|Estimate|Evaluation|Metric|RandomizationResult)$": "results, and what metrics get",

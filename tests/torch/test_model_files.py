@@ -3,7 +3,11 @@
 import json
 import re
 import shutil
+import sys
 import zipfile
+from importlib.machinery import ModuleSpec
+from importlib.util import find_spec
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -11,7 +15,7 @@ import torch
 from torch import nn
 from torch.export import Dim, export
 
-from iba_core import Explainer, InputError, StateError, Tokens
+from iba_core import Explainer, MissingDependencyError, StateError, Tokens
 from iba_core.framework.adapter import load_model
 
 X = torch.randn(6, 3, 16, 16, generator=torch.Generator().manual_seed(0))
@@ -140,8 +144,58 @@ def test_a_script_and_weights_alone_are_refused_with_the_way_out(model, tmp_path
             Explainer(tmp_path / name)
     with pytest.raises(StateError, match="there is no model file"):
         Explainer(tmp_path / "none.pt2")
-    with pytest.raises(InputError, match="is an ONNX file"):
-        load_model(tmp_path / "net.onnx")
+
+
+# -- ONNX ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def torchvision(monkeypatch):
+    """What onnx2torch imports for operations of detection, which need not be there for others."""
+    for name in ("torchvision", "torchvision.ops"):
+        empty = ModuleType(name)
+        empty.__spec__ = ModuleSpec(name, None)
+        monkeypatch.setitem(sys.modules, name, empty)
+    sys.modules["torchvision"].ops = sys.modules["torchvision.ops"]
+    sys.modules["torchvision.ops"].roi_align = None
+    # It keeps what it has imported.
+    for name in [each for each in sys.modules if each.partition(".")[0] == "onnx2torch"]:
+        monkeypatch.delitem(sys.modules, name)
+    yield
+    for name in [each for each in sys.modules if each.partition(".")[0] == "onnx2torch"]:
+        del sys.modules[name]
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_an_onnx_file_is_explained_like_the_model_that_it_was_made_of(model, tmp_path, torchvision):
+    pytest.importorskip("onnx2torch", reason="converts the file")
+    path = tmp_path / "net.onnx"
+    options = {
+        "dynamo": False,
+        "opset_version": 17,
+        "input_names": ["x"],
+        "dynamic_axes": {"x": {0: "batch"}},
+    }
+    torch.onnx.export(model, (X,), path, **options)
+    converted = load_model(path)
+    torch.testing.assert_close(converted(X), model(X), rtol=1e-5, atol=1e-5)
+    maps = [
+        Explainer(each, layer=layer, **SETTINGS).fit([X], progbar=False).explain(X[:2], target=1, seed=0)
+        for each, layer in ((model, "body.2"), (path, "body/body/2/Relu"))
+    ]
+    assert maps[0].total_bits.min() > 0
+    np.testing.assert_allclose(maps[1].saliency, maps[0].saliency, rtol=1e-3, atol=1e-6)
+
+
+def test_an_onnx_file_without_its_converter_or_damaged_is_refused(tmp_path, torchvision, monkeypatch):
+    path = tmp_path / "net.onnx"
+    path.write_bytes(b"nothing of ONNX")
+    if find_spec("onnx2torch") is not None:
+        with pytest.raises(StateError, match="cannot be converted by onnx2torch"):
+            Explainer(path)
+    monkeypatch.setitem(sys.modules, "onnx2torch", None)
+    with pytest.raises(MissingDependencyError, match="needs the package onnx2torch"):
+        Explainer(path)
 
 
 # -- Hugging Face -------------------------------------------------------------------------------------

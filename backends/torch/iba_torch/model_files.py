@@ -1,4 +1,4 @@
-"""Models in files: what `torch.export.save` writes, and folders of Hugging Face."""
+"""Models in files: what `torch.export.save` writes, ONNX, and folders of Hugging Face."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _FUNCTIONS = {
 }
 """What expressions of sizes may name. PyTorch evaluates them as Python."""
 
-_FILES = (".pt2", ".pt", ".pth", ".ts")
+_FILES = (".pt2", ".onnx", ".pt", ".pth", ".ts")
 
 _SCRIPTED = (
     "is a TorchScript program, whose layers cannot be reached; give the module that it was made of, or save "
@@ -44,20 +44,24 @@ def load_file(path: Path) -> nn.Module | None:
     """Load the model in a file or folder; None if its name is not that of a PyTorch model.
 
     Args:
-        path: a ``.pt2`` file of `torch.export.save`, or a folder with the ``config.json`` of a Hugging Face
-            model and its weights as safetensors.
+        path: a ``.pt2`` file of `torch.export.save`, an ``.onnx`` file, or a folder with the ``config.json``
+            of a Hugging Face model and its weights as safetensors.
 
     Returns:
-        A module whose layers have the names that they had in the model.
+        A module whose layers have the names that they had in the model; of ONNX, those of its operations.
 
     Raises:
-        StateError: it is damaged, holds code, was exported for one batch size, or is a scripted program.
-        MissingDependencyError: a folder of Hugging Face needs the package transformers.
+        StateError: it is damaged, holds code, was exported for one batch size, is a scripted program, or has
+            an operation of ONNX that cannot be converted.
+        MissingDependencyError: a folder of Hugging Face needs the package transformers, an ONNX file
+            onnx2torch.
     """
     if path.suffix in _FILES and not path.is_file():
         raise StateError(f"there is no model file {str(path)!r}")
     if path.suffix == ".pt2":
         return _exported(path)
+    if path.suffix == ".onnx":
+        return _converted(path)
     if path.suffix in _FILES:
         if _is_scripted(path):
             raise StateError(f"model={str(path)!r} {_SCRIPTED}")
@@ -76,6 +80,22 @@ def _is_scripted(path: Path) -> bool:
             return any("/code/" in name for name in archive.namelist())
     except (OSError, zipfile.BadZipFile):
         return False
+
+
+def _converted(path: Path) -> nn.Module:
+    """The module that onnx2torch makes of an ONNX file."""
+    try:
+        from onnx2torch import convert
+    except ImportError as error:
+        raise MissingDependencyError(
+            f"model={str(path)!r} is an ONNX file, which needs the package onnx2torch and torchvision: "
+            f"pip install iba-core[onnx] ({error})"
+        ) from error
+    try:
+        module: nn.Module = convert(path)
+    except Exception as error:  # whatever the readers of a format raise for damaged files
+        raise StateError(f"model={str(path)!r} cannot be converted by onnx2torch: {error}") from error
+    return module.eval()
 
 
 def _exported(path: Path) -> nn.Module:
