@@ -83,6 +83,7 @@ from iba_core.targets import (
     main_output,
 )
 from iba_core.utils import get_tqdm
+from iba_core.zoo.statistics import PATH, packaged_statistics
 
 
 class _Options(NamedTuple):
@@ -573,27 +574,70 @@ class Explainer:
             StateError: the file is missing, truncated, of another kind, or for another layer.
             LayerError: the model has no layer of the name in the file.
         """
-        entries = _read_distributions(path)
+        entries = _distributions(path, *read_state(path, KIND))
         found = self._twin()
         if not self._parts and self._layer is None and len(entries) > 1:
             found._parts = self._parts_of([facts.get("layer") for facts, *_ in entries])
         for part in found.parts:
-            part._take_from(path, entries)
+            if not part._take_from(f"{path}", entries):
+                warnings.warn(
+                    f"the statistics in {path} are of another model: at layer {part.layer!r}, this one "
+                    "gives other features for the same test input; fit the explainer again",
+                    stacklevel=2,
+                )
         self._take_over(found)
         return self
 
-    def _take_from(self, path: str | PathLike[str], entries: Sequence[_Distribution]) -> None:
-        """Take over that of several distributions in a file which is of the explainer's layer."""
+    def load_packaged(self) -> Self:
+        """Take over statistics that come with the library, so that bits can be compared from the first map.
+
+        They are of EfficientNet-Lite0 in either framework, estimated on 700 photographs of ImageNet, one of
+        each of 700 classes, which the library does not hold. An explainer without a layer takes the one that
+        `fit` would choose. Prepare inputs by the model's own ``preprocessing``.
+
+        Returns:
+            The explainer.
+
+        Raises:
+            StateError: there are none of this model, or of its layer. The message says which there are.
+
+        Example:
+            >>> from iba_torch.efficientnet_lite import efficientnet_lite0
+            >>> explainer = Explainer(efficientnet_lite0()).load_packaged()
+            >>> explainer.layer, explainer.estimator.n_samples()
+            ('blocks.4', 700)
+        """
+        entries = _distributions(PATH, *packaged_statistics(self.adapter))
+        found = self._twin()
+        for part in found.parts:
+            if not part._take_from("the packaged file", entries):
+                raise StateError(
+                    f"the packaged statistics are of another model: at layer {part.layer!r}, this one gives "
+                    "other features for the same test input; call fit(batches)"
+                )
+        self._take_over(found)
+        return self
+
+    def _take_from(self, source: str, entries: Sequence[_Distribution]) -> bool:
+        """Take over that of several distributions which is of the explainer's layer.
+
+        Args:
+            source: where they come from, for the message.
+            entries: the distributions.
+
+        Returns:
+            Whether the model gives the features of a test input that it gave when they were estimated.
+        """
         named = [facts.get("layer") for facts, *_ in entries]
         if self._layer is None:
             if named[0] is None:
-                raise StateError(f"{path} names no layer, and neither does the explainer; give layer=")
+                raise StateError(f"{source} names no layer, and neither does the explainer; give layer=")
             self._layer, fitting = named[0], [*entries]
         else:
             fitting = [entry for entry in entries if entry[0].get("layer") in (None, self.layer)]
         if not fitting:
             described = f"the layer {named[0]!r}" if len(named) == 1 else f"the layers {named}"
-            raise StateError(f"{path} describes {described}, but the explainer's layer is {self.layer!r}")
+            raise StateError(f"{source} describes {described}, but the explainer's layer is {self.layer!r}")
         facts, self.estimator, self._halves = fitting[0]
         if self.tokens is None and (saved := facts.get("tokens")) is not None:
             self._read_tokens(Tokens(**saved))
@@ -606,12 +650,7 @@ class Explainer:
         self._estimated_format = facts.get("data_format")
         self._probe = facts.get("probe")
         own = self._summary(split, self._input_shape) if self._probe else None
-        if own and self._probe and not same_summary(own, self._probe):
-            warnings.warn(
-                f"the statistics in {path} are of another model: at layer {split.layer_name!r}, this one "
-                "gives other features for the same test input; fit the explainer again",
-                stacklevel=3,
-            )
+        return not own or not self._probe or same_summary(own, self._probe)
 
     def _summary(self, split: Split, input_shape: InputShape | None) -> list[float] | None:
         """What tells the model from others at the layer; None where a test input cannot be made."""
@@ -1283,9 +1322,10 @@ def _layers_given(layer: Any) -> list[Any]:
     return list(layer)
 
 
-def _read_distributions(path: str | PathLike[str]) -> list[_Distribution]:
+def _distributions(
+    path: str | PathLike[str], arrays: Mapping[str, npt.NDArray[Any]], metadata: Mapping[str, Any]
+) -> list[_Distribution]:
     """The facts and the estimator of each layer in a file that `Explainer.save` wrote."""
-    arrays, metadata = read_state(path, KIND)
     with interpreting(path, KIND):
         of_layers = metadata.get("layers")
         entries = (

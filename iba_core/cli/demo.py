@@ -20,7 +20,7 @@ from iba_core.cli.explain import pictures_note
 from iba_core.cli.network import Network, import_backend
 from iba_core.cli.photographs import make_folder
 from iba_core.cli.results import LEGEND, Row, require_plotting, results_table
-from iba_core.cli.statistics import CROPS, fit_on_samples
+from iba_core.cli.statistics import statistics_without_data
 from iba_core.datasets import Record
 from iba_core.datasets.explaining import facts_of, percent
 from iba_core.errors import MissingDependencyError
@@ -66,6 +66,7 @@ class Half:
 
     Attributes:
         network: the network.
+        statistics: what the statistics of its features are of.
         results: one for each photograph.
         first_seconds: time of the first explanation, including compilation.
         seconds: median time of an explanation.
@@ -73,6 +74,7 @@ class Half:
     """
 
     network: Network
+    statistics: str
     results: tuple[Result, ...]
     first_seconds: float
     seconds: float
@@ -92,7 +94,7 @@ def run_demo(out: Path) -> None:
     entries = [
         ("Network", f"{NAME}, ImageNet weights, explained at {LAYER}"),
         ("Pictures", pictures_note(network)),
-        ("Statistics", f"of {CROPS} crops of packaged sample photographs, the same in each framework"),
+        ("Statistics", f"of {runs[0].statistics}, the same in each framework"),
         ("Noise", f"from seed {SEED}, the same numbers in each framework"),
         ("Machine", f"{os.cpu_count()} processors"),
         ("Written", "\n".join(map(shown, [*pictures, overview]))),
@@ -126,7 +128,7 @@ def _require_backends() -> None:
 def _run(backend: str) -> Half:
     network = Network.load(NAME, backend)
     explainer = Explainer(network.adapter.model, LAYER)
-    fit_on_samples(explainer, network, f"{network.framework}: estimating the features")
+    origin = statistics_without_data(explainer, network, f"{network.framework}: estimating the features")
     images = {name: sample_image(name) for name in PHOTOGRAPHS}
     inputs = {name: network.inputs(image) for name, image in images.items()}
 
@@ -150,6 +152,7 @@ def _run(backend: str) -> Half:
             tail_seconds.append(tail.seconds(inputs[name]))
     return Half(
         network=network,
+        statistics=origin.text,
         results=tuple(results.values()),
         first_seconds=first_seconds,
         seconds=median(seconds),

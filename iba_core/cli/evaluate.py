@@ -15,7 +15,7 @@ from iba_core.cli.explain import layer_note, pictures_note
 from iba_core.cli.network import Network
 from iba_core.cli.photographs import Photograph, find_photographs, make_folder
 from iba_core.cli.results import require_plotting
-from iba_core.cli.statistics import fit_on_samples, load_statistics
+from iba_core.cli.statistics import load_statistics, statistics_without_data
 from iba_core.concepts import EigenCAM, GradCAM, GradCAMPlusPlus, HiResCAM, LayerCAM, XGradCAM
 from iba_core.errors import InputError
 from iba_core.evaluation import (
@@ -114,7 +114,7 @@ def evaluate_methods(
     scored.classes(scored.tensor(network.inputs(photographs[0].load())), index)
     make_folder(out)
     if stats is None:
-        fit_on_samples(explainer, network, keep=use_cache)
+        statistics_without_data(explainer, network, keep=use_cache)
     chosen = _chosen(methods_to_compare(explainer, scored), methods)
     with tracked(_batches(network, photographs), "Evaluating", len(photographs)) as batches:
         table = evaluate(chosen, batches, columns, model=scored, target=index, seed=seed, progbar=False)

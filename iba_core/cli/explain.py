@@ -16,7 +16,7 @@ from iba_core.cli.console import console, folded, notes, paragraph, plain_table,
 from iba_core.cli.network import Network
 from iba_core.cli.photographs import make_folder
 from iba_core.cli.results import LEGEND, Row, require_plotting, results_table
-from iba_core.cli.statistics import CROPS, fit_on_samples, load_statistics
+from iba_core.cli.statistics import Origin, load_statistics, statistics_without_data
 from iba_core.datasets import Record, Run, explain_dataset
 from iba_core.datasets.items import ImageItem, find_images, image_items
 from iba_core.datasets.run import SUMMARIES
@@ -90,8 +90,9 @@ def explain_photographs(paths: Sequence[Path], choices: Choices) -> int:
     if network.class_names is not None and len(network.class_names) >= max(2, outputs.shape[-1]):
         explainer.class_names = tuple(network.class_names)
     make_folder(choices.out)
-    if choices.stats is None:
-        fit_on_samples(explainer, network, keep=choices.use_cache)
+    origin = (
+        statistics_without_data(explainer, network, keep=choices.use_cache) if choices.stats is None else None
+    )
     before = set(_known(choices.out))
     with tracked(items, "Explaining", len(items)) as waiting:
         run = explain_dataset(
@@ -108,7 +109,7 @@ def explain_photographs(paths: Sequence[Path], choices: Choices) -> int:
             vmax=choices.vmax,
             class_names=network.class_names,
             model=network.source,
-            statistics=None if choices.stats else f"{CROPS} crops of the sample photographs",
+            statistics=None if origin is None else origin.text,
             progbar=False,
             **asdict(choices.settings),
         )
@@ -118,7 +119,7 @@ def explain_photographs(paths: Sequence[Path], choices: Choices) -> int:
     if choices.as_json:
         print(json.dumps([record.to_dict() for record in records], indent=1))
     else:
-        _print(records, before, network, explainer, choices)
+        _print(records, before, network, explainer, choices, origin)
     failed = sum(record.error is not None for record in records)
     if failed:
         print(f"iba: {failed} of {len(records)} could not be explained", file=sys.stderr)
@@ -155,7 +156,12 @@ def _of_this_run(run: Run, items: Sequence[ImageItem], targets: Sequence[ClassTa
 
 
 def _print(
-    records: Sequence[Record], before: set[str], network: Network, explainer: Explainer, choices: Choices
+    records: Sequence[Record],
+    before: set[str],
+    network: Network,
+    explainer: Explainer,
+    choices: Choices,
+    origin: Origin | None,
 ) -> None:
     width = console().width
     good = [record for record in records if record.error is None]
@@ -164,7 +170,7 @@ def _print(
         ("Network", network.note),
         ("Pictures", pictures_note(network)),
         ("Layer", layer_note(explainer, choices.layer, choices.stats)),
-        ("Statistics", _statistics_note(explainer, network, choices.stats)),
+        ("Statistics", _statistics_note(explainer, network, choices.stats, origin)),
         ("Results", _results_note(good, bad, before)),
         ("Written", _written_note(good, choices.out, choices.with_report)),
     ]
@@ -232,10 +238,14 @@ def layer_note(explainer: Explainer, layer: str | Sequence[str] | None, stats: P
     return f"{explainer.layer}, chosen automatically; iba layers lists all, --layer chooses another"
 
 
-def _statistics_note(explainer: Explainer, network: Network, stats: Path | None) -> str:
-    if stats is not None:
+def _statistics_note(
+    explainer: Explainer, network: Network, stats: Path | None, origin: Origin | None
+) -> str:
+    if origin is None:
         return f"{shown(stats)}, of {explainer.parts[0].estimator.n_samples():,} images"
+    if origin.are_settled:
+        return f"of {origin.text}"
     return (
-        f"of {CROPS} crops of the packaged sample photographs, enough for a first look. For reliable "
-        f"numbers, estimate them on your own pictures: iba estimate {network.source} FOLDER --out STATS"
+        f"of {origin.text}, enough for a first look. For reliable numbers, estimate them on your own "
+        f"pictures: iba estimate {network.source} FOLDER --out STATS"
     )

@@ -1,4 +1,4 @@
-"""Statistics of a layer's features: their files, with the preprocessing of the pictures, and their cache."""
+"""Statistics of a layer's features: their files, with the preprocessing, those that are packaged, a cache."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from functools import cache
 from hashlib import sha256
 from importlib.util import find_spec
 from pathlib import Path
+from typing import NamedTuple
 
 from platformdirs import user_cache_path
 
@@ -19,6 +20,7 @@ from iba_core.errors import IBAError, InputError
 from iba_core.explainer import Explainer
 from iba_core.pictures.images import sample_crops
 from iba_core.state import read_state
+from iba_core.zoo.statistics import packaged_facts
 
 _PREPARED = "preprocessing"
 _SUMMARY = "pictures"
@@ -56,7 +58,36 @@ def load_statistics(explainer: Explainer, network: Network, path: Path) -> None:
         )
 
 
-# -- of the sample photographs ------------------------------------------------------------------------
+# -- without a data set -------------------------------------------------------------------------------
+
+
+class Origin(NamedTuple):
+    """What statistics are of."""
+
+    text: str
+    """Such as ``"700 photographs of ImageNet, packaged"``."""
+    are_settled: bool
+    """Whether more samples would change little."""
+
+
+def statistics_without_data(
+    explainer: Explainer, network: Network, description: str = ESTIMATING, *, keep: bool = True
+) -> Origin:
+    """Take the packaged statistics where they are of the network, else estimate some on crops.
+
+    Args:
+        explainer: explainer of the network, with layers or without.
+        network: the network.
+        description: text beside the progress bar.
+        keep: see `fit_on_samples`.
+    """
+    facts = packaged_facts()
+    if settings_dict(network.preprocessing) == facts["preprocessing"]:
+        with suppress(IBAError):  # they are of another model, or of other layers
+            explainer.load_packaged()
+            return Origin(f"{facts['n_samples']} photographs of ImageNet, packaged", True)
+    fit_on_samples(explainer, network, description, keep=keep)
+    return Origin(f"{CROPS} crops of the packaged sample photographs", False)
 
 
 def fit_on_samples(

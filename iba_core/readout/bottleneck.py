@@ -42,6 +42,7 @@ from iba_core.readout.state import (
     settings_of,
     to_channels_first,
 )
+from iba_core.readout.teacher import TeacherMasks, require_teacher
 from iba_core.readout.training import (
     BETA,
     LEARNING_RATE,
@@ -390,7 +391,7 @@ class ReadoutBottleneck(ABC):
     def fit(
         self,
         loader: Iterable[Any],
-        loss: Callable[..., Any],
+        loss: Callable[..., Any] | None,
         *,
         epochs: int = 10,
         lr: float = LEARNING_RATE,
@@ -403,6 +404,8 @@ class ReadoutBottleneck(ABC):
         progbar: bool | None = None,
         warm_up: int = WARM_UP,
         beta_steps: int | None = None,
+        teacher: Any = None,
+        teacher_weight: float = 1.0,
     ) -> list[EpochReport]:
         """Train the readout network by Adam; the model is left as it was.
 
@@ -418,7 +421,7 @@ class ReadoutBottleneck(ABC):
             loader: the data; each epoch goes through them once. Batches of inputs, or tuples (inputs, ...).
             loss: ``loss(output, ...)`` gets the model's output and what comes with the inputs in a batch, and
                 gives a loss for each image or the mean over the batch. In TensorFlow it can also be a
-                `keras.losses.Loss`.
+                `keras.losses.Loss`. None, with a `teacher`, to learn from the teacher alone.
             epochs: how often to go through the data, epochs before an interruption included.
             lr: learning rate of Adam.
             beta: weight of the mean information, in nats per feature; the constructor's if None, which is 1
@@ -438,6 +441,10 @@ class ReadoutBottleneck(ABC):
                 that starts half open.
             beta_steps: number of first steps over which `beta` rises from 3 % of its value; those of the
                 warm-up if None.
+            teacher: a fitted `iba_core.Explainer` of the same model and layer, whose masks the readout learns
+                to give (distillation). It explains the class predicted of each image once, which takes most
+                of the time, and its masks are kept in half precision as long as the training runs.
+            teacher_weight: weight of the distance from the teacher's masks, in nats per feature.
 
         Returns:
             A report for each epoch, also kept as `history`.
@@ -450,10 +457,12 @@ class ReadoutBottleneck(ABC):
             OptimizationError: the objective became NaN or infinite.
         """
         beta = self.beta if beta is None else beta
-        settings = TrainingSettings(epochs, lr, beta, patience, seed, warm_up, beta_steps)
+        settings = TrainingSettings(epochs, lr, beta, patience, seed, warm_up, beta_steps, teacher_weight)
         loader = _require_data("loader", loader)
         validation = None if validation is None else _require_data("validation", validation)
-        require_callable("loss", loss, "a function of the model's output and what comes with the inputs")
+        if loss is not None or teacher is None:
+            require_callable("loss", loss, "a function of the model's output and what comes with the inputs")
+        explains = None if teacher is None else require_teacher(teacher)
         if progbar is not None:
             require_bool("progbar", progbar)
         if checkpoint is not None:
@@ -478,7 +487,13 @@ class ReadoutBottleneck(ABC):
         if progress is None:
             progress = Progress.of([host_array(weight) for weight in self._weights()])
         show = self.progbar if progbar is None else progbar
-        trainer = ReadoutTrainer(model, known.readout, known.constants, self._as_loss(loss), settings, show)
+        masks = (
+            None
+            if explains is None
+            else TeacherMasks(explains, model.framework, model.names[0], known.readout.bottleneck.shape)
+        )
+        own = None if loss is None else self._as_loss(loss)
+        trainer = ReadoutTrainer(model, known.readout, known.constants, own, settings, show, masks)
         self._train(trainer, trainer.start(progress), loader, validation, checkpoint)
         return list(self.history)
 

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from iba_core.bottleneck.formulas import capacity, mask_from_alpha, restrict
+from iba_core.bottleneck.formulas import Mask, capacity, mask_from_alpha, restrict
 from iba_core.bottleneck.resizing import resizing_matrix
 from iba_core.bottleneck.settings import BottleneckSettings
 from iba_core.bottleneck.smoothing import smoothing_matrices
@@ -99,6 +99,9 @@ def resize_places(x: Array, matrices: Sequence[Array]) -> Array:
         done *= target
     return xp.reshape(x, (images, done // images, channels))
 
+
+_LEAST_SHARE = 1e-6
+"""Where masks are compared, a smaller lambda, or 1 - lambda, counts as this one."""
 
 BOUND = 3.0
 """With robust reading, the most standard deviations by which a feature can differ from its mean."""
@@ -382,6 +385,10 @@ class Readout:
         nats = capacity((features - constants.mean) / constants.std, mask)
         return Restricted(alpha, z, xp.where(acts, nats, xp.zeros_like(nats)))
 
+    def distance(self, alpha: Array, wanted: Array, constants: ReadoutConstants) -> Array:
+        """`mask_distance` of the masks of `alpha` from others, both (B, *feature map)."""
+        return mask_distance(mask_from_alpha(alpha, constants.smoothing, self.bottleneck.layout), wanted)
+
     def restricted(
         self,
         weights: Weights,
@@ -404,6 +411,30 @@ class Readout:
         xp = array_namespace(noise)
         own, *others = (xp.astype(each, noise.dtype) for each in (features, *readout_features))
         return self.restrict(self.alpha(weights, others, constants), own, noise, constants, pass_mask)
+
+
+def mask_distance(mask: Mask, wanted: Array) -> Array:
+    """How far masks are from others, the mean over all features in nats, at least 0.
+
+    Of each feature it is the divergence of two coins, ``KL(wanted || lambda)``, whose derivative by the logit
+    of lambda is the difference of the two.
+
+    Args:
+        mask: lambda and its complement.
+        wanted: the other masks, numbers from 0 to 1 of the same shape.
+
+    Example:
+        >>> wanted = np.array([[0.5, 0.9]])
+        >>> float(mask_distance(Mask(wanted, 1 - wanted), wanted))
+        0.0
+        >>> round(float(mask_distance(Mask(np.array([[0.25]]), np.array([[0.75]])), np.array([[0.5]]))), 4)
+        0.1438
+    """
+    xp = array_namespace(wanted)
+    least = _LEAST_SHARE * xp.ones_like(wanted)
+    passes, stays = (xp.maximum(share, least) for share in (wanted, 1.0 - wanted))
+    ours, theirs = xp.maximum(mask.passed, least), xp.maximum(mask.blocked, least)
+    return xp.mean(passes * xp.log(passes / ours) + stays * xp.log(stays / theirs))
 
 
 def _pooled(statistics: Statistics, layout: Layout) -> Statistics:

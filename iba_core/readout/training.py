@@ -7,6 +7,9 @@ reads, and a pass with the flow restricted by the mask that the network computes
 
 moves the network's weights by one step of Adam. The host waits for no value before the end of an epoch.
 
+A teacher, which explains single images, adds its weight times the distance of the masks from its own. With a
+teacher and no loss, the distance is all of the objective, and the tail of the model does not run.
+
 If the mask starts almost open, the first gradients of the information are by far the largest ones. Adam
 remembers them long enough to carry the weights past the goal, to masks that let nothing pass and have almost
 no gradient. Three measures prevent this. Beta rises from almost nothing over the first steps, so that the
@@ -31,7 +34,14 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 import numpy.typing as npt
 
-from iba_core.arguments import LARGEST_COUNT, is_whole_number, require_seed, require_whole
+from iba_core.arguments import (
+    LARGEST_COUNT,
+    LARGEST_NUMBER,
+    is_whole_number,
+    require_number,
+    require_seed,
+    require_whole,
+)
 from iba_core.bottleneck.adam import AdamState, adam_step, bias_corrections
 from iba_core.bottleneck.noise import seeded_normal
 from iba_core.bottleneck.settings import plain_settings
@@ -41,6 +51,7 @@ from iba_core.framework.namespace import Array, array_namespace
 from iba_core.readout.formulas import Readout, ReadoutConstants
 from iba_core.readout.model import NestedPass, ReadoutModel
 from iba_core.readout.state import ReadoutState
+from iba_core.readout.teacher import TeacherMasks
 from iba_core.state import interpreting, read_state, write_state
 from iba_core.utils import get_tqdm
 
@@ -73,6 +84,7 @@ class EpochReport:
         loss: the loss alone.
         information: mean capacity of a feature, in nats.
         validation: the objective on the validation data after the epoch; None without such data.
+        distance: mean distance of the masks from the teacher's, in nats per feature; None without a teacher.
 
     Example:
         >>> EpochReport(epoch=0, objective=1.5, loss=1.0, information=0.5).validation is None
@@ -84,6 +96,7 @@ class EpochReport:
     loss: float
     information: float
     validation: float | None = None
+    distance: float | None = None
 
 
 @dataclass(frozen=True)
@@ -100,6 +113,7 @@ class TrainingSettings:
         warm_up: number of first steps in which only the level of the mask is trained.
         beta_steps: number of first steps over which beta rises from 3 % of its value; those of the warm-up
             if None.
+        teacher_weight: weight of the distance from the teacher's masks.
 
     Raises:
         InputError: a value is out of its range.
@@ -112,6 +126,7 @@ class TrainingSettings:
     seed: int | None = None
     warm_up: int = WARM_UP
     beta_steps: int | None = None
+    teacher_weight: float = 1.0
 
     def __post_init__(self) -> None:
         require_whole("epochs", self.epochs, 0, LARGEST_COUNT)
@@ -119,6 +134,7 @@ class TrainingSettings:
         require_whole("warm_up", self.warm_up)
         if self.beta_steps is not None:
             require_whole("beta_steps", self.beta_steps)
+        require_number("teacher_weight", self.teacher_weight, 0, LARGEST_NUMBER)
         require_seed("seed", self.seed, _VALIDATION_SEED - 1)
         # Under the names of `ReadoutBottleneck.fit`, the only caller.
         plain_settings({"beta": self.beta, "learning_rate": self.learning_rate}, {"learning_rate": "lr"})
@@ -168,13 +184,24 @@ class _Batch(NamedTuple):
     nested: NestedPass
     noise: Array
     rest: tuple[Any, ...]
+    wanted: tuple[Array, ...]
+    """The teacher's masks, if there is one."""
+
+
+class _Means(NamedTuple):
+    """Means of the terms over the images of some data."""
+
+    loss: float
+    information: float
+    distance: float
 
 
 class _Terms(NamedTuple):
-    """The two terms of the objective, scalars."""
+    """The terms of the objective, scalars."""
 
     loss: Array
     information: Array
+    distance: Array
 
 
 class ReadoutTrainer:
@@ -184,9 +211,10 @@ class ReadoutTrainer:
         model: the model.
         readout: the formulas.
         constants: what they need to know before any image is seen.
-        loss: of the model's outputs.
+        loss: of the model's outputs; None to learn from a teacher alone.
         settings: hyperparameters.
         progbar: show the progress.
+        teacher: masks to learn from; None for none.
     """
 
     def __init__(
@@ -194,13 +222,14 @@ class ReadoutTrainer:
         model: ReadoutModel,
         readout: Readout,
         constants: ReadoutConstants,
-        loss: Loss,
+        loss: Loss | None,
         settings: TrainingSettings,
         progbar: bool = False,
+        teacher: TeacherMasks | None = None,
     ) -> None:
         self._model, self._framework, self._readout = model, model.framework, readout
         self._constants, self._loss, self._settings = constants, loss, settings
-        self._progbar = progbar
+        self._progbar, self._teacher = progbar, teacher
         rates = zip((0.0, settings.learning_rate), _LEVEL_FACTORS, strict=True)
         self._rates = [self._tensor(self._learning_rates(rate, factor)) for rate, factor in rates]
         self._compiled_step = self._framework.compile(self._step, jit_compile=model.jit_compile)
@@ -240,19 +269,26 @@ class ReadoutTrainer:
                 nullcontext() if seed is None else self._model.seeded([seed, epoch], progress.adam.parameter)
             )
             with order:
-                progress, (loss, information) = self._train(progress, bar)
+                progress, means = self._train(progress, bar)
             held_out = None
             if validation is not None:
-                held_out = self._objective_of(*self._validate(progress, validation))
+                held_out = self._objective_of(self._validate(progress, validation))
                 progress = progress.validated(held_out)
-            report = EpochReport(epoch, self._objective_of(loss, information), loss, information, held_out)
+            report = EpochReport(
+                epoch,
+                self._objective_of(means),
+                means.loss,
+                means.information,
+                held_out,
+                None if self._teacher is None else means.distance,
+            )
             progress = replace(progress, reports=(*progress.reports, report))
             yield progress
 
     # -- epochs ---------------------------------------------------------------------------------------
 
-    def _train(self, progress: Progress, data: Iterable[Any]) -> tuple[Progress, tuple[float, float]]:
-        """Go through the data once. Also gives the mean loss and information of its images."""
+    def _train(self, progress: Progress, data: Iterable[Any]) -> tuple[Progress, _Means]:
+        """Go through the data once."""
         terms, sizes, adam, settings = [], [], progress.adam, self._settings
         for step, batch in enumerate(data, progress.steps):
             with self._batch(batch, settings.seed, step) as tensors:
@@ -269,8 +305,7 @@ class ReadoutTrainer:
         means = self._means(terms, sizes, len(progress.reports) + 1)
         return replace(progress, adam=adam, steps=progress.steps + len(sizes)), means
 
-    def _validate(self, progress: Progress, data: Iterable[Any]) -> tuple[float, float]:
-        """Mean loss and information of the validation data."""
+    def _validate(self, progress: Progress, data: Iterable[Any]) -> _Means:
         terms, sizes = [], []
         for number, batch in enumerate(data):
             with self._batch(batch, _VALIDATION_SEED, number) as tensors:
@@ -286,28 +321,32 @@ class ReadoutTrainer:
             raise InputError("a batch of the data is empty")
         with self._model.nested_pass(inputs) as nested:
             self._readout.check(nested.features, nested.readout_features, self._model.names)
-            yield _Batch(nested, self._noise(nested, seed, step), rest)
+            wanted = () if self._teacher is None else (self._tensor(self._teacher.of(inputs)),)
+            yield _Batch(nested, self._noise(nested, seed, step), rest, wanted)
 
-    def _means(self, terms: Sequence[_Terms], sizes: Sequence[int], epoch: int) -> tuple[float, float]:
+    def _means(self, terms: Sequence[_Terms], sizes: Sequence[int], epoch: int) -> _Means:
         if not terms:
             raise InputError("the data hold no images")
         xp = array_namespace(terms[0].loss)
         # One transfer for the whole epoch.
-        table = self._framework.to_numpy(xp.stack([xp.stack(list(pair)) for pair in terms])).astype(
+        table = self._framework.to_numpy(xp.stack([xp.stack(list(each)) for each in terms])).astype(
             np.float64
         )
         bad = np.argwhere(~np.isfinite(table))
         if len(bad):
             step, term = bad[0]
             raise OptimizationError(
-                f"the {('loss', 'information')[term]} became {table[step, term]} in epoch {epoch} at step "
+                f"the {_Terms._fields[term]} became {table[step, term]} in epoch {epoch} at step "
                 f"{step + 1} of {len(table)}; likely lr is too high or the loss overflows"
             )
-        loss, information = np.average(table, axis=0, weights=sizes)
-        return float(loss), float(information)
+        return _Means(*map(float, np.average(table, axis=0, weights=sizes)))
 
-    def _objective_of(self, loss: float, information: float) -> float:
-        return loss + self._settings.beta * information
+    def _objective_of(self, terms: Any, beta: Any = None) -> Any:
+        """The objective, of `_Terms` or of `_Means`; at the final beta if None."""
+        distance = self._settings.teacher_weight * terms.distance
+        if self._loss is None:
+            return distance
+        return terms.loss + (self._settings.beta if beta is None else beta) * terms.information + distance
 
     def _noise(self, nested: NestedPass, seed: int | None, step: int) -> Array:
         shape = tuple(int(size) for size in nested.features.shape)
@@ -339,11 +378,21 @@ class ReadoutTrainer:
         self, flat: Array, batch: _Batch, constants: ReadoutConstants, beta: Array | float = 0.0
     ) -> tuple[Array, _Terms]:
         """The objective and its terms, from the weights in one row."""
-        xp, (nested, noise, rest) = array_namespace(flat), batch
+        xp, (nested, noise, rest, wanted) = array_namespace(flat), batch
         restricted = self._readout.restricted(
             self._split(flat), nested.features, nested.readout_features, noise, constants
         )
-        loss = self._loss(nested.outputs(restricted.z), *rest)
+        information = xp.mean(restricted.capacity)
+        none = xp.zeros_like(information)
+        distances = [self._readout.distance(restricted.alpha, masks, constants) for masks in wanted]
+        loss = none if self._loss is None else self._mean_loss(nested, restricted.z, rest, flat)
+        terms = _Terms(loss, information, distances[0] if distances else none)
+        return self._objective_of(terms, beta), terms
+
+    def _mean_loss(self, nested: NestedPass, z: Array, rest: tuple[Any, ...], like: Array) -> Array:
+        assert self._loss is not None, "there is a loss"
+        xp = array_namespace(like)
+        loss = self._loss(nested.outputs(z), *rest)
         images, shape = int(nested.features.shape[0]), getattr(loss, "shape", None)
         if shape is None or (prod(shape) != 1 and tuple(shape) != (images,)):
             found = type(loss).__name__ if shape is None else f"a tensor of shape {tuple(shape)}"
@@ -351,8 +400,7 @@ class ReadoutTrainer:
                 f"loss returned {found} for {images} images; it must be a scalar, the mean over them, "
                 "or a loss for each"
             )
-        terms = _Terms(xp.mean(xp.astype(loss, flat.dtype)), xp.mean(restricted.capacity))
-        return terms.loss + beta * terms.information, terms
+        return xp.mean(xp.astype(loss, like.dtype))
 
     # -- weights --------------------------------------------------------------------------------------
 

@@ -8,8 +8,12 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+from scipy.special import rel_entr
 
-from iba_core import InputError, LayerError, NotEstimatedError, OptimizationError, StateError
+from iba_core import Explainer, InputError, LayerError, NotEstimatedError, OptimizationError, StateError
+from iba_core.bottleneck.formulas import mask_from_alpha
+from iba_core.bottleneck.smoothing import smoothing_matrices
+from iba_core.framework.layout import Layout
 from iba_core.framework.namespace import array_namespace
 from iba_core.readout import training as readout_training
 from iba_core.readout.state import ReadoutState
@@ -243,9 +247,9 @@ def test_a_step_of_training_costs_two_passes_and_reads_nothing_back(side, monkey
     monkeypatch.setattr(type(framework), "to_numpy", counting)
     readout.fit(data, side.loss, epochs=2)
     assert [side.backend.calls(side.model, name) for name in ("before", "after")] == [n + 12 for n in before]
-    # The two terms of the steps of an epoch, and the network after it.
+    # The terms of the steps of an epoch, and the network after it.
     parameters = sum(weight.size for weight in side.weights(readout))
-    assert [tuple(shape) for shape in found] == [(3, 2), (parameters,)] * 2
+    assert [tuple(shape) for shape in found] == [(3, 3), (parameters,)] * 2
 
 
 ADAPTERS = {"torch": "TorchAdapter", "tensorflow": "TensorFlowAdapter"}
@@ -264,6 +268,84 @@ def test_fit_finds_the_features_that_matter(side):
     assert history[0].objective == pytest.approx(history[0].loss + 0.5 * history[0].information, rel=1e-5)
     assert readout.history == history
     assert_equal(before, side.model_weights(side.model))
+
+
+class Counted:
+    """An explainer that counts the batches that it is asked to explain."""
+
+    def __init__(self, explainer):
+        self.explainer, self.layer, self.batches = explainer, explainer.layer, 0
+
+    def explain(self, x, target=None, *, seed=None):
+        self.batches += 1
+        return self.explainer.explain(x, target, seed=seed)
+
+
+def make_teacher(side, layer="second"):
+    explainer = Explainer(side.model, layer, steps=3, samples=2, beta=1.0)
+    return explainer.fit(side.batches(*make_data()), progbar=False)
+
+
+def test_a_readout_learns_the_masks_of_a_teacher(side):
+    readout, x, y = side.trained(), *make_data()
+    teacher, before = Counted(make_teacher(side)), side.model_weights(side.model)
+    data = list(side.batches(x, y))
+    (first,) = readout.fit(data, None, teacher=teacher, epochs=1, lr=0.0, warm_up=0, seed=0)
+    # The distance is that of each feature's coin, by SciPy, from the masks that both give.
+    readout.analyze(side.images(x))
+    alpha = np.asarray(readout.alpha.detach() if side.is_torch else readout.alpha, np.float64)
+    wanted = teacher.explainer.explain(side.images(x), seed=0).mask.astype(np.float64)
+    layout = Layout.of(alpha.shape[1:], "channels_first" if side.is_torch else "channels_last")
+    smoothing = smoothing_matrices(alpha.shape[1:], layout, 1.0)
+    mask = mask_from_alpha(alpha, [matrix.astype(np.float64) for matrix in smoothing], layout)
+    plain = rel_entr(wanted, mask.passed) + rel_entr(1 - wanted, mask.blocked)
+    assert first.distance == pytest.approx(plain.mean(), rel=2e-3)  # masks are kept in half precision
+    assert (first.loss, first.objective) == (0.0, pytest.approx(first.distance))
+    teacher.batches = 0
+    history = readout.fit(data[::-1], None, teacher=teacher, epochs=30, lr=0.01, warm_up=0, seed=0)
+    assert teacher.batches == 3  # each image once, however often it is seen
+    assert history[-1].distance < 0.5 * first.distance
+    assert_equal(before, side.model_weights(side.model))
+
+
+def test_a_teacher_adds_to_the_loss(side):
+    readout, data = side.trained(), list(side.batches(*make_data()))
+    teacher = make_teacher(side)
+    (plain,) = readout.fit(data, side.loss, epochs=1, lr=0.0, beta=2.0, seed=0)
+    (both,) = readout.fit(
+        data,
+        side.loss,
+        epochs=1,
+        lr=0.0,
+        beta=2.0,
+        seed=0,
+        teacher=teacher,
+        teacher_weight=3,
+        validation=data,
+    )
+    assert plain.distance is None
+    assert both.loss == pytest.approx(plain.loss, rel=1e-5)
+    assert both.objective == pytest.approx(plain.objective + 3 * both.distance, rel=1e-5)
+    assert both.validation == pytest.approx(both.objective, rel=0.1)  # other noise
+    again = both.validation - both.loss - 2 * both.information
+    assert again == pytest.approx(3 * both.distance, rel=0.2)
+
+
+def test_a_teacher_must_fit(side):
+    readout, data = side.trained(), list(side.batches(*make_data()))
+    with pytest.raises(
+        InputError, match=r"explains the layer 'last', and the readout's bottleneck .* 'second'"
+    ):
+        readout.fit(data, None, teacher=make_teacher(side, "last"), epochs=1)
+    for wrong in ("explainer", Explainer, 3):
+        with pytest.raises(InputError, match=r"teacher.* must be a fitted iba_core\.Explainer"):
+            readout.fit(data, None, teacher=wrong)
+    with pytest.raises(InputError, match="loss=None"):
+        readout.fit(data, None)
+    with pytest.raises(InputError, match="teacher_weight=-1"):
+        readout.fit(data, None, teacher=make_teacher(side), teacher_weight=-1)
+    with pytest.raises(NotEstimatedError):
+        readout.fit(data, None, teacher=Explainer(side.model, "second"), epochs=1)
 
 
 def test_losses_may_be_given_for_each_image(side):

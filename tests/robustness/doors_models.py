@@ -461,6 +461,8 @@ def readout_doors(net: Network, readout: Callable[[], Any], loss: Callable[..., 
         progbar=given(False, optional(boolean)),
         warm_up=given(1, whole()),
         beta_steps=given(1, optional(whole())),
+        teacher=given(None, optional(nothing)),
+        teacher_weight=given(1.0, number(0, 1e12)),
     )
     yield door(f"{kind}.save", const(fitted), path=A(new_file, is_path))
     saved = folder() / f"readout-{net.package}.safetensors"

@@ -56,6 +56,7 @@ NOT_WALKED = {
     "distribution_cross_entropy": "a formula inside of compiled steps; `DistributionTarget` checks",
     "iba_core.Target$": "abstract",
     "efficientnet_lite0": "loads pretrained weights",
+    "packaged_facts": "takes nothing",
     "token_statistics": "needs a model of texts; tested in tests/core/test_text.py",
     "GraphModel|iba_tf.Sequential|Hyperparameters": "built from a framework's own objects, or plain values",
     "(LayerCAM|XGradCAM|HiResCAM|EigenCAM|EigenGradCAM|GradCAMElementWise)$": "arguments of `GradCAM`",
