@@ -183,3 +183,13 @@ def test_the_capacity_comes_with_its_order(made):
     np.testing.assert_allclose(found, to_saliency_map(right, (12, 9)).T, rtol=1e-4, atol=1e-5)
     with pytest.raises(InputError, match=r"order=.* is not for a map with 2 axes"):
         to_saliency_map(nats, (9, 12), order=MapOrder((0,)))
+
+
+@pytest.mark.parametrize("made", [lambda model: model, GraphModel.from_keras], ids=["calls", "operations"])
+def test_words_that_are_read_from_the_end(made):
+    inputs = keras.Input((7,), dtype="int64")
+    x = layers.Embedding(5, 2, name="words")(ops.flip(inputs, 1))
+    model = made(keras.Model(inputs, layers.Flatten()(layers.Dense(2)(x))))
+    split = TensorFlowAdapter(model).split("words")
+    split.features(np.zeros((1, 7), np.int64))
+    assert split.map_order(Layout(2, 1)) == MapOrder((0,), (0,))
