@@ -203,7 +203,7 @@ class Split(ABC):
         ndim = axes.input_ndim
         has_channels = self.input_has_channels and 1 <= ndim <= 4
         wanted = Layout.of([1] * ndim, self.input_format).spatial_axes if has_channels else range(ndim)
-        return MapOrder.of(layout, axes.parts, wanted, self.layer_name)
+        return MapOrder.of(layout, axes, wanted, self.layer_name)
 
     def features(self, inputs: Inputs) -> Array:
         """Run the head on a batch, without a graph.

@@ -194,10 +194,13 @@ class FeatureAxes(NamedTuple):
     Attributes:
         parts: for each axis, without that of the images, its parts from the outermost to the innermost.
         input_ndim: number of axes of the input, without that of the images.
+        before: the axes of other tensors before it, some of which may be in another order than those of the
+            input.
     """
 
     parts: Sequence[tuple[AxisPart, ...]]
     input_ndim: int
+    before: Sequence[Sequence[tuple[AxisPart, ...]]] = ()
 
 
 @dataclass(frozen=True)
@@ -224,16 +227,14 @@ class MapOrder:
         return cls(tuple(range(len(grid or layout.spatial_axes))))
 
     @classmethod
-    def of(
-        cls, layout: Layout, parts: Sequence[tuple[AxisPart, ...]], wanted: Sequence[int], layer: str
-    ) -> MapOrder:
+    def of(cls, layout: Layout, axes: FeatureAxes, wanted: Sequence[int], layer: str) -> MapOrder:
         """Learn it from what the axes of a feature map come of.
 
-        Where it is not known, the map stays as it is.
+        Where it is not known, and no tensor before has axes in another order, the map stays as it is.
 
         Args:
             layout: meaning of the feature map's axes.
-            parts: what they come of.
+            axes: what they come of.
             wanted: the axes of the input that are places, in order.
             layer: name of the layer, for the error.
 
@@ -242,11 +243,11 @@ class MapOrder:
 
         Example:
             >>> rows, columns = (AxisPart(4, frozenset({(axis, False)})) for axis in (1, 2))
-            >>> parts = [(AxisPart(8),), (columns,), (rows,)]
-            >>> MapOrder.of(Layout(3, 0), parts, (1, 2), "conv")
+            >>> axes = FeatureAxes([(AxisPart(8),), (columns,), (rows,)], 3)
+            >>> MapOrder.of(Layout(3, 0), axes, (1, 2), "conv")
             MapOrder(axes=(1, 0), against=())
         """
-        sources = _sources_of_places(layout, parts)
+        sources = _sources_of_places(layout, axes.parts)
         lies_over = len(sources) == len(wanted)
         found = _only_sources(sources, wanted if lies_over else None)
         if lies_over and found.count(None) == 1:
@@ -254,11 +255,18 @@ class MapOrder:
         order = list(range(len(found)))
         if None not in found:
             order.sort(key=lambda place: found[place] or 0)
-        elif lies_over and any(axis not in (None, own) for axis, own in zip(found, wanted, strict=True)):
+        elif lies_over and (
+            any(axis not in (None, own) for axis, own in zip(found, wanted, strict=True))
+            or (
+                # Nothing is known of an axis. One that comes of several lies as well one way as the other.
+                any(not {axis for axis, _ in own} & {*wanted} for own in sources)
+                and any(_are_moved(each, wanted) for each in axes.before)
+            )
+        ):
             raise LayerError(
-                f"the model exchanges axes of the input before layer {layer!r}, and does not show where all "
-                "of them are there, so a map cannot be laid over the input; exchange them in front of the "
-                "model"
+                f"the model exchanges or reverses axes of the input before layer {layer!r}, and does not "
+                "show where all of them are there, so a map cannot be laid over the input; do that in front "
+                "of the model"
             )
         runs = [{turned for axis, turned in own if axis == found[place]} for place, own in enumerate(sources)]
         against = (number for number, place in enumerate(order) if runs[place] == {True})
@@ -287,6 +295,19 @@ def _sources_of_places(
     if not tokens.prefix and tuple(part.size for part in merged) == tokens.grid:
         return [part.sources for part in merged]
     return [frozenset() for _ in tokens.grid]
+
+
+def _are_moved(parts: Sequence[tuple[AxisPart, ...]], wanted: Sequence[int]) -> bool:
+    """Whether axes come of all those of the input that are places, in another order or reversed."""
+    whole = [axis[0].sources if len(axis) == 1 else frozenset[tuple[int, bool]]() for axis in parts]
+    found = _only_sources(whole, wanted)
+    order = [axis for axis in found if axis is not None]
+    reverses = any(
+        {turned for axis, turned in own if axis == only} == {True}
+        for own, only in zip(whole, found, strict=True)
+        if only is not None
+    )
+    return sorted(order) == sorted(wanted) and (order != sorted(order) or reverses)
 
 
 def _only_sources(

@@ -12,7 +12,7 @@ from iba_core import InputError, LayerError
 from iba_core.errors import closest
 from iba_core.framework.adapter import backends, find_adapter, load_backend
 from iba_core.framework.inputs import arrays_of, batch_size, check_shape, common_shape, inputs_of_batch, take
-from iba_core.framework.layout import AxisPart, Layout, MapOrder, Tokens
+from iba_core.framework.layout import AxisPart, FeatureAxes, Layout, MapOrder, Tokens
 from iba_core.framework.namespace import array_namespace
 
 
@@ -150,8 +150,9 @@ class TestMapOrder:
         """An axis for each argument, which is a set of axes of the input."""
         return [(AxisPart(size, frozenset(own)),) for own in sources]
 
-    def order(self, *sources, wanted=(1, 2), layout=CHW):
-        found = MapOrder.of(layout, self.parts(*sources), wanted, "conv")
+    def order(self, *sources, wanted=(1, 2), layout=CHW, before=()):
+        axes = FeatureAxes(self.parts(*sources), layout.ndim, [self.parts(*each) for each in before])
+        found = MapOrder.of(layout, axes, wanted, "conv")
         return found.axes, found.against
 
     rows, columns, channels = {(1, False)}, {(2, False)}, {(0, False)}
@@ -177,9 +178,24 @@ class TestMapOrder:
         assert self.order((), self.rows, self.rows) == ((0, 1), ())
 
     def test_a_part_of_an_exchange_is_refused(self):
-        with pytest.raises(LayerError, match="exchanges axes of the input before layer 'conv', and does not"):
+        with pytest.raises(LayerError, match="before layer 'conv', and does not show where all"):
             self.order((), {(3, False)}, (), (), wanted=(1, 2, 3), layout=Layout(4, 0))
         assert self.order((), {(1, True)}, (), (), wanted=(1, 2, 3), layout=Layout(4, 0)) == ((0, 1, 2), (0,))
+
+    def test_an_exchange_whose_trace_is_lost_is_refused(self):
+        moved = [self.channels, self.columns, self.rows]
+        reversed_ = [{(1, True)}, self.columns]
+        for before in ([moved], [reversed_], [[self.rows, self.columns], moved]):
+            with pytest.raises(LayerError, match="does not show where all of them are there"):
+                self.order((), (), (), before=before)
+            # What is known at the layer itself counts.
+            assert self.order((), self.rows, self.columns, before=before) == ((0, 1), ())
+        for before in (
+            [[self.channels, self.rows, self.columns]],
+            [[self.columns]],
+            [[(), self.rows | {(2, True)}]],
+        ):
+            assert self.order((), (), (), before=before) == ((0, 1), ())
 
     def test_a_map_with_other_places_than_the_input_is_sorted_where_all_are_known(self):
         assert self.order((), self.columns, self.channels, wanted=(1,)) == ((1, 0), ())
@@ -193,7 +209,7 @@ class TestMapOrder:
             (Tokens(prefix=1, grid=(3, 2)), (0, 1)),
             (None, (0,)),
         ):
-            assert MapOrder.of(Layout(2, 1, tokens), merged, (1, 2), "block").axes == axes
+            assert MapOrder.of(Layout(2, 1, tokens), FeatureAxes(merged, 3), (1, 2), "block").axes == axes
 
     def test_turning_moves_the_last_axes(self):
         maps = np.arange(12.0).reshape(1, 2, 2, 3)

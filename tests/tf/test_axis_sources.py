@@ -10,7 +10,8 @@ import pytest
 import tensorflow as tf
 from keras import layers, ops
 
-from iba_core import Explainer, InputError, NotEstimatedError
+from iba_core import Explainer, InputError, LayerError, NotEstimatedError
+from iba_core.concepts import GradCAM
 from iba_core.framework.layout import Layout, MapOrder
 from iba_tf import GraphModel, IBACopy, IBACopyInnvestigate, IBALayer, TensorFlowAdapter, to_saliency_map
 
@@ -193,3 +194,32 @@ def test_words_that_are_read_from_the_end(made):
     split = TensorFlowAdapter(model).split("words")
     split.features(np.zeros((1, 7), np.int64))
     assert split.map_order(Layout(2, 1)) == MapOrder((0,), (0,))
+
+
+class Inside(layers.Layer):
+    """A layer that calls another one, by operations that do not show their axes where sizes are open."""
+
+    def __init__(self, **options):
+        super().__init__(**options)
+        self.dense = layers.Dense(3)
+
+    def build(self, shape):
+        self.dense.build(shape)
+
+    def call(self, x):
+        return self.dense(x)
+
+
+@pytest.mark.parametrize("exchanges", [True, False])
+def test_an_exchange_whose_trace_is_lost_is_refused(exchanges):
+    inputs = keras.Input((6, 6, 3))
+    x = layers.Permute((2, 1, 3))(inputs) if exchanges else inputs
+    features = layers.Conv2D(4, 3, padding="same", name="conv")(Inside()(x))
+    model = keras.Model(inputs, layers.Dense(2)(layers.GlobalMaxPooling2D()(features)))
+    x = np.random.default_rng(0).normal(size=(4, 6, 6, 3)).astype("float32")
+    cam = GradCAM(model, ["conv"])
+    if exchanges:
+        with pytest.raises(LayerError, match="do that in front of the model"):
+            cam(x)
+    else:
+        assert cam(x).shape == (4, 6, 6)

@@ -112,7 +112,7 @@ class Volume(nn.Module):
 def test_what_shows_only_a_part_of_an_exchange_is_refused():
     model, x = Volume().eval(), torch.randn(5, 1, 3, 4, 5)
     explainer = Explainer(model, "layer", steps=1, samples=1, data_format="channels_first")
-    with pytest.raises(LayerError, match="exchange them in front of the model"):
+    with pytest.raises(LayerError, match="do that in front of the model"):
         explainer.fit([x], progbar=False).explain(x[:1], 1)
 
 

@@ -223,7 +223,8 @@ class CallGraph(DataflowGraph):
         start = {inner: taken[outer] for outer, inner in names if outer in taken}
         found = traced_axes(inside, start, inside.flat_outputs)
         given = zip(node.results, inside.flat_outputs, strict=True)
-        return {outer: found[inner] for outer, inner in given if inner in found}
+        within = {f"{node.results[0]}/{inner}": axes for inner, axes in found.items()}
+        return {**within, **{outer: found[inner] for outer, inner in given if inner in found}}
 
     def carried(self, node: Any, tensor: TensorName, axes: Axes, backwards: bool) -> Found:
         """See `DataflowGraph.carried`: the operations of the call tell."""

@@ -645,7 +645,9 @@ class _Passes:
         found = traced_axes(graph, {image: axes_of_input(shape.as_list())}, [features], shapes)
         axes = found.get(features)
         order = self._rows[features].order
-        return None if axes is None else FeatureAxes([axes[axis] for axis in order], shape.rank - 1)
+        if axes is None:
+            return None
+        return FeatureAxes([axes[axis] for axis in order], shape.rank - 1, [*found.values()])
 
     @cached_property
     def data_format(self) -> DataFormat:

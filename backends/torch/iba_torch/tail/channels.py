@@ -82,6 +82,7 @@ Axis = tuple[Factor, ...]
 Axes = list[Axis]
 
 _PERMUTING = frozenset({"permute", "transpose", "t"})
+_MOVING = _PERMUTING | {"flip", "rot90"}
 _DERIVING = frozenset({"index_select", "repeat", "_fft_r2c", "_fft_c2r"})
 """Operations that may change the length of axes, besides those on places and `_RESIZING`."""
 _REGROUPING = frozenset({"view", "_unsafe_view", "reshape", "_reshape_alias", "unsqueeze", "squeeze"})
@@ -99,6 +100,7 @@ class ChannelTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]  # PyT
 
     Attributes:
         normalized_rows: the most rows of a batch that was normalised by its own statistics; 0 if none was.
+        moved: the axes of tensors that are others in another order, or reversed.
     """
 
     supports_higher_order_operators = True
@@ -106,6 +108,7 @@ class ChannelTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]  # PyT
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # PyTorch's own
         self.normalized_rows = 0
+        self.moved: list[Axes] = []
         self._known: Any = WeakTensorKeyDictionary()
 
     def follow(self, tensor: torch.Tensor, is_source: bool = False) -> Axes:
@@ -151,7 +154,9 @@ class ChannelTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]  # PyT
             for tensor in tensors(output):
                 if tensor.is_nested:
                     continue  # It has no shape.
-                self._known[tensor] = _of_output(name, args, given, tensor.shape)
+                self._known[tensor] = axes = _of_output(name, args, given, tensor.shape)
+                if name in _MOVING:
+                    self.moved.append(axes)
         return output
 
 

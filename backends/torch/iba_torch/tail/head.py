@@ -42,6 +42,7 @@ class HeadPass:
     Attributes:
         kind: see above.
         axes: the axes of the tensor at the split, in a pass with a tracker.
+        moved: those of tensors before it, see `ChannelTracker.moved`.
         end_output: a copy of the first tensor that the end layer gave, in such a pass.
         own_features: a copy of the tensor at the split, in such a pass, its axes as they are.
         knows_axes: whether, in such a pass, it is known of all tensors which axis is that of the images.
@@ -62,6 +63,7 @@ class HeadPass:
     ) -> None:
         self.kind = kind
         self.axes: Axes | None = None
+        self.moved: list[Axes] = []
         self.end_output: torch.Tensor | None = None
         self.own_features: torch.Tensor | None = None
         self.knows_axes = True
@@ -187,7 +189,7 @@ class HeadPass:
 
     def _note_axes(self, tracker: ChannelTracker, at_split: bool, tensor: torch.Tensor | None) -> None:
         if at_split and tensor is not None:
-            self.axes = tracker.axes(tensor)
+            self.axes, self.moved = tracker.axes(tensor), [*tracker.moved]
             self.own_features = tensor.detach().clone()
 
     @staticmethod

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Collection, Hashable, Iterator
+from collections.abc import Callable, Collection, Hashable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -89,6 +89,7 @@ class Learnt:
     Attributes:
         is_counted: whether a whole pass has shown how often the layers run.
         axes: axes of the tensor at the place, that of the images included.
+        moved: those of tensors before it that are others in another order, or reversed.
         input_axes: those of the model's first input.
         data_format: where the channels of the feature map are.
         mixes: whether the images are known to be normalised by the statistics of their batch. What a closure
@@ -98,6 +99,7 @@ class Learnt:
 
     is_counted: bool = False
     axes: Axes | None = None
+    moved: Sequence[Axes] = ()
     input_axes: Axes | None = None
     data_format: DataFormat | None = None
     mixes: bool = False

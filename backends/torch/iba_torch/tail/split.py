@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
@@ -19,7 +19,7 @@ from iba_core.framework.inputs import Shared, arrays_of
 from iba_core.framework.layout import AxisPart, DataFormat, FeatureAxes, input_format_by
 from iba_torch.tail.activations import last_activation
 from iba_torch.tail.calls import hooks_see_all, module_call_patch, run_redirected, unwrap, what_runs
-from iba_torch.tail.channels import ChannelTracker, are_places, positions, read_format
+from iba_torch.tail.channels import Axis, ChannelTracker, are_places, positions, read_format
 from iba_torch.tail.effects import Effect, apart
 from iba_torch.tail.head import HeadPass, Stop
 from iba_torch.tail.places import AssumptionsAtPlace, InputKind, Knowledge, LayerCall, Learnt, kind_of
@@ -368,15 +368,8 @@ class TorchSplit(Split):
         # Another object may have run the head.
         (found,) = positions(learnt.input_axes[:1], learnt.axes)
         batch = self.images_axis if found is None else found
-        parts = [
-            tuple(
-                AxisPart(part.size, frozenset((source - 1, against) for source, against in part.sources))
-                for part in axis
-            )
-            for index, axis in enumerate(learnt.axes)
-            if index != batch
-        ]
-        return FeatureAxes(parts, len(learnt.input_axes) - 1)
+        parts = _parts(axis for index, axis in enumerate(learnt.axes) if index != batch)
+        return FeatureAxes(parts, len(learnt.input_axes) - 1, [_parts(each) for each in learnt.moved])
 
     def _found_format(self, head: HeadPass, features: torch.Tensor, learnt: Learnt) -> DataFormat:
         """Where the channels of the feature map are, as a whole pass has shown it.
@@ -453,7 +446,7 @@ class TorchSplit(Split):
         given = inputs if is_closure else _other_number(inputs)
         outputs, counter, tracker = self._tracked(shadow, given, assumed)
         self._check_calls(shadow, counter)
-        assumed.learnt.axes = counter.axes
+        assumed.learnt.axes, assumed.learnt.moved = counter.axes, counter.moved
         if self.end_layer is not None:
             outputs = self._end_output(counter)
         elif isinstance(outputs, list) and any(isinstance(each, Mapping) for each in outputs):
@@ -546,3 +539,14 @@ def call_with(model: nn.Module, inputs: Inputs) -> Any:
     if isinstance(inputs, (tuple, list)):
         return model(*inputs)
     return model(inputs)
+
+
+def _parts(axes: Iterable[Axis]) -> list[tuple[AxisPart, ...]]:
+    """Parts of axes, whose sources are counted without the axis of the images."""
+    return [
+        tuple(
+            AxisPart(part.size, frozenset((source - 1, against) for source, against in part.sources))
+            for part in axis
+        )
+        for axis in axes
+    ]
