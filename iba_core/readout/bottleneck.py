@@ -147,10 +147,6 @@ class ReadoutBottleneck(ABC):
         """Make tensors of what is to be explained, checked as far as that can be done without the model."""
 
     @abstractmethod
-    def _spatial_shape(self, inputs: Inputs) -> tuple[int, ...]:
-        """Sizes of the spatial axes of the model's first input; none if it has no channels."""
-
-    @abstractmethod
     def _weights(self) -> list[Array]:
         """Weights of the network."""
 
@@ -380,9 +376,9 @@ class ReadoutBottleneck(ABC):
             )
         if mode == "capacity":
             return nats if images > 1 else nats[0]
-        spatial = self._spatial_shape(inputs)
-        fits = len(spatial) == len(bottleneck.layout.places(bottleneck.shape))
         order = readout_model.map_order(bottleneck.layout, inputs)
+        spatial = readout_model.spatial_shape(inputs)
+        fits = len(spatial) == len(bottleneck.layout.places(bottleneck.shape))
         maps = saliency_maps(nats, bottleneck.layout, spatial if fits else None, order)
         return maps if images > 1 else maps[0]
 

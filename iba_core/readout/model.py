@@ -100,6 +100,10 @@ class ReadoutModel(ABC):
         """
 
     @abstractmethod
+    def spatial_shape(self, inputs: Inputs) -> tuple[int, ...]:
+        """Sizes of the spatial axes of the first input, after `map_order`; none if it has no channels."""
+
+    @abstractmethod
     def features(self, inputs: Inputs) -> tuple[Array, ...]:
         """Run the model once, unrestricted and without a graph.
 

@@ -249,9 +249,6 @@ class IBAReadout(ReadoutBottleneck):
         self._passes.check(inputs)
         return inputs
 
-    def _spatial_shape(self, inputs: Inputs) -> tuple[int, ...]:
-        return self._passes.spatial_shape(inputs)
-
     def _weights(self) -> list[tf.Tensor]:
         variables = [tf.convert_to_tensor(variable) for variable in self.network.trainable_variables]
         return [tf.transpose(each[0]) if len(each.shape) == 3 else each for each in variables]

@@ -103,7 +103,7 @@ class KerasReadoutModel(ReadoutModel):
                 require_finite(host_array(tensor), f"input_t[{entry.name!r}]")
 
     def spatial_shape(self, inputs: tuple[tf.Tensor, ...]) -> tuple[int, ...]:
-        """Sizes of the spatial axes of the first input; none if it has no channels."""
+        """See `ReadoutModel.spatial_shape`."""
         shape = tuple(inputs[0].shape[1:])
         if not 1 < len(shape) <= 4:
             return ()

@@ -17,7 +17,6 @@ from iba_core.bottleneck.estimator import STATE
 from iba_core.bottleneck.settings import BottleneckSettings
 from iba_core.errors import InputError, LayerError, StateError
 from iba_core.framework.adapter import Inputs
-from iba_core.framework.inputs import arrays_of
 from iba_core.framework.layout import DataFormat
 from iba_core.framework.namespace import host_array
 from iba_core.readout.bottleneck import Known, ReadoutBottleneck
@@ -194,10 +193,6 @@ class IBAReadout(ReadoutBottleneck, IBA):  # type: ignore[misc]  # `analyze` tak
     def _checked_input(self, input_t: Inputs) -> Inputs:
         self._check_input(input_t)
         return input_t
-
-    def _spatial_shape(self, inputs: Inputs) -> tuple[int, ...]:
-        image = tuple(next(arrays_of(inputs)).shape[1:])
-        return image[:-1] if self._knowledge.input_format == "channels_last" else image[1:]
 
     def _weights(self) -> list[torch.Tensor]:
         return [weight[..., 0] if weight.ndim == 3 else weight for weight in self.network.parameters()]

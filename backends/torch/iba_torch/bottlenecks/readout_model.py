@@ -14,7 +14,7 @@ from torch import nn
 
 from iba_core.errors import LayerError
 from iba_core.framework.adapter import Inputs
-from iba_core.framework.inputs import take
+from iba_core.framework.inputs import arrays_of, take
 from iba_core.framework.layout import DataFormat, Layout, MapOrder
 from iba_core.readout.model import NestedPass, ReadoutModel
 from iba_torch.adapter import TorchAdapter
@@ -95,6 +95,11 @@ class TorchReadoutModel(ReadoutModel):
             with self._passing():
                 split.features(take(inputs, 0, 1))
         return split.map_order(layout)
+
+    def spatial_shape(self, inputs: Inputs) -> tuple[int, ...]:
+        """See `ReadoutModel.spatial_shape`."""
+        shape = tuple(next(arrays_of(inputs)).shape[1:])
+        return shape[:-1] if self._split(0).input_format == "channels_last" else shape[1:]
 
     def _split(self, index: int) -> TorchSplit:
         """The model split at one of the layers."""

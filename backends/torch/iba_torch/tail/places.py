@@ -290,6 +290,10 @@ class BatchAxes:
         shape = tensor.shape
         return next((axis for axis in axes if len(shape) > axis and shape[axis] == self._batch), None)
 
+    def is_ambiguous(self, tensor: torch.Tensor) -> bool:
+        """Whether several axes of a tensor may be that of the images, from its shape alone."""
+        return list(tensor.shape).count(self._batch) > 1
+
     def of_all(self, output: Any) -> list[int] | None:
         """The axes of the images in all tensors of the output.
 

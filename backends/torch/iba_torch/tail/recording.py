@@ -281,13 +281,21 @@ def record(
 
     Returns:
         None if the call must be run again instead: its output holds things whose tensors cannot be reached,
-        or tensors that have no axis of the images, such as windows cut from them or a table of positions.
+        or tensors that have no axis of the images, such as windows cut from them or a table of positions; or
+        it writes into a tensor whose axis of the images is not certain.
     """
     found = axes.of_all(output)
     if found is None:
         return None
     written = arguments.written()
     waiting = iter(found)
+    axes_of_written: dict[int, int | None] = {}
+    for index in written:
+        tensor = arguments.tensors[index]
+        places = [place for place, each in enumerate(tensors(output)) if each is tensor]
+        if not places and tensor is not feature and axes.is_ambiguous(tensor):
+            return None
+        axes_of_written[index] = found[places[0]] if places else axes.guess(tensor)
 
     def keep(tensor: torch.Tensor, axis: int | None) -> Value:
         with not_inferring():
@@ -299,8 +307,9 @@ def record(
             return Given(argument)
         return Feature() if tensor is feature else keep(tensor, axis)
 
-    def write(tensor: torch.Tensor) -> Value | Feature:
-        return Feature() if tensor is feature else keep(tensor, axes.guess(tensor))
+    def write(index: int) -> Value | Feature:
+        tensor = arguments.tensors[index]
+        return Feature() if tensor is feature else keep(tensor, axes_of_written[index])
 
     kept = leaf(output) if isinstance(output, torch.Tensor) else tree_map(leaf, output)
-    return Result(kept, [(index, write(arguments.tensors[index])) for index in written])
+    return Result(kept, [(index, write(index)) for index in written])

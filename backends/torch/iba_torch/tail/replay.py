@@ -414,7 +414,7 @@ class Replay:
     def _rewritten(self, rewrite: Rewrite, site: Site, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         # A checkpoint runs the modules again, which must then keep the same for the backward pass.
         output = rewrite(site.module, args, kwargs) if saved_tensor_hooks() is self._keeping else None
-        return site.run(args, kwargs) if output is None else output
+        return self._as_it_is(site, args, kwargs) if output is None else output
 
     def _scripted(self, site: Site, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if self._observer is not None:
@@ -426,6 +426,9 @@ class Replay:
         rewrite = self._plan[site.module] if self._uses_rewrites else None
         if rewrite is not None:
             return self._rewritten(rewrite, site, args, kwargs)
+        return self._as_it_is(site, args, kwargs)
+
+    def _as_it_is(self, site: Site, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if isinstance(site.module, _NormBase):
             return self._normalized(site, args, kwargs)
         return site.run(args, kwargs)

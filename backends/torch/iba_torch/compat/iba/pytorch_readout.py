@@ -77,7 +77,7 @@ class IBAReadout(iba_torch.IBAReadout, Published):
             return in_published_unit(nats, mode)
         layout = self._what_is_known().readout.bottleneck.layout
         order = self._readout_model().map_order(layout, input_t)
-        maps = saliency_maps(nats[None], layout, self._spatial_shape(input_t), order)
+        maps = saliency_maps(nats[None], layout, self._readout_model().spatial_shape(input_t), order)
         found: npt.NDArray[np.floating] = maps[0]
         return found
 
