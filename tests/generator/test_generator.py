@@ -19,9 +19,9 @@ from tests.generator.torch_bench import TorchBench
 from tests.reference import resized
 
 SEEDS = {
-    # A map that is constant but for rounding; a pass that overwrites what is known of the input's axes; a readout
-    # whose user says where the channels are; a normalisation of one row that no rewrite takes; a write in place
-    # where steps and images are as many.
+    # A map that is constant but for rounding; a pass that overwrites what is known of the input's axes; a
+    # readout whose user says where the channels are; a normalisation of one row that no rewrite takes; a
+    # write in place where steps and images are as many.
     "torch": (*range(40), 248, 1178, 3120, 3384, 3527),
     # An embedding after which time is reversed; an exchange whose trace is lost in a layer made of layers.
     "tensorflow": (*range(8), 21, 291),
