@@ -124,6 +124,7 @@ def to_saliency_map(
     capacity: npt.ArrayLike,
     shape: Sequence[int] | None = None,
     data_format: DataFormat = "channels_first",
+    *,
     order: MapOrder | None = None,
 ) -> npt.NDArray[np.floating]:
     """Saliency map of one image from the capacity of its features.

@@ -489,6 +489,7 @@ def to_saliency_map(
     capacity: npt.ArrayLike,
     shape: Sequence[int] | None = None,
     data_format: DataFormat | None = None,
+    *,
     order: MapOrder | None = None,
 ) -> npt.NDArray[np.floating]:
     """Make a saliency map of one image from the capacity of its features.
@@ -513,7 +514,7 @@ def to_saliency_map(
         (16, 16)
     """
     chosen = keras.config.image_data_format() if data_format is None else data_format
-    return saliency.to_saliency_map(capacity, shape, chosen, order)
+    return saliency.to_saliency_map(capacity, shape, chosen, order=order)
 
 
 def require_adam(optimizer_cls: type) -> None:

@@ -85,6 +85,7 @@ def to_saliency_map(
     capacity: npt.ArrayLike | torch.Tensor,
     shape: Sequence[int] | None = None,
     data_format: DataFormat = "channels_first",
+    *,
     order: MapOrder | None = None,
 ) -> npt.NDArray[np.floating]:
     """Saliency map, in bits per pixel, from the capacity of a layer's features, in nats.
@@ -95,7 +96,7 @@ def to_saliency_map(
         >>> to_saliency_map(torch.full((4, 2, 2), float(np.log(2)))).tolist()
         [[4.0, 4.0], [4.0, 4.0]]
     """
-    return _to_saliency_map(capacity, shape, data_format, order)
+    return _to_saliency_map(capacity, shape, data_format, order=order)
 
 
 class IBA(nn.Module):
