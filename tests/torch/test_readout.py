@@ -151,6 +151,8 @@ def test_the_capacity_is_that_of_the_paper(layer):
 
 def test_explaining_costs_one_nested_and_one_restricted_pass(count_calls):
     model, readout = make_readout()
+    # The first one also looks at what the axes of the features come of.
+    readout.analyze(make_data(3)[0], model)
     calls = count_calls(model)
     readout.analyze(make_data(3)[0], model)
     assert calls[""] == 2
