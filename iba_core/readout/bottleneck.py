@@ -296,11 +296,7 @@ class ReadoutBottleneck(ABC):
     def _all_or_nothing(self) -> Iterator[None]:
         """Context in which an exception undoes every change of this object and its estimators."""
         things = (self, *self._all_estimators())
-        before = [_shallow(vars(self))]
-        for estimator in things[1:]:
-            # It may change its arrays in place.
-            kept = {id(each): each for each in self._used_by(estimator)}
-            before.append(copy.deepcopy(vars(estimator), kept))
+        before = [_shallow(vars(self)), *map(self._attributes_of, things[1:])]
         try:
             yield
         except BaseException:
@@ -309,6 +305,11 @@ class ReadoutBottleneck(ABC):
                 vars(thing).update(attributes)
             self._known.clear()
             raise
+
+    def _attributes_of(self, estimator: Any) -> dict[str, Any]:
+        """A copy of an estimator's attributes; it may change its arrays in place."""
+        kept = {id(each): each for each in self._used_by(estimator)}
+        return copy.deepcopy(vars(estimator), kept)
 
     # -- explaining -----------------------------------------------------------------------------------
 

@@ -401,7 +401,7 @@ def _drawing() -> Iterator[Door]:
     yield door(
         "iba_core.report.write_report",
         run=A(_run, nothing, ("folder",)),
-        out=A(lambda: folder() / "report", optional(is_path)),
+        out=A(lambda: "report", optional(is_path)),
         title=given("title", optional(name)),
         progbar=given(False, boolean),
     )

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dis
+import linecache
 import signal
 import sys
 import threading
+import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -244,11 +246,22 @@ def call_interrupted(function: Callable[[], Any], seconds: float) -> bool:
     return came
 
 
-def _is_of_interrupt(error: BaseException | None) -> bool:
-    """Whether an error is an interrupt, or was raised while one was handled."""
-    while error is not None and not isinstance(error, KeyboardInterrupt):
-        error = error.__cause__ or error.__context__
-    return error is not None
+def _is_of_interrupt(error: BaseException) -> bool:
+    """Whether an error is an interrupt, was raised while one was handled, or stands for one lost in C.
+
+    TensorFlow's functions in C call Python for the properties of a tensor. An interrupt in there is dropped,
+    and the function in C raises an error of its own about the property that it lacks.
+    """
+    found: BaseException | None = error
+    while found is not None and not isinstance(found, KeyboardInterrupt):
+        found = found.__cause__ or found.__context__
+    return found is not None or (isinstance(error, (AttributeError, TypeError)) and _is_raised_in_c(error))
+
+
+def _is_raised_in_c(error: BaseException) -> bool:
+    """Whether no line of Python raises an error: none begins with `raise` where it comes from."""
+    *_, (frame, line) = traceback.walk_tb(error.__traceback__)
+    return not linecache.getline(frame.f_code.co_filename, line).lstrip().startswith("raise")
 
 
 class Hang(BaseException):

@@ -233,6 +233,11 @@ class IBAReadout(ReadoutBottleneck, IBA):  # type: ignore[misc]  # `analyze` tak
         with torch.inference_mode(False):
             return super()._make_known(sources)
 
+    @keeps_settings
+    def _attributes_of(self, estimator: Any) -> dict[str, Any]:
+        # PyTorch's tensors are copied without gradients.
+        return super()._attributes_of(estimator)
+
     def _take_in(self, estimator: nn.Module, features: torch.Tensor) -> None:
         estimator(features)
 
