@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import shutil
 import stat
+import tempfile
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -15,7 +17,7 @@ from iba_core.errors import InputError
 from iba_core.undo import undoing
 
 _unfinished: set[Path] = set()
-"""The temporary files that are being written."""
+"""The temporary files that are being written, and temporary folders."""
 
 
 def shown(name: object) -> str:
@@ -166,11 +168,42 @@ def write_atomically(
             raise InputError(f"{name} cannot be written: {_reason(error)}") from error
 
 
+@contextmanager
+def temporary_folder(within: str | os.PathLike[str] | None = None) -> Iterator[Path]:
+    """Context with a new folder, which is removed at the end with all in it.
+
+    Python's own `tempfile.TemporaryDirectory` stays where an interrupt comes while it is made or removed.
+
+    Args:
+        within: the folder that it is made in; that for temporary files if None.
+
+    Yields:
+        The folder, which only this user can read.
+
+    Example:
+        >>> with temporary_folder() as folder:
+        ...     _ = (folder / "file").write_text("text")
+        >>> folder.exists()
+        False
+    """
+    path = Path(tempfile.gettempdir() if within is None else within) / f".iba-{uuid.uuid4().hex}"
+
+    def clear() -> None:
+        shutil.rmtree(path, ignore_errors=True)
+        _unfinished.discard(path)
+
+    with undoing(clear):
+        _unfinished.add(path)
+        path.mkdir(mode=0o700)
+        yield path
+
+
 def discard_unfinished() -> None:
-    """Remove the temporary files of all that is being written, where the program ends at once."""
+    """Remove the temporary files and folders of all that is being done, where the program ends at once."""
     for path in tuple(_unfinished):
         with suppress(OSError):
             path.unlink(missing_ok=True)
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def _keep_permissions(target: Path, unfinished: Path) -> None:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import tempfile
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from os import PathLike
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -36,7 +34,7 @@ from iba_core.concepts.training import (
 )
 from iba_core.default_layer import layers_over_depth
 from iba_core.errors import InputError, LayerError
-from iba_core.files import as_path, shown
+from iba_core.files import as_path, shown, temporary_folder
 from iba_core.framework.adapter import Model, find_adapter
 from iba_core.pictures.plotting import axes_to_draw_into, caption
 
@@ -375,14 +373,14 @@ class ConceptAnalysis:
         return "training", self.concept.train_data
 
     def _layers(self) -> Iterator[LayerResult]:
-        with tempfile.TemporaryDirectory(dir=self.cache) as folder:
+        with nullcontext() if self.cache is None else temporary_folder(self.cache) as folder:
             parts = {
                 name: Examples.of_layers(
                     self.stumps,
                     data,
                     batch_size=self.settings.batch_size,
                     files=[
-                        None if self.cache is None else Path(folder) / f"{name}-{number}.npy"
+                        None if folder is None else folder / f"{name}-{number}.npy"
                         for number in range(len(self.stumps))
                     ],
                     progbar=self.progbar,

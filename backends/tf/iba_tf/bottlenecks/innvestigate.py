@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from os import PathLike
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,7 +17,7 @@ from iba_core.bottleneck.estimator import STATE, WelfordEstimator
 from iba_core.bottleneck.saliency import saliency_maps
 from iba_core.default_layer import default_layer
 from iba_core.errors import InputError, LayerError, StateError
-from iba_core.files import as_path, is_file
+from iba_core.files import as_path, is_file, temporary_folder
 from iba_core.framework.adapter import find_adapter
 from iba_core.framework.cache import Cache
 from iba_core.framework.inputs import arrays_of, inputs_of_batch, take
@@ -467,8 +465,8 @@ def _subclasses(cls: type[Any]) -> Iterator[type[Any]]:
 
 def _file_of(model: Any) -> npt.NDArray[np.uint8]:
     """The bytes of a model's ``.keras`` file."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "model.keras"
+    with temporary_folder() as folder:
+        path = folder / "model.keras"
         try:
             if old_output(model, []) is None:
                 model.save(path)
@@ -483,8 +481,8 @@ def _file_of(model: Any) -> npt.NDArray[np.uint8]:
 
 
 def _model_of(content: npt.NDArray[np.uint8], library: str) -> Any:
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "model.keras"
+    with temporary_folder() as folder:
+        path = folder / "model.keras"
         path.write_bytes(np.asarray(content, np.uint8).tobytes())
         try:
             with eagerly():
