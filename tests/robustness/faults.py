@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import dis
-import linecache
 import signal
 import sys
 import threading
-import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,6 +14,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from types import CodeType, FrameType
 from typing import Any, NamedTuple
+
+from iba_core.errors import IBAError
 
 LIBRARY = tuple(
     str(Path(spec.origin).parent)
@@ -238,30 +238,13 @@ def call_interrupted(function: Callable[[], Any], seconds: float) -> bool:
             armed = False
             signal.setitimer(signal.ITIMER_REAL, 0)
     except BaseException as error:
-        # NumPy makes a `SystemError` of an interrupt in the midst of C, and TensorFlow, in places, others.
-        if not came or not _is_of_interrupt(error):
+        # NumPy makes a `SystemError` of an interrupt in the midst of C. TensorFlow drops it where its functions
+        # in C call Python, and raises errors of many kinds about what they then lack.
+        if not came or isinstance(error, IBAError):
             raise
     finally:
         signal.signal(signal.SIGALRM, before)
     return came
-
-
-def _is_of_interrupt(error: BaseException) -> bool:
-    """Whether an error is an interrupt, was raised while one was handled, or stands for one lost in C.
-
-    TensorFlow's functions in C call Python for the properties of a tensor. An interrupt in there is dropped,
-    and the function in C raises an error of its own about the property that it lacks.
-    """
-    found: BaseException | None = error
-    while found is not None and not isinstance(found, KeyboardInterrupt):
-        found = found.__cause__ or found.__context__
-    return found is not None or (isinstance(error, (AttributeError, TypeError)) and _is_raised_in_c(error))
-
-
-def _is_raised_in_c(error: BaseException) -> bool:
-    """Whether no line of Python raises an error: none begins with `raise` where it comes from."""
-    *_, (frame, line) = traceback.walk_tb(error.__traceback__)
-    return not linecache.getline(frame.f_code.co_filename, line).lstrip().startswith("raise")
 
 
 class Hang(BaseException):
