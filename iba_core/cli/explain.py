@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ from iba_core.report.writing import require_jinja2
 from iba_core.targets import ClassTarget
 
 _ROWS = 20
-"""Most results that are printed one by one."""
+"""Most results that are printed one by one, and most errors."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ def explain_photographs(paths: Sequence[Path], choices: Choices) -> int:
     origin = (
         statistics_without_data(explainer, network, keep=choices.use_cache) if choices.stats is None else None
     )
-    before = set(_known(choices.out))
+    before = Run(choices.out)
     with tracked(items, "Explaining", len(items)) as waiting:
         run = explain_dataset(
             explainer,
@@ -113,17 +113,20 @@ def explain_photographs(paths: Sequence[Path], choices: Choices) -> int:
             progbar=False,
             **asdict(choices.settings),
         )
-    records = _of_this_run(run, items, targets)
     if choices.with_report:
         write_report(run, progbar=console(stderr=True).is_terminal)
+    found = _Found()
+    for record in _of_this_run(run, items, targets):
+        if choices.as_json:
+            print("," if found.count else "[", json.dumps(record.to_dict(), indent=1), sep="\n")
+        found.add(record, before)
     if choices.as_json:
-        print(json.dumps([record.to_dict() for record in records], indent=1))
+        print("]" if found.count else "[]")
     else:
-        _print(records, before, network, explainer, choices, origin)
-    failed = sum(record.error is not None for record in records)
-    if failed:
-        print(f"iba: {failed} of {len(records)} could not be explained", file=sys.stderr)
-    return int(failed > 0)
+        _print(found, network, explainer, choices, origin)
+    if found.failed:
+        print(f"iba: {found.failed} of {found.count} could not be explained", file=sys.stderr)
+    return int(found.failed > 0)
 
 
 def _first(items: Sequence[ImageItem]) -> Any:
@@ -142,67 +145,96 @@ def _first(items: Sequence[ImageItem]) -> Any:
     raise first
 
 
-def _known(out: Path) -> list[str]:
-    return [record.key for record in Run(out) if record.error is None]
-
-
-def _of_this_run(run: Run, items: Sequence[ImageItem], targets: Sequence[ClassTarget]) -> list[Record]:
-    """The records of what was asked for, in the order in which it was."""
+def _of_this_run(run: Run, items: Sequence[ImageItem], targets: Sequence[ClassTarget]) -> Iterator[Record]:
+    """The records of what was asked for, in the order in which it was, each read when its turn comes."""
     setup = run.settings["id"]
     labels = ["predicted" if target.classes is None else str(target.classes) for target in targets]
-    found = {(record.path, record.target): record for record in run if record.setup == setup}
-    wanted = [(item.path, label) for item in items for label in labels]
-    return [found[place] for place in wanted if place in found]
+    for item in items:
+        for label in labels:
+            if (record := run.at(item.path, label, setup)) is not None:
+                yield record
+
+
+@dataclass
+class _Found:
+    """What came of a run: the first results and errors, and how many there are.
+
+    Attributes:
+        explained: number of results.
+        failed: number of errors.
+        earlier: how many of the results were there before.
+        good: the first results.
+        bad: the first errors.
+    """
+
+    explained: int = 0
+    failed: int = 0
+    earlier: int = 0
+    good: list[Record] = field(default_factory=list)
+    bad: list[Record] = field(default_factory=list)
+
+    @property
+    def count(self) -> int:
+        """Number of results and errors."""
+        return self.explained + self.failed
+
+    def add(self, record: Record, before: Run) -> None:
+        """Count a record, beside those of the run as it was before."""
+        if record.error is None:
+            self.explained += 1
+            self.earlier += before.holds(record.key)
+            first = self.good
+        else:
+            self.failed += 1
+            first = self.bad
+        if len(first) < _ROWS:
+            first.append(record)
 
 
 def _print(
-    records: Sequence[Record],
-    before: set[str],
+    found: _Found,
     network: Network,
     explainer: Explainer,
     choices: Choices,
     origin: Origin | None,
 ) -> None:
     width = console().width
-    good = [record for record in records if record.error is None]
-    bad = [record for record in records if record.error is not None]
     entries = [
         ("Network", network.note),
         ("Pictures", pictures_note(network)),
         ("Layer", layer_note(explainer, choices.layer, choices.stats)),
         ("Statistics", _statistics_note(explainer, network, choices.stats, origin)),
-        ("Results", _results_note(good, bad, before)),
-        ("Written", _written_note(good, choices.out, choices.with_report)),
+        ("Results", _results_note(found)),
+        ("Written", _written_note(found, choices.out, choices.with_report)),
     ]
     blocks: list[Any] = []
-    if good and len(good) <= _ROWS:
-        rows = [Row.of(record) for record in good]
+    if 0 < found.explained <= _ROWS:
+        rows = [Row.of(record) for record in found.good]
         blocks += [results_table(rows), paragraph(LEGEND, width)]
-    if bad:
+    if found.bad:
         table = plain_table()
         table.add_column("Not explained", max_width=24)
         table.add_column("", max_width=max(20, width - 25))
-        for record in bad[:_ROWS]:
+        for record in found.bad:
             table.add_row(folded(record.name, 24), folded(record.error or "", max(20, width - 25)))
         blocks.append(table)
     print_blocks(*blocks, notes(entries, width))
 
 
-def _results_note(good: Sequence[Record], bad: Sequence[Record], before: set[str]) -> str:
-    known = sum(record.key in before for record in good)
-    parts = [f"{len(good)} explained"]
-    if known:
-        parts.append(f"{known} of them earlier")
-    if bad:
-        parts.append(f"{len(bad)} not")
+def _results_note(found: _Found) -> str:
+    parts = [f"{found.explained} explained"]
+    if found.earlier:
+        parts.append(f"{found.earlier} of them earlier")
+    if found.failed:
+        parts.append(f"{found.failed} not")
     return ", ".join(parts)
 
 
-def _written_note(good: Sequence[Record], out: Path, with_report: bool) -> str:
+def _written_note(found: _Found, out: Path, with_report: bool) -> str:
     tables = f"to {shown(out)}: {', '.join(SUMMARIES)}{', report/index.html' if with_report else ''}"
-    if len(good) > _ROWS:
+    if found.explained > _ROWS:
         return f"{tables}, and a picture and an attribution for each"
-    return "\n".join([tables, *(record.picture for record in good if record.picture is not None)])
+    return "\n".join([tables, *(record.picture for record in found.good if record.picture is not None)])
 
 
 def _require_class(target: ClassTarget, outputs: npt.NDArray[Any]) -> None:

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from iba_core.arguments import given, is_iterable
+from iba_core.datasets.index import Index
 from iba_core.datasets.run import digest, settings_dict
 from iba_core.errors import InputError
 from iba_core.files import as_path, shown
@@ -272,7 +273,7 @@ def _is_path(value: Any) -> bool:
 
 
 def _named(pairs: Iterable[Any]) -> Iterator[Item]:
-    seen: set[str] = set()
+    seen = Index()
     for pair in pairs:
         if isinstance(pair, Item):
             item = pair
@@ -281,7 +282,6 @@ def _named(pairs: Iterable[Any]) -> Iterator[Item]:
         else:
             raise InputError(f"{given('inputs', pair)} is no pair (name, input)")
         place = item.path or item.name
-        if place in seen:
+        if not seen.put(1, place):
             raise InputError(f"inputs has the name {place!r} twice; every input needs its own")
-        seen.add(place)
         yield item

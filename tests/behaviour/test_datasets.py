@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -497,3 +498,9 @@ def test_different_targets_of_one_name_are_refused(backend, explainer, tmp_path)
     targets = [1, ClassTarget(1, activation="softmax")]
     with pytest.raises(InputError, match="called '1'"):
         explain_dataset(explainer, {"a": x[0]}, tmp_path / "run", targets, **FAST)
+
+
+def test_a_run_can_be_pickled(explainer, backend, tmp_path):
+    x = backend.images(smooth_images(1))
+    run = explain_dataset(explainer, {"a": x[0]}, tmp_path, pictures=False, **FAST)
+    assert list(pickle.loads(pickle.dumps(run))) == list(run)
