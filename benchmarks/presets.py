@@ -1,6 +1,6 @@
 """Compare the presets of the bottleneck on photographs of your own.
 
-    python -m benchmarks.presets --images FOLDER [--presets paper guarded ...] [--number N] [--seeds N]
+    python -m benchmarks.presets --images FOLDER [--presets paper default ...] [--number N] [--seeds N]
 
 EfficientNet-Lite0 in PyTorch. The first 200 photographs of the folder give the statistics of the layer, the
 following ones, evenly spaced, are explained with several seeds. A table says, for each preset: copies that
@@ -105,7 +105,7 @@ def main() -> None:
     """Read the command line, measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--images", type=Path, required=True, help="a folder of photographs")
-    parser.add_argument("--presets", nargs="+", default=["paper", "guarded"], choices=list(PRESETS))
+    parser.add_argument("--presets", nargs="+", default=["paper", "default"], choices=list(PRESETS))
     parser.add_argument("--layer", default="blocks.4")
     parser.add_argument("--number", type=int, default=40, help="of photographs that are explained")
     parser.add_argument("--skip", type=int, default=0, help="of those, to confirm on others than chosen with")

@@ -131,9 +131,10 @@ class Explainer:
             ``Tokens(prefix=1, grid=(14, 14))`` for a vision transformer. If neither this nor a layer is
             given, `fit` asks the model. With ``Tokens(any_length=True)``, for words, `smooth_std` is 0
             unless it is given.
-        preset: name of a set of hyperparameters: ``"default"`` and ``"paper"`` (the paper's), ``"fast"``, or
-            ``"guarded"``, whose loss does not jump on the way, see `iba_core.bottleneck.settings.PRESETS`.
-            Hyperparameters that are given override it.
+        preset: name of a set of hyperparameters: ``"default"``, ``"paper"``, or ``"fast"``, see
+            `iba_core.bottleneck.settings.PRESETS`. Hyperparameters that are given override it. If None,
+            ``"default"``; but where one of a preset's settings is given, such as `steps`, the others are the
+            paper's.
         data_format: where the channels of the layer's features are, ``"channels_first"`` or
             ``"channels_last"``; None to find that out.
         shared: names or positions of the inputs that all images of a batch share, such as the captions that
@@ -181,7 +182,9 @@ class Explainer:
         layers = _layers_given(layer)
         self.combine: Combine = require_choice("combine", combine, COMBINE)
         BottleneckSettings().override(**settings)  # names what is no setting
-        self.settings: BottleneckSettings = BottleneckSettings(**{**preset_settings(preset), **settings})
+        self.settings: BottleneckSettings = BottleneckSettings(
+            **{**preset_settings(preset, settings), **settings}
+        )
         require_type("estimator", estimator, WelfordEstimator, "a WelfordEstimator", optional=True)
         require_type("tokens", tokens, Tokens, "iba_core.Tokens", optional=True)
         self.estimator: WelfordEstimator = estimator or WelfordEstimator()
@@ -702,7 +705,8 @@ class Explainer:
             progbar: show the progress.
             preset: name of a set of hyperparameters, in place of the explainer's own. With ``"fast"``, an
                 explanation takes about two fifths of the time. A preset holds `steps` and the `learning_rate`
-                that fits them, and overrides what the constructor was given.
+                that fits them, and overrides what the constructor was given. If None, a setting of a preset
+                that is given changes those of the explainer, or the paper's where it has the default.
             **settings: hyperparameters that override both, see `BottleneckSettings`.
 
         Returns:
@@ -713,7 +717,7 @@ class Explainer:
             InputError: inputs of the wrong shape or not finite, or a target that does not fit.
             OptimizationError: the objective became NaN or infinite.
         """
-        chosen = self._chosen(preset, settings)
+        chosen = self.settings.chosen(preset, settings)
         self._require_estimate()
         require_seed("seed", seed)
         return self._explain(x, as_target(target), _Options(chosen, seed, pass_mask, max_batch, progbar))
@@ -864,7 +868,7 @@ class Explainer:
             >>> [len(attribution) for attribution in explainer.explain_iter([x, x[:1]], progbar=False)]
             [2, 1]
         """
-        chosen = self._chosen(preset, settings)
+        chosen = self.settings.chosen(preset, settings)
         self._require_estimate()
         require_seed("seed", seed)
         require_bool("progbar", progbar)
@@ -1062,12 +1066,6 @@ class Explainer:
             * (np.ones(len(capacity)) if result.factors is None else result.factors),
             complete=self._complete[whole.layer, self._layer],
         )
-
-    def _chosen(self, preset: str | None, settings: dict[str, Any]) -> BottleneckSettings:
-        """Given hyperparameters, else those of the preset, else the explainer's own."""
-        if preset is None and not settings:
-            return self.settings
-        return self.settings.override(**preset_settings(preset)).override(**settings)
 
     def _statistics(self, split: Split, threshold: float, inputs: Inputs) -> Statistics:
         """Distribution of the features in the split's data format, which is certain once its head has run."""

@@ -37,6 +37,8 @@ LARGEST_ALPHA = 80.0
 class BottleneckSettings:
     """Hyperparameters of a per-sample bottleneck, with the paper's defaults.
 
+    `Explainer` has others, see `DEFAULT`.
+
     Attributes:
         beta: weight of the information against the model's loss. More beta, fewer bits.
         steps: optimiser steps.
@@ -123,6 +125,24 @@ class BottleneckSettings:
             given.setdefault("keep", None)
         return replace(self, **given)
 
+    def chosen(self, preset: str | None, values: Mapping[str, Any]) -> BottleneckSettings:
+        """Return given hyperparameters, else those of a preset, else these.
+
+        Args:
+            preset: see `preset_settings`.
+            values: see `override`.
+
+        Raises:
+            InputError: as in both.
+
+        Example:
+            >>> BottleneckSettings().chosen("fast", {"steps": 3}).schedule
+            (2, 2, 2)
+        """
+        if preset is None and not values:
+            return self
+        return self.override(**preset_settings(preset, values, self)).override(**values)
+
 
 def _is_auto(beta: Any) -> bool:
     return isinstance(beta, str) and beta == AUTO
@@ -202,37 +222,52 @@ FAST: Mapping[str, Any] = MappingProxyType(
 """A quarter of the default's noisy copies: fewer and longer steps, copies in pairs, and fewer copies while
 the mask is open. The guide on speed says what that costs."""
 
-GUARDED: Mapping[str, Any] = MappingProxyType(
+DEFAULT: Mapping[str, Any] = MappingProxyType(
     {
         **PAPER,
         "steps": 20,
         "learning_rate": 0.5,
-        "samples": 4,
+        "samples": 8,
         "early_steps": 10,
         "early_samples": 2,
         "antithetic": True,
         "max_rise": 0.3,
     }
 )
-"""Six tenths of the default's noisy copies: shorter steps, copies in pairs, and steps that are taken back
-where the loss jumps, see `benchmarks.presets`."""
+"""As many noisy copies as the paper's: shorter steps, copies in pairs, few copies while the mask is open, and
+steps that are taken back where the loss jumps, see `benchmarks.presets`."""
 
 PRESETS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
-    {"paper": PAPER, "default": PAPER, "fast": FAST, "guarded": GUARDED}
+    {"default": DEFAULT, "paper": PAPER, "fast": FAST}
 )
 """Sets of hyperparameters by name. They hold what decides the time and the noise of an explanation, and the
 learning rate that fits their steps. They do not hold what is explained, such as beta."""
 
 
-def preset_settings(name: str | None) -> Mapping[str, Any]:
+def preset_settings(
+    name: str | None, given: Mapping[str, Any] | None = None, own: BottleneckSettings | None = None
+) -> Mapping[str, Any]:
     """Hyperparameters of a preset.
 
+    The settings of the default fit each other. One of them, given alone, does not fit the rest: so without a
+    preset, `given` then changes the paper's.
+
     Args:
-        name: one of `PRESETS`, or None for none.
+        name: one of `PRESETS`. If None, it is the default for a new explainer, and what `own` says for one
+            that is there; or the paper's, in place of the default, if `given` has a setting of a preset.
+        given: hyperparameters that are given beside it.
+        own: settings of the explainer that is there.
 
     Raises:
         InputError: there is no preset of that name.
+
+    Example:
+        >>> preset_settings(None)["steps"], preset_settings(None, {"samples": 5})["steps"]
+        (20, 10)
     """
-    if name is None:
-        return {}
-    return PRESETS[require_choice("preset", name, PRESETS, "preset")]
+    if name is not None:
+        return PRESETS[require_choice("preset", name, PRESETS, "preset")]
+    is_default = own is None or all(getattr(own, each) == value for each, value in DEFAULT.items())
+    if is_default and any((given or {}).get(each) is not None for each in _OF_A_PRESET):
+        return PAPER
+    return DEFAULT if own is None else {}

@@ -100,13 +100,14 @@ def explain(
         ),
     ] = None,
     preset: Annotated[
-        str,
+        str | None,
         typer.Option(
             metavar="NAME",
-            help="default, or fast: rougher maps in two fifths of the time.",
+            help="default; paper, whose steps are longer; or fast: rougher maps in two fifths of the time.",
             autocompletion=choices(*PRESETS),
+            show_default="default, or paper with --steps or --samples",
         ),
-    ] = "default",
+    ] = None,
     steps: Annotated[
         int | None, typer.Option(help="Steps of the optimiser.", show_default="the preset's")
     ] = None,
@@ -162,9 +163,12 @@ def explain(
             preprocess=preprocess,
             size=parse_size(size),
             device=device,
-            settings=BottleneckSettings(**{**preset_settings(preset), "beta": parse_beta(beta)}).override(
-                steps=steps, samples=samples, keep=keep
-            ),
+            settings=BottleneckSettings(
+                **{
+                    **preset_settings(preset, {"steps": steps, "samples": samples}),
+                    "beta": parse_beta(beta),
+                }
+            ).override(steps=steps, samples=samples, keep=keep),
             vmax=vmax,
             jobs=jobs,
             ray=ray,

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from iba_core.attribution import Attribution
-from iba_core.bottleneck.settings import BottleneckSettings
+from iba_core.bottleneck.settings import BottleneckSettings, preset_settings
 from iba_core.cli.concept import CONCEPT_BETA
 from iba_core.cli.console import console, folded, notes, plain_table, print_blocks, tracked
 from iba_core.cli.explain import pictures_note
@@ -52,7 +52,7 @@ def locate_concept(
         if value is not None and not bits:
             raise InputError(f"{name}={str(value)!r} is for --bits")
     chosen: dict[str, Any] = {"beta": CONCEPT_BETA if beta is None else beta}
-    settings = BottleneckSettings(**chosen)
+    settings = BottleneckSettings(**{**preset_settings(None), **chosen})
     plane = ConceptEmbedding.load(embedding)
     name = plane.concept_name or embedding.stem
     photographs = find_photographs(paths)

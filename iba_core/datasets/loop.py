@@ -17,7 +17,6 @@ from iba_core.arguments import (
     require_text,
     require_type,
 )
-from iba_core.bottleneck.settings import BottleneckSettings, preset_settings
 from iba_core.datasets.explaining import (
     FAILED,
     Explains,
@@ -129,7 +128,7 @@ def explain_dataset(
             require_text("class_names", each, "a list of names")
     names = explainer.class_names if class_names is None else class_names
     wanted = labelled(targets, names)
-    chosen = _settings(explainer, preset, settings)
+    chosen = explainer.settings.chosen(preset, settings)
     folder = as_path(out, "out")
     items = items_of(inputs, preprocessing, explainer.adapter.data_format, besides=folder)
     run = Run(folder)
@@ -153,13 +152,6 @@ def explain_dataset(
     finally:
         run.write_summary()
     return run
-
-
-def _settings(explainer: Explains, preset: str | None, settings: dict[str, Any]) -> BottleneckSettings:
-    """Given hyperparameters, else those of the preset, else the explainer's own."""
-    if preset is None and not settings:
-        return explainer.settings
-    return explainer.settings.override(**preset_settings(preset)).override(**settings)
 
 
 def _tasks(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -272,15 +274,26 @@ def test_new_statistics_take_the_place_of_the_old_ones():
 
 
 def test_presets_hold_settings():
-    assert BottleneckSettings(**preset_settings("default")) == BottleneckSettings()
     assert BottleneckSettings(**preset_settings("paper")) == BottleneckSettings()
-    guarded = BottleneckSettings(**preset_settings("guarded"))
-    assert sum(guarded.schedule) <= 0.6 * sum(BottleneckSettings().schedule)
-    assert preset_settings(None) == {}
+    default = BottleneckSettings(**preset_settings("default"))
+    assert sum(default.schedule) == sum(BottleneckSettings().schedule) == 100
     fast = BottleneckSettings(**preset_settings("fast"))
     assert sum(fast.schedule) <= sum(BottleneckSettings().schedule) / 2
-    with pytest.raises(InputError, match="preset='xyz' is no preset; there are 'paper', 'default', 'fast'"):
+    with pytest.raises(InputError, match="preset='xyz' is no preset; there are 'default', 'paper', 'fast'"):
         preset_settings("xyz")
+
+
+def test_without_a_preset_a_setting_of_one_changes_the_papers():
+    default, paper = (BottleneckSettings(**preset_settings(name)) for name in ("default", "paper"))
+    assert BottleneckSettings(**preset_settings(None, {"beta": 5, "samples": None})) == default
+    assert BottleneckSettings(**preset_settings(None, {"learning_rate": 1.0})) == paper
+    assert default.chosen(None, {}) is default
+    assert default.chosen(None, {"beta": 5.0}) == replace(default, beta=5.0)
+    assert default.chosen(None, {"steps": 3, "beta": 5.0}) == replace(paper, steps=3, beta=5.0)
+    assert default.chosen("default", {"steps": 3}) == replace(default, steps=3)
+    own = replace(default, samples=6)  # an explainer with settings of its own
+    assert own.chosen(None, {"steps": 3}) == replace(own, steps=3)
+    assert own.chosen("fast", {}).schedule == BottleneckSettings(**preset_settings("fast")).schedule
 
 
 def test_an_image_does_not_feel_its_neighbours():

@@ -238,8 +238,8 @@ def call_interrupted(function: Callable[[], Any], seconds: float) -> bool:
             armed = False
             signal.setitimer(signal.ITIMER_REAL, 0)
     except BaseException as error:
-        # NumPy makes a `SystemError` of an interrupt in the midst of C. TensorFlow drops it where its functions
-        # in C call Python, and raises errors of many kinds about what they then lack.
+        # NumPy makes a `SystemError` of an interrupt in the midst of C. TensorFlow drops it where functions
+        # in C call Python, and raises errors of many kinds about what these then lack.
         if not came or isinstance(error, IBAError):
             raise
     finally:
