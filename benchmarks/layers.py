@@ -1,6 +1,7 @@
 """Compare maps at one layer with combinations of layers, over several networks, on photographs of your own.
 
-    python -m benchmarks.layers --images FOLDER [--network NAME[=FILE] ...] [--number N] [--skip N] [--out FILE]
+    python -m benchmarks.layers --images FOLDER [--network NAME[=FILE] ...] [--number N] [--skip N]
+    python -m benchmarks.layers --known FILE ... --out FOLDER      # one table of earlier results
 
 The networks are `efficientnet-lite0`; `efficientnet-lite1` and `efficientnet-lite2` with their published
 checkpoint as a file; and `dog-breeds`, a MobileNetV2 in a Keras file whose input is 160 pixels wide and goes
@@ -25,11 +26,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from time import perf_counter
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from benchmarks.harness import Results, show, use_threads
+from benchmarks.report import load
 from benchmarks.tables import Column, markdown
 from iba_core import Attribution, Explainer, combine_maps
 from iba_core.concepts import GradCAM
@@ -64,7 +67,7 @@ COMBINATIONS: dict[str, tuple[tuple[str, ...], str, str]] = {
     "chosen + half + quarter, fast": (("chosen", "half", "quarter"), "mean", "fast"),
     "chosen + half, paper": (("chosen", "half"), "mean", "paper"),
 }
-"""Layers, way to combine them, and preset. Two layers with "fast" take half of the copies of one with "paper"."""
+"""Layers, how they are combined, and preset. Two layers with "fast" take half of the copies of "paper"."""
 
 Array = np.ndarray[Any, Any]
 
@@ -187,8 +190,18 @@ class _Maps:
         return self._known[key]
 
 
-def measured(network: Network, paths: Sequence[Path], skip: int, number: int, only: Sequence[str]) -> Any:
-    """Area of degradation of each variant and photograph, and the names of the layers."""
+class Found(NamedTuple):
+    """What was found of one network."""
+
+    layers: dict[str, str]
+    """Names of the layers, by their place."""
+    degradation: dict[str, list[float]]
+    """For each map, the area of each photograph."""
+
+
+def measured(network: Network, paths: Sequence[Path], given: argparse.Namespace) -> Found:
+    """Measure the area of degradation of the maps, see the command line for the options."""
+    end = perf_counter() + 60 * given.minutes
     chosen, others = network.divided(paths)
     adapter, first = network.adapter, network.photograph(chosen[0])
     names = layers_of(adapter, adapter.to_inputs(first), first)
@@ -200,14 +213,17 @@ def measured(network: Network, paths: Sequence[Path], skip: int, number: int, on
     parts = {place: of_layer[name] for place, name in names.items()}
     scored, cam = ScoredModel(explainer.parts[0]), GradCAM(adapter)
     figures: dict[str, list[float]] = {}
-    for x, target in islice(_confident(network, scored, chosen), skip, skip + number):
+    for x, target in islice(_confident(network, scored, chosen), given.skip, given.skip + given.number):
         maps = _Maps(parts, x, target)
-        for variant, made in _variants(maps, cam, only).items():
+        for variant, made in _variants(maps, cam, given.only).items():
             area = degradation(scored, x, made, target, steps=STEPS)[0]
             figures.setdefault(variant, []).append(float(area))
-        if len(figures[REFERENCE]) % 4 == 0:
-            show(f"    {len(figures[REFERENCE])}: " + _means(figures))
-    return names, figures
+        done = len(figures[REFERENCE])
+        if perf_counter() > end:
+            break
+        if done % 4 == 0:
+            show(f"    {done}: " + _means(figures))
+    return Found(names, figures)
 
 
 def _means(figures: dict[str, list[float]]) -> str:
@@ -229,9 +245,9 @@ def _variants(maps: _Maps, cam: Any, only: Sequence[str]) -> dict[str, Array]:
     for place in ("chosen", "half", "quarter"):
         for preset in ("paper", "fast"):
             if place in maps.parts:
-                makers[f"{place}, {preset}"] = lambda place=place, preset=preset: maps.of(
-                    place, preset
-                ).saliency
+                makers[f"{place}, {preset}"] = lambda place=place, preset=preset: (
+                    maps.of(place, preset).saliency
+                )
     for name, (places, combine, preset) in COMBINATIONS.items():
         if all(place in maps.parts for place in places):
             makers[name] = lambda places=places, combine=combine, preset=preset: combine_maps(
@@ -240,7 +256,7 @@ def _variants(maps: _Maps, cam: Any, only: Sequence[str]) -> dict[str, Array]:
     return {name: make() for name, make in makers.items() if not only or name in only}
 
 
-def tabulate(results: Results, found: dict[str, tuple[dict[str, str], dict[str, list[float]]]]) -> None:
+def tabulate(results: Results, found: dict[str, Found]) -> None:
     """Add the table of means, and that of paired differences."""
     variants = list(dict.fromkeys(name for _, figures in found.values() for name in figures))
     heads = [
@@ -281,24 +297,31 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--images", type=Path, required=True, help="a folder of photographs")
-    parser.add_argument("--network", nargs="+", default=["efficientnet-lite0"], metavar="NAME[=FILE]")
+    parser.add_argument("--images", type=Path, help="a folder of photographs")
+    parser.add_argument("--network", nargs="+", metavar="NAME[=FILE]")
+    parser.add_argument("--known", nargs="+", type=Path, default=[], help="results to add, of other networks")
     parser.add_argument("--number", type=int, default=16, help="of photographs that are explained")
     parser.add_argument("--skip", type=int, default=0, help="of those, to confirm on others than chosen with")
     parser.add_argument("--only", nargs="+", default=[], metavar="MAP", help="only these rows of the table")
+    parser.add_argument("--minutes", type=float, default=600.0, help="for each network, at most")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--out", type=Path, metavar="FOLDER", help="folder for the results")
     given = parser.parse_args()
-    keras = any(each.startswith("dog-breeds") for each in given.network)
+    named = given.network or ([] if given.known else ["efficientnet-lite0"])
+    if named and given.images is None:
+        parser.error("give --images")
+    found: dict[str, Found] = {}
+    for path in given.known:
+        for title, known in load(path)["data"]["networks"].items():
+            found[title] = Found(known["layers"], known["degradation"])
     keep_freed_memory()
-    use_threads(("torch", "tensorflow") if keras else ("torch",), given.threads)
-    paths = list(image_files(given.images))
-    results = Results("layers", photographs=given.number, skipped=given.skip, threads=given.threads)
-    found = {}
-    for each in given.network:
+    has_keras = any(each.startswith("dog-breeds") for each in named)
+    use_threads(("torch", "tensorflow") if has_keras else ("torch",), given.threads)
+    results = Results("layers", skipped=given.skip, threads=given.threads)
+    for each in named:
         name, _, file = each.partition("=")
         network = NETWORKS[name](Path(file) if file else None)
-        found[network.title] = measured(network, paths, given.skip, given.number, given.only)
+        found[network.title] = measured(network, list(image_files(given.images)), given)
     tabulate(results, found)
     if given.out is not None:
         results.write(given.out)

@@ -454,7 +454,9 @@ class Explainer:
         if self._layer is not None or self._parts:
             return
         first = take(inputs, 0, 1)
-        choices = choose_layers(self.adapter, first) if self._is_auto else (choose_layer(self.adapter, first),)
+        choices = (
+            choose_layers(self.adapter, first) if self._is_auto else (choose_layer(self.adapter, first),)
+        )
         if len(choices) > 1:
             self._parts = self._parts_of([choice.layer for choice in choices])
         else:

@@ -231,7 +231,9 @@ def layer_note(explainer: Explainer, layer: str | Sequence[str] | None, stats: P
     """Name the layer, and how it was chosen."""
     if len(explainer.parts) > 1:
         how = ", chosen automatically" if layer == AUTO_LAYER else ""
-        return f"{explainer.layer}{how}: {explainer.combine} of their maps, mean of their bits, least survival"
+        return (
+            f"{explainer.layer}{how}: {explainer.combine} of their maps, mean of their bits, least survival"
+        )
     if layer is not None and layer != AUTO_LAYER:
         return f"{explainer.layer}"
     if stats is not None:

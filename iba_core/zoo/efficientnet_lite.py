@@ -92,7 +92,7 @@ def scaled_blocks(width: float = 1.0, depth: float = 1.0) -> tuple[Block, ...]:
     """Compute the blocks of a larger EfficientNet-Lite.
 
     Args:
-        width: factor on the channels, which are rounded to multiples of 8 and never by more than a tenth down.
+        width: factor on the channels, which are rounded to multiples of 8, by a tenth down at most.
         depth: factor on the repeats of each stage but the first and the last, rounded up.
 
     Example:
