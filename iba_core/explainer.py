@@ -46,7 +46,7 @@ from iba_core.datasets.loop import explain_dataset
 from iba_core.datasets.run import Run
 from iba_core.datasets.work import Work
 from iba_core.datasets.workers import require_workers, spread
-from iba_core.default_layer import choose_layer, nothing_passes_by
+from iba_core.default_layer import choose_layer, choose_layers, nothing_passes_by
 from iba_core.errors import IBAError, InputError, NotEstimatedError, StateError
 from iba_core.framework.adapter import Activation, Inputs, Model, ModelAdapter, Split, Tail, find_adapter
 from iba_core.framework.arrays import require_mask
@@ -123,7 +123,9 @@ class Explainer:
         model: a trained model of any framework that a backend serves. It is not changed.
         layer: the layer that the bottleneck comes after, an object or its name. If None, `fit` chooses one
             on its first batch, see `iba_core.default_layer.choose_layer`. A list of layers gives one map of
-            all of them: each is explained with a bottleneck of its own, see `CombinedAttribution`.
+            all of them: each is explained with a bottleneck of its own, see `CombinedAttribution`. If
+            ``"auto"``, `fit` chooses two layers where the model has them, else one, see
+            `iba_core.default_layer.choose_layers`; a layer of that name is given as a list.
         backend: name of the backend. If None, it follows from the model.
         estimator: statistics of the layer's features, gathered before, in place of `fit`.
         combine: how one map is made of those of several layers, ``"mean"`` or ``"geometric"``.
@@ -179,7 +181,8 @@ class Explainer:
         **settings: Any,
     ) -> None:
         self.adapter: ModelAdapter = find_adapter(model, backend)
-        layers = _layers_given(layer)
+        self._is_auto = isinstance(layer, str) and layer == AUTO_LAYER
+        layers = [] if self._is_auto else _layers_given(layer)
         self.combine: Combine = require_choice("combine", combine, COMBINE)
         BottleneckSettings().override(**settings)  # names what is no setting
         self.settings: BottleneckSettings = BottleneckSettings(
@@ -222,15 +225,20 @@ class Explainer:
         if self._layer is not None:
             self._split_at(None)
         self._parts: tuple[Explainer, ...] = self._parts_of(layers) if len(layers) > 1 else ()
-        if self._parts and estimator is not None:
+        if (self._parts or self._is_auto) and estimator is not None:
             raise InputError("estimator= is of one layer; leave it out for several, and call fit or load")
 
     @property
     def layer(self) -> str | None:
-        """Name of the layer that the bottleneck comes after; of several, all names; None until chosen."""
+        """Name of the layer that the bottleneck comes after; of several, all names.
+
+        Until one is chosen, None, or ``"auto"`` if that was given.
+        """
         if self._parts:
             return ", ".join(f"{part.layer}" for part in self._parts)
-        return None if self._layer is None else self._split_at(None).layer_name
+        if self._layer is None:
+            return AUTO_LAYER if self._is_auto else None
+        return self._split_at(None).layer_name
 
     @property
     def parts(self) -> tuple[Explainer, ...]:
@@ -255,7 +263,7 @@ class Explainer:
 
     def __getstate__(self) -> dict[str, Any]:
         # A layer of a copied model is found by its name. Compiled functions are made again.
-        layer = None if self._parts else self.layer
+        layer = None if self._layer is None else self.layer
         return {**vars(self), "_layer": layer, "_run": None, "_complete": {}, "_activations": {}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -303,6 +311,7 @@ class Explainer:
         seen, check, few, error = 0, _FIRST_CHECK, None, np.inf
         for samples in samples_of(batches, n_samples, progbar):
             inputs = require_inputs("batches", samples, self.adapter.to_inputs)
+            found._choose(inputs)
             for part in found.parts:
                 part._gather(inputs, seen)
             seen += batch_size(inputs)
@@ -425,7 +434,6 @@ class Explainer:
 
     def _gather(self, inputs: Inputs, seen: int) -> None:
         """Take in the features of a batch, half of them for either half of the statistics."""
-        self._choose(inputs)
         split, size, tokens = self._split_at(None), batch_size(inputs), self.tokens
         self._input_shape = common_shape(self._input_shape, tuple(next(arrays_of(inputs)).shape[1:]))
         framework = self.adapter.framework
@@ -445,11 +453,18 @@ class Explainer:
             self._halves[half].fit(rows)
 
     def _choose(self, inputs: Inputs) -> None:
-        """Choose a layer for the inputs, if there is none yet."""
-        if self._layer is None and not self._parts:
-            choice = choose_layer(self.adapter, take(inputs, 0, 1))
-            self._layer = choice.layer
-            self._read_tokens(self.tokens or choice.tokens)
+        """Choose a layer for the inputs, or several, if there is none yet."""
+        if self._layer is not None or self._parts:
+            return
+        first = take(inputs, 0, 1)
+        choices = (
+            choose_layers(self.adapter, first) if self._is_auto else (choose_layer(self.adapter, first),)
+        )
+        if len(choices) > 1:
+            self._parts = self._parts_of([choice.layer for choice in choices])
+        else:
+            self._layer = choices[0].layer
+            self._read_tokens(self.tokens or choices[0].tokens)
 
     def _merge_halves(self) -> int:
         """Make estimates of all that has been gathered, and return the number of samples."""
@@ -565,7 +580,8 @@ class Explainer:
     def load(self, path: str | PathLike[str]) -> Self:
         """Take over a distribution that `save` wrote, in this framework or another.
 
-        If the explainer has no layer yet, it takes the one in the file, or all of them.
+        If the explainer has no layer yet, also with ``layer="auto"``, it takes the one in the file, or all of
+        them.
 
         Args:
             path: file to read.
@@ -596,7 +612,8 @@ class Explainer:
 
         They are of EfficientNet-Lite0 in either framework, estimated on 700 photographs of ImageNet, one of
         each of 700 classes, which the library does not hold. An explainer without a layer takes the one that
-        `fit` would choose. Prepare inputs by the model's own ``preprocessing``.
+        `fit` would choose, and with ``layer="auto"`` those. Prepare inputs by the model's own
+        ``preprocessing``.
 
         Returns:
             The explainer.
@@ -612,6 +629,8 @@ class Explainer:
         """
         entries = _distributions(PATH, *packaged_statistics(self.adapter))
         found = self._twin()
+        if self._is_auto:
+            found._choose(found._test_input(entries[0][0]))
         for part in found.parts:
             if not part._take_from("the packaged file", entries):
                 raise StateError(
@@ -654,6 +673,13 @@ class Explainer:
         self._probe = facts.get("probe")
         own = self._summary(split, self._input_shape) if self._probe else None
         return not own or not self._probe or same_summary(own, self._probe)
+
+    def _test_input(self, facts: Mapping[str, Any]) -> Inputs:
+        """A batch of one input of the shape that statistics were estimated on."""
+        known, saved = facts["input_shape"], facts["input_format"]
+        wanted = self.adapter.split(facts["layer"]).input_format
+        sizes = [known[axis] for axis in _permutation(known, saved, wanted)]
+        return self.adapter.to_inputs(noise_input(sizes, Layout.of(sizes, wanted))[None])
 
     def _summary(self, split: Split, input_shape: InputShape | None) -> list[float] | None:
         """What tells the model from others at the layer; None where a test input cannot be made."""
@@ -1242,6 +1268,9 @@ def _in_order(gathered: Iterable[_Gathered]) -> Iterator[_Gathered]:
             yield waiting.pop(following)
             following += 1
 
+
+AUTO_LAYER = "auto"
+"""What is given as the layer for those of `iba_core.default_layer.choose_layers`."""
 
 _MOST_SEEDS = 10**4
 """Most explanations of the same inputs. More are a slip of the pen."""

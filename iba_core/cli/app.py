@@ -28,6 +28,7 @@ from iba_core.cli.options import (
     Size,
     Stats,
     choices,
+    named_layers,
     parse_beta,
 )
 from iba_core.framework.allocator import keep_freed_memory
@@ -153,7 +154,7 @@ def explain(
         Choices(
             model=model,
             backend=backend,
-            layer=layer or None,
+            layer=named_layers(layer),
             targets=target or [],
             classes=classes,
             activation=activation,
@@ -361,7 +362,7 @@ def estimate(
         data,
         model=model,
         backend=backend,
-        layer=layer or None,
+        layer=named_layers(layer),
         out=out,
         n_samples=n_samples,
         batch_size=batch_size,

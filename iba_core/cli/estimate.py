@@ -26,7 +26,7 @@ def estimate_statistics(
     *,
     model: str,
     backend: str | None,
-    layer: Sequence[str] | None,
+    layer: str | Sequence[str] | None,
     out: Path,
     n_samples: int,
     batch_size: int,

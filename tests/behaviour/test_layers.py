@@ -7,8 +7,16 @@ import pickle
 import numpy as np
 import pytest
 
-from iba_core import Attribution, CombinedAttribution, Explainer, InputError, StateError, combine_maps
-from tests.backends import SMALL_LAYER, smooth_images
+from iba_core import (
+    Attribution,
+    CombinedAttribution,
+    Explainer,
+    InputError,
+    NotEstimatedError,
+    StateError,
+    combine_maps,
+)
+from tests.backends import SIZE, SMALL_LAYER, Activation, AveragePool, Conv, Dense, Flatten, smooth_images
 
 LAYERS = ["act", SMALL_LAYER]
 
@@ -129,3 +137,95 @@ def test_what_does_not_fit_several_layers_is_refused(backend, found):
         explainer.predict_restricted(x, combined)
     with pytest.raises(InputError, match="the same classes"):
         CombinedAttribution([combined.parts[0], explainer.explain(x, 2, seed=0).parts[1]])
+
+
+# -- layers that are chosen ---------------------------------------------------------------------------
+
+OPTIONS = {"steps": 3, "samples": 2, "beta": 1.0}
+
+PYRAMID = [
+    Conv("fine", 4, strides=2),
+    Conv("fine2", 6),
+    Activation("fine_act"),
+    Conv("coarse", 6, strides=2),
+    Conv("coarse2", 6),
+    Activation("coarse_act"),
+    AveragePool("pool"),
+    Flatten(),
+    Dense("logits", 5),
+]
+"""Features of 6 places a side, then of 3, at last `coarse_act`."""
+
+
+def batches(backend):
+    return [backend.images(smooth_images(4, seed=i)) for i in range(3)]
+
+
+@pytest.fixture(scope="module")
+def pyramid(backend):
+    return backend.network((SIZE, SIZE, 3), PYRAMID, dtype="float64")
+
+
+@pytest.fixture(scope="module")
+def chosen(backend, pyramid):
+    """An explainer that has chosen its layers."""
+    return Explainer(pyramid, "auto", **OPTIONS).fit(batches(backend), progbar=False)
+
+
+def test_auto_takes_the_default_layer_and_the_last_with_half_as_many_parts(backend, pyramid, chosen):
+    x = backend.images(smooth_images(2))
+    default = Explainer(pyramid).fit(batches(backend), progbar=False).layer
+    names = [part.layer for part in chosen.parts]
+    assert names == [default, "coarse_act"]
+    assert default.startswith("fine")
+    named = Explainer(pyramid, names, **OPTIONS).fit(batches(backend), progbar=False)
+    combined = chosen.explain(x, seed=0)
+    assert isinstance(combined, CombinedAttribution)
+    np.testing.assert_array_equal(combined.saliency, named.explain(x, seed=0).saliency)
+    # One that has chosen keeps to it, whatever it is fitted on.
+    again = chosen.fit(batches(backend)[:2], progbar=False)
+    assert [part.layer for part in again.parts] == names
+    assert again.parts[1].estimator.n_samples() == 8
+
+
+def test_auto_takes_one_layer_where_there_are_no_two(backend):
+    explainer = Explainer(backend.small(), "auto", **OPTIONS)
+    assert explainer.layer == "auto"
+    default = Explainer(backend.small(), **OPTIONS).fit(batches(backend), progbar=False)
+    explainer.fit(batches(backend), progbar=False)
+    assert explainer.layer == default.layer
+    assert explainer.parts == (explainer,)
+    x = backend.images(smooth_images(2))
+    np.testing.assert_array_equal(explainer.explain(x, seed=0).saliency, default.explain(x, seed=0).saliency)
+
+
+def test_chosen_layers_are_saved_loaded_copied_and_estimated_in_parts(backend, pyramid, chosen, tmp_path):
+    x = backend.images(smooth_images(2))
+    expected = chosen.fit(batches(backend), progbar=False).explain(x, seed=0).saliency
+    chosen.save(tmp_path / "stats.safetensors")
+    blank = copy.deepcopy(Explainer(pyramid, "auto", **OPTIONS))
+    named = {f"{i}": row for i, row in enumerate(np.concatenate(batches(backend)))}
+    for again in (
+        Explainer(pyramid, "auto", **OPTIONS).load(tmp_path / "stats.safetensors"),
+        copy.deepcopy(chosen),
+        blank.fit_dataset(named, batch_size=4, progbar=False),
+    ):
+        assert again.layer == chosen.layer
+        np.testing.assert_allclose(again.explain(x, seed=0).saliency, expected, rtol=1e-5)
+
+
+def test_auto_refuses_an_estimator_and_a_layer_of_that_name_is_given_in_a_list(backend, found):
+    with pytest.raises(InputError, match="estimator"):
+        Explainer(backend.small(), "auto", estimator=found[0].parts[0].estimator)
+    named_so = [Conv("auto", 4, strides=2), Activation("act"), Flatten(), Dense("logits", 5)]
+    model = backend.network((SIZE, SIZE, 3), named_so)
+    assert Explainer(model, ["auto"]).layer == "auto"
+    with pytest.raises(NotEstimatedError):
+        Explainer(model, "auto").explain(backend.images(smooth_images(2)))
+
+
+def test_what_has_failed_to_fit_has_not_chosen(backend, pyramid):
+    explainer = Explainer(pyramid, "auto")
+    with pytest.raises(InputError, match="at least 2"):
+        explainer.fit([backend.images(smooth_images(1))], progbar=False)
+    assert explainer.layer == "auto"

@@ -629,6 +629,17 @@ def test_explain_makes_one_map_of_several_layers(iba, tmp_path):
     assert [part.layer for part in combined.parts] == ["0", "3"]
 
 
+def test_explain_chooses_the_layers_of_one_map(iba, tmp_path):
+    out, listed = tmp_path / "out", flat(iba("layers", "efficientnet-lite0")[1])
+    assert "--layer auto makes one map of it and blocks.10" in listed
+    options = ("--layer", "auto", *FAST, "--out", out)
+    code, shown, _ = iba("explain", "photos/one.jpg", *options)
+    assert code == 0
+    assert "blocks.4, blocks.10, chosen automatically: mean of their maps" in flat(shown)
+    assert "packaged" in flat(shown)
+    assert found(out).layer == "blocks.4, blocks.10"
+
+
 def test_explain_finds_a_beta_for_each_photograph(iba, fails, tmp_path):
     for number, (options, keep) in enumerate(
         ((("--keep", 0.8), 0.8), (("--beta", "auto"), 0.9), (("--beta", 3), None))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
@@ -38,14 +39,7 @@ def efficientnet_lite0(pretrained: bool = True) -> nn.Sequential:
         >>> model(torch.zeros(1, 3, 224, 224)).shape
         torch.Size([1, 1000])
     """
-    model: Any = _sequential(
-        stem=_convolution(3, spec.STEM_CHANNELS, kernel=3, stride=2),
-        blocks=nn.Sequential(*(_block(block) for block in spec.BLOCKS)),
-        head=_convolution(spec.BLOCKS[-1].channels_out, spec.HEAD_CHANNELS),
-        pool=nn.AdaptiveAvgPool2d(1),
-        flatten=nn.Flatten(),
-        classifier=nn.Linear(spec.HEAD_CHANNELS, spec.CLASSES),
-    )
+    model: Any = of_blocks(spec.BLOCKS)
     model.preprocessing = spec.PREPROCESSING
     if pretrained:
         model.load_state_dict(
@@ -53,6 +47,18 @@ def efficientnet_lite0(pretrained: bool = True) -> nn.Sequential:
         )
         model.class_names = spec.class_names()
     return cast(nn.Sequential, model.eval())
+
+
+def of_blocks(blocks: Sequence[spec.Block]) -> nn.Sequential:
+    """Make an EfficientNet-Lite of these blocks, with random weights."""
+    return _sequential(
+        stem=_convolution(3, spec.STEM_CHANNELS, kernel=3, stride=2),
+        blocks=nn.Sequential(*(_block(block) for block in blocks)),
+        head=_convolution(blocks[-1].channels_out, spec.HEAD_CHANNELS),
+        pool=nn.AdaptiveAvgPool2d(1),
+        flatten=nn.Flatten(),
+        classifier=nn.Linear(spec.HEAD_CHANNELS, spec.CLASSES),
+    )
 
 
 def _block(block: spec.Block) -> nn.Sequential:
