@@ -737,7 +737,7 @@ def test_output_must_be_a_folder(fails, tmp_path):
         (("--beta", -1), "beta=-1.0 must be a finite number, 0 or more"),
         (("--samples", 0), "samples=0 must be a whole number, 1 or more"),
         (("--steps", -1), "steps=-1 must be a whole number, 1 or more"),
-        (("--preset", "quick"), "preset='quick' is no preset; there are 'paper', 'default', 'fast'"),
+        (("--preset", "quick"), "preset='quick' is no preset; there are 'default', 'paper', 'fast'"),
         (("--seed", -1), "Invalid value for '--seed'"),
         (("--backend", "jax"), "backend='jax' is not installed; there are 'tensorflow', 'torch'"),
         (("--preprocess", "imagnet"), "name='imagnet' is no preprocessing; the closest name is 'imagenet'"),

@@ -184,7 +184,7 @@ def test_a_photograph_of_a_cat(network):
     """The bits lie on the nose. The core's explainer and the layer say the same, and leave no trace."""
     x = network.preprocessing(sample_image("cat"), "channels_first")[None]
     batches = list(sample_crops(32, network.preprocessing, 16, data_format="channels_first"))
-    explainer = Explainer(network, layer="blocks.9").fit(batches, progbar=False)
+    explainer = Explainer(network, layer="blocks.9", preset="paper").fit(batches, progbar=False)
     attribution = explainer.explain(x, target=282, seed=0)
     assert attribution.outputs.argmax() == 282
     saliency = attribution.saliency[0]
