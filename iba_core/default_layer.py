@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import prod
+from math import log2, prod
 from typing import Any
 
 import numpy as np
@@ -196,7 +196,7 @@ class _Probe:
         places = self.places(info)
         if places is None or not 1 < (side := min(places[0])) <= (whole := min(places[1])):
             return None
-        return round(np.log2(whole / side))
+        return round(log2(whole / side))
 
     def is_input(self, name: str) -> bool:
         """Whether a layer gives the input as it is, as the input layers of Keras do."""
