@@ -102,6 +102,11 @@ def subject(title: str, framework: str, crops: int = 16) -> Subject:
     return Subject(title, framework, model, layer, explainer, x)
 
 
+def packaged(framework: str, layer: str) -> Explainer:
+    """Make an explainer of EfficientNet-Lite0 with the packaged statistics of a layer."""
+    return Explainer(_BUILDERS[framework]["efficientnet-lite0"](), layer).load_packaged()
+
+
 def _torch_efficientnet() -> Any:
     from iba_torch.efficientnet_lite import efficientnet_lite0
 
