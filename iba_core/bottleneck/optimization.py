@@ -166,6 +166,7 @@ class _Descent(NamedTuple):
     best: Array | None
     """The parameter with the fewest bits on the way in which enough of the target survived."""
     search: BetaSearch | None
+    guard: RiseGuard | None
 
 
 class BottleneckOptimizer:
@@ -259,6 +260,8 @@ class BottleneckOptimizer:
         _require_finite(result, found.state.second)
         if answer is not None:
             result = self._measured(result, answer, settings, seed, max_batch)
+            if found.guard is not None and found.search is None:
+                result = self._without_rise(result, found, answer, settings, seed, max_batch)
             if found.best is not None:
                 result = self._kept_answer(result, found, answer, settings, seed, max_batch)
         return result if back is None else result.permuted(back)
@@ -304,7 +307,7 @@ class BottleneckOptimizer:
                 factors = by_image(self._tensor(search.factors, problem), beta)
                 problem = problem._replace(beta=beta * factors)
             if guard is not None:
-                new = guard.checked(state, new, report.model_loss)
+                new = guard.checked(state, new, *report)
             state = new if convergence is None else self._kept(state, new, convergence.running, problem)
             reports.append(report)
             if callback is not None:
@@ -315,7 +318,7 @@ class BottleneckOptimizer:
                 if not convergence.running.any():
                     break
         taken = np.full(images, settings.steps) if convergence is None else convergence.steps
-        return _Descent(state, reports, taken, best, search)
+        return _Descent(state, reports, taken, best, search, guard)
 
     def _guard(self, settings: BottleneckSettings) -> RiseGuard | None:
         # Only of a probability it is known what a nat means.
@@ -391,6 +394,27 @@ class BottleneckOptimizer:
         """The result with the shares of the target that survive, by one pass of the tail."""
         losses = self._losses_under(result.mask, result.problem, settings, seed, max_batch)
         return replace(result, shares=answer.shares(losses))
+
+    def _without_rise(
+        self,
+        result: BottleneckResult,
+        found: _Descent,
+        answer: Answer,
+        settings: BottleneckSettings,
+        seed: int | None,
+        max_batch: int | None,
+    ) -> BottleneckResult:
+        """The result, with the state before the last step for images whose loss that step has raised too far."""
+        assert result.shares is not None
+        assert found.guard is not None
+        problem = result.problem
+        loss = self._tensor(answer.losses(result.shares).mean(axis=1), problem)
+        information = _informations(problem, result.capacity)
+        rose, alpha = found.guard.last(result.alpha, loss, information)
+        if not self.framework.to_numpy(rose).any():
+            return result
+        result = self._result(alpha, problem, found, settings)
+        return self._measured(result, answer, settings, seed, max_batch)
 
     def _kept_answer(
         self,
@@ -577,7 +601,7 @@ class BottleneckOptimizer:
         center, _ = _distribution(problem, mask)
         normalized = problem.signal / problem.std
         nats, of_nats = capacity(normalized, mask), capacity_slope(normalized, mask)
-        information = xp.reshape(problem.beta, (-1,)) * _per_image(problem.acting(nats))
+        information = _informations(problem, problem.acting(nats))
         # A copy is z = center + (1 - lambda) noise. Its derivative with respect to 1 - lambda is noise -
         # signal, and the noise is (z - center) / (1 - lambda).
         of_blocked = (products - center * slopes) / mask.blocked - slopes * problem.signal
@@ -739,6 +763,11 @@ def _copies(center: Array, std: Array, noise: Array, reuse: bool = False) -> Arr
     z = noise * xp.expand_dims(std, axis=1)
     z += xp.expand_dims(center, axis=1)
     return xp.reshape(z, (-1, *z.shape[2:]))
+
+
+def _informations(problem: Problem, nats: Array) -> Array:
+    """The information term of the objective, (B,); nats (B, *feature map)."""
+    return NAMESPACES[type(nats)].reshape(problem.beta, (-1,)) * _per_image(nats)
 
 
 def _per_image(x: Array) -> Array:
