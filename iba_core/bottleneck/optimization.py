@@ -166,6 +166,7 @@ class _Descent(NamedTuple):
     best: Array | None
     """The parameter with the fewest bits on the way in which enough of the target survived."""
     search: BetaSearch | None
+    guard: RiseGuard | None
 
 
 class BottleneckOptimizer:
@@ -259,6 +260,8 @@ class BottleneckOptimizer:
         _require_finite(result, found.state.second)
         if answer is not None:
             result = self._measured(result, answer, settings, seed, max_batch)
+            if found.guard is not None and found.search is None:
+                result = self._without_rise(result, found, answer, settings, seed, max_batch)
             if found.best is not None:
                 result = self._kept_answer(result, found, answer, settings, seed, max_batch)
         return result if back is None else result.permuted(back)
@@ -315,7 +318,7 @@ class BottleneckOptimizer:
                 if not convergence.running.any():
                     break
         taken = np.full(images, settings.steps) if convergence is None else convergence.steps
-        return _Descent(state, reports, taken, best, search)
+        return _Descent(state, reports, taken, best, search, guard)
 
     def _guard(self, settings: BottleneckSettings) -> RiseGuard | None:
         # Only of a probability it is known what a nat means.
@@ -391,6 +394,26 @@ class BottleneckOptimizer:
         """The result with the shares of the target that survive, by one pass of the tail."""
         losses = self._losses_under(result.mask, result.problem, settings, seed, max_batch)
         return replace(result, shares=answer.shares(losses))
+
+    def _without_rise(
+        self,
+        result: BottleneckResult,
+        found: _Descent,
+        answer: Answer,
+        settings: BottleneckSettings,
+        seed: int | None,
+        max_batch: int | None,
+    ) -> BottleneckResult:
+        """The result, with the state before the last step for images whose loss that step has raised too far."""
+        assert result.shares is not None
+        assert found.guard is not None
+        problem = result.problem
+        loss = self._tensor(answer.losses(result.shares).mean(axis=1), problem)
+        rose, alpha = found.guard.kept(result.alpha, loss)
+        if not self.framework.to_numpy(rose).any():
+            return result
+        result = self._result(alpha, problem, found, settings)
+        return self._measured(result, answer, settings, seed, max_batch)
 
     def _kept_answer(
         self,

@@ -63,3 +63,8 @@ class Answer(NamedTuple):
     def shares(self, losses: npt.NDArray[np.floating]) -> npt.NDArray[np.float64]:
         """`surviving_shares` of losses (B, S)."""
         return surviving_shares(losses, self.whole, self.nothing)
+
+    def losses(self, shares: npt.NDArray[np.floating]) -> npt.NDArray[np.float64]:
+        """The losses (B, S) of which `shares` are made, where the loss is that of a probability."""
+        with np.errstate(divide="ignore"):
+            return np.asarray(self.whole[:, None] - np.log(shares))
