@@ -247,21 +247,25 @@ def use_threads(frameworks: Collection[str] = ("torch", "tensorflow"), threads: 
         tf.config.threading.set_inter_op_parallelism_threads(threads)
 
 
-def prepare() -> None:
+def prepare(threads: int = THREADS) -> None:
     """Prepare a process for timing: set the threads, and let the C library keep freed memory.
 
     This applies to all compared methods. Without it, times depend on whether the C library happens to keep
     freed memory.
     """
-    use_threads()
+    use_threads(threads=threads)
     keep_freed_memory()
 
 
 def command() -> str:
-    """Return the command line of this program, as typed in the repository's folder."""
+    """Return the command line of this program, as typed in the repository's folder.
+
+    Of a file or folder elsewhere, only the name is kept: where it lies on this machine says nothing.
+    """
     module = getattr(sys.modules["__main__"], "__spec__", None)
     name = f"-m {module.name}" if module else Path(sys.argv[0]).name
-    return " ".join(["python", name, *sys.argv[1:]])
+    arguments = (Path(each).name if Path(each).is_absolute() else each for each in sys.argv[1:])
+    return " ".join(["python", name, *arguments])
 
 
 def machine() -> dict[str, Any]:

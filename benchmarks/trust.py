@@ -8,7 +8,7 @@ those of `iba_core.evaluation`. Further tables give the paired differences from 
 setting, the grid pointing game, and what is left of maps and bits once the network's weights are randomised.
 ``--masks FOLDER``, with a mask of the object for each photograph, adds the share of a map on the object. The
 results of packaged photographs go to ``results/trust.json``, which a ``bench:trust`` block of a page shows.
-Those of a folder are printed only, unless ``--out`` names one.
+Those of a folder are printed only, unless ``--out`` names a folder for ``trust_photographs.json``.
 """
 
 from __future__ import annotations
@@ -261,15 +261,20 @@ def main() -> None:
     parser.add_argument("--metrics", nargs="+", metavar="NAME", help="compute these only")
     parser.add_argument("--grid", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--randomise", action=argparse.BooleanOptionalAction, default=True)
+    parser.add_argument("--threads", type=int, default=THREADS)
     parser.add_argument("--out", type=Path, metavar="FOLDER", help="folder for the results")
     options = parser.parse_args()
     if options.masks is not None and options.images is None:
         parser.error("--masks needs --images")
-    prepare()
+    prepare(options.threads)
     paths = None if options.images is None else list(image_files(options.images))[options.skip :]
     if paths is not None and options.count:
         paths = paths[:: max(1, len(paths) // options.count)][: options.count]
-    results = Results("trust", photographs=len(PHOTOGRAPHS if paths is None else paths), threads=THREADS)
+    results = Results(
+        "trust" if paths is None else "trust_photographs",
+        photographs=len(PHOTOGRAPHS if paths is None else paths),
+        threads=options.threads,
+    )
     for framework in options.frameworks:
         measure(results, framework, options, paths)
     if paths is None or options.out is not None:
