@@ -22,11 +22,12 @@ STEPS, SAMPLES = 10, 10
 
 BRIEF_STEPS = 2
 
-OURS, FAST, TAIL, PUBLISHED = "ours", "fast", "bare tail", "published"
+OURS, DEFAULT, FAST, TAIL, PUBLISHED = "ours", "default", "fast", "bare tail", "published"
 INTEGRATED, OCCLUSION, GRAD_CAM = "integrated gradients", "occlusion", "Grad-CAM"
 
 LABELS = {
-    OURS: "this library",
+    OURS: "this library, the paper's setting",
+    DEFAULT: "this library, its default",
     FAST: 'this library, `preset="fast"`',
     TAIL: "bare tail: forward, backward, nothing else",
     PUBLISHED: "published algorithm, written plainly",
@@ -56,7 +57,7 @@ class Work:
 
 
 def explanation(of: Subject) -> Work:
-    """Explain one photograph and class with this library."""
+    """Explain one photograph and class with the paper's steps and samples."""
 
     def run(steps: int) -> None:
         of.explainer.explain(of.x, TARGET, steps=steps, samples=SAMPLES)
@@ -64,11 +65,11 @@ def explanation(of: Subject) -> Work:
     return Work(partial(run, STEPS), partial(run, BRIEF_STEPS))
 
 
-def fast_explanation(of: Subject) -> Work:
-    """Explain with the preset ``"fast"``, which has its own numbers of steps and samples."""
+def preset_explanation(preset: str, of: Subject) -> Work:
+    """Explain with a preset, which has its own numbers of steps and samples."""
 
     def run() -> None:
-        of.explainer.explain(of.x, TARGET, preset="fast")
+        of.explainer.explain(of.x, TARGET, preset=preset)
 
     return Work(run, run)
 
@@ -150,7 +151,8 @@ def grad_cam(of: Subject) -> Work:
 
 METHODS: dict[str, Callable[[Subject], Work]] = {
     OURS: explanation,
-    FAST: fast_explanation,
+    DEFAULT: partial(preset_explanation, "default"),
+    FAST: partial(preset_explanation, "fast"),
     TAIL: bare_tail,
     PUBLISHED: published,
     INTEGRATED: integrated_gradients,
@@ -159,7 +161,7 @@ METHODS: dict[str, Callable[[Subject], Work]] = {
 }
 """The methods by name."""
 
-IN_EVERY_FRAMEWORK = {OURS, FAST, TAIL}
+IN_EVERY_FRAMEWORK = {OURS, DEFAULT, FAST, TAIL}
 CRUDER = {INTEGRATED, OCCLUSION, GRAD_CAM}
 
 
