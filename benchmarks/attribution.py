@@ -51,11 +51,11 @@ OF_THE_TAIL = {"torch": 1.10, "tensorflow": 1.15}
 TENSORFLOW_TO_PYTORCH = 1.3
 """Goal: TensorFlow takes at most this many times as long as PyTorch."""
 
-OF_THE_PAPER = 1.05
-"""Goal: the default takes at most this many times as long as the paper's setting."""
-
 FAST_GAIN = 2.0
 """Goal: the preset ``"fast"`` is at least this many times faster than the paper's setting."""
+
+OF_THE_PAPERS = 1.0
+"""Goal: the default takes at most this many times as long as the paper's setting."""
 
 EXTRA_MAPS = 4
 """Goal: an explanation holds at most this many feature maps more than the bare tail, per image."""
@@ -168,7 +168,7 @@ def _tabulate(results: Results, title: str, timings: _Timed, held: dict[str, flo
         Column("Method"),
         Column("Time", ".2f", "s"),
         Column("Quartiles"),
-        Column("Ratio to the first", ".2f"),
+        Column("Ratio to the paper's setting", ".2f"),
         Column("Peak memory", ".0f", "MB"),
     )
     times = timings.all
@@ -196,9 +196,9 @@ def _judge_time(results: Results, title: str, timings: _Timed, frameworks: Itera
             at_most=OF_THE_TAIL[framework],
         )
         results.goal(
-            f"{name}: time of the default, as a multiple of the paper's setting",
+            f"{name}: the default's time, as a multiple of the paper's setting",
             timings.ratio(f"{framework}: {DEFAULT}", ours),
-            at_most=OF_THE_PAPER,
+            at_most=OF_THE_PAPERS,
         )
         results.goal(
             f'{name}: times that `preset="fast"` is faster',
@@ -270,7 +270,8 @@ def plot(content: dict[str, Any], path: Path) -> None:
 
 
 def _short(name: str) -> str:
-    return LABELS[name].replace('`preset="fast"`', "fast") if name in (OURS, DEFAULT, FAST) else name
+    ours = {OURS: "this library", DEFAULT: "this library, default", FAST: "this library, fast"}
+    return ours.get(name, name)
 
 
 def main() -> None:

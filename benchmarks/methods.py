@@ -26,8 +26,8 @@ OURS, DEFAULT, FAST, TAIL, PUBLISHED = "ours", "default", "fast", "bare tail", "
 INTEGRATED, OCCLUSION, GRAD_CAM = "integrated gradients", "occlusion", "Grad-CAM"
 
 LABELS = {
-    OURS: "this library, the paper's setting",
-    DEFAULT: "this library, its default",
+    OURS: 'this library, `preset="paper"`',
+    DEFAULT: 'this library, `preset="default"`',
     FAST: 'this library, `preset="fast"`',
     TAIL: "bare tail: forward, backward, nothing else",
     PUBLISHED: "published algorithm, written plainly",
@@ -57,7 +57,7 @@ class Work:
 
 
 def explanation(of: Subject) -> Work:
-    """Explain one photograph and class with the paper's steps and samples."""
+    """Explain one photograph and class with this library."""
 
     def run(steps: int) -> None:
         of.explainer.explain(of.x, TARGET, steps=steps, samples=SAMPLES)
@@ -65,8 +65,8 @@ def explanation(of: Subject) -> Work:
     return Work(partial(run, STEPS), partial(run, BRIEF_STEPS))
 
 
-def preset_explanation(preset: str, of: Subject) -> Work:
-    """Explain with a preset, which has its own numbers of steps and samples."""
+def explanation_by(preset: str, of: Subject) -> Work:
+    """Explain with a preset that has its own numbers of steps and samples."""
 
     def run() -> None:
         of.explainer.explain(of.x, TARGET, preset=preset)
@@ -151,8 +151,8 @@ def grad_cam(of: Subject) -> Work:
 
 METHODS: dict[str, Callable[[Subject], Work]] = {
     OURS: explanation,
-    DEFAULT: partial(preset_explanation, "default"),
-    FAST: partial(preset_explanation, "fast"),
+    DEFAULT: partial(explanation_by, "default"),
+    FAST: partial(explanation_by, "fast"),
     TAIL: bare_tail,
     PUBLISHED: published,
     INTEGRATED: integrated_gradients,

@@ -237,8 +237,8 @@ DEFAULT: Mapping[str, Any] = MappingProxyType(
         "max_rise": 0.3,
     }
 )
-"""No more noisy copies than the paper's: shorter steps from a mask that is not quite as open, copies in pairs, few
-of them while the mask is open, and steps that are taken back where the loss jumps, see `benchmarks.presets`."""
+"""No more noisy copies than the paper's: shorter steps from a mask that is not quite as open, copies in
+pairs, few of them at first, and steps that are taken back where the loss jumps, see `benchmarks.presets`."""
 
 PRESETS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
     {"default": DEFAULT, "paper": PAPER, "fast": FAST}

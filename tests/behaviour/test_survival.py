@@ -112,3 +112,14 @@ def test_steps_after_which_the_loss_jumps_are_taken_back(backend):
     assert guarded.model_losses[-1].max() < free.model_losses[-1].max()
     unmoved = explainer.explain(x, seed=0, max_rise=1e6)
     np.testing.assert_allclose(unmoved.capacity, free.capacity, rtol=1e-12)
+
+
+def test_the_last_step_is_taken_back_too(backend):
+    explainer, x = fitted(backend, steps=1), backend.images(smooth_images(3))
+    free = explainer.explain(x, seed=0, learning_rate=10.0)
+    guarded = explainer.explain(x, seed=0, learning_rate=10.0, max_rise=0.1)
+    start = explainer.explain(x, seed=0, learning_rate=0.0)
+    rose = -np.log(free.survival) > 0.1 - np.log(start.survival) + 0.1  # well above what the noise decides
+    assert rose.any()
+    np.testing.assert_allclose(guarded.capacity[rose], start.capacity[rose], rtol=1e-6)
+    np.testing.assert_allclose(guarded.survival[rose], start.survival[rose], rtol=1e-5)
