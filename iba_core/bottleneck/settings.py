@@ -237,6 +237,14 @@ DEFAULT: Mapping[str, Any] = MappingProxyType(
 """As many noisy copies as the paper's: shorter steps, copies in pairs, few copies while the mask is open, and
 steps that are taken back where the loss jumps, see `benchmarks.presets`."""
 
+REFINED: Mapping[str, Any] = MappingProxyType(
+    {**DEFAULT, "steps": 4, "samples": 4, "early_steps": 0, "max_rise": 0.0}
+)
+"""A few short steps from the mask that a readout gives."""
+
+READ_ONLY: Mapping[str, Any] = MappingProxyType({**REFINED, "steps": 1, "learning_rate": 0.0})
+"""The mask that a readout gives, as it is: the one step measures the terms of the objective there."""
+
 PRESETS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
     {"default": DEFAULT, "paper": PAPER, "fast": FAST}
 )
