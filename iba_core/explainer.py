@@ -38,7 +38,7 @@ from iba_core.bottleneck.formulas import Mask
 from iba_core.bottleneck.optimization import BottleneckOptimizer, BottleneckResult, PassMask
 from iba_core.bottleneck.probe import noise_input, same_summary, summary
 from iba_core.bottleneck.saliency import COMBINE, Combine, saliency_maps
-from iba_core.bottleneck.settings import READ_ONLY, REFINED, BottleneckSettings, preset_settings
+from iba_core.bottleneck.settings import REFINED, BottleneckSettings, preset_settings
 from iba_core.bottleneck.statistics import Statistics, samples_of_tokens
 from iba_core.bottleneck.survival import LEAST
 from iba_core.datasets.items import Item, items_of, together
@@ -193,7 +193,7 @@ class Explainer:
         require_type("warm_start", warm_start, ReadoutBottleneck, "a trained IBAReadout", optional=True)
         self.warm_start: ReadoutBottleneck | None = warm_start
         self.settings: BottleneckSettings = BottleneckSettings(
-            **{**_preset_settings(preset, settings, warm_start), **settings}
+            **{**preset_settings(preset, settings, warm_start=warm_start is not None), **settings}
         )
         require_type("estimator", estimator, WelfordEstimator, "a WelfordEstimator", optional=True)
         require_type("tokens", tokens, Tokens, "iba_core.Tokens", optional=True)
@@ -1335,15 +1335,6 @@ _LARGE_ERROR = 0.05
 """A standard error of the bits, as a share of them, that `Explainer.bits_error` warns of."""
 
 _LOST = ".* maps do not explain their target"
-
-
-def _preset_settings(
-    preset: str | None, settings: Mapping[str, Any], warm_start: ReadoutBottleneck | None
-) -> Mapping[str, Any]:
-    """See `preset_settings`. Without a preset, a readout to start at comes with settings of its own."""
-    if warm_start is None or preset is not None:
-        return preset_settings(preset, settings)
-    return READ_ONLY if settings.get("steps") is None else REFINED
 
 
 def _root_mean_square(errors: npt.NDArray[np.floating]) -> float:

@@ -242,8 +242,10 @@ REFINED: Mapping[str, Any] = MappingProxyType(
 )
 """A few short steps from the mask that a readout gives."""
 
-READ_ONLY: Mapping[str, Any] = MappingProxyType({**REFINED, "steps": 1, "learning_rate": 0.0})
-"""The mask that a readout gives, as it is: the one step measures the terms of the objective there."""
+READ_ONLY: Mapping[str, Any] = MappingProxyType(
+    {**REFINED, "steps": 1, "learning_rate": 0.0, "early_steps": 1, "early_samples": 1}
+)
+"""The mask that a readout gives, as it is: one copy measures the terms of the objective there."""
 
 PRESETS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
     {"default": DEFAULT, "paper": PAPER, "fast": FAST}
@@ -253,7 +255,10 @@ learning rate that fits their steps. They do not hold what is explained, such as
 
 
 def preset_settings(
-    name: str | None, given: Mapping[str, Any] | None = None, own: BottleneckSettings | None = None
+    name: str | None,
+    given: Mapping[str, Any] | None = None,
+    own: BottleneckSettings | None = None,
+    warm_start: bool = False,
 ) -> Mapping[str, Any]:
     """Hyperparameters of a preset.
 
@@ -265,6 +270,8 @@ def preset_settings(
             that is there; or the paper's, in place of the default, if `given` has a setting of a preset.
         given: hyperparameters that are given beside it.
         own: settings of the explainer that is there.
+        warm_start: the steps start at the mask of a readout. Without a preset that mask stays as it is, unless
+            `given` has steps.
 
     Raises:
         InputError: there is no preset of that name.
@@ -275,6 +282,8 @@ def preset_settings(
     """
     if name is not None:
         return PRESETS[require_choice("preset", name, PRESETS, "preset")]
+    if warm_start:
+        return READ_ONLY if (given or {}).get("steps") is None else REFINED
     is_default = own is None or all(getattr(own, each) == value for each, value in DEFAULT.items())
     if is_default and any((given or {}).get(each) is not None for each in _OF_A_PRESET):
         return PAPER
