@@ -38,7 +38,7 @@ from iba_core.bottleneck.formulas import Mask
 from iba_core.bottleneck.optimization import BottleneckOptimizer, BottleneckResult, PassMask
 from iba_core.bottleneck.probe import noise_input, same_summary, summary
 from iba_core.bottleneck.saliency import COMBINE, Combine, saliency_maps
-from iba_core.bottleneck.settings import BottleneckSettings, preset_settings
+from iba_core.bottleneck.settings import REFINED, BottleneckSettings, preset_settings
 from iba_core.bottleneck.statistics import Statistics, samples_of_tokens
 from iba_core.bottleneck.survival import LEAST
 from iba_core.datasets.items import Item, items_of, together
@@ -70,6 +70,7 @@ from iba_core.framework.inputs import (
 from iba_core.framework.layout import DataFormat, Layout, Tokens
 from iba_core.framework.namespace import Array, full_precision
 from iba_core.pictures.images import Preprocessing
+from iba_core.readout.bottleneck import ReadoutBottleneck
 from iba_core.repeats import Repeats, SurvivalCurve
 from iba_core.state import interpreting, put_together, read_state, taken_out, write_state
 from iba_core.targets import (
@@ -147,6 +148,9 @@ class Explainer:
         class_names: names of the model's classes, in their order. Attributions then name what they explain.
         compile: let the framework's compiler make machine code of the steps. That takes seconds to minutes
             for each shape, and is not always faster: measure it on your device.
+        warm_start: a trained readout of the same model and layer, an `IBAReadout` of the model's framework.
+            Explanations start at the mask that it gives, and take no steps from there unless `steps` or a
+            preset is given. See `iba_core.readout.packaged_readout`.
         **settings: hyperparameters, see `BottleneckSettings`.
 
     Attributes:
@@ -178,6 +182,7 @@ class Explainer:
         output: str | int | None = None,
         class_names: Sequence[str] | None = None,
         compile: bool = False,
+        warm_start: ReadoutBottleneck | None = None,
         **settings: Any,
     ) -> None:
         self.adapter: ModelAdapter = find_adapter(model, backend)
@@ -185,8 +190,10 @@ class Explainer:
         layers = [] if self._is_auto else _layers_given(layer)
         self.combine: Combine = require_choice("combine", combine, COMBINE)
         BottleneckSettings().override(**settings)  # names what is no setting
+        require_type("warm_start", warm_start, ReadoutBottleneck, "a trained IBAReadout", optional=True)
+        self.warm_start: ReadoutBottleneck | None = warm_start
         self.settings: BottleneckSettings = BottleneckSettings(
-            **{**preset_settings(preset, settings), **settings}
+            **{**preset_settings(preset, settings, warm_start=warm_start is not None), **settings}
         )
         require_type("estimator", estimator, WelfordEstimator, "a WelfordEstimator", optional=True)
         require_type("tokens", tokens, Tokens, "iba_core.Tokens", optional=True)
@@ -225,6 +232,8 @@ class Explainer:
         if self._layer is not None:
             self._split_at(None)
         self._parts: tuple[Explainer, ...] = self._parts_of(layers) if len(layers) > 1 else ()
+        if (self._parts or self._is_auto) and warm_start is not None:
+            raise InputError("warm_start= is of one layer; name that layer alone")
         if (self._parts or self._is_auto) and estimator is not None:
             raise InputError("estimator= is of one layer; leave it out for several, and call fit or load")
 
@@ -743,7 +752,7 @@ class Explainer:
             InputError: inputs of the wrong shape or not finite, or a target that does not fit.
             OptimizationError: the objective became NaN or infinite.
         """
-        chosen = self.settings.chosen(preset, settings)
+        chosen = self._chosen(preset, settings)
         self._require_estimate()
         require_seed("seed", seed)
         return self._explain(x, as_target(target), _Options(chosen, seed, pass_mask, max_batch, progbar))
@@ -894,7 +903,7 @@ class Explainer:
             >>> [len(attribution) for attribution in explainer.explain_iter([x, x[:1]], progbar=False)]
             [2, 1]
         """
-        chosen = self.settings.chosen(preset, settings)
+        chosen = self._chosen(preset, settings)
         self._require_estimate()
         require_seed("seed", seed)
         require_bool("progbar", progbar)
@@ -985,6 +994,13 @@ class Explainer:
 
     # -- helpers ----------------------------------------------------------------------------------
 
+    def _chosen(self, preset: str | None, settings: Mapping[str, Any]) -> BottleneckSettings:
+        """See `BottleneckSettings.chosen`. Steps from a readout that stood still get a rate to move at."""
+        stands_still = self.warm_start is not None and not self.settings.learning_rate
+        if stands_still and preset is None and settings.get("steps") is not None:
+            settings = {"learning_rate": REFINED["learning_rate"], **settings}
+        return self.settings.chosen(preset, settings)
+
     def _explain(self, x: Inputs, whole: Target, options: _Options) -> Attribution:
         if self._parts and options.pass_mask is not None:
             raise InputError("pass_mask= is of the feature map of one layer; leave it out for several layers")
@@ -1003,6 +1019,7 @@ class Explainer:
         inputs = self._checked(x, split)
         options = options._replace(pass_mask=self._passing(inputs, options.pass_mask))
         images = batch_size(inputs)
+        self._require_warm_start(split, whole)
         if settings.precision is not None:  # refused at once, if at all
             framework.reduced_precision(settings.precision, next(arrays_of(inputs)))
         if (whole.layer, self._layer) not in self._complete:
@@ -1028,7 +1045,10 @@ class Explainer:
             optimizer = self._optimizer(loss, ordered, settings.precision, whole.log_likelihood)
             like = full_precision(tail.features)
             tensors = tuple([framework.asarray(row, like=like) for row in rows])
-            return Task(optimizer, statistics, tensors, whole=loss(raw, *tensors))
+            begin = None
+            if self.warm_start is not None:
+                begin = self.warm_start.start(tail, take(inputs, start, stop), rows[0])
+            return Task(optimizer, statistics, tensors, whole=loss(raw, *tensors), start=begin)
 
         shape = self._feature_shape(inputs)
         chunks = explain_in_chunks(framework, split, inputs, shape, task=task, **options._asdict())
@@ -1036,6 +1056,19 @@ class Explainer:
             self._attribution(chunk.result, known[-1], inputs, split, whole, options) for chunk in chunks
         ]
         return parts[0] if len(parts) == 1 else Attribution.concatenate(parts)
+
+    def _require_warm_start(self, split: Split, whole: Target) -> None:
+        """Check that the readout to start at, if there is one, is of this layer and of such a target."""
+        readout = self.warm_start
+        if readout is None:
+            return
+        if readout.layer_name != split.layer_name:
+            raise InputError(
+                f"warm_start is a readout of the layer {readout.layer_name!r}, and {split.layer_name!r} is "
+                "explained; give one of that layer"
+            )
+        if not isinstance(whole, ClassTarget):
+            raise InputError("warm_start reads the answer for classes; give a class as target, or none")
 
     def _look_around(self, split: Split, one: Inputs, key: Any) -> None:
         """Find out, once for a layer, whether some information passes it by, and say so."""

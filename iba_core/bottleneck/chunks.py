@@ -31,6 +31,8 @@ class Task(NamedTuple):
     callback: Callback | None = None
     whole: Array | None = None
     """The loss of the unrestricted images, to measure how much of the target survives."""
+    start: Array | None = None
+    """Alpha to start at, see `BottleneckOptimizer.run`."""
 
 
 class Chunk(NamedTuple):
@@ -108,18 +110,19 @@ def explain_in_chunks(
                 with framework.randomness(seed), split.head(chunk) as head, framework.randomness(seed):
                     split.require_seeded(seed)
                     tail = head.in_memory_order()
-                    optimizer, statistics, rows, callback, whole = task(tail, start, stop)
-                    result = optimizer.run(
+                    found = task(tail, start, stop)
+                    result = found.optimizer.run(
                         tail,
-                        statistics,
-                        rows,
+                        found.statistics,
+                        found.rows,
                         settings,
                         seed=seed,
                         pass_mask=_of_images(pass_mask, len(feature_shape), start, stop),
                         max_batch=1 if tail.one_by_one else max_batch,
                         progbar=progbar and one_bar,
-                        callback=callback,
-                        whole=whole,
+                        callback=found.callback,
+                        whole=found.whole,
+                        start=found.start,
                     )
                     yield Chunk(start, stop, tail, result)
             except MixedImagesError:

@@ -224,6 +224,7 @@ class BottleneckOptimizer:
         progbar: bool = False,
         callback: Callback | None = None,
         whole: Array | None = None,
+        start: npt.NDArray[np.floating] | None = None,
     ) -> BottleneckResult:
         """Optimise the bottleneck for a batch of images.
 
@@ -242,6 +243,7 @@ class BottleneckOptimizer:
             callback: see `Callback`.
             whole: the model's loss of the unrestricted images, (B,). If it is given, one more pass of the
                 tail measures how much of the target survives.
+            start: alpha to start at, (B, *feature map); `initial_alpha` everywhere if None.
 
         Raises:
             InputError: shapes that do not fit, or features that are not finite.
@@ -254,7 +256,14 @@ class BottleneckOptimizer:
         if callback is not None and back is not None:
             callback = partial(_call_in_order, callback, back)
         found = self._descend(
-            problem, settings, answer, seed=seed, max_batch=max_batch, progbar=progbar, callback=callback
+            problem,
+            settings,
+            answer,
+            self._start(problem, tail, settings, start),
+            seed=seed,
+            max_batch=max_batch,
+            progbar=progbar,
+            callback=callback,
         )
         result = self._result(found.state.parameter, problem, found, settings)
         _require_finite(result, found.state.second)
@@ -271,6 +280,7 @@ class BottleneckOptimizer:
         problem: Problem,
         settings: BottleneckSettings,
         answer: Answer | None,
+        state: AdamState,
         *,
         seed: int | None,
         max_batch: int | None,
@@ -278,14 +288,10 @@ class BottleneckOptimizer:
         callback: Callback | None,
     ) -> _Descent:
         """Run the steps."""
-        xp = NAMESPACES[type(problem.features)]
         images = int(problem.features.shape[0])
         # A schedule has one or two sizes, so a compiled step meets as many shapes.
         schedule = settings.schedule
         sizes = {copies: _chunk_sizes(copies, max_batch, images) for copies in set(schedule)}
-        zeros = xp.zeros_like(problem.features)
-        state = AdamState(zeros + settings.initial_alpha, zeros, zeros)
-        del zeros  # not held while the tail runs
         corrections = self._corrections_of(settings.steps, problem)
         convergence = Convergence(settings.tolerance, images) if settings.tolerance else None
         guard = self._guard(settings)
@@ -319,6 +325,21 @@ class BottleneckOptimizer:
                     break
         taken = np.full(images, settings.steps) if convergence is None else convergence.steps
         return _Descent(state, reports, taken, best, search, guard)
+
+    def _start(
+        self,
+        problem: Problem,
+        tail: Tail,
+        settings: BottleneckSettings,
+        start: npt.NDArray[np.floating] | None,
+    ) -> AdamState:
+        """The state before the first step."""
+        zeros = NAMESPACES[type(problem.features)].zeros_like(problem.features)
+        if start is None:
+            return AdamState(zeros + settings.initial_alpha, zeros, zeros)
+        if tail.axes is not None:
+            start = start.transpose((0, *(axis + 1 for axis in tail.axes)))
+        return AdamState(self._tensor(np.ascontiguousarray(start), problem), zeros, zeros)
 
     def _guard(self, settings: BottleneckSettings) -> RiseGuard | None:
         # Only of a probability it is known what a nat means.

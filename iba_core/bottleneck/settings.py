@@ -240,6 +240,16 @@ DEFAULT: Mapping[str, Any] = MappingProxyType(
 """No more noisy copies than the paper's: shorter steps from a mask that is not quite as open, copies in
 pairs, few of them at first, and steps that are taken back where the loss jumps, see `benchmarks.presets`."""
 
+REFINED: Mapping[str, Any] = MappingProxyType(
+    {**DEFAULT, "steps": 4, "samples": 4, "early_steps": 0, "max_rise": 0.0}
+)
+"""A few short steps from the mask that a readout gives."""
+
+READ_ONLY: Mapping[str, Any] = MappingProxyType(
+    {**REFINED, "steps": 1, "learning_rate": 0.0, "early_steps": 1, "early_samples": 1}
+)
+"""The mask that a readout gives, as it is: one copy measures the terms of the objective there."""
+
 PRESETS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
     {"default": DEFAULT, "paper": PAPER, "fast": FAST}
 )
@@ -248,7 +258,10 @@ learning rate that fits their steps. They do not hold what is explained, such as
 
 
 def preset_settings(
-    name: str | None, given: Mapping[str, Any] | None = None, own: BottleneckSettings | None = None
+    name: str | None,
+    given: Mapping[str, Any] | None = None,
+    own: BottleneckSettings | None = None,
+    warm_start: bool = False,
 ) -> Mapping[str, Any]:
     """Hyperparameters of a preset.
 
@@ -260,6 +273,8 @@ def preset_settings(
             that is there; or the paper's, in place of the default, if `given` has a setting of a preset.
         given: hyperparameters that are given beside it.
         own: settings of the explainer that is there.
+        warm_start: the steps start at the mask of a readout. Without a preset that mask stays as it is, unless
+            `given` has steps.
 
     Raises:
         InputError: there is no preset of that name.
@@ -270,6 +285,8 @@ def preset_settings(
     """
     if name is not None:
         return PRESETS[require_choice("preset", name, PRESETS, "preset")]
+    if warm_start:
+        return READ_ONLY if (given or {}).get("steps") is None else REFINED
     is_default = own is None or all(getattr(own, each) == value for each, value in DEFAULT.items())
     if is_default and any((given or {}).get(each) is not None for each in _OF_A_PRESET):
         return PAPER

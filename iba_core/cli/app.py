@@ -12,6 +12,7 @@ from iba_core.bottleneck.settings import PRESETS, BottleneckSettings, preset_set
 from iba_core.cli.concept import concept
 from iba_core.cli.options import (
     OUT,
+    PACKAGED,
     PRETRAINED,
     Backend,
     Classes,
@@ -116,6 +117,15 @@ def explain(
         int | None,
         typer.Option(help="Noisy copies of the picture in each step.", show_default="the preset's"),
     ] = None,
+    readout: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE",
+            help="Take the mask that a trained readout gives: rougher maps in a few passes. A file of a "
+            "readout's save, or 'packaged' for that of efficientnet-lite0. With --steps, begin there.",
+            autocompletion=choices(PACKAGED),
+        ),
+    ] = None,
     seed: Annotated[
         int, typer.Option(min=0, help="Seed of the noise. The same seed gives the same map.")
     ] = 0,
@@ -166,10 +176,13 @@ def explain(
             device=device,
             settings=BottleneckSettings(
                 **{
-                    **preset_settings(preset, {"steps": steps, "samples": samples}),
+                    **preset_settings(
+                        preset, {"steps": steps, "samples": samples}, warm_start=readout is not None
+                    ),
                     "beta": parse_beta(beta),
                 }
             ).override(steps=steps, samples=samples, keep=keep),
+            readout=readout,
             vmax=vmax,
             jobs=jobs,
             ray=ray,

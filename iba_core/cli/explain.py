@@ -14,6 +14,7 @@ import numpy.typing as npt
 from iba_core.bottleneck.settings import BottleneckSettings
 from iba_core.cli.console import console, folded, notes, paragraph, plain_table, print_blocks, tracked
 from iba_core.cli.network import Network
+from iba_core.cli.options import PACKAGED
 from iba_core.cli.photographs import make_folder
 from iba_core.cli.results import LEGEND, Row, require_plotting, results_table
 from iba_core.cli.statistics import Origin, load_statistics, statistics_without_data
@@ -25,6 +26,8 @@ from iba_core.errors import InputError
 from iba_core.explainer import AUTO_LAYER, Explainer
 from iba_core.files import shown
 from iba_core.pictures.images import load_image
+from iba_core.readout.bottleneck import ReadoutBottleneck
+from iba_core.readout.packaged import packaged_readout, readout_from
 from iba_core.report import write_report
 from iba_core.report.writing import require_jinja2
 from iba_core.targets import ClassTarget
@@ -50,6 +53,7 @@ class Choices:
     size: tuple[int, int] | None
     device: str | None
     settings: BottleneckSettings
+    readout: str | None
     vmax: float | None
     jobs: int | None
     ray: str | None
@@ -79,7 +83,9 @@ def explain_photographs(paths: Sequence[Path], choices: Choices) -> int:
     )
     indices = [network.class_index(target) for target in choices.targets] or [None]
     targets = [ClassTarget(index, choices.activation) for index in dict.fromkeys(indices)]
-    explainer = Explainer(network.adapter, choices.layer)
+    readout = _readout(network, choices.readout)
+    layer = choices.layer if readout is None or choices.layer is not None else readout.layer_name
+    explainer = Explainer(network.adapter, layer, warm_start=readout)
     if choices.stats is not None:
         load_statistics(explainer, network, choices.stats)
     network.require_fit()
@@ -127,6 +133,15 @@ def explain_photographs(paths: Sequence[Path], choices: Choices) -> int:
     if found.failed:
         print(f"iba: {found.failed} of {found.count} could not be explained", file=sys.stderr)
     return int(found.failed > 0)
+
+
+def _readout(network: Network, source: str | None) -> ReadoutBottleneck | None:
+    """The readout that is asked for, if one is."""
+    if source is None:
+        return None
+    if source == PACKAGED:
+        return packaged_readout(network.adapter.model)
+    return readout_from(source, network.adapter.model)
 
 
 def _first(items: Sequence[ImageItem]) -> Any:
@@ -203,6 +218,7 @@ def _print(
         ("Network", network.note),
         ("Pictures", pictures_note(network)),
         ("Layer", layer_note(explainer, choices.layer, choices.stats)),
+        *([] if choices.readout is None else [("Readout", _readout_note(choices.readout, choices.settings))]),
         ("Statistics", _statistics_note(explainer, network, choices.stats, origin)),
         ("Results", _results_note(found)),
         ("Written", _written_note(found, choices.out, choices.with_report)),
@@ -219,6 +235,12 @@ def _print(
             table.add_row(folded(record.name, 24), folded(record.error or "", max(20, width - 25)))
         blocks.append(table)
     print_blocks(*blocks, notes(entries, width))
+
+
+def _readout_note(source: str, settings: BottleneckSettings) -> str:
+    steps = settings.steps if settings.learning_rate else 0
+    how = "the masks are as it gives them" if not steps else f"{steps} steps from the mask that it gives"
+    return f"{source if source == PACKAGED else shown(source)}: {how}"
 
 
 def _results_note(found: _Found) -> str:
@@ -270,6 +292,8 @@ def layer_note(explainer: Explainer, layer: str | Sequence[str] | None, stats: P
         return f"{explainer.layer}"
     if stats is not None:
         return f"{explainer.layer}, the layer of the statistics"
+    if explainer.warm_start is not None:
+        return f"{explainer.layer}, the layer of the readout"
     return f"{explainer.layer}, chosen automatically; iba layers lists all, --layer chooses another"
 
 

@@ -21,6 +21,9 @@ OUT = Path("iba-out")
 PRETRAINED = "efficientnet-lite0"
 """The network of those who name none."""
 
+PACKAGED = "packaged"
+"""In place of a file: the readout that comes with the library."""
+
 
 def choices(*values: str) -> Callable[[str], list[str]]:
     """The values of an option that the shell offers, those that begin as the user does."""

@@ -44,6 +44,7 @@ class Explains(Protocol):
     combine: Combine
     output: str | int | None
     class_names: tuple[str, ...] | None
+    warm_start: Any
 
     @property
     def layer(self) -> str | None:
@@ -158,6 +159,8 @@ def new_setup(
         "settings": settings_dict(settings),
         "seed": seed,
     }
+    if explainer.warm_start is not None:
+        decisive["readout"] = explainer.warm_start.fingerprint()
     return {
         "id": digest(decisive)[:16],
         "model": type(explainer.adapter.model).__qualname__ if model is None else model,

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import copy
+import hashlib
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from os import PathLike
 from typing import Any, ClassVar, Literal, NamedTuple, Self
 
@@ -18,7 +21,7 @@ from iba_core.bottleneck.settings import BottleneckSettings
 from iba_core.bottleneck.statistics import Statistics
 from iba_core.errors import InputError, NotEstimatedError, OptimizationError
 from iba_core.files import as_path
-from iba_core.framework.adapter import Inputs
+from iba_core.framework.adapter import Inputs, Tail
 from iba_core.framework.cache import Cache
 from iba_core.framework.inputs import (
     InputShape,
@@ -31,7 +34,8 @@ from iba_core.framework.inputs import (
     take,
 )
 from iba_core.framework.layout import DataFormat, Layout, Tokens
-from iba_core.framework.namespace import Array, host_array
+from iba_core.framework.namespace import Array, array_namespace, host_array
+from iba_core.readout.evidence import AnswerReader
 from iba_core.readout.formulas import FeatureMap, Readout, ReadoutConstants, Restricted, Weights
 from iba_core.readout.model import NestedPass, ReadoutModel
 from iba_core.readout.state import (
@@ -96,6 +100,7 @@ class ReadoutBottleneck(ABC):
     robust: bool
     corners: bool = False
     alpha_bound: float | None = None
+    gradients: bool = False
     progbar: bool
     tokens: Tokens | None
     data_format: DataFormat | None
@@ -118,14 +123,16 @@ class ReadoutBottleneck(ABC):
     """Whether `_guessed_formats` may be wrong."""
     _known: Cache[Known]
     _explain: Cache[Callable[..., tuple[Restricted, Any]]]
+    _answers: Cache[AnswerReader]
 
-    def _set_up(self, robust: bool) -> None:
+    def _set_up(self, robust: bool, gradients: bool) -> None:
         """Set what a readout starts with."""
         self.robust = require_bool("robust", robust)
+        self.gradients = require_bool("gradients", gradients)
         self.network = self.alpha = self.outputs = self._capacity = self._input_shape = None
         self.history = []
         self._formats = self._foreign = None
-        self._known, self._explain = Cache(1), Cache(1)
+        self._known, self._explain, self._answers = Cache(1), Cache(1), Cache(1)
 
     # -- what a framework adds ------------------------------------------------------------------------
 
@@ -367,6 +374,7 @@ class ReadoutBottleneck(ABC):
                 framework.standard_normal(shape, like=known.constants.mean),
                 known.constants,
                 None if mask is None else framework.asarray(mask, like=known.constants.mean),
+                self._evidence(readout_model, known, nested),
             )
         self.alpha, self._capacity = restricted.alpha, restricted.capacity
         nats = framework.to_numpy(restricted.capacity)
@@ -382,6 +390,53 @@ class ReadoutBottleneck(ABC):
         fits = len(spatial) == len(bottleneck.layout.places(bottleneck.shape))
         maps = saliency_maps(nats, bottleneck.layout, spatial if fits else None, order)
         return maps if images > 1 else maps[0]
+
+    def _evidence(
+        self, model: ReadoutModel, known: Known, nested: NestedPass, classes: Array | None = None
+    ) -> Array | None:
+        """What the network reads of the answer's gradient; None if it reads none."""
+        framework, relu = model.framework, self.relu
+        answers = self._answers.get((framework.name, relu), lambda: AnswerReader(framework, relu))
+        return known.readout.read_answer(answers, nested, known.constants, classes)
+
+    def start(
+        self, tail: Tail, inputs: Inputs, classes: npt.NDArray[np.integer] | None = None
+    ) -> npt.NDArray[np.floating]:
+        """Alpha for images whose head has run elsewhere, for per-sample steps to start at.
+
+        Args:
+            tail: the tail of the same model at the bottleneck's layer.
+            inputs: the images. They run through the model where it reads other layers than the bottleneck's.
+            classes: (B,), the classes whose answer is read; None for the predicted ones.
+
+        Returns:
+            Array (B, *feature map), its axes in the model's own order.
+
+        Raises:
+            NotEstimatedError: `estimate` has not been called.
+            InputError: the features have another shape than those of the estimate.
+        """
+        model = self._readout_model()
+        if self._foreign is not None:
+            self._what_is_known()
+            self._confirm_formats(model, inputs)
+        known, features, run = self._what_is_known(), tail.features, tail.run
+        if tail.axes is not None:
+            back = (0, *(int(axis) + 1 for axis in np.argsort(tail.axes)))
+            features = array_namespace(features).permute_dims(features, back)
+            run = _Reordered(run, tuple(axis + 1 for axis in tail.axes))
+        if set(model.names) == {model.names[0]}:
+            others: tuple[Array, ...] = (features,) * len(self.estimators)
+        else:
+            others = model.features(inputs)[1:]
+        nested, like = NestedPass(features, tuple(others), run, tail.carry), known.constants.mean
+        known.readout.check(nested.features, nested.readout_features, model.names)
+        wanted = None if classes is None else model.framework.asarray(classes, like=like)
+        evidence = self._evidence(model, known, nested, wanted)
+        xp = array_namespace(like)
+        cast = [xp.astype(each, like.dtype) for each in nested.readout_features]
+        alpha = known.readout.alpha(self._weights(), cast, known.constants, evidence)
+        return model.framework.to_numpy(alpha)
 
     # -- training -------------------------------------------------------------------------------------
 
@@ -475,7 +530,7 @@ class ReadoutBottleneck(ABC):
         model, progress = self._readout_model(device=device), None
         if checkpoint is not None and checkpoint.exists():
             state, progress = read_checkpoint(checkpoint)
-            self._load_state(state)
+            self.load_state(state)
             self.history = list(progress.reports)
         known = self._what_is_known()
         if self._foreign is not None:
@@ -509,7 +564,7 @@ class ReadoutBottleneck(ABC):
                 self._set_weights(trainer.weights(progress.adam.parameter))
                 self.history = list(progress.reports)
                 if checkpoint is not None:
-                    trainer.save(checkpoint, progress, self._state())
+                    trainer.save(checkpoint, progress, self.state())
             if progress.best is not None:
                 self._set_weights(trainer.weights(progress.best))
         except BaseException:
@@ -521,6 +576,23 @@ class ReadoutBottleneck(ABC):
         self.history = list(progress.reports)
 
     # -- state ----------------------------------------------------------------------------------------
+
+    @property
+    def layer_name(self) -> str:
+        """Name of the layer that the bottleneck comes after."""
+        return self._readout_model().names[0]
+
+    def fingerprint(self) -> str:
+        """Hash of all that alpha depends on besides the model, 32 hexadecimal digits.
+
+        Raises:
+            NotEstimatedError: there is no network yet.
+        """
+        state, found = self.state(), hashlib.sha256()
+        found.update(json.dumps(state.settings, sort_keys=True).encode())
+        for name, array in sorted(state.arrays().items()):
+            found.update(name.encode() + np.ascontiguousarray(array).tobytes())
+        return found.hexdigest()[:32]
 
     def save(self, path: str | PathLike[str]) -> None:
         """Write the network, the features' distribution and the settings to a safetensors file.
@@ -535,7 +607,7 @@ class ReadoutBottleneck(ABC):
             InputError: the folder does not exist, or an estimator is of a type of your own whose state no
                 other framework can read; `state_dict` keeps those.
         """
-        self._state().save(path)
+        self.state().save(path)
 
     def load(self, path: str | PathLike[str]) -> Self:
         """Replace the network, the distribution and the settings by those that `save` wrote.
@@ -550,10 +622,10 @@ class ReadoutBottleneck(ABC):
             StateError: the file is missing, truncated, of another kind or of other layers. Nothing has
                 changed then.
         """
-        self._load_state(ReadoutState.read(path))
-        return self
+        return self.load_state(ReadoutState.read(path))
 
-    def _state(self) -> ReadoutState:
+    def state(self) -> ReadoutState:
+        """What has been learnt and estimated, see `save`."""
         self._require_estimated()
         model, shapes = self._readout_model(), self._feature_shapes()
         formats = self._data_formats(shapes)
@@ -580,7 +652,8 @@ class ReadoutBottleneck(ABC):
             },
         )
 
-    def _load_state(self, state: ReadoutState) -> None:
+    def load_state(self, state: ReadoutState) -> Self:
+        """Replace the network, the distribution and the settings, see `load`."""
         model = self._readout_model()
         state.check(model.framework.name, model.names[0], model.names[1:])
         is_own = state.facts["framework"] == model.framework.name
@@ -607,6 +680,7 @@ class ReadoutBottleneck(ABC):
                 setattr(self, name, value)
             self.network = self._make_layers(state.weights)
             self._known.clear()
+        return self
 
     def _confirm_formats(self, model: ReadoutModel, inputs: Inputs) -> None:
         """Let the model show where the channels are, and turn the axes of what was read by a guess.
@@ -640,7 +714,7 @@ class ReadoutBottleneck(ABC):
         """The formulas and their constants, computed anew if something that they depend on has changed."""
         version, sources = self._sources()
         formats = None if self._formats is None else tuple(self._formats)
-        switches = (self.relu, self.robust, self.corners, self.alpha_bound)
+        switches = (self.relu, self.robust, self.corners, self.alpha_bound, self.gradients)
         key = (self._settings(), switches, self.tokens, self.data_format, formats, version)
         return self._known.get(key, lambda: self._make_known(sources))
 
@@ -682,7 +756,15 @@ class ReadoutBottleneck(ABC):
             FeatureMap(shape, Layout.of(shape, data_format, None if index else self.tokens))
             for index, (shape, data_format) in enumerate(zip(shapes, self._data_formats(shapes), strict=True))
         )
-        return Readout(own, tuple(others), self.relu, self.robust, self.corners, self.alpha_bound)
+        return Readout(
+            own,
+            tuple(others),
+            self.relu,
+            self.robust,
+            self.corners,
+            self.alpha_bound,
+            bool(self.gradients),
+        )
 
     def _make_network(self) -> None:
         # Estimators of a user's own may have changed without a sign of it.
@@ -718,12 +800,24 @@ def _explain(
     noise: Array,
     constants: ReadoutConstants,
     pass_mask: Array | None,
+    evidence: Array | None,
 ) -> tuple[Restricted, Any]:
     """What passes the bottleneck, and the model's outputs for it."""
     restricted = readout.restricted(
-        weights, nested.features, nested.readout_features, noise, constants, pass_mask
+        weights, nested.features, nested.readout_features, noise, constants, pass_mask, evidence
     )
     return restricted, nested.outputs(restricted.z)
+
+
+@dataclass(frozen=True)
+class _Reordered:
+    """A tail for feature maps in the model's own order of axes."""
+
+    run: Callable[[Array, tuple[Array, ...]], Any]
+    axes: tuple[int, ...]
+
+    def __call__(self, z: Array, carry: tuple[Array, ...]) -> Any:
+        return self.run(array_namespace(z).permute_dims(z, (0, *self.axes)), carry)
 
 
 def _require_data(name: str, data: Any) -> Iterable[Any]:

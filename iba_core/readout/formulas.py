@@ -19,12 +19,14 @@ import numpy.typing as npt
 from iba_core.bottleneck.formulas import Mask, capacity, mask_from_alpha, restrict
 from iba_core.bottleneck.resizing import resizing_matrix
 from iba_core.bottleneck.settings import BottleneckSettings
-from iba_core.bottleneck.smoothing import smoothing_matrices
+from iba_core.bottleneck.smoothing import smooth, smoothing_matrices
 from iba_core.bottleneck.statistics import Statistics
 from iba_core.errors import InputError
 from iba_core.framework.arrays import require_mask
 from iba_core.framework.layout import Layout
 from iba_core.framework.namespace import Array, array_namespace
+from iba_core.readout.evidence import AnswerReader, Copy, copies
+from iba_core.readout.model import NestedPass
 
 Weights = Sequence[Array]
 """The readout network: weight (outputs, inputs) and bias (outputs,) of each of its three layers in turn."""
@@ -104,7 +106,8 @@ _LEAST_SHARE = 1e-6
 """Where masks are compared, a smaller lambda, or 1 - lambda, counts as this one."""
 
 BOUND = 3.0
-"""With robust reading, the most standard deviations by which a feature can differ from its mean."""
+"""With robust reading, the most standard deviations by which a feature can differ from its mean. Of evidence,
+the most root mean squares."""
 
 
 class LayerConstants(NamedTuple):
@@ -131,6 +134,8 @@ class ReadoutConstants(NamedTuple):
     """Smoothing along each spatial axis."""
     readout_layers: tuple[LayerConstants, ...]
     """One entry for each readout layer, in their order."""
+    copies: tuple[Copy, ...] = ()
+    """Noisy copies that the answer's gradient is taken at; none if it is not read."""
 
 
 class Restricted(NamedTuple):
@@ -208,6 +213,7 @@ class Readout:
             all places, instead of each feature's own, and limit them smoothly to `BOUND`.
         corners: resize the readout layers' features corner to corner, instead of area to area.
         alpha_bound: the largest size of alpha, at which it is cut off; None for no bound.
+        gradients: read `evidence`, too.
 
     Raises:
         InputError: a readout layer has another number of spatial axes than the bottleneck, and both have
@@ -220,6 +226,7 @@ class Readout:
     robust: bool = False
     corners: bool = False
     alpha_bound: float | None = None
+    gradients: bool = False
 
     def __post_init__(self) -> None:
         self._resizing()
@@ -227,7 +234,9 @@ class Readout:
     @property
     def sizes(self) -> tuple[tuple[int, int], ...]:
         """Channels (in, out) of the layers of the network, see `readout_sizes`."""
-        return readout_sizes(sum(layer.channels for layer in self.readout_layers), self.bottleneck.channels)
+        inputs = sum(layer.channels for layer in self.readout_layers)
+        own = self.bottleneck.channels
+        return readout_sizes(inputs + own * self.gradients, own)
 
     @property
     def weight_shapes(self) -> tuple[tuple[int, ...], ...]:
@@ -314,10 +323,55 @@ class Readout:
                 LayerConstants(tensor(each.mean), tensor(own), tuple(map(tensor, matrices)))
                 for each, own, matrices in layers
             ),
+            copies=copies(bottleneck.shape, bottleneck.layout, tensor) if self.gradients else (),
         )
 
+    def evidence(self, gains: Array, constants: ReadoutConstants) -> Array:
+        """What the network reads of the answer's gradient.
+
+        The gains are smoothed as the mask is. They are divided by their root mean square over the image, so
+        that the scale of the outputs does not matter, and bent towards `BOUND`.
+
+        Args:
+            gains: sum of `iba_core.readout.evidence.gain_of_copy` over copies, (B, *feature map).
+            constants: from `constants`.
+
+        Returns:
+            Array of the same shape; 0 for an image without gains.
+        """
+        xp, layout = array_namespace(gains), self.bottleneck.layout
+        gains = smooth(gains, constants.smoothing, layout)
+        axes = tuple(range(1, len(gains.shape)))
+        scale = xp.sqrt(xp.mean(xp.square(gains), axis=axes, keepdims=True))
+        gains = gains / xp.where(scale > 0, scale, xp.ones_like(scale))
+        return BOUND * xp.tanh(gains / BOUND)
+
+    def read_answer(
+        self,
+        answers: AnswerReader,
+        nested: NestedPass,
+        constants: ReadoutConstants,
+        classes: Array | None = None,
+    ) -> Array | None:
+        """`evidence` of images, by passes of the model's tail; None if gradients are not read.
+
+        Args:
+            answers: asks the model.
+            nested: the images.
+            constants: from `constants`.
+            classes: see `AnswerReader.gains`.
+        """
+        if not self.gradients:
+            return None
+        known = constants.copies, constants.mean, constants.std, constants.active
+        return self.evidence(answers.gains(nested, *known, classes), constants)
+
     def alpha(
-        self, weights: Weights, readout_features: Sequence[Array], constants: ReadoutConstants
+        self,
+        weights: Weights,
+        readout_features: Sequence[Array],
+        constants: ReadoutConstants,
+        evidence: Array | None = None,
     ) -> Array:
         """Compute the network's output: the parameter of the mask.
 
@@ -328,6 +382,7 @@ class Readout:
             weights: of the network.
             readout_features: of the readout layers, each (B, *feature map), of the dtype of the weights.
             constants: from `constants`.
+            evidence: from `evidence`, if gradients are read.
 
         Returns:
             Array (B, *feature map of the bottleneck).
@@ -348,6 +403,10 @@ class Readout:
             x = x + resize_places(xp.reshape(rows, (images, -1, hidden)), known.resizing)
             start += layer.channels
         x = xp.reshape(x, (-1, hidden))
+        if evidence is not None:
+            rows = xp.permute_dims(evidence, self.bottleneck.to_channels_last())
+            rows = xp.reshape(rows, (-1, self.bottleneck.channels))
+            x = x + xp.matmul(rows, xp.matrix_transpose(first[:, start:]))
         for weight, bias in zip(rest[::2], rest[1::2], strict=True):
             x = xp.matmul(xp.maximum(x, xp.zeros_like(x)), xp.matrix_transpose(weight)) + bias
         if self.alpha_bound is not None:
@@ -397,6 +456,7 @@ class Readout:
         noise: Array,
         constants: ReadoutConstants,
         pass_mask: Array | None = None,
+        evidence: Array | None = None,
     ) -> Restricted:
         """Restrict the flow by the mask that the network computes: `alpha` and `restrict` in one.
 
@@ -407,10 +467,12 @@ class Readout:
             noise: as for `restrict`; all is computed in its dtype.
             constants: from `constants`.
             pass_mask: as for `restrict`.
+            evidence: as for `alpha`.
         """
         xp = array_namespace(noise)
         own, *others = (xp.astype(each, noise.dtype) for each in (features, *readout_features))
-        return self.restrict(self.alpha(weights, others, constants), own, noise, constants, pass_mask)
+        alpha = self.alpha(weights, others, constants, evidence)
+        return self.restrict(alpha, own, noise, constants, pass_mask)
 
 
 def mask_distance(mask: Mask, wanted: Array) -> Array:

@@ -30,6 +30,7 @@ SETTINGS = (
     "robust",
     "corners",
     "alpha_bound",
+    "gradients",
 )
 """Settings that the maps depend on, by the names that they have as attributes, besides the `Tokens`."""
 
@@ -87,7 +88,7 @@ class ReadoutState:
         state = cls(tuple(arrays[f"network.{name}"] for name in WEIGHTS), estimators, known, dict(facts))
         state._require_sound()
         own, *others = (shape[0] for shape in state.shapes())
-        sizes = readout_sizes(sum(others), own)
+        sizes = readout_sizes(sum(others) + own * bool(state.settings["gradients"]), own)
         if [weight.shape[::-1] for weight in state.weights[::2]] != list(sizes):
             raise StateError(f"the state's network does not fit its layers, which take the channels {sizes}")
         return state
@@ -152,7 +153,8 @@ class ReadoutState:
     @property
     def settings(self) -> dict[str, Any]:
         """The settings; files from before there were some of them are of readouts without those."""
-        return {"robust": False, "corners": False, "alpha_bound": None, **self.facts["settings"]}
+        older = {"robust": False, "corners": False, "alpha_bound": None, "gradients": False}
+        return {**older, **self.facts["settings"]}
 
     @property
     def tokens(self) -> Tokens | None:

@@ -48,6 +48,7 @@ from iba_core.bottleneck.settings import plain_settings
 from iba_core.errors import InputError, OptimizationError, StateError
 from iba_core.framework.inputs import batch_size
 from iba_core.framework.namespace import Array, array_namespace
+from iba_core.readout.evidence import AnswerReader
 from iba_core.readout.formulas import Readout, ReadoutConstants
 from iba_core.readout.model import NestedPass, ReadoutModel
 from iba_core.readout.state import ReadoutState
@@ -186,6 +187,8 @@ class _Batch(NamedTuple):
     rest: tuple[Any, ...]
     wanted: tuple[Array, ...]
     """The teacher's masks, if there is one."""
+    evidence: Array | None
+    """See `Readout.evidence`."""
 
 
 class _Means(NamedTuple):
@@ -230,6 +233,7 @@ class ReadoutTrainer:
         self._model, self._framework, self._readout = model, model.framework, readout
         self._constants, self._loss, self._settings = constants, loss, settings
         self._progbar, self._teacher = progbar, teacher
+        self._answers = AnswerReader(model.framework, readout.relu)
         rates = zip((0.0, settings.learning_rate), _LEVEL_FACTORS, strict=True)
         self._rates = [self._tensor(self._learning_rates(rate, factor)) for rate, factor in rates]
         self._compiled_step = self._framework.compile(self._step, jit_compile=model.jit_compile)
@@ -322,7 +326,8 @@ class ReadoutTrainer:
         with self._model.nested_pass(inputs) as nested:
             self._readout.check(nested.features, nested.readout_features, self._model.names)
             wanted = () if self._teacher is None else (self._tensor(self._teacher.of(inputs)),)
-            yield _Batch(nested, self._noise(nested, seed, step), rest, wanted)
+            evidence = self._readout.read_answer(self._answers, nested, self._constants)
+            yield _Batch(nested, self._noise(nested, seed, step), rest, wanted, evidence)
 
     def _means(self, terms: Sequence[_Terms], sizes: Sequence[int], epoch: int) -> _Means:
         if not terms:
@@ -378,9 +383,14 @@ class ReadoutTrainer:
         self, flat: Array, batch: _Batch, constants: ReadoutConstants, beta: Array | float = 0.0
     ) -> tuple[Array, _Terms]:
         """The objective and its terms, from the weights in one row."""
-        xp, (nested, noise, rest, wanted) = array_namespace(flat), batch
+        xp, (nested, noise, rest, wanted, evidence) = array_namespace(flat), batch
         restricted = self._readout.restricted(
-            self._split(flat), nested.features, nested.readout_features, noise, constants
+            self._split(flat),
+            nested.features,
+            nested.readout_features,
+            noise,
+            constants,
+            evidence=evidence,
         )
         information = xp.mean(restricted.capacity)
         none = xp.zeros_like(information)

@@ -22,7 +22,7 @@ def pair(request, both):
 def test_a_readout_trained_in_one_framework_explains_in_the_other(tmp_path, pair):
     tolerance = 1e-4
     ours, theirs = map(Readouts, pair)
-    readout = ours.trained(sigma=0.7, min_std=0.05, relu=True, robust=True)
+    readout = ours.trained(sigma=0.7, min_std=0.05, relu=True, robust=True, gradients=True)
     x, y = make_data()
     readout.fit(ours.batches(x, y), ours.loss, epochs=2, lr=0.01, seed=0)
     readout.save(tmp_path / "readout.safetensors")

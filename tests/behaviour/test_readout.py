@@ -16,9 +16,11 @@ from iba_core.bottleneck.smoothing import smoothing_matrices
 from iba_core.framework.layout import Layout
 from iba_core.framework.namespace import array_namespace
 from iba_core.readout import training as readout_training
+from iba_core.readout.evidence import AnswerReader, copies
+from iba_core.readout.model import NestedPass
 from iba_core.readout.state import ReadoutState
 from iba_core.targets import cross_entropy
-from tests.backends import Torch, assert_same_state
+from tests.backends import Conv, Torch, assert_same_state
 from tests.readouts import CLASSES, Readouts, make_data
 
 
@@ -616,3 +618,88 @@ def test_a_copy_of_a_readout_alone_has_a_model_of_its_own(backend):
     side.set_weights(fresh, side.weights(readout))
     x = make_data(2, seed=9)[0]
     np.testing.assert_allclose(side.capacity(fresh, x), side.capacity(readout, x), rtol=1e-5, atol=1e-6)
+
+
+# -- reading the gradient of the answer -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("relu", [False, True])
+def test_the_gains_are_the_slopes_of_the_loss_by_the_openings(backend, relu):
+    """By finite differences of the loss, feature by feature, in passes of a tail that knows of no readout."""
+    side = Readouts(backend, "float64")
+    explainer = Explainer(side.model, "second").fit(side.batches(*make_data()), progbar=False)
+    adapter = explainer.adapter
+    split, framework = adapter.split("second"), adapter.framework
+    with split.head(adapter.to_inputs(side.images(make_data(2, seed=9)[0]))) as tail:
+        features = framework.to_numpy(tail.features)
+        layout = Layout.of(features.shape[1:], split.data_format)
+        generator = np.random.default_rng(0)
+        mean, std = generator.normal(size=(2, 1, *features.shape[1:]))
+        std, active = np.abs(std), np.arange(features[0].size).reshape(mean.shape) % 5 > 0
+
+        def tensor(array):
+            return framework.asarray(array, like=tail.features)
+
+        def loss(openings, copy, classes):
+            noise = mean + std * framework.to_numpy(copy.noise)
+            z = np.where(active, openings * features + (1 - openings) * noise, 0)
+            z = np.maximum(z, 0) if relu else z
+            scores = framework.to_numpy(tail(tensor(z)))
+            return cross_entropy(scores, classes)
+
+        made = copies(features.shape[1:], layout, tensor)[2:4]
+        nested = NestedPass(tail.features, (), tail.run, tail.carry)
+        found = framework.to_numpy(
+            AnswerReader(framework, relu).gains(nested, made, *map(tensor, (mean, std)), tensor(active))
+        )
+        predicted = framework.to_numpy(tail(tail.features)).argmax(axis=1)
+        at, step = [(1, 2, 3), (0, 1, 2), (2, 2, 1), (3, 0, 0)], 1e-6
+        for place in at:
+            slope = 0
+            for copy_ in made:
+                opening = float(framework.to_numpy(copy_.opening).ravel()[0])
+                sides = []
+                for sign in (1, -1):
+                    openings = np.full(features.shape, opening)
+                    openings[(slice(None), *place)] += sign * step
+                    sides.append(loss(openings, copy_, predicted))
+                slope = slope - (sides[0] - sides[1]) / (2 * step)
+            np.testing.assert_allclose(found[(slice(None), *place)], slope, rtol=1e-4, atol=1e-7)
+    assert not found[:, ~active[0]].any()
+    assert np.ptp(found) > 0
+
+
+def test_evidence_does_not_depend_on_the_scale_of_the_outputs_nor_on_neighbours(side):
+    readout = side.trained(gradients=True, robust=True)
+    assert [weight.shape for weight in side.weights(readout)[::2]] == [(15, 31), (12, 15), (6, 12)]
+    images = make_data(3, seed=9)[0]
+    whole = side.capacity(readout, images)
+    np.testing.assert_array_equal(side.capacity(readout, images), whole)
+    np.testing.assert_allclose(side.capacity(readout, images[1:2]), whole[1], rtol=1e-4, atol=1e-5)
+    # The network reads it.
+    weights = side.weights(readout)
+    weights[0][:, -6:] = 0
+    side.set_weights(readout, weights)
+    assert np.abs(side.capacity(readout, images) - whole).max() > 1e-2
+
+
+def test_training_and_files_of_a_readout_of_gradients(tmp_path, side):
+    readout = side.trained(readout_layers=("second",), gradients=True, robust=True)
+    before = side.weights(readout)[0][:, -6:]
+    readout.fit(side.batches(*make_data(8)), side.loss, epochs=1, lr=0.01, warm_up=0, seed=0)
+    assert np.abs(side.weights(readout)[0][:, -6:] - before).max() > 1e-3
+    images = make_data(2, seed=9)[0]
+    whole = side.capacity(readout, images)
+    readout.save(tmp_path / "readout.safetensors")
+    other = side.make(readout_layers=("second",)).load(tmp_path / "readout.safetensors")
+    assert other.gradients
+    np.testing.assert_allclose(side.capacity(other, images), whole, rtol=1e-4, atol=1e-5)
+
+
+def test_gradients_need_scores_of_classes(backend):
+    model = backend.network((8, 8, 3), [Conv("conv", 4), Conv("map", 2)])
+    readout = backend.module().IBAReadout("conv", ["conv"], model, gradients=True)
+    x = backend.asarray(backend.images(np.random.default_rng(0).normal(size=(4, 8, 8, 3))), "float32")
+    readout.estimate(model, [x])
+    with pytest.raises(InputError, match="gradients=True asks for the scores of two classes"):
+        readout.analyze(x)

@@ -54,6 +54,8 @@ CASES = {
     "max": (lambda xp, a: xp.max(a, axis=-1, keepdims=True), A),
     "min": (lambda xp, a: xp.min(a, axis=0), A),
     "all": (lambda xp, a: xp.all(a > -1, axis=(0, 1)), A),
+    "argmax": (lambda xp, a: xp.argmax(a, axis=1), WHOLE),
+    "argmax flat": (lambda xp, a: xp.argmax(a), A),
     "take": (lambda xp, a: xp.take(a, xp.asarray([2, 0]), axis=1), A),
     "take_along_axis": (lambda xp, a, i: xp.take_along_axis(a, i, axis=1), A, INDICES),
     "take_along_axis first": (lambda xp, a, i: xp.take_along_axis(a, i[:1] % 2, axis=0), A, INDICES),

@@ -165,6 +165,11 @@ def all(x: Tensor, *, axis: Axis = None, keepdims: builtins.bool = False) -> Ten
     return tf.reduce_all(tf.cast(x, bool), axis, keepdims)
 
 
+def argmax(x: Tensor, *, axis: int | None = None) -> Tensor:
+    """Index of the greatest value along an axis, the first of several; without one, in the flattened `x`."""
+    return tf.argmax(tf.reshape(x, [-1]) if axis is None else x, axis=0 if axis is None else axis)
+
+
 def take(x: Tensor, indices: Tensor, *, axis: int | None = None) -> Tensor:
     """Entries of `x` at the given indices along an axis."""
     return tf.gather(x, indices, axis=0 if axis is None else axis)

@@ -64,6 +64,9 @@ class IBAReadout(ReadoutBottleneck):
         jit_compile: compile the steps of a training with XLA.
         robust: normalise the readout layers' features by mean and standard deviation of their channel over
             all places, instead of each feature's own, and limit them. Useful for training on few images.
+        gradients: let the network read the gradient of the model's own answer, too, at eight noisy copies of
+            each image. Maps then follow what the answer rests on, at the cost of eight passes of the tail,
+            forward and backward. The model's output must be the scores of classes, (images, classes).
 
     Attributes:
         model: the model.
@@ -103,6 +106,7 @@ class IBAReadout(ReadoutBottleneck):
         data_format: DataFormat | None = None,
         jit_compile: bool = False,
         robust: bool = False,
+        gradients: bool = False,
     ) -> None:
         require_sequence("readout_layers", readout_layers, "layers")
         require_callable("estimator_type", estimator_type, "a class of estimators", optional=True)
@@ -135,7 +139,7 @@ class IBAReadout(ReadoutBottleneck):
         self.estimators = [make_estimator() for _ in readout_layers]
         for made in (self.estimator, *self.estimators):
             require_type("estimator_type", made, WelfordEstimator, "a class of WelfordEstimators")
-        self._set_up(robust)
+        self._set_up(robust, gradients)
         self._settings()
 
     @property
@@ -197,7 +201,12 @@ class IBAReadout(ReadoutBottleneck):
             known.readout.check(features, readout_features, self._passes.names)
             noise = tf.random.normal(tf.shape(features), dtype=known.constants.mean.dtype)
             restricted = known.readout.restricted(
-                self._weights(), features, readout_features, noise, known.constants
+                self._weights(),
+                features,
+                readout_features,
+                noise,
+                known.constants,
+                evidence=self._evidence(self._passes, known, nested),
             )
             return nested.outputs(restricted.z), restricted.capacity
 
@@ -207,7 +216,7 @@ class IBAReadout(ReadoutBottleneck):
         Raises:
             NotEstimatedError: there is no network yet.
         """
-        state = self._state()
+        state = self.state()
         return {**state.arrays(), "facts": state.facts}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -218,7 +227,7 @@ class IBAReadout(ReadoutBottleneck):
                 changed then.
         """
         arrays = {name: value for name, value in state.items() if name != "facts"}
-        self._load_state(ReadoutState.of(arrays, state.get("facts", {})))
+        self.load_state(ReadoutState.of(arrays, state.get("facts", {})))
 
     # -- what the core asks for -----------------------------------------------------------------------
 

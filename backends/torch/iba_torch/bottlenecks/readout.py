@@ -49,6 +49,9 @@ class IBAReadout(ReadoutBottleneck, IBA):  # type: ignore[misc]  # `analyze` tak
             `nn.Module` that is made without arguments. `TorchWelfordEstimator` if None.
         robust: normalise the readout layers' features by mean and standard deviation of their channel over
             all places, instead of each feature's own, and limit them. Useful for training on few images.
+        gradients: let the network read the gradient of the model's own answer, too, at eight noisy copies of
+            each image. Maps then follow what the answer rests on, at the cost of eight passes of the tail,
+            forward and backward. The model's output must be the scores of classes, (images, classes).
         kwargs: further arguments of `IBA`. Of those, `beta` is the weight of the information in `fit`, 1
             if not given; those of an optimisation (`optimization_steps`, `lr`, `batch_size`) have no effect.
 
@@ -86,6 +89,7 @@ class IBAReadout(ReadoutBottleneck, IBA):  # type: ignore[misc]  # `analyze` tak
         estimator_type: type[nn.Module] | None = None,
         *,
         robust: bool = False,
+        gradients: bool = False,
         **kwargs: Any,
     ) -> None:
         _require_module(model)
@@ -106,7 +110,7 @@ class IBAReadout(ReadoutBottleneck, IBA):  # type: ignore[misc]  # `analyze` tak
                 found = type(estimator).__name__
                 raise InputError(f"the estimator is of type {found}; an nn.Module with buffers was expected")
         super().__init__(own.module, **{"beta": BETA, **kwargs})
-        self._set_up(robust)
+        self._set_up(robust, gradients)
         self.estimators = nn.ModuleList(estimators)
         # In a tuple, so that neither the model nor a layer becomes a child of this module.
         self._models: tuple[nn.Module, ...] = (adapter.model,)
@@ -160,10 +164,13 @@ class IBAReadout(ReadoutBottleneck, IBA):  # type: ignore[misc]  # `analyze` tak
             args, kwargs = self._hooks.inputs
             self._confirm_formats(model, args or kwargs)
             known = self._what_is_known()
-        _, *readout_features = model.features_of_call(*self._hooks.inputs)
-        known.readout.check(x, readout_features, model.names)
+        with model.nested_pass_of_call(*self._hooks.inputs) as nested:
+            known.readout.check(x, nested.readout_features, model.names)
+            evidence = self._evidence(model, known, nested)
         noise = torch.randn_like(x, dtype=known.constants.mean.dtype)
-        restricted = known.readout.restricted(self._weights(), x, readout_features, noise, known.constants)
+        restricted = known.readout.restricted(
+            self._weights(), x, nested.readout_features, noise, known.constants, evidence=evidence
+        )
         self.alpha, self._capacity = restricted.alpha.detach(), restricted.capacity
         z: torch.Tensor = restricted.z.to(x.dtype)
         return z
@@ -280,6 +287,7 @@ class IBAReadout(ReadoutBottleneck, IBA):  # type: ignore[misc]  # `analyze` tak
         facts: dict[str, Any] = {"layer_name": name, "readout_layers": names, "robust": self.robust}
         facts |= {"channels": channels, "formats": formats, "input_shape": self._input_shape}
         facts |= {"foreign": self._foreign, "corners": self.corners, "alpha_bound": self.alpha_bound}
+        facts["gradients"] = self.gradients
         return torch.tensor(list(json.dumps(facts).encode()), dtype=torch.uint8)
 
     def set_extra_state(self, state: torch.Tensor) -> None:
@@ -300,7 +308,7 @@ class IBAReadout(ReadoutBottleneck, IBA):  # type: ignore[misc]  # `analyze` tak
         self._input_shape = None if shape is None else tuple(shape)
         # States without an entry are older than the setting.
         self.robust, self.corners = facts.get("robust", False), facts.get("corners", False)
-        self.alpha_bound = facts.get("alpha_bound")
+        self.alpha_bound, self.gradients = facts.get("alpha_bound"), facts.get("gradients", False)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         facts = state_dict.get(f"{prefix}_extra_state")

@@ -121,32 +121,40 @@ class TorchReadoutModel(ReadoutModel):
         with self._running() as (shadow, model):
             return tuple(features for features, _ in self._record(shadow, partial(_call, model), inputs))
 
-    def features_of_call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Features:
-        """Run the model once on given arguments, see `features`."""
-        if not (args and kwargs):
-            self._look_around(args or kwargs)
-
-        def run(inputs: tuple[tuple[Any, ...], dict[str, Any]]) -> Any:
-            return model(*inputs[0], **inputs[1])
-
-        args, kwargs = tree_map(lambda tensor: tensor.clone(), (args, kwargs))
-        with self._running() as (shadow, model):
-            return tuple(features for features, _ in self._record(shadow, run, (args, kwargs)))
-
     @contextmanager
     def nested_pass(self, inputs: Inputs) -> Iterator[NestedPass]:
         """See `ReadoutModel.nested_pass`."""
         self._look_around(inputs)
-        with self._running() as (shadow, model):
-            (features, axis), *others = self._record(shadow, partial(_call, model), inputs)
-            with without_autocast(features.device) as outside:
+        with self._running() as (shadow, model), self._nested(shadow, partial(_call, model), inputs) as nested:
+            yield nested
 
-                def run(z: torch.Tensor, carry: tuple[torch.Tensor, ...]) -> Any:
-                    placed = z.to(features.dtype).movedim(0, axis)
-                    with outside:
-                        return shadow.run(partial(_call, model, inputs), self._replacing(shadow, placed))
+    @contextmanager
+    def nested_pass_of_call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[NestedPass]:
+        """Run the model once on given arguments, see `nested_pass`."""
+        if not (args and kwargs):
+            self._look_around(args or kwargs)
 
-                yield NestedPass(features, tuple(maps for maps, _ in others), run)
+        def run(inputs: tuple[tuple[Any, ...], dict[str, Any]]) -> Any:
+            args, kwargs = tree_map(torch.Tensor.clone, inputs)
+            return model(*args, **kwargs)
+
+        with self._running() as (shadow, model), self._nested(shadow, run, (args, kwargs)) as nested:
+            yield nested
+
+    @contextmanager
+    def _nested(self, shadow: Shadow, call: Callable[[Any], Any], inputs: Any) -> Iterator[NestedPass]:
+        """`nested_pass` by a call that leaves its inputs as they are."""
+        (features, axis), *others = self._record(shadow, call, inputs)
+        with without_autocast(features.device) as outside:
+
+            def run(z: torch.Tensor, carry: tuple[torch.Tensor, ...]) -> Any:
+                # The next layer may work in place, which a leaf of the graph forbids.
+                z = z.clone() if z.is_leaf else z
+                placed = z.to(features.dtype).movedim(0, axis)
+                with outside:
+                    return shadow.run(partial(call, inputs), self._replacing(shadow, placed))
+
+            yield NestedPass(features, tuple(maps for maps, _ in others), run)
 
     @contextmanager
     def seeded(self, seed: Sequence[int], like: torch.Tensor) -> Iterator[None]:
