@@ -19,8 +19,8 @@ TRIALS = 4
 """Of an offset. They open a mask by up to 7.5, which opens any that the steps have not closed for good, and
 close it by up to 1.9."""
 
-_PRICE = 0.3
-"""Nats of the model's loss that a step may cost for each nat of the information term that it saves."""
+_TRIES = 2
+"""Steps in a row that are taken back. At the default beta, a second one is rare; at ten times of it, the rule."""
 
 
 class Convergence:
@@ -54,55 +54,50 @@ class RiseGuard:
     which ones matter. Such a step is made again from the state before it, with a gradient that has seen its
     end. Nothing leaves the device, and no pass of the tail is lost.
 
-    Where beta is large, the loss has to rise: the objective asks for it. So a step may also cost a part of the
-    information term that it saves.
+    Where beta is large, the objective itself asks for a loss that rises, and each new try rises again. After a
+    few of them in a row, the image is left to its steps.
 
     Args:
         most: the most nats by which the loss of an image may rise in one step.
+
+    Attributes:
+        parameter: of the last state that was kept, (B, *feature map); None before the first step.
     """
 
     def __init__(self, most: float) -> None:
         self._most = most
-        self._start: tuple[Array, Array, Array] | None = None
+        self._known: tuple[Array, Array] | None = None
+        self.parameter: Array | None = None
 
-    def checked(self, old: AdamState, new: AdamState, loss: Array, information: Array) -> AdamState:
+    def checked(self, old: AdamState, new: AdamState, loss: Array) -> AdamState:
         """The state after a step.
 
         Args:
             old: the state before the step.
             new: the state after it.
             loss: the model's loss of each image at the old state, (B,).
-            information: the information term of each image at the old state, (B,).
         """
-        if self._start is None:
-            self._start = (old.parameter, loss, information)
-            return new
-        where, (parameter, least, saved) = NAMESPACES[type(loss)].where, self._start
-        rose = self._rose(loss - least, saved - information)
-        of_maps = by_image(rose, parameter)
-        self._start = (
-            where(of_maps, parameter, old.parameter),
-            where(rose, least, loss),
-            where(rose, saved, information),
-        )
-        again = parameter + (new.parameter - old.parameter)
-        return new._replace(parameter=where(of_maps, again, new.parameter))
+        rose, self.parameter = self.kept(old.parameter, loss)
+        again = self.parameter + (new.parameter - old.parameter)
+        where = NAMESPACES[type(loss)].where
+        return new._replace(parameter=where(by_image(rose, again), again, new.parameter))
 
-    def last(self, parameter: Array, loss: Array, information: Array) -> tuple[Array, Array]:
-        """Boolean (B,): after which images' last step the loss has risen too far, and the states before it.
+    def kept(self, parameter: Array, loss: Array) -> tuple[Array, Array]:
+        """Boolean (B,), of which images the last step is taken back, and the parameter that is kept of all.
 
         Args:
             parameter: after the last step.
             loss: the model's loss of each image there, (B,).
-            information: the information term of each image there, (B,).
         """
-        assert self._start is not None
-        before, least, saved = self._start
-        rose = self._rose(loss - least, saved - information)
-        return rose, NAMESPACES[type(loss)].where(by_image(rose, before), before, parameter)
-
-    def _rose(self, cost: Array, saved: Array) -> Array:
-        return (cost > self._most) & (cost > _PRICE * saved)
+        xp = NAMESPACES[type(loss)]
+        if self._known is None or self.parameter is None:
+            self._known, self.parameter = (loss, xp.zeros_like(loss)), parameter
+        least, tries = self._known
+        too_far = loss > least + self._most
+        tries = xp.where(too_far, tries + 1, xp.where(tries > _TRIES, tries, xp.zeros_like(tries)))
+        rose = too_far & (tries <= _TRIES)
+        self._known = xp.where(rose, least, loss), tries
+        return rose, xp.where(by_image(rose, parameter), self.parameter, parameter)
 
 
 class BetaSearch:

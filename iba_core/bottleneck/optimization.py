@@ -302,7 +302,7 @@ class BottleneckOptimizer:
                 change = search.see(self.framework.to_numpy(report.model_loss))
                 new, problem = self._with_less_beta(new, problem, change)
             if guard is not None:
-                new = guard.checked(state, new, *report)
+                new = guard.checked(state, new, report.model_loss)
             state = new if convergence is None else self._kept(state, new, convergence.running, problem)
             reports.append(report)
             if callback is not None:
@@ -418,8 +418,7 @@ class BottleneckOptimizer:
         assert found.guard is not None
         problem = result.problem
         loss = self._tensor(answer.losses(result.shares).mean(axis=1), problem)
-        information = _informations(problem, result.capacity)
-        rose, alpha = found.guard.last(result.alpha, loss, information)
+        rose, alpha = found.guard.kept(result.alpha, loss)
         if not self.framework.to_numpy(rose).any():
             return result
         result = self._result(alpha, problem, found, settings)
@@ -618,7 +617,7 @@ class BottleneckOptimizer:
         center, _ = _distribution(problem, mask)
         normalized = problem.signal / problem.std
         nats, of_nats = capacity(normalized, mask), capacity_slope(normalized, mask)
-        information = _informations(problem, problem.acting(nats))
+        information = xp.reshape(problem.beta, (-1,)) * _per_image(problem.acting(nats))
         # A copy is z = center + (1 - lambda) noise. Its derivative with respect to 1 - lambda is noise -
         # signal, and the noise is (z - center) / (1 - lambda).
         of_blocked = (products - center * slopes) / mask.blocked - slopes * problem.signal
@@ -780,11 +779,6 @@ def _copies(center: Array, std: Array, noise: Array, reuse: bool = False) -> Arr
     z = noise * xp.expand_dims(std, axis=1)
     z += xp.expand_dims(center, axis=1)
     return xp.reshape(z, (-1, *z.shape[2:]))
-
-
-def _informations(problem: Problem, nats: Array) -> Array:
-    """The information term of the objective, (B,); nats (B, *feature map)."""
-    return NAMESPACES[type(nats)].reshape(problem.beta, (-1,)) * _per_image(nats)
 
 
 def _per_image(x: Array) -> Array:
