@@ -9,17 +9,18 @@ from iba_core.bottleneck.adam import AdamState
 from iba_core.bottleneck.survival import Answer
 from iba_core.framework.namespace import NAMESPACES, Array
 
-_GROWTH = 1.15
-"""Factor of beta after a step in which the target has survived."""
+_LEAST_FACTOR = 0.3
+"""The least by which one step multiplies beta."""
 
-_SETTLED = 0.9
-"""Bits are settled where a step leaves this part of them."""
+_OPENING, _CLOSING = 4.0, 1.0
+"""First strides of an offset of alpha, where the target is lost and where more than enough survives."""
+
+TRIALS = 4
+"""Of an offset. They open a mask by up to 7.5, which opens any that the steps have not closed for good, and
+close it by up to 1.9."""
 
 _TRIES = 2
 """Steps in a row that are taken back. At the default beta, a second is rare; at ten times it, the rule."""
-
-_LEAST_SHARE = 1e-3
-"""Shares below it, also negative ones, shrink beta alike."""
 
 
 class Convergence:
@@ -100,12 +101,11 @@ class RiseGuard:
 
 
 class BetaSearch:
-    """Finds for each image the largest beta that keeps its target, while the steps are made.
+    """Lowers beta for the images that lose their target, while the steps are made.
 
-    After each step, the beta of an image shrinks by up to a half where too little of its target has
-    survived. Where enough has, it grows a little, but only once the bits have settled: while they still fall,
-    the target survives any beta, and one that had grown by then would be far too large in the end. Of all
-    states in which enough has survived, that with the fewest bits is known.
+    After each step, beta shrinks in proportion to what is lacking. It never grows: while the mask closes, the
+    target survives any beta, and one that had grown by then would be far too large in the end. What is kept
+    beyond the share that was asked for is the business of `OffsetSearch`.
 
     Args:
         answer: the losses to compare with.
@@ -113,37 +113,58 @@ class BetaSearch:
 
     Attributes:
         factors: (B,), by which to multiply beta in the next step.
-        best: (B,), the factor at the state with the fewest bits.
     """
 
     def __init__(self, answer: Answer, keep: float) -> None:
         self._answer = answer
         self._keep = keep
-        images = len(answer.whole)
-        self._nats = np.full(images, np.inf)
-        self._last = np.full(images, np.inf)
-        self.factors: npt.NDArray[np.float64] = np.ones(images)
-        self.best: npt.NDArray[np.float64] = np.ones(images)
+        self.factors: npt.NDArray[np.float64] = np.ones(len(answer.whole))
 
-    def see(
-        self, losses: npt.NDArray[np.floating], informations: npt.NDArray[np.floating]
-    ) -> npt.NDArray[np.bool_]:
-        """Take in the report of a step, two arrays (B,), and adapt the factors.
+    def see(self, losses: npt.NDArray[np.floating]) -> npt.NDArray[np.float64]:
+        """Take in the model's losses in a step, (B,), and return by what the factors change, (B,)."""
+        shares = np.nan_to_num(self._answer.shares(losses[:, None])[:, 0], nan=self._keep)
+        change = np.clip(shares / self._keep, _LEAST_FACTOR, 1.0)
+        self.factors = self.factors * change
+        return change
 
-        Returns:
-            Boolean (B,): where the state before the step is the best so far.
-        """
-        shares = self._answer.shares(losses[:, None])[:, 0]
-        kept, nats = shares >= self._keep, informations / self.factors
-        better = kept & (nats < self._nats)
-        self._nats = np.where(better, nats, self._nats)
-        self.best = np.where(better, self.factors, self.best)
-        lacking = np.log(self._keep / np.maximum(np.nan_to_num(shares, nan=self._keep), _LEAST_SHARE))
-        shrunk = np.exp2(-np.clip(lacking, 0.0, 1.0))
-        grown = np.where(nats > _SETTLED * self._last, _GROWTH, 1.0)
-        self._last = nats
-        self.factors = self.factors * np.where(kept, grown, shrunk)
-        return better
+
+class OffsetSearch:
+    """Finds for each image the least offset of alpha at which enough of its target survives.
+
+    The bits rise with the offset, and so does what survives, but for noise. The search halves its stride after
+    each trial, and ends at the least offset with enough. Where there is none, it ends at 0.
+
+    Args:
+        shares: that survive at an offset of 0, (B, S).
+        keep: share of the target that is to survive.
+
+    Attributes:
+        trial: (B,), the offsets to try next.
+        found: (B,), the least offsets with enough.
+        shares: that survive at those, (B, S).
+    """
+
+    def __init__(self, shares: npt.NDArray[np.floating], keep: float) -> None:
+        means = shares.mean(axis=1)
+        self._keep = keep
+        # Where there is nothing to keep, the shares are NaN, and nothing moves.
+        self._strides = np.select([means >= keep, means < keep], [_CLOSING, _OPENING], 0.0)
+        self._least = np.where(means < keep, np.inf, 0.0)
+        self.shares = shares
+        self.trial = np.where(means < keep, self._strides, -self._strides)
+
+    @property
+    def found(self) -> npt.NDArray[np.float64]:
+        return np.where(np.isfinite(self._least), self._least, 0.0)
+
+    def see(self, shares: npt.NDArray[np.floating]) -> None:
+        """Take in the shares that survive at the trial's offsets, (B, S), and choose the next ones."""
+        enough = shares.mean(axis=1) >= self._keep
+        better = enough & (self.trial < self._least)
+        self._least = np.where(better, self.trial, self._least)
+        self.shares = np.where(better[:, None], shares, self.shares)
+        self._strides = self._strides / 2
+        self.trial = self.trial + np.where(enough, -self._strides, self._strides)
 
 
 def by_image(values: Array, like: Array) -> Array:

@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from iba_core.bottleneck.adam import AdamState, adam_step, bias_corrections
-from iba_core.bottleneck.control import BetaSearch, Convergence, RiseGuard, by_image
+from iba_core.bottleneck.control import TRIALS, BetaSearch, Convergence, OffsetSearch, RiseGuard, by_image
 from iba_core.bottleneck.formulas import Mask, alpha_slope, capacity, capacity_slope, mask_from_alpha
 from iba_core.bottleneck.noise import seeded_normal
 from iba_core.bottleneck.settings import BottleneckSettings
@@ -163,8 +163,6 @@ class _Descent(NamedTuple):
     reports: list[StepReport]
     taken: npt.NDArray[np.integer]
     """Steps that each image took, (B,)."""
-    best: Array | None
-    """The parameter with the fewest bits on the way in which enough of the target survived."""
     search: BetaSearch | None
     guard: RiseGuard | None
 
@@ -271,7 +269,7 @@ class BottleneckOptimizer:
             result = self._measured(result, answer, settings, seed, max_batch)
             if found.guard is not None and found.search is None:
                 result = self._without_rise(result, found, answer, settings, seed, max_batch)
-            if found.best is not None:
+            if found.search is not None:
                 result = self._kept_answer(result, found, answer, settings, seed, max_batch)
         return result if back is None else result.permuted(back)
 
@@ -297,7 +295,6 @@ class BottleneckOptimizer:
         guard = self._guard(settings)
         search = self._search(answer, settings)
         reports: list[StepReport] = []
-        best, beta = None if search is None else state.parameter, problem.beta
         steps = range(settings.steps)
         for step in get_tqdm()(steps, desc="Bottleneck") if progbar else steps:
             # The noise has no name here, so that its memory can be reused.
@@ -308,10 +305,8 @@ class BottleneckOptimizer:
                 problem,
             )
             if search is not None:
-                better = search.see(*map(self.framework.to_numpy, report))
-                best = self._chosen(better, state.parameter, best, problem)
-                factors = by_image(self._tensor(search.factors, problem), beta)
-                problem = problem._replace(beta=beta * factors)
+                change = search.see(self.framework.to_numpy(report.model_loss))
+                new, problem = self._with_less_beta(new, problem, change)
             if guard is not None:
                 new = guard.checked(state, new, report.model_loss)
             state = new if convergence is None else self._kept(state, new, convergence.running, problem)
@@ -324,7 +319,7 @@ class BottleneckOptimizer:
                 if not convergence.running.any():
                     break
         taken = np.full(images, settings.steps) if convergence is None else convergence.steps
-        return _Descent(state, reports, taken, best, search, guard)
+        return _Descent(state, reports, taken, search, guard)
 
     def _start(
         self,
@@ -351,6 +346,20 @@ class BottleneckOptimizer:
         if answer is None:
             raise InputError(f"keep={settings.keep} is only offered by Explainer; leave it out, and set beta")
         return BetaSearch(answer, settings.keep)
+
+    def _with_less_beta(
+        self, state: AdamState, problem: Problem, change: npt.NDArray[np.floating]
+    ) -> tuple[AdamState, Problem]:
+        """State and problem after beta has changed by factors, (B,).
+
+        Adam divides by the gradients that it has seen. Those of the information term were larger at the beta
+        before, so all that carries no answer would now close more slowly. The moments change with beta.
+        """
+        if (change == 1.0).all():
+            return state, problem
+        factors = by_image(self._tensor(change, problem), state.parameter)
+        first, second = state.first * factors, state.second * factors * factors
+        return AdamState(state.parameter, first, second), problem._replace(beta=problem.beta * factors)
 
     def _result(
         self, alpha: Array, problem: Problem, found: _Descent, settings: BottleneckSettings
@@ -445,16 +454,24 @@ class BottleneckOptimizer:
         seed: int | None,
         max_batch: int | None,
     ) -> BottleneckResult:
-        """The result, with the best state on the way for images whose target did not survive to its end."""
+        """The result, with alpha moved for each image to where its target just survives.
+
+        The steps decide which places matter more than others; one offset for all places of an image then says
+        how many of them pass.
+        """
         assert result.shares is not None
-        assert found.search is not None
-        lost = result.shares.mean(axis=1) < settings.keep
-        if not lost.any():
-            return result
-        alpha = self._chosen(lost, found.best, result.alpha, result.problem)
-        found.search.factors = np.where(lost, found.search.best, found.search.factors)
-        result = self._result(alpha, result.problem, found, settings)
-        return self._measured(result, answer, settings, seed, max_batch)
+        assert settings.keep is not None
+        problem, search = result.problem, OffsetSearch(result.shares, settings.keep)
+        for _ in range(TRIALS):
+            mask, _ = self._compiled_outcome(self._moved(result.alpha, search.trial, problem), problem)
+            losses = self._losses_under(mask, problem, settings, seed, max_batch)
+            search.see(answer.shares(losses))
+        moved = self._result(self._moved(result.alpha, search.found, problem), problem, found, settings)
+        return replace(moved, shares=search.shares)
+
+    def _moved(self, alpha: Array, offsets: npt.NDArray[np.floating], problem: Problem) -> Array:
+        """Alpha with an offset for each image, (B,)."""
+        return alpha + by_image(self._tensor(offsets, problem), alpha)
 
     # -- the problem ------------------------------------------------------------------------------
 
