@@ -175,7 +175,7 @@ def tabulate(results: Results, rows: list[Row]) -> None:
             for row in rows
             if (row["framework"], row["layer"], row["statistics"]) == (framework, layer, statistics)
         ]
-        of = {row["method"]: {} for row in here}
+        of: dict[str, dict[str, Row]] = {row["method"]: {} for row in here}
         for row in here:
             of[row["method"]][row["photograph"]] = row
         place = [FRAMEWORKS[framework], layer]

@@ -279,7 +279,10 @@ def test_presets_hold_settings():
     assert sum(default.schedule) <= sum(BottleneckSettings().schedule)
     fast = BottleneckSettings(**preset_settings("fast"))
     assert sum(fast.schedule) <= sum(BottleneckSettings().schedule) / 2
-    with pytest.raises(InputError, match="preset='xyz' is no preset; there are 'default', 'paper', 'fast'"):
+    assert sum(BottleneckSettings(**preset_settings("instant")).schedule) == 8
+    with pytest.raises(
+        InputError, match="preset='xyz' is no preset; there are 'default', 'paper', 'fast', 'instant'"
+    ):
         preset_settings("xyz")
 
 
