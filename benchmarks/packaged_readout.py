@@ -244,7 +244,7 @@ def measure(results: Results, paths: Sequence[Path], backend: str) -> None:
                 warnings.simplefilter("ignore", UserWarning)  # of lost answers, which are counted here
                 made = way(x)
             seconds = process_time() - begin
-            places = made.capacity_channels_first.sum(1).ravel()
+            places = made.capacity_channels_first().sum(1).ravel()
             wanted = places if wanted is None else wanted
             correlation = float(np.corrcoef(places, wanted)[0, 1])
             area = float(degradation(scored, x, made.saliency, target)[0])

@@ -419,7 +419,7 @@ class ReadoutBottleneck(ABC):
         model = self._readout_model()
         if self._foreign is not None:
             self._what_is_known()
-            self._confirm_formats(model, inputs)
+            self._confirm_formats(model, model.to_inputs(inputs))
         known, features, run = self._what_is_known(), tail.features, tail.run
         if tail.axes is not None:
             back = (0, *(int(axis) + 1 for axis in np.argsort(tail.axes)))
@@ -428,7 +428,7 @@ class ReadoutBottleneck(ABC):
         if set(model.names) == {model.names[0]}:
             others: tuple[Array, ...] = (features,) * len(self.estimators)
         else:
-            others = model.features(inputs)[1:]
+            others = model.features(model.to_inputs(inputs))[1:]
         nested, like = NestedPass(features, tuple(others), run, tail.carry), known.constants.mean
         known.readout.check(nested.features, nested.readout_features, model.names)
         wanted = None if classes is None else model.framework.asarray(classes, like=like)

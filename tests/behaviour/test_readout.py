@@ -18,6 +18,7 @@ from iba_core.framework.namespace import array_namespace
 from iba_core.readout import training as readout_training
 from iba_core.readout.evidence import AnswerReader, copies
 from iba_core.readout.model import NestedPass
+from iba_core.readout.packaged import packaged_readout, readout_from
 from iba_core.readout.state import ReadoutState
 from iba_core.targets import cross_entropy
 from tests.backends import Conv, Torch, assert_same_state
@@ -703,3 +704,63 @@ def test_gradients_need_scores_of_classes(backend):
     readout.estimate(model, [x])
     with pytest.raises(InputError, match="gradients=True asks for the scores of two classes"):
         readout.analyze(x)
+
+
+# -- per-sample explanations that start at a readout ------------------------------------------------------
+
+
+def fitted(side, **kwargs):
+    return Explainer(side.model, "second", **kwargs).fit(side.batches(*make_data()), progbar=False)
+
+
+@pytest.mark.parametrize("readout_layers", [("second",), ("first", "out")])
+def test_an_explanation_starts_at_the_mask_of_a_readout(side, readout_layers):
+    readout = side.trained(readout_layers=readout_layers, gradients=True, robust=True)
+    images = side.images(make_data(3, seed=9)[0])
+    maps = side.backend.channels_last(readout.analyze(images, side.model, mode="capacity"))
+    explainer = fitted(side, warm_start=readout)
+    found = explainer.explain(images, seed=0)
+    nats = side.backend.channels_last(found.capacity)
+    np.testing.assert_allclose(nats, maps, rtol=1e-3, atol=1e-4 * maps.max())
+    assert found.survival.shape == (3,)
+    assert (found.steps_taken == 1).all()
+    moved = explainer.explain(images, seed=0, steps=2)
+    assert np.abs(side.backend.channels_last(moved.capacity) - nats).max() > 1e-3
+
+
+def test_the_mask_is_about_the_class_that_is_asked_for(side):
+    readout = side.trained(readout_layers=("second",), gradients=True, robust=True)
+    images = side.images(make_data(1, seed=9)[0])
+    explainer = fitted(side, warm_start=readout)
+    predicted = explainer.explain(images, seed=0)
+    same = explainer.explain(images, int(predicted.classes[0]), seed=0)
+    np.testing.assert_array_equal(same.capacity, predicted.capacity)
+    other = explainer.explain(images, int(predicted.classes[0] + 1) % CLASSES, seed=0)
+    assert np.abs(other.capacity - predicted.capacity).max() > 1e-3
+
+
+def test_a_readout_to_start_at_must_fit(side):
+    readout = side.trained(readout_layers=("second",), gradients=True)
+    images = side.images(make_data(1, seed=9)[0])
+    with pytest.raises(InputError, match="readout of the layer 'second', and 'last' is explained"):
+        other = Explainer(side.model, "last", warm_start=readout)
+        other.fit(side.batches(*make_data()), progbar=False).explain(images)
+    with pytest.raises(InputError, match="reads the answer for classes"):
+        fitted(side, warm_start=readout).explain(images, lambda outputs: outputs[:, 0])
+    with pytest.raises(InputError, match="warm_start="):
+        Explainer(side.model, ["second", "last"], warm_start=readout)
+    with pytest.raises(InputError, match="warm_start"):
+        Explainer(side.model, "second", warm_start="readout.safetensors")
+
+
+def test_a_readout_is_made_from_its_file_alone(tmp_path, side):
+    readout = side.trained(readout_layers=("second",), gradients=True)
+    readout.save(tmp_path / "readout.safetensors")
+    made = readout_from(tmp_path / "readout.safetensors", side.model)
+    images = make_data(2, seed=9)[0]
+    np.testing.assert_array_equal(side.capacity(made, images), side.capacity(readout, images))
+    assert made.fingerprint() == readout.fingerprint()
+    with pytest.raises(StateError):
+        readout_from(tmp_path / "none.safetensors", side.model)
+    with pytest.raises(StateError, match="packaged statistics"):
+        packaged_readout(side.model)

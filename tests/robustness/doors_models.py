@@ -468,6 +468,11 @@ def readout_doors(net: Network, readout: Callable[[], Any], loss: Callable[..., 
     saved = folder() / f"readout-{net.package}.safetensors"
     fitted.save(saved)
     yield door(f"{kind}.load", const(fitted), path=given(saved))
+    yield door(
+        "iba_core.readout.packaged.readout_from",
+        path=given(saved),
+        model=given(net.model),
+    )
 
 
 def _is_address(value: Any) -> bool:

@@ -186,6 +186,7 @@ def _readout(net: Network) -> Iterator[Door]:
         data_format=given("channels_last", optional(nothing)),
         jit_compile=given(False, boolean),
         robust=given(False, boolean),
+        gradients=given(False, boolean),
     )
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     yield from doors_models.readout_doors(net, readout, loss)

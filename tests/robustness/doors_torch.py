@@ -175,6 +175,7 @@ def _readout(net: Network) -> Iterator[Door]:
         model=given(net.model),
         estimator_type=given(None, optional(nothing), ("estimator",)),
         robust=given(False, boolean),
+        gradients=given(False, boolean),
         beta=SETTINGS["beta"],
     )
     yield from doors_models.readout_doors(net, readout, nn.functional.cross_entropy)
