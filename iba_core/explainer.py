@@ -1335,7 +1335,7 @@ _LEAST_OF_HALVES = 4
 _LARGE_ERROR = 0.05
 """A standard error of the bits, as a share of them, that `Explainer.bits_error` warns of."""
 
-_LOST = ".* maps do not explain their target"
+_LOST = ".* maps do not (explain|keep)"
 
 
 def _root_mean_square(errors: npt.NDArray[np.floating]) -> float:
@@ -1356,14 +1356,22 @@ def _warn_of_statistics(samples: int, error: float, wanted: float) -> None:
 
 
 def _warn_of_lost(found: Attribution) -> None:
-    """Say so where the target does not survive on the bits of its map."""
-    survival = found.survival
-    if survival is None or not (lost := np.flatnonzero(survival < LEAST)).size:
+    """Say so where the target does not survive on the bits of its map, or less of it than was to be kept."""
+    survival, keep = found.survival, found.settings.keep
+    if survival is None:
+        return
+    # A share that is just kept may be less by the rounding of float32.
+    lost = np.flatnonzero(survival < (LEAST if keep is None else keep - 1e-6))
+    if not lost.size:
         return
     worst = int(lost[np.argmin(survival[lost])])
+    left = f"when only the bits of image {worst} pass, {100 * survival[worst]:.0f} % of the target is left"
     warnings.warn(
-        f"{lost.size} of {len(found)} maps do not explain their target: when only the bits of image {worst} "
-        f"pass, {100 * survival[worst]:.0f} % of the target is left; give a smaller beta, or beta='auto'",
+        f"{lost.size} of {len(found)} maps do not explain their target: {left}; give a smaller beta, or "
+        "beta='auto'"
+        if keep is None
+        else f"{lost.size} of {len(found)} maps do not keep {100 * keep:g} % of their target: {left}; "
+        "give more steps, or a smaller beta to start at",
         stacklevel=4,
     )
 

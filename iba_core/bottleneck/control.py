@@ -12,12 +12,11 @@ from iba_core.framework.namespace import NAMESPACES, Array
 _LEAST_FACTOR = 0.3
 """The least by which one step multiplies beta."""
 
-_OPENING, _CLOSING = 4.0, 1.0
+_OPENING, _CLOSING = 2.0, 1.0
 """First strides of an offset of alpha, where the target is lost and where more than enough survives."""
 
 TRIALS = 4
-"""Of an offset. They open a mask by up to 7.5, which opens any that the steps have not closed for good, and
-close it by up to 1.9."""
+"""Of an offset. They open a mask by up to 3.75, and close it by up to 1.875."""
 
 _TRIES = 2
 """Steps in a row that are taken back. At the default beta, a second is rare; at ten times it, the rule."""
@@ -131,8 +130,8 @@ class BetaSearch:
 class OffsetSearch:
     """Finds for each image the least offset of alpha at which enough of its target survives.
 
-    The bits rise with the offset, and so does what survives, but for noise. The search halves its stride after
-    each trial, and ends at the least offset with enough. Where there is none, it ends at 0.
+    The bits rise with the offset, and so does what survives, but for noise. Each trial goes on by half the
+    stride of the one before it, up where too little survives, and else down.
 
     Args:
         shares: that survive at an offset of 0, (B, S).
@@ -140,31 +139,30 @@ class OffsetSearch:
 
     Attributes:
         trial: (B,), the offsets to try next.
-        found: (B,), the least offsets with enough.
+        found: (B,), the least offsets with enough, or the largest tried if no trial had enough.
         shares: that survive at those, (B, S).
     """
 
     def __init__(self, shares: npt.NDArray[np.floating], keep: float) -> None:
-        means = shares.mean(axis=1)
         self._keep = keep
-        # Where there is nothing to keep, the shares are NaN, and nothing moves.
-        self._strides = np.select([means >= keep, means < keep], [_CLOSING, _OPENING], 0.0)
-        self._least = np.where(means < keep, np.inf, 0.0)
+        lost, kept = self._lost(shares), shares.mean(axis=1) >= keep
+        # Shares of NaN say that there is nothing to keep: those images do not move.
+        self._strides = np.where(lost, _OPENING, np.where(kept, _CLOSING, 0.0))
+        self.found = np.zeros(len(shares))
         self.shares = shares
-        self.trial = np.where(means < keep, self._strides, -self._strides)
-
-    @property
-    def found(self) -> npt.NDArray[np.float64]:
-        return np.where(np.isfinite(self._least), self._least, 0.0)
+        self.trial = np.where(lost, self._strides, -self._strides)
 
     def see(self, shares: npt.NDArray[np.floating]) -> None:
         """Take in the shares that survive at the trial's offsets, (B, S), and choose the next ones."""
-        enough = shares.mean(axis=1) >= self._keep
-        better = enough & (self.trial < self._least)
-        self._least = np.where(better, self.trial, self._least)
+        lost = self._lost(shares)
+        better = np.where(lost, self._lost(self.shares), (self.trial < self.found) | self._lost(self.shares))
+        self.found = np.where(better, self.trial, self.found)
         self.shares = np.where(better[:, None], shares, self.shares)
         self._strides = self._strides / 2
-        self.trial = self.trial + np.where(enough, -self._strides, self._strides)
+        self.trial = self.trial + np.where(lost, self._strides, -self._strides)
+
+    def _lost(self, shares: npt.NDArray[np.floating]) -> npt.NDArray[np.bool_]:
+        return np.asarray(shares.mean(axis=1) < self._keep)
 
 
 def by_image(values: Array, like: Array) -> Array:

@@ -107,7 +107,7 @@ class BottleneckResult:
     """Outcome of an optimisation over a batch of B images.
 
     Attributes:
-        alpha: the bottleneck's parameter after the last step, tensor (B, *feature map).
+        alpha: the bottleneck's parameter in the end, tensor (B, *feature map).
         mask: the mask at that alpha, tensors (B, *feature map), without a graph.
         capacity: nats that each feature carries at that alpha, tensor (B, *feature map); 0 where the
             bottleneck does not act.
@@ -118,8 +118,8 @@ class BottleneckResult:
         steps_taken: steps until an image's map had converged, (B,); all steps where no tolerance is set.
         shares: share of the target that survives in each noisy copy, (B, S), see `surviving_shares`; None
             where it is not asked for.
-        factors: by which the search for the largest beta has multiplied that of the settings, (B,); None
-            where beta is fixed.
+        factors: by which `BetaSearch` has multiplied the beta of the settings in the end, (B,); None where
+            beta is fixed.
     """
 
     alpha: Array

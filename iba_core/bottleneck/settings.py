@@ -63,8 +63,10 @@ class BottleneckSettings:
             nats, and make it again from the state before, with the newer gradient; but no more than two in a
             row, after which the image is left to its steps. 0 for never. It acts on targets that are
             probabilities.
-        keep: find for each image the largest beta that lets this share of its target survive, starting at
-            `beta`, within the same steps. None for a fixed beta. ``beta="auto"`` is 0.9 and the usual start.
+        keep: find for each image the fewest bits that let this share of its target survive. The steps start
+            at `beta` and lower it where too little survives. Then alpha moves, by one offset for all places
+            of an image, to where the share just survives: four more passes of the noisy copies, without
+            gradients. None for a fixed beta. ``beta="auto"`` is 0.9 and the usual start.
         precision: ``"bfloat16"`` or ``"float16"`` runs the tail of the model in that precision, where the
             framework offers it (PyTorch's autocast). The bottleneck stays in float32. None for the model's
             own.

@@ -97,7 +97,7 @@ def explain(
     keep: Annotated[
         float | None,
         typer.Option(
-            help="Find for each photograph the largest beta that keeps this share of its class.",
+            help="Find for each photograph the fewest bits that keep this share of its class.",
             show_default="a fixed beta",
         ),
     ] = None,

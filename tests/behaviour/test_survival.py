@@ -5,7 +5,7 @@ import warnings
 import numpy as np
 import pytest
 
-from iba_core import Attribution, DistributionTarget, LogitTarget
+from iba_core import Attribution, DistributionTarget, Explainer, LogitTarget
 from iba_core.targets import class_probabilities
 from tests.backends import fitted, smooth_images
 
@@ -97,6 +97,17 @@ def test_an_automatic_beta_is_a_share_to_keep(backend):
     assert fitted(backend, beta="auto").explain(x, seed=0, beta=3.0).settings.keep is None
 
 
+def test_a_share_that_cannot_be_kept_gives_a_warning(backend):
+    explainer, x = fitted(backend), backend.images(smooth_images(2))
+    closed = {"initial_alpha": -20.0, "steps": 1, "learning_rate": 0.0}
+    with pytest.warns(UserWarning, match=r"do not keep 95 % of their target.*image [01] pass"):
+        found = explainer.explain(x, LogitTarget(), seed=0, keep=0.95, **closed)
+    assert found.survival.min() < 0.95
+    assert (found.mask.min(), found.mask.max()) == pytest.approx(
+        (8.8e-8, 8.8e-8), rel=0.01
+    )  # of alpha -16.25
+
+
 def test_less_to_keep_means_fewer_bits(backend):
     explainer, x = fitted(backend, steps=20, learning_rate=0.5), backend.images(smooth_images(3))
     bits = [explainer.explain(x, seed=0, keep=keep).total_bits.sum() for keep in (0.6, 0.98)]
@@ -123,3 +134,78 @@ def test_the_last_step_is_taken_back_too(backend):
     assert rose.any()
     np.testing.assert_allclose(guarded.capacity[rose], start.capacity[rose], rtol=1e-6)
     np.testing.assert_allclose(guarded.survival[rose], start.survival[rose], rtol=1e-5)
+
+
+def recordings(count, seed, length=2048):
+    """Noise, and in two of three recordings a tone that falls or rises; labels, and where the tones are."""
+    generator = np.random.default_rng(seed)
+    labels, size = np.arange(count) % 3, length // 4
+    starts, time = generator.integers(length - size, size=count), np.arange(size) / size
+    waves = generator.standard_normal((count, length))
+    for wave, label, start in zip(waves, labels, starts, strict=True):
+        pitch = 40 + 60 * (time if label == 2 else 1 - time)
+        tone = 3 * np.sin(2 * np.pi * np.cumsum(pitch) / size) * np.hanning(size)
+        wave[start : start + size] += tone * (label > 0)
+    inside = (np.arange(length) >= starts[:, None]) & (np.arange(length) < starts[:, None] + size)
+    return waves.astype(np.float32)[:, None], labels, inside
+
+
+@pytest.fixture(scope="module")
+def hearing():
+    """A network that knows the three kinds of recordings, trained in seconds."""
+    import torch
+    from torch import nn
+
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = nn.Sequential(
+            nn.Conv1d(1, 16, 16, stride=4, padding=6), nn.ReLU(),
+            nn.Conv1d(16, 16, 8, stride=4, padding=2), nn.ReLU(),
+            nn.Conv1d(16, 16, 8, stride=2, padding=3), nn.ReLU(),
+            nn.AdaptiveMaxPool1d(1), nn.Flatten(), nn.Linear(16, 3),
+        )  # fmt: skip
+        optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
+        for step in range(80):
+            waves, labels, _ = recordings(48, seed=step)
+            loss = nn.functional.cross_entropy(model(torch.from_numpy(waves)), torch.from_numpy(labels))
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    return model.eval()
+
+
+def in_keras(model):
+    """The network of `hearing` in Keras, which has the channels last."""
+    import keras
+
+    of, layers = keras.layers, [keras.Input((2048, 1))]
+    convolutions, dense = [model[i] for i in (0, 2, 4)], model[-1]
+    for each in convolutions:
+        layers.append(of.ZeroPadding1D(each.padding[0]))
+        layers.append(of.Conv1D(16, each.kernel_size[0], each.stride[0], activation="relu"))
+    found = keras.Sequential([*layers, of.GlobalMaxPooling1D(), of.Dense(3)])
+    weights = [(each.weight.permute(2, 1, 0), each.bias) for each in convolutions]
+    weights.append((dense.weight.T, dense.bias))
+    found.set_weights([x.detach().numpy() for pair in weights for x in pair])
+    return found
+
+
+def test_an_automatic_beta_finds_a_tone_in_noise(backend, hearing):
+    """Where a network is sure until all is lost, beta has no value that fits each recording."""
+    is_torch = backend.name == "torch"
+    model = hearing if is_torch else in_keras(hearing)
+    others, (x, labels, inside) = recordings(64, seed=100)[0], recordings(18, seed=101)
+    if not is_torch:
+        others, x = others.swapaxes(1, 2), x.swapaxes(1, 2)
+    tones = labels > 0
+    explainer = Explainer(model).fit([others], progbar=False)
+    assert (explainer.predict(x).argmax(axis=1) == labels).all()
+    x, inside = x[tones], inside[tones]
+    found = explainer.explain(x, seed=0, beta="auto")
+    assert found.survival.min() >= 0.9
+    saliency = found.saliency.reshape(inside.shape)
+    shares = (saliency * inside).sum(axis=1) / saliency.sum(axis=1)
+    assert np.median(shares) > 0.9
+    fixed = [explainer.explain(x, seed=0, beta=beta) for beta in (1, 3, 10)]
+    kept = np.min([np.where(each.survival >= 0.9, each.total_bits, np.inf) for each in fixed], axis=0)
+    assert (found.total_bits < 1.5 * kept).mean() > 0.9
