@@ -305,7 +305,7 @@ def test_a_rise_is_taken_back_twice_in_a_row_and_then_let_be():
     losses = np.array([[1.0, 1.0], [0.9, 2.0], [1.5, 3.0], [0.8, 4.0], [0.9, 6.0], [2.0, 9.0]])
     starts = []
     for loss in losses:
-        new = state._replace(parameter=state.parameter - 1.0)
+        new = AdamState(state.parameter - 1.0, state.first, state.second)
         state = guard.checked(state, new, loss)
         starts.append(state.parameter.ravel() + 1.0)
     np.testing.assert_array_equal(np.transpose(starts), [[0, -1, -1, -2, -3, -3], [0, 0, 0, -1, -2, -3]])
