@@ -40,7 +40,8 @@ def _part(content: Content, part: str | None) -> str:
         return goals(content)
     if part is not None:
         return "\n\n".join([*tables(content)[: int(part)], provenance(content)])
-    return "\n\n".join([*tables(content), goals(content), provenance(content)])
+    parts = [*tables(content), goals(content) if content["yardsticks"] else "", provenance(content)]
+    return "\n\n".join(filter(None, parts))
 
 
 def pages() -> list[Path]:
