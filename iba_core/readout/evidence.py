@@ -1,7 +1,7 @@
 """What the model's own answer says about a mask, before a readout network reads it.
 
-The features alone say what is in an image, not what the answer rests on. The gradient of the answer says
-that, at first order and where it is taken. Between noise alone, where the answer is another one, and the
+The features alone show the contents of an image. The answer rests on a part of them, which its gradient
+shows, at first order and where it is taken. Between noise alone, where the answer is another one, and the
 whole features, where it is saturated, the gradient is taken at several openings lambda, the same for all
 features:
 
