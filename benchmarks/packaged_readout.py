@@ -1,7 +1,7 @@
 """Train the readout of EfficientNet-Lite0 that comes with the library, and measure it.
 
     python -m benchmarks.packaged_readout --images FOLDER --masks FOLDER --out FILE   # train and write
-    python -m benchmarks.packaged_readout --images FOLDER [--limit N]                 # measure the packaged one
+    python -m benchmarks.packaged_readout --images FOLDER [--limit N]                 # measure
 
 Every ninth photograph of the folder, from the fifth on, is neither trained on nor used for any choice. The
 others are explained one by one, which takes two seconds each; their masks are kept in ``--masks``, so that a
@@ -44,8 +44,8 @@ BATCH = 8
 PREPROCESSING_SHAPE = (3, 224, 224)
 HELD_OUT = slice(4, None, 9)
 DATA = (
-    "622 photographs of ImageNet (ILSVRC 2012), each of another class, shorter side 256 pixels; the photographs "
-    "are not part of the library"
+    "photographs of ImageNet (ILSVRC 2012), each of another class, shorter side 256 pixels; the "
+    "photographs are not part of the library"
 )
 
 DISTILLING, KEEPING = 5, 6

@@ -288,8 +288,8 @@ def preset_settings(
             that is there; or the paper's, in place of the default, if `given` has a setting of a preset.
         given: hyperparameters that are given beside it.
         own: settings of the explainer that is there.
-        warm_start: the steps start at the mask of a readout. Without a preset that mask stays as it is, unless
-            `given` has steps.
+        warm_start: the steps start at the mask of a readout. Without a preset that mask stays as it is,
+            unless `given` has steps.
 
     Raises:
         InputError: there is no preset of that name.

@@ -1,15 +1,16 @@
 """What the model's own answer says about a mask, before a readout network reads it.
 
-The features alone say what is in an image, not what the answer rests on. The gradient of the answer says that,
-at first order and where it is taken. Between noise alone, where the answer is another one, and the whole
-features, where it is saturated, the gradient is taken at several openings lambda, the same for all features:
+The features alone show the contents of an image. The answer rests on a part of them, which its gradient
+shows, at first order and where it is taken. Between noise alone, where the answer is another one, and the
+whole features, where it is saturated, the gradient is taken at several openings lambda, the same for all
+features:
 
     z = mu + lambda (R - mu) + (1 - lambda) sigma n
 
-The sum of ``-d loss / d lambda`` over the openings tells by how much the loss falls as a feature opens, as the
-sum along a path does in integrated gradients (M. Sundararajan, A. Taly, Q. Yan, "Axiomatic Attribution for
-Deep Networks", ICML 2017, https://arxiv.org/abs/1703.01365). Each opening has one pair of copies, with a noise
-and its negation. The noise is always the same, so a readout stays a function of the image.
+The sum of ``-d loss / d lambda`` over the openings tells by how much the loss falls as a feature opens, as
+the sum along a path does in integrated gradients (M. Sundararajan, A. Taly, Q. Yan, "Axiomatic Attribution
+for Deep Networks", ICML 2017, https://arxiv.org/abs/1703.01365). Each opening has one pair of copies, with a
+noise and its negation. The noise is always the same, so a readout stays a function of the image.
 """
 
 from __future__ import annotations

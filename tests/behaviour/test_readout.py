@@ -742,9 +742,10 @@ def test_the_mask_is_about_the_class_that_is_asked_for(side):
 def test_a_readout_to_start_at_must_fit(side):
     readout = side.trained(readout_layers=("second",), gradients=True)
     images = side.images(make_data(1, seed=9)[0])
+    other = Explainer(side.model, "last", warm_start=readout)
+    other.fit(side.batches(*make_data()), progbar=False)
     with pytest.raises(InputError, match="readout of the layer 'second', and 'last' is explained"):
-        other = Explainer(side.model, "last", warm_start=readout)
-        other.fit(side.batches(*make_data()), progbar=False).explain(images)
+        other.explain(images)
     with pytest.raises(InputError, match="reads the answer for classes"):
         fitted(side, warm_start=readout).explain(images, lambda outputs: outputs[:, 0])
     with pytest.raises(InputError, match="warm_start="):

@@ -130,6 +130,7 @@ def _explainer(net: Network) -> Iterator[Door]:
         output=given(None, optional(either(name, whole(-1))), why="looked up when the model runs"),
         class_names=given(None, optional(_are_names)),
         compile=given(False, boolean),
+        warm_start=given(None, optional(nothing)),
         **SLOW,
     )
     yield door(

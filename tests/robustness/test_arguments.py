@@ -57,6 +57,7 @@ NOT_WALKED = {
     "iba_core.Target$": "abstract",
     "efficientnet_lite0": "loads pretrained weights",
     "packaged_facts": "takes nothing",
+    "packaged_readout": "needs pretrained weights; tested in tests/agreement/test_packaged_statistics.py",
     "token_statistics": "needs a model of texts; tested in tests/core/test_text.py",
     "GraphModel|iba_tf.Sequential|Hyperparameters": "built from a framework's own objects, or plain values",
     "(LayerCAM|XGradCAM|HiResCAM|EigenCAM|EigenGradCAM|GradCAMElementWise)$": "arguments of `GradCAM`",

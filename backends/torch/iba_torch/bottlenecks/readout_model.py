@@ -125,7 +125,10 @@ class TorchReadoutModel(ReadoutModel):
     def nested_pass(self, inputs: Inputs) -> Iterator[NestedPass]:
         """See `ReadoutModel.nested_pass`."""
         self._look_around(inputs)
-        with self._running() as (shadow, model), self._nested(shadow, partial(_call, model), inputs) as nested:
+        with (
+            self._running() as (shadow, model),
+            self._nested(shadow, partial(_call, model), inputs) as nested,
+        ):
             yield nested
 
     @contextmanager
