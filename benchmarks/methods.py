@@ -22,11 +22,12 @@ STEPS, SAMPLES = 10, 10
 
 BRIEF_STEPS = 2
 
-OURS, FAST, TAIL, PUBLISHED = "ours", "fast", "bare tail", "published"
+OURS, DEFAULT, FAST, TAIL, PUBLISHED = "ours", "default", "fast", "bare tail", "published"
 INTEGRATED, OCCLUSION, GRAD_CAM = "integrated gradients", "occlusion", "Grad-CAM"
 
 LABELS = {
-    OURS: "this library",
+    OURS: 'this library, `preset="paper"`',
+    DEFAULT: 'this library, `preset="default"`',
     FAST: 'this library, `preset="fast"`',
     TAIL: "bare tail: forward, backward, nothing else",
     PUBLISHED: "published algorithm, written plainly",
@@ -64,11 +65,11 @@ def explanation(of: Subject) -> Work:
     return Work(partial(run, STEPS), partial(run, BRIEF_STEPS))
 
 
-def fast_explanation(of: Subject) -> Work:
-    """Explain with the preset ``"fast"``, which has its own numbers of steps and samples."""
+def explanation_by(preset: str, of: Subject) -> Work:
+    """Explain with a preset that has its own numbers of steps and samples."""
 
     def run() -> None:
-        of.explainer.explain(of.x, TARGET, preset="fast")
+        of.explainer.explain(of.x, TARGET, preset=preset)
 
     return Work(run, run)
 
@@ -150,7 +151,8 @@ def grad_cam(of: Subject) -> Work:
 
 METHODS: dict[str, Callable[[Subject], Work]] = {
     OURS: explanation,
-    FAST: fast_explanation,
+    DEFAULT: partial(explanation_by, "default"),
+    FAST: partial(explanation_by, "fast"),
     TAIL: bare_tail,
     PUBLISHED: published,
     INTEGRATED: integrated_gradients,
@@ -159,7 +161,7 @@ METHODS: dict[str, Callable[[Subject], Work]] = {
 }
 """The methods by name."""
 
-IN_EVERY_FRAMEWORK = {OURS, FAST, TAIL}
+IN_EVERY_FRAMEWORK = {OURS, DEFAULT, FAST, TAIL}
 CRUDER = {INTEGRATED, OCCLUSION, GRAD_CAM}
 
 

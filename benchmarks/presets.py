@@ -1,20 +1,21 @@
 """Compare the presets of the bottleneck on photographs of your own.
 
-    python -m benchmarks.presets --images FOLDER --rows FILE [--methods paper:1 default:3 Grad-CAM] [--number N]
-        [--framework torch] [--layer blocks.4] [--statistics packaged] [--without NAME ...]
+    python -m benchmarks.presets --images FOLDER --rows FILE [--methods paper:1 default:3 Grad-CAM]
+        [--number N] [--framework torch] [--layer blocks.4] [--statistics packaged] [--without NAME ...]
     python -m benchmarks.presets --rows FILE ... --out benchmarks/results
 
 EfficientNet-Lite0 in either framework. A method is a preset, with the number of seeds that each photograph is
 explained with, or Grad-CAM. What is measured is appended to a file of JSON lines, one for each photograph and
 method, so that a run can be stopped and continued. The second form only makes tables of such files.
 
-The statistics of the layer are the packaged ones, or those of the first photographs of the folder. The first 200
-are never explained. Of the others, evenly spaced ones are, without those whose names begin as given by
+The statistics of the layer are the packaged ones, or those of the first photographs of the folder. The first
+200 are never explained. Of the others, evenly spaced ones are, without those whose names begin as given by
 ``--without``: with them, the presets were chosen.
 
-A table says for each method: the least and the mean correlation between the maps of two seeds, the largest rise
-of the loss from one step that was kept to the next, survival, bits, CPU time, and the area between the curves of
-degradation. The second is paired: each method less the others, with a 95 % interval over photographs.
+A table says for each method: the least and the mean correlation between the maps of two seeds, the largest
+rise of the loss from one step that was kept to the next, survival, bits, CPU time, and the area between the
+curves of degradation. The second is paired: each method less the others, with a 95 % interval over
+photographs.
 """
 
 from __future__ import annotations
@@ -158,8 +159,8 @@ def tabulate(results: Results, rows: list[Row]) -> None:
         Column("Below 50 %", ".1%"),
         Column("Bits", ",.0f"),
         Column("Degradation"),
-        note="Least over all photographs; survival is the median, time the median of one explanation; the area "
-        "between the curves of degradation is the mean with a 95 % interval, higher is better.",
+        note="Least over all photographs; survival is the median, time the median of one explanation; the "
+        "area between the curves of degradation is the mean with a 95 % interval, higher is better.",
     )
     differences = results.table(
         "Paired differences of the area of degradation",
@@ -174,7 +175,7 @@ def tabulate(results: Results, rows: list[Row]) -> None:
             for row in rows
             if (row["framework"], row["layer"], row["statistics"]) == (framework, layer, statistics)
         ]
-        of = {row["method"]: {} for row in here}
+        of: dict[str, dict[str, Row]] = {row["method"]: {} for row in here}
         for row in here:
             of[row["method"]][row["photograph"]] = row
         place = [FRAMEWORKS[framework], layer]

@@ -8,6 +8,7 @@ import re
 import time
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 import keras
 import numpy as np
@@ -21,6 +22,7 @@ from benchmarks import (
     memory,
     plain_keras_tail,
     plain_tail,
+    presets,
     published,
     quality,
     readme,
@@ -160,6 +162,43 @@ def test_the_table_of_presets_marks_the_preset_there_is():
     content = json.loads((harness.RESULTS / "quality.json").read_text(encoding="utf-8"))
     ways = [row[0] for row in content["tables"][0]["rows"]]
     assert ways == [quality.label(way) for way in quality.WAYS]
+
+
+@pytest.mark.parametrize(("most", "rise"), [(0.0, 7.0), (0.5, 0.3), (10.0, 7.0)])
+def test_the_largest_rise_is_that_of_a_step_that_was_kept(most, rise):
+    losses = np.array([[1.0], [1.3], [8.3], [0.9], [1.0]])
+    found = SimpleNamespace(settings=SimpleNamespace(max_rise=most), model_losses=losses)
+    assert presets.largest_rise(found) == pytest.approx(rise)
+
+
+def test_presets_are_compared_on_the_photographs_that_both_explained():
+    place = {"framework": "torch", "layer": "blocks.4", "statistics": "packaged"}
+    figures = {"copies": 96, "seconds": 2.0, "rises": [0.1, 0.2], "bits": [10.0, 20.0], "correlations": []}
+    rows = [
+        {**place, "photograph": name, "method": method, "degradation": area, **more}
+        for method, areas, more in (
+            ("paper", {"a": 0.1, "b": 0.2}, {**figures, "survival": [0.4, 1.0]}),
+            (
+                "default",
+                {"a": 0.3, "b": 0.3, "c": 9.0},
+                {**figures, "survival": [0.9], "correlations": [0.8]},
+            ),
+            ("Grad-CAM", {"a": 0.0, "b": 0.0, "c": 0.0}, {}),
+        )
+        for name, area in areas.items()
+    ]
+    results = harness.Results("none")
+    presets.tabulate(results, rows)
+    table, differences = results.tables
+    assert table.rows[0][:-1] == ["PyTorch", "blocks.4", "paper", 2, 96, 2.0, None, None, 0.2, 0.7, 0.5, 15.0]
+    assert table.rows[1][6:8] == [0.8, pytest.approx(0.8)]
+    assert table.rows[2][:4] == ["PyTorch", "blocks.4", "Grad-CAM", 3]
+    found = {(ours, theirs): (n, float(text.split()[0])) for _, _, ours, theirs, n, text in differences.rows}
+    assert found == {
+        ("default", "paper"): (2, 0.15),
+        ("default", "Grad-CAM"): (3, 3.2),
+        ("paper", "Grad-CAM"): (2, 0.15),
+    }
 
 
 def test_makefile_runs_programs_that_exist():

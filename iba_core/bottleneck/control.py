@@ -19,7 +19,7 @@ TRIALS = 4
 """Of an offset. They open a mask by up to 3.75, and close it by up to 1.875."""
 
 _TRIES = 2
-"""Steps in a row that are taken back. At the default beta, a second one is rare; at ten times of it, the rule."""
+"""Steps in a row that are taken back. At the default beta, a second is rare; at ten times it, the rule."""
 
 
 class Convergence:
@@ -53,8 +53,8 @@ class RiseGuard:
     which ones matter. Such a step is made again from the state before it, with a gradient that has seen its
     end. Nothing leaves the device, and no pass of the tail is lost.
 
-    Where beta is large, the objective itself asks for a loss that rises, and each new try rises again. After a
-    few of them in a row, the image is left to its steps.
+    Where beta is large, the objective itself asks for a loss that rises, and each new try rises again. After
+    a few of them in a row, the image is left to its steps.
 
     Args:
         most: the most nats by which the loss of an image may rise in one step.

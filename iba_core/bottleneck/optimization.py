@@ -413,7 +413,7 @@ class BottleneckOptimizer:
         seed: int | None,
         max_batch: int | None,
     ) -> BottleneckResult:
-        """The result, with the state before the last step for images whose loss that step has raised too far."""
+        """The result, with the state before the last step where that step has raised the loss too far."""
         assert result.shares is not None
         assert found.guard is not None
         problem = result.problem
