@@ -65,8 +65,8 @@ class Attribution:
             is a share of the class's probability, or of a score above the score when nothing passes. NaN
             where there is nothing to keep. None in files of older versions.
         survival_std: (B,), its standard deviation over the noisy copies.
-        betas: (B,), the beta of each image, with ``beta="auto"`` that of its last step. None in files of older
-            versions.
+        betas: (B,), the beta of each image, with ``beta="auto"`` that of its last step. None in files of
+            older versions.
         complete: whether the model reads its input through the layer alone. If not, as for a layer beside a
             skip connection, the map and its bits are about one of several ways. None if that is not known.
 

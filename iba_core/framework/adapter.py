@@ -17,7 +17,7 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from importlib import metadata
 from os import PathLike
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -259,30 +259,43 @@ class Split(ABC):
 
     @contextmanager
     def _checked_head(self, inputs: Inputs, key: Any) -> Iterator[Tail]:
-        with self.open_head(inputs) as tail:
-            if key not in self._mixing:
-                self._mixing[key] = self._mixes(tail, inputs)
-                self._draws = self._draws or (tail.may_draw and self._differs_each_time(inputs))
-            if not self._mixing[key]:
-                yield tail
-            elif int(tail.features.shape[0]) == 1:
-                yield replace(tail, one_by_one=True)
-            else:
-                raise MixedImagesError(self.layer_name)
+        before: _Refusal | None = None
+        for _ in range(_LOOKS):
+            with self.open_head(inputs) as tail:
+                if key not in self._mixing:
+                    found = self._refusal(tail, inputs)
+                    # A step of a training may have come between the head and what it is compared with. So
+                    # only a second look at a model that has stayed as it was says something.
+                    if found is not None and (before is None or not before.is_of_the_model_in(found)):
+                        before = found
+                        continue
+                    if found is not None and not found.mixes:
+                        raise LayerError(found.text)
+                    if found is not None:
+                        self._warn_of_mixing()
+                    self._mixing[key] = found is not None
+                    self._draws = self._draws or (tail.may_draw and self._differs_each_time(inputs))
+                if not self._mixing[key]:
+                    yield tail
+                elif int(tail.features.shape[0]) == 1:
+                    yield replace(tail, one_by_one=True)
+                else:
+                    raise MixedImagesError(self.layer_name)
+                return
+        raise LayerError(
+            f"the model changed in each of {_LOOKS} checks that the part after layer {self.layer_name!r} "
+            "repeats it; explain an input of this shape once before the training, or after it"
+        )
 
-    def _mixes(self, tail: Tail, inputs: Inputs) -> bool:
-        """Whether the model mixes the images of a batch.
-
-        Raises:
-            LayerError: the tail does not repeat the model.
-        """
+    def _refusal(self, tail: Tail, inputs: Inputs) -> _Refusal | None:
+        """Why a tail does not do as it is; None if it repeats the model."""
         images, epsilon = int(tail.features.shape[0]), epsilon_of(tail.features)
         # Another thread may train the model meanwhile, so one difference alone says nothing.
         for _ in range(2):
             own = self.own_outputs(inputs)
             found = _off(own, tail, images) or _features_off(own, tail.features, epsilon)
             if found is None:
-                return False
+                return None
             again = self.own_outputs(inputs)
             differs = difference(own, again.outputs, again.images, epsilon)
             if differs is not None or _features_off(own, again.features, epsilon) is not None:
@@ -291,18 +304,21 @@ class Split(ABC):
                     f"that the part after layer {self.layer_name!r} repeats it",
                     stacklevel=2,
                 )
-                return False
+                return None
         assert found is not None, "else it has returned"
+        mixes = False
         if not own.together and not found.is_of_shapes:
             with self.open_head(take(inputs, 0, 1)) as alone:
                 outputs = alone.differentiated(alone.features)
             differs = difference(own, outputs, 1, epsilon)
             if differs is None and _features_off(own, alone.features, epsilon) is None:
-                self._warn_of_mixing()
-                return True
-        raise LayerError(
+                mixes = True
+        return _Refusal(
             f"the part of the model after layer {self.layer_name!r} does not repeat the model: {found.text}; "
-            "name another layer, or mark the inputs that all images share with iba_core.Shared"
+            "name another layer, or mark the inputs that all images share with iba_core.Shared",
+            own,
+            epsilon,
+            mixes,
         )
 
     def _differs_each_time(self, inputs: Inputs) -> bool:
@@ -319,6 +335,28 @@ class Split(ABC):
     def _one_by_one(self, inputs: Inputs) -> Array:
         images = [self.run_features(take(inputs, i, i + 1)) for i in range(batch_size(inputs))]
         return NAMESPACES[type(images[0])].concat(images, axis=0)
+
+
+_LOOKS = 5
+"""How often a head is checked at most while the model changes."""
+
+
+class _Refusal(NamedTuple):
+    """Why a tail does not do."""
+
+    text: str
+    own: OwnOutputs
+    """What the model itself gave then."""
+    epsilon: float
+    mixes: bool
+    """Whether it is because the model mixes the images of a batch."""
+
+    def is_of_the_model_in(self, other: _Refusal) -> bool:
+        """Whether the model still gives what it gave in another look."""
+        own = other.own
+        if difference(self.own, own.outputs, own.images, self.epsilon) is not None:
+            return False
+        return _features_off(self.own, own.features, self.epsilon) is None
 
 
 class MixedImagesError(LayerError):

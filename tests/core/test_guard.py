@@ -97,6 +97,45 @@ def test_a_tail_that_spoils_what_it_remembers_is_refused():
         pass
 
 
+class TrainedSplit(SmallSplit):
+    """Another thread trains the model, `steps` times, after its head has run."""
+
+    def __init__(self, steps):
+        super().__init__()
+        self.steps, self.scale = steps, 1.0
+
+    @contextmanager
+    def open_head(self, inputs):
+        scale = self.scale
+        self.passes["head"] += 1
+        with super().open_head(inputs) as tail:
+            if self.passes["head"] <= self.steps:
+                self.scale += 1.0
+            yield Tail(tail.features, lambda z, carry: tail.run(z, carry) * scale, tail.carry)
+
+    def own_outputs(self, inputs):
+        own = super().own_outputs(inputs)
+        return OwnOutputs(own.outputs * self.scale, own.images, features=own.features)
+
+
+@pytest.mark.parametrize("steps", [1, 4])
+def test_a_model_that_is_trained_meanwhile_is_checked_again(steps):
+    split = TrainedSplit(steps)
+    for _ in range(2):
+        with split.head(IMAGES) as tail:
+            np.testing.assert_allclose(tail(tail.features), split.right(IMAGES**2, IMAGES) * split.scale)
+    assert split.scale == 1 + steps
+
+
+def test_a_model_that_is_trained_all_the_time_is_refused():
+    split = TrainedSplit(1000)
+    with pytest.raises(LayerError, match="the model changed in each of 5 checks"), split.head(IMAGES):
+        pass
+    split.steps = 0
+    with split.head(IMAGES):
+        pass
+
+
 def mixing(z, skip):
     found = z + skip
     return (found - found.mean(axis=0) * (len(found) > 1)).sum(axis=1) @ WEIGHTS
