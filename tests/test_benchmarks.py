@@ -14,6 +14,7 @@ import keras
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 from benchmarks import (
@@ -29,8 +30,11 @@ from benchmarks import (
     report,
     scale,
     tables,
+    trust,
 )
 from iba_core import Explainer
+from iba_core.evaluation import Evaluation, Metric
+from iba_core.pictures.images import image_files
 
 ROOT = Path(__file__).parents[1]
 RESULTS = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(harness.RESULTS.glob("*.json"))]
@@ -199,6 +203,41 @@ def test_presets_are_compared_on_the_photographs_that_both_explained():
         ("default", "Grad-CAM"): (3, 3.2),
         ("paper", "Grad-CAM"): (2, 0.15),
     }
+
+
+def test_a_command_names_no_folder_of_this_machine(monkeypatch, tmp_path):
+    monkeypatch.setattr("sys.argv", ["program", "--images", str(tmp_path), "--out", "build/here"])
+    assert harness.command().endswith(f"--images {tmp_path.name} --out build/here")
+
+
+def test_masks_lie_on_their_photographs(tmp_path):
+    for folder in ("images", "masks"):
+        (tmp_path / folder).mkdir()
+        for name in "ab":
+            picture = np.zeros((300, 400, 3), np.uint8)
+            picture[:, 250:] = 255
+            suffix = "png" if folder == "masks" else "bmp"
+            Image.fromarray(picture).save(tmp_path / folder / f"{name}.{suffix}")
+    paths = image_files(tmp_path / "images")
+    found = list(trust.Photographs(paths, tmp_path / "masks", "channels_last").batches())
+    assert len(found) == 2
+    for x, target, mask in found:
+        assert target is None
+        np.testing.assert_array_equal(mask, x.mean(axis=-1) > 0)
+        assert 0.1 < mask.mean() < 0.5
+
+
+def test_methods_are_compared_with_the_two_that_matter():
+    values = np.arange(12.0).reshape(3, 4)
+    names = (trust.OURS, trust.PAPER, trust.REFERENCE)
+    rows = {name: {"degradation": row} for name, row in zip(names, values, strict=True)}
+    seconds = {name: np.full(4, float(number)) for number, name in enumerate(names)}
+    results = harness.Results("trust")
+    trust.tabulate(results, "a network", Evaluation([Metric.of("degradation")], rows, seconds))
+    whole, from_reference, from_paper = results.tables
+    assert [row[-1] for row in whole.rows] == [0.0, 1.0, 2.0]
+    assert [row[1][:6] for row in from_reference.rows] == ["-8.000", "-4.000"]
+    assert [row[1][:6] for row in from_paper.rows] == ["-4.000", "4.000 "]
 
 
 def test_makefile_runs_programs_that_exist():
