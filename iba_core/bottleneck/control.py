@@ -148,9 +148,9 @@ class OffsetSearch:
         lost, kept = self._lost(shares), shares.mean(axis=1) >= keep
         # Shares of NaN say that there is nothing to keep: those images do not move.
         self._strides = np.where(lost, _OPENING, np.where(kept, _CLOSING, 0.0))
-        self.found = np.zeros(len(shares))
-        self.shares = shares
-        self.trial = np.where(lost, self._strides, -self._strides)
+        self.found: npt.NDArray[np.floating] = np.zeros(len(shares))
+        self.shares: npt.NDArray[np.floating] = shares
+        self.trial: npt.NDArray[np.floating] = np.where(lost, self._strides, -self._strides)
 
     def see(self, shares: npt.NDArray[np.floating]) -> None:
         """Take in the shares that survive at the trial's offsets, (B, S), and choose the next ones."""

@@ -3,7 +3,7 @@
 The packaged one is of EfficientNet-Lite0 with its ImageNet weights, after ``blocks.4``. Its file holds the
 network alone, numbers only; the features' distribution is that of the packaged statistics. It says on which
 photographs the readout was trained, which do not come with the library, and what it was worth on others.
-``python -m benchmarks.readout_quality --images FOLDER`` makes it.
+``python -m benchmarks.packaged_readout --images FOLDER --masks FOLDER --out FILE`` makes it.
 """
 
 from __future__ import annotations
