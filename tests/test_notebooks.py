@@ -38,7 +38,7 @@ def test_a_notebook_runs_and_shows_what_it_holds(path, tmp_path, monkeypatch):
         pytest.importorskip("transformers", reason="no transformer is there")
     monkeypatch.chdir(tmp_path)
     # The numbers are not judged here, so few steps and copies will do.
-    monkeypatch.setattr(iba_core.explainer, "preset_settings", lambda *_: {"steps": 2, "samples": 2})
+    monkeypatch.setattr(iba_core.explainer, "preset_settings", lambda *_, **__: {"steps": 2, "samples": 2})
     assert kinds(script("notebooks").run(path)) == kinds(json.loads(path.read_text(encoding="utf-8")))
 
 

@@ -100,7 +100,7 @@ def test_the_programs_of_the_page_run(tmp_path, monkeypatch, both):
     monkeypatch.chdir(tmp_path)
     text = PAGE.read_text(encoding="utf-8")
     programs = re.findall(r"^```python\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
-    assert len(programs) == 9
+    assert len(programs) == 11
     program, replaced = re.subn("CROPS, EPOCHS = .*", "CROPS, EPOCHS = 16, 1", "\n".join(programs))
     assert replaced == 1
     names = {}

@@ -1,42 +1,58 @@
-"""The search for beta while the steps are made, on reports of steps written by hand."""
+"""The search for beta and that for an offset, on shares written by hand."""
 
 import numpy as np
+import pytest
 
-from iba_core.bottleneck.control import BetaSearch
+from iba_core.bottleneck.control import TRIALS, BetaSearch, OffsetSearch
 from iba_core.bottleneck.survival import Answer
 
+KEEP = 0.9
 
-def searched(shares, nats):
-    """The search for one image, after reports of these shares of its target and these bits."""
-    search, factors = BetaSearch(Answer(np.zeros(1), None), 0.9), []
-    for share, information in zip(shares, nats, strict=True):
-        # What is reported is the information times beta.
-        search.see(-np.log([share]), np.array([information]) * search.factors)
+
+def searched(shares):
+    """Factors of beta for one image, after steps in which these shares of its target survived."""
+    search, factors = BetaSearch(Answer(np.zeros(1), None), KEEP), []
+    for share in shares:
+        before = search.factors
+        change = search.see(-np.log([share]))
+        np.testing.assert_allclose(search.factors, before * change)
         factors.append(float(search.factors[0]))
-    return factors, float(search.best[0])
+    return factors
 
 
-def test_beta_does_not_grow_while_the_bits_fall():
-    factors, best = searched([1.0, 1.0, 1.0, 0.99], [50.0, 40.0, 30.0, 20.0])
-    np.testing.assert_allclose(factors, 1.0)
-    assert best == 1.0
+def test_beta_does_not_grow():
+    np.testing.assert_allclose(searched([1.0, 1.3, 0.95, 2.0]), 1.0)
 
 
-def test_it_grows_once_they_have_settled():
-    factors, best = searched([1.0, 1.0, 1.0], [10.0, 9.9, 9.8])
-    np.testing.assert_allclose(factors, [1.0, 1.15, 1.15**2])
-    assert best == 1.15  # of the last state
+def test_it_shrinks_by_what_is_lacking_and_not_below_a_third_in_one_step():
+    factors = searched([1.0, 0.45, 0.81, 0.95, 0.01])
+    np.testing.assert_allclose(factors, [1.0, 0.5, 0.45, 0.45, 0.45 * 0.3])
 
 
-def test_it_shrinks_where_too_little_survives():
-    factors, best = searched([1.0, 0.45, 0.01, 0.95], [10.0, 8.0, 5.0, 9.0])
-    # By the missing part of the logarithm, and by no more than a half.
-    np.testing.assert_allclose(
-        factors, [1.0, 0.5 ** np.log(2), 0.5 ** (np.log(2) + 1), 0.5 ** (np.log(2) + 1) * 1.15]
-    )
-    np.testing.assert_allclose(best, factors[2])
+def offset(share_at):
+    """What a search finds for one image, if this share of the target survives at an offset."""
+
+    def shares(offsets):
+        return np.array([[share_at(float(offsets[0]))]])
+
+    search = OffsetSearch(shares(np.zeros(1)), KEEP)
+    for _ in range(TRIALS):
+        search.see(shares(search.trial))
+    return float(search.found[0]), float(search.shares[0, 0])
 
 
-def test_of_all_states_that_keep_enough_that_with_the_fewest_bits_is_known():
-    _, best = searched([1.0, 1.0, 0.5, 0.92], [10.0, 9.5, 4.0, 9.6])
-    assert best == 1.0
+@pytest.mark.parametrize("needed", [-1.5, -0.4, 0.6, 1.7, 3.3])
+def test_the_least_offset_at_which_enough_survives_is_found(needed):
+    found, share = offset(lambda at: KEEP + 0.05 * (at - needed))
+    assert share >= KEEP
+    assert needed <= found <= needed + 0.26
+
+
+def test_where_nothing_keeps_enough_the_most_open_trial_is_taken():
+    found, share = offset(lambda at: 0.1 * at)
+    assert found == 3.75
+    assert share == pytest.approx(0.375)
+
+
+def test_an_image_without_anything_to_keep_does_not_move():
+    assert offset(lambda _: float("nan"))[0] == 0.0
