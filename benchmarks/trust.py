@@ -63,7 +63,7 @@ METRICS: dict[str, dict[str, Any]] = {
     "sparseness": {},
     "survival": {},
 }
-"""Metrics and their options. With these, 60 photographs take about an hour."""
+"""Metrics and their options. With these, 60 photographs should take about an hour; that is an estimate."""
 MASKED_METRICS = ("mass_in_box", "pointing_game")
 """Metrics that need masks."""
 

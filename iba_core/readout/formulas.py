@@ -333,7 +333,7 @@ class Readout:
         that the scale of the outputs does not matter, and bent towards `BOUND`.
 
         Args:
-            gains: sum of `iba_core.readout.evidence.gain_of_copy` over copies, (B, *feature map).
+            gains: from `iba_core.readout.evidence.AnswerReader.gains`, (B, *feature map).
             constants: from `constants`.
 
         Returns:

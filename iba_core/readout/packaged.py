@@ -2,7 +2,7 @@
 
 The packaged one is of EfficientNet-Lite0 with its ImageNet weights, after ``blocks.4``. Its file holds the
 network alone, numbers only; the features' distribution is that of the packaged statistics. It says on which
-photographs the readout was trained, which do not come with the library, and what it was worth on others.
+photographs the readout was trained; they do not come with the library.
 ``python -m benchmarks.packaged_readout --images FOLDER --masks FOLDER --out FILE`` makes it.
 """
 
@@ -77,8 +77,8 @@ def packaged_facts() -> dict[str, Any]:
     """What the file says beside the numbers.
 
     Returns:
-        ``data``, on which it was trained; ``n_samples`` of them; ``measured``, figures of photographs that it
-        was not trained on; and what `iba_core.readout.state.ReadoutState` calls facts.
+        ``data``, on which it was trained; ``n_samples`` of them; and what
+        `iba_core.readout.state.ReadoutState` calls facts.
 
     Example:
         >>> packaged_facts()["layer"], packaged_facts()["settings"]["gradients"]
