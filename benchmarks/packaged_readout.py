@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import argparse
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from time import perf_counter, process_time
 from typing import Any, NamedTuple
@@ -251,8 +251,13 @@ def measure(results: Results, paths: Sequence[Path], backend: str) -> None:
             survival = float(made.survival[0])
             found[name].append(Measured(correlation, area, survival, float(made.total_bits[0]), seconds))
         show(f"    {backend}, photograph {number + 1} of {len(paths)}")
+    tabulate(results, f"{len(paths)} photographs not trained on, {backend}", found)
+
+
+def tabulate(results: Results, title: str, found: Mapping[str, Sequence[Measured]]) -> None:
+    """Add the table of what was measured, by the names of the maps."""
     table = results.table(
-        f"{len(paths)} photographs not trained on, {backend}",
+        title,
         Column("Map"),
         Column("Correlation", ".3f"),
         Column("Least tenth", ".3f"),
