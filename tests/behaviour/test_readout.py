@@ -728,6 +728,20 @@ def test_an_explanation_starts_at_the_mask_of_a_readout(side, readout_layers):
     assert np.abs(side.backend.channels_last(moved.capacity) - nats).max() > 1e-3
 
 
+def test_a_mask_that_starts_at_a_readout_keeps_as_much_as_is_asked_for(side):
+    readout = side.trained(readout_layers=("second",), gradients=True, robust=True)
+    images = side.images(make_data(3, seed=9)[0])
+    explainer = fitted(side, warm_start=readout)
+    bits = []
+    for keep in (0.3, 0.95):
+        found = explainer.explain(images, seed=0, keep=keep)
+        assert (found.survival > keep - 1e-6).all()
+        assert (found.steps_taken == 1).all()
+        bits.append(found.total_bits)
+    assert (bits[0] <= bits[1]).all()
+    assert (bits[0] < bits[1]).any()
+
+
 def test_the_mask_is_about_the_class_that_is_asked_for(side):
     readout = side.trained(readout_layers=("second",), gradients=True, robust=True)
     images = side.images(make_data(1, seed=9)[0])

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -651,6 +652,28 @@ def test_explain_finds_a_beta_for_each_photograph(iba, fails, tmp_path):
         "explain", "photos/one.jpg", *TOLD, "--beta", "much"
     )
     assert "keep=2.0 must be" in fails("explain", "photos/one.jpg", *TOLD, "--keep", 2)
+
+
+def test_explain_begins_at_the_mask_of_a_readout(iba, fails, workplace, tmp_path):
+    net = Network.load("tiny_nets:told", None, None, None)
+    module = import_module("iba_torch").IBAReadout("3", ["3"], net.adapter.model, gradients=True)
+    picture = net.preprocessing(load_image("photos/one.jpg"), "channels_first")[None]
+    module.estimate(net.adapter.model, [np.concatenate([picture, -picture, 0.5 * picture])])
+    module.save(tmp_path / "readout.safetensors")
+    told = ("photos/one.jpg", "--model", "tiny_nets:told", "--stats", "told.safetensors")
+    begin = ("--readout", tmp_path / "readout.safetensors")
+    explainer = Explainer(net.adapter.model, warm_start=module).load("told.safetensors")
+    expected = explainer.explain(picture, seed=0)
+    said = {(): "the masks are as it gives them", ("--steps", 2): "2 steps from the mask", ("--keep", 0.7): ""}
+    explained = {}
+    for number, (options, note) in enumerate(said.items()):
+        code, out, _ = iba("explain", *told, *begin, *options, "--out", tmp_path / f"{number}")
+        assert (code, note in flat(out)) == (0, True)
+        explained[options] = found(tmp_path / f"{number}")
+    np.testing.assert_allclose(explained[()].capacity, expected.capacity, rtol=1e-5)
+    assert [each.steps_taken.tolist() for each in explained.values()] == [[1], [2], [1]]
+    assert explained["--keep", 0.7].settings.keep == 0.7
+    assert "none.safetensors" in fails("explain", *told, "--readout", "none.safetensors")
 
 
 # -- statistics that are kept -------------------------------------------------------------------------
