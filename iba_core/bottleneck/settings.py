@@ -217,11 +217,11 @@ DEFAULT: Mapping[str, Any] = MappingProxyType(
         **PAPER,
         "beta": AUTO_BETA,
         "keep": KEEP,
-        "steps": 13,
-        "learning_rate": 0.65,
+        "steps": 14,
+        "learning_rate": 0.6,
         "initial_alpha": 3.0,
         "samples": 8,
-        "early_steps": 5,
+        "early_steps": 6,
         "early_samples": 2,
         "antithetic": True,
         "max_rise": 0.3,
@@ -291,7 +291,7 @@ def preset_settings(
 
     Example:
         >>> preset_settings(None)["steps"], preset_settings(None, {"samples": 5})["steps"]
-        (13, 10)
+        (14, 10)
     """
     given = {each: value for each, value in (given or {}).items() if value is not None}
     values = _preset(name, given, own, warm_start)
