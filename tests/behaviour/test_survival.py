@@ -104,7 +104,7 @@ def test_a_share_that_cannot_be_kept_gives_a_warning(backend):
         found = explainer.explain(x, LogitTarget(), seed=0, keep=0.95, **closed)
     assert found.survival.min() < 0.95
     lost = found.survival < 0.95
-    np.testing.assert_allclose(found.mask[lost], 1 / (1 + np.exp(20 - 3.75)), rtol=0.01)
+    np.testing.assert_allclose(found.mask[lost], 1 / (1 + np.exp(20 - 3.5)), rtol=0.01)
 
 
 def test_less_to_keep_means_fewer_bits(backend):
