@@ -6,18 +6,19 @@ import numpy as np
 import numpy.typing as npt
 
 from iba_core.bottleneck.adam import AdamState
-from iba_core.bottleneck.survival import Answer
+from iba_core.bottleneck.survival import shares_of
 from iba_core.framework.namespace import NAMESPACES, Array
 
 _LEAST_FACTOR = 0.3
 """The least by which one step multiplies beta."""
 
-_OPENING, _CLOSING = 2.0, 1.5
-"""First strides of an offset of alpha, where the target is lost and where more than enough survives."""
+_SHORTEST, _LONGEST = 1.0, 2.0
+"""First strides of an offset of alpha. Where too little survives, it is the longest. Else it is the logarithm
+of the factor by which more survives than is asked for, but no less than the shortest."""
 
-TRIALS = 3
-"""Of an offset. They open a mask by up to 3.5, and close it by up to 2.6, which takes away all but a hundredth
-of the bits. Closed further, the map of an answer that needs no bits would show the rounding of float32."""
+TRIALS = 4
+"""Of an offset. They move alpha by up to 3.75. Closed further, the map of an answer that needs no bits would
+show the rounding of float32."""
 
 _TRIES = 2
 """Steps in a row that are taken back. At the default beta, a second is rare; at ten times it, the rule."""
@@ -105,25 +106,30 @@ class BetaSearch:
 
     After each step, beta shrinks in proportion to what is lacking. It never grows: while the mask closes, the
     target survives any beta, and one that had grown by then would be far too large in the end. What is kept
-    beyond the share that was asked for is the business of `OffsetSearch`.
+    beyond the share that was asked for is the business of `OffsetSearch`. Nothing leaves the device.
 
     Args:
-        answer: the losses to compare with.
+        whole: the model's loss of each unrestricted image, (B,).
+        baseline: its loss when nothing passes, (B,); None if it is minus the logarithm of a probability.
         keep: share of the target that is to survive.
 
     Attributes:
         factors: (B,), by which to multiply beta in the next step.
     """
 
-    def __init__(self, answer: Answer, keep: float) -> None:
-        self._answer = answer
+    def __init__(self, whole: Array, baseline: Array | None, keep: float) -> None:
+        self._whole, self._baseline = whole, baseline
         self._keep = keep
-        self.factors: npt.NDArray[np.float64] = np.ones(len(answer.whole))
+        self.factors: Array = NAMESPACES[type(whole)].ones_like(whole)
 
-    def see(self, losses: npt.NDArray[np.floating]) -> npt.NDArray[np.float64]:
+    def see(self, losses: Array) -> Array:
         """Take in the model's losses in a step, (B,), and return by what the factors change, (B,)."""
-        shares = np.nan_to_num(self._answer.shares(losses[:, None])[:, 0], nan=self._keep)
-        change = np.clip(shares / self._keep, _LEAST_FACTOR, 1.0)
+        xp = NAMESPACES[type(losses)]
+        change = shares_of(losses, self._whole, self._baseline) / self._keep
+        # A share of NaN says that there is nothing to keep, and compares as False.
+        ones = xp.ones_like(change)
+        change = xp.where(change < 1.0, change, ones)
+        change = xp.where(change > _LEAST_FACTOR, change, _LEAST_FACTOR * ones)
         self.factors = self.factors * change
         return change
 
@@ -146,9 +152,10 @@ class OffsetSearch:
 
     def __init__(self, shares: npt.NDArray[np.floating], keep: float) -> None:
         self._keep = keep
-        lost, kept = self._lost(shares), shares.mean(axis=1) >= keep
+        lost, means = self._lost(shares), np.maximum(shares.mean(axis=1), keep)
+        strides = np.where(lost, _LONGEST, np.clip(np.log(means / keep), _SHORTEST, _LONGEST))
         # Shares of NaN say that there is nothing to keep: those images do not move.
-        self._strides = np.where(lost, _OPENING, np.where(kept, _CLOSING, 0.0))
+        self._strides = np.where(np.isnan(means), 0.0, strides)
         self.found: npt.NDArray[np.floating] = np.zeros(len(shares))
         self.shares: npt.NDArray[np.floating] = shares
         self.trial: npt.NDArray[np.floating] = np.where(lost, self._strides, -self._strides)

@@ -293,7 +293,7 @@ class BottleneckOptimizer:
         corrections = self._corrections_of(settings.steps, problem)
         convergence = Convergence(settings.tolerance, images) if settings.tolerance else None
         guard = self._guard(settings)
-        search = self._search(answer, settings)
+        search = self._search(answer, settings, problem)
         reports: list[StepReport] = []
         steps = range(settings.steps)
         for step in get_tqdm()(steps, desc="Bottleneck") if progbar else steps:
@@ -305,8 +305,7 @@ class BottleneckOptimizer:
                 problem,
             )
             if search is not None:
-                change = search.see(self.framework.to_numpy(report.model_loss))
-                new, problem = self._with_less_beta(new, problem, change)
+                new, problem = _with_less_beta(new, problem, search.see(report.model_loss))
             if guard is not None:
                 new = guard.checked(state, new, report.model_loss)
             state = new if convergence is None else self._kept(state, new, convergence.running, problem)
@@ -340,26 +339,16 @@ class BottleneckOptimizer:
         # Only of a probability it is known what a nat means.
         return RiseGuard(settings.max_rise) if settings.max_rise and self.log_likelihood else None
 
-    def _search(self, answer: Answer | None, settings: BottleneckSettings) -> BetaSearch | None:
+    def _search(
+        self, answer: Answer | None, settings: BottleneckSettings, problem: Problem
+    ) -> BetaSearch | None:
         if settings.keep is None:
             return None
         if answer is None:
             raise InputError(f"keep={settings.keep} is only offered by Explainer; leave it out, and set beta")
-        return BetaSearch(answer, settings.keep)
-
-    def _with_less_beta(
-        self, state: AdamState, problem: Problem, change: npt.NDArray[np.floating]
-    ) -> tuple[AdamState, Problem]:
-        """State and problem after beta has changed by factors, (B,).
-
-        Adam divides by the gradients that it has seen. Those of the information term were larger at the beta
-        before, so all that carries no answer would now close more slowly. The moments change with beta.
-        """
-        if (change == 1.0).all():
-            return state, problem
-        factors = by_image(self._tensor(change, problem), state.parameter)
-        first, second = state.first * factors, state.second * factors * factors
-        return AdamState(state.parameter, first, second), problem._replace(beta=problem.beta * factors)
+        nothing = answer.nothing
+        baseline = None if nothing is None else self._tensor(nothing.mean(axis=1), problem)
+        return BetaSearch(self._tensor(answer.whole, problem), baseline, settings.keep)
 
     def _result(
         self, alpha: Array, problem: Problem, found: _Descent, settings: BottleneckSettings
@@ -374,7 +363,7 @@ class BottleneckOptimizer:
             model_losses=curves[0],
             informations=curves[1],
             steps_taken=found.taken,
-            factors=None if found.search is None else found.search.factors,
+            factors=None if found.search is None else self.framework.to_numpy(found.search.factors),
         )
 
     # -- survival ---------------------------------------------------------------------------------
@@ -769,6 +758,17 @@ class BottleneckOptimizer:
 def masked_capacity(problem: Problem, mask: Mask) -> Array:
     """Capacity where the bottleneck acts, 0 elsewhere; nats, (B, *feature map)."""
     return problem.acting(capacity(problem.signal / problem.std, mask))
+
+
+def _with_less_beta(state: AdamState, problem: Problem, change: Array) -> tuple[AdamState, Problem]:
+    """State and problem after beta has changed by factors, (B,).
+
+    Adam divides by the gradients that it has seen. Those of the information term were larger at the beta
+    before, so all that carries no answer would now close more slowly. The moments change with beta.
+    """
+    factors = by_image(change, state.parameter)
+    first, second = state.first * factors, state.second * factors * factors
+    return AdamState(state.parameter, first, second), problem._replace(beta=problem.beta * factors)
 
 
 def _distribution(problem: Problem, mask: Mask) -> tuple[Array, Array]:

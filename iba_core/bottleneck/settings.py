@@ -65,7 +65,7 @@ class BottleneckSettings:
             probabilities.
         keep: find for each image the fewest bits that let this share of its target survive. The steps start
             at `beta` and lower it where too little survives. Then alpha moves, by one offset for all places
-            of an image, to where the share just survives: three more passes of the noisy copies, without
+            of an image, to where the share just survives: four more passes of the noisy copies, without
             gradients. None for a fixed beta. ``beta="auto"`` is 0.95, and a start at 20.
         precision: ``"bfloat16"`` or ``"float16"`` runs the tail of the model in that precision, where the
             framework offers it (PyTorch's autocast). The bottleneck stays in float32. None for the model's
@@ -217,19 +217,19 @@ DEFAULT: Mapping[str, Any] = MappingProxyType(
         **PAPER,
         "beta": AUTO_BETA,
         "keep": KEEP,
-        "steps": 14,
-        "learning_rate": 0.6,
+        "steps": 13,
+        "learning_rate": 0.65,
         "initial_alpha": 3.0,
         "samples": 8,
-        "early_steps": 6,
+        "early_steps": 5,
         "early_samples": 2,
         "antithetic": True,
         "max_rise": 0.3,
     }
 )
-"""The fewest bits that keep the answer, with three quarters of the paper's noisy copies: steps that are
-shorter, from a mask that is not quite as open, copies in pairs, few of them at first, and steps that are taken
-back where the loss jumps, see `benchmarks.presets`."""
+"""The fewest bits that keep the answer, with three quarters of the paper's noisy copies: shorter steps from a
+mask that is not quite as open, copies in pairs, few of them at first, and steps that are taken back where the
+loss jumps, see `benchmarks.presets`."""
 
 FAST: Mapping[str, Any] = MappingProxyType(
     {**DEFAULT, "steps": 8, "learning_rate": 1.0, "samples": 4, "early_steps": 4}
@@ -291,7 +291,7 @@ def preset_settings(
 
     Example:
         >>> preset_settings(None)["steps"], preset_settings(None, {"samples": 5})["steps"]
-        (14, 10)
+        (13, 10)
     """
     given = {each: value for each, value in (given or {}).items() if value is not None}
     values = _preset(name, given, own, warm_start)

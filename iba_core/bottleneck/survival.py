@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+
+from iba_core.framework.namespace import NAMESPACES, Array
 
 LEAST = 0.5
 """A target of which less survives is not explained by its map, and a warning says so."""
@@ -43,13 +46,29 @@ def surviving_shares(
         array([[0.75]])
     """
     found, full = np.asarray(losses, np.float64), np.asarray(whole, np.float64)[:, None]
-    if nothing is None:
-        shares = np.exp(np.minimum(full - found, _LARGEST_EXPONENT))
-        return np.where(full < _LARGEST_LOSS, shares, np.nan)
-    base = np.asarray(nothing, np.float64).mean(axis=1, keepdims=True)
-    rise = base - full
-    above = np.where(rise > 0, rise, np.nan)
-    return np.asarray((base - found) / above)
+    base = None if nothing is None else np.asarray(nothing, np.float64).mean(axis=1, keepdims=True)
+    return np.asarray(shares_of(found, full, base))
+
+
+def shares_of(losses: Array, whole: Array, baseline: Array | None = None) -> Array:
+    """The formula of `surviving_shares`, for arrays of any framework that broadcast against each other.
+
+    Args:
+        losses: of the restricted features.
+        whole: of the unrestricted features.
+        baseline: mean loss when nothing passes; None if the loss is minus the logarithm of a probability.
+    """
+    xp = NAMESPACES[type(losses)]
+    if baseline is None:
+        gain = whole - losses
+        # An exponent for which exp would overflow belongs to a probability of 0.
+        shares = xp.exp(xp.where(gain < _LARGEST_EXPONENT, gain, _LARGEST_EXPONENT * xp.ones_like(gain)))
+        known = whole < _LARGEST_LOSS
+    else:
+        rise = baseline - whole
+        known = rise > 0
+        shares = (baseline - losses) / xp.where(known, rise, xp.ones_like(rise))
+    return xp.where(known, shares, math.nan * xp.ones_like(shares))
 
 
 class Answer(NamedTuple):

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from iba_core import Attribution, DistributionTarget, Explainer, LogitTarget
+from iba_core.bottleneck.settings import KEEP
 from iba_core.targets import class_probabilities
 from tests.backends import fitted, smooth_images
 
@@ -104,7 +105,7 @@ def test_a_share_that_cannot_be_kept_gives_a_warning(backend):
         found = explainer.explain(x, LogitTarget(), seed=0, keep=0.95, **closed)
     assert found.survival.min() < 0.95
     lost = found.survival < 0.95
-    np.testing.assert_allclose(found.mask[lost], 1 / (1 + np.exp(20 - 3.5)), rtol=0.01)
+    np.testing.assert_allclose(found.mask[lost], 1 / (1 + np.exp(20 - 3.75)), rtol=0.01)
 
 
 def test_less_to_keep_means_fewer_bits(backend):
@@ -190,12 +191,12 @@ def test_an_automatic_beta_finds_a_tone_in_noise(backend, hearing):
     assert (explainer.predict(x).argmax(axis=1) == labels).all()
     x, inside = x[tones], inside[tones]
     found = explainer.explain(x, seed=0, beta="auto")
-    assert found.survival.min() >= 0.9
+    assert found.survival.min() >= KEEP
     saliency = found.saliency.reshape(inside.shape)
     shares = (saliency * inside).sum(axis=1) / saliency.sum(axis=1)
     assert np.median(shares) > 0.9
     fixed = [explainer.explain(x, seed=0, beta=beta) for beta in (1, 3, 10)]
-    kept = np.min([np.where(each.survival >= 0.9, each.total_bits, np.inf) for each in fixed], axis=0)
+    kept = np.min([np.where(each.survival >= KEEP, each.total_bits, np.inf) for each in fixed], axis=0)
     assert (found.total_bits < 1.5 * kept).mean() > 0.9
 
 

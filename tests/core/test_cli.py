@@ -664,7 +664,11 @@ def test_explain_begins_at_the_mask_of_a_readout(iba, fails, workplace, tmp_path
     begin = ("--readout", tmp_path / "readout.safetensors")
     explainer = Explainer(net.adapter.model, warm_start=module).load("told.safetensors")
     expected = explainer.explain(picture, seed=0)
-    said = {(): "the masks are as it gives them", ("--steps", 2): "2 steps from the mask", ("--keep", 0.7): ""}
+    said = {
+        (): "the masks are as it gives them",
+        ("--steps", 2): "2 steps from the mask",
+        ("--keep", 0.7): "",
+    }
     explained = {}
     for number, (options, note) in enumerate(said.items()):
         code, out, _ = iba("explain", *told, *begin, *options, "--out", tmp_path / f"{number}")

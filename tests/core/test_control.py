@@ -4,14 +4,13 @@ import numpy as np
 import pytest
 
 from iba_core.bottleneck.control import TRIALS, BetaSearch, OffsetSearch
-from iba_core.bottleneck.survival import Answer
 
 KEEP = 0.9
 
 
 def searched(shares):
     """Factors of beta for one image, after steps in which these shares of its target survived."""
-    search, factors = BetaSearch(Answer(np.zeros(1), None), KEEP), []
+    search, factors = BetaSearch(np.zeros(1), None, KEEP), []
     for share in shares:
         before = search.factors
         change = search.see(-np.log([share]))
@@ -29,6 +28,12 @@ def test_it_shrinks_by_what_is_lacking_and_not_below_a_third_in_one_step():
     np.testing.assert_allclose(factors, [1.0, 0.5, 0.45, 0.45, 0.45 * 0.3])
 
 
+def test_the_share_of_a_score_counts_from_its_baseline_and_nothing_to_keep_changes_nothing():
+    search = BetaSearch(np.array([-5.0, -5.0]), np.array([-1.0, -6.0]), KEEP)
+    # Of the four that the first score is above its baseline, half is left; the second is below its baseline.
+    np.testing.assert_allclose(search.see(np.array([-3.0, -3.0])), [0.5 / KEEP, 1.0])
+
+
 def offset(share_at):
     """What a search finds for one image, if this share of the target survives at an offset."""
 
@@ -41,22 +46,29 @@ def offset(share_at):
     return float(search.found[0]), float(search.shares[0, 0])
 
 
-@pytest.mark.parametrize("needed", [-2.4, -1.5, -0.4, 0.6, 1.7, 3.3])
+@pytest.mark.parametrize("needed", [-1.7, -1.5, -0.4])
 def test_the_least_offset_at_which_enough_survives_is_found(needed):
     found, share = offset(lambda at: KEEP + 0.05 * (at - needed))
     assert share >= KEEP
-    assert needed <= found <= needed + 0.51
+    assert needed <= found <= needed + 0.126
+
+
+@pytest.mark.parametrize("needed", [-3.3, 0.6, 1.7, 3.3])
+def test_strides_are_longer_where_the_share_is_far_from_that_to_keep(needed):
+    found, share = offset(lambda at: KEEP * 8 ** (at - needed))
+    assert share >= KEEP
+    assert needed <= found <= needed + 0.26
 
 
 def test_where_nothing_keeps_enough_the_most_open_trial_is_taken():
     found, share = offset(lambda at: 0.1 * at)
-    assert found == 3.5
-    assert share == pytest.approx(0.35)
+    assert found == 3.75
+    assert share == pytest.approx(0.375)
 
 
 def test_where_everything_keeps_enough_the_mask_is_closed_as_far_as_it_may_be():
-    found, share = offset(lambda _: 1.0)
-    assert (found, share) == (-2.625, 1.0)
+    assert offset(lambda _: 9.0) == (-3.75, 9.0)
+    assert offset(lambda _: 1.0) == (-1.875, 1.0)
 
 
 def test_an_image_without_anything_to_keep_does_not_move():
