@@ -1070,7 +1070,7 @@ class Explainer:
             # Those of another layer differ by rounding, and so may the class predicted.
             outputs = lead[-1].outputs if lead else framework.to_numpy(choose(raw, self.output))
             order = split.map_order(layout)
-            if lead and order != lead[-1].order:
+            if lead and len(order.axes) == len(lead[-1].order.axes) and order != lead[-1].order:
                 raise InputError(
                     f"combine='shared' takes layers whose axes are in the same order, but between them and "
                     f"{split.layer_name!r} the model exchanges or reverses some; choose other layers, or "

@@ -101,8 +101,8 @@ class StepReport(NamedTuple):
 Callback = Callable[[int, AdamState, StepReport], None]
 """Called after each step with its number from 0, the new state and the step's report."""
 
-Step = Callable[[AdamState, Array, int], tuple[AdamState, StepReport]]
-"""Makes a step from a state, the row of `bias_corrections` and the step's number from 0."""
+Step = Callable[[AdamState, Array, int, Problem], tuple[AdamState, StepReport]]
+"""Makes a step from a state, the row of `bias_corrections`, the step's number from 0, and the problem."""
 
 
 @dataclass(frozen=True)
@@ -295,14 +295,14 @@ class BottleneckOptimizer:
         Args:
             problem: the images.
             settings: hyperparameters.
-            answer: what survival is measured by; needed for a search for beta alone.
+            answer: what the loss that steps report is compared with, in a search for beta.
             state: before the first step.
             seed: as in `run`.
             max_batch: as in `run`.
             progbar: as in `run`.
             callback: as in `run`.
-            take_step: makes a step of another state than the problem's own; settings without `keep` and
-                `tolerance` alone serve it.
+            take_step: makes a step of a state that is not the problem's own, without `tolerance`. Of the
+                problem, it needs beta, which a search changes.
         """
         images = int(problem.features.shape[0])
         corrections = self._corrections_of(settings.steps, problem)
@@ -313,7 +313,7 @@ class BottleneckOptimizer:
         steps = range(settings.steps)
         for step in get_tqdm()(steps, desc="Bottleneck") if progbar else steps:
             if take_step is not None:
-                new, report = take_step(state, corrections[step], step)
+                new, report = take_step(state, corrections[step], step, problem)
             else:
                 # The noise has no name here, so that its memory can be reused.
                 new, report = self._compiled_step(
@@ -375,9 +375,10 @@ class BottleneckOptimizer:
         """
         if (change == 1.0).all():
             return state, problem
-        factors = by_image(self._tensor(change, problem), state.parameter)
+        change = self._tensor(change, problem)
+        factors, beta = by_image(change, state.parameter), problem.beta * by_image(change, problem.beta)
         first, second = state.first * factors, state.second * factors * factors
-        return AdamState(state.parameter, first, second), problem._replace(beta=problem.beta * factors)
+        return AdamState(state.parameter, first, second), problem._replace(beta=beta)
 
     def result(
         self, alpha: Array, problem: Problem, found: Descent, settings: BottleneckSettings
@@ -482,13 +483,13 @@ class BottleneckOptimizer:
         assert settings.keep is not None
         problem, search = result.problem, OffsetSearch(result.shares, settings.keep)
         for _ in range(TRIALS):
-            mask, _ = self._compiled_outcome(self._moved(result.alpha, search.trial, problem), problem)
+            mask, _ = self._compiled_outcome(self.moved(result.alpha, search.trial, problem), problem)
             losses = self._losses_under(mask, problem, settings, seed, max_batch)
             search.see(answer.shares(losses))
-        moved = self.result(self._moved(result.alpha, search.found, problem), problem, found, settings)
+        moved = self.result(self.moved(result.alpha, search.found, problem), problem, found, settings)
         return replace(moved, shares=search.shares)
 
-    def _moved(self, alpha: Array, offsets: npt.NDArray[np.floating], problem: Problem) -> Array:
+    def moved(self, alpha: Array, offsets: npt.NDArray[np.floating], problem: Problem) -> Array:
         """Alpha with an offset for each image, (B,)."""
         return alpha + by_image(self._tensor(offsets, problem), alpha)
 

@@ -12,8 +12,10 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from iba_core.bottleneck.adam import AdamState, adam_step
+from iba_core.bottleneck.control import TRIALS, OffsetSearch
 from iba_core.bottleneck.optimization import (
     BottleneckOptimizer,
     BottleneckResult,
@@ -49,7 +51,7 @@ class SharedMask:
 
     Args:
         parts: the layers, at least two.
-        settings: hyperparameters, without `keep` and `tolerance`.
+        settings: hyperparameters, without `tolerance`.
 
     Attributes:
         grid: number of places of alpha along each spatial axis, the most of any layer.
@@ -78,8 +80,8 @@ class SharedMask:
     ) -> tuple[BottleneckResult, ...]:
         """Optimise the mask.
 
-        A step passes the noisy copies of each layer through its tail. `RiseGuard` sees the mean of the losses
-        at all layers.
+        A step passes the noisy copies of each layer through its tail. `RiseGuard` and `BetaSearch` see the
+        mean of the losses at all layers, and `OffsetSearch` the layer at which least survives.
 
         Args:
             seed: as in `BottleneckOptimizer.run`.
@@ -99,8 +101,11 @@ class SharedMask:
         ]
         reports: list[list[StepReport]] = []
 
-        def step(state: AdamState, correction: Array, number: int) -> tuple[AdamState, StepReport]:
-            gradient, found = self.gradient(state.parameter, number, seed, max_batch)
+        def step(
+            state: AdamState, correction: Array, number: int, now: Problem
+        ) -> tuple[AdamState, StepReport]:
+            factor = now.beta / problem.beta
+            gradient, found = self.gradient(state.parameter, number, seed, max_batch, factor)
             reports.append(found)
             mean = StepReport(*(_mean(terms) for terms in zip(*found, strict=True)))
             return adam_step(state, gradient, correction, problem.learning_rate), mean
@@ -112,7 +117,7 @@ class SharedMask:
         found = lead.descend(
             problem,
             settings,
-            None,
+            _mean_answer(answers),
             begin,
             seed=seed,
             max_batch=max_batch,
@@ -120,23 +125,37 @@ class SharedMask:
             take_step=step,
         )
         alone = [found._replace(reports=[*of_layer]) for of_layer in zip(*reports, strict=True)]
-        results = self._results(found.state.parameter, alone, answers, seed, max_batch)
-        if found.guard is not None:
+
+        def results_at(alpha: Array) -> list[BottleneckResult]:
+            return self._results(alpha, alone, answers, seed, max_batch)
+
+        alpha = found.state.parameter
+        results = results_at(alpha)
+        if settings.keep is not None:
+            search = OffsetSearch(_least_shares(results), settings.keep)
+            for _ in range(TRIALS):
+                search.see(_least_shares(results_at(lead.moved(alpha, search.trial, problem))))
+            results = results_at(lead.moved(alpha, search.found, problem))
+        elif found.guard is not None:
             losses = [
-                answer.losses(result.shares).mean(axis=1)
+                answer.losses(_shares(result)).mean(axis=1)
                 for answer, result in zip(answers, results, strict=True)
-                if result.shares is not None
             ]
             loss = lead.framework.asarray(np.mean(losses, axis=0), like=problem.features)
-            rose, alpha = found.guard.kept(found.state.parameter, loss)
+            rose, alpha = found.guard.kept(alpha, loss)
             if lead.framework.to_numpy(rose).any():
-                results = self._results(alpha, alone, answers, seed, max_batch)
+                results = results_at(alpha)
         return tuple(
             in_model_order(result, part.tail) for result, part in zip(results, self._parts, strict=True)
         )
 
     def gradient(
-        self, alpha: Array, step: int, seed: int | None = None, max_batch: int | None = None
+        self,
+        alpha: Array,
+        step: int,
+        seed: int | None = None,
+        max_batch: int | None = None,
+        factor: Array | float = 1.0,
     ) -> tuple[Array, list[StepReport]]:
         """Gradient of the objective with respect to alpha, and each layer's terms of it.
 
@@ -145,6 +164,7 @@ class SharedMask:
             step: number of the step, whose noise is taken.
             seed: as in `run`.
             max_batch: as in `run`.
+            factor: of each layer's beta, of the shape of `Problem.beta`.
 
         Returns:
             The gradient, (B, *grid), and the two terms of each layer, (B,) each.
@@ -156,7 +176,7 @@ class SharedMask:
             slope, report = optimizer.compiled_gradient(
                 xp.expand_dims(alpha, axis=optimizer.layout.channel_axis + 1),
                 optimizer.noise_of_step(problem, self._settings, seed, step, max_batch),
-                problem,
+                problem._replace(beta=problem.beta * factor),
             )
             slopes.append(xp.reshape(slope, tuple(alpha.shape)))
             reports.append(report)
@@ -186,14 +206,13 @@ def require_shareable(settings: BottleneckSettings) -> None:
     """Check that a mask can be shared with these settings.
 
     Raises:
-        InputError: they have `keep` or `tolerance`, which are about one layer.
+        InputError: they have a `tolerance`.
     """
-    for name in ("keep", "tolerance"):
-        if value := getattr(settings, name):
-            raise InputError(
-                f"{name}={value} is about one layer, and combine='shared' about several; give a number for "
-                "beta, and no keep= or tolerance="
-            )
+    if settings.tolerance:
+        raise InputError(
+            f"tolerance={settings.tolerance} is about the map of one layer; leave it out, or give "
+            "combine='mean'"
+        )
 
 
 def _grid(parts: Sequence[Part], problems: Sequence[Problem]) -> tuple[int, ...]:
@@ -223,6 +242,26 @@ def _resized(part: Part, problem: Problem, grid: tuple[int, ...], std: float | N
     matrices = smoothing_matrices(shape, part.optimizer.layout, std, grid)
     tensors = (part.optimizer.framework.asarray(matrix, like=problem.features) for matrix in matrices)
     return problem._replace(matrices=tuple(tensors))
+
+
+def _mean_answer(answers: Sequence[Answer]) -> Answer:
+    """What the mean of the layers' losses is compared with."""
+    nothing = [each.nothing for each in answers if each.nothing is not None]
+    return Answer(
+        np.mean([each.whole for each in answers], axis=0), np.mean(nothing, axis=0) if nothing else None
+    )
+
+
+def _shares(result: BottleneckResult) -> npt.NDArray[np.floating]:
+    assert result.shares is not None, "they have been measured"
+    return result.shares
+
+
+def _least_shares(results: Sequence[BottleneckResult]) -> npt.NDArray[np.floating]:
+    """For each image the shares that survive at the layer with the least, (B, S)."""
+    shares = np.stack([_shares(result) for result in results])
+    worst = shares.mean(axis=2).argmin(axis=0)
+    return np.asarray(shares[worst, np.arange(len(worst))])
 
 
 def _mean(arrays: Sequence[Array]) -> Array:
