@@ -1023,7 +1023,7 @@ class Explainer:
     def _explain(self, x: Inputs, whole: Target, options: _Options) -> Attribution:
         if self._parts and options.pass_mask is not None:
             raise InputError("pass_mask= is of the feature map of one layer; leave it out for several layers")
-        groups = [(part,) for part in self.parts]
+        groups: list[tuple[Explainer, ...]] = [(part,) for part in self.parts]
         if self.combine == "shared":
             require_shareable(options.settings)
             if not self._parts:
@@ -1429,7 +1429,10 @@ def _explained_at(
         progbar=options.progbar,
     )
     found = [
-        [part._attribution(*each, whole) for part, *each in zip(parts, chunk.results, layers, strict=True)]
+        [
+            part._attribution(result, at, whole)
+            for part, result, at in zip(parts, chunk.results, layers, strict=True)
+        ]
         for chunk in chunks
     ]
     return found[0] if len(found) == 1 else [Attribution.concatenate(own) for own in zip(*found, strict=True)]

@@ -101,8 +101,11 @@ class StepReport(NamedTuple):
 Callback = Callable[[int, AdamState, StepReport], None]
 """Called after each step with its number from 0, the new state and the step's report."""
 
-Step = Callable[[AdamState, Array, int, Problem], tuple[AdamState, StepReport]]
-"""Makes a step from a state, the row of `bias_corrections`, the step's number from 0, and the problem."""
+Factors = npt.NDArray[np.floating] | None
+"""By which a search has multiplied beta, (B,); None without one."""
+
+Step = Callable[[AdamState, Array, int, Factors], tuple[AdamState, StepReport]]
+"""Makes a step from a state, the row of `bias_corrections`, the step's number from 0, and factors of beta."""
 
 
 @dataclass(frozen=True)
@@ -134,7 +137,7 @@ class BottleneckResult:
     informations: npt.NDArray[np.floating]
     steps_taken: npt.NDArray[np.integer]
     shares: npt.NDArray[np.floating] | None = None
-    factors: npt.NDArray[np.floating] | None = None
+    factors: Factors = None
 
     def permuted(self, axes: Sequence[int]) -> BottleneckResult:
         """Permute the axes of one feature map in all arrays."""
@@ -301,8 +304,7 @@ class BottleneckOptimizer:
             max_batch: as in `run`.
             progbar: as in `run`.
             callback: as in `run`.
-            take_step: makes a step of a state that is not the problem's own, without `tolerance`. Of the
-                problem, it needs beta, which a search changes.
+            take_step: makes a step of a state that is not the problem's own, without `tolerance`.
         """
         images = int(problem.features.shape[0])
         corrections = self._corrections_of(settings.steps, problem)
@@ -313,7 +315,8 @@ class BottleneckOptimizer:
         steps = range(settings.steps)
         for step in get_tqdm()(steps, desc="Bottleneck") if progbar else steps:
             if take_step is not None:
-                new, report = take_step(state, corrections[step], step, problem)
+                factors = None if search is None else search.factors
+                new, report = take_step(state, corrections[step], step, factors)
             else:
                 # The noise has no name here, so that its memory can be reused.
                 new, report = self._compiled_step(

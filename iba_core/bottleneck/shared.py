@@ -15,11 +15,12 @@ import numpy as np
 import numpy.typing as npt
 
 from iba_core.bottleneck.adam import AdamState, adam_step
-from iba_core.bottleneck.control import TRIALS, OffsetSearch
+from iba_core.bottleneck.control import TRIALS, OffsetSearch, by_image
 from iba_core.bottleneck.optimization import (
     BottleneckOptimizer,
     BottleneckResult,
     Descent,
+    Factors,
     PassMask,
     Problem,
     StepReport,
@@ -102,10 +103,9 @@ class SharedMask:
         reports: list[list[StepReport]] = []
 
         def step(
-            state: AdamState, correction: Array, number: int, now: Problem
+            state: AdamState, correction: Array, number: int, factors: Factors
         ) -> tuple[AdamState, StepReport]:
-            factor = now.beta / problem.beta
-            gradient, found = self.gradient(state.parameter, number, seed, max_batch, factor)
+            gradient, found = self.gradient(state.parameter, number, seed, max_batch, factors)
             reports.append(found)
             mean = StepReport(*(_mean(terms) for terms in zip(*found, strict=True)))
             return adam_step(state, gradient, correction, problem.learning_rate), mean
@@ -155,7 +155,7 @@ class SharedMask:
         step: int,
         seed: int | None = None,
         max_batch: int | None = None,
-        factor: Array | float = 1.0,
+        factors: Factors = None,
     ) -> tuple[Array, list[StepReport]]:
         """Gradient of the objective with respect to alpha, and each layer's terms of it.
 
@@ -164,19 +164,23 @@ class SharedMask:
             step: number of the step, whose noise is taken.
             seed: as in `run`.
             max_batch: as in `run`.
-            factor: of each layer's beta, of the shape of `Problem.beta`.
+            factors: of each image's beta.
 
         Returns:
             The gradient, (B, *grid), and the two terms of each layer, (B,) each.
         """
         xp = NAMESPACES[type(alpha)]
         slopes, reports = [], []
-        for (optimizer, *_), problem in zip(self._parts, self._problems, strict=True):
+        for (optimizer, *_), known in zip(self._parts, self._problems, strict=True):
+            problem = known
+            if factors is not None:
+                changed = optimizer.framework.asarray(factors, like=known.features)
+                problem = known._replace(beta=known.beta * by_image(changed, known.beta))
             # The noise has no name here, so that its memory can be reused.
             slope, report = optimizer.compiled_gradient(
                 xp.expand_dims(alpha, axis=optimizer.layout.channel_axis + 1),
                 optimizer.noise_of_step(problem, self._settings, seed, step, max_batch),
-                problem._replace(beta=problem.beta * factor),
+                problem,
             )
             slopes.append(xp.reshape(slope, tuple(alpha.shape)))
             reports.append(report)
@@ -265,4 +269,5 @@ def _least_shares(results: Sequence[BottleneckResult]) -> npt.NDArray[np.floatin
 
 
 def _mean(arrays: Sequence[Array]) -> Array:
-    return NAMESPACES[type(arrays[0])].mean(NAMESPACES[type(arrays[0])].stack(arrays), axis=0)
+    xp = NAMESPACES[type(arrays[0])]
+    return xp.mean(xp.stack(arrays), axis=0)

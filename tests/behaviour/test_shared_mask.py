@@ -112,8 +112,7 @@ class Plain:
         return np.mean(losses, axis=0) + beta * nats.mean(axis=(1, 2, 3))
 
 
-@pytest.mark.parametrize("max_batch", [None, 6])
-def test_the_gradient_is_that_of_the_mean_objective(backend, max_batch):
+def test_the_gradient_is_that_of_the_mean_objective(backend):
     """Against differences of the objective, along axes and in random directions."""
     beta, seed, step, classes = 2.0, 7, 1, np.array([0, 2, 3])
     adapter, settings = (
@@ -136,7 +135,7 @@ def test_the_gradient_is_that_of_the_mean_objective(backend, max_batch):
             parts.append(Part(optimizer, tail, layer.statistics, rows, backend.asarray(np.zeros(3))))
         shared = SharedMask(parts, settings)
         assert shared.grid == (7, 5)
-        gradient, reports = shared.gradient(backend.asarray(alpha), step, seed, max_batch)
+        gradient, reports = shared.gradient(backend.asarray(alpha), step, seed, max_batch=6)
     noises = [
         seeded_normal(seed, step, 4, layer.shape, Layout.of(layer.shape, "channels_last")) for layer in layers
     ]
@@ -166,8 +165,9 @@ def test_the_mask_is_one_map_of_places_at_all_layers(backend, found):
     assert fine.std() > 0.01
 
 
-def test_without_smoothing_the_coarse_mask_averages_the_fine_one(backend):
-    found = explainer_of(backend, smooth_std=0).explain(backend.images(X), seed=0)
+def test_without_smoothing_the_coarse_mask_averages_the_fine_one(backend, found):
+    explainer, x, _ = found
+    found = explainer.explain(x, seed=0, smooth_std=0)
     fine, coarse = (backend.channels_last(part.mask)[..., 0] for part in found.parts)
     rows = fine.repeat(4, axis=1).reshape(3, 4, 7, 5).mean(axis=2)
     expected = rows.repeat(3, axis=2).reshape(3, 4, 3, 5).mean(axis=3)
@@ -219,9 +219,8 @@ def test_both_frameworks_give_one_map():
     np.testing.assert_allclose(*bits, rtol=1e-6)
 
 
-def test_a_rise_of_the_mean_loss_is_taken_back(backend):
-    """The last of three steps that are far too long, as well as those before it."""
-    explainer, x = explainer_of(backend, samples=4), backend.images(X)
+def test_a_rise_of_the_mean_loss_is_taken_back(found):
+    explainer, x, _ = found
     start = explainer.explain(x, seed=0, steps=1, learning_rate=0.0)
     free = explainer.explain(x, seed=0, steps=1, learning_rate=20.0)
     guarded = explainer.explain(x, seed=0, steps=1, learning_rate=20.0, max_rise=0.1)
@@ -244,6 +243,9 @@ def test_an_automatic_beta_keeps_the_target_at_each_layer(backend):
     assert (lost.survival < 0.6).all()
     assert ((found.survival > 0.8 - 1e-6) & (found.survival < 0.9)).all()
     assert (found.betas < 3.0).all()
+    free = explainer.explain(x, seed=0, beta=0.0, keep=0.8)
+    assert (free.betas == 0).all()
+    assert (free.survival > 0.8 - 1e-6).all()
     open_wide = explainer.explain(x, seed=0, beta=0.1)
     assert (found.total_bits < open_wide.total_bits / 2).all()
 
