@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from iba_core import Explainer
+from iba_core import Explainer, InputError, Tokens
 from iba_core.bottleneck.noise import seeded_normal
 from iba_core.framework.layout import Layout
 
@@ -97,3 +97,42 @@ def test_under_autocast_each_layer_has_the_features_that_it_has_alone(is_on):
         np.testing.assert_allclose(part.capacity, own.capacity, rtol=1e-6)
         np.testing.assert_allclose(part.model_losses, own.model_losses, rtol=1e-6)
         np.testing.assert_allclose(part.survival, own.survival, rtol=1e-6)
+
+
+class Patches(nn.Module):
+    """A class token and 4 x 4 tokens; two layers of different width."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.patch = nn.Conv2d(3, 6, 2, stride=2)
+        self.one, self.two = nn.Linear(6, 7), nn.Linear(7, 5)
+        self.head = nn.Linear(5, 4)
+
+    def forward(self, x):
+        tokens = self.patch(x).flatten(2).transpose(1, 2)
+        tokens = torch.cat([tokens.mean(1, keepdim=True), tokens], dim=1)
+        tokens = torch.tanh(self.one(tokens))
+        tokens = torch.tanh(self.two(tokens + tokens.mean(1, keepdim=True)))
+        return self.head(tokens.mean(1))
+
+
+def test_layers_share_a_mask_of_tokens():
+    torch.manual_seed(1)
+    model, data, x = (
+        Patches().double().eval(),
+        torch.randn(12, 3, 8, 8).double(),
+        torch.randn(2, 3, 8, 8).double(),
+    )
+    options = {"steps": 8, "samples": 2, "beta": 0.01, "combine": "shared"}
+    explainer = Explainer(model, ["one", "two"], tokens=Tokens(prefix=1, grid=(4, 4)), **options)
+    found = explainer.fit([data], progbar=False).explain(x, seed=0)
+    one, two = (part.mask for part in found.parts)
+    assert one.shape == (2, 17, 7)
+    assert two.shape == (2, 17, 5)
+    assert found.saliency.shape == (2, 8, 8)
+    np.testing.assert_array_equal(one[..., 0], two[..., 0])
+    assert one.std() > 0.001
+    beside = Explainer(model, ["patch", "one"], **options).fit([data], progbar=False)
+    with pytest.raises(InputError, match="along the same axes"):
+        beside.explain(x)
