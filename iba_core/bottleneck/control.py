@@ -16,7 +16,7 @@ _OPENING, _CLOSING = 2.0, 1.0
 """First strides of an offset of alpha, where the target is lost and where more than enough survives."""
 
 TRIALS = 4
-"""Of an offset. They open a mask by up to 3.75, and close it by up to 1.875."""
+"""Of an offset. They open a mask by up to 3.75, and close it by up to 15, which is to say altogether."""
 
 _TRIES = 2
 """Steps in a row that are taken back. At the default beta, a second is rare; at ten times it, the rule."""
@@ -130,8 +130,9 @@ class BetaSearch:
 class OffsetSearch:
     """Finds for each image the least offset of alpha at which enough of its target survives.
 
-    The bits rise with the offset, and so does what survives, but for noise. Each trial goes on by half the
-    stride of the one before it, up where too little survives, and else down.
+    The bits rise with the offset, and so does what survives, but for noise. Each trial goes up where too
+    little survives, and else down, by half the stride of the one before it. But where all trials so far have
+    kept enough, strides double: a model that does not know the target needs no bits for it.
 
     Args:
         shares: that survive at an offset of 0, (B, S).
@@ -148,6 +149,7 @@ class OffsetSearch:
         lost, kept = self._lost(shares), shares.mean(axis=1) >= keep
         # Shares of NaN say that there is nothing to keep: those images do not move.
         self._strides = np.where(lost, _OPENING, np.where(kept, _CLOSING, 0.0))
+        self._closing = kept
         self.found: npt.NDArray[np.floating] = np.zeros(len(shares))
         self.shares: npt.NDArray[np.floating] = shares
         self.trial: npt.NDArray[np.floating] = np.where(lost, self._strides, -self._strides)
@@ -158,7 +160,8 @@ class OffsetSearch:
         better = np.where(lost, self._lost(self.shares), (self.trial < self.found) | self._lost(self.shares))
         self.found = np.where(better, self.trial, self.found)
         self.shares = np.where(better[:, None], shares, self.shares)
-        self._strides = self._strides / 2
+        self._closing &= ~lost
+        self._strides = self._strides * np.where(self._closing, 2.0, 0.5)
         self.trial = self.trial + np.where(lost, self._strides, -self._strides)
 
     def _lost(self, shares: npt.NDArray[np.floating]) -> npt.NDArray[np.bool_]:

@@ -23,8 +23,8 @@ _PRECISIONS = ("bfloat16", "float16")
 AUTO = "auto"
 """In place of a beta: find one for each image."""
 
-KEEP = 0.9
-"""Share of the target that an automatic beta lets survive."""
+AUTO_BETA, KEEP = 20.0, 0.95
+"""What an automatic beta starts at, and the share of the target that it lets survive."""
 
 LARGEST_STD = 1e4
 """In features. A wider Gaussian is the same everywhere on any map, and its kernel would fill the memory."""
@@ -66,7 +66,7 @@ class BottleneckSettings:
         keep: find for each image the fewest bits that let this share of its target survive. The steps start
             at `beta` and lower it where too little survives. Then alpha moves, by one offset for all places
             of an image, to where the share just survives: four more passes of the noisy copies, without
-            gradients. None for a fixed beta. ``beta="auto"`` is 0.9 and the usual start.
+            gradients. None for a fixed beta. ``beta="auto"`` is 0.95, and a start at 20.
         precision: ``"bfloat16"`` or ``"float16"`` runs the tail of the model in that precision, where the
             framework offers it (PyTorch's autocast). The bottleneck stays in float32. None for the model's
             own.
@@ -98,7 +98,7 @@ class BottleneckSettings:
 
     def __post_init__(self) -> None:
         if _is_auto(self.beta):
-            object.__setattr__(self, "beta", type(self).beta)
+            object.__setattr__(self, "beta", AUTO_BETA)
             object.__setattr__(self, "keep", KEEP if self.keep is None else self.keep)
         for name, value in plain_settings(vars(self)).items():
             object.__setattr__(self, name, value)
@@ -208,39 +208,34 @@ _OF_A_PRESET = (
 )
 
 PAPER: Mapping[str, Any] = MappingProxyType(
-    {name: getattr(BottleneckSettings(), name) for name in _OF_A_PRESET}
+    {name: getattr(BottleneckSettings(), name) for name in (*_OF_A_PRESET, "beta", "keep")}
 )
-"""Ten steps of ten noisy copies."""
-
-FAST: Mapping[str, Any] = MappingProxyType(
-    {
-        **PAPER,
-        "steps": 8,
-        "learning_rate": 1.25,
-        "samples": 4,
-        "early_steps": 4,
-        "early_samples": 2,
-        "antithetic": True,
-    }
-)
-"""A quarter of the default's noisy copies: fewer and longer steps, copies in pairs, and fewer copies while
-the mask is open. The guide on speed says what that costs."""
+"""Ten steps of ten noisy copies, at a beta of 10."""
 
 DEFAULT: Mapping[str, Any] = MappingProxyType(
     {
         **PAPER,
-        "steps": 18,
-        "learning_rate": 0.45,
-        "initial_alpha": 4.0,
+        "beta": AUTO_BETA,
+        "keep": KEEP,
+        "steps": 12,
+        "learning_rate": 0.7,
+        "initial_alpha": 3.0,
         "samples": 8,
-        "early_steps": 8,
+        "early_steps": 4,
         "early_samples": 2,
         "antithetic": True,
         "max_rise": 0.3,
     }
 )
-"""No more noisy copies than the paper's: shorter steps from a mask that is not quite as open, copies in
-pairs, few of them at first, and steps that are taken back where the loss jumps, see `benchmarks.presets`."""
+"""The fewest bits that keep the answer, with three quarters of the paper's noisy copies: steps that are
+shorter, from a mask that is not quite as open, copies in pairs, few of them at first, and steps that are taken
+back where the loss jumps, see `benchmarks.presets`."""
+
+FAST: Mapping[str, Any] = MappingProxyType(
+    {**DEFAULT, "steps": 8, "learning_rate": 1.0, "samples": 4, "early_steps": 4}
+)
+"""A third of the default's noisy copies, in fewer and longer steps. The guide on speed says what that
+costs."""
 
 REFINED: Mapping[str, Any] = MappingProxyType(
     {**DEFAULT, "steps": 4, "samples": 4, "early_steps": 0, "max_rise": 0.0}
@@ -248,7 +243,7 @@ REFINED: Mapping[str, Any] = MappingProxyType(
 """A few short steps from the mask that a readout gives."""
 
 READ_ONLY: Mapping[str, Any] = MappingProxyType(
-    {**REFINED, "steps": 1, "learning_rate": 0.0, "early_steps": 1, "early_samples": 1}
+    {**PAPER, "steps": 1, "learning_rate": 0.0, "samples": 4, "early_steps": 1, "early_samples": 1}
 )
 """The mask that a readout gives, as it is: one copy measures the terms of the objective there."""
 
@@ -269,7 +264,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
     {"default": DEFAULT, "paper": PAPER, "fast": FAST, "instant": INSTANT}
 )
 """Sets of hyperparameters by name. They hold what decides the time and the noise of an explanation, and the
-learning rate that fits their steps. They do not hold what is explained, such as beta."""
+learning rate that fits their steps; and beta, or the share of the answer to keep."""
 
 
 def preset_settings(
@@ -287,7 +282,7 @@ def preset_settings(
         name: one of `PRESETS`. If None, it is the default for a new explainer, and what `own` says for one
             that is there; or the paper's, in place of the default, if `given` has a setting of a preset.
         given: hyperparameters that are given beside it.
-        own: settings of the explainer that is there.
+        own: settings of the explainer that is there. A beta or a share to keep that no preset has stays.
         warm_start: the steps start at the mask of a readout. Without a preset that mask stays as it is,
             unless `given` has steps.
 
@@ -296,13 +291,26 @@ def preset_settings(
 
     Example:
         >>> preset_settings(None)["steps"], preset_settings(None, {"samples": 5})["steps"]
-        (18, 10)
+        (12, 10)
     """
+    values = _preset(name, given or {}, own, warm_start)
+    if own is None or (own.beta, own.keep) in _OBJECTIVES:
+        return values
+    return {each: value for each, value in values.items() if each in _OF_A_PRESET}
+
+
+_OBJECTIVES = {(values["beta"], values["keep"]) for values in PRESETS.values()}
+"""Beta and keep that somebody else than a preset has chosen are not among these."""
+
+
+def _preset(
+    name: str | None, given: Mapping[str, Any], own: BottleneckSettings | None, warm_start: bool
+) -> Mapping[str, Any]:
     if name is not None:
         return PRESETS[require_choice("preset", name, PRESETS, "preset")]
     if warm_start:
-        return READ_ONLY if (given or {}).get("steps") is None else REFINED
-    is_default = own is None or all(getattr(own, each) == value for each, value in DEFAULT.items())
-    if is_default and any((given or {}).get(each) is not None for each in _OF_A_PRESET):
+        return READ_ONLY if given.get("steps") is None else REFINED
+    is_default = own is None or all(getattr(own, each) == DEFAULT[each] for each in _OF_A_PRESET)
+    if is_default and any(given.get(each) is not None for each in _OF_A_PRESET):
         return PAPER
     return DEFAULT if own is None else {}

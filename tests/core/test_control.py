@@ -54,5 +54,17 @@ def test_where_nothing_keeps_enough_the_most_open_trial_is_taken():
     assert share == pytest.approx(0.375)
 
 
+def test_where_everything_keeps_enough_the_mask_is_closed():
+    found, share = offset(lambda _: 1.0)
+    assert (found, share) == (-15.0, 1.0)
+
+
+@pytest.mark.parametrize("needed", [-2.4, -6.1])
+def test_a_mask_that_is_far_too_open_is_closed_by_longer_strides(needed):
+    found, share = offset(lambda at: KEEP + 0.05 * (at - needed))
+    assert share >= KEEP
+    assert needed <= found <= needed + 2.0
+
+
 def test_an_image_without_anything_to_keep_does_not_move():
     assert offset(lambda _: float("nan"))[0] == 0.0

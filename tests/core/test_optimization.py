@@ -291,12 +291,24 @@ def test_without_a_preset_a_setting_of_one_changes_the_papers():
     assert BottleneckSettings(**preset_settings(None, {"beta": 5, "samples": None})) == default
     assert BottleneckSettings(**preset_settings(None, {"learning_rate": 1.0})) == paper
     assert default.chosen(None, {}) is default
-    assert default.chosen(None, {"beta": 5.0}) == replace(default, beta=5.0)
+    assert default.chosen(None, {"beta": 5.0}) == replace(default, beta=5.0, keep=None)
     assert default.chosen(None, {"steps": 3, "beta": 5.0}) == replace(paper, steps=3, beta=5.0)
     assert default.chosen("default", {"steps": 3}) == replace(default, steps=3)
     own = replace(default, samples=6)  # an explainer with settings of its own
     assert own.chosen(None, {"steps": 3}) == replace(own, steps=3)
     assert own.chosen("fast", {}).schedule == BottleneckSettings(**preset_settings("fast")).schedule
+
+
+def test_a_preset_leaves_a_beta_of_ones_own():
+    default = BottleneckSettings(**preset_settings(None))
+    assert default.keep is not None
+    assert default.chosen("paper", {}) == BottleneckSettings()
+    assert BottleneckSettings().chosen("default", {}) == default
+    own = default.override(beta=5.0)
+    assert own.chosen("paper", {}) == BottleneckSettings(beta=5.0)
+    assert own.chosen(None, {"steps": 3}) == BottleneckSettings(beta=5.0, steps=3)
+    kept = default.override(keep=0.8).chosen("fast", {})
+    assert (kept.keep, kept.samples) == (0.8, 4)
 
 
 def test_a_rise_is_taken_back_twice_in_a_row_and_then_let_be():
