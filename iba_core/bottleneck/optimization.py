@@ -211,7 +211,9 @@ class BottleneckOptimizer:
         self.by_image = by_image
         self.log_likelihood = log_likelihood
         self._compiled_step = framework.compile(self._step, jit_compile=jit_compile, donate=2)
-        self.compiled_gradient = framework.compile(self.gradient, jit_compile=jit_compile, donate=1)
+        self.compiled_gradient: Callable[[Array, tuple[Array, ...], Problem], tuple[Array, StepReport]] = (
+            framework.compile(self.gradient, jit_compile=jit_compile, donate=1)
+        )
         self._compiled_outcome = framework.compile(self._outcome, jit_compile=jit_compile)
         self._compiled_losses = framework.compile(self._losses_of_copies, jit_compile=jit_compile)
         self._constants: tuple[tuple[Any, ...], Statistics, _Constants] | None = None
