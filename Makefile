@@ -18,7 +18,7 @@ test: export OMP_NUM_THREADS ?= 1
 export TF_CPP_MIN_LOG_LEVEL ?= 3
 
 # What `make bench` runs, each in a process of its own.
-BENCHMARKS := attribution batch estimation scale frameworks gpu quality readout_quality
+BENCHMARKS := attribution batch estimation scale frameworks gpu readout_quality
 
 .PHONY: help demo test test-install soak check docs bench bench-quick clean
 

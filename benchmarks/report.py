@@ -18,7 +18,6 @@ PLOTS = {
     "attribution": "bench-attribution.svg",
     "scale": "bench-scale.svg",
     "gpu": "bench-gpu.svg",
-    "quality": "bench-quality.svg",
 }
 """Programs whose module has a function ``plot(content, path)``, and the names of their plots."""
 

@@ -23,7 +23,6 @@ import numpy as np
 
 from benchmarks.harness import RESULTS, THREADS, Results, prepare, show
 from benchmarks.networks import packaged
-from benchmarks.quality import PHOTOGRAPHS
 from benchmarks.tables import Column, markdown
 from iba_core import Explainer
 from iba_core.bottleneck.settings import preset_settings
@@ -42,7 +41,7 @@ from iba_core.evaluation import (
 )
 from iba_core.evaluation.methods import Method
 from iba_core.framework.layout import DataFormat
-from iba_core.pictures.images import image_files, load_image, sample_crops, sample_image
+from iba_core.pictures.images import SAMPLE_IMAGES, image_files, load_image, sample_crops, sample_image
 from iba_core.zoo.efficientnet_lite import PREPROCESSING
 
 NETWORK, LAYER = "EfficientNet-Lite0", "blocks.4"
@@ -81,6 +80,10 @@ QUICK_METHODS = {
 """What is compared on packaged photographs: what costs little."""
 
 QUICK_METRICS = ("insertion", "degradation", "sparseness", "survival")
+
+TEXTURES = ("bricks", "grass", "gravel")
+"""Sample images without an object."""
+PHOTOGRAPHS = tuple(name for name in SAMPLE_IMAGES if name not in TEXTURES)
 
 STAGES, CROPS = 3, 64
 """Stages of the randomisation: the classifier alone, half of the other layers too, and all. A network with

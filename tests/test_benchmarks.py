@@ -25,7 +25,6 @@ from benchmarks import (
     plain_tail,
     presets,
     published,
-    quality,
     readme,
     report,
     scale,
@@ -160,12 +159,6 @@ def test_recorded_goals_follow_from_the_figures(content):
         assert goal["met"] == (measured <= wanted if goal["sense"] == "at most" else measured >= wanted)
     path = harness.RESULTS / f"{content['program']}.md"
     assert path.read_text(encoding="utf-8") == tables.markdown(content)
-
-
-def test_the_table_of_presets_marks_the_preset_there_is():
-    content = json.loads((harness.RESULTS / "quality.json").read_text(encoding="utf-8"))
-    ways = [row[0] for row in content["tables"][0]["rows"]]
-    assert ways == [quality.label(way) for way in quality.WAYS]
 
 
 @pytest.mark.parametrize(("most", "rise"), [(0.0, 7.0), (0.5, 0.3), (10.0, 7.0)])

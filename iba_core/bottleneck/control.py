@@ -15,8 +15,8 @@ _LEAST_FACTOR = 0.3
 _OPENING, _CLOSING = 2.0, 1.0
 """First strides of an offset of alpha, where the target is lost and where more than enough survives."""
 
-TRIALS = 4
-"""Of an offset. They open a mask by up to 3.75, and close it by up to 15, which is to say altogether."""
+TRIALS = 3
+"""Of an offset. They open a mask by up to 3.5, and close it by up to 7."""
 
 _TRIES = 2
 """Steps in a row that are taken back. At the default beta, a second is rare; at ten times it, the rule."""

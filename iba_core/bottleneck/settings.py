@@ -65,7 +65,7 @@ class BottleneckSettings:
             probabilities.
         keep: find for each image the fewest bits that let this share of its target survive. The steps start
             at `beta` and lower it where too little survives. Then alpha moves, by one offset for all places
-            of an image, to where the share just survives: four more passes of the noisy copies, without
+            of an image, to where the share just survives: three more passes of the noisy copies, without
             gradients. None for a fixed beta. ``beta="auto"`` is 0.95, and a start at 20.
         precision: ``"bfloat16"`` or ``"float16"`` runs the tail of the model in that precision, where the
             framework offers it (PyTorch's autocast). The bottleneck stays in float32. None for the model's
@@ -217,11 +217,11 @@ DEFAULT: Mapping[str, Any] = MappingProxyType(
         **PAPER,
         "beta": AUTO_BETA,
         "keep": KEEP,
-        "steps": 12,
-        "learning_rate": 0.7,
+        "steps": 13,
+        "learning_rate": 0.65,
         "initial_alpha": 3.0,
         "samples": 8,
-        "early_steps": 4,
+        "early_steps": 5,
         "early_samples": 2,
         "antithetic": True,
         "max_rise": 0.3,
@@ -291,12 +291,14 @@ def preset_settings(
 
     Example:
         >>> preset_settings(None)["steps"], preset_settings(None, {"samples": 5})["steps"]
-        (12, 10)
+        (13, 10)
     """
-    values = _preset(name, given or {}, own, warm_start)
-    if own is None or (own.beta, own.keep) in _OBJECTIVES:
-        return values
-    return {each: value for each, value in values.items() if each in _OF_A_PRESET}
+    given = {each: value for each, value in (given or {}).items() if value is not None}
+    values = _preset(name, given, own, warm_start)
+    is_own = own is not None and (own.beta, own.keep) not in _OBJECTIVES
+    if is_own or "beta" in given:
+        return {each: value for each, value in values.items() if each in _OF_A_PRESET}
+    return values
 
 
 _OBJECTIVES = {(values["beta"], values["keep"]) for values in PRESETS.values()}
@@ -309,8 +311,8 @@ def _preset(
     if name is not None:
         return PRESETS[require_choice("preset", name, PRESETS, "preset")]
     if warm_start:
-        return READ_ONLY if given.get("steps") is None else REFINED
+        return REFINED if "steps" in given else READ_ONLY
     is_default = own is None or all(getattr(own, each) == DEFAULT[each] for each in _OF_A_PRESET)
-    if is_default and any(given.get(each) is not None for each in _OF_A_PRESET):
+    if is_default and not given.keys().isdisjoint(_OF_A_PRESET):
         return PAPER
     return DEFAULT if own is None else {}

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 import iba_core
-from iba_core.bottleneck.settings import PRESETS, BottleneckSettings, preset_settings
+from iba_core.bottleneck.settings import KEEP, PRESETS, BottleneckSettings, preset_settings
 from iba_core.cli.concept import concept
 from iba_core.cli.options import (
     OUT,
@@ -88,17 +88,18 @@ def explain(
     ] = None,
     stats: Stats = None,
     beta: Annotated[
-        str,
+        str | None,
         typer.Option(
             metavar="NUMBER",
-            help="Weight of the information. A higher beta gives fewer bits; auto is that of --keep 0.9.",
+            help="A fixed weight of the information. A higher beta gives fewer bits; auto finds one.",
+            show_default="auto; 10 with --preset paper or instant",
         ),
-    ] = f"{BottleneckSettings.beta:g}",
+    ] = None,
     keep: Annotated[
         float | None,
         typer.Option(
             help="Find for each photograph the fewest bits that keep this share of its class.",
-            show_default="a fixed beta",
+            show_default=f"{KEEP:g} with beta=auto",
         ),
     ] = None,
     preset: Annotated[
@@ -160,6 +161,12 @@ def explain(
     from iba_core.cli.explain import Choices, explain_photographs
     from iba_core.cli.network import parse_size
 
+    settings = {
+        "steps": steps,
+        "samples": samples,
+        "beta": None if beta is None else parse_beta(beta),
+        "keep": keep,
+    }
     return explain_photographs(
         photographs,
         Choices(
@@ -176,13 +183,8 @@ def explain(
             size=parse_size(size),
             device=device,
             settings=BottleneckSettings(
-                **{
-                    **preset_settings(
-                        preset, {"steps": steps, "samples": samples}, warm_start=readout is not None
-                    ),
-                    "beta": parse_beta(beta),
-                }
-            ).override(steps=steps, samples=samples, keep=keep),
+                **preset_settings(preset, settings, warm_start=readout is not None)
+            ).override(**settings),
             readout=readout,
             vmax=vmax,
             jobs=jobs,

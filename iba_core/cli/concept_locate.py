@@ -52,7 +52,7 @@ def locate_concept(
         if value is not None and not bits:
             raise InputError(f"{name}={str(value)!r} is for --bits")
     chosen: dict[str, Any] = {"beta": CONCEPT_BETA if beta is None else beta}
-    settings = BottleneckSettings(**{**preset_settings(None), **chosen})
+    settings = BottleneckSettings(**{**preset_settings(None, chosen), **chosen})
     plane = ConceptEmbedding.load(embedding)
     name = plane.concept_name or embedding.stem
     photographs = find_photographs(paths)

@@ -89,8 +89,8 @@ def test_an_automatic_beta_keeps_each_target(backend, target):
 
 
 def test_an_automatic_beta_is_a_share_to_keep(backend):
-    explainer, x = fitted(backend, beta=10.0), backend.images(smooth_images(2))
-    expected = explainer.explain(x, seed=0, keep=0.9)
+    explainer, x = fitted(backend, beta=20.0), backend.images(smooth_images(2))
+    expected = explainer.explain(x, seed=0, keep=0.95)
     found = explainer.explain(x, seed=0, beta="auto")
     assert found.settings == expected.settings
     np.testing.assert_array_equal(found.capacity, expected.capacity)

@@ -17,7 +17,7 @@ from rich.console import Console
 
 import iba_core
 from iba_core import CombinedAttribution, Explainer, MissingDependencyError
-from iba_core.bottleneck.settings import BottleneckSettings, preset_settings
+from iba_core.bottleneck.settings import KEEP, BottleneckSettings, preset_settings
 from iba_core.cli import console, demo, main, network, photographs, results, statistics
 from iba_core.cli.network import Network, parse_size, read_class_names
 from iba_core.cli.quiet import quiet_start
@@ -642,7 +642,7 @@ def test_explain_chooses_the_layers_of_one_map(iba, tmp_path):
 
 def test_explain_finds_a_beta_for_each_photograph(iba, fails, tmp_path):
     for number, (options, keep) in enumerate(
-        ((("--keep", 0.8), 0.8), (("--beta", "auto"), 0.9), (("--beta", 3), None))
+        ((("--keep", 0.8), 0.8), (("--beta", "auto"), KEEP), (("--beta", 3), None))
     ):
         out = tmp_path / f"{number}"
         assert iba("explain", "photos/one.jpg", *TOLD, *options, "--out", out)[0] == 0

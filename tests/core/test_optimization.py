@@ -288,7 +288,9 @@ def test_presets_hold_settings():
 
 def test_without_a_preset_a_setting_of_one_changes_the_papers():
     default, paper = (BottleneckSettings(**preset_settings(name)) for name in ("default", "paper"))
-    assert BottleneckSettings(**preset_settings(None, {"beta": 5, "samples": None})) == default
+    assert BottleneckSettings(**preset_settings(None, {"samples": None})) == default
+    fixed = BottleneckSettings(**preset_settings(None, {"beta": 5}))
+    assert fixed == replace(default, beta=10.0, keep=None)
     assert BottleneckSettings(**preset_settings(None, {"learning_rate": 1.0})) == paper
     assert default.chosen(None, {}) is default
     assert default.chosen(None, {"beta": 5.0}) == replace(default, beta=5.0, keep=None)
