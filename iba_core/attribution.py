@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from iba_core.arguments import require_choice, require_sequence, require_type, require_whole
-from iba_core.bottleneck.saliency import COMBINE, Combine, combined_shares, to_bits
+from iba_core.bottleneck.saliency import COMBINE_LAYERS, CombineLayers, combined_shares, to_bits
 from iba_core.bottleneck.settings import BottleneckSettings
 from iba_core.errors import InputError, MissingDependencyError, StateError
 from iba_core.files import shown
@@ -412,7 +412,9 @@ class CombinedAttribution(Attribution):
     Args:
         parts: attributions of the same images and target, at least one, each at a layer of its own.
         combine: ``"mean"`` of the maps, each scaled to the same sum, or ``"geometric"`` for their geometric
-            mean, which is high only where all layers agree.
+            mean, which is high only where all layers agree. ``"shared"`` says that the layers were explained
+            with one mask. The same mask lets other bits pass at each layer, since their features differ, so
+            the map is the mean there, too.
 
     Attributes:
         parts: the attributions, in the order of the layers.
@@ -436,15 +438,17 @@ class CombinedAttribution(Attribution):
     """
 
     parts: tuple[Attribution, ...]
-    combine: Combine
+    combine: CombineLayers
 
-    def __init__(self, parts: Sequence[Attribution], combine: Combine = "mean") -> None:
+    def __init__(self, parts: Sequence[Attribution], combine: CombineLayers = "mean") -> None:
         require_combinable("parts", parts)
-        require_choice("combine", combine, COMBINE)
+        require_choice("combine", combine, COMBINE_LAYERS)
         first = parts[0]
         if any(not _equal(first.classes, part.classes) for part in parts):
             raise InputError("parts must be of the same classes")
-        shares = combined_shares([part.saliency for part in parts], combine)
+        shares = combined_shares(
+            [part.saliency for part in parts], "mean" if combine == "shared" else combine
+        )
         on_maps = [part.saliency.reshape(len(first), -1).sum(axis=1, dtype=np.float64) for part in parts]
         bits = np.mean(on_maps, axis=0).reshape(-1, *(1,) * (shares.ndim - 1))
         survival, survival_std = _least_survival(parts)
@@ -477,7 +481,8 @@ class CombinedAttribution(Attribution):
 
     def __repr__(self) -> str:
         of_parts = ", ".join(map(repr, self.parts))
-        return f"<{type(self).__name__}: {self.combine} of the maps of {of_parts}>"
+        how = "mean of the maps with one mask" if self.combine == "shared" else f"{self.combine} of the maps"
+        return f"<{type(self).__name__}: {how} of {of_parts}>"
 
     def __getitem__(self, index: int | slice) -> Self:
         """As `Attribution.__getitem__`."""

@@ -32,13 +32,14 @@ from iba_core.arguments import (
     require_whole,
 )
 from iba_core.attribution import Attribution, CombinedAttribution
-from iba_core.bottleneck.chunks import Task, explain_in_chunks
+from iba_core.bottleneck.chunks import AtLayer, Task, explain_in_chunks
 from iba_core.bottleneck.estimator import KIND, Halves, Moments, WelfordEstimator
 from iba_core.bottleneck.formulas import Mask
 from iba_core.bottleneck.optimization import BottleneckOptimizer, BottleneckResult, PassMask
 from iba_core.bottleneck.probe import noise_input, same_summary, summary
-from iba_core.bottleneck.saliency import COMBINE, Combine, saliency_maps
+from iba_core.bottleneck.saliency import COMBINE_LAYERS, CombineLayers, saliency_maps
 from iba_core.bottleneck.settings import REFINED, BottleneckSettings, preset_settings
+from iba_core.bottleneck.shared import require_shareable
 from iba_core.bottleneck.statistics import Statistics, samples_of_tokens
 from iba_core.bottleneck.survival import LEAST
 from iba_core.datasets.items import Item, items_of, together
@@ -67,7 +68,7 @@ from iba_core.framework.inputs import (
     take,
     targets_of_batch,
 )
-from iba_core.framework.layout import DataFormat, Layout, Tokens
+from iba_core.framework.layout import DataFormat, Layout, MapOrder, Tokens
 from iba_core.framework.namespace import Array, full_precision
 from iba_core.pictures.images import Preprocessing
 from iba_core.readout.bottleneck import ReadoutBottleneck
@@ -105,7 +106,19 @@ class _Known(NamedTuple):
     rows: tuple[npt.NDArray[Any], ...]
     """Data of the target, a row per image."""
     layout: Layout
+    order: MapOrder
     activation: str
+
+
+class _Prepared(NamedTuple):
+    """A layer at which inputs are to be explained."""
+
+    split: Split
+    inputs: Inputs
+    options: _Options
+    task: Callable[[Tail, int, int], Task]
+    known: list[_Known]
+    """Of the chunks whose task has been made."""
 
 
 _Distribution = tuple[Mapping[str, Any], WelfordEstimator, Halves | None]
@@ -129,7 +142,8 @@ class Explainer:
             `iba_core.default_layer.choose_layers`; a layer of that name is given as a list.
         backend: name of the backend. If None, it follows from the model.
         estimator: statistics of the layer's features, gathered before, in place of `fit`.
-        combine: how one map is made of those of several layers, ``"mean"`` or ``"geometric"``.
+        combine: how one map is made of those of several layers, ``"mean"`` or ``"geometric"``; or
+            ``"shared"`` for one mask that all layers share, see `CombinedAttribution`.
         tokens: how to read a layer whose features are a sequence of tokens, such as
             ``Tokens(prefix=1, grid=(14, 14))`` for a vision transformer. If neither this nor a layer is
             given, `fit` asks the model. With ``Tokens(any_length=True)``, for words, `smooth_std` is 0
@@ -174,7 +188,7 @@ class Explainer:
         *,
         backend: str | None = None,
         estimator: WelfordEstimator | None = None,
-        combine: Combine = "mean",
+        combine: CombineLayers = "mean",
         tokens: Tokens | None = None,
         preset: str | None = None,
         data_format: DataFormat | None = None,
@@ -188,7 +202,7 @@ class Explainer:
         self.adapter: ModelAdapter = find_adapter(model, backend)
         self._is_auto = isinstance(layer, str) and layer == AUTO_LAYER
         layers = [] if self._is_auto else _layers_given(layer)
-        self.combine: Combine = require_choice("combine", combine, COMBINE)
+        self.combine: CombineLayers = require_choice("combine", combine, COMBINE_LAYERS)
         BottleneckSettings().override(**settings)  # names what is no setting
         require_type("warm_start", warm_start, ReadoutBottleneck, "a trained IBAReadout", optional=True)
         self.warm_start: ReadoutBottleneck | None = warm_start
@@ -236,6 +250,10 @@ class Explainer:
             raise InputError("warm_start= is of one layer; name that layer alone")
         if (self._parts or self._is_auto) and estimator is not None:
             raise InputError("estimator= is of one layer; leave it out for several, and call fit or load")
+        if combine == "shared":
+            require_shareable(self.settings)
+            if len(layers) == 1:
+                raise InputError(f"combine='shared' is of several layers; layer={layer!r} is one")
 
     @property
     def layer(self) -> str | None:
@@ -1005,9 +1023,18 @@ class Explainer:
     def _explain(self, x: Inputs, whole: Target, options: _Options) -> Attribution:
         if self._parts and options.pass_mask is not None:
             raise InputError("pass_mask= is of the feature map of one layer; leave it out for several layers")
+        groups: list[tuple[Explainer, ...]] = [(part,) for part in self.parts]
+        if self.combine == "shared":
+            require_shareable(options.settings)
+            if not self._parts:
+                raise InputError(
+                    f"combine='shared' is of several layers, and the explainer's is {self.layer!r}; give "
+                    "layer= a list"
+                )
+            groups = [self._parts]
         found: list[Attribution] = []
-        for part in self.parts:
-            found.append(part._explain_at_layer(x, whole, options))
+        for parts in groups:
+            found.extend(_explained_at(parts, x, whole, options))
             if isinstance(whole, ClassTarget):
                 # The class predicted may differ by rounding.
                 whole = replace(whole, classes=found[0].classes)
@@ -1015,7 +1042,15 @@ class Explainer:
         _warn_of_lost(result)
         return result
 
-    def _explain_at_layer(self, x: Inputs, whole: Target, options: _Options) -> Attribution:
+    def _prepared(self, x: Inputs, whole: Target, options: _Options, lead: list[_Known] | None) -> _Prepared:
+        """Check what is to be explained, and say how.
+
+        Args:
+            x: the inputs.
+            whole: the target.
+            options: of the explanation.
+            lead: what is known at the first layer of a shared mask; None for a layer alone.
+        """
         settings, framework, split = options.settings, self.adapter.framework, self._split_at(whole.layer)
         inputs = self._checked(x, split)
         options = options._replace(pass_mask=self._passing(inputs, options.pass_mask))
@@ -1032,7 +1067,15 @@ class Explainer:
             layout = self._layout(split, statistics)
             raw = self._run(tail.run, tail.features, tail.carry)
             choose = main_output if whole.needs_main_output else first_output
-            outputs = framework.to_numpy(choose(raw, self.output))
+            # Those of another layer differ by rounding, and so may the class predicted.
+            outputs = lead[-1].outputs if lead else framework.to_numpy(choose(raw, self.output))
+            order = split.map_order(layout)
+            if lead and len(order.axes) == len(lead[-1].order.axes) and order != lead[-1].order:
+                raise InputError(
+                    f"combine='shared' takes layers whose axes are in the same order, but between them and "
+                    f"{split.layer_name!r} the model exchanges or reverses some; choose other layers, or "
+                    "combine='mean'"
+                )
             # Only numbers from 0 to 1 leave it open what they are.
             is_open = outputs.ndim == 2 and outputs.min() >= 0 and outputs.max() <= 1
             activation = self._activation(tail, raw, whole) if is_open else "other"
@@ -1041,7 +1084,8 @@ class Explainer:
             if self.output is not None:
                 loss = OfOutput(loss, self.output)
             # The user's word counts more than what the model tells.
-            known.append(_Known(outputs, rows, layout, getattr(wanted, "activation", None) or activation))
+            own = getattr(wanted, "activation", None) or activation
+            known.append(_Known(outputs, rows, layout, order, own))
             ordered = layout if tail.axes is None else layout.permuted(tail.axes)
             optimizer = self._optimizer(loss, ordered, settings.precision, whole.log_likelihood)
             like = full_precision(tail.features)
@@ -1051,12 +1095,7 @@ class Explainer:
                 begin = self.warm_start.start(tail, take(inputs, start, stop), rows[0])
             return Task(optimizer, statistics, tensors, whole=loss(raw, *tensors), start=begin)
 
-        shape = self._feature_shape(inputs)
-        chunks = explain_in_chunks(framework, split, inputs, shape, task=task, **options._asdict())
-        parts = [
-            self._attribution(chunk.result, known[-1], inputs, split, whole, options) for chunk in chunks
-        ]
-        return parts[0] if len(parts) == 1 else Attribution.concatenate(parts)
+        return _Prepared(split, inputs, options, task, known)
 
     def _require_warm_start(self, split: Split, whole: Target) -> None:
         """Check that the readout to start at, if there is one, is of this layer and of such a target."""
@@ -1082,7 +1121,7 @@ class Explainer:
             warnings.warn(
                 f"the model reads some of its input by a way around layer {split.layer_name!r}, such as a "
                 "skip connection: the map and its bits are about what passes through that layer alone",
-                stacklevel=5,
+                stacklevel=6,
             )
 
     def _activation(self, tail: Tail, raw: Any, whole: Target) -> str:
@@ -1093,20 +1132,14 @@ class Explainer:
             self._activations[key] = found[index] if index < len(found) else None
         return self._activations[key] or "unknown"
 
-    def _attribution(
-        self,
-        result: BottleneckResult,
-        known: _Known,
-        inputs: Inputs,
-        split: Split,
-        whole: Target,
-        options: _Options,
-    ) -> Attribution:
-        framework = self.adapter.framework
+    def _attribution(self, result: BottleneckResult, at: _Prepared, whole: Target) -> Attribution:
+        """That of the chunk whose task has been made last."""
+        framework, known = self.adapter.framework, at.known[-1]
+        split, inputs, options, *_ = at
         capacity = framework.to_numpy(result.capacity)
         map_shape = self._map_shape(inputs, split, known.layout.places(capacity.shape[1:]))
         return Attribution(
-            saliency=saliency_maps(capacity, known.layout, map_shape, split.map_order(known.layout)),
+            saliency=saliency_maps(capacity, known.layout, map_shape, known.order),
             capacity=capacity,
             mask=framework.to_numpy(result.mask.passed),
             outputs=known.outputs,
@@ -1374,6 +1407,35 @@ def _warn_of_lost(found: Attribution) -> None:
         "give more steps, or a smaller beta to start at",
         stacklevel=4,
     )
+
+
+def _explained_at(
+    parts: Sequence[Explainer], x: Inputs, whole: Target, options: _Options
+) -> list[Attribution]:
+    """Explain at one layer, or at several with one mask; an attribution for each."""
+    layers: list[_Prepared] = []
+    for part in parts:
+        layers.append(part._prepared(x, whole, options, layers[0].known if layers else None))
+    chunks = explain_in_chunks(
+        parts[0].adapter.framework,
+        [
+            AtLayer(at.split, part._feature_shape(at.inputs), at.task, at.options.pass_mask)
+            for part, at in zip(parts, layers, strict=True)
+        ],
+        layers[0].inputs,
+        options.settings,
+        seed=options.seed,
+        max_batch=options.max_batch,
+        progbar=options.progbar,
+    )
+    found = [
+        [
+            part._attribution(result, at, whole)
+            for part, result, at in zip(parts, chunk.results, layers, strict=True)
+        ]
+        for chunk in chunks
+    ]
+    return found[0] if len(found) == 1 else [Attribution.concatenate(own) for own in zip(*found, strict=True)]
 
 
 def _run(run: Callable[[Array, tuple[Array, ...]], Any], z: Array, carry: tuple[Array, ...]) -> Any:

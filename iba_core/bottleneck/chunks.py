@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from typing import Any, NamedTuple
-
-import numpy as np
 
 from iba_core.arguments import require_bool, require_whole
 from iba_core.bottleneck.optimization import BottleneckOptimizer, BottleneckResult, Callback, PassMask
 from iba_core.bottleneck.settings import BottleneckSettings
+from iba_core.bottleneck.shared import Part, SharedMask
 from iba_core.bottleneck.statistics import Statistics
 from iba_core.framework.adapter import Inputs, MixedImagesError, Split, Tail
 from iba_core.framework.arrays import require_mask
@@ -35,43 +34,57 @@ class Task(NamedTuple):
     """Alpha to start at, see `BottleneckOptimizer.run`."""
 
 
+class AtLayer(NamedTuple):
+    """A layer to explain at."""
+
+    split: Split
+    """The model, split at the bottleneck's layer."""
+    feature_shape: Sequence[int]
+    """Shape of one feature map."""
+    task: Callable[[Tail, int, int], Task]
+    """Says what to optimise for the images from a start to a stop, whose tail it gets."""
+    pass_mask: PassMask | None = None
+    """For one feature map or for each image, see `PassMask`."""
+
+
 class Chunk(NamedTuple):
-    """A chunk of images that has been explained, while its head is still open."""
+    """A chunk of images that has been explained, while its heads are still open."""
 
     start: int
     """Number of the first image."""
     stop: int
     """Number after the last image."""
     tail: Tail
-    result: BottleneckResult
+    """That of the first layer."""
+    results: tuple[BottleneckResult, ...]
+    """For each layer."""
+
+    @property
+    def result(self) -> BottleneckResult:
+        """The first layer's."""
+        return self.results[0]
 
 
 def explain_in_chunks(
     framework: Framework,
-    split: Split,
+    layers: Sequence[AtLayer],
     inputs: Inputs,
-    feature_shape: Sequence[int],
     settings: BottleneckSettings,
-    task: Callable[[Tail, int, int], Task],
     *,
     together: bool = False,
     seed: int | None = None,
-    pass_mask: PassMask | None = None,
     max_batch: int | None = None,
     progbar: bool = False,
 ) -> Iterator[Chunk]:
-    """Optimise a bottleneck for each image of a batch, as many images at once as suits the device.
+    """Optimise a mask for each image of a batch, as many images at once as suits the device.
 
     Args:
         framework: the model's framework.
-        split: the model, split at the bottleneck's layer.
+        layers: the layer of a bottleneck; or several, whose bottlenecks share one mask, see `SharedMask`.
         inputs: B images, as tensors of the model.
-        feature_shape: shape of one feature map.
         settings: hyperparameters.
-        task: says what to optimise for the images from a start to a stop, whose tail it gets.
         together: explain all images at once, because what is to be kept knows the batch as a whole.
         seed: makes the noise a function of the seed alone.
-        pass_mask: for one feature map or for each image, see `PassMask`.
         max_batch: the most feature maps that pass the tail at once. If None, all of the batch; on a processor
             as many as its caches hold, see `Framework.preferred_batch`.
         progbar: show the progress.
@@ -89,11 +102,17 @@ def explain_in_chunks(
         require_whole("max_batch", max_batch, 1)
     if progbar is not False:
         require_bool("progbar", progbar)
-    if pass_mask is not None:
-        pass_mask = require_mask("pass_mask", pass_mask)
+    layers = [
+        layer
+        if layer.pass_mask is None
+        else layer._replace(pass_mask=require_mask("pass_mask", layer.pass_mask))
+        for layer in layers
+    ]
     preferred = None
     if images > 1 and max_batch is None:
-        preferred = framework.preferred_batch(feature_shape, next(arrays_of(inputs)))
+        first = next(arrays_of(inputs))
+        known = [framework.preferred_batch(layer.feature_shape, first) for layer in layers]
+        preferred = min((rows for rows in known if rows is not None), default=None)
     if together:
         at_once = images
         max_batch = max_batch if preferred is None else max(images, preferred)
@@ -106,25 +125,17 @@ def explain_in_chunks(
             stop = min(start + at_once, images)
             chunk = inputs if at_once >= images else take(inputs, start, stop)
             try:
-                # Begun anew after the head, which may have been checked.
-                with framework.randomness(seed), split.head(chunk) as head, framework.randomness(seed):
-                    split.require_seeded(seed)
-                    tail = head.in_memory_order()
-                    found = task(tail, start, stop)
-                    result = found.optimizer.run(
-                        tail,
-                        found.statistics,
-                        found.rows,
+                with _heads(framework, [layer.split for layer in layers], chunk, seed) as tails:
+                    results = _optimized(
+                        [layer.task(tail, start, stop) for layer, tail in zip(layers, tails, strict=True)],
+                        tails,
+                        [_passing(layer, start, stop) for layer in layers],
                         settings,
                         seed=seed,
-                        pass_mask=_of_images(pass_mask, len(feature_shape), start, stop),
-                        max_batch=1 if tail.one_by_one else max_batch,
+                        max_batch=1 if any(tail.one_by_one for tail in tails) else max_batch,
                         progbar=progbar and one_bar,
-                        callback=found.callback,
-                        whole=found.whole,
-                        start=found.start,
                     )
-                    yield Chunk(start, stop, tail, result)
+                    yield Chunk(start, stop, tails[0], results)
             except MixedImagesError:
                 if at_once == 1 or together:
                     raise
@@ -135,12 +146,58 @@ def explain_in_chunks(
             start = stop
 
 
+@contextmanager
+def _heads(
+    framework: Framework, splits: Sequence[Split], inputs: Inputs, seed: int | None
+) -> Iterator[list[Tail]]:
+    """Run the heads of all layers, and give their tails."""
+    if not splits:
+        yield []
+        return
+    split, *others = splits
+    # Begun anew after the head, which may have been checked.
+    with framework.randomness(seed), split.head(inputs) as head, framework.randomness(seed):
+        split.require_seeded(seed)
+        with _heads(framework, others, inputs, seed) as tails:
+            yield [head.in_memory_order(), *tails]
+
+
+def _optimized(
+    tasks: Sequence[Task],
+    tails: Sequence[Tail],
+    pass_masks: Sequence[PassMask | None],
+    settings: BottleneckSettings,
+    **options: Any,
+) -> tuple[BottleneckResult, ...]:
+    """Optimise the mask of one layer, or one that several share."""
+    if len(tasks) == 1:
+        (task,), (tail,), (pass_mask,) = tasks, tails, pass_masks
+        result = task.optimizer.run(
+            tail,
+            task.statistics,
+            task.rows,
+            settings,
+            pass_mask=pass_mask,
+            callback=task.callback,
+            whole=task.whole,
+            start=task.start,
+            **options,
+        )
+        return (result,)
+    parts = [
+        Part(task.optimizer, tail, task.statistics, task.rows, task.whole, pass_mask)
+        for task, tail, pass_mask in zip(tasks, tails, pass_masks, strict=True)
+    ]
+    return SharedMask(parts, settings).run(**options)
+
+
 def _images_at_once(images: int, samples: int, max_batch: int | None, preferred: int | None) -> int:
     """How many images of a batch to explain together; the copies of one image are never divided."""
     rows = max_batch or preferred
     return images if rows is None else max(1, rows // samples)
 
 
-def _of_images(array: Any, ndim: int, start: int, stop: int) -> Any:
-    """The part of a pass mask for the images from `start` to `stop`, where it has one for each image."""
-    return array[start:stop] if array is not None and np.ndim(array) == ndim + 1 else array
+def _passing(layer: AtLayer, start: int, stop: int) -> PassMask | None:
+    """The pass mask of the images from `start` to `stop`."""
+    mask = layer.pass_mask
+    return mask[start:stop] if mask is not None and mask.ndim == len(layer.feature_shape) + 1 else mask

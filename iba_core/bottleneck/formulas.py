@@ -43,7 +43,8 @@ def mask_from_alpha(alpha: Array, matrices: Sequence[Array], layout: Layout) -> 
     G sums to one, so the complement is ``G * sigmoid(-alpha)``.
 
     Args:
-        alpha: (B, *feature map), any real numbers.
+        alpha: (B, *feature map), any real numbers. An alpha that all channels share has one channel, and then
+            so has the mask; its places may be those of a finer map, see `smoothing_matrices`.
         matrices: G along each spatial axis, from `smoothing_matrices`; none for no smoothing.
         layout: meaning of the axes of a feature map.
     """
@@ -55,14 +56,17 @@ def alpha_slope(of_blocked: Array, alpha: Array, matrices: Sequence[Array], layo
     """Turn a derivative with respect to the mask's complement into one with respect to alpha.
 
     This is the chain rule for `mask_from_alpha`: the result is ``-sigmoid(alpha) sigmoid(-alpha)`` times the
-    derivative, smoothed by the transpose of G.
+    derivative, smoothed by the transpose of G. It is summed over the channels where these share alpha.
 
     Args:
         of_blocked: derivative with respect to 1 - lambda, (B, *feature map).
-        alpha: the bottleneck's parameter, (B, *feature map).
+        alpha: the bottleneck's parameter, as in `mask_from_alpha`.
         matrices: as in `mask_from_alpha`.
         layout: as in `mask_from_alpha`.
     """
+    axis = layout.channel_axis + 1
+    if int(alpha.shape[axis]) < int(of_blocked.shape[axis]):
+        of_blocked = NAMESPACES[type(of_blocked)].sum(of_blocked, axis=axis, keepdims=True)
     # Relatively exact on both sides, also where one of the two factors rounds to 1.
     return -expit(alpha) * expit(-alpha) * smooth(of_blocked, matrices, layout, transposed=True)
 

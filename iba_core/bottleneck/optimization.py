@@ -101,13 +101,18 @@ class StepReport(NamedTuple):
 Callback = Callable[[int, AdamState, StepReport], None]
 """Called after each step with its number from 0, the new state and the step's report."""
 
+Step = Callable[[AdamState, Array, int, Array | None], tuple[AdamState, StepReport]]
+"""Makes a step from a state, the row of `bias_corrections`, the step's number from 0, and the factors (B,) by
+which a search has multiplied beta."""
+
 
 @dataclass(frozen=True)
 class BottleneckResult:
     """Outcome of an optimisation over a batch of B images.
 
     Attributes:
-        alpha: the bottleneck's parameter in the end, tensor (B, *feature map).
+        alpha: the bottleneck's parameter in the end, tensor (B, *feature map); of a `SharedMask`, as
+            `mask_from_alpha` takes it.
         mask: the mask at that alpha, tensors (B, *feature map), without a graph.
         capacity: nats that each feature carries at that alpha, tensor (B, *feature map); 0 where the
             bottleneck does not act.
@@ -156,8 +161,8 @@ class _Constants(NamedTuple):
     learning_rate: Array
 
 
-class _Descent(NamedTuple):
-    """How the steps ended."""
+class Descent(NamedTuple):
+    """How the steps of `BottleneckOptimizer.descend` ended."""
 
     state: AdamState
     reports: list[StepReport]
@@ -204,6 +209,9 @@ class BottleneckOptimizer:
         self.by_image = by_image
         self.log_likelihood = log_likelihood
         self._compiled_step = framework.compile(self._step, jit_compile=jit_compile, donate=2)
+        self.compiled_gradient: Callable[[Array, tuple[Array, ...], Problem], tuple[Array, StepReport]] = (
+            framework.compile(self.gradient, jit_compile=jit_compile, donate=1)
+        )
         self._compiled_outcome = framework.compile(self._outcome, jit_compile=jit_compile)
         self._compiled_losses = framework.compile(self._losses_of_copies, jit_compile=jit_compile)
         self._constants: tuple[tuple[Any, ...], Statistics, _Constants] | None = None
@@ -249,11 +257,10 @@ class BottleneckOptimizer:
         """
         settings = settings or BottleneckSettings()
         problem = self.problem(tail, statistics, rows, settings, pass_mask)
-        answer = None if whole is None else self._answer(problem, whole, settings, seed, max_batch)
-        back = None if tail.axes is None else _inverse(tail.axes)
-        if callback is not None and back is not None:
-            callback = partial(_call_in_order, callback, back)
-        found = self._descend(
+        answer = None if whole is None else self.answer(problem, whole, settings, seed, max_batch)
+        if callback is not None and tail.axes is not None:
+            callback = partial(_call_in_order, callback, _inverse(tail.axes))
+        found = self.descend(
             problem,
             settings,
             answer,
@@ -263,17 +270,17 @@ class BottleneckOptimizer:
             progbar=progbar,
             callback=callback,
         )
-        result = self._result(found.state.parameter, problem, found, settings)
-        _require_finite(result, found.state.second)
+        result = self.result(found.state.parameter, problem, found, settings)
+        require_finite_result(result, found.state.second)
         if answer is not None:
-            result = self._measured(result, answer, settings, seed, max_batch)
+            result = self.measured(result, answer, settings, seed, max_batch)
             if found.guard is not None and found.search is None:
                 result = self._without_rise(result, found, answer, settings, seed, max_batch)
             if found.search is not None:
                 result = self._kept_answer(result, found, answer, settings, seed, max_batch)
-        return result if back is None else result.permuted(back)
+        return in_model_order(result, tail)
 
-    def _descend(
+    def descend(
         self,
         problem: Problem,
         settings: BottleneckSettings,
@@ -283,13 +290,23 @@ class BottleneckOptimizer:
         seed: int | None,
         max_batch: int | None,
         progbar: bool,
-        callback: Callback | None,
-    ) -> _Descent:
-        """Run the steps."""
+        callback: Callback | None = None,
+        take_step: Step | None = None,
+    ) -> Descent:
+        """Run the steps.
+
+        Args:
+            problem: the images.
+            settings: hyperparameters.
+            answer: what the loss that steps report is compared with, in a search for beta.
+            state: before the first step.
+            seed: as in `run`.
+            max_batch: as in `run`.
+            progbar: as in `run`.
+            callback: as in `run`.
+            take_step: makes a step of a state that is not the problem's own, without `tolerance`.
+        """
         images = int(problem.features.shape[0])
-        # A schedule has one or two sizes, so a compiled step meets as many shapes.
-        schedule = settings.schedule
-        sizes = {copies: _chunk_sizes(copies, max_batch, images) for copies in set(schedule)}
         corrections = self._corrections_of(settings.steps, problem)
         convergence = Convergence(settings.tolerance, images) if settings.tolerance else None
         guard = self._guard(settings)
@@ -297,13 +314,17 @@ class BottleneckOptimizer:
         reports: list[StepReport] = []
         steps = range(settings.steps)
         for step in get_tqdm()(steps, desc="Bottleneck") if progbar else steps:
-            # The noise has no name here, so that its memory can be reused.
-            new, report = self._compiled_step(
-                state,
-                corrections[step],
-                self.noise(problem, sizes[schedule[step]], seed, step, settings.antithetic),
-                problem,
-            )
+            if take_step is not None:
+                factors = None if search is None else search.factors
+                new, report = take_step(state, corrections[step], step, factors)
+            else:
+                # The noise has no name here, so that its memory can be reused.
+                new, report = self._compiled_step(
+                    state,
+                    corrections[step],
+                    self.noise_of_step(problem, settings, seed, step, max_batch),
+                    problem,
+                )
             if search is not None:
                 new, problem = _with_less_beta(new, problem, search.see(report.model_loss))
             if guard is not None:
@@ -318,7 +339,7 @@ class BottleneckOptimizer:
                 if not convergence.running.any():
                     break
         taken = np.full(images, settings.steps) if convergence is None else convergence.steps
-        return _Descent(state, reports, taken, search, guard)
+        return Descent(state, reports, taken, search, guard)
 
     def _start(
         self,
@@ -350,9 +371,10 @@ class BottleneckOptimizer:
         baseline = None if nothing is None else self._tensor(nothing.mean(axis=1), problem)
         return BetaSearch(self._tensor(answer.whole, problem), baseline, settings.keep)
 
-    def _result(
-        self, alpha: Array, problem: Problem, found: _Descent, settings: BottleneckSettings
+    def result(
+        self, alpha: Array, problem: Problem, found: Descent, settings: BottleneckSettings
     ) -> BottleneckResult:
+        """What the mask of an alpha lets pass, with the curves of the steps."""
         mask, nats = self._compiled_outcome(alpha, problem)
         curves = self._curves(found.reports, found.taken, settings.steps)
         return BottleneckResult(
@@ -372,7 +394,7 @@ class BottleneckOptimizer:
         """Noisy copies to measure survival with; a score's baseline takes half of those of a step."""
         return settings.samples if self.log_likelihood else max(1, settings.samples // 2)
 
-    def _answer(
+    def answer(
         self,
         problem: Problem,
         whole: Array,
@@ -402,7 +424,7 @@ class BottleneckOptimizer:
         parts = [self.framework.to_numpy(self._compiled_losses(mask, problem, noise)) for noise in chunks]
         return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)
 
-    def _measured(
+    def measured(
         self,
         result: BottleneckResult,
         answer: Answer,
@@ -417,7 +439,7 @@ class BottleneckOptimizer:
     def _without_rise(
         self,
         result: BottleneckResult,
-        found: _Descent,
+        found: Descent,
         answer: Answer,
         settings: BottleneckSettings,
         seed: int | None,
@@ -431,13 +453,13 @@ class BottleneckOptimizer:
         rose, alpha = found.guard.kept(result.alpha, loss)
         if not self.framework.to_numpy(rose).any():
             return result
-        result = self._result(alpha, problem, found, settings)
-        return self._measured(result, answer, settings, seed, max_batch)
+        result = self.result(alpha, problem, found, settings)
+        return self.measured(result, answer, settings, seed, max_batch)
 
     def _kept_answer(
         self,
         result: BottleneckResult,
-        found: _Descent,
+        found: Descent,
         answer: Answer,
         settings: BottleneckSettings,
         seed: int | None,
@@ -452,13 +474,13 @@ class BottleneckOptimizer:
         assert settings.keep is not None
         problem, search = result.problem, OffsetSearch(result.shares, settings.keep)
         for _ in range(TRIALS):
-            mask, _ = self._compiled_outcome(self._moved(result.alpha, search.trial, problem), problem)
+            mask, _ = self._compiled_outcome(self.moved(result.alpha, search.trial, problem), problem)
             losses = self._losses_under(mask, problem, settings, seed, max_batch)
             search.see(answer.shares(losses))
-        moved = self._result(self._moved(result.alpha, search.found, problem), problem, found, settings)
+        moved = self.result(self.moved(result.alpha, search.found, problem), problem, found, settings)
         return replace(moved, shares=search.shares)
 
-    def _moved(self, alpha: Array, offsets: npt.NDArray[np.floating], problem: Problem) -> Array:
+    def moved(self, alpha: Array, offsets: npt.NDArray[np.floating], problem: Problem) -> Array:
         """Alpha with an offset for each image, (B,)."""
         return alpha + by_image(self._tensor(offsets, problem), alpha)
 
@@ -559,6 +581,19 @@ class BottleneckOptimizer:
         """
         return self._clipped(_copies(*_distribution(problem, mask), noise))
 
+    def noise_of_step(
+        self,
+        problem: Problem,
+        settings: BottleneckSettings,
+        seed: int | None,
+        step: int,
+        max_batch: int | None,
+    ) -> tuple[Array, ...]:
+        """The noise of one step; arguments as in `run`, and the step's number from 0."""
+        # A schedule has one or two sizes, so a compiled step meets as many shapes.
+        sizes = _chunk_sizes(settings.schedule[step], max_batch, int(problem.features.shape[0]))
+        return self.noise(problem, sizes, seed, step, settings.antithetic)
+
     def noise(
         self,
         problem: Problem,
@@ -596,13 +631,14 @@ class BottleneckOptimizer:
         The objective is summed over the images, which stay independent.
 
         Args:
-            alpha: the bottleneck's parameter, (B, *feature map).
+            alpha: the bottleneck's parameter, (B, *feature map), or one that all channels share, see
+                `mask_from_alpha`.
             noise: standard normal, in chunks (size, *feature map) that pass the tail one after another. Their
                 memory may be reused.
             problem: the images.
 
         Returns:
-            The gradient, (B, *feature map), and the two terms, (B,) each.
+            The gradient, of the shape of alpha, and the two terms, (B,) each.
         """
         state = AdamState(alpha, alpha, alpha)
         return self._differentiated(state, noise, problem)[2:]
@@ -718,7 +754,7 @@ class BottleneckOptimizer:
         nats = masked_capacity(problem, mask)
         xp = NAMESPACES[type(alpha)]
         # Smoothing sums to one only up to rounding.
-        return mask._replace(passed=xp.maximum(mask.passed, xp.zeros_like(alpha))), nats
+        return mask._replace(passed=xp.maximum(mask.passed, xp.zeros_like(nats))), nats
 
     def _maps(self, nats: Array) -> npt.NDArray[np.floating]:
         """Nats of each place, (B, *spatial shape)."""
@@ -766,9 +802,9 @@ def _with_less_beta(state: AdamState, problem: Problem, change: Array) -> tuple[
     Adam divides by the gradients that it has seen. Those of the information term were larger at the beta
     before, so all that carries no answer would now close more slowly. The moments change with beta.
     """
-    factors = by_image(change, state.parameter)
+    factors, beta = by_image(change, state.parameter), problem.beta * by_image(change, problem.beta)
     first, second = state.first * factors, state.second * factors * factors
-    return AdamState(state.parameter, first, second), problem._replace(beta=problem.beta * factors)
+    return AdamState(state.parameter, first, second), problem._replace(beta=beta)
 
 
 def _distribution(problem: Problem, mask: Mask) -> tuple[Array, Array]:
@@ -822,6 +858,11 @@ def _kind(array: Array) -> tuple[Any, str]:
     return array.dtype, str(getattr(array, "device", None))
 
 
+def in_model_order(result: BottleneckResult, tail: Tail) -> BottleneckResult:
+    """A result whose axes are in the order of a tail, with those in the model's own order."""
+    return result if tail.axes is None else result.permuted(_inverse(tail.axes))
+
+
 def _call_in_order(
     callback: Callback, axes: Sequence[int], step: int, state: AdamState, report: StepReport
 ) -> None:
@@ -861,7 +902,7 @@ def _checked_pass_mask(pass_mask: PassMask, shape: tuple[int, ...]) -> PassMask:
     )
 
 
-def _require_finite(result: BottleneckResult, second: Array) -> None:
+def require_finite_result(result: BottleneckResult, second: Array) -> None:
     """Check the curves and the capacity, and that the mean of the squared gradients has not overflowed.
 
     By an infinite mean, Adam would divide all that follows down to 0, and return the start as if nothing were
@@ -878,9 +919,10 @@ def _require_finite(result: BottleneckResult, second: Array) -> None:
                 f"the {name} became {curve[tuple(bad[0])]} at step {bad[0][0] + 1} of {len(curve)}; "
                 f"likely {cause}"
             )
-    if bool(xp.all(xp.isfinite(result.capacity) & xp.isfinite(second))):
+    bits_are, gradients_are = (bool(xp.all(xp.isfinite(x))) for x in (result.capacity, second))
+    if bits_are and gradients_are:
         return
-    if bool(xp.all(xp.isfinite(result.capacity))):
+    if bits_are:
         raise OptimizationError(
             "the gradients are so large that their squares overflow; likely beta is too high, or the "
             "features lie far outside of the estimated distribution"

@@ -23,6 +23,11 @@ Combine = Literal["mean", "geometric"]
 
 COMBINE = get_args(Combine)
 
+CombineLayers = Literal[Combine, "shared"]
+"""How one map is made at several layers: of maps, or with one mask that the layers share."""
+
+COMBINE_LAYERS = get_args(CombineLayers)
+
 
 def to_bits(nats: npt.ArrayLike) -> npt.NDArray[np.floating]:
     """Convert nats to bits: divide by the natural logarithm of 2.

@@ -1,4 +1,4 @@
-"""Gaussian smoothing of masks, as a product with one matrix per spatial axis.
+"""Gaussian smoothing of masks, and resizing of shared ones, as a product with one matrix per spatial axis.
 
 A matrix product runs on every framework and device and serves any number of spatial axes in either data
 format. The matrix of a long axis is zero but for a band around its diagonal. It is kept as blocks of rows, so
@@ -74,19 +74,48 @@ def banded_matrix(size: int, std: float) -> npt.NDArray[np.float64]:
     return np.concatenate([blocks[:, :3], *[blocks[:, 2:3]] * repeated, blocks[:, 3:]], axis=1)
 
 
+def averaging_matrix(size: int, target: int) -> npt.NDArray[np.float64]:
+    """Matrix that resizes an axis to fewer places: each is the mean of the part of the axis that it covers.
+
+    Args:
+        size: length of the axis.
+        target: its new length, at most `size`.
+
+    Returns:
+        Array (target, size), float64; the rows sum to one.
+
+    Example:
+        >>> averaging_matrix(3, 2) * 3
+        array([[2., 1., 0.],
+               [0., 1., 2.]])
+    """
+    # In parts of which `size` make a new place and `target` an old one, so that all numbers are whole.
+    first, start = np.arange(target)[:, None] * size, np.arange(size) * target
+    covered = np.minimum(first + size, start + target) - np.maximum(first, start)
+    return np.asarray(np.maximum(covered, 0) / size)
+
+
 def smoothing_matrices(
-    shape: Sequence[int], layout: Layout, std: float | None
+    shape: Sequence[int], layout: Layout, std: float | None, finer: Sequence[int] | None = None
 ) -> tuple[npt.NDArray[np.floating], ...]:
-    """Make the matrices for `smooth`; none where `std` is None or 0.
+    """Make the matrices for `smooth`; none where there is nothing to do.
 
     Args:
         shape: shape of the feature map, without a batch axis.
         layout: meaning of its axes. Tokens on a grid are smoothed on the grid.
-        std: standard deviation of the Gaussian, in features.
+        std: standard deviation of the Gaussian, in features. None or 0 for no smoothing.
+        finer: sizes of the spatial axes of the map that is smoothed, at least those of the feature map, to
+            which it is resized first. Tokens are not resized. None for those of the feature map.
 
     Returns:
-        For each spatial axis a matrix (n, n), or the blocks of a band, see `banded_matrix`.
+        For each spatial axis of n features a matrix (n, n), or (n, m) from a size of m; or the blocks of a
+        band, see `banded_matrix`.
     """
+    if finer is not None and tuple(finer) != layout.spatial_shape(shape):
+        return tuple(
+            (smoothing_matrix(size, std) if std else np.eye(size)) @ averaging_matrix(of, size)
+            for of, size in zip(finer, layout.places(shape), strict=True)
+        )
     if not std:
         return ()
     places = layout.places(shape)
@@ -103,14 +132,14 @@ def smooth(x: Array, matrices: Sequence[Array], layout: Layout, *, transposed: b
     """Smooth a batch of maps along their spatial axes.
 
     Args:
-        x: (B, *feature map).
+        x: (B, *feature map), of any number of channels.
         matrices: the result of `smoothing_matrices`, as arrays of the kind of `x`. Without any, `x` is
             returned.
         layout: meaning of the axes of one map.
         transposed: multiply by the transpose of each matrix, as the chain rule does.
 
     Returns:
-        Array of the shape of `x`.
+        Array of the shape of `x`, or with the places that the matrices resize to.
     """
     if not matrices:
         return x
@@ -141,6 +170,7 @@ def _along_axes(
         sides = prod(shape[:axis]), shape[axis], prod(shape[axis + 1 :])
         if len(matrix.shape) == 2:
             x = _dense_product(xp, matrix, x, sides, transposed)
+            shape = (*shape[:axis], int(matrix.shape[int(transposed)]), *shape[axis + 1 :])
         else:
             x = _banded_product(xp, matrix[int(transposed)], x, sides)
     return xp.reshape(x, shape)

@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 
 from iba_core.attribution import Attribution
-from iba_core.bottleneck.saliency import Combine
+from iba_core.bottleneck.saliency import CombineLayers
 from iba_core.bottleneck.settings import BottleneckSettings
 from iba_core.datasets.items import Item, Pixels
 from iba_core.datasets.run import INPUTS, PICTURES, RESULTS, Record, digest, file_stem, settings_dict
@@ -41,7 +41,7 @@ class Explains(Protocol):
 
     adapter: ModelAdapter
     settings: BottleneckSettings
-    combine: Combine
+    combine: CombineLayers
     output: str | int | None
     class_names: tuple[str, ...] | None
     warm_start: Any

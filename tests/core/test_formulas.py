@@ -16,7 +16,14 @@ from iba_core.bottleneck.formulas import (
     mask_from_alpha,
     restrict,
 )
-from iba_core.bottleneck.smoothing import banded_matrix, smooth, smoothing_matrices, smoothing_matrix
+from iba_core.bottleneck.resizing import resizing_matrix
+from iba_core.bottleneck.smoothing import (
+    averaging_matrix,
+    banded_matrix,
+    smooth,
+    smoothing_matrices,
+    smoothing_matrix,
+)
 from iba_core.framework.layout import Layout, Tokens
 from iba_core.framework.namespace import array_namespace, log_sigmoid, log_sum_exp, sigmoid
 from iba_core.targets import cross_entropy, cross_entropy_of_probabilities
@@ -101,6 +108,41 @@ def test_gradient_of_the_objective_matches_finite_differences(framework):
         high, low = objective(alpha + shift, np.asarray), objective(alpha - shift, np.asarray)
         expected[index] = (high - low) / (2 * step)
     found = framework.gradient(lambda a: objective(a, framework.asarray), alpha)
+    np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-8)
+
+
+@pytest.mark.parametrize(("size", "target"), [(28, 14), (7, 4), (28, 7), (5, 5), (10, 3), (4, 1)])
+def test_places_are_averaged_over_what_they_cover(size, target):
+    x = RNG.normal(size=size)
+    expected = x.repeat(target).reshape(target, size).mean(axis=1)
+    np.testing.assert_allclose(averaging_matrix(size, target) @ x, expected, rtol=1e-12)
+    if size == 2 * target:  # as between the centres
+        np.testing.assert_allclose(averaging_matrix(size, target), resizing_matrix(size, target))
+
+
+@pytest.mark.parametrize("data_format", ["channels_first", "channels_last"])
+@pytest.mark.parametrize("std", [0.0, 1.0])
+def test_slopes_of_an_alpha_with_other_places_match_finite_differences(framework, std, data_format):
+    """One value for all channels, at 7 x 3 places, for features at 4 x 3."""
+    shape, axis = ((2, 4, 3), 1) if data_format == "channels_first" else ((4, 3, 2), 3)
+    layout = Layout.of(shape, data_format)
+    matrices = smoothing_matrices(shape, layout, std, (7, 3))
+    assert [matrix.shape for matrix in matrices] == [(4, 7), (3, 3)]
+    w = RNG.normal(size=(2, *shape))
+    alpha = np.expand_dims(RNG.normal(size=(2, 7, 3)), axis)
+
+    def objective(a):
+        return (w * mask_from_alpha(a, matrices, layout).blocked).sum()
+
+    def difference(index):
+        shift = np.zeros_like(alpha)
+        shift[index] = 1e-6
+        return (objective(alpha + shift) - objective(alpha - shift)) / 2e-6
+
+    expected = np.reshape([difference(index) for index in np.ndindex(alpha.shape)], alpha.shape)
+    there = [framework.asarray(matrix) for matrix in matrices]
+    found = framework.to_numpy(alpha_slope(framework.asarray(w), framework.asarray(alpha), there, layout))
+    assert found.shape == alpha.shape
     np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-8)
 
 

@@ -23,7 +23,7 @@ from iba_core.arguments import (
     require_whole,
 )
 from iba_core.bottleneck import saliency
-from iba_core.bottleneck.chunks import Task, explain_in_chunks
+from iba_core.bottleneck.chunks import AtLayer, Task, explain_in_chunks
 from iba_core.bottleneck.estimator import WelfordEstimator
 from iba_core.bottleneck.optimization import BottleneckOptimizer, BottleneckResult
 from iba_core.bottleneck.settings import BottleneckSettings, plain_settings
@@ -384,13 +384,10 @@ class PerSampleBottleneck:
         reports: list[Report] = []
         for chunk in explain_in_chunks(
             loss.adapter.framework,
-            loss.split,
+            [AtLayer(loss.split, statistics.mean.shape, task, passing)],
             inputs,
-            statistics.mean.shape,
             settings,
-            task,
             seed=seed,
-            pass_mask=passing,
             max_batch=max_batch,
             progbar=progbar,
         ):

@@ -25,7 +25,7 @@ from iba_core.arguments import (
     require_type,
     require_whole,
 )
-from iba_core.bottleneck.chunks import Chunk, Task, explain_in_chunks
+from iba_core.bottleneck.chunks import AtLayer, Chunk, Task, explain_in_chunks
 from iba_core.bottleneck.formulas import Mask, mask_from_alpha
 from iba_core.bottleneck.optimization import (
     BottleneckOptimizer,
@@ -499,14 +499,11 @@ class IBA(nn.Module):
         with self._passing_all():
             (chunk,) = explain_in_chunks(
                 TorchAdapter.framework,
-                split,
+                [AtLayer(split, statistics.mean.shape, task, passing)],
                 input_t,
-                statistics.mean.shape,
                 settings,
-                task,
                 together=True,
                 seed=seed,
-                pass_mask=passing,
                 max_batch=max_batch,
                 progbar=self.progbar,
             )

@@ -52,7 +52,8 @@ def without_autocast(device: torch.device) -> Iterator[AbstractContextManager[An
     """
     kind, dtype = device.type, autocast_dtype(device)
     if dtype is None:
-        yield nullcontext()
+        # It may be off because another head is open, around which it is on.
+        yield as_outside()
         return
     outside = torch.autocast(kind, dtype=dtype, cache_enabled=torch.is_autocast_cache_enabled())
     outer = _outside.get()

@@ -195,7 +195,8 @@ class TorchSplit(Split):
         """
         with self._shadows.lease() as shadow, self._patched():
             assumed, kind = self._assumed, kind_of(inputs)
-            self._look_around(shadow, inputs, assumed)
+            with as_outside():
+                self._look_around(shadow, inputs, assumed)
             mixes = assumed.learnt.mixes and not isinstance(self.model, nn.Module)
             if mixes and kind.batch > 1:
                 raise MixedImagesError(self.layer_name)
@@ -203,7 +204,8 @@ class TorchSplit(Split):
             def run_head(inputs: Inputs) -> _Found:
                 return self._run_head(shadow, inputs, kind, assumed, remember=True)
 
-            found = run_head(inputs)
+            with as_outside():
+                found = run_head(inputs)
             with without_autocast(found.features.device) as outside:
                 replay = Replay(
                     self._layer,
