@@ -38,7 +38,7 @@ from iba_core.bottleneck.formulas import Mask
 from iba_core.bottleneck.optimization import BottleneckOptimizer, BottleneckResult, PassMask
 from iba_core.bottleneck.probe import noise_input, same_summary, summary
 from iba_core.bottleneck.saliency import COMBINE_LAYERS, CombineLayers, saliency_maps
-from iba_core.bottleneck.settings import REFINED, BottleneckSettings, preset_settings
+from iba_core.bottleneck.settings import BottleneckSettings, preset_settings
 from iba_core.bottleneck.shared import require_shareable
 from iba_core.bottleneck.statistics import Statistics, samples_of_tokens
 from iba_core.bottleneck.survival import LEAST
@@ -1014,10 +1014,10 @@ class Explainer:
     # -- helpers ----------------------------------------------------------------------------------
 
     def _chosen(self, preset: str | None, settings: Mapping[str, Any]) -> BottleneckSettings:
-        """See `BottleneckSettings.chosen`. Steps from a readout that stood still get a rate to move at."""
+        """See `BottleneckSettings.chosen`. Steps from a readout that stood still are those of `REFINED`."""
         stands_still = self.warm_start is not None and not self.settings.learning_rate
         if stands_still and preset is None and settings.get("steps") is not None:
-            settings = {"learning_rate": REFINED["learning_rate"], **settings}
+            settings = {**preset_settings(None, settings, self.settings, warm_start=True), **settings}
         return self.settings.chosen(preset, settings)
 
     def _explain(self, x: Inputs, whole: Target, options: _Options) -> Attribution:

@@ -243,7 +243,15 @@ REFINED: Mapping[str, Any] = MappingProxyType(
 """A few short steps from the mask that a readout gives."""
 
 READ_ONLY: Mapping[str, Any] = MappingProxyType(
-    {**PAPER, "steps": 1, "learning_rate": 0.0, "samples": 4, "early_steps": 1, "early_samples": 1}
+    {
+        **REFINED,
+        "beta": PAPER["beta"],
+        "keep": None,
+        "steps": 1,
+        "learning_rate": 0.0,
+        "early_steps": 1,
+        "early_samples": 1,
+    }
 )
 """The mask that a readout gives, as it is: one copy measures the terms of the objective there."""
 
@@ -263,8 +271,8 @@ look: the map is rough, and its bits are too many. The guide on speed says by ho
 PRESETS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
     {"default": DEFAULT, "paper": PAPER, "fast": FAST, "instant": INSTANT}
 )
-"""Sets of hyperparameters by name. They hold what decides the time and the noise of an explanation, and the
-learning rate that fits their steps; and beta, or the share of the answer to keep."""
+"""Sets of hyperparameters by name. They hold what decides the time and the noise of an explanation, the
+learning rate that fits their steps, and beta, or the share of the answer to keep."""
 
 
 def preset_settings(
@@ -302,7 +310,7 @@ def preset_settings(
 
 
 _OBJECTIVES = {(values["beta"], values["keep"]) for values in PRESETS.values()}
-"""Beta and keep that somebody else than a preset has chosen are not among these."""
+"""Pairs of beta and keep. Any other pair is one that a user has chosen."""
 
 
 def _preset(

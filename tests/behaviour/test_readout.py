@@ -725,6 +725,7 @@ def test_an_explanation_starts_at_the_mask_of_a_readout(side, readout_layers):
     assert found.survival.shape == (3,)
     assert (found.steps_taken == 1).all()
     moved = explainer.explain(images, seed=0, steps=2)
+    assert moved.settings == fitted(side, warm_start=readout, steps=2).settings
     assert np.abs(side.backend.channels_last(moved.capacity) - nats).max() > 1e-3
 
 
