@@ -12,13 +12,12 @@ from iba_core.framework.namespace import NAMESPACES, Array
 _LEAST_FACTOR = 0.3
 """The least by which one step multiplies beta."""
 
-_SHORTEST, _LONGEST = 1.0, 2.0
-"""First strides of an offset of alpha. Where too little survives, it is the longest. Else it is the logarithm
-of the factor by which more survives than is asked for, but no less than the shortest."""
+_OPENING, _CLOSING = 2.0, (1.0, 3.0)
+"""First strides of an offset of alpha: where too little survives; and else the least and the largest, between
+which it is the logarithm of the factor by which more survives than is asked for."""
 
 TRIALS = 4
-"""Of an offset. They move alpha by up to 3.75. Closed further, the map of an answer that needs no bits would
-show the rounding of float32."""
+"""Of an offset. They open a mask by up to 3.75, and close it by up to 5.6."""
 
 _TRIES = 2
 """Steps in a row that are taken back. At the default beta, a second is rare; at ten times it, the rule."""
@@ -153,7 +152,7 @@ class OffsetSearch:
     def __init__(self, shares: npt.NDArray[np.floating], keep: float) -> None:
         self._keep = keep
         lost, means = self._lost(shares), np.maximum(shares.mean(axis=1), keep)
-        strides = np.where(lost, _LONGEST, np.clip(np.log(means / keep), _SHORTEST, _LONGEST))
+        strides = np.where(lost, _OPENING, np.clip(np.log(means / keep), *_CLOSING))
         # Shares of NaN say that there is nothing to keep: those images do not move.
         self._strides = np.where(np.isnan(means), 0.0, strides)
         self.found: npt.NDArray[np.floating] = np.zeros(len(shares))

@@ -85,7 +85,8 @@ def restrict(features: Array, mask: Mask, noise: Array) -> Array:
 def capacity(normalized: Array, mask: Mask) -> Array:
     """Information that passes each feature, ``KL(P(Z|R) || Q(Z))`` with Q = N(mu, sigma^2) (paper, eq. 5).
 
-    With r = (R - mu) / sigma this is ``-1/2 (1 + log (1 - lambda)^2 - (r lambda)^2 - (1 - lambda)^2)``.
+    With r = (R - mu) / sigma this is ``-1/2 (1 + log (1 - lambda)^2 - (r lambda)^2 - (1 - lambda)^2)``. It is
+    computed such that a small lambda, of which it is nearly the square, is not lost in the rounding of 1.
 
     Args:
         normalized: r, of the shape of the mask or broadcasting to it.
@@ -94,8 +95,11 @@ def capacity(normalized: Array, mask: Mask) -> Array:
     Returns:
         Array of the shape of the mask, in nats, not negative up to rounding.
     """
-    xp = NAMESPACES[type(normalized)]
-    return (xp.square(normalized * mask.passed) + xp.square(mask.blocked) - 1.0) / 2.0 - xp.log(mask.blocked)
+    xp, passed, blocked = NAMESPACES[type(normalized)], mask.passed, mask.blocked
+    is_small = passed < 0.5
+    small = xp.where(is_small, passed, 0.5 * xp.ones_like(passed))
+    minus_log = xp.where(is_small, -xp.log1p(-small), -xp.log(blocked))
+    return xp.square(normalized * passed) / 2.0 + (minus_log - passed * (1.0 + blocked) / 2.0)
 
 
 def capacity_slope(normalized: Array, mask: Mask) -> Array:
@@ -108,4 +112,5 @@ def capacity_slope(normalized: Array, mask: Mask) -> Array:
     Returns:
         Array of the shape of the mask, in nats, not positive up to rounding.
     """
-    return mask.blocked - 1.0 / mask.blocked - normalized * (normalized * mask.passed)
+    passed = mask.passed
+    return -(passed * (1.0 + mask.blocked) / mask.blocked) - normalized * (normalized * passed)

@@ -49,6 +49,18 @@ def test_capacity_is_the_divergence_of_two_normals(r, lam):
     )
 
 
+@pytest.mark.parametrize("lam", [1e-4, 1e-2, 0.3, 0.7])
+def test_capacity_of_a_nearly_closed_mask_is_no_rounding(framework, lam):
+    """It is about the square of lambda, which is less than the rounding of 1."""
+    r = 0.5
+    exact = ((r * lam) ** 2 + (1 - lam) ** 2 - 1) / 2 - np.log1p(-lam)
+    mask = Mask(*(framework.asarray([x], "float32") for x in (lam, 1 - lam)))
+    normalized = framework.asarray([r], "float32")
+    np.testing.assert_allclose(framework.to_numpy(capacity(normalized, mask)), [exact], rtol=2e-3)
+    slope = (1 - lam) - 1 / (1 - lam) - r * r * lam
+    np.testing.assert_allclose(framework.to_numpy(capacity_slope(normalized, mask)), [slope], rtol=1e-5)
+
+
 def test_capacity_vanishes_where_nothing_passes_and_is_never_negative():
     lam = RNG.uniform(0, 0.999, 1000)
     r = RNG.normal(size=1000)

@@ -28,6 +28,7 @@ CASES = {
     "ones_like dtype": (lambda xp, a: xp.ones_like(a, dtype=xp.int32), A),
     "exp": (lambda xp, a: xp.exp(a), A),
     "log": (lambda xp, a: xp.log(a), POSITIVE),
+    "log1p": (lambda xp, a: xp.log1p(a), POSITIVE),
     "sqrt": (lambda xp, a: xp.sqrt(a), POSITIVE),
     "square": (lambda xp, a: xp.square(a), A),
     "tanh": (lambda xp, a: xp.tanh(a), A),

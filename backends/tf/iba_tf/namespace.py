@@ -78,6 +78,11 @@ def log(x: Tensor) -> Tensor:
     return tf.math.log(x)
 
 
+def log1p(x: Tensor) -> Tensor:
+    """Natural logarithm of 1 + x, exact for a small x."""
+    return tf.math.log1p(x)
+
+
 def sigmoid(x: Tensor) -> Tensor:
     """Logistic function, elementwise. It is not in the standard, but PyTorch has it, too."""
     return tf.sigmoid(x)
