@@ -266,7 +266,7 @@ INSTANT: Mapping[str, Any] = MappingProxyType(
     }
 )
 """Eight noisy copies: four long steps of one pair each, from a mask that lets seven eighths pass. For a first
-look: the map is rough, and its bits are too many. The guide on speed says by how much."""
+look: the map is rough, its bits are too many, and it may lose the answer. The guide on speed says more."""
 
 PRESETS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
     {"default": DEFAULT, "paper": PAPER, "fast": FAST, "instant": INSTANT}
