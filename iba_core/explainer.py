@@ -510,7 +510,7 @@ class Explainer:
         """Standard error of the bits that comes from the statistics, as a share of the bits.
 
         `fit` keeps the statistics of either half of its data. The inputs are explained with one and with the
-        other, with the same noise. Half of the difference of their bits estimates the standard error of the
+        other, with the same noise and at a fixed beta: the explainer's own, or 10 where it finds one. Half of the difference of their bits estimates the standard error of the
         bits with all of the data. It is a rough estimate for a single input: take the root of the mean square
         over several. A warning says where this is more than 5 %, and how many samples are advised.
 
@@ -539,6 +539,10 @@ class Explainer:
         return errors
 
     def _errors(self, x: Inputs, target: Any, options: dict[str, Any]) -> npt.NDArray[np.floating]:
+        if "keep" not in options:
+            # A search for beta goes by steps, and would add its own to the difference.
+            settings = BottleneckSettings() if self.settings.keep is not None else self.settings
+            options = {"beta": settings.beta, **options}
         bits = []
         for number in (0, 1):
             twin = self._twin()
