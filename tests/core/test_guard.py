@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from iba_core.bottleneck.chunks import Task, explain_in_chunks
+from iba_core.bottleneck.chunks import AtLayer, Task, explain_in_chunks
 from iba_core.bottleneck.settings import BottleneckSettings
 from iba_core.errors import LayerError
 from iba_core.framework.adapter import MixedImagesError, Split, Tail
@@ -157,15 +157,8 @@ def test_a_model_that_mixes_the_images_of_a_batch_is_explained_one_image_at_a_ti
         def run(self, tail, statistics, rows, settings, *, max_batch, **others):
             sizes.append((len(tail.features), max_batch))
 
-    chunks = explain_in_chunks(
-        framework,
-        split,
-        IMAGES,
-        (4, 2),
-        BottleneckSettings(),
-        lambda *_: Task(Recorder(), None),
-        max_batch=100,
-    )
+    layer = AtLayer(split, (4, 2), lambda *_: Task(Recorder(), None))
+    chunks = explain_in_chunks(framework, [layer], IMAGES, BottleneckSettings(), max_batch=100)
     assert [(chunk.start, chunk.stop) for chunk in chunks] == [(0, 1), (1, 2), (2, 3)]
     assert sizes == [(1, 1)] * 3
 
