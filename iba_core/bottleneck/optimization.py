@@ -919,10 +919,11 @@ def require_finite_result(result: BottleneckResult, second: Array) -> None:
                 f"the {name} became {curve[tuple(bad[0])]} at step {bad[0][0] + 1} of {len(curve)}; "
                 f"likely {cause}"
             )
-    bits_are, gradients_are = (bool(xp.all(xp.isfinite(x))) for x in (result.capacity, second))
-    if bits_are and gradients_are:
+    bits_are, gradients_are = (xp.all(xp.isfinite(x)) for x in (result.capacity, second))
+    # One number to read from the device where all is well.
+    if bool(bits_are & gradients_are):
         return
-    if bits_are:
+    if bool(bits_are):
         raise OptimizationError(
             "the gradients are so large that their squares overflow; likely beta is too high, or the "
             "features lie far outside of the estimated distribution"
