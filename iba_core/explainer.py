@@ -510,9 +510,10 @@ class Explainer:
         """Standard error of the bits that comes from the statistics, as a share of the bits.
 
         `fit` keeps the statistics of either half of its data. The inputs are explained with one and with the
-        other, with the same noise and at a fixed beta: the explainer's own, or 10 where it finds one. Half of the difference of their bits estimates the standard error of the
-        bits with all of the data. It is a rough estimate for a single input: take the root of the mean square
-        over several. A warning says where this is more than 5 %, and how many samples are advised.
+        other, with the same noise and at a fixed beta: the explainer's own, or 10 where it finds one. Half of
+        the difference of their bits estimates the standard error of the bits with all of the data. It is a
+        rough estimate for a single input: take the root of the mean square over several. A warning says where
+        this is more than 5 %, and how many samples are advised.
 
         Args:
             x: as in `explain`, some inputs that were not given to `fit`.
