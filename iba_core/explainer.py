@@ -762,7 +762,7 @@ class Explainer:
                 `Framework.preferred_batch`. The copies of one image are then never divided.
             progbar: show the progress.
             preset: name of a set of hyperparameters, in place of the explainer's own. With ``"fast"``, an
-                explanation takes about two fifths of the time, with ``"instant"`` a seventh. A preset holds
+                explanation takes about half of the time, with ``"instant"`` a seventh. A preset holds
                 `steps` and the `learning_rate` that fits them, and overrides what the constructor was given.
                 If None, a setting of a preset that is given changes those of the explainer, or the paper's
                 where it has the default.

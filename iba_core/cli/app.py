@@ -106,7 +106,7 @@ def explain(
         str | None,
         typer.Option(
             metavar="NAME",
-            help="default; paper, whose steps are longer; or, for rougher maps, fast in two fifths of the "
+            help="default; paper, whose steps are longer; or, for rougher maps, fast in half of the "
             "time, instant in a seventh.",
             autocompletion=choices(*PRESETS),
             show_default="default, or paper with --steps or --samples",
