@@ -49,6 +49,17 @@ def test_capacity_is_the_divergence_of_two_normals(r, lam):
     )
 
 
+def slopes_by_differences(function, x):
+    """Derivative of a function of an array by central differences, of the array's shape."""
+
+    def slope(index):
+        shift = np.zeros_like(x)
+        shift[index] = 1e-6
+        return (function(x + shift) - function(x - shift)) / 2e-6
+
+    return np.reshape([slope(index) for index in np.ndindex(x.shape)], x.shape)
+
+
 @pytest.mark.parametrize("lam", [1e-4, 1e-2, 0.3, 0.7])
 def test_capacity_of_a_nearly_closed_mask_is_no_rounding(framework, lam):
     """It is about the square of lambda, which is less than the rounding of 1."""
@@ -146,12 +157,7 @@ def test_slopes_of_an_alpha_with_other_places_match_finite_differences(framework
     def objective(a):
         return (w * mask_from_alpha(a, matrices, layout).blocked).sum()
 
-    def difference(index):
-        shift = np.zeros_like(alpha)
-        shift[index] = 1e-6
-        return (objective(alpha + shift) - objective(alpha - shift)) / 2e-6
-
-    expected = np.reshape([difference(index) for index in np.ndindex(alpha.shape)], alpha.shape)
+    expected = slopes_by_differences(objective, alpha)
     there = [framework.asarray(matrix) for matrix in matrices]
     found = framework.to_numpy(alpha_slope(framework.asarray(w), framework.asarray(alpha), there, layout))
     assert found.shape == alpha.shape
@@ -170,12 +176,7 @@ def test_slopes_match_finite_differences(framework, std):
         mask = mask_from_alpha(a, matrices, layout)
         return (capacity(r, mask) + w * mask.blocked).sum()
 
-    def difference(index):
-        shift = np.zeros_like(alpha)
-        shift[index] = 1e-6
-        return (objective(alpha + shift) - objective(alpha - shift)) / 2e-6
-
-    expected = np.reshape([difference(index) for index in np.ndindex(alpha.shape)], alpha.shape)
+    expected = slopes_by_differences(objective, alpha)
     there = [framework.asarray(matrix) for matrix in matrices]
     mask = mask_from_alpha(framework.asarray(alpha), there, layout)
     of_blocked = capacity_slope(framework.asarray(r), mask) + framework.asarray(w)
