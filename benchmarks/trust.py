@@ -45,7 +45,7 @@ from iba_core.pictures.images import SAMPLE_IMAGES, image_files, load_image, sam
 from iba_core.zoo.efficientnet_lite import PREPROCESSING
 
 NETWORK, LAYER = "EfficientNet-Lite0", "blocks.4"
-PAPER = f"{OURS}, paper"
+PAPER, TWO = f"{OURS}, paper", f"{OURS}, two layers"
 REFERENCE = "Grad-CAM"
 FRAMEWORKS = {"torch": "PyTorch", "tensorflow": "TensorFlow"}
 
@@ -68,14 +68,14 @@ MASKED_METRICS = ("mass_in_box", "pointing_game")
 
 METHODS: dict[str, tuple[str, ...] | None] = {
     "torch": None,
-    "tensorflow": (OURS, PAPER, REFERENCE, "LayerCAM", "gradients", "constant mask", "random"),
+    "tensorflow": (OURS, TWO, PAPER, REFERENCE, "LayerCAM", "gradients", "constant mask", "random"),
 }
 """What is compared on photographs of a folder, None for all: less in the second framework, which gives the
 same maps."""
 
 QUICK_METHODS = {
-    "torch": (OURS, PAPER, f"{OURS}, fast", REFERENCE, "gradients", "constant mask", "random"),
-    "tensorflow": (OURS, REFERENCE, "random"),
+    "torch": (OURS, TWO, PAPER, f"{OURS}, fast", REFERENCE, "gradients", "constant mask", "random"),
+    "tensorflow": (OURS, TWO, REFERENCE, "random"),
 }
 """What is compared on packaged photographs: what costs little."""
 
@@ -140,8 +140,9 @@ def methods_of(explainer: Explainer, scored: ScoredModel, names: Sequence[str] |
     """The methods that are compared, by name."""
     paper = copy(explainer)
     paper.settings = explainer.settings.override(**preset_settings("paper"))
+    two = Explainer(explainer.adapter, "auto", preset="fast").load_packaged()
     ours, *others = methods_to_compare(explainer, scored).items()
-    known = dict([ours, (PAPER, paper), *others])
+    known = dict([ours, (TWO, two), (PAPER, paper), *others])
     return known if names is None else {name: known[name] for name in names}
 
 
@@ -244,7 +245,7 @@ def measure(results: Results, framework: str, options: argparse.Namespace, paths
     tabulate(results, where, found)
     results.data[framework] = found.to_dict(pictures=True)
     if options.grid:
-        few = {name: methods[name] for name in (OURS, PAPER, REFERENCE, "gradients") if name in methods}
+        few = {name: methods[name] for name in (OURS, TWO, PAPER, REFERENCE, "gradients") if name in methods}
         play(results, where, few, scored, photographs.first(len(photographs)))
     if options.randomise:
         randomise(results, where, explainer, photographs.first(RANDOMISED["quick" if quick else "whole"]))

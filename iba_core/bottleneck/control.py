@@ -12,12 +12,12 @@ from iba_core.framework.namespace import NAMESPACES, Array
 _LEAST_FACTOR = 0.3
 """The least by which one step multiplies beta."""
 
-_OPENING, _CLOSING = 2.0, (1.0, 3.0)
-"""First strides of an offset of alpha: where too little survives; and else the least and the largest, between
-which it is the logarithm of the factor by which more survives than is asked for."""
+_STRIDES = (1.0, 3.0)
+"""The shortest and the longest stride of an offset of alpha, between which it is the logarithm of the factor
+by which more or less survives than is asked for."""
 
 TRIALS = 4
-"""Of an offset. They open a mask by up to 3.75, and close it by up to 5.6."""
+"""Of an offset. They move a mask by up to 12, and find what lies within the shortest stride to an eighth."""
 
 _TRIES = 2
 """Steps in a row that are taken back. At the default beta, a second is rare; at ten times it, the rule."""
@@ -136,8 +136,8 @@ class BetaSearch:
 class OffsetSearch:
     """Finds for each image the least offset of alpha at which enough of its target survives.
 
-    The bits rise with the offset, and so does what survives, but for noise. Each trial goes on by half the
-    stride of the one before it, up where too little survives, and else down.
+    The bits rise with the offset, and so does what survives, but for noise. Equal strides go on until one
+    offset has enough and another has not; each further trial is half-way between the two.
 
     Args:
         shares: that survive at an offset of 0, (B, S).
@@ -151,22 +151,29 @@ class OffsetSearch:
 
     def __init__(self, shares: npt.NDArray[np.floating], keep: float) -> None:
         self._keep = keep
-        lost, means = self._lost(shares), np.maximum(shares.mean(axis=1), keep)
-        strides = np.where(lost, _OPENING, np.clip(np.log(means / keep), *_CLOSING))
+        # The largest offset with too little, and the least with enough.
+        self._lost_at, self._kept_at = (np.full(len(shares), end) for end in (-np.inf, np.inf))
+        means = shares.mean(axis=1)
+        factors = np.log(np.maximum(means, np.exp(-_STRIDES[1]) * keep) / keep)
         # Shares of NaN say that there is nothing to keep: those images do not move.
-        self._strides = np.where(np.isnan(means), 0.0, strides)
-        self.found: npt.NDArray[np.floating] = np.zeros(len(shares))
+        self._strides = np.where(np.isnan(means), 0.0, np.clip(np.abs(factors), *_STRIDES))
+        self.trial: npt.NDArray[np.floating] = np.zeros(len(shares))
+        self.found: npt.NDArray[np.floating] = self.trial
         self.shares: npt.NDArray[np.floating] = shares
-        self.trial: npt.NDArray[np.floating] = np.where(lost, self._strides, -self._strides)
+        self.see(shares)
 
     def see(self, shares: npt.NDArray[np.floating]) -> None:
         """Take in the shares that survive at the trial's offsets, (B, S), and choose the next ones."""
         lost = self._lost(shares)
-        better = np.where(lost, self._lost(self.shares), (self.trial < self.found) | self._lost(self.shares))
+        self._lost_at = np.where(lost, self.trial, self._lost_at)
+        self._kept_at = np.where(lost, self._kept_at, self.trial)
+        # While none has enough, each trial is more open than the one before.
+        better = ~lost | np.isinf(self._kept_at)
         self.found = np.where(better, self.trial, self.found)
         self.shares = np.where(better[:, None], shares, self.shares)
-        self._strides = self._strides / 2
-        self.trial = self.trial + np.where(lost, self._strides, -self._strides)
+        ends = np.stack([self._lost_at, self._kept_at])
+        further = self.trial + np.where(lost, self._strides, -self._strides)
+        self.trial = np.where(np.isfinite(ends).all(axis=0), ends.mean(axis=0), further)
 
     def _lost(self, shares: npt.NDArray[np.floating]) -> npt.NDArray[np.bool_]:
         return np.asarray(shares.mean(axis=1) < self._keep)

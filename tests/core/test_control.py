@@ -46,29 +46,40 @@ def offset(share_at):
     return float(search.found[0]), float(search.shares[0, 0])
 
 
-@pytest.mark.parametrize("needed", [-1.7, -1.5, -0.4])
+@pytest.mark.parametrize("needed", [-0.9, -0.4, 0.6])
 def test_the_least_offset_at_which_enough_survives_is_found(needed):
     found, share = offset(lambda at: KEEP + 0.05 * (at - needed))
     assert share >= KEEP
     assert needed <= found <= needed + 0.126
 
 
-@pytest.mark.parametrize("needed", [-5.1, -3.3, 0.6, 1.7, 3.3])
+@pytest.mark.parametrize("needed", [-3.6, -2.2, -1.7, 1.7, 3.3])
+def test_the_search_goes_on_until_it_has_both_ends(needed):
+    found, share = offset(lambda at: KEEP + 0.01 * (at - needed))
+    assert share >= KEEP
+    assert needed <= found <= needed + 1.0
+
+
+@pytest.mark.parametrize("needed", [-8.3, -5.1, 5.1, 8.3])
 def test_strides_are_longer_where_the_share_is_far_from_that_to_keep(needed):
     found, share = offset(lambda at: KEEP * 8 ** (at - needed))
     assert share >= KEEP
-    assert needed <= found <= needed + 0.376
+    assert needed <= found <= needed + 1.5
+
+
+def test_a_score_may_fall_below_its_baseline():
+    assert offset(lambda at: at - 4.0)[0] == pytest.approx(6.0 - 3 / 4)
 
 
 def test_where_nothing_keeps_enough_the_most_open_trial_is_taken():
-    found, share = offset(lambda at: 0.1 * at)
-    assert found == 3.75
-    assert share == pytest.approx(0.375)
+    found, share = offset(lambda at: 0.02 * at)
+    assert found == 12.0
+    assert share == pytest.approx(0.24)
 
 
 def test_where_everything_keeps_enough_the_mask_is_closed_as_far_as_it_may_be():
-    assert offset(lambda _: 99.0) == (-5.625, 99.0)
-    assert offset(lambda _: 1.0) == (-1.875, 1.0)
+    assert offset(lambda _: 99.0) == (-12.0, 99.0)
+    assert offset(lambda _: 1.0) == (-4.0, 1.0)
 
 
 def test_an_image_without_anything_to_keep_does_not_move():

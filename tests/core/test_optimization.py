@@ -310,7 +310,7 @@ def test_a_preset_leaves_a_beta_of_ones_own():
     assert own.chosen("paper", {}) == BottleneckSettings(beta=5.0)
     assert own.chosen(None, {"steps": 3}) == BottleneckSettings(beta=5.0, steps=3)
     kept = default.override(keep=0.8).chosen("fast", {})
-    assert (kept.keep, kept.samples) == (0.8, 4)
+    assert (kept.keep, kept.samples) == (0.8, 2)
 
 
 def test_a_rise_is_taken_back_twice_in_a_row_and_then_let_be():
