@@ -3,9 +3,10 @@
     python -m benchmarks.trust                      # packaged photographs, few methods and metrics
     python -m benchmarks.trust --images FOLDER      # your own photographs, all methods and metrics
 
-EfficientNet-Lite0 is explained by this library and by other methods, in both frameworks. The metrics are
-those of `iba_core.evaluation`. Further tables give the paired differences from Grad-CAM and from the paper's
-setting, the grid pointing game, and what is left of maps and bits once the network's weights are randomised.
+EfficientNet-Lite0 is explained by this library and by other methods, in both frameworks. *bottleneck* is what
+`Explainer` does by default, at two layers; *one layer* is its default at one. The metrics are those of
+`iba_core.evaluation`. Further tables give the paired differences from Grad-CAM and from the paper's setting,
+the grid pointing game, and what is left of maps and bits once the network's weights are randomised.
 ``--masks FOLDER``, with a mask of the object for each photograph, adds the share of a map on the object. The
 results of packaged photographs go to ``results/trust.json``, which a ``bench:trust`` block of a page shows.
 Those of a folder are printed only, unless ``--out`` names a folder for ``trust_photographs.json``.
@@ -25,7 +26,6 @@ from benchmarks.harness import RESULTS, THREADS, Results, prepare, show
 from benchmarks.networks import packaged
 from benchmarks.tables import Column, markdown
 from iba_core import Explainer
-from iba_core.bottleneck.settings import preset_settings
 from iba_core.cli.evaluate import OURS, methods_to_compare
 from iba_core.concepts import GradCAM
 from iba_core.evaluation import (
@@ -45,7 +45,7 @@ from iba_core.pictures.images import SAMPLE_IMAGES, image_files, load_image, sam
 from iba_core.zoo.efficientnet_lite import PREPROCESSING
 
 NETWORK, LAYER = "EfficientNet-Lite0", "blocks.4"
-PAPER, TWO = f"{OURS}, paper", f"{OURS}, two layers"
+ONE, PAPER = f"{OURS}, one layer", f"{OURS}, one layer, paper"
 REFERENCE = "Grad-CAM"
 FRAMEWORKS = {"torch": "PyTorch", "tensorflow": "TensorFlow"}
 
@@ -68,14 +68,14 @@ MASKED_METRICS = ("mass_in_box", "pointing_game")
 
 METHODS: dict[str, tuple[str, ...] | None] = {
     "torch": None,
-    "tensorflow": (OURS, TWO, PAPER, REFERENCE, "LayerCAM", "gradients", "constant mask", "random"),
+    "tensorflow": (OURS, ONE, PAPER, REFERENCE, "LayerCAM", "gradients", "constant mask", "random"),
 }
 """What is compared on photographs of a folder, None for all: less in the second framework, which gives the
 same maps."""
 
 QUICK_METHODS = {
-    "torch": (OURS, TWO, PAPER, f"{OURS}, fast", REFERENCE, "gradients", "constant mask", "random"),
-    "tensorflow": (OURS, TWO, REFERENCE, "random"),
+    "torch": (OURS, ONE, PAPER, REFERENCE, "gradients", "constant mask", "random"),
+    "tensorflow": (OURS, ONE, REFERENCE, "random"),
 }
 """What is compared on packaged photographs: what costs little."""
 
@@ -137,12 +137,14 @@ class Photographs:
 
 
 def methods_of(explainer: Explainer, scored: ScoredModel, names: Sequence[str] | None) -> dict[str, Method]:
-    """The methods that are compared, by name."""
+    """The methods that are compared, by name: the default, and at one layer, those of an explainer."""
     paper = copy(explainer)
-    paper.settings = explainer.settings.override(**preset_settings("paper"))
-    two = Explainer(explainer.adapter, "auto", preset="fast").load_packaged()
-    ours, *others = methods_to_compare(explainer, scored).items()
-    known = dict([ours, (TWO, two), (PAPER, paper), *others])
+    paper.settings = explainer.settings.chosen("paper", {})
+    ours = Explainer(explainer.adapter).load_packaged()
+    others = methods_to_compare(explainer, scored)
+    del others[f"{OURS}, fast"]
+    known = {**others, OURS: ours, ONE: explainer, PAPER: paper}
+    known = {name: known[name] for name in dict.fromkeys((OURS, ONE, PAPER, *known))}
     return known if names is None else {name: known[name] for name in names}
 
 
@@ -200,11 +202,16 @@ def randomise(results: Results, where: str, explainer: Explainer, x: Array) -> N
     """Add the table of what is left when the weights are randomised from the classifier down."""
     layer, data_format = explainer.layer, explainer.adapter.data_format
 
-    def ours(model: Any) -> Explainer:
+    def ours(model: Any, layer: str | None = None) -> Explainer:
         crops = sample_crops(CROPS, PREPROCESSING, data_format=data_format)
         return Explainer(model, layer).fit(crops, progbar=False)
 
-    makers = {OURS: ours, REFERENCE: GradCAM, "gradients": lambda model: Gradients(ScoredModel(model))}
+    makers = {
+        OURS: ours,
+        ONE: lambda model: ours(model, layer),
+        REFERENCE: GradCAM,
+        "gradients": lambda model: Gradients(ScoredModel(model)),
+    }
     table = results.table(
         f"Weights randomised from the classifier down, {where}, n = {len(x)}",
         Column("Method"),
@@ -239,13 +246,13 @@ def measure(results: Results, framework: str, options: argparse.Namespace, paths
         *(MASKED_METRICS if options.masks else ()),
     )
     metrics = [Metric.of(name, **METRICS.get(name, {})) for name in names]
-    where = f"{NETWORK}, {options.layer}, {FRAMEWORKS[framework]}"
+    where = f"{NETWORK}, {FRAMEWORKS[framework]}, one layer {options.layer}"
     show(f"    {where}: {', '.join(methods)}")
     found = evaluate(methods, photographs.batches(), metrics, model=scored)
     tabulate(results, where, found)
     results.data[framework] = found.to_dict(pictures=True)
     if options.grid:
-        few = {name: methods[name] for name in (OURS, TWO, PAPER, REFERENCE, "gradients") if name in methods}
+        few = {name: methods[name] for name in (OURS, ONE, PAPER, REFERENCE, "gradients") if name in methods}
         play(results, where, few, scored, photographs.first(len(photographs)))
     if options.randomise:
         randomise(results, where, explainer, photographs.first(RANDOMISED["quick" if quick else "whole"]))
@@ -259,7 +266,7 @@ def main() -> None:
     parser.add_argument("--masks", type=Path, metavar="FOLDER", help="masks of the objects on them")
     parser.add_argument("--count", type=int, help="use so many photographs only, evenly spaced")
     parser.add_argument("--skip", type=int, default=0, metavar="N", help="begin after the first N files")
-    parser.add_argument("--layer", default=LAYER, help="one with packaged statistics")
+    parser.add_argument("--layer", default=LAYER, help="of the maps at one layer; with packaged statistics")
     parser.add_argument("--frameworks", nargs="+", choices=list(FRAMEWORKS), default=list(FRAMEWORKS))
     parser.add_argument("--methods", nargs="+", metavar="NAME", help="compare these only")
     parser.add_argument("--metrics", nargs="+", metavar="NAME", help="compute these only")

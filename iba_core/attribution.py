@@ -411,9 +411,9 @@ class CombinedAttribution(Attribution):
 
     Args:
         parts: attributions of the same images and target, at least one, each at a layer of its own.
-        combine: ``"mean"`` of the maps, each scaled to the same sum, or ``"geometric"`` for their geometric
-            mean, which is high only where all layers agree. ``"shared"`` says that the layers were explained
-            with one mask. The same mask lets other bits pass at each layer, since their features differ, so
+        combine: ``"geometric"`` for the geometric mean of the maps, each scaled to the same sum, which is
+            high only where all layers agree; or their ``"mean"``. ``"shared"`` says that the layers were
+            explained with one mask. The same mask lets other bits pass at each layer, since their features differ, so
             the map is the mean there, too.
 
     Attributes:
@@ -440,7 +440,7 @@ class CombinedAttribution(Attribution):
     parts: tuple[Attribution, ...]
     combine: CombineLayers
 
-    def __init__(self, parts: Sequence[Attribution], combine: CombineLayers = "mean") -> None:
+    def __init__(self, parts: Sequence[Attribution], combine: CombineLayers = "geometric") -> None:
         require_combinable("parts", parts)
         require_choice("combine", combine, COMBINE_LAYERS)
         first = parts[0]
@@ -481,7 +481,7 @@ class CombinedAttribution(Attribution):
 
     def __repr__(self) -> str:
         of_parts = ", ".join(map(repr, self.parts))
-        how = "mean of the maps with one mask" if self.combine == "shared" else f"{self.combine} of the maps"
+        how = _COMBINED[self.combine]
         return f"<{type(self).__name__}: {how} of {of_parts}>"
 
     def __getitem__(self, index: int | slice) -> Self:
@@ -560,6 +560,12 @@ def _least_survival(
 def _equal(a: npt.NDArray[Any] | None, b: npt.NDArray[Any] | None) -> bool:
     return a is b or (a is not None and b is not None and np.array_equal(a, b))
 
+
+_COMBINED = {
+    "geometric": "geometric mean of the maps",
+    "mean": "mean of the maps",
+    "shared": "mean of the maps with one mask",
+}
 
 _OF_ONE_LAYER = ("capacity", "mask", "model_losses", "informations", "steps_taken")
 """Attributes that an attribution of several layers lacks."""

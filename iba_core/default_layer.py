@@ -78,12 +78,12 @@ def choose_layer(adapter: ModelAdapter, inputs: Inputs) -> LayerChoice:
 
 
 def choose_layers(adapter: ModelAdapter, inputs: Inputs) -> tuple[LayerChoice, ...]:
-    """Choose the layers whose maps are combined with ``Explainer(model, layer="auto")``.
+    """Choose the layers whose maps are combined by ``Explainer(model)``.
 
     They are the one that `choose_layer` takes, and the last one that all information passes of those that
     divide the input into half as many parts a side. The first knows places, the second knows more of objects.
-    Over four networks, with the preset ``"fast"``, their map is about as good as that of the first alone with
-    twice the copies, see `benchmarks.layers`.
+    With the preset ``"fast"`` for both, their map is at least as good as that of the first alone in twice
+    the time, and seeds agree better, see `benchmarks.layers` and `benchmarks.trust`.
 
     Args:
         adapter: adapter of the model.

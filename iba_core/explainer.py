@@ -135,14 +135,14 @@ class Explainer:
 
     Args:
         model: a trained model of any framework that a backend serves. It is not changed.
-        layer: the layer that the bottleneck comes after, an object or its name. If None, `fit` chooses one
-            on its first batch, see `iba_core.default_layer.choose_layer`. A list of layers gives one map of
-            all of them: each is explained with a bottleneck of its own, see `CombinedAttribution`. If
-            ``"auto"``, `fit` chooses two layers where the model has them, else one, see
-            `iba_core.default_layer.choose_layers`; a layer of that name is given as a list.
+        layer: the layer that the bottleneck comes after, an object or its name. A list of layers gives one
+            map of all of them: each is explained with a bottleneck of its own, see `CombinedAttribution`. If
+            None or ``"auto"``, `fit` chooses on its first batch: two layers where the model has them, else
+            one, see `iba_core.default_layer.choose_layers`; with `estimator`, `tokens` or `warm_start`, one.
+            A layer of the name "auto" is given as a list.
         backend: name of the backend. If None, it follows from the model.
         estimator: statistics of the layer's features, gathered before, in place of `fit`.
-        combine: how one map is made of those of several layers, ``"mean"`` or ``"geometric"``; or
+        combine: how one map is made of those of several layers, ``"geometric"`` or ``"mean"``; or
             ``"shared"`` for one mask that all layers share, see `CombinedAttribution`.
         tokens: how to read a layer whose features are a sequence of tokens, such as
             ``Tokens(prefix=1, grid=(14, 14))`` for a vision transformer. If neither this nor a layer is
@@ -150,8 +150,8 @@ class Explainer:
             unless it is given.
         preset: name of a set of hyperparameters: ``"default"``, ``"paper"``, ``"fast"`` or ``"instant"``, see
             `iba_core.bottleneck.settings.PRESETS`. Hyperparameters that are given override it. If None,
-            ``"default"``; but where one of a preset's settings is given, such as `steps`, the others are the
-            paper's.
+            ``"default"`` for one layer, and ``"fast"`` for each of several, which together take half of its
+            time; but where one of a preset's settings is given, such as `steps`, the others are the paper's.
         data_format: where the channels of the layer's features are, ``"channels_first"`` or
             ``"channels_last"``; None to find that out.
         shared: names or positions of the inputs that all images of a batch share, such as the captions that
@@ -188,7 +188,7 @@ class Explainer:
         *,
         backend: str | None = None,
         estimator: WelfordEstimator | None = None,
-        combine: CombineLayers = "mean",
+        combine: CombineLayers = "geometric",
         tokens: Tokens | None = None,
         preset: str | None = None,
         data_format: DataFormat | None = None,
@@ -200,15 +200,14 @@ class Explainer:
         **settings: Any,
     ) -> None:
         self.adapter: ModelAdapter = find_adapter(model, backend)
-        self._is_auto = isinstance(layer, str) and layer == AUTO_LAYER
-        layers = [] if self._is_auto else _layers_given(layer)
+        layers = [] if isinstance(layer, str) and layer == AUTO_LAYER else _layers_given(layer)
+        self._may_choose_several = warm_start is None and estimator is None and tokens is None
         self.combine: CombineLayers = require_choice("combine", combine, COMBINE_LAYERS)
         BottleneckSettings().override(**settings)  # names what is no setting
         require_type("warm_start", warm_start, ReadoutBottleneck, "a trained IBAReadout", optional=True)
         self.warm_start: ReadoutBottleneck | None = warm_start
-        self.settings: BottleneckSettings = BottleneckSettings(
-            **{**preset_settings(preset, settings, warm_start=warm_start is not None), **settings}
-        )
+        self._given_settings = (preset, settings)
+        self.settings: BottleneckSettings = self._settings_of(max(1, len(layers)))
         require_type("estimator", estimator, WelfordEstimator, "a WelfordEstimator", optional=True)
         require_type("tokens", tokens, Tokens, "iba_core.Tokens", optional=True)
         self.estimator: WelfordEstimator = estimator or WelfordEstimator()
@@ -246,9 +245,9 @@ class Explainer:
         if self._layer is not None:
             self._split_at(None)
         self._parts: tuple[Explainer, ...] = self._parts_of(layers) if len(layers) > 1 else ()
-        if (self._parts or self._is_auto) and warm_start is not None:
+        if self._parts and warm_start is not None:
             raise InputError("warm_start= is of one layer; name that layer alone")
-        if (self._parts or self._is_auto) and estimator is not None:
+        if self._parts and estimator is not None:
             raise InputError("estimator= is of one layer; leave it out for several, and call fit or load")
         if combine == "shared":
             require_shareable(self.settings)
@@ -257,20 +256,29 @@ class Explainer:
 
     @property
     def layer(self) -> str | None:
-        """Name of the layer that the bottleneck comes after; of several, all names.
-
-        Until one is chosen, None, or ``"auto"`` if that was given.
-        """
+        """Name of the layer that the bottleneck comes after, or all names of several. None until chosen."""
         if self._parts:
             return ", ".join(f"{part.layer}" for part in self._parts)
-        if self._layer is None:
-            return AUTO_LAYER if self._is_auto else None
-        return self._split_at(None).layer_name
+        return None if self._layer is None else self._split_at(None).layer_name
 
     @property
     def parts(self) -> tuple[Explainer, ...]:
         """An explainer for each of several layers; the explainer itself if it has one layer."""
         return self._parts or (self,)
+
+    def _settings_of(self, layers: int) -> BottleneckSettings:
+        """The hyperparameters that were given, completed for so many layers."""
+        preset, given = self._given_settings
+        warm_start = self.warm_start is not None
+        return BottleneckSettings(
+            **{**preset_settings(preset, given, warm_start=warm_start, layers=layers), **given}
+        )
+
+    def _take_layers(self, layers: Sequence[str]) -> None:
+        """Take several layers in place of none, with the settings for as many, if nobody changed them."""
+        if self.settings == self._settings_of(1):
+            self.settings = self._settings_of(len(layers))
+        self._parts = self._parts_of(layers)
 
     def _parts_of(self, layers: Sequence[Any]) -> tuple[Explainer, ...]:
         options = {
@@ -484,11 +492,10 @@ class Explainer:
         if self._layer is not None or self._parts:
             return
         first = take(inputs, 0, 1)
-        choices = (
-            choose_layers(self.adapter, first) if self._is_auto else (choose_layer(self.adapter, first),)
-        )
+        several = self._may_choose_several
+        choices = choose_layers(self.adapter, first) if several else (choose_layer(self.adapter, first),)
         if len(choices) > 1:
-            self._parts = self._parts_of([choice.layer for choice in choices])
+            self._take_layers([choice.layer for choice in choices])
         else:
             self._layer = choices[0].layer
             self._read_tokens(self.tokens or choices[0].tokens)
@@ -612,8 +619,7 @@ class Explainer:
     def load(self, path: str | PathLike[str]) -> Self:
         """Take over a distribution that `save` wrote, in this framework or another.
 
-        If the explainer has no layer yet, also with ``layer="auto"``, it takes the one in the file, or all of
-        them.
+        If the explainer has no layer yet, it takes the one in the file, or all of them.
 
         Args:
             path: file to read.
@@ -628,7 +634,7 @@ class Explainer:
         entries = _distributions(path, *read_state(path, KIND))
         found = self._twin()
         if not self._parts and self._layer is None and len(entries) > 1:
-            found._parts = self._parts_of([facts.get("layer") for facts, *_ in entries])
+            found._take_layers([facts["layer"] for facts, *_ in entries])
         for part in found.parts:
             if not part._take_from(f"{path}", entries):
                 warnings.warn(
@@ -643,9 +649,8 @@ class Explainer:
         """Take over statistics that come with the library, so that bits can be compared from the first map.
 
         They are of EfficientNet-Lite0 in either framework, estimated on 700 photographs of ImageNet, one of
-        each of 700 classes, which the library does not hold. An explainer without a layer takes the one that
-        `fit` would choose, and with ``layer="auto"`` those. Prepare inputs by the model's own
-        ``preprocessing``.
+        each of 700 classes, which the library does not hold. An explainer without a layer takes those that
+        `fit` would choose. Prepare inputs by the model's own ``preprocessing``.
 
         Returns:
             The explainer.
@@ -656,12 +661,12 @@ class Explainer:
         Example:
             >>> from iba_torch.efficientnet_lite import efficientnet_lite0
             >>> explainer = Explainer(efficientnet_lite0()).load_packaged()
-            >>> explainer.layer, explainer.estimator.n_samples()
-            ('blocks.4', 700)
+            >>> explainer.layer, explainer.parts[0].estimator.n_samples()
+            ('blocks.4, blocks.10', 700)
         """
         entries = _distributions(PATH, *packaged_statistics(self.adapter))
         found = self._twin()
-        if self._is_auto:
+        if found._may_choose_several:
             found._choose(found._test_input(entries[0][0]))
         for part in found.parts:
             if not part._take_from("the packaged file", entries):
@@ -1342,7 +1347,7 @@ def _in_order(gathered: Iterable[_Gathered]) -> Iterator[_Gathered]:
 
 
 AUTO_LAYER = "auto"
-"""What is given as the layer for those of `iba_core.default_layer.choose_layers`."""
+"""What may be given as the layer, as None, for those of `iba_core.default_layer.choose_layers`."""
 
 _MOST_SEEDS = 10**4
 """Most explanations of the same inputs. More are a slip of the pen."""

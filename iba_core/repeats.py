@@ -192,7 +192,7 @@ def compare(
     return figure
 
 
-def combine_maps(attributions: Sequence[Attribution], combine: Combine = "mean") -> Maps:
+def combine_maps(attributions: Sequence[Attribution], combine: Combine = "geometric") -> Maps:
     """Make one map for each image of explanations at several layers.
 
     Each map is first scaled to a sum of 1, so that a layer with more bits does not outweigh the others. Maps
@@ -200,8 +200,8 @@ def combine_maps(attributions: Sequence[Attribution], combine: Combine = "mean")
 
     Args:
         attributions: of the same images, at different layers of one model. Each stays as it is.
-        combine: ``"mean"``, or ``"geometric"`` for the geometric mean, which is high only where all layers
-            agree.
+        combine: ``"geometric"`` for the geometric mean, which is high only where all layers agree, or
+            ``"mean"``.
 
     Returns:
         Array (B, *spatial axes) whose maps sum to 1. It is in shares, since bits of two layers do not add up.

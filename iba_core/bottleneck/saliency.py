@@ -94,20 +94,20 @@ def saliency_maps(
 
 
 def combined_shares(
-    maps: Sequence[npt.NDArray[np.floating]], combine: Combine = "mean"
+    maps: Sequence[npt.NDArray[np.floating]], combine: Combine = "geometric"
 ) -> npt.NDArray[np.float64]:
     """Make one map for each image of the maps at several layers, in shares of its sum.
 
     Args:
         maps: for each layer (B, *places), of as many axes. They are resized to the largest, and each is
             scaled to a sum of 1, so that a layer with more bits does not outweigh the others.
-        combine: the mean, or the geometric mean.
+        combine: the geometric mean, which is high only where all maps are, or the mean.
 
     Returns:
         Array (B, *places) whose maps sum to 1, float64. A map stays empty where nothing is left.
 
     Example:
-        >>> combined_shares([np.array([[1.0, 3.0]]), np.array([[40.0, 40.0]])])
+        >>> combined_shares([np.array([[1.0, 3.0]]), np.array([[40.0, 40.0]])], "mean")
         array([[0.375, 0.625]])
     """
     shape = max((each.shape[1:] for each in maps), key=prod)

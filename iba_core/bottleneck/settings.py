@@ -280,19 +280,22 @@ def preset_settings(
     given: Mapping[str, Any] | None = None,
     own: BottleneckSettings | None = None,
     warm_start: bool = False,
+    layers: int = 1,
 ) -> Mapping[str, Any]:
     """Hyperparameters of a preset.
 
-    The settings of the default fit each other. One of them, given alone, does not fit the rest: so without a
+    The settings of a preset fit each other. One of them, given alone, does not fit the rest: so without a
     preset, `given` then changes the paper's.
 
     Args:
-        name: one of `PRESETS`. If None, it is the default for a new explainer, and what `own` says for one
-            that is there; or the paper's, in place of the default, if `given` has a setting of a preset.
+        name: one of `PRESETS`. If None, a new explainer takes ``"default"`` for one layer and ``"fast"`` for
+            each of several, whose maps are steadier together; one that is there takes what `own` says. But
+            if `given` has a setting of a preset, it is the paper's, unless `own` are no preset's.
         given: hyperparameters that are given beside it.
         own: settings of the explainer that is there. A beta or a share to keep that no preset has stays.
         warm_start: the steps start at the mask of a readout. Without a preset that mask stays as it is,
             unless `given` has steps.
+        layers: number of layers that are explained.
 
     Raises:
         InputError: there is no preset of that name.
@@ -302,7 +305,7 @@ def preset_settings(
         (13, 10)
     """
     given = {each: value for each, value in (given or {}).items() if value is not None}
-    values = _preset(name, given, own, warm_start)
+    values = _preset(name, given, own, warm_start, layers)
     is_own = own is not None and (own.beta, own.keep) not in _OBJECTIVES
     if is_own or "beta" in given:
         return {each: value for each, value in values.items() if each in _OF_A_PRESET}
@@ -314,13 +317,17 @@ _OBJECTIVES = {(values["beta"], values["keep"]) for values in PRESETS.values()}
 
 
 def _preset(
-    name: str | None, given: Mapping[str, Any], own: BottleneckSettings | None, warm_start: bool
+    name: str | None, given: Mapping[str, Any], own: BottleneckSettings | None, warm_start: bool, layers: int
 ) -> Mapping[str, Any]:
     if name is not None:
         return PRESETS[require_choice("preset", name, PRESETS, "preset")]
     if warm_start:
         return REFINED if "steps" in given else READ_ONLY
-    is_default = own is None or all(getattr(own, each) == DEFAULT[each] for each in _OF_A_PRESET)
-    if is_default and not given.keys().isdisjoint(_OF_A_PRESET):
+    is_preset = own is None or tuple(getattr(own, each) for each in _OF_A_PRESET) in _SCHEDULES
+    if is_preset and not given.keys().isdisjoint(_OF_A_PRESET):
         return PAPER
-    return DEFAULT if own is None else {}
+    return {} if own is not None else FAST if layers > 1 else DEFAULT
+
+
+_SCHEDULES = {tuple(values[each] for each in _OF_A_PRESET) for values in PRESETS.values()}
+"""Values of what decides the time and the noise of an explanation. Any others are a user's choice."""

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 import iba_core
-from iba_core.bottleneck.settings import KEEP, PRESETS, BottleneckSettings, preset_settings
+from iba_core.bottleneck.settings import KEEP, PRESETS, BottleneckSettings
 from iba_core.cli.concept import concept
 from iba_core.cli.options import (
     OUT,
@@ -167,6 +167,7 @@ def explain(
         "beta": None if beta is None else parse_beta(beta),
         "keep": keep,
     }
+    BottleneckSettings().chosen(preset, settings)  # a wrong value is refused before the network is read
     return explain_photographs(
         photographs,
         Choices(
@@ -182,9 +183,8 @@ def explain(
             preprocess=preprocess,
             size=parse_size(size),
             device=device,
-            settings=BottleneckSettings(
-                **preset_settings(preset, settings, warm_start=readout is not None)
-            ).override(**settings),
+            preset=preset,
+            settings={name: value for name, value in settings.items() if value is not None},
             readout=readout,
             vmax=vmax,
             jobs=jobs,

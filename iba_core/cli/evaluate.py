@@ -11,7 +11,6 @@ import numpy as np
 from rich.table import Table
 
 from iba_core.arguments import require_choice
-from iba_core.bottleneck.settings import preset_settings
 from iba_core.cli.console import console, folded, notes, paragraph, plain_table, print_blocks, tracked
 from iba_core.cli.explain import layer_note, pictures_note
 from iba_core.cli.network import Network
@@ -63,10 +62,11 @@ def methods_to_compare(explainer: Explainer, scored: ScoredModel | None = None) 
     model = ScoredModel(explainer) if scored is None else scored
     cams = (GradCAM, GradCAMPlusPlus, XGradCAM, LayerCAM, HiResCAM, EigenCAM)
     fast = copy(explainer)
-    fast.settings = explainer.settings.override(**preset_settings("fast"))
+    fast.settings = explainer.settings.chosen("fast", {})
+    is_fast = fast.settings == explainer.settings  # as for several layers
     return {
         OURS: explainer,
-        f"{OURS}, fast": fast,
+        **({} if is_fast else {f"{OURS}, fast": fast}),
         **{_NAMES_OF_CAMS[kind.__name__]: kind(adapter) for kind in cams},
         "gradients": Gradients(model),
         "SmoothGrad": SmoothGrad(model),

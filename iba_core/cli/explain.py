@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +52,8 @@ class Choices:
     preprocess: str | None
     size: tuple[int, int] | None
     device: str | None
-    settings: BottleneckSettings
+    preset: str | None
+    settings: Mapping[str, Any]
     readout: str | None
     vmax: float | None
     jobs: int | None
@@ -85,7 +86,9 @@ def explain_photographs(paths: Sequence[Path], choices: Choices) -> int:
     targets = [ClassTarget(index, choices.activation) for index in dict.fromkeys(indices)]
     readout = _readout(network, choices.readout)
     layer = choices.layer if readout is None or choices.layer is not None else readout.layer_name
-    explainer = Explainer(network.adapter, layer, warm_start=readout)
+    explainer = Explainer(
+        network.adapter, layer, warm_start=readout, preset=choices.preset, **choices.settings
+    )
     if choices.stats is not None:
         load_statistics(explainer, network, choices.stats)
     network.require_fit()
@@ -117,7 +120,6 @@ def explain_photographs(paths: Sequence[Path], choices: Choices) -> int:
             model=network.source,
             statistics=None if origin is None else origin.text,
             progbar=False,
-            **asdict(choices.settings),
         )
     if choices.with_report:
         write_report(run, progbar=console(stderr=True).is_terminal)
@@ -218,7 +220,7 @@ def _print(
         ("Network", network.note),
         ("Pictures", pictures_note(network)),
         ("Layer", layer_note(explainer, choices.layer, choices.stats)),
-        *([] if choices.readout is None else [("Readout", _readout_note(choices.readout, choices.settings))]),
+        *_readout_notes(choices.readout, explainer.settings),
         ("Statistics", _statistics_note(explainer, network, choices.stats, origin)),
         ("Results", _results_note(found)),
         ("Written", _written_note(found, choices.out, choices.with_report)),
@@ -237,10 +239,12 @@ def _print(
     print_blocks(*blocks, notes(entries, width))
 
 
-def _readout_note(source: str, settings: BottleneckSettings) -> str:
+def _readout_notes(source: str | None, settings: BottleneckSettings) -> list[tuple[str, str]]:
+    if source is None:
+        return []
     steps = settings.steps if settings.learning_rate else 0
     how = "the masks are as it gives them" if not steps else f"{steps} steps from the mask that it gives"
-    return f"{source if source == PACKAGED else shown(source)}: {how}"
+    return [("Readout", f"{source if source == PACKAGED else shown(source)}: {how}")]
 
 
 def _results_note(found: _Found) -> str:
@@ -283,12 +287,11 @@ def pictures_note(network: Network) -> str:
 
 def layer_note(explainer: Explainer, layer: str | Sequence[str] | None, stats: Path | None = None) -> str:
     """Name the layer, and how it was chosen."""
+    is_named = layer is not None and layer != AUTO_LAYER
     if len(explainer.parts) > 1:
-        how = ", chosen automatically" if layer == AUTO_LAYER else ""
-        return (
-            f"{explainer.layer}{how}: {explainer.combine} of their maps, mean of their bits, least survival"
-        )
-    if layer is not None and layer != AUTO_LAYER:
+        how = "" if is_named or stats is not None else ", chosen automatically"
+        return f"{explainer.layer}{how}: geometric mean of their maps, mean of their bits, least survival"
+    if is_named:
         return f"{explainer.layer}"
     if stats is not None:
         return f"{explainer.layer}, the layer of the statistics"

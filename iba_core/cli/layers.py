@@ -20,12 +20,11 @@ def list_layers(
     inputs = network.probe()
     layers = network.adapter.layers(inputs)
     try:
-        chosen, *further = (choice.layer for choice in choose_layers(network.adapter, inputs))
-        note = f"{chosen}, marked by *, is the default"
-        if further:
-            note += f"; --layer auto makes one map of it and {', '.join(further)}"
+        chosen = [choice.layer for choice in choose_layers(network.adapter, inputs)]
+        note = f"{', '.join(chosen)}, marked by *, "
+        note += "make one map by default" if len(chosen) > 1 else "is the default"
     except LayerError:
-        chosen = None
+        chosen = []
         note = "there is no default; name one with --layer"
 
     table = plain_table()
@@ -34,7 +33,7 @@ def list_layers(
     table.add_column("Kind")
     table.add_column("Output", justify="right", no_wrap=True)
     for info in layers:
-        marked = info.name == chosen
+        marked = info.name in chosen
         shape = "several" if info.output_shape is None else " x ".join(map(str, info.output_shape))
         table.add_row(
             "*" if marked else "",

@@ -12,7 +12,7 @@ from iba_core.bottleneck.estimator import Halves, WelfordEstimator
 from iba_core.bottleneck.formulas import Mask, capacity
 from iba_core.cli import main, statistics
 from iba_core.datasets import Run
-from iba_core.default_layer import choose_layer
+from iba_core.default_layer import choose_layers
 from iba_core.pictures.images import SAMPLE_IMAGES
 from iba_core.readout.packaged import packaged_readout
 from iba_core.zoo.efficientnet_lite import PREPROCESSING
@@ -54,10 +54,11 @@ def test_they_fit_photographs_that_they_were_not_estimated_on(models, framework,
     assert np.corrcoef(*by_channel)[0, 1] > 0.8
 
 
-def test_without_a_layer_they_are_of_the_one_that_fit_chooses(models):
+def test_without_a_layer_they_are_of_those_that_fit_chooses(models):
     explainer = Explainer(models["torch"]).load_packaged()
     x = explainer.adapter.to_inputs(np.zeros((1, 3, 224, 224), np.float32))
-    assert explainer.layer == choose_layer(explainer.adapter, x).layer
+    chosen = [choice.layer for choice in choose_layers(explainer.adapter, x)]
+    assert [part.layer for part in explainer.parts] == chosen
     several = Explainer(models["torch"], ["blocks.10", "blocks.4"]).load_packaged()
     assert [part.layer for part in several.parts] == ["blocks.10", "blocks.4"]
     assert [part.estimator.shape for part in several.parts] == [(112, 14, 14), (40, 28, 28)]
@@ -65,7 +66,7 @@ def test_without_a_layer_they_are_of_the_one_that_fit_chooses(models):
 
 @pytest.mark.parametrize("framework", FORMATS)
 def test_those_of_chosen_layers_are_there(models, framework):
-    explainer = Explainer(models[framework], "auto").load_packaged()
+    explainer = Explainer(models[framework]).load_packaged()
     assert [part.layer for part in explainer.parts] == ["blocks.4", "blocks.10"]
     assert [part.estimator.n_samples() for part in explainer.parts] == [700, 700]
 

@@ -3,6 +3,7 @@
 import copy
 import json
 import pickle
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -16,13 +17,16 @@ from iba_core import (
     StateError,
     combine_maps,
 )
+from iba_core.bottleneck.settings import PRESETS, BottleneckSettings
+from iba_core.default_layer import choose_layer
 from tests.backends import SIZE, SMALL_LAYER, Activation, AveragePool, Conv, Dense, Flatten, smooth_images
 
 LAYERS = ["act", SMALL_LAYER]
 
 
 def of_layers(backend, layer=LAYERS, **settings):
-    explainer = Explainer(backend.small(), layer, **{"steps": 3, "samples": 2, "beta": 1.0, **settings})
+    given = {"combine": "mean", "steps": 3, "samples": 2, "beta": 1.0, **settings}
+    explainer = Explainer(backend.small(), layer, **given)
     return explainer.fit((backend.images(smooth_images(4, seed=i)) for i in range(3)), progbar=False)
 
 
@@ -169,15 +173,14 @@ def pyramid(backend):
 @pytest.fixture(scope="module")
 def chosen(backend, pyramid):
     """An explainer that has chosen its layers."""
-    return Explainer(pyramid, "auto", **OPTIONS).fit(batches(backend), progbar=False)
+    return Explainer(pyramid, **OPTIONS).fit(batches(backend), progbar=False)
 
 
-def test_auto_takes_the_default_layer_and_the_last_with_half_as_many_parts(backend, pyramid, chosen):
+def test_two_layers_are_chosen_the_second_the_last_with_half_as_many_parts(backend, pyramid, chosen):
     x = backend.images(smooth_images(2))
-    default = Explainer(pyramid).fit(batches(backend), progbar=False).layer
     names = [part.layer for part in chosen.parts]
-    assert names == [default, "coarse_act"]
-    assert default.startswith("fine")
+    assert names == [choose_layer(chosen.adapter, chosen.adapter.to_inputs(x[:1])).layer, "coarse_act"]
+    assert names[0].startswith("fine")
     named = Explainer(pyramid, names, **OPTIONS).fit(batches(backend), progbar=False)
     combined = chosen.explain(x, seed=0)
     assert isinstance(combined, CombinedAttribution)
@@ -188,22 +191,55 @@ def test_auto_takes_the_default_layer_and_the_last_with_half_as_many_parts(backe
     assert again.parts[1].estimator.n_samples() == 8
 
 
-def test_auto_takes_one_layer_where_there_are_no_two(backend):
-    explainer = Explainer(backend.small(), "auto", **OPTIONS)
-    assert explainer.layer == "auto"
-    default = Explainer(backend.small(), **OPTIONS).fit(batches(backend), progbar=False)
+def test_one_layer_is_chosen_where_there_are_no_two(backend):
+    explainer = Explainer(backend.small(), "auto")
+    assert explainer.layer is None
     explainer.fit(batches(backend), progbar=False)
-    assert explainer.layer == default.layer
-    assert explainer.parts == (explainer,)
     x = backend.images(smooth_images(2))
-    np.testing.assert_array_equal(explainer.explain(x, seed=0).saliency, default.explain(x, seed=0).saliency)
+    assert explainer.layer == choose_layer(explainer.adapter, explainer.adapter.to_inputs(x[:1])).layer
+    assert explainer.parts == (explainer,)
+    assert explainer.settings == BottleneckSettings(**PRESETS["default"])
+    np.testing.assert_array_equal(
+        explainer.explain(x, seed=0, steps=2).saliency,
+        Explainer(backend.small()).fit(batches(backend), progbar=False).explain(x, seed=0, steps=2).saliency,
+    )
+
+
+def test_settings_fit_the_number_of_layers(backend, pyramid):
+    """Several layers share about the time of one, unless somebody chose settings."""
+    fast, paper = (BottleneckSettings(**PRESETS[name]) for name in ("fast", "paper"))
+    x = backend.images(smooth_images(2))
+
+    def fitted(*layer, own=None, **settings):
+        explainer = Explainer(pyramid, *layer, **settings)
+        explainer.settings = own or explainer.settings
+        return explainer.fit(batches(backend), progbar=False)
+
+    chosen = fitted()
+    assert len(chosen.parts) == 2
+    assert chosen.settings == Explainer(pyramid, ["fine", "coarse"]).settings == fast
+    assert chosen.combine == chosen.explain(x, seed=0).combine == "geometric"
+    # One setting alone does not fit the others of a preset: they are the paper's.
+    assert chosen.explain(x, seed=0, steps=2).settings == replace(paper, steps=2)
+    assert fitted(steps=2).settings == replace(paper, steps=2)
+    assert fitted(preset="paper").settings == paper
+    assert fitted(beta=3.0).settings == fast.override(beta=3.0)
+    assert fitted(own=replace(paper, steps=1)).settings == replace(paper, steps=1)
+
+
+def test_what_is_of_one_layer_chooses_one(backend, pyramid, chosen):
+    part = chosen.parts[0]
+    given = Explainer(pyramid, estimator=part.estimator, **OPTIONS)
+    again = given.fit(batches(backend), progbar=False)
+    assert again.layer == part.layer
+    assert isinstance(again.explain(backend.images(smooth_images(1)), seed=0).capacity, np.ndarray)
 
 
 def test_chosen_layers_are_saved_loaded_copied_and_estimated_in_parts(backend, pyramid, chosen, tmp_path):
     x = backend.images(smooth_images(2))
     expected = chosen.fit(batches(backend), progbar=False).explain(x, seed=0).saliency
     chosen.save(tmp_path / "stats.safetensors")
-    blank = copy.deepcopy(Explainer(pyramid, "auto", **OPTIONS))
+    blank = copy.deepcopy(Explainer(pyramid, **OPTIONS))
     named = {f"{i}": row for i, row in enumerate(np.concatenate(batches(backend)))}
     for again in (
         Explainer(pyramid, "auto", **OPTIONS).load(tmp_path / "stats.safetensors"),
@@ -214,9 +250,7 @@ def test_chosen_layers_are_saved_loaded_copied_and_estimated_in_parts(backend, p
         np.testing.assert_allclose(again.explain(x, seed=0).saliency, expected, rtol=1e-5)
 
 
-def test_auto_refuses_an_estimator_and_a_layer_of_that_name_is_given_in_a_list(backend, found):
-    with pytest.raises(InputError, match="estimator"):
-        Explainer(backend.small(), "auto", estimator=found[0].parts[0].estimator)
+def test_a_layer_of_the_name_auto_is_given_in_a_list(backend):
     named_so = [Conv("auto", 4, strides=2), Activation("act"), Flatten(), Dense("logits", 5)]
     model = backend.network((SIZE, SIZE, 3), named_so)
     assert Explainer(model, ["auto"]).layer == "auto"
@@ -225,7 +259,8 @@ def test_auto_refuses_an_estimator_and_a_layer_of_that_name_is_given_in_a_list(b
 
 
 def test_what_has_failed_to_fit_has_not_chosen(backend, pyramid):
-    explainer = Explainer(pyramid, "auto")
+    explainer = Explainer(pyramid)
     with pytest.raises(InputError, match="at least 2"):
         explainer.fit([backend.images(smooth_images(1))], progbar=False)
-    assert explainer.layer == "auto"
+    assert explainer.layer is None
+    assert explainer.settings == BottleneckSettings(**PRESETS["default"])
