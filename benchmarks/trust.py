@@ -201,13 +201,14 @@ def play(results: Results, where: str, methods: dict[str, Method], scored: Score
 def randomise(results: Results, where: str, explainer: Explainer, x: Array) -> None:
     """Add the table of what is left when the weights are randomised from the classifier down."""
     layer, data_format = explainer.layer, explainer.adapter.data_format
+    layers = [part.layer for part in Explainer(explainer.adapter).load_packaged().parts]
 
-    def ours(model: Any, layer: str | None = None) -> Explainer:
+    def ours(model: Any, layer: Any) -> Explainer:
         crops = sample_crops(CROPS, PREPROCESSING, data_format=data_format)
         return Explainer(model, layer).fit(crops, progbar=False)
 
     makers = {
-        OURS: ours,
+        OURS: lambda model: ours(model, layers),
         ONE: lambda model: ours(model, layer),
         REFERENCE: GradCAM,
         "gradients": lambda model: Gradients(ScoredModel(model)),

@@ -413,8 +413,8 @@ class CombinedAttribution(Attribution):
         parts: attributions of the same images and target, at least one, each at a layer of its own.
         combine: ``"geometric"`` for the geometric mean of the maps, each scaled to the same sum, which is
             high only where all layers agree; or their ``"mean"``. ``"shared"`` says that the layers were
-            explained with one mask. The same mask lets other bits pass at each layer, since their features differ, so
-            the map is the mean there, too.
+            explained with one mask. The same mask lets other bits pass at each layer, since their features
+            differ, so the map is the mean there.
 
     Attributes:
         parts: the attributions, in the order of the layers.
