@@ -16,7 +16,6 @@ from typing import Any, NamedTuple
 from benchmarks.harness import THREADS, Results, Timings, interleaved, prepare, show
 from benchmarks.memory import peaks
 from benchmarks.methods import (
-    CRUDER,
     DEFAULT,
     FAST,
     IN_EVERY_FRAMEWORK,
@@ -24,6 +23,8 @@ from benchmarks.methods import (
     LABELS,
     METHODS,
     OCCLUSION,
+    OF_THE_FIRST,
+    ONE,
     OURS,
     PUBLISHED,
     SAMPLES,
@@ -55,7 +56,7 @@ FAST_GAIN = 2.0
 """Goal: the preset ``"fast"`` is at least this many times faster than the paper's setting."""
 
 OF_THE_PAPERS = 1.0
-"""Goal: the default takes at most this many times as long as the paper's setting."""
+"""Goal: the default takes at most this many times as long as the paper's setting at the layer."""
 
 EXTRA_MAPS = 4
 """Goal: an explanation holds at most this many feature maps more than the bare tail, per image."""
@@ -86,7 +87,7 @@ def measure(
     """
     for title in titles:
         show(f"  {title}")
-        names = [name for name in METHODS if title == FIRST or name not in CRUDER]
+        names = [name for name in METHODS if title == FIRST or name not in OF_THE_FIRST]
         subjects = {framework: subject(title, framework) for framework in PLACES[title].layers}
         ready = {
             f"{framework}: {name}": work
@@ -195,11 +196,13 @@ def _judge_time(results: Results, title: str, timings: _Timed, frameworks: Itera
             timings.ratio(ours, f"{framework}: {TAIL}"),
             at_most=OF_THE_TAIL[framework],
         )
-        results.goal(
-            f"{name}: the default's time, as a multiple of the paper's setting",
-            timings.ratio(f"{framework}: {DEFAULT}", ours),
-            at_most=OF_THE_PAPERS,
-        )
+        for method, what in ((DEFAULT, "the default's time"), (ONE, "the default's time at one layer")):
+            if (case := f"{framework}: {method}") in timings.own.seconds:
+                results.goal(
+                    f"{name}: {what}, as a multiple of the paper's setting",
+                    timings.ratio(case, ours),
+                    at_most=OF_THE_PAPERS,
+                )
         results.goal(
             f'{name}: times that `preset="fast"` is faster',
             timings.ratio(ours, f"{framework}: {FAST}"),
@@ -249,7 +252,7 @@ def plot(content: dict[str, Any], path: Path) -> None:
         height_ratios=heights,
         squeeze=False,
     )
-    colours = {OURS: "#1b6ca8", DEFAULT: "#1b6ca8", FAST: "#1b6ca8", TAIL: "#8fb8d8"}
+    colours = {OURS: "#1b6ca8", DEFAULT: "#1b6ca8", ONE: "#1b6ca8", FAST: "#1b6ca8", TAIL: "#8fb8d8"}
     for axis, (title, seconds) in zip(axes[:, 0], panels.items(), strict=True):
         names = [case.partition(": ") for case in seconds]
         values = [median(values) for values in seconds.values()]
@@ -270,7 +273,12 @@ def plot(content: dict[str, Any], path: Path) -> None:
 
 
 def _short(name: str) -> str:
-    ours = {OURS: "this library", DEFAULT: "this library, default", FAST: "this library, fast"}
+    ours = {
+        OURS: "this library",
+        DEFAULT: "this library, two layers",
+        ONE: "this library, default",
+        FAST: "this library, fast",
+    }
     return ours.get(name, name)
 
 

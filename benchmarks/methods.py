@@ -14,6 +14,7 @@ from typing import Any
 
 from benchmarks.harness import Case, use_threads
 from benchmarks.networks import PLACES, SIDE, TARGET, Subject, subject
+from iba_core import Explainer
 from iba_core.bottleneck.statistics import Statistics
 from iba_core.targets import main_output
 
@@ -22,13 +23,15 @@ STEPS, SAMPLES = 10, 10
 
 BRIEF_STEPS = 2
 
-OURS, DEFAULT, FAST, TAIL, PUBLISHED = "ours", "default", "fast", "bare tail", "published"
+OURS, DEFAULT, ONE, FAST = "ours", "default", "one layer", "fast"
+TAIL, PUBLISHED = "bare tail", "published"
 INTEGRATED, OCCLUSION, GRAD_CAM = "integrated gradients", "occlusion", "Grad-CAM"
 
 LABELS = {
-    OURS: 'this library, `preset="paper"`',
-    DEFAULT: 'this library, `preset="default"`',
-    FAST: 'this library, `preset="fast"`',
+    OURS: 'this library, `preset="paper"`, this layer',
+    DEFAULT: "this library as it comes, two layers",
+    ONE: 'this library, `preset="default"`, this layer',
+    FAST: 'this library, `preset="fast"`, this layer',
     TAIL: "bare tail: forward, backward, nothing else",
     PUBLISHED: "published algorithm, written plainly",
     INTEGRATED: "Integrated Gradients, 50 steps (Captum)",
@@ -70,6 +73,16 @@ def explanation_by(preset: str, of: Subject) -> Work:
 
     def run() -> None:
         of.explainer.explain(of.x, TARGET, preset=preset)
+
+    return Work(run, run)
+
+
+def explanation_by_default(of: Subject) -> Work:
+    """Explain at the layers that are chosen where none is named."""
+    explainer = Explainer(of.adapter).load_packaged()
+
+    def run() -> None:
+        explainer.explain(of.x, TARGET)
 
     return Work(run, run)
 
@@ -151,7 +164,8 @@ def grad_cam(of: Subject) -> Work:
 
 METHODS: dict[str, Callable[[Subject], Work]] = {
     OURS: explanation,
-    DEFAULT: partial(explanation_by, "default"),
+    DEFAULT: explanation_by_default,
+    ONE: partial(explanation_by, "default"),
     FAST: partial(explanation_by, "fast"),
     TAIL: bare_tail,
     PUBLISHED: published,
@@ -161,8 +175,9 @@ METHODS: dict[str, Callable[[Subject], Work]] = {
 }
 """The methods by name."""
 
-IN_EVERY_FRAMEWORK = {OURS, DEFAULT, FAST, TAIL}
-CRUDER = {INTEGRATED, OCCLUSION, GRAD_CAM}
+IN_EVERY_FRAMEWORK = {OURS, DEFAULT, ONE, FAST, TAIL}
+OF_THE_FIRST = {DEFAULT, INTEGRATED, OCCLUSION, GRAD_CAM}
+"""Methods that do not depend on the layer, and are measured once."""
 
 
 def works(of: Subject, names: Collection[str]) -> dict[str, Work]:

@@ -1,12 +1,14 @@
 """Compare the presets of the bottleneck on photographs of your own.
 
     python -m benchmarks.presets --images FOLDER --rows FILE [--methods paper:1 default:3 Grad-CAM]
-        [--number N] [--framework torch] [--layer blocks.4] [--statistics packaged] [--without NAME ...]
+        [--number N] [--framework torch] [--layer NAME] [--statistics packaged] [--without NAME ...]
     python -m benchmarks.presets --rows FILE ... --out benchmarks/results
 
-EfficientNet-Lite0 in either framework. A method is a preset, with the number of seeds that each photograph is
-explained with, or Grad-CAM. What is measured is appended to a file of JSON lines, one for each photograph and
-method, so that a run can be stopped and continued. The second form only makes tables of such files.
+EfficientNet-Lite0 in either framework, at the layers that `Explainer` chooses, or at one. A method is a
+preset, with the number of seeds that each photograph is explained with, or Grad-CAM; *default* is what
+`Explainer` does without a preset. What is measured is appended to a file of JSON lines, one for each
+photograph and method, so that a run can be stopped and continued. The second form only makes tables of such
+files.
 
 The statistics of the layer are the packaged ones, or those of the first photographs of the folder. The first
 200 are never explained. Of the others, evenly spaced ones are, without those whose names begin as given by
@@ -33,7 +35,7 @@ import numpy as np
 
 from benchmarks.harness import Results, use_threads
 from benchmarks.tables import Column, markdown
-from iba_core import Attribution, Explainer
+from iba_core import Attribution, CombinedAttribution, Explainer
 from iba_core.bottleneck.control import RiseGuard
 from iba_core.bottleneck.settings import PRESETS
 from iba_core.concepts import GradCAM
@@ -42,6 +44,9 @@ from iba_core.framework.layout import DataFormat
 from iba_core.pictures.images import image_batches, image_files, load_image
 from iba_core.zoo.efficientnet_lite import PREPROCESSING
 
+CHOSEN = "chosen"
+"""In place of a layer: those that `Explainer` chooses."""
+
 KEPT_FOR_STATISTICS = 200
 """Photographs, the first of the folder, that are never explained."""
 
@@ -49,7 +54,7 @@ BATCH = 8
 STEPS = 14
 """Steps of a curve of degradation."""
 
-PEER = "Grad-CAM"
+PEER, DEFAULT = "Grad-CAM", "default"
 FRAMEWORKS = {"torch": "PyTorch", "tensorflow": "TensorFlow"}
 
 Array = np.ndarray[Any, Any]
@@ -72,7 +77,7 @@ def network(framework: str) -> Any:
 
 def explainer_of(framework: str, layer: str, statistics: str, paths: Sequence[Path]) -> Explainer:
     """Make an explainer with the packaged statistics, or with those of so many photographs."""
-    explainer = Explainer(network(framework), layer)
+    explainer = Explainer(network(framework), None if layer == CHOSEN else layer)
     if statistics == "packaged":
         return explainer.load_packaged()
     batches = image_batches(paths[: int(statistics)], PREPROCESSING, BATCH, explainer.adapter.data_format)
@@ -80,7 +85,9 @@ def explainer_of(framework: str, layer: str, statistics: str, paths: Sequence[Pa
 
 
 def largest_rise(found: Attribution) -> float:
-    """Rise of the loss from one kept step to the next, in nats, the largest on the way."""
+    """Rise of the loss from one kept step to the next, in nats, the largest on the way to any layer's map."""
+    if isinstance(found, CombinedAttribution):
+        return max(map(largest_rise, found.parts))
     guard, losses, kept = RiseGuard(found.settings.max_rise or np.inf), found.model_losses, []
     for step, loss in enumerate(losses):
         _, guard.parameter = guard.kept(np.array([step]), loss)
@@ -91,7 +98,8 @@ def largest_rise(found: Attribution) -> float:
 def measured(explainer: Explainer, scored: ScoredModel, x: Array, preset: str, seeds: int) -> Row:
     """Explain one photograph with several seeds, and return its figures."""
     start = process_time()
-    found = [explainer.explain(x, seed=seed, preset=preset) for seed in range(seeds)]
+    wanted = None if preset == DEFAULT else preset
+    found = [explainer.explain(x, seed=seed, preset=wanted) for seed in range(seeds)]
     seconds = (process_time() - start) / seeds
     maps = [explainer_map(each) for each in found]
     return {
@@ -101,12 +109,14 @@ def measured(explainer: Explainer, scored: ScoredModel, x: Array, preset: str, s
         "bits": [float(each.total_bits[0]) for each in found],
         "degradation": float(degradation(scored, x, found[0].saliency, steps=STEPS)[0]),
         "seconds": seconds,
-        "copies": sum(found[0].settings.schedule),
+        "copies": sum(found[0].settings.schedule) * len(explainer.parts),
     }
 
 
 def explainer_map(found: Attribution) -> Array:
-    """Nats of each place, as one row."""
+    """Nats of each place, as one row; of several layers, those of each pixel, up to a factor."""
+    if isinstance(found, CombinedAttribution):
+        return found.saliency[0].ravel()
     channel = 0 if found.data_format == "channels_first" else -1
     return np.asarray(found.capacity[0].sum(axis=channel).ravel())
 
@@ -222,7 +232,7 @@ def main() -> None:
         "--methods", nargs="+", default=["paper:1", "default:3", PEER], metavar="PRESET:SEEDS"
     )
     parser.add_argument("--framework", choices=list(FRAMEWORKS), default="torch")
-    parser.add_argument("--layer", default="blocks.4")
+    parser.add_argument("--layer", default=CHOSEN, metavar="NAME")
     parser.add_argument("--statistics", default="packaged", metavar="packaged|NUMBER")
     parser.add_argument("--number", type=int, default=40, help="of photographs that are explained")
     parser.add_argument(
