@@ -247,7 +247,7 @@ def measure(results: Results, framework: str, options: argparse.Namespace, paths
         *(MASKED_METRICS if options.masks else ()),
     )
     metrics = [Metric.of(name, **METRICS.get(name, {})) for name in names]
-    where = f"{NETWORK}, {FRAMEWORKS[framework]}, one layer {options.layer}"
+    where = f"{NETWORK}, {FRAMEWORKS[framework]}, one layer: {options.layer}"
     show(f"    {where}: {', '.join(methods)}")
     found = evaluate(methods, photographs.batches(), metrics, model=scored)
     tabulate(results, where, found)

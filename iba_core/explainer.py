@@ -150,8 +150,9 @@ class Explainer:
             unless it is given.
         preset: name of a set of hyperparameters: ``"default"``, ``"paper"``, ``"fast"`` or ``"instant"``, see
             `iba_core.bottleneck.settings.PRESETS`. Hyperparameters that are given override it. If None,
-            ``"default"`` for one layer, and ``"fast"`` for each of several, which together take half of its
-            time; but where one of a preset's settings is given, such as `steps`, the others are the paper's.
+            ``"default"`` for one mask, and ``"fast"`` for those of several layers, which together take half
+            of its time; but where one of a preset's settings is given, such as `steps`, the others are the
+            paper's.
         data_format: where the channels of the layer's features are, ``"channels_first"`` or
             ``"channels_last"``; None to find that out.
         shared: names or positions of the inputs that all images of a batch share, such as the captions that
@@ -269,10 +270,9 @@ class Explainer:
     def _settings_of(self, layers: int) -> BottleneckSettings:
         """The hyperparameters that were given, completed for so many layers."""
         preset, given = self._given_settings
-        warm_start = self.warm_start is not None
-        return BottleneckSettings(
-            **{**preset_settings(preset, given, warm_start=warm_start, layers=layers), **given}
-        )
+        masks = 1 if self.combine == "shared" else layers
+        values = preset_settings(preset, given, warm_start=self.warm_start is not None, masks=masks)
+        return BottleneckSettings(**{**values, **given})
 
     def _take_layers(self, layers: Sequence[str]) -> None:
         """Take several layers in place of none, with the settings for as many, if nobody changed them."""

@@ -280,7 +280,7 @@ def preset_settings(
     given: Mapping[str, Any] | None = None,
     own: BottleneckSettings | None = None,
     warm_start: bool = False,
-    layers: int = 1,
+    masks: int = 1,
 ) -> Mapping[str, Any]:
     """Hyperparameters of a preset.
 
@@ -288,14 +288,14 @@ def preset_settings(
     preset, `given` then changes the paper's.
 
     Args:
-        name: one of `PRESETS`. If None, a new explainer takes ``"default"`` for one layer and ``"fast"`` for
-            each of several, whose maps are steadier together; one that is there takes what `own` says. But
-            if `given` has a setting of a preset, it is the paper's, unless `own` are no preset's.
+        name: one of `PRESETS`. If None, a new explainer takes ``"default"`` for one mask and ``"fast"`` for
+            several, whose maps are steadier together; one that is there takes what `own` says. But if `given`
+            has a setting of a preset, it is the paper's, unless `own` are no preset's.
         given: hyperparameters that are given beside it.
         own: settings of the explainer that is there. A beta or a share to keep that no preset has stays.
         warm_start: the steps start at the mask of a readout. Without a preset that mask stays as it is,
             unless `given` has steps.
-        layers: number of layers that are explained.
+        masks: number of masks that make one map: of several layers, one each, unless they share one.
 
     Raises:
         InputError: there is no preset of that name.
@@ -305,7 +305,7 @@ def preset_settings(
         (13, 10)
     """
     given = {each: value for each, value in (given or {}).items() if value is not None}
-    values = _preset(name, given, own, warm_start, layers)
+    values = _preset(name, given, own, warm_start, masks)
     is_own = own is not None and (own.beta, own.keep) not in _OBJECTIVES
     if is_own or "beta" in given:
         return {each: value for each, value in values.items() if each in _OF_A_PRESET}
@@ -317,7 +317,7 @@ _OBJECTIVES = {(values["beta"], values["keep"]) for values in PRESETS.values()}
 
 
 def _preset(
-    name: str | None, given: Mapping[str, Any], own: BottleneckSettings | None, warm_start: bool, layers: int
+    name: str | None, given: Mapping[str, Any], own: BottleneckSettings | None, warm_start: bool, masks: int
 ) -> Mapping[str, Any]:
     if name is not None:
         return PRESETS[require_choice("preset", name, PRESETS, "preset")]
@@ -326,7 +326,7 @@ def _preset(
     is_preset = own is None or tuple(getattr(own, each) for each in _OF_A_PRESET) in _SCHEDULES
     if is_preset and not given.keys().isdisjoint(_OF_A_PRESET):
         return PAPER
-    return {} if own is not None else FAST if layers > 1 else DEFAULT
+    return {} if own is not None else FAST if masks > 1 else DEFAULT
 
 
 _SCHEDULES = {tuple(values[each] for each in _OF_A_PRESET) for values in PRESETS.values()}

@@ -219,6 +219,7 @@ def test_settings_fit_the_number_of_layers(backend, pyramid):
     assert len(chosen.parts) == 2
     assert chosen.settings == Explainer(pyramid, ["fine", "coarse"]).settings == fast
     assert chosen.combine == chosen.explain(x, seed=0).combine == "geometric"
+    assert fitted(combine="shared").settings == BottleneckSettings(**PRESETS["default"])  # one mask
     # One setting alone does not fit the others of a preset: they are the paper's.
     assert chosen.explain(x, seed=0, steps=2).settings == replace(paper, steps=2)
     assert fitted(steps=2).settings == replace(paper, steps=2)

@@ -624,7 +624,7 @@ def test_explain_makes_one_map_of_several_layers(iba, tmp_path):
             out,
         )
         assert code == 0
-        assert "0, 3: mean of their maps" in flat(shown)
+        assert "0, 3: geometric mean of their maps" in flat(shown)
     combined = found(out)
     assert isinstance(combined, CombinedAttribution)
     assert [part.layer for part in combined.parts] == ["0", "3"]
@@ -632,13 +632,14 @@ def test_explain_makes_one_map_of_several_layers(iba, tmp_path):
 
 def test_explain_chooses_the_layers_of_one_map(iba, tmp_path):
     out, listed = tmp_path / "out", flat(iba("layers", "efficientnet-lite0")[1])
-    assert "--layer auto makes one map of it and blocks.10" in listed
-    options = ("--layer", "auto", *FAST, "--out", out)
-    code, shown, _ = iba("explain", "photos/one.jpg", *options)
-    assert code == 0
-    assert "blocks.4, blocks.10, chosen automatically: mean of their maps" in flat(shown)
-    assert "packaged" in flat(shown)
+    assert "blocks.4, blocks.10, marked by *, make one map by default" in listed
+    for options in ((), ("--layer", "auto")):
+        code, shown, _ = iba("explain", "photos/one.jpg", *options, *FAST, "--out", out)
+        assert code == 0
+        assert "blocks.4, blocks.10, chosen automatically: geometric mean of their maps" in flat(shown)
+        assert "packaged" in flat(shown)
     assert found(out).layer == "blocks.4, blocks.10"
+    assert len(os.listdir(out / "results")) == 1  # both are the same
 
 
 def test_explain_finds_a_beta_for_each_photograph(iba, fails, tmp_path):
