@@ -105,7 +105,7 @@ class Attribution:
         if self.survival is not None and self.survival_std is not None:
             pairs = zip(self.survival[:_SHOWN], self.survival_std[:_SHOWN], strict=True)
             parts.append("survival " + ", ".join(f"{each:.2f} ± {std:.2f}" for each, std in pairs) + more)
-        return f"<Attribution: {'; '.join(parts)}>"
+        return f"<{type(self).__name__}: {'; '.join(parts)}>"
 
     def _repr_html_(self) -> str:
         """What a notebook shows: a table with a row for each image, and the maps if matplotlib is there."""
@@ -480,9 +480,7 @@ class CombinedAttribution(Attribution):
         raise AttributeError(f"{type(self).__name__!r} has no attribute {name!r}")
 
     def __repr__(self) -> str:
-        of_parts = ", ".join(map(repr, self.parts))
-        how = _COMBINED[self.combine]
-        return f"<{type(self).__name__}: {how} of {of_parts}>"
+        return f"{super().__repr__()[:-1]}; {_COMBINED[self.combine]}>"
 
     def __getitem__(self, index: int | slice) -> Self:
         """As `Attribution.__getitem__`."""

@@ -110,7 +110,7 @@ def test_statistics_of_layers_are_saved_and_loaded(backend, found, tmp_path):
     explainer, x, combined = found
     explainer.save(tmp_path / "stats.safetensors", {"note": 1})
     model = backend.small()
-    options = {"steps": 3, "samples": 2, "beta": 1.0}
+    options = {"steps": 3, "samples": 2, "beta": 1.0, "combine": "mean"}
     for again in (
         Explainer(model, LAYERS, **options).load(tmp_path / "stats.safetensors"),
         Explainer(model, LAYERS[::-1], **options).load(tmp_path / "stats.safetensors"),

@@ -308,9 +308,10 @@ def test_what_is_of_one_layer_is_refused(backend, found):
     for layers in (["fine2"], "fine2"):
         with pytest.raises(InputError, match=r"is of several layers; layer=.* is one"):
             Explainer(model, layers, combine="shared")
-    chosen = Explainer(model, combine="shared").fit(x, progbar=False)
+    images = backend.images(smooth_images(4))
+    chosen = Explainer(backend.small(), combine="shared").fit([images], progbar=False)  # it has no two
     with pytest.raises(InputError, match="is of several layers, and the explainer's is"):
-        chosen.explain(x)
+        chosen.explain(images)
     with pytest.raises(InputError, match="pass_mask"):
         explainer.explain(x, pass_mask=np.zeros((7, 5, 5), bool))
 
