@@ -82,8 +82,8 @@ def choose_layers(adapter: ModelAdapter, inputs: Inputs) -> tuple[LayerChoice, .
 
     They are the one that `choose_layer` takes, and the last one that all information passes of those that
     divide the input into half as many parts a side. The first knows places, the second knows more of objects.
-    With the preset ``"fast"`` for both, their map is at least as good as that of the first alone in twice
-    the time, and seeds agree better, see `benchmarks.layers` and `benchmarks.trust`.
+    With the preset ``"fast"`` for both, their map is better than that of the first alone, in less time, see
+    `benchmarks.trust` and `benchmarks.layers`.
 
     Args:
         adapter: adapter of the model.

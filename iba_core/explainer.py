@@ -150,9 +150,8 @@ class Explainer:
             unless it is given.
         preset: name of a set of hyperparameters: ``"default"``, ``"paper"``, ``"fast"`` or ``"instant"``, see
             `iba_core.bottleneck.settings.PRESETS`. Hyperparameters that are given override it. If None,
-            ``"default"`` for one mask, and ``"fast"`` for those of several layers, which together take half
-            of its time; but where one of a preset's settings is given, such as `steps`, the others are the
-            paper's.
+            ``"default"`` for one mask, and ``"fast"`` for those of several layers, of which two take less
+            time; but where one of a preset's settings is given, such as `steps`, the others are the paper's.
         data_format: where the channels of the layer's features are, ``"channels_first"`` or
             ``"channels_last"``; None to find that out.
         shared: names or positions of the inputs that all images of a batch share, such as the captions that
