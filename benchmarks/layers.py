@@ -7,7 +7,7 @@ The networks are `efficientnet-lite0`; `efficientnet-lite1` and `efficientnet-li
 checkpoint as a file; and `dog-breeds`, a MobileNetV2 in a Keras file whose input is 160 pixels wide and goes
 from -1 to 1. Each is explained at layers that follow from the resolution of its features alone:
 
-- *chosen*: what `Explainer` takes if no layer is named;
+- *chosen*: the first that `Explainer` takes if no layer is named;
 - *half*, *quarter*: the last layer that divides the picture into half, or a quarter, as many parts;
 - *half, middle*: the one in the middle of those with half as many parts.
 
@@ -67,7 +67,7 @@ COMBINATIONS: dict[str, tuple[tuple[str, ...], str, str]] = {
     "chosen + half + quarter, fast": (("chosen", "half", "quarter"), "mean", "fast"),
     "chosen + half, paper": (("chosen", "half"), "mean", "paper"),
 }
-"""Layers, how they are combined, and preset. Two layers with "fast" take half of the copies of "paper"."""
+"""Layers, how they are combined, and preset. Two with "fast" take two fifths of the copies of "paper"."""
 
 Array = np.ndarray[Any, Any]
 

@@ -82,8 +82,9 @@ def choose_layers(adapter: ModelAdapter, inputs: Inputs) -> tuple[LayerChoice, .
 
     They are the one that `choose_layer` takes, and the last one that all information passes of those that
     divide the input into half as many parts a side. The first knows places, the second knows more of objects.
-    With the preset ``"fast"`` for both, their map is better than that of the first alone, in less time, see
-    `benchmarks.trust` and `benchmarks.layers`.
+    With the preset ``"fast"`` for both, their map is better by most metrics than that of the first alone on
+    EfficientNet-Lite0, in less time, and about as good on other networks, see `benchmarks.trust`,
+    `benchmarks.quick` and `benchmarks.layers`.
 
     Args:
         adapter: adapter of the model.

@@ -95,6 +95,7 @@ class _Options(NamedTuple):
     seed: int | None
     pass_mask: PassMask | None
     max_batch: int | None
+    class_names: tuple[str, ...] | None
     progbar: bool = False
 
 
@@ -138,8 +139,8 @@ class Explainer:
         layer: the layer that the bottleneck comes after, an object or its name. A list of layers gives one
             map of all of them: each is explained with a bottleneck of its own, see `CombinedAttribution`. If
             None or ``"auto"``, `fit` chooses on its first batch: two layers where the model has them, else
-            one, see `iba_core.default_layer.choose_layers`; with `estimator`, `tokens` or `warm_start`, one.
-            A layer of the name "auto" is given as a list.
+            one, see `iba_core.default_layer.choose_layers`; with `estimator` or `tokens`, one; and with
+            `warm_start`, its layer. A layer of the name "auto" is given as a list.
         backend: name of the backend. If None, it follows from the model.
         estimator: statistics of the layer's features, gathered before, in place of `fit`.
         combine: how one map is made of those of several layers, ``"geometric"`` or ``"mean"``; or
@@ -201,11 +202,13 @@ class Explainer:
     ) -> None:
         self.adapter: ModelAdapter = find_adapter(model, backend)
         layers = [] if isinstance(layer, str) and layer == AUTO_LAYER else _layers_given(layer)
-        self._may_choose_several = warm_start is None and estimator is None and tokens is None
+        self._may_choose_several = estimator is None and tokens is None
         self.combine: CombineLayers = require_choice("combine", combine, COMBINE_LAYERS)
         BottleneckSettings().override(**settings)  # names what is no setting
         require_type("warm_start", warm_start, ReadoutBottleneck, "a trained IBAReadout", optional=True)
         self.warm_start: ReadoutBottleneck | None = warm_start
+        if warm_start is not None and not layers:
+            layers = [warm_start.layer_name]
         self._given_settings = (preset, settings)
         self.settings: BottleneckSettings = self._settings_of(max(1, len(layers)))
         require_type("estimator", estimator, WelfordEstimator, "a WelfordEstimator", optional=True)
@@ -284,7 +287,6 @@ class Explainer:
             "tokens": self.tokens,
             "data_format": self.data_format,
             "output": self.output,
-            "class_names": self.class_names,
             "compile": self._jit_compile,
             **asdict(self.settings),
         }
@@ -755,8 +757,8 @@ class Explainer:
                 Arrays of NumPy or of the model's framework.
             target: what to keep of the output: the index of a class, one for all inputs or one
                 each; None for the class predicted; a callable that maps the model's output to a score
-                per row; a `ConceptEmbedding`, at the model's output or at a layer after the bottleneck; or
-                a `Target`.
+                per row; a `ConceptEmbedding`, at the model's output or at a layer after the bottleneck (name
+                the explainer's layer for that); or a `Target`.
             seed: makes the result reproducible, across frameworks too, and independent of the other
                 inputs of the batch.
             pass_mask: True where features pass unchanged and carry no capacity, of the shape of a feature
@@ -765,11 +767,11 @@ class Explainer:
                 If None, all of the batch; on a processor, those of as many images as its caches hold, see
                 `Framework.preferred_batch`. The copies of one image are then never divided.
             progbar: show the progress.
-            preset: name of a set of hyperparameters, in place of the explainer's own. With ``"fast"``, an
-                explanation takes about half of the time, with ``"instant"`` a seventh. A preset holds
+            preset: name of a set of hyperparameters, in place of the explainer's own. At one layer,
+                ``"fast"`` takes about half of the default's time, and ``"instant"`` a seventh. A preset holds
                 `steps` and the `learning_rate` that fits them, and overrides what the constructor was given.
-                If None, a setting of a preset that is given changes those of the explainer, or the paper's
-                where it has the default.
+                If None, a setting of a preset that is given, such as `steps`, changes those of the explainer;
+                or the paper's, if the explainer has a preset's own.
             **settings: hyperparameters that override both, see `BottleneckSettings`.
 
         Returns:
@@ -783,7 +785,8 @@ class Explainer:
         chosen = self._chosen(preset, settings)
         self._require_estimate()
         require_seed("seed", seed)
-        return self._explain(x, as_target(target), _Options(chosen, seed, pass_mask, max_batch, progbar))
+        options = _Options(chosen, seed, pass_mask, max_batch, self.class_names, progbar)
+        return self._explain(x, as_target(target), options)
 
     def explain_seeds(self, x: Inputs, target: Any = None, *, seeds: int = 8, **options: Any) -> Repeats:
         """Explain the same inputs with several seeds, to see how sure the maps and their bits are.
@@ -946,7 +949,8 @@ class Explainer:
                 inputs = inputs_of_batch(batch)
                 wanted = as_target(targets_of_batch(batch)) if whole is None else whole
                 passing = pass_mask(inputs) if callable(pass_mask) else pass_mask
-                yield self._explain(inputs, wanted, _Options(chosen, seed, passing, max_batch))
+                options = _Options(chosen, seed, passing, max_batch, self.class_names)
+                yield self._explain(inputs, wanted, options)
                 count += 1
             if not count:
                 raise InputError("batches is empty; give at least one batch of inputs")
@@ -1161,7 +1165,9 @@ class Explainer:
             classes=known.rows[0] if isinstance(whole, ClassTarget) else None,
             seed=options.seed,
             activation=known.activation,
-            class_names=self._names(known.rows[0]) if isinstance(whole, ClassTarget) else None,
+            class_names=_names_of(known.rows[0], options.class_names)
+            if isinstance(whole, ClassTarget)
+            else None,
             survival=None if result.shares is None else result.shares.mean(axis=1),
             survival_std=None if result.shares is None else result.shares.std(axis=1),
             betas=options.settings.beta
@@ -1249,15 +1255,6 @@ class Explainer:
             key, lambda: self.adapter.split(self._layer, end_layer, data_format=self.data_format)
         )
 
-    def _names(self, classes: npt.NDArray[np.integer]) -> tuple[str, ...] | None:
-        """Names of classes (B,), if all have one."""
-        names = self.class_names
-        if names is None:
-            return None
-        if (highest := int(classes.max(initial=0))) >= len(names):
-            raise InputError(f"class_names has {len(names)} names, none of class {highest}")
-        return tuple(names[number] for number in classes.tolist())
-
     def _optimizer(
         self, loss: Loss, layout: Layout, precision: str | None = None, log_likelihood: bool = False
     ) -> BottleneckOptimizer:
@@ -1286,6 +1283,15 @@ class Explainer:
             return None
         spatial = Layout.of(shape, split.input_format).spatial_shape(shape)
         return spatial if len(spatial) == len(places) else None
+
+
+def _names_of(classes: npt.NDArray[np.integer], names: tuple[str, ...] | None) -> tuple[str, ...] | None:
+    """Names of classes (B,), if the names of all classes are known."""
+    if names is None:
+        return None
+    if (highest := int(classes.max(initial=0))) >= len(names):
+        raise InputError(f"class_names has {len(names)} names, none of class {highest}")
+    return tuple(names[number] for number in classes.tolist())
 
 
 _LEAST_OF_PART = 64
@@ -1481,6 +1487,8 @@ def _distributions(
             found.append((facts, estimator, Halves.of_state(state, estimator)))
         if not found:
             raise StateError("it is of no layer")
+        if len(found) > 1 and any(facts.get("layer") is None for facts, *_ in found):
+            raise StateError("it does not name the layer of each distribution")
     return found
 
 

@@ -106,10 +106,9 @@ def explain(
         str | None,
         typer.Option(
             metavar="NAME",
-            help="default; paper, whose steps are longer; or, for rougher maps, fast in half of the "
-            "time, instant in a seventh.",
+            help="default; paper, whose steps are longer; or, for rougher maps, fast and instant.",
             autocompletion=choices(*PRESETS),
-            show_default="default, or paper with --steps or --samples",
+            show_default="fast for two layers, default for one; paper with --steps or --samples",
         ),
     ] = None,
     steps: Annotated[

@@ -63,10 +63,9 @@ def methods_to_compare(explainer: Explainer, scored: ScoredModel | None = None) 
     cams = (GradCAM, GradCAMPlusPlus, XGradCAM, LayerCAM, HiResCAM, EigenCAM)
     fast = copy(explainer)
     fast.settings = explainer.settings.chosen("fast", {})
-    is_fast = fast.settings == explainer.settings  # as for several layers
     return {
         OURS: explainer,
-        **({} if is_fast else {f"{OURS}, fast": fast}),
+        f"{OURS}, fast": fast,
         **{_NAMES_OF_CAMS[kind.__name__]: kind(adapter) for kind in cams},
         "gradients": Gradients(model),
         "SmoothGrad": SmoothGrad(model),
@@ -149,8 +148,16 @@ def _metrics(names: str | None) -> list[Metric]:
 
 def _chosen(known: Mapping[str, Method], names: str | None) -> dict[str, Method]:
     if names is None:
-        return dict(known)
+        # By default, several layers are explained with the preset fast: that is one method.
+        return {name: method for name, method in known.items() if not _is_repeated(name, known)}
     return {name: known[require_choice("methods", name, known, "method")] for name in _methods(names, known)}
+
+
+def _is_repeated(name: str, known: Mapping[str, Method]) -> bool:
+    ours, method = known[OURS], known[name]
+    if name == OURS or not isinstance(ours, Explainer) or not isinstance(method, Explainer):
+        return False
+    return method.settings == ours.settings
 
 
 def _methods(names: str, known: Mapping[str, Method]) -> list[str]:

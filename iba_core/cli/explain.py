@@ -23,7 +23,7 @@ from iba_core.datasets.items import ImageItem, find_images, image_items
 from iba_core.datasets.run import SUMMARIES
 from iba_core.datasets.workers import require_workers
 from iba_core.errors import InputError
-from iba_core.explainer import AUTO_LAYER, Explainer
+from iba_core.explainer import Explainer
 from iba_core.files import shown
 from iba_core.pictures.images import load_image
 from iba_core.readout.bottleneck import ReadoutBottleneck
@@ -85,9 +85,8 @@ def explain_photographs(paths: Sequence[Path], choices: Choices) -> int:
     indices = [network.class_index(target) for target in choices.targets] or [None]
     targets = [ClassTarget(index, choices.activation) for index in dict.fromkeys(indices)]
     readout = _readout(network, choices.readout)
-    layer = choices.layer if readout is None or choices.layer is not None else readout.layer_name
     explainer = Explainer(
-        network.adapter, layer, warm_start=readout, preset=choices.preset, **choices.settings
+        network.adapter, choices.layer, warm_start=readout, preset=choices.preset, **choices.settings
     )
     if choices.stats is not None:
         load_statistics(explainer, network, choices.stats)
@@ -287,11 +286,10 @@ def pictures_note(network: Network) -> str:
 
 def layer_note(explainer: Explainer, layer: str | Sequence[str] | None, stats: Path | None = None) -> str:
     """Name the layer, and how it was chosen."""
-    is_named = layer is not None and layer != AUTO_LAYER
     if len(explainer.parts) > 1:
-        how = "" if is_named or stats is not None else ", chosen automatically"
+        how = ", chosen automatically" if layer is None and stats is None else ""
         return f"{explainer.layer}{how}: geometric mean of their maps, mean of their bits, least survival"
-    if is_named:
+    if layer is not None:
         return f"{explainer.layer}"
     if stats is not None:
         return f"{explainer.layer}, the layer of the statistics"

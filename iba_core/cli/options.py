@@ -46,14 +46,14 @@ def parse_beta(text: str) -> float | str:
         raise InputError(f"beta={text!r} must be a number, or auto") from error
 
 
-def named_layers(names: list[str] | None) -> str | list[str] | None:
-    """The layer of an `iba_core.Explainer`: None, ``"auto"``, or names.
+def named_layers(names: list[str] | None) -> list[str] | None:
+    """The layer of an `iba_core.Explainer`: names, or None, also for the name ``"auto"`` alone.
 
     Example:
         >>> named_layers([]), named_layers(["auto"]), named_layers(["conv"])
-        (None, 'auto', ['conv'])
+        (None, None, ['conv'])
     """
-    return AUTO_LAYER if names == [AUTO_LAYER] else names or None
+    return None if names == [AUTO_LAYER] else names or None
 
 
 _MODELS = choices(PRETRAINED)
@@ -121,8 +121,7 @@ Layers = Annotated[
     typer.Option(
         "--layer",
         metavar="NAME",
-        help="Layer to explain at. iba layers lists them. Given several times, the layers make one map; "
-        "auto makes one of two layers.",
+        help="Layer to explain at. iba layers lists them. Given several times, the layers make one map.",
         show_default="automatic",
     ),
 ]

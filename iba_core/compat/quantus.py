@@ -17,7 +17,8 @@ from iba_core.framework.inputs import inputs_of_batch, take
 class _Fitted(NamedTuple):
     model: Any
     explainer: Explainer
-    features: npt.NDArray[Any]
+    features: list[npt.NDArray[Any]]
+    """Of one input, at each layer."""
 
 
 class ExplainFunc:
@@ -27,7 +28,7 @@ class ExplainFunc:
     the features that the model gives have changed, as in tests that randomise its weights.
 
     Args:
-        layer: name of the layer that the bottleneck comes after; None to choose one.
+        layer: name of the layer that the bottleneck comes after; None for those that `Explainer` chooses.
         data: batches of inputs like those to explain: a list, or another iterable that can be read several
             times.
         seed: makes the maps reproducible; None for new noise in each call.
@@ -76,13 +77,14 @@ class ExplainFunc:
         known = self._fitted
         if known is not None and known.model is not model:
             known = None
-        if known is not None and np.array_equal(self._features(known.explainer), known.features):
+        if known is not None and all(map(np.array_equal, self._features(known.explainer), known.features)):
             return known.explainer
         explainer = Explainer(model, self._layer, **self._settings).fit(self._data, progbar=False)
         self._fitted = _Fitted(model, explainer, self._features(explainer))
         return explainer
 
-    def _features(self, explainer: Explainer) -> npt.NDArray[Any]:
+    def _features(self, explainer: Explainer) -> list[npt.NDArray[Any]]:
         adapter = explainer.adapter
         inputs = adapter.to_inputs(take(inputs_of_batch(next(iter(self._data))), 0, 1))
-        return adapter.framework.to_numpy(adapter.split(explainer.parts[0].layer).features(inputs))
+        splits = [adapter.split(part.layer) for part in explainer.parts]
+        return [adapter.framework.to_numpy(split.features(inputs)) for split in splits]

@@ -90,7 +90,7 @@ def test_an_attribution_of_layers_is_taken_apart_and_saved(found, tmp_path):
     np.testing.assert_array_equal(combined[1].saliency, combined.saliency[1:])
     joined = CombinedAttribution.concatenate(list(combined))
     np.testing.assert_array_equal(joined.parts[1].capacity, combined.parts[1].capacity)
-    assert "'act'" in repr(combined)
+    assert "layer 'act, second'" in repr(combined)
     assert "'second'" in repr(combined)
     assert combined._repr_html_().count("<tr>") == 3
     combined.save(tmp_path / "maps.safetensors")
@@ -226,6 +226,13 @@ def test_settings_fit_the_number_of_layers(backend, pyramid):
     assert fitted(preset="paper").settings == paper
     assert fitted(beta=3.0).settings == fast.override(beta=3.0)
     assert fitted(own=replace(paper, steps=1)).settings == replace(paper, steps=1)
+
+
+def test_names_that_are_given_later_reach_all_layers(backend, chosen):
+    explainer = copy.deepcopy(chosen)
+    explainer.class_names = tuple("abcde")
+    found = explainer.explain(backend.images(smooth_images(2)), [3, 0], seed=0)
+    assert [each.class_names for each in (found, *found.parts)] == [("d", "a")] * 3
 
 
 def test_what_is_of_one_layer_chooses_one(backend, pyramid, chosen):

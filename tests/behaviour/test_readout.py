@@ -769,6 +769,19 @@ def test_a_readout_to_start_at_must_fit(side):
         Explainer(side.model, "second", warm_start="readout.safetensors")
 
 
+def test_without_a_layer_that_of_the_readout_is_taken(side, tmp_path):
+    readout = side.trained(readout_layers=("second",), gradients=True)
+    images = side.images(make_data(1, seed=9)[0])
+    both = Explainer(side.model, ["second", "last"]).fit(side.batches(*make_data()), progbar=False)
+    both.save(tmp_path / "both.safetensors")
+    expected = fitted(side, warm_start=readout).explain(images, seed=0)
+    for layer in (None, "auto"):
+        explainer = Explainer(side.model, layer, warm_start=readout)
+        assert explainer.layer == "second"
+        found = explainer.load(tmp_path / "both.safetensors").explain(images, seed=0)
+        np.testing.assert_allclose(found.capacity, expected.capacity, rtol=1e-4, atol=1e-6)
+
+
 def test_a_readout_is_made_from_its_file_alone(tmp_path, side):
     readout = side.trained(readout_layers=("second",), gradients=True)
     readout.save(tmp_path / "readout.safetensors")

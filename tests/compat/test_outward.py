@@ -101,6 +101,22 @@ def test_a_function_for_quantus_follows_the_weights(model):
     assert before.shape == (2, 1, 8, 8)
 
 
+def test_a_function_for_quantus_follows_the_weights_between_two_layers():
+    torch.manual_seed(0)
+    halves = [nn.Conv2d(3, 4, 3, 2, 1), nn.ReLU(), nn.Conv2d(4, 4, 3, 2, 1), nn.ReLU()]
+    model = nn.Sequential(*halves, nn.Flatten(), nn.Linear(16, 5)).eval()
+    x, y = images(2).numpy(), np.array([1, 3])
+    explain_func = ExplainFunc(None, [images(20)], **SETTINGS)
+    before = explain_func.explainer(model)
+    assert [part.layer for part in before.parts] == ["1", "3"]
+    assert explain_func.explainer(model) is before
+    with torch.no_grad():
+        model[2].weight *= 3  # behind the first layer
+    after = explain_func(model=model, inputs=x, targets=y)
+    fresh = ExplainFunc(None, [images(20)], **SETTINGS)(model=model, inputs=x, targets=y)
+    np.testing.assert_array_equal(after, fresh)
+
+
 @pytest.mark.filterwarnings("ignore")
 def test_xplique_measures():
     keras, tf = pytest.importorskip("keras"), pytest.importorskip("tensorflow")

@@ -21,7 +21,7 @@ class InformationBottleneck:
 
     Args:
         model: a Keras model, or any other model that `Explainer` takes.
-        layer: name of the layer that the bottleneck comes after; None to choose one.
+        layer: name of the layer that the bottleneck comes after; None for those that `Explainer` chooses.
         data: batches of inputs like those to explain, see `Explainer.fit`.
         batch_size: how many inputs to explain at once; None for all.
         seed: makes the maps reproducible, as metrics that compare maps need it; None for new noise in each
