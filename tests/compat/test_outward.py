@@ -111,7 +111,7 @@ def test_a_function_for_quantus_follows_the_weights_between_two_layers():
     assert [part.layer for part in before.parts] == ["1", "3"]
     assert explain_func.explainer(model) is before
     with torch.no_grad():
-        model[2].weight *= 3  # behind the first layer
+        model[2].weight *= 3  # after the first layer
     after = explain_func(model=model, inputs=x, targets=y)
     fresh = ExplainFunc(None, [images(20)], **SETTINGS)(model=model, inputs=x, targets=y)
     np.testing.assert_array_equal(after, fresh)
