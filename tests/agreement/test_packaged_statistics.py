@@ -170,7 +170,7 @@ def test_the_command_takes_them_where_they_fit(monkeypatch, capfd, tmp_path):
         (record,) = Run.open(out)
         assert record.error is None
     assert "Statistics of 700 photographs of ImageNet, packaged" in said[()]
-    assert "Layer blocks.4, chosen automatically" in said[()]
+    assert "Layer blocks.4, blocks.10, chosen automatically" in said[()]
     for options in (("--size", "192"), ("--layer", "blocks.14")):
         assert (
             "Statistics of 4 crops of the packaged sample photographs, enough for a first look"
