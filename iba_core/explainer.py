@@ -287,6 +287,7 @@ class Explainer:
             "tokens": self.tokens,
             "data_format": self.data_format,
             "output": self.output,
+            "class_names": self.class_names,
             "compile": self._jit_compile,
             **asdict(self.settings),
         }
@@ -667,7 +668,7 @@ class Explainer:
         """
         entries = _distributions(PATH, *packaged_statistics(self.adapter))
         found = self._twin()
-        if found._may_choose_several:
+        if found.layer is None and found._may_choose_several:
             found._choose(found._test_input(entries[0][0]))
         for part in found.parts:
             if not part._take_from("the packaged file", entries):
